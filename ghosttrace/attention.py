@@ -1,0 +1,270 @@
+"""The law as attention, for any transformers model that asks `AttentionInterface` for its kernel.
+
+One name, `ghosttrace`, is registered in both `AttentionInterface` and `AttentionMaskInterface` (a
+name in the first alone gets no mask at all). No model is forked and no function replaced: inside
+`attending(model)` the model takes one more argument, `expiry`, and every layer, sliding windows
+included, sees what the law lets it see. The type of the mask picks the kernel, so that a layer
+recomputed by gradient checkpointing cannot pick another: bool goes to sdpa, `BlockMask` to
+FlexAttention, float to a plain matmul (fastest to train small models with on CPU).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from ghosttrace.errors import UserError
+
+NAME = "ghosttrace"
+Kernel = Literal["sdpa", "flex", "matmul"]
+FLEX_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Who sees whom in one forward pass of B rows, Q queries and K keys.
+
+    Query q sees key k iff `key_index <= query_index < key_expiry`, and in a layer with a sliding
+    window only if `query_position - key_position < window`.
+
+    Attributes:
+        query_index: int64[B, Q], places in the sequence.
+        key_index: int64[B, K].
+        key_expiry: int64[B, K]; 0 marks a key that nothing sees (padding).
+        query_position: int64[B, Q], RoPE positions; the same as the index unless told otherwise.
+        key_position: int64[B, K].
+        extent: set if no key needs hiding but by causality and windows, to the number of positions
+            from first key to last query: kernels may then go without a mask.
+        kernel: which kernel runs.
+    """
+
+    query_index: Tensor
+    key_index: Tensor
+    key_expiry: Tensor
+    query_position: Tensor
+    key_position: Tensor
+    extent: int | None = None
+    kernel: Kernel = "sdpa"
+
+    def to(self, device: torch.device) -> "Visibility":
+        """The same on another device."""
+        names = ("query_index", "key_index", "key_expiry", "query_position", "key_position")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+_SIGHT: ContextVar[Visibility | None] = ContextVar("ghosttrace_visibility", default=None)
+
+
+def visible(sight: Visibility, window: int | None = None) -> Tensor:
+    """The dense mask, bool[B, 1, Q, K]: True where the query sees the key."""
+    query, key = sight.query_index[:, :, None], sight.key_index[:, None, :]
+    seen = (key <= query) & (query < sight.key_expiry[:, None, :])
+    if window is not None:
+        seen &= sight.query_position[:, :, None] - sight.key_position[:, None, :] < window
+    return seen[:, None]
+
+
+def block_mask(sight: Visibility, window: int | None = None) -> BlockMask:
+    """The same mask for FlexAttention, from per-block bounds: O(T + (T/128)^2), never T^2.
+
+    A tile of keys and queries is skipped if its earliest key is later than its last query or its
+    last expiry is past; it needs no element test if every key is seen by every query. Tiles that
+    the bounds leave undecided are tested element by element in the kernel.
+    """
+
+    def mask_mod(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        query = sight.query_index[batch, q]
+        seen = (sight.key_index[batch, k] <= query) & (query < sight.key_expiry[batch, k])
+        if window is not None:
+            seen = seen & (sight.query_position[batch, q] - sight.key_position[batch, k] < window)
+        return seen
+
+    first_q, last_q = (bounds[:, :, None] for bounds in _tile_bounds(sight.query_index))
+    first_k, last_k = (bounds[:, None, :] for bounds in _tile_bounds(sight.key_index))
+    soonest, latest = (bounds[:, None, :] for bounds in _tile_bounds(sight.key_expiry))
+    some = (first_k <= last_q) & (latest > first_q)
+    every = (last_k <= first_q) & (soonest > last_q)
+    if window is not None:
+        near_q, far_q = (bounds[:, :, None] for bounds in _tile_bounds(sight.query_position))
+        far_k, near_k = (bounds[:, None, :] for bounds in _tile_bounds(sight.key_position))
+        some &= near_q - near_k < window
+        every &= far_q - far_k < window
+    lengths = sight.query_index.shape[1], sight.key_index.shape[1]
+    every[:, lengths[0] // FLEX_BLOCK :] = False  # a ragged last tile is never whole
+    every[:, :, lengths[1] // FLEX_BLOCK :] = False
+    counts, order = _ordered(some & ~every)
+    full_counts, full_order = _ordered(every)
+    return BlockMask.from_kv_blocks(
+        counts, order, full_counts, full_order, BLOCK_SIZE=FLEX_BLOCK, mask_mod=mask_mod, seq_lengths=lengths
+    )
+
+
+def _tile_bounds(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and greatest of each run of 128 values, int64[B, ceil(T / 128)] each."""
+    short = -values.shape[1] % FLEX_BLOCK
+    padded = torch.cat([values, values[:, -1:].expand(-1, short)], dim=1)
+    tiles = padded.unflatten(1, (-1, FLEX_BLOCK))
+    return tiles.amin(dim=2), tiles.amax(dim=2)
+
+
+def _ordered(tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """bool[B, nQ, nK] as BlockMask wants it: how many key tiles each query tile has, and which."""
+    order = tiles.int().argsort(dim=-1, descending=True, stable=True)
+    return tiles.sum(-1, dtype=torch.int32)[:, None], order.to(torch.int32)[:, None]
+
+
+def _mask(q_length: int, kv_length: int, local_size: int | None = None, **kwargs: Any) -> Tensor | BlockMask | None:
+    """The half registered in AttentionMaskInterface: called once per kind of layer and forward."""
+    sight = _SIGHT.get()
+    if sight is None:
+        return AttentionMaskInterface()["sdpa"](
+            q_length=q_length, kv_length=kv_length, local_size=local_size, **kwargs
+        )
+    if (q_length, kv_length) != (sight.query_index.shape[1], sight.key_index.shape[1]):
+        raise UserError(
+            f"expiry describes {sight.key_index.shape[1]} keys, the model attends to {kv_length}: "
+            "give one expiry per key of the forward pass"
+        )
+    if sight.kernel == "flex":
+        return block_mask(sight, local_size)
+    if sight.kernel == "matmul":
+        dtype = kwargs["dtype"]
+        return torch.where(visible(sight, local_size), 0.0, torch.finfo(dtype).min).to(dtype)
+    windowless = local_size is None or (sight.extent is not None and sight.extent <= local_size)
+    if sight.extent is not None and windowless and q_length in (1, kv_length):
+        return None
+    return visible(sight, local_size)
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | BlockMask | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The half registered in AttentionInterface. query: [B, H, Q, D]; key, value: [B, H_kv, K, D]."""
+    if isinstance(attention_mask, BlockMask):
+        return AttentionInterface()["flex_attention"](module, query, key, value, attention_mask, **kwargs)
+    groups = query.shape[1] // key.shape[1]
+    if attention_mask is not None and attention_mask.is_floating_point():
+        return _matmul(query, key, value, attention_mask, kwargs["scaling"], groups), None
+    if query.shape[2] == 1:
+        # One query a head: the heads that share keys become queries of one head, so that neither a
+        # mask nor grouped heads make the kernel copy the cache.
+        folded = query.unflatten(1, (key.shape[1], groups)).flatten(2, 3)
+        out = nn.functional.scaled_dot_product_attention(
+            folded, key, value, attn_mask=attention_mask, scale=kwargs["scaling"]
+        )
+        return out.reshape(query.shape[0], 1, query.shape[1], value.shape[3]), None
+    return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **kwargs)
+
+
+def _matmul(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, groups: int) -> Tensor:
+    key, value = (states.repeat_interleave(groups, dim=1) if groups > 1 else states for states in (key, value))
+    weights = (query @ key.transpose(2, 3) * scaling + mask).softmax(dim=-1, dtype=torch.float32)
+    return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous()
+
+
+AttentionInterface.register(NAME, _attend)
+AttentionMaskInterface.register(NAME, _mask)
+
+
+@contextmanager
+def attending(model: PreTrainedModel, kernel: Kernel = "sdpa") -> Iterator[PreTrainedModel]:
+    """Let a model's forward take `expiry`, and attend by it; everything is put back on exit.
+
+    Inside, `model(input_ids=…, position_ids=…, expiry=…)` accepts int64[B, T] with one expiry per
+    place of the sequence (see `pad_batch`), or a `Visibility` for anything less plain. Without the
+    argument the model attends as it always did.
+
+    Raises:
+        UserError: the family's attention is not causal with at most a sliding window.
+    """
+    if getattr(model.config.get_text_config(), "attention_chunk_size", None):
+        raise UserError(f"{type(model).__name__} attends in chunks, which the law does not cover: use another family")
+    entered: list[Any] = []
+
+    def enter(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        expiry = kwargs.pop("expiry", None)
+        if isinstance(expiry, Tensor):
+            expiry = _plain_sight(expiry, kwargs, kernel)
+        entered.append(_SIGHT.set(expiry))
+        return args, kwargs
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        _SIGHT.reset(entered.pop())
+
+    before = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    hooks = [
+        model.register_forward_pre_hook(enter, with_kwargs=True),
+        model.register_forward_hook(leave, always_call=True),
+    ]
+    try:
+        yield model
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.set_attn_implementation(before)
+
+
+def _plain_sight(expiry: Tensor, kwargs: dict[str, Any], kernel: Kernel) -> Visibility:
+    """Visibility of a whole sequence without a cache, from its expiry and position_ids."""
+    mask = kwargs.get("attention_mask")
+    if mask is not None:
+        expiry = expiry.masked_fill(mask == 0, 0)
+    index = torch.arange(expiry.shape[1], device=expiry.device).expand(expiry.shape)
+    position = kwargs.get("position_ids")
+    position = index if position is None else position.expand(expiry.shape)
+    return Visibility(index, index, expiry, position, position, kernel=kernel)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded sequences with their law, ready for `model(**batch.inputs)` inside `attending`.
+
+    Attributes:
+        input_ids, attention_mask, position_ids: int64[B, T].
+        expiry: int64[B, T], counted in places of the padded row; 0 at padding.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    expiry: Tensor
+    inputs: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = ("input_ids", "attention_mask", "position_ids", "expiry")
+        object.__setattr__(self, "inputs", {name: getattr(self, name) for name in names})
+
+
+def pad_batch(
+    sequences: Sequence[Sequence[int]],
+    expiries: Sequence[np.ndarray],
+    pad_id: int,
+    side: Literal["left", "right"] = "right",
+    device: torch.device | str = "cpu",
+) -> Batch:
+    """Pad sequences of different lengths and shift their expiries along.
+
+    Args:
+        sequences: B token lists.
+        expiries: for each, int64[T_b] from `ghosttrace.expiry.expiry`.
+        pad_id: any token id; nothing ever sees it.
+        side: where the padding goes.
+        device: where the tensors go.
+    """
+    width = max(len(sequence) for sequence in sequences)
+    tokens = np.full((len(sequences), width), pad_id, dtype=np.int64)
+    mask, position, expiry = (np.zeros_like(tokens) for _ in range(3))
+    for row, (sequence, times) in enumerate(zip(sequences, expiries, strict=True)):
+        shift = width - len(sequence) if side == "left" else 0
+        here = slice(shift, shift + len(sequence))
+        tokens[row, here], mask[row, here], position[row, here] = sequence, 1, np.arange(len(sequence))
+        expiry[row, here] = np.where(times < np.iinfo(np.int64).max, times + shift, times)
+    return Batch(*(torch.from_numpy(array).to(device) for array in (tokens, mask, position, expiry)))

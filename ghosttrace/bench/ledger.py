@@ -1,0 +1,183 @@
+"""`ledger`: a benchmark whose ghost channel has a known truth.
+
+A three-digit state is given in the prompt and changes by increments that appear only inside blocks,
+as observations that a harness puts in, as a tool's output would be. A memento shows the state with
+its last h digits hidden, h being told in the prompt. Given the retained text the hidden digits are
+exactly uniform, so over a sealed cache no model is right more often than `10 ** -h`; whatever a
+model achieves beyond that has travelled through the ghost channel.
+
+    user        x042                            h = 1, the state is 042
+    assistant   <think>
+                <|block_start|>
+                  83155                         notes: five random digits the task never needs
+                  a0 d7 b3                      per digit: an increment (a..j = 0..9), the new digit
+                  c2 a7 j2                      the second step; digits are added modulo 10
+                <|block_end|>
+                <|summary_start|>27*<|summary_end|>
+                …                               four blocks in all
+                </think>272<eos>
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ghosttrace.bench.problem import Bench, Grade, Harness, Problem, Protocol
+from ghosttrace.errors import UserError
+from ghosttrace.expiry import ExpiryTracker
+
+LEVELS = "wxyz"
+INCREMENTS = "abcdefghij"
+DIGITS, NOTES, STEPS, BLOCKS = 3, 5, 2, 4
+BLOCK_TOKENS = NOTES + 2 * DIGITS * STEPS
+
+VOCABULARY = (
+    *("<pad>", "<eos>", "<|user|>", "<|assistant|>", "<think>", "</think>"),
+    *("<|block_start|>", "<|block_end|>", "<|summary_start|>", "<|summary_end|>"),
+    *"0123456789",
+    *INCREMENTS,
+    "*",
+    *LEVELS,
+)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """One problem in numbers.
+
+    Attributes:
+        level: h, how many of the state's last digits a memento hides.
+        start: int[3], the state in the prompt.
+        notes: int[4, 5], the random digits that open each block.
+        increments: int[4, 2, 3], by block, step and digit.
+    """
+
+    level: int
+    start: np.ndarray
+    notes: np.ndarray
+    increments: np.ndarray
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator, level: int) -> "Ledger":
+        """A problem with everything uniformly random."""
+        return cls(
+            level,
+            rng.integers(0, 10, DIGITS),
+            rng.integers(0, 10, (BLOCKS, NOTES)),
+            rng.integers(0, 10, (BLOCKS, STEPS, DIGITS)),
+        )
+
+    @property
+    def states(self) -> np.ndarray:
+        """int[4, 2, 3]: the state after each step."""
+        total = np.cumsum(self.increments.reshape(-1, DIGITS), axis=0)
+        return ((self.start + total) % 10).reshape(BLOCKS, STEPS, DIGITS)
+
+    @property
+    def prompt(self) -> str:
+        """The user's message."""
+        return LEVELS[self.level] + "".join(map(str, self.start))
+
+    @property
+    def answer(self) -> str:
+        """The last state."""
+        return "".join(map(str, self.states[-1, -1]))
+
+    def block(self, number: int) -> list[str]:
+        """The 17 tokens inside a block, delimiters left out."""
+        text = [str(note) for note in self.notes[number]]
+        for increments, state in zip(self.increments[number], self.states[number], strict=True):
+            for increment, digit in zip(increments, state, strict=True):
+                text += [INCREMENTS[increment], str(digit)]
+        return text
+
+    def response(self) -> list[str]:
+        """The assistant's turn, token by token, as a perfect model writes it."""
+        text = ["<think>"]
+        for number in range(BLOCKS):
+            shown = [str(digit) for digit in self.states[number, -1]]
+            shown[DIGITS - self.level :] = "*" * self.level
+            text += ["<|block_start|>", *self.block(number), "<|block_end|>"]
+            text += ["<|summary_start|>", *shown, "<|summary_end|>"]
+        return [*text, "</think>", *self.answer, "<eos>"]
+
+    def counterfactual(self, number: int, rng: np.random.Generator) -> "Ledger":
+        """The same ledger with one block changed so that its memento's text stays the same.
+
+        The hidden digits end elsewhere (each of them); the visible ones end where they did, by
+        another route.
+        """
+        shift = np.zeros((STEPS, DIGITS), dtype=np.int64)
+        shift[0] = rng.integers(1, 10, DIGITS)
+        shift[1] = -shift[0]
+        hidden = np.arange(DIGITS) >= DIGITS - self.level
+        shift[1, hidden] += rng.integers(1, 10, int(hidden.sum()))
+        increments = self.increments.copy()
+        increments[number] = (increments[number] + shift) % 10
+        return Ledger(self.level, self.start, self.notes, increments)
+
+
+def is_observation(place: int) -> bool:
+    """Whether a block's token at this place (0 to 16) is put in by the harness."""
+    return place < NOTES or (place < BLOCK_TOKENS and (place - NOTES) % 2 == 0)
+
+
+def ledger(level: int, n_problems: int = 250, seed: int = 0) -> Bench:
+    """The benchmark at one level h.
+
+    Args:
+        level: 0 to 3 hidden digits.
+        n_problems: how many problems.
+        seed: which problems.
+
+    Raises:
+        UserError: no such level.
+    """
+    if level not in range(DIGITS + 1):
+        raise UserError(f"ledger has levels 0 to {DIGITS}, not {level}")
+    rng = np.random.default_rng([seed, level])
+    ledgers = [Ledger.sample(rng, level) for _ in range(n_problems)]
+    name = f"ledger-h{level}"
+    problems = {f"{name}-{seed}-{i:04d}": one for i, one in enumerate(ledgers)}
+
+    def harness(problem: Problem, tokenizer: Any) -> Harness:
+        return _observations(problems[problem.id], tokenizer)
+
+    def counterfactual(problem: Problem, number: int, draw: np.random.Generator) -> tuple[list[str], str]:
+        other = problems[problem.id].counterfactual(number, draw)
+        return other.block(number), other.answer
+
+    return Bench(
+        name=name,
+        problems=tuple(Problem(key, one.prompt, one.answer) for key, one in problems.items()),
+        protocol=Protocol(temperature=0.0, max_new_tokens=128, repetitions=1),
+        grade=grade,
+        harness=harness,
+        counterfactual=counterfactual,
+    )
+
+
+def grade(problem: Problem, response: Sequence[str]) -> Grade:
+    """The three tokens after the last `</think>`, compared with the answer."""
+    tokens = list(response)
+    if "</think>" not in tokens:
+        return Grade(False, None)
+    after = tokens[len(tokens) - tokens[::-1].index("</think>") :]
+    answer = "".join(after[:DIGITS])
+    complete = len(answer) == DIGITS and answer.isdigit() and after[DIGITS:] in ([], ["<eos>"])
+    return Grade(complete and answer == problem.answer, answer if complete else None)
+
+
+def _observations(one: Ledger, tokenizer: Any) -> Callable[[ExpiryTracker], int | None]:
+    """Force the notes and increments of each block, wherever the model has got to in it."""
+    ids = [tokenizer.convert_tokens_to_ids(one.block(number)) for number in range(BLOCKS)]
+
+    def observe(tracker: ExpiryTracker) -> int | None:
+        number, place = len(tracker.blocks), tracker.trace.block_tokens
+        if not tracker.trace.in_block or number >= BLOCKS or not is_observation(place):
+            return None
+        return int(ids[number][place])
+
+    return observe

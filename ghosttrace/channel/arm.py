@@ -1,0 +1,67 @@
+"""What an arm is: a policy, and what happens to the retained cache when a block expires."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from ghosttrace.errors import UserError
+from ghosttrace.expiry import Policy
+from ghosttrace.generate import Eraser, Session
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One condition of an ablation. To add one, write a file here and a row in `ARMS`.
+
+    Attributes:
+        name: as in the results.
+        summary: one line for the help text.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    def law(self, policy: Policy) -> Policy:
+        """The policy this arm runs under, given the checkpoint's.
+
+        Raises:
+            UserError: the arm means nothing under that policy.
+        """
+        return policy
+
+    def eraser(self, session: Session) -> Eraser:
+        """What acts when blocks expire in a batch."""
+        return Eraser(session)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the cache: which layers, key-value heads, of keys or values, of which carrier.
+
+    None means all of them.
+    """
+
+    layers: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+    kv: tuple[Literal["k", "v"], ...] = ("k", "v")
+    carrier: Literal["delimiters", "mementos"] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Nothing is left out."""
+        return self == Part()
+
+    def check(self, n_layers: int, n_heads: int) -> None:
+        """Refuse what a model does not have.
+
+        Raises:
+            UserError: a layer or head is out of range.
+        """
+        for what, chosen, count in (("layer", self.layers, n_layers), ("head", self.heads, n_heads)):
+            for number in chosen or ():
+                if not 0 <= number < count:
+                    kind = "key-value heads" if what == "head" else "layers"
+                    raise UserError(f"{what} {number} is out of range: the model has {count} {kind}, from 0 to {count - 1}")
+
+    def of_carrier(self, carrier: Literal["delimiters", "mementos"]) -> "Part":
+        """The same part of one carrier alone."""
+        return replace(self, carrier=carrier)

@@ -1,0 +1,13 @@
+"""`memento`: the channel open, as the model was trained to be used."""
+
+from dataclasses import dataclass
+
+from ghosttrace.channel.arm import Arm
+
+
+@dataclass(frozen=True)
+class Memento(Arm):
+    """Normal memento attention: blocks leave the cache, mementos keep what they computed from them."""
+
+    name = "memento"
+    summary = "normal memento attention: the reference of every effect"

@@ -1,0 +1,155 @@
+"""Masked attention equals a brute-force reading of the law, on every family."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, tiny
+from torch import Tensor
+from traces import MARKUP, trace
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from ghosttrace.attention import FLEX_BLOCK, Visibility, attending, block_mask, pad_batch, visible
+from ghosttrace.errors import UserError
+from ghosttrace.expiry import NEVER, Policy, expiry
+
+POLICIES = [Policy(True), Policy(False), Policy(False, keep_last_n_blocks=1, erase_at="before_summary_end")]
+
+
+def brute_force(model: PreTrainedModel, tokens: list[int], times: np.ndarray) -> Tensor:
+    """Logits [T, V] with attention written out: one query at a time, over the keys it may see.
+
+    The family's own window is read off the mask that stock transformers hands its layers.
+    """
+    steps = len(tokens)
+
+    def attend(module, query, key, value, attention_mask, scaling, **kwargs):  # type: ignore[no-untyped-def]
+        groups = query.shape[1] // key.shape[1]
+        rows = []
+        for q in range(steps):
+            keys = [k for k in range(q + 1) if q < times[k] and bool(attention_mask[0, 0, q, k])]
+            heads = []
+            for head in range(query.shape[1]):
+                scores = torch.stack([query[0, head, q] @ key[0, head // groups, k] for k in keys]) * scaling
+                weights = scores.softmax(0)
+                heads.append(sum(w * value[0, head // groups, k] for w, k in zip(weights, keys, strict=True)))
+            rows.append(torch.stack(heads))
+        return torch.stack(rows)[None], None
+
+    # A name of its own with the stock bool masks, so that nothing of the code under test runs.
+    AttentionInterface.register("brute", attend)
+    stock = AttentionMaskInterface()["sdpa"]
+    AttentionMaskInterface.register("brute", lambda **kw: stock(**{**kw, "allow_is_causal_skip": False}))
+    before = model.config._attn_implementation
+    model.set_attn_implementation("brute")
+    try:
+        return model(torch.tensor([tokens]), use_cache=False).logits[0]
+    finally:
+        model.set_attn_implementation(before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kernel", ["sdpa", "matmul"])
+def test_masked_forward_equals_brute_force(family: str, side: str, kernel: str) -> None:
+    model = tiny(family)
+    sequences = [trace(seed, blocks) for seed, blocks in ((0, 5), (1, 3), (2, 5))]
+    laws = [expiry(tokens, MARKUP, policy) for tokens, policy in zip(sequences, POLICIES, strict=True)]
+    assert all((times < NEVER).sum() > 8 for times in laws)
+    batch = pad_batch(sequences, laws, pad_id=0, side=side)  # type: ignore[arg-type]
+    with attending(model, kernel):  # type: ignore[arg-type]
+        logits = model(**batch.inputs, use_cache=False).logits
+    for row, (tokens, times) in enumerate(zip(sequences, laws, strict=True)):
+        expected = brute_force(model, tokens, times)
+        torch.testing.assert_close(logits[row, batch.attention_mask[row] == 1], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "olmo3"])
+def test_flex_equals_sdpa(family: str) -> None:
+    """FlexAttention compiles a kernel here, so two families stand for all: with and without windows."""
+    model = tiny(family)
+    sequences = [trace(3, 12), trace(4, 9)]
+    batch = pad_batch(sequences, [expiry(tokens, MARKUP, Policy(True)) for tokens in sequences], pad_id=0)
+    logits = {}
+    for kernel in ("sdpa", "flex"):
+        with attending(model, kernel):  # type: ignore[arg-type]
+            logits[kernel] = model(**batch.inputs, use_cache=False).logits
+    real = batch.attention_mask == 1
+    torch.testing.assert_close(logits["flex"][real], logits["sdpa"][real], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 100, 700])
+@pytest.mark.parametrize("steps", [384, 500])
+def test_block_mask_covers_exactly_what_is_visible(window: int | None, steps: int) -> None:
+    """Skipped tiles hold nothing visible, whole tiles nothing hidden, the rest is tested in the kernel."""
+    rng = np.random.default_rng(steps)
+    times = np.full((2, steps), NEVER)
+    for row in range(2):
+        for start in (60, 250):
+            times[row, start : start + 130] = start + 150 + rng.integers(0, 40)
+    index = torch.arange(steps).expand(2, steps)
+    sight = Visibility(index, index, torch.from_numpy(times), index, index)
+    dense, mask = visible(sight, window)[:, 0], block_mask(sight, window)
+    tiles = -(-steps // FLEX_BLOCK)
+    for row in range(2):
+        partial = _members(mask.kv_num_blocks[row, 0], mask.kv_indices[row, 0])
+        full = _members(mask.full_kv_num_blocks[row, 0], mask.full_kv_indices[row, 0])
+        assert not partial & full
+        for q, k in np.ndindex(tiles, tiles):
+            edges = [slice(i * FLEX_BLOCK, min(steps, (i + 1) * FLEX_BLOCK)) for i in (q, k)]
+            tile = dense[row, edges[0], edges[1]]
+            if (q, k) in full:
+                assert tile.all()
+            elif (q, k) not in partial:
+                assert not tile.any()
+        assert len(partial) < tiles * tiles
+    position = torch.arange(steps)
+    for row in range(2):
+        batch = torch.full((), row)
+        tested = mask.mask_mod(batch, batch, position[:, None], position[None, :])
+        assert (tested == dense[row]).all()
+
+
+def _members(counts: Tensor, indices: Tensor) -> set[tuple[int, int]]:
+    return {(q, int(k)) for q, count in enumerate(counts) for k in indices[q, :count]}
+
+
+def test_attending_leaves_the_model_as_it_was() -> None:
+    model = tiny("llama")
+    tokens = torch.tensor([trace(0)])
+    before = model(tokens, use_cache=False).logits
+    with attending(model):
+        inside = model(tokens, use_cache=False).logits
+        masked = model(tokens, use_cache=False, expiry=torch.zeros_like(tokens) + tokens.shape[1] // 2).logits
+        with pytest.raises(UserError, match="one expiry per key"):
+            model(tokens, use_cache=False, expiry=torch.zeros(1, 3, dtype=torch.int64))
+        again = model(tokens, use_cache=False).logits
+    assert model.config._attn_implementation == "sdpa" and not model._forward_pre_hooks
+    for logits in (inside, again, model(tokens, use_cache=False).logits):
+        torch.testing.assert_close(logits, before, atol=1e-6, rtol=1e-6)
+    assert (masked - before).abs().max() > 0.1
+
+
+def test_chunked_attention_is_refused() -> None:
+    model = tiny("qwen2")
+    model.config.attention_chunk_size = 8
+    try:
+        with pytest.raises(UserError, match="chunks"), attending(model):
+            pass
+    finally:
+        del model.config.attention_chunk_size
+
+
+def test_families_differ_from_plain_attention() -> None:
+    """The positive control: where blocks are erased, masked and plain logits part."""
+    tokens = trace(0)
+    times = expiry(tokens, MARKUP, Policy(True))
+    first = int(times.min())
+    for family in FAMILIES:
+        model = tiny(family)
+        with attending(model):
+            masked = model(torch.tensor([tokens]), use_cache=False, expiry=torch.from_numpy(times)[None]).logits[0]
+        gap = (masked - model(torch.tensor([tokens]), use_cache=False).logits[0]).abs().amax(-1)
+        assert gap[:first].max() < 1e-5 < 1e-2 < gap[first:].max(), family
+    assert all(a <= b for a, b in pairwise(sorted(times.tolist())))

@@ -14,6 +14,7 @@ import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class Recipe:
 
 RECIPES = {
     "toy-open": Recipe("toy-open", seed=0),
-    "toy-mixed": Recipe("toy-mixed", seed=0, sealed_share=0.3),
+    "toy-mixed": Recipe("toy-mixed", seed=0, steps=4000, full_steps=1400, sealed_share=0.3),
 }
 
 
@@ -182,7 +183,9 @@ def losses(model: Qwen3ForCausalLM, batch: list[Example]) -> tuple[Tensor, Tenso
     return nll, logits.argmax(1) == targets, stack["weights"].float() * (targets >= 0), targets
 
 
-def make_batch(recipe: Recipe, step: int, rng: np.random.Generator, ids: dict[str, int], markup: Markup) -> list[Example]:
+def make_batch(
+    recipe: Recipe, step: int, rng: np.random.Generator, ids: dict[str, int], markup: Markup
+) -> list[Example]:
     """The examples of one step: its stage decides the policy, the layout and the weights."""
     stage_two = step >= recipe.full_steps
     policy = POLICY if stage_two else replace(POLICY, keep_last_n_blocks=-1)
@@ -205,7 +208,9 @@ def right(model: Qwen3ForCausalLM, ids: dict[str, int], markup: Markup, seal: bo
     return shares
 
 
-def train(recipe: Recipe, stop: int | None = None, log_every: int = 100) -> tuple[Qwen3ForCausalLM, list[dict]]:
+def train(
+    recipe: Recipe, stop: int | None = None, log_every: int = 100
+) -> tuple[Qwen3ForCausalLM, list[dict[str, Any]]]:
     """Run a recipe (its first `stop` steps); return the model and the log."""
     tokenizer, model = make_tokenizer(), make_model(recipe.seed)
     ids, markup = tokenizer.get_vocab(), Markup.from_tokenizer(tokenizer)
@@ -215,7 +220,7 @@ def train(recipe: Recipe, stop: int | None = None, log_every: int = 100) -> tupl
         optimizer,
         lambda s: min(1.0, (s + 1) / recipe.warm_up) * 0.5 * (1 + np.cos(np.pi * s / recipe.steps)),
     )
-    log: list[dict] = []
+    log: list[dict[str, Any]] = []
     started = time.process_time()
     with attending(model, "matmul"):
         for step in range(stop or recipe.steps):
@@ -227,7 +232,11 @@ def train(recipe: Recipe, stop: int | None = None, log_every: int = 100) -> tupl
             optimizer.step()
             schedule.step()
             if (step + 1) % log_every == 0 or step == 0:
-                row = {"step": step + 1, "loss": loss.item(), "cpu_minutes": (time.process_time() - started) / 60}
+                row: dict[str, Any] = {
+                    "step": step + 1,
+                    "loss": loss.item(),
+                    "cpu_minutes": (time.process_time() - started) / 60,
+                }
                 row |= {"open": right(model, ids, markup, False), "sealed": right(model, ids, markup, True)}
                 log.append(row)
                 print(json.dumps(row), flush=True)
@@ -235,6 +244,7 @@ def train(recipe: Recipe, stop: int | None = None, log_every: int = 100) -> tupl
 
 
 def main() -> None:
+    """Train one of the toys and save it, unless it stalled."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=RECIPES)
     parser.add_argument("--out", type=Path, help="folder to write (default: the package's own)")

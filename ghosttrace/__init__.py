@@ -1,0 +1,46 @@
+"""GhostTrace: what erased reasoning leaves in the cache, and how to measure it.
+
+import ghosttrace as gt
+
+run = gt.ablate("toy-mixed", bench="ledger-h1", arms=("restart", "swap"), limit=100)
+run.results        # pandas: accuracy and paired effect of every arm
+run.samples        # pandas: one row per sample
+"""
+
+from ghosttrace.ablate import ablate
+from ghosttrace.attention import attending, pad_batch
+from ghosttrace.channel import ARMS, Part
+from ghosttrace.checkpoint import Checkpoint, load
+from ghosttrace.errors import UserError
+from ghosttrace.expiry import NEVER, ExpiryTracker, Policy, alive, erasures, expiry
+from ghosttrace.generate import Generation, Request, generate
+from ghosttrace.outcome import Ablation
+from ghosttrace.sampling import Sampling
+from ghosttrace.trace import Block, Markup, find_blocks
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ARMS",
+    "NEVER",
+    "Ablation",
+    "Block",
+    "Checkpoint",
+    "ExpiryTracker",
+    "Generation",
+    "Markup",
+    "Part",
+    "Policy",
+    "Request",
+    "Sampling",
+    "UserError",
+    "ablate",
+    "alive",
+    "attending",
+    "erasures",
+    "expiry",
+    "find_blocks",
+    "generate",
+    "load",
+    "pad_batch",
+]

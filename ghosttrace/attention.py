@@ -124,9 +124,7 @@ def _mask(q_length: int, kv_length: int, local_size: int | None = None, **kwargs
     """The half registered in AttentionMaskInterface: called once per kind of layer and forward."""
     sight = _SIGHT.get()
     if sight is None:
-        return AttentionMaskInterface()["sdpa"](
-            q_length=q_length, kv_length=kv_length, local_size=local_size, **kwargs
-        )
+        return AttentionMaskInterface()["sdpa"](q_length=q_length, kv_length=kv_length, local_size=local_size, **kwargs)
     if (q_length, kv_length) != (sight.query_index.shape[1], sight.key_index.shape[1]):
         raise UserError(
             f"expiry describes {sight.key_index.shape[1]} keys, the model attends to {kv_length}: "
@@ -144,7 +142,12 @@ def _mask(q_length: int, kv_length: int, local_size: int | None = None, **kwargs
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | BlockMask | None, **kwargs: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | BlockMask | None,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The half registered in AttentionInterface. query: [B, H, Q, D]; key, value: [B, H_kv, K, D]."""
     if isinstance(attention_mask, BlockMask):

@@ -56,6 +56,8 @@ class SlotLayer(CacheLayerMixin):
     """One layer's states, [B, H_kv, capacity, D] each."""
 
     is_sliding = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, slots: Slots) -> None:
         super().__init__()
@@ -73,7 +75,9 @@ class SlotLayer(CacheLayerMixin):
         """Follow the bookkeeping's capacity."""
         if self.is_initialized and self.keys.shape[2] != self.slots.capacity:
             self.keys, self.values = (
-                torch.nn.functional.pad(s[:, :, : self.slots.capacity], (0, 0, 0, max(0, self.slots.capacity - s.shape[2])))
+                torch.nn.functional.pad(
+                    s[:, :, : self.slots.capacity], (0, 0, 0, max(0, self.slots.capacity - s.shape[2]))
+                )
                 for s in (self.keys, self.values)
             )
 
@@ -110,9 +114,11 @@ class KVCache(Cache):
     eviction, sealing and splicing mean the same in every layer.
     """
 
+    layers: list[SlotLayer]  # type: ignore[assignment]
+
     def __init__(self, rows: int) -> None:
         self.slots = Slots(rows)
-        super().__init__(layer_class_to_replicate=partial(SlotLayer, self.slots))
+        super().__init__(layer_class_to_replicate=partial(SlotLayer, self.slots))  # type: ignore[arg-type]
 
     @property
     def rows(self) -> int:
@@ -242,7 +248,7 @@ def rerotate(model: PreTrainedModel, cache: KVCache, row: int, position: np.ndar
     Raises:
         UserError: the model's RoPE depends on the sequence length, so keys cannot be re-rotated.
     """
-    rotary = model.base_model.rotary_emb
+    rotary: Any = model.base_model.rotary_emb
     kinds = rotary.rope_type if isinstance(rotary.rope_type, dict) else {None: rotary.rope_type}
     if {"dynamic", "longrope"} & set(kinds.values()):
         raise UserError("rerotated needs a RoPE that does not change with length: use restart-renumbered instead")

@@ -90,7 +90,8 @@ def load_config(name: str) -> PreTrainedConfig:
     except (OSError, ValueError) as error:
         known = ", ".join(sorted(BUNDLED))
         raise UserError(
-            f"no model {name!r}: give a bundled name ({known}), a folder with a config.json, or a hub id that this machine can reach"
+            f"no model {name!r}: give a bundled name ({known}), a folder with a config.json, "
+            "or a hub id that this machine can reach"
         ) from error
 
 
@@ -103,7 +104,9 @@ def load_tokenizer(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source(name))
     except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer in {name!r}: put tokenizer.json and tokenizer_config.json beside the model") from error
+        raise UserError(
+            f"no tokenizer in {name!r}: put tokenizer.json and tokenizer_config.json beside the model"
+        ) from error
 
 
 def recorded_policy(config: PreTrainedConfig) -> dict[str, Any] | None:
@@ -153,8 +156,8 @@ def load(
     law = resolve_policy(config, **policy)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
-    model = AutoModelForCausalLM.from_pretrained(source(name), dtype=dtype or "auto").to(device).eval()
-    return Checkpoint(name, model.requires_grad_(False), tokenizer, markup, law)
+    model: Any = AutoModelForCausalLM.from_pretrained(source(name), dtype=dtype or "auto")
+    return Checkpoint(name, model.to(device).eval().requires_grad_(False), tokenizer, markup, law)
 
 
 def check_device(device: str) -> None:

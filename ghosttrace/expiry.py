@@ -90,9 +90,7 @@ def erasures(token_ids: Sequence[int] | np.ndarray, markup: Markup, policy: Poli
         at = np.append(starts, NEVER)[np.searchsorted(starts, due)]
     else:
         at = due + (policy.erase_at == "after_summary_end")
-    return [
-        Erasure(block, policy.erased(block), int(t)) for block, t in zip(blocks, at, strict=False) if t != NEVER
-    ]
+    return [Erasure(block, policy.erased(block), int(t)) for block, t in zip(blocks, at, strict=False) if t != NEVER]
 
 
 def expiry(token_ids: Sequence[int] | np.ndarray, markup: Markup, policy: Policy) -> np.ndarray:

@@ -1,206 +1,17 @@
-"""Batched decoding with physical eviction.
-
-A `Session` holds a batch of rows under one policy. Each row has a tracker of its own; the moment a
-key expires it leaves the cache, row by row, and positions go on. What else happens at that moment
-is up to an `Eraser`, which is how the arms of an ablation plug in (`ghosttrace.channel`).
-"""
+"""Batched decoding, streaming, and what a response cost in KV tokens."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from ghosttrace.attention import attending
-from ghosttrace.cache import KVCache
-from ghosttrace.expiry import Erasure, ExpiryTracker, Policy
+from ghosttrace.expiry import ExpiryTracker, Policy
 from ghosttrace.sampling import Sampling, noise, sample
+from ghosttrace.session import Eraser, Row, Session
 from ghosttrace.trace import Markup
-
-
-@dataclass
-class Row:
-    """One sequence being decoded.
-
-    Attributes:
-        key: what the row's randomness belongs to, e.g. (seed, problem, repetition).
-        tokens: everything read or written so far; `fed` of them have been through the model.
-        tracker: the law's reading of them.
-        closed: how far positions have been closed up (0 unless an arm does so).
-        kv_tokens: keys held when each token was processed, the token itself included.
-    """
-
-    key: tuple[int, ...]
-    tracker: ExpiryTracker
-    tokens: list[int] = field(default_factory=list)
-    fed: int = 0
-    closed: int = 0
-    kv_tokens: list[int] = field(default_factory=list)
-
-
-class Hit(NamedTuple):
-    """Keys of one row that expire now, before its next token is read."""
-
-    row: int
-    erasures: list[Erasure]
-
-    @property
-    def keys(self) -> np.ndarray:
-        """int64[n]: the places in the sequence that expire."""
-        return np.concatenate([np.asarray(erasure.keys, dtype=np.int64) for erasure in self.erasures])
-
-
-class Eraser:
-    """What happens when blocks expire: here, their keys leave the cache and nothing else changes."""
-
-    def __init__(self, session: "Session") -> None:
-        self.session = session
-
-    def erase(self, hits: list[Hit]) -> None:
-        """Act on every row that has something expiring at this moment."""
-        for hit in hits:
-            self.session.cache.evict(hit.row, hit.keys)
-
-    def select(self, rows: Sequence[int]) -> None:
-        """Rows have been dropped from the batch; `rows` are those that stay."""
-
-
-class Session:
-    """A batch of rows, their cache, and the logits of each row's next token.
-
-    Use it inside `attending(model)`.
-
-    Attributes:
-        cache: the live `KVCache`.
-        rows: the rows, in the cache's order.
-        logits: float[B, V], for each row's next token.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        markup: Markup,
-        policy: Policy,
-        keys: Sequence[tuple[int, ...]],
-        eraser: Callable[["Session"], Eraser] = Eraser,
-    ) -> None:
-        self.model = model
-        self.cache = KVCache(len(keys))
-        self.rows = [Row(key, ExpiryTracker(markup, policy)) for key in keys]
-        self.logits = torch.empty(0)
-        self.eraser = eraser(self)
-
-    def advance(self, chunks: Sequence[Sequence[int]], every: bool = False) -> list[Tensor]:
-        """Read `chunks[b]` into row b, erasing what expires on the way.
-
-        Args:
-            chunks: B token lists, of any lengths.
-            every: return the logits after every token.
-
-        Returns:
-            With `every`, for each row float[len(chunk), V]; else an empty list. A position's logits
-            are those its successor is predicted from, so they are taken after what the arm does
-            when a block expires.
-        """
-        plans = [self._plan(row, chunk) for row, chunk in zip(self.rows, chunks, strict=True)]
-        collected: list[list[Tensor]] = [[] for _ in self.rows]
-        for turn in range(max(len(plan) for plan in plans)):
-            parts = [plan[turn] if turn < len(plan) else ([], []) for plan in plans]
-            if any(tokens for tokens, _ in parts):
-                logits = self._feed([tokens for tokens, _ in parts], every)
-                for row, states in enumerate(logits):
-                    collected[row] += list(states)
-            hits = [Hit(row, erasures) for row, (_, erasures) in enumerate(parts) if erasures]
-            if hits:
-                self.eraser.erase(hits)
-                self.cache.shrink()
-            for hit in hits:
-                if collected[hit.row]:
-                    collected[hit.row][-1] = self.logits[hit.row]
-        return [torch.stack(states) if states else self.logits[:0] for states in collected] if every else []
-
-    def _plan(self, row: Row, chunk: Sequence[int]) -> list[tuple[list[int], list[Erasure]]]:
-        """Cut a chunk where keys expire: runs of tokens, each with what expires behind it."""
-        begin = len(row.tokens)
-        row.tokens += chunk
-        expiring: dict[int, list[Erasure]] = {}
-        for token in chunk:
-            for erasure in row.tracker.push(token):
-                expiring.setdefault(erasure.at, []).append(erasure)
-        plan, done = [], begin
-        for at in sorted(expiring):
-            plan.append((row.tokens[done:at], expiring[at]))
-            done = at
-        if done < len(row.tokens) or not plan:
-            plan.append((row.tokens[done:], []))
-        return plan
-
-    def _feed(self, runs: list[list[int]], every: bool) -> list[Tensor]:
-        starts = np.array([row.fed for row in self.rows])
-        closed = np.array([row.closed for row in self.rows])
-        before = self.cache.slots.length.copy()
-        index = [np.arange(start, start + len(run)) for start, run in zip(starts, runs, strict=True)]
-        position = [places - shift for places, shift in zip(index, closed, strict=True)]
-        logits = self.forward(self.cache, runs, index, position, every)
-        last = torch.stack([states[max(len(run), 1) - 1 if every else 0] for states, run in zip(logits, runs, strict=True)])
-        active = torch.tensor([bool(run) for run in runs], device=last.device)[:, None]
-        self.logits = last if bool(active.all()) else torch.where(active, last, self.logits)
-        for number, (row, run) in enumerate(zip(self.rows, runs, strict=True)):
-            row.fed += len(run)
-            row.kv_tokens += range(int(before[number]) + 1, int(before[number]) + 1 + len(run))
-        return [states[: len(run)] for states, run in zip(logits, runs, strict=True)] if every else []
-
-    def forward(
-        self,
-        cache: KVCache,
-        runs: Sequence[Sequence[int]],
-        index: Sequence[np.ndarray],
-        position: Sequence[np.ndarray],
-        every: bool = False,
-    ) -> list[Tensor]:
-        """Append a run of tokens to each row of any cache.
-
-        Args:
-            cache: B rows; extended in place.
-            runs: B token lists, some perhaps empty.
-            index, position: for each, int64[len(run)]: places in the sequence and RoPE positions.
-            every: the logits of every token, not of the last alone.
-
-        Returns:
-            For each row float[n, V]: n = Q (padding included) with `every`, else 1.
-        """
-        counts = np.array([len(run) for run in runs])
-        steps = int(counts.max())
-        padded = np.zeros((3, len(runs), steps), dtype=np.int64)
-        for row, count in enumerate(counts):
-            padded[:, row, :count] = runs[row], index[row], position[row]
-        tokens, places, positions = padded
-        sight = cache.stage(places, positions, counts)
-        device = self.model.device
-        ends = np.maximum(counts - 1, 0)
-        wanted = np.unique(ends)
-        with torch.no_grad():
-            logits = self.model(
-                input_ids=torch.from_numpy(tokens).to(device),
-                position_ids=torch.from_numpy(positions).to(device),
-                past_key_values=cache,
-                use_cache=True,
-                expiry=sight.to(device),
-                logits_to_keep=0 if every else torch.from_numpy(wanted).to(device),
-            ).logits
-        if every:
-            return list(logits)
-        return [logits[row, at : at + 1] for row, at in enumerate(np.searchsorted(wanted, ends))]
-
-    def select(self, rows: Sequence[int]) -> None:
-        """Go on with these rows alone."""
-        self.cache.select(rows)
-        self.eraser.select(rows)
-        self.rows = [self.rows[row] for row in rows]
-        self.logits = self.logits[list(rows)]
 
 
 @dataclass(frozen=True)
@@ -280,23 +91,22 @@ def generate(
         while numbers:
             drawn = np.array([streams[number].random() for number in numbers])
             tokens = sample(session.logits, sampling, drawn)
-            for place, number in enumerate(numbers):
-                tracker = session.rows[place].tracker
-                forced = _forced(tracker, requests[number], sampling, markup)
-                tokens[place] = tokens[place] if forced is None else forced
-                if on_token:
-                    on_token(number, tokens[place])
             going = []
             for place, number in enumerate(numbers):
-                length = len(session.rows[place].tokens) - len(requests[number].prompt) + 1
-                if tokens[place] in stops or length >= sampling.max_new_tokens:
-                    finish: Literal["eos", "length"] = "eos" if tokens[place] in stops else "length"
-                    done[number] = _finish(session.rows[place], requests[number], tokens[place], finish)
+                row, request = session.rows[place], requests[number]
+                forced = _forced(row.tracker, request, sampling, markup)
+                tokens[place] = token = tokens[place] if forced is None else forced
+                if on_token:
+                    on_token(number, token)
+                if token in stops:
+                    done[number] = _finish(row, request, token, "eos")
+                elif len(row.tokens) - len(request.prompt) + 1 >= sampling.max_new_tokens:
+                    done[number] = _finish(row, request, token, "length")
                 else:
                     going.append(place)
             if going and len(going) < len(numbers):
                 session.select(going)
-            numbers, tokens = [numbers[p] for p in going], [tokens[p] for p in going]
+            numbers, tokens = [numbers[place] for place in going], [tokens[place] for place in going]
             if numbers:
                 session.advance([[token] for token in tokens])
     return [done[number] for number in range(len(requests))]

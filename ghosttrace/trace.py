@@ -113,9 +113,7 @@ def in_assistant(positions: np.ndarray, opens: np.ndarray, ends: np.ndarray) -> 
     return last_open > last_end
 
 
-def delimiter_events(
-    tokens: np.ndarray, markup: Markup, require_assistant_section: bool
-) -> tuple[np.ndarray, str]:
+def delimiter_events(tokens: np.ndarray, markup: Markup, require_assistant_section: bool) -> tuple[np.ndarray, str]:
     """The stream reduced to what matters: positions and one letter each.
 
     Letters are B, E, S, M for the four delimiters and `|` for the opening or end of a turn. Without

@@ -16,8 +16,9 @@ from transformers import (
 from ghosttrace.attention import attending, pad_batch
 from ghosttrace.errors import UserError
 from ghosttrace.expiry import ExpiryTracker, Policy, alive, erasures, expiry
-from ghosttrace.generate import Request, Session, generate
+from ghosttrace.generate import Request, generate
 from ghosttrace.sampling import Sampling, probabilities, sample
+from ghosttrace.session import Session
 
 TRACES = [trace(seed, blocks) for seed, blocks in ((0, 5), (1, 6), (2, 7))]
 POLICIES = [
@@ -51,7 +52,7 @@ def replay(family: str, policy: Policy, size: int) -> tuple[Session, list[torch.
 @pytest.mark.parametrize("size", [1, 7, 1000])
 @pytest.mark.parametrize("policy", POLICIES[:2], ids=["erase-delimiters", "keep-delimiters"])
 def test_eviction_equals_masking(family: str, size: int, policy: Policy) -> None:
-    session, evicted = replay(family, policy, size)
+    _session, evicted = replay(family, policy, size)
     assert all(len(erasures(tokens, MARKUP, policy)) >= 5 for tokens in TRACES)
     for row, expected in enumerate(masked(family, policy)):
         torch.testing.assert_close(evicted[row], expected, atol=1e-5, rtol=1e-5)

@@ -124,7 +124,7 @@ def is_observation(place: int) -> bool:
     return place < NOTES or (place < BLOCK_TOKENS and (place - NOTES) % 2 == 0)
 
 
-def ledger(level: int, n_problems: int = 250, seed: int = 0) -> Bench:
+def ledger(level: int, n_problems: int = 400, seed: int = 0) -> Bench:
     """The benchmark at one level h.
 
     Args:
@@ -156,6 +156,8 @@ def ledger(level: int, n_problems: int = 250, seed: int = 0) -> Bench:
         grade=grade,
         harness=harness,
         counterfactual=counterfactual,
+        blocks=BLOCKS,
+        ceiling=10.0**-level,
     )
 
 

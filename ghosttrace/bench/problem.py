@@ -53,6 +53,8 @@ class Bench:
         harness: (problem, tokenizer) to what puts tokens in, if anything does.
         counterfactual: (problem, block number, generator) to another text of that block, as token
             strings, under which the memento's text is the same, and the answer that follows from it.
+        blocks: how many blocks a response has, where that is known; `swap` draws one of them.
+        ceiling: the most that any model can score over a sealed cache, where that is known.
     """
 
     name: str
@@ -61,3 +63,5 @@ class Bench:
     grade: Callable[[Problem, Sequence[str]], Grade]
     harness: Callable[[Problem, Any], Harness] | None = None
     counterfactual: Callable[[Problem, int, np.random.Generator], tuple[list[str], str]] | None = None
+    blocks: int = 0
+    ceiling: float | None = None

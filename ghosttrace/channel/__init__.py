@@ -25,4 +25,18 @@ ARMS: dict[str, type[Arm]] = {
     )
 }
 
-__all__ = ["ARMS", "Arm", "Part", *sorted(arm.__name__ for arm in ARMS.values())]
+__all__ = [
+    "ARMS",
+    "Arm",
+    "Full",
+    "Memento",
+    "Noise",
+    "Part",
+    "PlaceboArm",
+    "Rerotated",
+    "Restart",
+    "RestartRenumbered",
+    "SealDelimiters",
+    "SealMementos",
+    "Swap",
+]

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from ghosttrace.errors import UserError
 from ghosttrace.expiry import Policy
-from ghosttrace.generate import Eraser, Session
+from ghosttrace.session import Eraser, Session
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ class Part:
             for number in chosen or ():
                 if not 0 <= number < count:
                     kind = "key-value heads" if what == "head" else "layers"
-                    raise UserError(f"{what} {number} is out of range: the model has {count} {kind}, from 0 to {count - 1}")
+                    raise UserError(
+                        f"{what} {number} is out of range: the model has {count} {kind}, from 0 to {count - 1}"
+                    )
 
     def of_carrier(self, carrier: Literal["delimiters", "mementos"]) -> "Part":
         """The same part of one carrier alone."""

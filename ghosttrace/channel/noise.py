@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from ghosttrace.channel.arm import Arm
-from ghosttrace.generate import Eraser, Hit, Session
 from ghosttrace.sampling import noise
+from ghosttrace.session import Eraser, Hit, Session
 from ghosttrace.trace import Block
 
 
@@ -21,8 +21,8 @@ class Perturber(Eraser):
     def erase(self, hits: list[Hit]) -> None:
         super().erase(hits)
         for hit in hits:
-            for erasure in hit.erasures:
-                self._perturb(hit.row, erasure.block)
+            for block in hit.blocks:
+                self._perturb(hit.row, block)
 
     def _perturb(self, row: int, block: Block) -> None:
         held = self.session.cache.held(row)

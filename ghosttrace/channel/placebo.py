@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ghosttrace.channel.arm import Arm
-from ghosttrace.generate import Eraser, Hit, Session
+from ghosttrace.session import Eraser, Hit, Session
 
 
 class Placebo(Eraser):

@@ -6,7 +6,7 @@ import numpy as np
 
 from ghosttrace.cache import rerotate
 from ghosttrace.channel.arm import Arm
-from ghosttrace.generate import Eraser, Hit, Session
+from ghosttrace.session import Eraser, Hit, Session
 
 
 class Rerotator(Eraser):

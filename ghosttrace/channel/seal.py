@@ -18,7 +18,7 @@ import torch
 
 from ghosttrace.cache import KVCache
 from ghosttrace.channel.arm import Arm, Part
-from ghosttrace.generate import Eraser, Hit, Row, Session
+from ghosttrace.session import Eraser, Hit, Row, Session
 
 
 class Sealer(Eraser):
@@ -67,9 +67,7 @@ class Sealer(Eraser):
         """Copy the chosen part of the sealed states at these places of the sequence into the live cache."""
         live = self.session.cache
         index = index[_carries(self.session.rows[row], index, self.part)]
-        to, source = (
-            torch.from_numpy(np.searchsorted(held, index)) for held in (live.held(row), sealed.held(place))
-        )
+        to, source = (torch.from_numpy(np.searchsorted(held, index)) for held in (live.held(row), sealed.held(place)))
         for number, (mine, theirs) in enumerate(zip(live.layers, sealed.layers, strict=True)):
             if self.part.layers is not None and number not in self.part.layers:
                 continue
@@ -100,7 +98,8 @@ def _carries(row: Row, index: np.ndarray, part: Part) -> np.ndarray:
     blocks = np.array(row.tracker.blocks)
     if part.carrier == "delimiters":
         return np.isin(index, blocks[:, :2])
-    return ((index[:, None] >= blocks[:, 2]) & (index[:, None] <= blocks[:, 3])).any(axis=1)
+    inside = (index[:, None] >= blocks[:, 2]) & (index[:, None] <= blocks[:, 3])
+    return np.asarray(inside.any(axis=1))
 
 
 @dataclass(frozen=True)

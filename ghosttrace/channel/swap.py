@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ghosttrace.channel.arm import Arm
 from ghosttrace.errors import UserError
 from ghosttrace.expiry import Policy
-from ghosttrace.generate import Eraser, Hit, Session
+from ghosttrace.session import Eraser, Hit, Session
 from ghosttrace.trace import Block
 
 Donors = Callable[[tuple[int, ...], int, int], list[int] | None]
@@ -25,25 +25,29 @@ class Swapper(Eraser):
         self.donors = donors
 
     def erase(self, hits: list[Hit]) -> None:
-        for hit in hits:
-            for erasure in hit.erasures:
-                self._swap(hit.row, erasure.block)
+        session, found = (
+            self.session,
+            [(hit.row, block, self._donor(hit.row, block)) for hit in hits for block in hit.blocks],
+        )
+        swaps = [(row, block, donor) for row, block, donor in found if donor is not None]
+        if swaps:
+            rows = [row for row, _, _ in swaps]
+            again = session.cache.take(rows)
+            index, runs = [], []
+            for place, (row, block, donor) in enumerate(swaps):
+                begin, tokens = block.start + 1, session.rows[row].tokens
+                index.append(again.held(place)[again.held(place) >= begin].copy())
+                runs.append([*donor, *tokens[block.end : session.rows[row].fed]])
+                again.truncate(place, begin)
+            logits = session.forward(again, runs, index, index)
+            session.cache.put(rows, again)
+            for row, states in zip(rows, logits, strict=True):
+                session.logits[row] = states[-1]
         super().erase(hits)
 
-    def _swap(self, number: int, block: Block) -> None:
-        session = self.session
-        row = session.rows[number]
-        begin = block.start + 1
-        donor = self.donors(row.key, row.tracker.blocks.index(block), block.end - begin)
-        if donor is None:
-            return
-        again = session.cache.take([number])
-        index = again.held(0)[again.held(0) >= begin].copy()
-        tokens = [*donor, *row.tokens[block.end : row.fed]]
-        again.truncate(0, begin)
-        (logits,) = session.forward(again, [tokens], [index], [index])
-        session.cache.put([number], again)
-        session.logits[number] = logits[-1]
+    def _donor(self, number: int, block: Block) -> list[int] | None:
+        row = self.session.rows[number]
+        return self.donors(row.key, row.tracker.blocks.index(block), block.end - block.start - 1)
 
 
 def no_donors(key: tuple[int, ...], number: int, length: int) -> list[int] | None:

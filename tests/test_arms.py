@@ -1,0 +1,295 @@
+"""The arms, on the shared family matrix: what each guarantees, and that each can tell a difference."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, tiny
+from torch import Tensor
+from traces import MARKUP, trace
+
+from ghosttrace.attention import Visibility, attending, pad_batch
+from ghosttrace.cache import KVCache, rerotate
+from ghosttrace.channel import (
+    ARMS,
+    Arm,
+    Full,
+    Memento,
+    Noise,
+    Part,
+    PlaceboArm,
+    Rerotated,
+    Restart,
+    RestartRenumbered,
+    SealDelimiters,
+    SealMementos,
+    Swap,
+)
+from ghosttrace.errors import UserError
+from ghosttrace.expiry import NEVER, Policy, expiry
+from ghosttrace.session import Session
+from ghosttrace.trace import find_blocks
+
+TRACES = [trace(seed, blocks) for seed, blocks in ((0, 5), (1, 6))]
+ERASE, KEEP = Policy(True), Policy(False)
+
+
+def other_blocks(tokens: list[int], seed: int = 9) -> list[int]:
+    """The same trace with every block's content replaced by other text of equal length."""
+    rng, changed = np.random.default_rng(seed), list(tokens)
+    for block in find_blocks(tokens, MARKUP):
+        inside = slice(block.start + 1, block.end)
+        changed[inside] = rng.integers(8, 96, block.end - block.start - 1).tolist()
+    return changed
+
+
+def donor(key: tuple[int, ...], number: int, length: int) -> list[int] | None:
+    if number != 2:
+        return None
+    block = find_blocks(TRACES[key[0]], MARKUP)[2]
+    return other_blocks(TRACES[key[0]])[block.start + 1 : block.end]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One arm of the shared matrix.
+
+    `unlike_memento`: logits after the first erasure differ from memento's. `blind`: they do not
+    depend on what erased blocks said. `policy`: where the arm means something.
+    """
+
+    arm: Arm
+    unlike_memento: bool = True
+    blind: bool = False
+    policy: Policy = ERASE
+
+
+MATRIX = {
+    "full": Case(Full()),
+    "memento": Case(Memento(), unlike_memento=False),
+    "restart": Case(Restart(), blind=True),
+    "restart-renumbered": Case(RestartRenumbered(), blind=True),
+    "rerotated": Case(Rerotated()),
+    "placebo": Case(PlaceboArm(), unlike_memento=False),
+    "seal-delimiters": Case(SealDelimiters(), policy=KEEP),
+    "seal-mementos": Case(SealMementos(), policy=KEEP),
+    "swap": Case(Swap(donor)),
+    "noise": Case(Noise(size=0.5)),
+}
+PARTS = {
+    "layers": Part(layers=(1, 2)),
+    "heads": Part(heads=(1,)),
+    "keys": Part(kv=("k",)),
+    "values": Part(kv=("v",)),
+}
+
+
+def replay(
+    family: str, arm: Arm, policy: Policy, tokens: list[list[int]], size: int = 4
+) -> tuple[Session, list[Tensor]]:
+    """Logits after every token under an arm, and the session as it ends."""
+    parts: list[list[Tensor]] = [[] for _ in tokens]
+    with attending(tiny(family)) as model:
+        session = Session(model, MARKUP, arm.law(policy), [(row,) for row in range(len(tokens))], arm.eraser)
+        for begin in range(0, max(map(len, tokens)), size):
+            for row, logits in enumerate(session.advance([t[begin : begin + size] for t in tokens], every=True)):
+                parts[row].append(logits)
+    return session, [torch.cat(rows) for rows in parts]
+
+
+def states(cache: KVCache, row: int) -> list[Tensor]:
+    """Keys and values of everything a row holds, layer by layer."""
+    length = cache.slots.length[row]
+    return [s[row, :, :length].clone() for layer in cache.layers for s in (layer.keys, layer.values)]
+
+
+def retained(tokens: list[int], policy: Policy) -> np.ndarray:
+    return np.flatnonzero(expiry(tokens, MARKUP, policy) == NEVER)
+
+
+def test_every_arm_is_in_the_matrix() -> None:
+    assert MATRIX.keys() == ARMS.keys()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", MATRIX)
+def test_arms_differ_from_memento_where_they_should(name: str, family: str) -> None:
+    case = MATRIX[name]
+    _, logits = replay(family, case.arm, case.policy, TRACES)
+    _, reference = replay(family, Memento(), case.policy, TRACES)
+    for row, tokens in enumerate(TRACES):
+        first = find_blocks(tokens, MARKUP)[0].memento_end
+        gap = (logits[row] - reference[row]).abs().amax(-1)
+        assert gap[:first].max() <= 1e-5
+        if case.unlike_memento:
+            assert gap[first:].max() > 1e-3
+        else:
+            assert gap.max() <= 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("policy", [ERASE, KEEP], ids=["erase-delimiters", "keep-delimiters"])
+@pytest.mark.parametrize("arm", [Restart(), RestartRenumbered()], ids=lambda arm: arm.name)
+def test_a_sealed_cache_knows_nothing_of_the_blocks(family: str, policy: Policy, arm: Arm) -> None:
+    """The guarantee: bit for bit the same cache and prediction whatever the erased blocks said."""
+    session, logits = replay(family, arm, policy, TRACES)
+    changed = [other_blocks(tokens) for tokens in TRACES]
+    again, others = replay(family, arm, policy, changed)
+    for row, tokens in enumerate(TRACES):
+        last = find_blocks(tokens, MARKUP)[-1].memento_end
+        kept = states(session.cache, row), states(again.cache, row)
+        assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
+        assert torch.equal(logits[row][last:], others[row][last:])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_open_cache_does_know(family: str) -> None:
+    """The positive control of the guarantee: the same comparison says no for `memento`."""
+    session, _ = replay(family, Memento(), ERASE, TRACES)
+    again, _ = replay(family, Memento(), ERASE, [other_blocks(tokens) for tokens in TRACES])
+    assert any(not torch.equal(a, b) for a, b in zip(states(session.cache, 0), states(again.cache, 0), strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("policy", [ERASE, KEEP, replace(KEEP, keep_last_n_blocks=1)], ids=["erase", "keep", "last-1"])
+@pytest.mark.parametrize("renumber", [False, True])
+def test_restart_equals_one_fresh_prefill(family: str, policy: Policy, renumber: bool) -> None:
+    """Sealing memento by memento equals one prefill of the retained text, with stock attention."""
+    model, arm = tiny(family), (RestartRenumbered() if renumber else Restart())
+    ended = [tokens[: find_blocks(tokens, MARKUP)[-1].memento_end + 1] for tokens in TRACES]
+    session, logits = replay(family, arm, policy, ended)
+    for row, tokens in enumerate(ended):
+        held = session.cache.held(row)
+        np.testing.assert_array_equal(held, np.flatnonzero(expiry(tokens, MARKUP, policy) > len(tokens)))
+        position = torch.arange(len(held)) if renumber else torch.from_numpy(held)
+        index = torch.arange(len(held))[None]
+        with attending(model) as inside:
+            sight = Visibility(index, index, torch.full_like(index, NEVER), position[None], position[None])
+            fresh = inside(
+                input_ids=torch.tensor([[tokens[k] for k in held]]),
+                position_ids=position[None],
+                use_cache=False,
+                expiry=sight,
+            ).logits[0]
+        torch.testing.assert_close(logits[row][-1], fresh[-1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+def test_renumbered_restart_equals_stock_transformers(family: str) -> None:
+    """No code of ours on the reference's side: retained text, prefilled by the model as it comes."""
+    ended = [tokens[: find_blocks(tokens, MARKUP)[-1].memento_end + 1] for tokens in TRACES]
+    _, logits = replay(family, RestartRenumbered(), ERASE, ended)
+    for row, tokens in enumerate(ended):
+        text = [tokens[k] for k in retained(tokens, ERASE)]
+        fresh = tiny(family)(torch.tensor([text]), use_cache=False).logits[0, -1]
+        torch.testing.assert_close(logits[row][-1], fresh, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rerotating_there_and_back_changes_nothing(family: str) -> None:
+    session, _ = replay(family, Memento(), ERASE, TRACES[:1])
+    before, position = states(session.cache, 0), session.cache.held(0).copy()
+    rerotate(tiny(family), session.cache, 0, np.arange(len(position)))
+    moved = states(session.cache, 0)
+    rerotate(tiny(family), session.cache, 0, position)
+    for there, _away, back in zip(before, moved, states(session.cache, 0), strict=True):
+        torch.testing.assert_close(back, there, atol=1e-5, rtol=1e-5)
+    assert (before[0] - moved[0]).abs().max() > 1e-2 and torch.equal(before[1], moved[1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rerotated_first_layer_keys_are_those_of_the_new_positions(family: str) -> None:
+    """In the first layer keys depend on token and position alone: re-rotation must give a fresh prefill's."""
+    session, _ = replay(family, Rerotated(), ERASE, TRACES[:1])
+    text = [TRACES[0][k] for k in session.cache.held(0)]
+    fresh, _ = replay(family, Memento(), replace(ERASE, keep_last_n_blocks=-1), [text])
+    torch.testing.assert_close(states(session.cache, 0)[0], states(fresh.cache, 0)[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_changes_that_part_alone(name: str) -> None:
+    """Layers, heads and keys or values outside the part are memento's to the bit, inside restart's."""
+    part, policy = PARTS[name], KEEP
+    one = [TRACES[0][: find_blocks(TRACES[0], MARKUP)[0].memento_end + 1]]
+    live, sealed, mixed = (
+        states(replay("qwen3", arm, policy, one, size=1000)[0].cache, 0)
+        for arm in (Memento(), Restart(), Restart(part))
+    )
+    changed = 0
+    for number, (a, b, c) in enumerate(zip(live, sealed, mixed, strict=True)):
+        layer, kind = number // 2, "kv"[number % 2]
+        for head in range(2):
+            inside = (
+                (part.layers is None or layer in part.layers)
+                and (part.heads is None or head in part.heads)
+                and kind in part.kv
+            )
+            assert torch.equal(c[:, head] if c.ndim == 2 else c[head], (b if inside else a)[head])
+            changed += inside and not torch.equal(a[head], b[head])
+    assert changed
+
+
+def test_carriers_divide_the_seal() -> None:
+    """Sealing delimiters touches the kept delimiters alone, sealing mementos the mementos alone."""
+    tokens = TRACES[0][: find_blocks(TRACES[0], MARKUP)[0].memento_end + 1]
+    block, held = find_blocks(tokens, MARKUP)[0], retained(tokens, KEEP)
+    live, delimiters, mementos = (
+        states(replay("llama", arm, KEEP, [tokens], size=1000)[0].cache, 0)[-1]
+        for arm in (Memento(), SealDelimiters(), SealMementos())
+    )
+    is_memento = torch.from_numpy(held >= block.memento_start)
+    is_end = torch.from_numpy(held == block.end)
+    for sealed, where in ((delimiters, is_end), (mementos, is_memento)):
+        moved = (sealed - live).abs().amax((0, 2)) > 0
+        assert torch.equal(moved, where)
+
+
+def test_positions_out_of_range_are_refused() -> None:
+    with pytest.raises(UserError, match="layer 7 is out of range: the model has 4 layers"):
+        Part(layers=(7,)).check(4, 2)
+    with pytest.raises(UserError, match="head 2 is out of range"):
+        Part(heads=(2,)).check(4, 2)
+    with pytest.raises(UserError, match="swap needs keep_last_n_blocks 0"):
+        Swap(donor).law(Policy(True, keep_last_n_blocks=1))
+
+
+def test_swap_is_memento_over_the_donor() -> None:
+    """After the swap, the cache is the one that would be there had the block been the donor's."""
+    tokens = TRACES[0]
+    block = find_blocks(tokens, MARKUP)[2]
+    replaced = [*tokens[: block.start + 1], *donor((0,), 2, 0), *tokens[block.end :]]  # type: ignore[misc]
+    _, swapped = replay("qwen3", Swap(donor), ERASE, [tokens])
+    _, expected = replay("qwen3", Memento(), ERASE, [replaced])
+    torch.testing.assert_close(swapped[0][block.memento_end :], expected[0][block.memento_end :], atol=1e-5, rtol=1e-5)
+
+
+def test_noise_is_the_same_for_the_same_key_and_grows_with_size() -> None:
+    runs = {size: [replay("llama", Noise(size), ERASE, TRACES)[1][0] for _ in range(2)] for size in (0.0, 0.1, 1.0)}
+    assert all(torch.equal(*pair) for pair in runs.values())
+    _, reference = replay("llama", Memento(), ERASE, TRACES)
+    gaps = [(runs[size][0] - reference[0]).abs().mean() for size in (0.0, 0.1, 1.0)]
+    assert gaps[0] == 0 < gaps[1] < gaps[2]
+
+
+def test_rows_leave_the_batch_under_every_arm() -> None:
+    """Dropping a row leaves the others' predictions alone."""
+    for name, case in MATRIX.items():
+        arm = case.arm
+        with attending(tiny("qwen3")) as model:
+            session = Session(model, MARKUP, arm.law(case.policy), [(0,), (1,)], arm.eraser)
+            session.advance([t[:25] for t in TRACES])
+            session.select([1])
+            (logits,) = session.advance([TRACES[1][25:]], every=True)
+        _, expected = replay("qwen3", arm, case.policy, [TRACES[0], TRACES[1]], size=25)
+        torch.testing.assert_close(logits, expected[1][25:], atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_pad_batch_of_masked_logits_is_memento() -> None:
+    """The arm `memento` is the law's mask."""
+    batch = pad_batch(TRACES, [expiry(tokens, MARKUP, ERASE) for tokens in TRACES], pad_id=0)
+    with attending(tiny("mistral")) as model:
+        masked = model(**batch.inputs, use_cache=False).logits
+    _, logits = replay("mistral", Memento(), ERASE, TRACES)
+    for row, tokens in enumerate(TRACES):
+        torch.testing.assert_close(logits[row], masked[row, : len(tokens)], atol=1e-5, rtol=1e-5)

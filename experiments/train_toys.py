@@ -41,10 +41,10 @@ class Recipe:
 
     name: str
     seed: int
-    steps: int = 2800
-    full_steps: int = 600
+    steps: int = 4000
+    full_steps: int = 1400
     observation_steps: int = 700
-    observation_weight: float = 0.05
+    observation_weight: float = 0.5
     sealed_share: float = 0.0
     batch: int = 32
     learning_rate: float = 1.5e-3
@@ -53,7 +53,7 @@ class Recipe:
 
 RECIPES = {
     "toy-open": Recipe("toy-open", seed=0),
-    "toy-mixed": Recipe("toy-mixed", seed=0, steps=4000, full_steps=1400, sealed_share=0.3),
+    "toy-mixed": Recipe("toy-mixed", seed=0, sealed_share=0.3),
 }
 
 

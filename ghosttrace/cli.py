@@ -1,4 +1,4 @@
-"""The command line. Heavy imports wait until a command runs, so that help comes at once."""
+"""The command line: options in, one sentence and exit code 2 for bad input."""
 
 import sys
 from enum import StrEnum
@@ -6,8 +6,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
+from ghosttrace.ablate import MAIN_ARMS, Settings
+from ghosttrace.channel import ARMS, Part
+from ghosttrace.checkpoint import load
+from ghosttrace.data.read import read_traces
 from ghosttrace.errors import UserError
+from ghosttrace.expiry import Policy
+from ghosttrace.info import model_info, trace_info
+from ghosttrace.report.ablation import run
+from ghosttrace.report.tables import model_table, trace_table
+from ghosttrace.trace import DELIMITERS
 
 app = typer.Typer(
     help="Study, train, serve and audit language models that erase their own reasoning.",
@@ -48,8 +58,6 @@ def numbers(text: str | None, option: str) -> tuple[int, ...] | None:
 
 def mapping(text: str | None) -> dict[str, str]:
     """`block_start=<a>,block_end=<b>` as a dict."""
-    from ghosttrace.trace import DELIMITERS
-
     pairs = [part.partition("=") for part in text.split(",")] if text else []
     if any(name not in DELIMITERS or not token for name, _, token in pairs):
         raise UserError(f"--map-delimiters is NAME=TOKEN,… with names {', '.join(DELIMITERS)}, not {text!r}")
@@ -66,15 +74,15 @@ def ablate(
     model: Annotated[str, typer.Option(help="Bundled name (toy-mixed, toy-open), folder or hub id.")] = "toy-mixed",
     bench: Annotated[str, typer.Option(help="ledger (all four levels), or ledger-h0 … ledger-h3.")] = "ledger",
     arms: Annotated[
-        str | None, typer.Option(help="Comma-separated; memento always runs. Default: the main arms.")
+        str | None, typer.Option(help=f"Comma-separated, of {', '.join(ARMS)}; memento always runs.")
     ] = None,
     repetitions: Annotated[int | None, typer.Option(help="Samples of each problem.")] = None,
     limit: Annotated[int | None, typer.Option(help="Problems of each benchmark.")] = None,
     seed: Annotated[int, typer.Option(help="Of problems and draws.")] = 0,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option()] = None,
-    top_k: Annotated[int | None, typer.Option()] = None,
-    min_p: Annotated[float | None, typer.Option()] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 keeps every token.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Relative to the likeliest token.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longer responses are truncated.")] = None,
     max_block_tokens: Annotated[int | None, typer.Option(help="Force a block to end at this length.")] = None,
     batch_size: Annotated[int, typer.Option(help="Rows decoded together.")] = 128,
@@ -90,11 +98,6 @@ def ablate(
     out: Annotated[Path | None, typer.Option(help="Run folder; a new one under runs/ by default.")] = None,
 ) -> None:
     """Open, close or alter the ghost channel of one checkpoint, and measure what that does."""
-    from ghosttrace.ablate import MAIN_ARMS, Settings
-    from ghosttrace.channel import Part
-    from ghosttrace.checkpoint import load
-    from ghosttrace.report.ablation import run
-
     kinds = tuple(kv.split(","))
     if not set(kinds) <= {"k", "v"}:
         raise UserError(f"--kv is k, v or k,v, not {kv!r}")
@@ -125,13 +128,6 @@ def info(
     map_delimiters: Mapping = None,
 ) -> None:
     """Say what a model is, and what the law erases from a trace, block by block."""
-    from rich.console import Console
-
-    from ghosttrace.data.read import read_traces
-    from ghosttrace.expiry import Policy
-    from ghosttrace.info import model_info, trace_info
-    from ghosttrace.report.tables import model_table, trace_table
-
     console = Console()
     described = model_info(model, mapping(map_delimiters))
     console.print(model_table(described))

@@ -1,6 +1,7 @@
 """Results as rich tables."""
 
 import pandas as pd
+from rich import box
 from rich.table import Table
 
 from ghosttrace.info import ModelInfo, TraceInfo
@@ -13,30 +14,32 @@ def percent(value: float, low: float, high: float, signed: bool = False) -> str:
 
 
 def ablation_table(results: pd.DataFrame) -> Table:
-    """One row per benchmark and arm (columns of `ghosttrace.ablate.summarise`)."""
-    table = Table(caption="accuracy and paired effect against memento, % with 95 % intervals over problems")
-    for name in ("bench", "arm"):
-        table.add_column(name, no_wrap=True)
-    columns = ("accuracy", "effect", "better/worse", "detectable", "peak KV", "area KV", "cut")
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+    """One row per benchmark and arm (columns of `ghosttrace.outcome.summarise`), 80 columns wide."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        caption="Accuracy and paired effect against memento in %, with 95 % intervals over problems; "
+        "+/-: problems better and worse; mde: smallest effect the run could have seen.",
+    )
+    table.add_column("arm", no_wrap=True)
+    for name in ("accuracy", "effect", "+/-", "mde", "peak KV"):
+        table.add_column(name, justify="right", no_wrap=name != "peak KV")
     previous = None
     for row in results.to_dict("records"):
-        if previous not in (None, row["bench"]):
+        if previous != row["bench"]:
             table.add_section()
-        reference = row["arm"] == "memento"
+            table.add_row(f"[bold]{row['bench']}[/]")
+        previous, reference = row["bench"], row["arm"] == "memento"
         table.add_row(
-            row["bench"] if row["bench"] != previous else "",
             row["arm"],
             percent(row["accuracy"], row["accuracy_low"], row["accuracy_high"]),
             "reference" if reference else percent(row["effect"], row["effect_low"], row["effect_high"], signed=True),
             "" if reference else f"{row['better']}/{row['worse']}",
             "" if reference else f"{100 * row['detectable']:.1f}",
             f"{row['peak_kv_tokens']:,.0f}",
-            f"{row['auc_kv_tokens']:,.0f}",
-            str(row["truncated"]),
         )
-        previous = row["bench"]
     return table
 
 

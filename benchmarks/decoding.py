@@ -1,0 +1,173 @@
+"""Decoding throughput against `transformers.generate`: `python benchmarks/decoding.py`.
+
+Both decode the same prompts to the same length, greedily, on the same random weights, in turns
+(A B A B …), so that only ratios matter. Three ways: transformers with its dynamic cache; GhostTrace
+without erasing; GhostTrace erasing, where a harness writes a delimiter at fixed steps (blocks of 225
+tokens, mementos of 31). Beside each ratio stands the attainable one, worked out from the bytes that a
+step must read: all weights once, and each row's keys and values once.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
+
+from ghosttrace.checkpoint import Geometry
+from ghosttrace.expiry import ExpiryTracker, Policy
+from ghosttrace.generate import Generation, Request, generate
+from ghosttrace.sampling import Sampling
+from ghosttrace.trace import Markup
+
+MARKUP = Markup(4, 5, 6, 7)
+POLICY = Policy(mask_delimiters=True, require_assistant_section=False)
+PROMPT, BLOCK, MEMENTO = 64, 225, 31
+
+
+@dataclass(frozen=True)
+class Size:
+    """A random model's geometry and the length to decode."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    new_tokens: int
+    rows: tuple[int, ...] = (1, 8)
+
+
+SIZES = {
+    "tiny": Size(128, 4, 4, 4, 32, 352, 512, 2048),
+    "mid": Size(768, 8, 12, 12, 64, 2048, 32_000, 2048),
+    "8b": Size(4096, 36, 32, 8, 128, 12_288, 151_936, 8192, (16,)),
+}
+
+
+def make_model(size: Size, device: str, dtype: torch.dtype) -> PreTrainedModel:
+    """Random weights; no end-of-text id, so that every row runs to the full length."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=size.vocabulary,
+        hidden_size=size.hidden,
+        intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        head_dim=size.head_dim,
+        max_position_embeddings=16_384,
+        tie_word_embeddings=size.hidden < 4096,
+        pad_token_id=0,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    return model.eval().requires_grad_(False)
+
+
+def delimiters(tracker: ExpiryTracker) -> int | None:
+    """A harness that writes blocks of 225 tokens and mementos of 31."""
+    phase = (tracker.trace.position - PROMPT) % (BLOCK + MEMENTO + 4)
+    return {0: 4, BLOCK + 1: 5, BLOCK + 2: 6, BLOCK + MEMENTO + 3: 7}.get(phase)
+
+
+def ours(model: PreTrainedModel, prompts: torch.Tensor, size: Size, erase: bool) -> list[Generation]:
+    """GhostTrace, erasing or not."""
+    harness = delimiters if erase else None
+    requests = [Request(prompt, (0, row), harness) for row, prompt in enumerate(prompts.tolist())]
+    return generate(model, requests, MARKUP, POLICY, Sampling(size.new_tokens))
+
+
+def theirs(model: PreTrainedModel, prompts: torch.Tensor, size: Size) -> None:
+    """`transformers.generate` with its dynamic cache."""
+    mask = torch.ones_like(prompts)
+    model.generate(  # type: ignore[operator]
+        prompts, attention_mask=mask, max_new_tokens=size.new_tokens, min_new_tokens=size.new_tokens, do_sample=False
+    )
+
+
+def seconds(run: Callable[[], object], device: str) -> float:
+    """Wall time of one run, the device's queue drained."""
+    begun = time.perf_counter()
+    run()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def compare(model: PreTrainedModel, size: Size, rows: int, pairs: int, device: str) -> dict[str, object]:
+    """Ratios of throughput at one batch size, and the attainable ones."""
+    prompts = torch.randint(8, size.vocabulary, (rows, PROMPT), generator=torch.Generator().manual_seed(1))
+    kept: list[Generation] = []
+    ways: dict[str, Callable[[], object]] = {
+        "transformers": lambda: theirs(model, prompts.to(device), size),
+        "plain": lambda: ours(model, prompts, size, erase=False),
+        "erasing": lambda: kept.extend(ours(model, prompts, size, erase=True)),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(pairs):
+        for name, run in ways.items():
+            times[name].append(seconds(run, device))
+    against = {
+        name: [t / mine for t, mine in zip(times["transformers"], times[name], strict=True)] for name in ("plain", "erasing")
+    }
+    # What a step must read: the weights once, every row's held keys and values once.
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    a_token = Geometry.of(model.config).bytes_per_token(model.dtype)
+    full = PROMPT + size.new_tokens / 2
+    held = float(kept[0].kv_tokens.mean())
+    peak = PROMPT + size.new_tokens
+    limit = (weights + rows * full * a_token) / (weights + rows * held * a_token)
+    return {
+        "rows": rows,
+        "new_tokens": size.new_tokens,
+        "tokens_per_second": {n: rows * size.new_tokens / statistics.median(t) for n, t in times.items()},
+        "ratio": {n: statistics.median(r) for n, r in against.items()},
+        "ratios": against,
+        "erasing_over_plain": statistics.median([a / b for a, b in zip(times["plain"], times["erasing"], strict=True)]),
+        "erasing_over_plain_limit": limit,
+        "kv_reduction_mean": full / held,
+        "kv_reduction_peak": peak / kept[0].peak_kv_tokens,
+        "weight_bytes": weights,
+        "kv_bytes_a_token": a_token,
+    }
+
+
+def main() -> None:
+    """Run the comparison and record it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", nargs="+", default=["tiny", "mid"], choices=SIZES)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--new-tokens", type=int, help="instead of the size's own")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "decoding.json")
+    chosen = parser.parse_args()
+    record: dict[str, object] = {"torch": torch.__version__, "device": chosen.device, "dtype": chosen.dtype}
+    for name in chosen.sizes:
+        size = SIZES[name]
+        if chosen.new_tokens:
+            size = Size(**asdict(size) | {"new_tokens": chosen.new_tokens})
+        model = make_model(size, chosen.device, getattr(torch, chosen.dtype))
+        # Warm up both, so that neither pays for the first call.
+        short = Size(**asdict(size) | {"new_tokens": 8})
+        compare(model, short, 1, 1, chosen.device)
+        parameters = sum(p.numel() for p in model.parameters())
+        found = [compare(model, size, rows, chosen.pairs, chosen.device) for rows in size.rows]
+        record[name] = {"parameters": parameters, "geometry": asdict(size), "batches": found}
+        for row in found:
+            print(name, json.dumps({k: v for k, v in row.items() if k != "ratios"}), flush=True)
+    chosen.out.parent.mkdir(exist_ok=True)
+    chosen.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

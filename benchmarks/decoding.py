@@ -117,7 +117,8 @@ def compare(model: PreTrainedModel, size: Size, rows: int, pairs: int, device: s
         for name, run in ways.items():
             times[name].append(seconds(run, device))
     against = {
-        name: [t / mine for t, mine in zip(times["transformers"], times[name], strict=True)] for name in ("plain", "erasing")
+        name: [t / mine for t, mine in zip(times["transformers"], times[name], strict=True)]
+        for name in ("plain", "erasing")
     }
     # What a step must read: the weights once, every row's held keys and values once.
     weights = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -86,7 +86,7 @@ def ablate(
     max_new_tokens: Annotated[int | None, typer.Option(help="Longer responses are truncated.")] = None,
     max_block_tokens: Annotated[int | None, typer.Option(help="Force a block to end at this length.")] = None,
     batch_size: Annotated[int, typer.Option(help="Rows decoded together.")] = 128,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; a GPU if there is one.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU if there is one.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="The checkpoint's own by default.")] = None,
     mask_delimiters: Delimiters = None,
     keep_last_n_blocks: KeepLast = None,

@@ -122,7 +122,7 @@ class Session:
                 self.cache.shrink()
             for hit in hits:
                 if collected[hit.row]:
-                    collected[hit.row][-1] = self.logits[hit.row]
+                    collected[hit.row][-1] = self.logits[hit.row].clone()
         return [torch.stack(states) if states else self.logits[:0] for states in collected] if every else []
 
     def _plan(self, row: Row, chunk: Sequence[int]) -> list[tuple[list[int], list[Erasure]]]:
@@ -142,20 +142,19 @@ class Session:
         return plan
 
     def _feed(self, runs: list[list[int]], every: bool) -> list[Tensor]:
-        starts = np.array([row.fed for row in self.rows])
-        closed = np.array([row.closed for row in self.rows])
-        before = self.cache.slots.length.copy()
-        index = [np.arange(start, start + len(run)) for start, run in zip(starts, runs, strict=True)]
-        position = [places - shift for places, shift in zip(index, closed, strict=True)]
+        index = [np.arange(row.fed, row.fed + len(run)) for row, run in zip(self.rows, runs, strict=True)]
+        position = [places - row.closed for row, places in zip(self.rows, index, strict=True)]
+        held = self.cache.slots.length.tolist()
         logits = self.forward(self.cache, runs, index, position, every)
-        last = torch.stack(
-            [states[max(len(run), 1) - 1 if every else 0] for states, run in zip(logits, runs, strict=True)]
-        )
-        active = torch.tensor([bool(run) for run in runs], device=last.device)[:, None]
-        self.logits = last if bool(active.all()) else torch.where(active, last, self.logits)
-        for number, (row, run) in enumerate(zip(self.rows, runs, strict=True)):
+        read = [row for row, run in enumerate(runs) if run]
+        last = [len(runs[row]) - 1 if every else 0 for row in read]
+        if len(read) == len(runs):
+            self.logits = logits[read, last]
+        else:
+            self.logits[read] = logits[read, last]
+        for row, run, before in zip(self.rows, runs, held, strict=True):
             row.fed += len(run)
-            row.kv_tokens += range(int(before[number]) + 1, int(before[number]) + 1 + len(run))
+            row.kv_tokens += range(before + 1, before + 1 + len(run))
         return [states[: len(run)] for states, run in zip(logits, runs, strict=True)] if every else []
 
     def forward(
@@ -165,7 +164,7 @@ class Session:
         index: Sequence[np.ndarray],
         position: Sequence[np.ndarray],
         every: bool = False,
-    ) -> list[Tensor]:
+    ) -> Tensor:
         """Append a run of tokens to each row of any cache.
 
         Args:
@@ -175,7 +174,7 @@ class Session:
             every: the logits of every token, not of the last alone.
 
         Returns:
-            For each row float[n, V]: n = Q (padding included) with `every`, else 1.
+            float[B, Q, V] with `every`, padding included; else float[B, 1, V], after each run's end.
         """
         counts = np.array([len(run) for run in runs])
         steps = int(counts.max())
@@ -186,7 +185,8 @@ class Session:
         sight = cache.stage(places, positions, counts)
         device = self.model.device
         ends = np.maximum(counts - 1, 0)
-        wanted = np.unique(ends)
+        wanted, which = np.unique(ends, return_inverse=True)
+        last_only: int | Tensor = 1 if ends.min() == steps - 1 else torch.from_numpy(wanted).to(device)
         with torch.no_grad():
             logits = self.model(
                 input_ids=torch.from_numpy(tokens).to(device),
@@ -194,11 +194,9 @@ class Session:
                 past_key_values=cache,
                 use_cache=True,
                 expiry=sight.to(device),
-                logits_to_keep=0 if every else torch.from_numpy(wanted).to(device),
+                logits_to_keep=0 if every else last_only,
             ).logits
-        if every:
-            return list(logits)
-        return [logits[row, at : at + 1] for row, at in enumerate(np.searchsorted(wanted, ends))]
+        return logits if every or len(wanted) == 1 else logits[np.arange(len(runs)), which][:, None]
 
     def select(self, rows: Sequence[int]) -> None:
         """Go on with these rows alone."""

@@ -79,7 +79,9 @@ def test_arms_share_their_draws() -> None:
     settings = {"arms": ("placebo",), "limit": 20, "repetitions": 2, "sampling": {"temperature": 1.5}}
     one, other = (ablate("toy-mixed", "ledger-h1", seed=0, **settings) for _ in range(2))
     pd.testing.assert_frame_equal(one.samples, other.samples)
-    responses = one.samples.pivot_table(index=["problem", "repetition"], columns="arm", values="response", aggfunc="first")
+    responses = one.samples.pivot_table(
+        index=["problem", "repetition"], columns="arm", values="response", aggfunc="first"
+    )
     assert (responses["placebo"] == responses["memento"]).all()
     first, second = (one.samples.query("arm == 'memento' and repetition == @r")["response"].tolist() for r in (0, 1))
     assert first != second

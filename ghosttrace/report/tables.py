@@ -21,11 +21,12 @@ def ablation_table(results: pd.DataFrame) -> Table:
         pad_edge=False,
         padding=(0, 1, 0, 0),
         caption="Accuracy and paired effect against memento in %, with 95 % intervals over problems; "
-        "+/-: problems better and worse; mde: smallest effect the run could have seen.",
+        "+/-: problems better and worse; mde: the smallest effect the run could have seen; "
+        "KV: mean peak of tokens held.",
     )
     table.add_column("arm", no_wrap=True)
-    for name in ("accuracy", "effect", "+/-", "mde", "peak KV"):
-        table.add_column(name, justify="right", no_wrap=name != "peak KV")
+    for name in ("accuracy", "effect", "+/-", "mde", "KV"):
+        table.add_column(name, justify="right", no_wrap=True)
     previous = None
     for row in results.to_dict("records"):
         if previous != row["bench"]:

@@ -1,0 +1,39 @@
+# Two commands: `make demo` sets everything up and runs the main job, `make test` runs the tests.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint bench toys clean
+
+demo: .venv/installed
+	$(BIN)/ghosttrace ablate
+
+test: .venv/installed-dev lint
+	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/decoding.py
+	$(BIN)/python benchmarks/masks.py
+
+toys: .venv/installed
+	$(BIN)/python experiments/train_toys.py toy-open
+	$(BIN)/python experiments/train_toys.py toy-mixed
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	touch $@
+
+.venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[dev]'
+	touch $@ .venv/installed
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,68 @@
+"""The claim: a drop under `restart` does not by itself measure missing information.
+
+Two models of the same architecture and task, one of which met sealed caches in training, run the
+same arms on the same problems. Writes `experiments/results/ledger_pair.parquet` (columns of
+`ghosttrace.outcome.summarise`, and the model) and `figures/ledger_pair.{png,svg}`. About three
+minutes on two cores: `python experiments/ledger_pair.py`.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+import ghosttrace as gt
+from ghosttrace.report.figures import COLOURS
+
+ROOT = Path(__file__).parent.parent
+ARMS = ("placebo", "restart", "swap")
+
+
+def measure() -> pd.DataFrame:
+    """Both models, all four levels."""
+    parts = []
+    for model in ("toy-open", "toy-mixed"):
+        outcome = gt.ablate(model, arms=ARMS)
+        if not outcome.valid:
+            raise SystemExit(f"{model}: {outcome.failures}")
+        parts.append(outcome.results.assign(model=model))
+    return pd.concat(parts, ignore_index=True)
+
+
+def draw(results: pd.DataFrame) -> Figure:
+    """Accuracy against h, one panel a model; for swap the share of answers that follow the donor."""
+    figure = Figure(figsize=(8.4, 3.1), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    titles = {"toy-open": "toy-open: never met a sealed cache", "toy-mixed": "toy-mixed: trained on both"}
+    for axis, (model, title) in zip(axes, titles.items(), strict=True):
+        for place, arm in enumerate(("memento", "placebo", "restart", "swap")):
+            part = results[(results["model"] == model) & (results["arm"] == arm)]
+            at = [level + 0.2 * (place - 1.5) for level in range(4)]
+            value, low, high = part["accuracy"], part["accuracy_low"], part["accuracy_high"]
+            if arm == "swap":
+                axis.bar(at, part["follows_donor"], 0.18, color=COLOURS[arm], label="swap: answer follows the donor")
+                continue
+            errors = [(value - low).tolist(), (high - value).tolist()]
+            axis.bar(at, value, 0.18, yerr=errors, capsize=2, color=COLOURS[arm], label=f"{arm}: answer right")
+        axis.step(
+            [-0.5, 0.5, 1.5, 2.5, 3.5], [1, 1, 0.1, 0.01, 0.001], "k--", linewidth=1, label="a sealed cache's best"
+        )
+        axis.set(title=title, xlabel="hidden digits h", xticks=range(4), ylim=(0, 1.05))
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("share of answers")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7, frameon=False)
+    return figure
+
+
+def main() -> None:
+    """Measure, record, draw."""
+    results = measure()
+    (ROOT / "experiments" / "results").mkdir(exist_ok=True)
+    results.to_parquet(ROOT / "experiments" / "results" / "ledger_pair.parquet", index=False)
+    figure = draw(results)
+    for kind in ("png", "svg"):
+        figure.savefig(ROOT / "figures" / f"ledger_pair.{kind}", dpi=150)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""`info` on bundled models and on the real traces and tokenizer beside the project."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import Olmo3Config, Qwen3Config
+
+from ghosttrace import cli
+from ghosttrace.checkpoint import Geometry, load_config
+from ghosttrace.data.read import TraceText, read_traces
+from ghosttrace.errors import UserError
+from ghosttrace.expiry import NEVER, Policy, alive, expiry
+from ghosttrace.info import model_info, trace_info
+from ghosttrace.trace import Markup, find_blocks
+
+DATA = Path(os.environ.get("GHOSTTRACE_DATA", Path(__file__).parents[2] / "shared"))
+QWEN = DATA / "tokenizers" / "qwen3"
+real = pytest.mark.skipif(not QWEN.exists(), reason=f"no {QWEN}: set GHOSTTRACE_DATA to the folder with the real data")
+
+
+@pytest.fixture
+def qwen(tmp_path: Path) -> str:
+    """The real tokenizer with the Qwen3-8B geometry beside it."""
+    folder = tmp_path / "qwen3"
+    shutil.copytree(QWEN, folder)
+    config = Qwen3Config(
+        hidden_size=4096, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8, head_dim=128
+    )
+    config.dtype = "bfloat16"
+    config.save_pretrained(folder)
+    return str(folder)
+
+
+@real
+def test_qwen3_8b_takes_144_kib_a_token(qwen: str) -> None:
+    model = model_info(qwen)
+    assert model.bytes_per_token == 144 * 1024
+    assert (model.family, model.policy) == ("qwen3", None)
+    assert set(model.delimiters.values()) == {None}
+    markup = Markup.from_tokenizer(model.tokenizer)
+    assert sorted(markup.delimiters) == [151669, 151670, 151671, 151672]
+    header = model.tokenizer.decode(markup.assistant_header)
+    assert header == "<|im_start|>assistant\n"
+    assert model.tokenizer.decode([markup.turn_end]) == "<|im_end|>"
+
+
+@real
+@pytest.mark.parametrize("name", ["response", "code"])
+@pytest.mark.parametrize("mask_delimiters", [True, False])
+def test_real_traces(qwen: str, name: str, mask_delimiters: bool) -> None:
+    """Block by block: sizes are those of the texts, and the curve is brute force's."""
+    path = DATA / "traces" / f"memento_blog_example_{name}.json"
+    (trace,) = read_traces(path)
+    policy, model = Policy(mask_delimiters), model_info(qwen)
+    found = trace_info(model, trace, policy)
+    segments = json.loads(path.read_text())["segments"]
+    for kind, column in (("block", "block_tokens"), ("summary", "memento_tokens")):
+        texts = [s["text"] for s in segments if s["type"] == kind]
+        expected = [len(model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+        assert found.blocks[column].tolist() == expected
+    assert (found.blocks["erased_keys"] == found.blocks["block_tokens"] + 2 * mask_delimiters).all()
+    steps = np.arange(found.tokens)
+    held = steps + 1
+    for row in found.blocks.itertuples():
+        held = held - np.where(steps >= row.erased_at, row.erased_keys, 0)
+        assert row.held_before == found.curve[row.erased_at - 1]
+        assert row.held_after == row.held_before - row.erased_keys
+    np.testing.assert_array_equal(found.curve, held)
+    assert found.curve.max() < found.tokens / 1.9
+
+
+@real
+def test_a_header_inside_the_problem_does_not_open_a_turn(qwen: str) -> None:
+    """Delimiters that a user writes are not the assistant's; text around the real header tokenises alike."""
+    model = model_info(qwen)
+    pair = "<|block_start|>a<|block_end|><|summary_start|>b<|summary_end|>"
+    found = trace_info(model, TraceText(pair, f"<think>\n{pair}</think>"), Policy(True))
+    assert len(found.blocks) == 1
+
+
+def test_info_of_a_bundled_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    text = tmp_path / "trace.txt"
+    text.write_text("<think><|block_start|>123<|block_end|><|summary_start|>4<|summary_end|></think>123")
+    cli.app(["info", "toy-mixed", "--trace", str(text)], standalone_mode=False)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "4,096 in float32" in said
+    assert "mask_delimiters=True" in said
+    assert "peak 11 KV tokens" in said
+
+
+def test_geometry_of_windows() -> None:
+    config = Olmo3Config(num_hidden_layers=4, sliding_window=4096)
+    windows = Geometry.of(config).windows
+    assert windows.count(4096) == 3
+    assert windows.count(None) == 1
+    assert set(Geometry.of(load_config("toy-open")).windows) == {None}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", "{", "not valid JSON"),
+        ("a.json", '{"x": 1}', "neither 'segments' nor 'response'"),
+        (None, "", "no file"),
+    ],
+)
+def test_bad_traces(tmp_path: Path, name: str | None, content: str, message: str) -> None:
+    path = tmp_path / (name or "missing.json")
+    if name:
+        path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_traces(path)
+
+
+def test_openmementos_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    response = "<think><|block_start|>12<|block_end|><|summary_start|>3<|summary_end|></think>3"
+    path.write_text("\n".join(json.dumps({"problem": "w1", "response": response, "domain": "math"}) for _ in range(2)))
+    traces = read_traces(path)
+    assert [t.problem for t in traces] == ["w1", "w1"]
+    model = model_info("toy-open")
+    found = trace_info(model, traces[0], Policy(True))
+    ids = model.tokenizer("<|user|>w1<|assistant|>" + response)["input_ids"]
+    times = expiry(ids, Markup.from_tokenizer(model.tokenizer), Policy(True))
+    assert found.curve.tolist() == alive(times).tolist()
+    assert (times < NEVER).sum() == found.blocks["erased_keys"][0] == 4
+    assert len(find_blocks(ids, Markup.from_tokenizer(model.tokenizer))) == 1

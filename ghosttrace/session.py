@@ -184,9 +184,11 @@ class Session:
         tokens, places, positions = padded
         sight = cache.stage(places, positions, counts)
         device = self.model.device
-        ends = np.maximum(counts - 1, 0)
-        wanted, which = np.unique(ends, return_inverse=True)
-        last_only: int | Tensor = 1 if ends.min() == steps - 1 else torch.from_numpy(wanted).to(device)
+        keep: int | Tensor = 0 if every else 1
+        ragged = not every and bool((counts != steps).any())
+        if ragged:  # the model is asked for every place at which some run ends
+            wanted, which = np.unique(np.maximum(counts - 1, 0), return_inverse=True)
+            keep = torch.from_numpy(wanted).to(device)
         with torch.no_grad():
             logits = self.model(
                 input_ids=torch.from_numpy(tokens).to(device),
@@ -194,9 +196,9 @@ class Session:
                 past_key_values=cache,
                 use_cache=True,
                 expiry=sight.to(device),
-                logits_to_keep=0 if every else last_only,
+                logits_to_keep=keep,
             ).logits
-        return logits if every or len(wanted) == 1 else logits[np.arange(len(runs)), which][:, None]
+        return logits[np.arange(len(runs)), which][:, None] if ragged else logits
 
     def select(self, rows: Sequence[int]) -> None:
         """Go on with these rows alone."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
 
 from ghosttrace.ablate import MAIN_ARMS, Settings
 from ghosttrace.channel import ARMS, Part
@@ -145,6 +146,7 @@ def info(
 
 def main() -> None:
     """Run the command line; bad input is one sentence and exit code 2."""
+    disable_progress_bar()  # transformers' own, which tells nothing about an ablation
     try:
         app()
     except UserError as error:

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from ghosttrace.attention import attending
 from ghosttrace.bench.ledger import BLOCK_TOKENS, DIGITS, NOTES, VOCABULARY, Ledger, is_observation
-from ghosttrace.expiry import Policy, expiry
+from ghosttrace.expiry import NEVER, Policy, expiry
 from ghosttrace.trace import Markup, find_blocks
 
 POLICY = Policy(mask_delimiters=True)
@@ -161,11 +161,10 @@ def sealed(plain: Example, markup: Markup) -> Example:
     order += range(done, len(plain.tokens))
     times += [np.inf] * (len(plain.tokens) - done)
     targets += plain.targets[done:].tolist()
-    never = np.iinfo(np.int64).max
     return Example(
         plain.tokens[order],
         plain.positions[order],
-        np.array([never if t == np.inf else int(t) for t in times]),
+        np.array([NEVER if t == np.inf else int(t) for t in times]),
         np.array(targets),
         plain.weights[order],
     )

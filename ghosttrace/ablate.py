@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
+from math import inf
 from typing import Any
 
 import pandas as pd
@@ -24,11 +25,12 @@ SWAP_STREAM = 1_000_003  # keeps the swap's own draws apart from the sampling no
 
 @dataclass(frozen=True)
 class Settings:
-    """What an ablation runs. None leaves a benchmark's own protocol in force.
+    """What an ablation runs.
 
     Attributes:
-        arms: names in `ghosttrace.channel.ARMS`; `memento`, the reference, always runs.
-        repetitions: samples of each problem.
+        arms: names in `ghosttrace.channel.ARMS`; `memento`, the reference, always runs. None: those
+            of `MAIN_ARMS` that mean something for the checkpoint and the benchmark.
+        repetitions: samples of each problem; None: the benchmark's protocol.
         limit: problems of each benchmark.
         seed: of problems and draws.
         batch_size: rows decoded together.
@@ -37,7 +39,7 @@ class Settings:
         noise: relative size of the arm `noise`.
     """
 
-    arms: tuple[str, ...] = MAIN_ARMS
+    arms: tuple[str, ...] | None = None
     repetitions: int | None = None
     limit: int | None = None
     seed: int = 0
@@ -47,18 +49,15 @@ class Settings:
     noise: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in self.arms:
+        for name in self.arms or ():
             if name not in ARMS:
                 raise UserError(f"no arm {name!r}: choose from {', '.join(ARMS)}")
-        if not self.part.whole and not set(self.arms) & set(SEALING):
+        if not self.part.whole and not set(self.arms or MAIN_ARMS) & set(SEALING):
             raise UserError(f"--layers, --heads and --kv choose what a sealing arm seals: add {' or '.join(SEALING)}")
         if self.batch_size < 1 or (self.repetitions is not None and self.repetitions < 1):
             raise UserError("--batch-size and --repetitions are at least 1")
-
-    @property
-    def order(self) -> tuple[str, ...]:
-        """The arms with the reference first, each once."""
-        return tuple(dict.fromkeys((REFERENCE, *self.arms)))
+        if self.seed < 0 or not 0 <= self.noise < inf:
+            raise UserError("--seed and --noise are not negative")
 
 
 def ablate(
@@ -75,16 +74,14 @@ def ablate(
         progress: called with (what runs, samples done, samples in all).
 
     Raises:
-        UserError: anything that cannot be run as asked.
+        UserError: anything that cannot be run as asked; it is raised before anything runs.
     """
     chosen = Settings(**settings)
     checkpoint = load(model) if isinstance(model, str) else model
     benches = load_bench(bench, chosen.limit, chosen.seed) if isinstance(bench, str) else bench
     geometry = Geometry.of(checkpoint.model.config)
     chosen.part.check(geometry.layers, geometry.kv_heads)
-    plan = [(one, name) for one, name in product(benches, chosen.order) if name != Swap.name or one.counterfactual]
-    if Swap.name in chosen.arms and all(name != Swap.name for _, name in plan) and chosen.arms != MAIN_ARMS:
-        raise UserError("swap needs a benchmark that can write counterfactual blocks, such as ledger")
+    plan = [(one, name) for one in benches for name in runnable(checkpoint, one, chosen)]
     total = sum(len(one.problems) * repetitions(one, chosen) for one, _ in plan)
     rows: list[dict[str, Any]] = []
     for one, name in plan:
@@ -93,8 +90,30 @@ def ablate(
             if progress:
                 progress(f"{one.name} · {name}", len(rows), total)
     samples = pd.DataFrame(rows)
-    results = summarise(samples)
-    return Ablation(samples, results, failed_controls(results, benches, chosen.part))
+    results = summarise(samples, geometry.bytes_per_token(checkpoint.model.dtype))
+    return Ablation(samples, results, failed_controls(results, benches, chosen.part, checkpoint.policy))
+
+
+def runnable(checkpoint: Checkpoint, bench: Bench, settings: Settings) -> list[str]:
+    """The arms to run, the reference first.
+
+    Raises:
+        UserError: an arm that was asked for by name cannot be run.
+    """
+    names = []
+    for name in dict.fromkeys((REFERENCE, *(settings.arms or MAIN_ARMS))):
+        try:
+            arm = make_arm(name, settings, Donors(bench, checkpoint.tokenizer, settings.seed))
+            arm.law(checkpoint.policy)
+            arm.check(checkpoint.model)
+            if isinstance(arm, Swap) and bench.counterfactual is None:
+                raise UserError("swap needs a benchmark that can write counterfactual blocks, such as ledger")
+        except UserError:
+            if settings.arms is not None or name == REFERENCE:
+                raise
+            continue
+        names.append(name)
+    return names
 
 
 def repetitions(bench: Bench, settings: Settings) -> int:

@@ -21,6 +21,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from ghosttrace.errors import UserError
+from ghosttrace.expiry import NEVER
 
 NAME = "ghosttrace"
 Kernel = Literal["sdpa", "flex", "matmul"]
@@ -150,6 +151,9 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The half registered in AttentionInterface. query: [B, H, Q, D]; key, value: [B, H_kv, K, D]."""
+    unknown = [name for name in ("s_aux", "softcap", "position_bias") if kwargs.get(name) is not None]
+    if unknown:
+        raise UserError(f"{type(module).__name__} attends with {unknown[0]}, which is not covered: use another family")
     if isinstance(attention_mask, BlockMask):
         return AttentionInterface()["flex_attention"](module, query, key, value, attention_mask, **kwargs)
     groups = query.shape[1] // key.shape[1]
@@ -187,8 +191,16 @@ def attending(model: PreTrainedModel, kernel: Kernel = "sdpa") -> Iterator[PreTr
     Raises:
         UserError: the family's attention is not causal with at most a sliding window.
     """
-    if getattr(model.config.get_text_config(), "attention_chunk_size", None):
-        raise UserError(f"{type(model).__name__} attends in chunks, which the law does not cover: use another family")
+    config = model.config.get_text_config()
+    others = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if others or getattr(config, "attention_chunk_size", None):
+        raise UserError(
+            f"{type(model).__name__} has layers that the law does not cover ({', '.join(sorted(others)) or 'chunks'}): "
+            "use a family with causal attention and at most a sliding window"
+        )
+    if model.config._attn_implementation == NAME:  # already inside: the outer context reads `expiry`
+        yield model
+        return
     entered: list[Any] = []
 
     def enter(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -269,5 +281,5 @@ def pad_batch(
         shift = width - len(sequence) if side == "left" else 0
         here = slice(shift, shift + len(sequence))
         tokens[row, here], mask[row, here], position[row, here] = sequence, 1, np.arange(len(sequence))
-        expiry[row, here] = np.where(times < np.iinfo(np.int64).max, times + shift, times)
+        expiry[row, here] = np.where(times < NEVER, times + shift, times)
     return Batch(*(torch.from_numpy(array).to(device) for array in (tokens, mask, position, expiry)))

@@ -37,6 +37,7 @@ class Slots:
         self.start = self.length  # where the forward pass under way writes, row by row
         self.extent = 0  # slots that the forward pass under way attends to
         self.uniform = True  # its rows all write the same slots
+        self.writes = torch.empty(0, dtype=torch.int64)  # else int64[B, Q], which ones
 
     @property
     def capacity(self) -> int:
@@ -91,10 +92,10 @@ class SlotLayer(CacheLayerMixin):
             here = slice(int(slots.start[0]), int(slots.start[0]) + steps)
             self.keys[:, :, here], self.values[:, :, here] = key_states, value_states
         else:
+            slots.writes = slots.writes.to(self.device)  # copied once a step, not once a layer
             rows = torch.arange(len(slots.start), device=self.device)[:, None]
-            at = torch.from_numpy(slots.start[:, None] + np.arange(steps)).to(self.device)
-            self.keys[rows, :, at] = key_states.transpose(1, 2)
-            self.values[rows, :, at] = value_states.transpose(1, 2)
+            self.keys[rows, :, slots.writes] = key_states.transpose(1, 2)
+            self.values[rows, :, slots.writes] = value_states.transpose(1, 2)
         return self.keys[:, :, : slots.extent], self.values[:, :, : slots.extent]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -151,6 +152,7 @@ class KVCache(Cache):
         slots.extent = int(slots.start.max()) + steps
         slots.uniform = bool((slots.start == slots.start[0]).all())
         at = slots.start[:, None] + np.arange(steps)
+        slots.writes = torch.from_numpy(at)
         row = np.arange(rows)[:, None]
         slots.index[row, at], slots.position[row, at] = index, position
         slots.expiry[row, at] = np.where(np.arange(steps) < counts[:, None], NEVER, 0)
@@ -236,6 +238,20 @@ class KVCache(Cache):
         self.shrink()
 
 
+def check_rotary(model: PreTrainedModel) -> Any:
+    """The model's rotary embedding, if keys can be re-rotated by it.
+
+    Raises:
+        UserError: it depends on the sequence length, or there is none.
+    """
+    rotary: Any = getattr(model.base_model, "rotary_emb", None)
+    kinds = getattr(rotary, "rope_type", "none")
+    kinds = set(kinds.values()) if isinstance(kinds, dict) else {kinds}
+    if {"dynamic", "longrope", "none"} & kinds:
+        raise UserError("rerotated needs a RoPE that does not change with length: use restart-renumbered instead")
+    return rotary
+
+
 def rerotate(model: PreTrainedModel, cache: KVCache, row: int, position: np.ndarray) -> None:
     """Move a row's keys to other RoPE positions by rotating them through the difference.
 
@@ -248,10 +264,7 @@ def rerotate(model: PreTrainedModel, cache: KVCache, row: int, position: np.ndar
     Raises:
         UserError: the model's RoPE depends on the sequence length, so keys cannot be re-rotated.
     """
-    rotary: Any = model.base_model.rotary_emb
-    kinds = rotary.rope_type if isinstance(rotary.rope_type, dict) else {None: rotary.rope_type}
-    if {"dynamic", "longrope"} & set(kinds.values()):
-        raise UserError("rerotated needs a RoPE that does not change with length: use restart-renumbered instead")
+    rotary = check_rotary(model)
     by_kind = "layer_type" in inspect.signature(rotary.forward).parameters
     config, length = model.config.get_text_config(), len(position)
     delta = torch.from_numpy(position - cache.slots.position[row, :length])[None]

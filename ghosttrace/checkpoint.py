@@ -4,6 +4,7 @@ The policy is a part of a checkpoint: it must match the training. It is stored i
 the key `ghosttrace`, so that it goes wherever the model goes, and `load` reads it from there.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -111,8 +112,7 @@ def load_tokenizer(name: str) -> Any:
 
 def recorded_policy(config: PreTrainedConfig) -> dict[str, Any] | None:
     """The policy a checkpoint carries, if it carries one."""
-    record = getattr(config, RECORD, None)
-    return None if record is None else dict(record["policy"])
+    return (getattr(config, RECORD, None) or {}).get("policy")
 
 
 def resolve_policy(config: PreTrainedConfig, **overrides: Any) -> Policy:
@@ -128,6 +128,9 @@ def resolve_policy(config: PreTrainedConfig, **overrides: Any) -> Policy:
             "the model does not record whether its training erased the block delimiters: "
             "give --mask-delimiters (Phi) or --keep-delimiters (Qwen3, Olmo 3)"
         )
+    unknown = fields.keys() - {field.name for field in dataclasses.fields(Policy)}
+    if unknown:
+        raise UserError(f"the policy in config.json has unknown fields {', '.join(sorted(unknown))}: remove them")
     return Policy(**fields)
 
 
@@ -148,15 +151,20 @@ def load(
         policy: fields of `Policy` that override what the checkpoint records.
 
     Raises:
-        UserError: no such model, no delimiters, or no policy.
+        UserError: no such model, no weights, no delimiters, no chat template, or no policy.
     """
     config, tokenizer = load_config(name), load_tokenizer(name)
     names = (getattr(config, RECORD, None) or {}).get("delimiters", {}) | (delimiters or {})
     markup = Markup.from_tokenizer(tokenizer, names)
     law = resolve_policy(config, **policy)
+    if law.require_assistant_section and not markup.assistant_header:
+        raise UserError(f"{name} has no chat template: put chat_template.jinja beside its tokenizer")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
-    model: Any = AutoModelForCausalLM.from_pretrained(source(name), dtype=dtype or "auto")
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(source(name), dtype=dtype or "auto")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name} has a config but no weights that fit it: put model.safetensors beside it") from error
     return Checkpoint(name, model.to(device).eval().requires_grad_(False), tokenizer, markup, law)
 
 

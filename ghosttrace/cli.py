@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
-from ghosttrace.ablate import MAIN_ARMS, Settings
+from ghosttrace.ablate import Settings
 from ghosttrace.channel import ARMS, Part
 from ghosttrace.checkpoint import load
 from ghosttrace.data.read import read_traces
@@ -106,7 +106,7 @@ def ablate(
     sampling |= {"min_p": min_p, "max_new_tokens": max_new_tokens, "max_block_tokens": max_block_tokens}
     whole = sorted(kinds) == ["k", "v"]
     settings = Settings(
-        arms=tuple(arms.split(",")) if arms else MAIN_ARMS,
+        arms=None if arms is None else tuple(arms.split(",")),
         repetitions=repetitions,
         limit=limit,
         seed=seed,

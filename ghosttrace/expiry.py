@@ -55,6 +55,11 @@ class Policy:
         """The policy as it is stored in a checkpoint's config.json."""
         return asdict(self)
 
+    @property
+    def erases_after_reading(self) -> bool:
+        """Keys expire once `<|summary_end|>` is read; else only when it, or a later token, is chosen."""
+        return self.erase_at == "after_summary_end" and not self.keep_last_block_for_answer
+
     def erased(self, block: Block) -> range:
         """Positions that expire with a block."""
         if self.mask_delimiters:

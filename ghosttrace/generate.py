@@ -8,6 +8,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from ghosttrace.attention import attending
+from ghosttrace.errors import UserError
 from ghosttrace.expiry import ExpiryTracker, Policy
 from ghosttrace.sampling import Sampling, noise, sample
 from ghosttrace.session import Eraser, Row, Session
@@ -37,9 +38,9 @@ class Generation:
     Attributes:
         prompt, tokens: token ids of the prompt and of the response.
         finish: `eos`, or `length` if it was truncated.
-        blocks: finished block-memento pairs.
-        kv_tokens: int64[steps], keys held while each response token was processed (the last token
-            is never processed).
+        blocks: finished block-memento pairs, the prompt's included.
+        kv_tokens: int64[T - 1], keys held while each token of prompt and response was processed (the
+            last token never is).
     """
 
     prompt: list[int]
@@ -51,12 +52,12 @@ class Generation:
     @property
     def peak_kv_tokens(self) -> int:
         """The most keys held at once."""
-        return int(self.kv_tokens.max(initial=len(self.prompt)))
+        return int(self.kv_tokens.max())
 
     @property
     def auc_kv_tokens(self) -> int:
-        """The area under the curve, in token-steps."""
-        return int(self.kv_tokens.sum())
+        """The area under the response's part of the curve, in token-steps."""
+        return int(self.kv_tokens[len(self.prompt) :].sum())
 
 
 def generate(
@@ -80,7 +81,14 @@ def generate(
 
     Returns:
         One `Generation` a request, in order.
+
+    Raises:
+        UserError: a prompt is empty.
     """
+    if not requests:
+        return []
+    if not all(len(request.prompt) for request in requests):
+        raise UserError("a prompt is empty: give at least one token to continue")
     stops = _stop_ids(model)
     streams = [noise(*request.key) for request in requests]
     done: dict[int, Generation] = {}
@@ -127,5 +135,4 @@ def _forced(tracker: ExpiryTracker, request: Request, sampling: Sampling, markup
 
 def _finish(row: Row, request: Request, token: int, finish: Literal["eos", "length"]) -> Generation:
     response = [*row.tokens[len(request.prompt) :], token]
-    held = np.array(row.kv_tokens[len(request.prompt) :], dtype=np.int64)
-    return Generation(list(request.prompt), response, finish, len(row.tracker.blocks), held)
+    return Generation(list(request.prompt), response, finish, len(row.tracker.blocks), np.array(row.kv_tokens))

@@ -112,7 +112,10 @@ def trace_info(model: ModelInfo, trace: TraceText, policy: Policy) -> TraceInfo:
         response = response.replace(f"<|{name}|>", token)
     turns = [{"role": "user", "content": trace.problem}]
     prompt = model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    ids = model.tokenizer(prompt + response, add_special_tokens=False)["input_ids"]
+    # Apart, as generation does: together, tokens could merge across the assistant's header.
+    ids = [
+        token for text in (prompt, response) for token in model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ]
     markup = Markup.from_tokenizer(model.tokenizer, model.names)
     times = expiry(ids, markup, policy)
     held = alive(times)

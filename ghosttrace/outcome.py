@@ -9,7 +9,7 @@ import pandas as pd
 from ghosttrace.bench import Bench
 from ghosttrace.channel import ARMS, Memento, Part
 from ghosttrace.checkpoint import Checkpoint
-from ghosttrace.expiry import alive, expiry
+from ghosttrace.expiry import Policy, alive, expiry
 from ghosttrace.stats import estimate, paired_effect
 
 REFERENCE = Memento.name
@@ -42,14 +42,18 @@ class Ablation:
         ).astype(int)
 
 
-def summarise(samples: pd.DataFrame) -> pd.DataFrame:
+def summarise(samples: pd.DataFrame, bytes_per_token: int) -> pd.DataFrame:
     """Accuracy and paired effect of every arm on every benchmark.
+
+    Args:
+        samples: one row per sample.
+        bytes_per_token: KV bytes that one token takes in the model.
 
     Returns:
         One row per bench and arm: n_problems, n_samples, accuracy and effect with intervals, problems
-        better and worse than under `memento`, the detectable effect, mean peak and area of KV tokens,
-        truncated samples, and for `swap` the shares of swapped answers that follow the donor, that
-        keep the original, and that do neither.
+        better and worse than under `memento`, the detectable effect, mean peak and area of KV in
+        tokens and bytes (areas in token-steps and byte-steps), truncated samples, and for `swap` the
+        shares of swapped answers that follow the donor, that keep the original, and that do neither.
     """
     rows = []
     for bench, group in samples.groupby("bench", sort=False):
@@ -62,7 +66,9 @@ def summarise(samples: pd.DataFrame) -> pd.DataFrame:
             row |= {"accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
             row |= {"effect": effect.value, "effect_low": effect.low, "effect_high": effect.high}
             row |= {"better": effect.better, "worse": effect.worse, "detectable": effect.detectable}
-            row |= {"peak_kv_tokens": part["peak_kv_tokens"].mean(), "auc_kv_tokens": part["auc_kv_tokens"].mean()}
+            for name in ("peak_kv", "auc_kv"):
+                tokens = float(part[f"{name}_tokens"].mean())
+                row |= {f"{name}_tokens": tokens, f"{name}_bytes": tokens * bytes_per_token}
             rows.append(row | {"truncated": int((part["finish"] == "length").sum())} | _followed(part))
     return pd.DataFrame(rows)
 
@@ -85,20 +91,21 @@ def _followed(part: pd.DataFrame) -> dict[str, float | None]:
     }
 
 
-def failed_controls(results: pd.DataFrame, benches: Sequence[Bench], part: Part) -> tuple[str, ...]:
+def failed_controls(results: pd.DataFrame, benches: Sequence[Bench], part: Part, policy: Policy) -> tuple[str, ...]:
     """The controls of an ablation, and those that did not hold.
 
     `placebo` is the negative control: recomputation alone must do nothing. A known ceiling is the
-    other: no model beats it over a sealed cache unless the seal leaks.
+    other: no model beats it over a sealed cache unless the seal leaks. It holds where every finished
+    block is gone when the answer is written.
     """
     failures = []
-    ceilings = {bench.name: bench.ceiling for bench in benches}
+    all_gone = policy.keep_last_n_blocks == 0 and not policy.keep_last_block_for_answer
+    ceilings = {bench.name: bench.ceiling if all_gone and part.whole else None for bench in benches}
     for row in results.to_dict("records"):
         if row["arm"] == "placebo" and not row["effect_low"] <= 0 <= row["effect_high"]:
             failures.append(f"{row['bench']}: placebo moved accuracy by {100 * row['effect']:+.1f} points")
         ceiling = ceilings[row["bench"]]
-        sealed = (row["arm"] == "restart" and part.whole) or row["arm"] == "restart-renumbered"
-        if sealed and ceiling is not None and row["accuracy_low"] > ceiling:
+        if ARMS[row["arm"]].sealed and ceiling is not None and row["accuracy_low"] > ceiling:
             failures.append(
                 f"{row['bench']}: {row['arm']} scores above {100 * ceiling:g} %, which no sealed cache allows"
             )

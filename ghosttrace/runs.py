@@ -9,7 +9,9 @@ figures/          png and svg
 import json
 import platform
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,19 +25,28 @@ from ghosttrace.errors import UserError
 PACKAGES = ("ghosttrace", "torch", "transformers", "numpy", "scipy", "pandas")
 
 
-def new_folder(out: Path | None, command: str, model: str) -> Path:
-    """Name the folder of a run, still to be made: `out`, else `runs/<command>-<model>-<time>`.
+@contextmanager
+def run_folder(out: Path | None, command: str, model: str) -> Iterator[Path]:
+    """The folder of a run: `out`, else `runs/<command>-<model>-<time>`. A refused run leaves none.
 
     Raises:
-        UserError: the folder holds something already.
+        UserError: the folder cannot be made, or holds something already.
     """
     if out is None:
         name = re.sub(r"[^\w.-]+", "-", model).strip("-.")
         out = Path("runs") / f"{command}-{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.is_dir() and any(out.iterdir()):
         what = "another run" if (out / "run.json").exists() else "something else"
         raise UserError(f"{out} holds {what}: give --out a new folder")
-    return out
+    try:
+        (out / "figures").mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be made ({error.strerror}): give --out a folder that can") from error
+    try:
+        yield out
+    except UserError:
+        shutil.rmtree(out)
+        raise
 
 
 def versions() -> dict[str, str]:

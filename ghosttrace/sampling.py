@@ -6,6 +6,7 @@ distributions do.
 """
 
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class Sampling:
     max_block_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or not 0 <= self.min_p <= 1:
+        if not (0 <= self.temperature < inf and 0 < self.top_p <= 1 and self.top_k >= 0 and 0 <= self.min_p <= 1):
             raise UserError("sampling needs temperature >= 0, 0 < top-p <= 1, top-k >= 0 and 0 <= min-p <= 1")
         if self.max_new_tokens < 1 or (self.max_block_tokens is not None and self.max_block_tokens < 1):
             raise UserError("max-new-tokens and max-block-tokens are at least 1")
@@ -55,7 +56,7 @@ def probabilities(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     top, ids = scaled.topk(count, dim=-1)
     p = top.softmax(dim=-1)
     p = p * (p.cumsum(dim=-1) - p < sampling.top_p)
-    p = p * (p >= sampling.min_p * p[:, :1] / 1.0)
+    p = p * (p >= sampling.min_p * p[:, :1])
     ids, order = ids.sort(dim=-1)
     p = p.gather(-1, order)
     return ids, p / p.sum(dim=-1, keepdim=True)
@@ -70,14 +71,14 @@ def sample(logits: Tensor, sampling: Sampling, uniform: np.ndarray) -> list[int]
         uniform: float64[B] in [0, 1), each row's draw.
     """
     if sampling.temperature == 0:
-        return [int(token) for token in logits.argmax(dim=-1)]
+        return logits.argmax(dim=-1).tolist()
     ids, p = probabilities(logits, sampling)
     passed = p.cumsum(dim=-1) > torch.from_numpy(uniform).to(p.device)[:, None]
     # Rounding may leave the last sum a little below the draw: then the last possible token is meant.
     possible = (p > 0).long()
     last = possible.shape[-1] - 1 - possible.flip(-1).argmax(dim=-1)
     chosen = torch.where(passed.any(-1), passed.long().argmax(dim=-1), last)
-    return [int(token) for token in ids.gather(-1, chosen[:, None])[:, 0]]
+    return ids.gather(-1, chosen[:, None])[:, 0].tolist()
 
 
 def noise(*key: int) -> np.random.Generator:

@@ -105,8 +105,8 @@ class Session:
 
         Returns:
             With `every`, for each row float[len(chunk), V]; else an empty list. A position's logits
-            are those its successor is predicted from, so they are taken after what the arm does
-            when a block expires.
+            are those its successor is predicted from in generation: taken after what the arm does if
+            keys expire once the position is read, before if it takes the successor to expire them.
         """
         plans = [self._plan(row, chunk) for row, chunk in zip(self.rows, chunks, strict=True)]
         collected: list[list[Tensor]] = [[] for _ in self.rows]
@@ -121,7 +121,7 @@ class Session:
                 self.eraser.erase(hits)
                 self.cache.shrink()
             for hit in hits:
-                if collected[hit.row]:
+                if collected[hit.row] and self.rows[hit.row].tracker.policy.erases_after_reading:
                     collected[hit.row][-1] = self.logits[hit.row].clone()
         return [torch.stack(states) if states else self.logits[:0] for states in collected] if every else []
 
@@ -148,8 +148,8 @@ class Session:
         logits = self.forward(self.cache, runs, index, position, every)
         read = [row for row, run in enumerate(runs) if run]
         last = [len(runs[row]) - 1 if every else 0 for row in read]
-        if len(read) == len(runs):
-            self.logits = logits[read, last]
+        if len(read) == len(runs) or not len(self.logits):
+            self.logits = logits[range(len(runs)), [max(len(run), 1) - 1 if every else 0 for run in runs]]
         else:
             self.logits[read] = logits[read, last]
         for row, run, before in zip(self.rows, runs, held, strict=True):

@@ -2,9 +2,9 @@
 
 Intervals are 95 %, from a bootstrap over problems whose tails are widened as Student's t widens the
 normal's (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 3.3: plain
-percentile intervals are too short on few problems). Where all problems agree, resampling says
-nothing; the interval then allows for the share of dissenters that would have gone unseen with
-probability 2.5 % (`1 - 0.025 ** (1 / n)`, the rule of three).
+percentile intervals are too short on few problems). Where all or nearly all problems agree,
+resampling says little; the interval then also allows for the share of dissenters that would have
+gone unseen with probability 2.5 % (`1 - 0.025 ** (1 / n)`, the rule of three).
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES = 4000
+FEW = 6  # dissenters; fewer tell a bootstrap too little
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,15 @@ def estimate(scores: np.ndarray, low: float = 0.0, high: float = 1.0, seed: int 
         seed: of the resampling.
     """
     n, mean = len(scores), float(scores.mean())
+    wide = mean - unseen(n) * (mean - low), mean + unseen(n) * (high - mean)
     if np.ptp(scores) == 0:
-        return Estimate(mean, mean - unseen(n) * (mean - low), mean + unseen(n) * (high - mean))
+        return Estimate(mean, *wide)
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
     means = counts @ scores / n
     tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(0.025, n - 1))
-    ends = np.quantile(means, [tail, 1 - tail])
+    ends = tuple(np.quantile(means, [tail, 1 - tail]))
+    if n - np.unique(scores, return_counts=True)[1].max() < FEW:
+        ends = min(ends[0], wide[0]), max(ends[1], wide[1])
     return Estimate(mean, max(low, float(ends[0])), min(high, float(ends[1])))
 
 

@@ -65,7 +65,7 @@ class Markup:
                 "--map-delimiters, e.g. --map-delimiters block_start=<|fim_prefix|>,block_end=…"
             )
         header = _assistant_header(tokenizer)
-        turn_end = tokenizer.eos_token_id if header else None
+        turn_end = _turn_end(tokenizer) if header else None
         ids = {name: vocabulary[token] for name, token in spelled.items()}
         return cls(**ids, assistant_header=header, turn_end=turn_end)
 
@@ -75,12 +75,24 @@ def _assistant_header(tokenizer: Any) -> tuple[int, ...]:
     if not tokenizer.chat_template:
         return ()
     turns = [{"role": "user", "content": "?"}]
-    render = {
-        invite: tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=invite)
-        for invite in (True, False)
-    }
-    added = render[True].removeprefix(render[False]).removesuffix("<think>\n").removesuffix("<think>")
-    return tuple(tokenizer(added, add_special_tokens=False)["input_ids"])
+    plain, invited = (
+        tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=invite) for invite in (False, True)
+    )
+    header = invited.removeprefix(plain).removesuffix("<think>\n").removesuffix("<think>")
+    if not invited.startswith(plain) or not header:
+        raise UserError(
+            "the chat template does not show where the assistant's turn begins: "
+            "let it add a header if add_generation_prompt is set, and nothing else"
+        )
+    return tuple(tokenizer(header, add_special_tokens=False)["input_ids"])
+
+
+def _turn_end(tokenizer: Any) -> int | None:
+    """The special token that the chat template puts behind an assistant's message, if it does."""
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "ANSWER"}]
+    behind = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("ANSWER")[2]
+    ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
+    return next((token for token in ids if token in tokenizer.all_special_ids), None)
 
 
 class Block(NamedTuple):
@@ -96,7 +108,9 @@ def find_turns(tokens: np.ndarray, markup: Markup) -> tuple[np.ndarray, np.ndarr
     """Positions at which an assistant's turn opens (last id of its header) and at which turns end."""
     width = len(markup.assistant_header)
     if not width:
-        raise UserError("no assistant header is known: give one, or set require_assistant_section=False")
+        raise UserError(
+            "no assistant header is known: add a chat template to the tokenizer, or set require_assistant_section=False"
+        )
     if len(tokens) < width:
         opens = np.zeros(0, dtype=np.int64)
     else:
@@ -158,7 +172,10 @@ class Tracker:
 
     def __init__(self, markup: Markup, require_assistant_section: bool = True) -> None:
         if require_assistant_section and not markup.assistant_header:
-            raise UserError("no assistant header is known: give one, or set require_assistant_section=False")
+            raise UserError(
+                "no assistant header is known: add a chat template to the tokenizer, "
+                "or set require_assistant_section=False"
+            )
         self.markup = markup
         self.position = 0
         self.in_section = not require_assistant_section

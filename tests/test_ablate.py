@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from ghosttrace.bench import load_bench
 from ghosttrace.channel import Part
 from ghosttrace.checkpoint import load, source
 from ghosttrace.errors import UserError
+from ghosttrace.expiry import Policy
 from ghosttrace.generate import Request
 from ghosttrace.outcome import Ablation, curves, failed_controls
 from ghosttrace.report.ablation import run
@@ -70,12 +72,14 @@ def test_kv_columns_are_the_laws(outcome: tuple[str, Ablation]) -> None:
     problem = ablation.samples["problem"][0]
     held = curves(ablation, checkpoint, problem)
     for row in ablation.samples[ablation.samples["problem"] == problem].to_dict("records"):
-        curve = held[row["arm"]][len(row["prompt_ids"]) : -1]
-        assert (row["peak_kv_tokens"], row["auc_kv_tokens"]) == (curve.max(), curve.sum())
+        curve = held[row["arm"]][:-1]
+        response = curve[len(row["prompt_ids"]) :]
+        assert (row["peak_kv_tokens"], row["auc_kv_tokens"]) == (curve.max(), response.sum())
+    assert (ablation.results["peak_kv_bytes"] == 4096 * ablation.results["peak_kv_tokens"]).all()
 
 
 def test_arms_share_their_draws() -> None:
-    """At a temperature, arms that do the same sample the same; another seed samples otherwise."""
+    """At a temperature, arms that do the same sample the same; another repetition or seed samples otherwise."""
     settings = {"arms": ("placebo",), "limit": 20, "repetitions": 2, "sampling": {"temperature": 1.5}}
     one, other = (ablate("toy-mixed", "ledger-h1", seed=0, **settings) for _ in range(2))
     pd.testing.assert_frame_equal(one.samples, other.samples)
@@ -85,6 +89,10 @@ def test_arms_share_their_draws() -> None:
     assert (responses["placebo"] == responses["memento"]).all()
     first, second = (one.samples.query("arm == 'memento' and repetition == @r")["response"].tolist() for r in (0, 1))
     assert first != second
+    assert (
+        ablate("toy-mixed", "ledger-h1", seed=1, **settings).samples["response"].tolist()
+        != one.samples["response"].tolist()
+    )
 
 
 def test_batches_do_not_matter() -> None:
@@ -126,10 +134,11 @@ def test_parts_of_the_cache_carry_the_state() -> None:
 def test_controls_can_fail() -> None:
     row = {"bench": "ledger-h1", "arm": "placebo", "effect": -0.2, "effect_low": -0.3, "effect_high": -0.1}
     leak = {"bench": "ledger-h1", "arm": "restart", "accuracy": 0.5, "accuracy_low": 0.4}
-    benches = load_bench("ledger-h1", 1)
-    assert "placebo moved" in failed_controls(pd.DataFrame([row]), benches, Part())[0]
-    assert "no sealed cache allows" in failed_controls(pd.DataFrame([leak]), benches, Part())[0]
-    assert failed_controls(pd.DataFrame([leak]), benches, Part(kv=("v",))) == ()
+    benches, policy = load_bench("ledger-h1", 1), Policy(True)
+    assert "placebo moved" in failed_controls(pd.DataFrame([row]), benches, Part(), policy)[0]
+    assert "no sealed cache allows" in failed_controls(pd.DataFrame([leak]), benches, Part(), policy)[0]
+    assert failed_controls(pd.DataFrame([leak]), benches, Part(kv=("v",)), policy) == ()
+    assert failed_controls(pd.DataFrame([leak]), benches, Part(), replace(policy, keep_last_n_blocks=1)) == ()
 
 
 def test_python_api_in_five_lines() -> None:
@@ -179,11 +188,16 @@ BAD = {
     "a list of numbers": ["--arms", "restart", "--layers", "one"],
     "--kv is k, v or k,v": ["--arms", "restart", "--kv", "q"],
     "choose what a sealing arm seals": ["--arms", "swap", "--layers", "1"],
-    "temperature >= 0": ["--temperature", "-1"],
+    "temperature >= 0": ["--temperature", "nan"],
     "cannot be used here": ["--device", "cuda:99"],
     "at least 1": ["--limit", "0"],
     "--map-delimiters is NAME=TOKEN": ["--map-delimiters", "block=x"],
     "swap needs keep_last_n_blocks 0": ["--arms", "swap", "--keep-last-n-blocks", "1", "--limit", "2"],
+    "keep_last_n_blocks -1 erases none": ["--arms", "restart", "--keep-last-n-blocks", "-1", "--limit", "2"],
+    "seal-delimiters needs delimiters that stay": ["--arms", "seal-delimiters", "--limit", "2"],
+    "not negative": ["--seed", "-1"],
+    "no arm ''": ["--arms", ""],
+    "cannot be made": ["--out", "/proc/nowhere/run", "--limit", "1"],
 }
 
 
@@ -201,7 +215,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert message in said
     assert said.startswith("ghosttrace: ")
     assert "\n" not in said
-    assert not (tmp_path / "runs").exists()
+    assert not list(tmp_path.glob("runs/*"))
 
 
 def stripped(tmp_path: Path, **change: object) -> Path:
@@ -253,10 +267,35 @@ def test_running_out_of_memory_says_what_to_change(error: Exception) -> None:
         raise RuntimeError("unrelated")
 
 
+def test_default_arms_are_those_that_mean_something() -> None:
+    """keep_last_n_blocks 1 rules out swap; asked for by name it is refused, by default it is left out."""
+    keeps = load("toy-mixed", keep_last_n_blocks=1)
+    found = ablate(keeps, "ledger-h1", limit=4)
+    assert set(found.results["arm"]) == set(MAIN_ARMS) - {"swap"}
+    assert found.valid
+
+
+def test_broken_checkpoints_are_explained(tmp_path: Path) -> None:
+    folder = stripped(tmp_path, ghosttrace={"policy": {"mask_delimiters": True, "colour": "red"}})
+    with pytest.raises(UserError, match="unknown fields colour"):
+        load(str(folder))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="no weights"):
+        load_without_colour(folder)
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match="chat template"):
+        load(str(folder))
+
+
+def load_without_colour(folder: Path) -> object:
+    config = json.loads((folder / "config.json").read_text())
+    config["ghosttrace"] = {"policy": {"mask_delimiters": True}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return load(str(folder))
+
+
 def test_swap_needs_a_benchmark_with_counterfactuals() -> None:
     (bench,) = load_bench("ledger-h1", 2)
-    from dataclasses import replace
-
     plain = replace(bench, counterfactual=None)
     with pytest.raises(UserError, match="counterfactual"):
         ablate("toy-mixed", [plain], arms=("swap",))

@@ -1,14 +1,12 @@
 """Masked attention equals a brute-force reading of the law, on every family."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, tiny
+from families import FAMILIES, SIZE, tiny
 from torch import Tensor
 from traces import MARKUP, trace
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, GptOssConfig, PreTrainedModel
 
 from ghosttrace.attention import FLEX_BLOCK, Visibility, attending, block_mask, pad_batch, visible
 from ghosttrace.errors import UserError
@@ -131,14 +129,29 @@ def test_attending_leaves_the_model_as_it_was() -> None:
     assert (masked - before).abs().max() > 0.1
 
 
-def test_chunked_attention_is_refused() -> None:
+def test_nested_contexts_keep_the_law() -> None:
+    model, tokens = tiny("llama"), torch.tensor([trace(0)])
+    times = torch.from_numpy(expiry(trace(0), MARKUP, Policy(True)))[None]
+    with attending(model):
+        expected = model(tokens, use_cache=False, expiry=times).logits
+        with attending(model):
+            assert torch.equal(model(tokens, use_cache=False, expiry=times).logits, expected)
+        assert torch.equal(model(tokens, use_cache=False, expiry=times).logits, expected)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_other_kinds_of_attention_are_refused() -> None:
+    """Chunks and linear layers when entering, attention sinks in the forward pass."""
     model = tiny("qwen2")
-    model.config.attention_chunk_size = 8
-    try:
-        with pytest.raises(UserError, match="chunks"), attending(model):
+    for name, value in (("attention_chunk_size", 8), ("layer_types", ["linear_attention"] * 4)):
+        before = getattr(model.config, name, None)
+        setattr(model.config, name, value)
+        with pytest.raises(UserError, match="does not cover"), attending(model):
             pass
-    finally:
-        del model.config.attention_chunk_size
+        setattr(model.config, name, before)
+    sinks = AutoModelForCausalLM.from_config(GptOssConfig(**SIZE, head_dim=16, num_local_experts=2))
+    with pytest.raises(UserError, match="s_aux"), attending(sinks):
+        sinks(torch.tensor([[1, 2, 3]]), use_cache=False, expiry=torch.full((1, 3), 9))
 
 
 def test_families_differ_from_plain_attention() -> None:
@@ -152,4 +165,3 @@ def test_families_differ_from_plain_attention() -> None:
             masked = model(torch.tensor([tokens]), use_cache=False, expiry=torch.from_numpy(times)[None]).logits[0]
         gap = (masked - model(torch.tensor([tokens]), use_cache=False).logits[0]).abs().amax(-1)
         assert gap[:first].max() < 1e-5 < 1e-2 < gap[first:].max(), family
-    assert all(a <= b for a, b in pairwise(sorted(times.tolist())))

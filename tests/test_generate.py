@@ -106,9 +106,26 @@ def test_generation_reports_the_kv_curve_of_the_law() -> None:
     for generation, tokens in zip(done, TRACES, strict=True):
         whole = generation.prompt + generation.tokens
         assert whole[: len(tokens)] == tokens and generation.blocks >= 5
-        curve = alive(expiry(whole[:-1], MARKUP, policy))[len(generation.prompt) :]
+        curve = alive(expiry(whole[:-1], MARKUP, policy))
         assert generation.kv_tokens.tolist() == curve.tolist()
-        assert (generation.peak_kv_tokens, generation.auc_kv_tokens) == (curve.max(), curve.sum())
+        response = curve[len(generation.prompt) :]
+        assert (generation.peak_kv_tokens, generation.auc_kv_tokens) == (curve.max(), response.sum())
+
+
+def test_prompts_with_blocks_are_erased_on_the_way() -> None:
+    """A conversation that goes on: the assistant's earlier blocks never pile up in the cache."""
+    prompt = [*TRACES[2], 2, 1, 9, 3]
+    (done,) = generate(tiny("qwen3"), [Request(prompt)], MARKUP, Policy(True), Sampling(4))
+    whole = done.prompt + done.tokens
+    curve = alive(expiry(whole[:-1], MARKUP, Policy(True)))
+    assert done.kv_tokens.tolist() == curve.tolist()
+    assert done.peak_kv_tokens == curve.max() < len(prompt)
+
+
+def test_empty_batches_and_prompts() -> None:
+    assert generate(tiny("llama"), [], MARKUP, Policy(True), Sampling(4)) == []
+    with pytest.raises(UserError, match="prompt is empty"):
+        generate(tiny("llama"), [Request([])], MARKUP, Policy(True), Sampling(4))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])

@@ -74,11 +74,10 @@ def test_real_traces(qwen: str, name: str, mask_delimiters: bool) -> None:
 
 
 @real
-def test_a_header_inside_the_problem_does_not_open_a_turn(qwen: str) -> None:
-    """Delimiters that a user writes are not the assistant's; text around the real header tokenises alike."""
+def test_delimiters_in_the_problem_are_not_the_assistants(qwen: str) -> None:
     model = model_info(qwen)
     pair = "<|block_start|>a<|block_end|><|summary_start|>b<|summary_end|>"
-    found = trace_info(model, TraceText(pair, f"<think>\n{pair}</think>"), Policy(True))
+    found = trace_info(model, TraceText(pair, f"\n<think>\n{pair}</think>"), Policy(True))
     assert len(found.blocks) == 1
 
 
@@ -104,6 +103,8 @@ def test_geometry_of_windows() -> None:
     ("name", "content", "message"),
     [
         ("a.json", "{", "not valid JSON"),
+        ("a.json", '{"segments": [{"type": "block"}]}', "is a list of"),
+        ("a.json", '{"segments": null}', "is a list of"),
         ("a.json", '{"x": 1}', "neither 'segments' nor 'response'"),
         (None, "", "no file"),
     ],

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghosttrace.bench import load_bench
-from ghosttrace.bench.ledger import BLOCK_TOKENS, BLOCKS, DIGITS, Ledger, grade, is_observation, ledger
+from ghosttrace.bench.ledger import BLOCK_TOKENS, BLOCKS, DIGITS, STREAM, Ledger, grade, is_observation, ledger
 from ghosttrace.bench.problem import Problem
 from ghosttrace.checkpoint import load_tokenizer
 from ghosttrace.errors import UserError
@@ -80,7 +80,7 @@ def test_hidden_digits_are_uniform_given_the_retained_text(level: int) -> None:
 
 def test_the_harness_writes_observations_and_nothing_else() -> None:
     (bench,) = load_bench("ledger-h2", 3)
-    one = Ledger.sample(np.random.default_rng([0, 2]), 2)
+    one = Ledger.sample(np.random.default_rng([0, 2, STREAM]), 2)
     harness = bench.harness(bench.problems[0], TOKENIZER)  # type: ignore[misc]
     tracker = ExpiryTracker(MARKUP, Policy(True))
     put_in = 0

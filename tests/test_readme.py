@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +45,18 @@ def test_python_examples_run_in_order(tmp_path: Path) -> None:
     script = "\n".join(fenced("python")) + "\nassert logits.shape[:2] == (1, len(tokens)) and len(run.results) == 3\n"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_figures_in_the_readme_are_the_recorded_ones() -> None:
+    """Its table of the two models is `experiments/results/ledger_pair.parquet`, rounded."""
+    results = pd.read_parquet(ROOT / "experiments" / "results" / "ledger_pair.parquet")
+    for model in ("toy-mixed", "toy-open"):
+        for arm in ("memento", "placebo", "restart", "swap"):
+            rows = results[(results["model"] == model) & (results["arm"] == arm)].set_index("bench")
+            column = "follows_donor" if arm == "swap" else "accuracy"
+            cells = [f"{100 * rows.loc[f'ledger-h{level}', column]:.1f}" for level in range(4)]
+            what = "`swap`, answers that follow the donor" if arm == "swap" else f"`{arm}`"
+            assert f"| {model} | {what} | {' | '.join(cells)} |" in README
 
 
 def test_files_that_the_readme_names_exist() -> None:

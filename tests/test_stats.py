@@ -69,6 +69,13 @@ def test_no_effect_is_not_called_one() -> None:
     assert said_yes / 400 < 0.08
 
 
+@pytest.mark.parametrize("p", [0.95, 0.99, 0.997])
+def test_intervals_near_certainty_do_not_fall_short(p: float) -> None:
+    rng = np.random.default_rng(int(1000 * p))
+    found = [estimate((rng.random(400) < p).astype(float)) for _ in range(400)]
+    assert np.mean([one.low <= p <= one.high for one in found]) >= 0.93
+
+
 @pytest.mark.parametrize("n", [10, 100, 400])
 def test_agreement_is_not_certainty(n: int) -> None:
     """Where every problem agrees the interval is the rule of three's, not a point."""

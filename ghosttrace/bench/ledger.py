@@ -31,6 +31,7 @@ from ghosttrace.expiry import ExpiryTracker
 LEVELS = "wxyz"
 INCREMENTS = "abcdefghij"
 DIGITS, NOTES, STEPS, BLOCKS = 3, 5, 2, 4
+STREAM = 0x1ED6E2  # keeps the benchmark apart from what models are trained on
 BLOCK_TOKENS = NOTES + 2 * DIGITS * STEPS
 
 VOCABULARY = (
@@ -137,7 +138,7 @@ def ledger(level: int, n_problems: int = 400, seed: int = 0) -> Bench:
     """
     if level not in range(DIGITS + 1):
         raise UserError(f"ledger has levels 0 to {DIGITS}, not {level}")
-    rng = np.random.default_rng([seed, level])
+    rng = np.random.default_rng([seed, level, STREAM])
     ledgers = [Ledger.sample(rng, level) for _ in range(n_problems)]
     name = f"ledger-h{level}"
     problems = {f"{name}-{seed}-{i:04d}": one for i, one in enumerate(ledgers)}
@@ -162,13 +163,14 @@ def ledger(level: int, n_problems: int = 400, seed: int = 0) -> Bench:
 
 
 def grade(problem: Problem, response: Sequence[str]) -> Grade:
-    """The three tokens after the last `</think>`, compared with the answer."""
+    """The three tokens after the last `</think>`, compared with the answer; one more may end the turn."""
     tokens = list(response)
     if "</think>" not in tokens:
         return Grade(False, None)
     after = tokens[len(tokens) - tokens[::-1].index("</think>") :]
     answer = "".join(after[:DIGITS])
-    complete = len(answer) == DIGITS and answer.isdigit() and after[DIGITS:] in ([], ["<eos>"])
+    rest = after[DIGITS:]
+    complete = len(answer) == DIGITS and answer.isdigit() and len(rest) < 2 and not "".join(rest).isdigit()
     return Grade(complete and answer == problem.answer, answer if complete else None)
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from transformers import PreTrainedModel
+
 from ghosttrace.errors import UserError
 from ghosttrace.expiry import Policy
 from ghosttrace.session import Eraser, Session
@@ -15,10 +17,12 @@ class Arm:
     Attributes:
         name: as in the results.
         summary: one line for the help text.
+        sealed: its cache is a function of the retained text alone.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    sealed: ClassVar[bool] = False
 
     def law(self, policy: Policy) -> Policy:
         """The policy this arm runs under, given the checkpoint's.
@@ -26,7 +30,16 @@ class Arm:
         Raises:
             UserError: the arm means nothing under that policy.
         """
+        if policy.keep_last_n_blocks < 0:
+            raise UserError(f"{self.name} acts when blocks are erased, and keep_last_n_blocks -1 erases none: give 0")
         return policy
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Refuse a model on which the arm cannot be run.
+
+        Raises:
+            UserError: it cannot.
+        """
 
     def eraser(self, session: Session) -> Eraser:
         """What acts when blocks expire in a batch."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ghosttrace.channel.arm import Arm
+from ghosttrace.expiry import Policy
 
 
 @dataclass(frozen=True)
@@ -11,3 +12,6 @@ class Memento(Arm):
 
     name = "memento"
     summary = "normal memento attention: the reference of every effect"
+
+    def law(self, policy: Policy) -> Policy:
+        return policy

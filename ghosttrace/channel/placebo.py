@@ -29,7 +29,7 @@ class Placebo(Eraser):
         index = []
         for place, hit in enumerate(hits):
             held, keys = again.held(place), hit.keys
-            stays = held[(held > keys.min(initial=hit.erasures[0].block.start)) & ~np.isin(held, keys)]
+            stays = held[(held > hit.erasures[0].block.start) & ~np.isin(held, keys)]
             first = int(stays[stays >= self._since[hit.row]].min())
             index.append(held[held >= first].copy())
             again.truncate(place, first)

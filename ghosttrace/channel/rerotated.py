@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
+from transformers import PreTrainedModel
 
-from ghosttrace.cache import rerotate
+from ghosttrace.cache import check_rotary, rerotate
 from ghosttrace.channel.arm import Arm
 from ghosttrace.session import Eraser, Hit, Session
 
@@ -27,6 +28,9 @@ class Rerotated(Arm):
 
     name = "rerotated"
     summary = "normal keys and values at closed-up positions: what moving alone does"
+
+    def check(self, model: PreTrainedModel) -> None:
+        check_rotary(model)
 
     def eraser(self, session: Session) -> Eraser:
         return Rerotator(session)

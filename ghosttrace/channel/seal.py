@@ -18,6 +18,8 @@ import torch
 
 from ghosttrace.cache import KVCache
 from ghosttrace.channel.arm import Arm, Part
+from ghosttrace.errors import UserError
+from ghosttrace.expiry import Policy
 from ghosttrace.session import Eraser, Hit, Row, Session
 
 
@@ -44,6 +46,7 @@ class Sealer(Eraser):
         sealed = self.sealed.take(rows)
         fresh = []
         for place, hit in enumerate(hits):
+            # An empty block between kept delimiters erases nothing, yet its end is behind it.
             sealed.truncate(place, int(hit.keys.min(initial=hit.erasures[0].block.end)))
             held, kept = session.cache.held(hit.row), sealed.held(place)
             fresh.append(held[held > kept.max(initial=-1)])
@@ -107,6 +110,7 @@ class Restart(Arm):
     """Everything retained recomputed with every erased block absent, absolute positions kept."""
 
     name = "restart"
+    sealed = True
     summary = "retained tokens recomputed with every block absent, positions kept: the channel closed"
     part: Part = field(default_factory=Part)
 
@@ -119,6 +123,7 @@ class RestartRenumbered(Arm):
     """The same as one fresh prefill, with positions closed up."""
 
     name = "restart-renumbered"
+    sealed = True
     summary = "the same with positions closed up, as one fresh prefill of the retained text"
 
     def eraser(self, session: Session) -> Eraser:
@@ -130,7 +135,13 @@ class SealDelimiters(Restart):
     """Only the retained block delimiters recomputed."""
 
     name = "seal-delimiters"
+    sealed = False
     summary = "only the retained block delimiters recomputed"
+
+    def law(self, policy: Policy) -> Policy:
+        if policy.mask_delimiters:
+            raise UserError("seal-delimiters needs delimiters that stay: this policy erases them (--keep-delimiters)")
+        return super().law(policy)
 
     def eraser(self, session: Session) -> Eraser:
         return Sealer(session, self.part.of_carrier("delimiters"))
@@ -141,6 +152,7 @@ class SealMementos(Restart):
     """Only the mementos recomputed."""
 
     name = "seal-mementos"
+    sealed = False
     summary = "only the mementos recomputed"
 
     def eraser(self, session: Session) -> Eraser:

@@ -46,8 +46,11 @@ class Swapper(Eraser):
         super().erase(hits)
 
     def _donor(self, number: int, block: Block) -> list[int] | None:
-        row = self.session.rows[number]
-        return self.donors(row.key, row.tracker.blocks.index(block), block.end - block.start - 1)
+        row, length = self.session.rows[number], block.end - block.start - 1
+        donor = self.donors(row.key, row.tracker.blocks.index(block), length)
+        if donor is not None and len(donor) != length:
+            raise UserError(f"a donor must be as long as its block: {len(donor)} tokens, not {length}")
+        return donor
 
 
 def no_donors(key: tuple[int, ...], number: int, length: int) -> list[int] | None:
@@ -64,8 +67,11 @@ class Swap(Arm):
     donors: Donors = no_donors
 
     def law(self, policy: Policy) -> Policy:
-        if policy.keep_last_n_blocks != 0:
-            raise UserError("swap needs keep_last_n_blocks 0: later tokens must not have read the block itself")
+        if policy.keep_last_n_blocks != 0 or policy.keep_last_block_for_answer:
+            raise UserError(
+                "swap needs keep_last_n_blocks 0 and no keep_last_block_for_answer: "
+                "what comes later must not have read the block"
+            )
         return policy
 
     def eraser(self, session: Session) -> Eraser:

@@ -13,8 +13,12 @@ from typing import Any
 
 from ghosttrace.errors import UserError
 
-OPENING = {"block": "<|block_start|>", "summary": "<|summary_start|>"}
-CLOSING = {"block": "<|block_end|>", "summary": "<|summary_end|>"}
+KINDS = ("type", "text")
+PLACES = {
+    "block": ("<|block_start|>", "<|block_end|>"),
+    "summary": ("<|summary_start|>", "<|summary_end|>"),
+    "answer": ("</think>\n", ""),
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,10 @@ def read_traces(path: Path) -> list[TraceText]:
     """
     if not path.is_file():
         raise UserError(f"no file {path}: give --trace a JSON, JSONL or text file")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: give a JSON, JSONL or text file") from error
     if path.suffix not in (".json", ".jsonl"):
         return [TraceText("", text)]
     try:
@@ -53,8 +60,8 @@ def _trace(record: Any, path: Path) -> TraceText:
     problem = str(record.get("problem", ""))
     if "response" in record:
         return TraceText(problem, str(record["response"]))
-    parts = ["<think>\n"]
-    for segment in record["segments"]:
-        kind, text = segment["type"], segment["text"]
-        parts.append(OPENING[kind] + text + CLOSING[kind] if kind in OPENING else "</think>\n" + text)
-    return TraceText(problem, "".join(parts))
+    segments = record["segments"]
+    if not isinstance(segments, list) or any(set(KINDS) - set(s) or s["type"] not in PLACES for s in segments):
+        raise UserError(f"{path}: 'segments' is a list of {{'type': 'block', 'summary' or 'answer', 'text': …}}")
+    parts = [before + str(s["text"]) + behind for s in segments for before, behind in [PLACES[s["type"]]]]
+    return TraceText(problem, "<think>\n" + "".join(parts))

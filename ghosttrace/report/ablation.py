@@ -12,33 +12,34 @@ from ghosttrace.checkpoint import Checkpoint, fingerprint
 from ghosttrace.outcome import Ablation, curves
 from ghosttrace.report.figures import accuracy_figure, sawtooth_figure
 from ghosttrace.report.tables import ablation_table, swap_table
-from ghosttrace.runs import new_folder, versions, write_figure, write_json, write_samples, write_summary
+from ghosttrace.runs import run_folder, versions, write_figure, write_json, write_samples, write_summary
 
 
 def run(checkpoint: Checkpoint, bench: str, settings: Settings, out: Path | None) -> Ablation:
     """Run an ablation as the command does and leave a run folder behind.
 
     Raises:
-        UserError: anything that cannot be run as asked; nothing is left behind then.
+        UserError: anything that cannot be run as asked; no folder is left behind then.
     """
     console = Console()
     benches = load_bench(bench, settings.limit, settings.seed)
-    folder = new_folder(out, "ablate", checkpoint.name)
-    ablation = _measure(checkpoint, benches, settings, console)
-    (folder / "figures").mkdir(parents=True)
-    write_json(folder / "run.json", configuration(checkpoint, bench, benches, settings))
+    with run_folder(out, "ablate", checkpoint.name) as folder:
+        write_json(folder / "run.json", configuration(checkpoint, bench, benches, settings))
+        ablation = _measure(checkpoint, benches, settings, console)
+        _write(folder, ablation, checkpoint, benches)
+    _print(console, ablation, folder)
+    return ablation
+
+
+def _write(folder: Path, ablation: Ablation, checkpoint: Checkpoint, benches: list[Bench]) -> None:
     write_samples(folder, ablation.samples)
     results = ablation.results.astype(object).where(ablation.results.notna(), None)
     rows = [{str(name): value for name, value in row.items()} for row in results.to_dict("records")]
     write_summary(folder, "ablate", ablation.valid, rows, failures=list(ablation.failures))
-    ceilings = {one.name: one.ceiling for one in benches}
-    write_figure(folder, "accuracy", accuracy_figure(ablation.results, ceilings))
+    write_figure(folder, "accuracy", accuracy_figure(ablation.results, {one.name: one.ceiling for one in benches}))
     first = benches[-1].problems[0].id
-    write_figure(
-        folder, "sawtooth", sawtooth_figure(curves(ablation, checkpoint, first), f"{checkpoint.name}, {first}")
-    )
-    _print(console, ablation, folder)
-    return ablation
+    held = curves(ablation, checkpoint, first)
+    write_figure(folder, "sawtooth", sawtooth_figure(held, f"{checkpoint.name}, {first}"))
 
 
 def _measure(checkpoint: Checkpoint, benches: list[Bench], settings: Settings, console: Console) -> Ablation:

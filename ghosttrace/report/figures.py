@@ -24,7 +24,7 @@ def accuracy_figure(results: pd.DataFrame, ceilings: Mapping[str, float | None])
     """Accuracy by arm with 95 % intervals, one panel a benchmark.
 
     Args:
-        results: rows of `ghosttrace.ablate.summarise`.
+        results: rows of `ghosttrace.outcome.summarise`.
         ceilings: for each benchmark the most a sealed cache allows, drawn dashed where known.
     """
     benches = list(dict.fromkeys(results["bench"]))
@@ -35,7 +35,7 @@ def accuracy_figure(results: pd.DataFrame, ceilings: Mapping[str, float | None])
         for row in results[results["bench"] == bench].to_dict("records"):
             y, value = arms.index(row["arm"]), row["accuracy"]
             spread = [[max(0.0, value - row["accuracy_low"])], [max(0.0, row["accuracy_high"] - value)]]
-            axis.barh(y, value, color=COLOURS[row["arm"]], height=0.62)
+            axis.barh(y, value, color=COLOURS.get(row["arm"], "#999999"), height=0.62)
             axis.errorbar(value, y, xerr=spread, color="black", capsize=2.5, linewidth=1)
         ceiling = ceilings.get(bench)
         if ceiling is not None:
@@ -61,7 +61,14 @@ def sawtooth_figure(curves: Mapping[str, np.ndarray], title: str) -> Figure:
     for arm, curve in curves.items():
         shared.setdefault(tuple(curve.tolist()), []).append(arm)
     for steps, arms in shared.items():
-        axis.step(range(len(steps)), steps, where="post", color=COLOURS[arms[0]], label=", ".join(arms), linewidth=1.4)
+        axis.step(
+            range(len(steps)),
+            steps,
+            where="post",
+            color=COLOURS.get(arms[0], "#999999"),
+            label=", ".join(arms),
+            linewidth=1.4,
+        )
     axis.set(xlabel="step", ylabel="KV tokens held", title=title, ylim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=7, frameon=False, loc="upper left")

@@ -1,0 +1,9 @@
+"""The models here are tiny: one thread each, so that parallel workers do not fight over the cores."""
+
+import os
+
+import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"

@@ -2,6 +2,8 @@
 
 import os
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing here needs the hub
+
 import torch
 
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -9,7 +9,7 @@ demo: .venv/installed
 	$(BIN)/ghosttrace ablate
 
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n auto
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

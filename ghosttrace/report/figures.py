@@ -60,15 +60,9 @@ def sawtooth_figure(curves: Mapping[str, np.ndarray], title: str) -> Figure:
     shared: dict[tuple[int, ...], list[str]] = {}
     for arm, curve in curves.items():
         shared.setdefault(tuple(curve.tolist()), []).append(arm)
-    for steps, arms in shared.items():
-        axis.step(
-            range(len(steps)),
-            steps,
-            where="post",
-            color=COLOURS.get(arms[0], "#999999"),
-            label=", ".join(arms),
-            linewidth=1.4,
-        )
+    for order, (steps, arms) in enumerate(shared.items()):  # memento, the first, on top
+        colour = COLOURS.get(arms[0], "#999999")
+        axis.step(range(len(steps)), steps, where="post", color=colour, label=", ".join(arms), zorder=9 - order)
     axis.set(xlabel="step", ylabel="KV tokens held", title=title, ylim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=7, frameon=False, loc="upper left")

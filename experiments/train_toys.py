@@ -4,7 +4,7 @@ Both models learn all four levels of `ledger` mixed, with full attention first a
 then. `toy-mixed` gets a share of the second stage's batches under the sealed mask, so that a sealed
 cache is nothing new to it; there the loss leaves out the digits that the retained text does not
 determine. Loss is on what the model itself must write; near the end the observations join at a
-small weight, so that without a harness it writes valid ones of its own. About twelve CPU-minutes on
+smaller weight, so that without a harness it writes valid ones of its own. About 16 CPU-minutes on
 one core; the log is kept beside the weights. A seed can stall: the gate at the end says so and
 nothing is written.
 """

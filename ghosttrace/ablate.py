@@ -19,7 +19,7 @@ from ghosttrace.outcome import REFERENCE, Ablation, failed_controls, summarise
 from ghosttrace.sampling import Sampling, noise
 
 MAIN_ARMS = ("memento", "full", "placebo", "restart", "restart-renumbered", "rerotated", "swap")
-SEALING = ("restart", "seal-delimiters", "seal-mementos")
+SEALING = tuple(name for name, arm in ARMS.items() if issubclass(arm, Restart))
 SWAP_STREAM = 1_000_003  # keeps the swap's own draws apart from the sampling noise
 
 

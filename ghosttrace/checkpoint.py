@@ -115,14 +115,17 @@ def recorded_policy(config: PreTrainedConfig) -> dict[str, Any] | None:
     return (getattr(config, RECORD, None) or {}).get("policy")
 
 
-def resolve_policy(config: PreTrainedConfig, **overrides: Any) -> Policy:
+def resolve_policy(recorded: Mapping[str, Any] | None, **overrides: Any) -> Policy:
     """The recorded policy with what the user gave explicitly on top (None: not given).
 
+    Args:
+        recorded: what `recorded_policy` found.
+        overrides: fields of `Policy`.
+
     Raises:
-        UserError: `mask_delimiters` is neither recorded nor given.
+        UserError: `mask_delimiters` is neither recorded nor given, or a field is unknown.
     """
-    given = {name: value for name, value in overrides.items() if value is not None}
-    fields = (recorded_policy(config) or {}) | given
+    fields = dict(recorded or {}) | {name: value for name, value in overrides.items() if value is not None}
     if "mask_delimiters" not in fields:
         raise UserError(
             "the model does not record whether its training erased the block delimiters: "
@@ -156,7 +159,7 @@ def load(
     config, tokenizer = load_config(name), load_tokenizer(name)
     names = (getattr(config, RECORD, None) or {}).get("delimiters", {}) | (delimiters or {})
     markup = Markup.from_tokenizer(tokenizer, names)
-    law = resolve_policy(config, **policy)
+    law = resolve_policy(recorded_policy(config), **policy)
     if law.require_assistant_section and not markup.assistant_header:
         raise UserError(f"{name} has no chat template: put chat_template.jinja beside its tokenizer")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -3,7 +3,7 @@
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -11,10 +11,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from ghosttrace.ablate import Settings
 from ghosttrace.channel import ARMS, Part
-from ghosttrace.checkpoint import load
+from ghosttrace.checkpoint import load, resolve_policy
 from ghosttrace.data.read import read_traces
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import Policy
 from ghosttrace.info import model_info, trace_info
 from ghosttrace.report.ablation import run
 from ghosttrace.report.tables import model_table, trace_table
@@ -134,14 +133,9 @@ def info(
     console.print(model_table(described))
     if trace is None:
         return
-    given: dict[str, Any] = {"mask_delimiters": mask_delimiters, "keep_last_n_blocks": keep_last_n_blocks}
-    fields = (described.policy or {}) | {name: value for name, value in given.items() if value is not None}
-    if "mask_delimiters" not in fields:
-        raise UserError(
-            "the model does not record its policy: give --mask-delimiters (Phi) or --keep-delimiters (Qwen3, Olmo 3)"
-        )
+    policy = resolve_policy(described.policy, mask_delimiters=mask_delimiters, keep_last_n_blocks=keep_last_n_blocks)
     for text in read_traces(trace):
-        console.print(trace_table(described, trace_info(described, text, Policy(**fields))))
+        console.print(trace_table(described, trace_info(described, text, policy)))
 
 
 def main() -> None:

@@ -146,12 +146,11 @@ class Session:
         position = [places - row.closed for row, places in zip(self.rows, index, strict=True)]
         held = self.cache.slots.length.tolist()
         logits = self.forward(self.cache, runs, index, position, every)
-        read = [row for row, run in enumerate(runs) if run]
-        last = [len(runs[row]) - 1 if every else 0 for row in read]
-        if len(read) == len(runs) or not len(self.logits):
-            self.logits = logits[range(len(runs)), [max(len(run), 1) - 1 if every else 0 for run in runs]]
-        else:
-            self.logits[read] = logits[read, last]
+        last = logits[range(len(runs)), [max(len(run), 1) - 1 if every else 0 for run in runs]]
+        idle = [row for row, run in enumerate(runs) if not run]
+        if idle and len(self.logits):
+            last[idle] = self.logits[idle]
+        self.logits = last
         for row, run, before in zip(self.rows, runs, held, strict=True):
             row.fed += len(run)
             row.kv_tokens += range(before + 1, before + 1 + len(run))

@@ -44,6 +44,11 @@ def unseen(n: int) -> float:
     return float(1 - 0.025 ** (1 / n))
 
 
+def nearly_unanimous(scores: np.ndarray) -> bool:
+    """Whether too few of the problems, float[n], dissent from the commonest score for resampling to tell."""
+    return bool(len(scores) - np.unique(scores, return_counts=True)[1].max() < FEW)
+
+
 def estimate(scores: np.ndarray, low: float = 0.0, high: float = 1.0, seed: int = 0) -> Estimate:
     """The mean over problems and its interval.
 
@@ -60,7 +65,7 @@ def estimate(scores: np.ndarray, low: float = 0.0, high: float = 1.0, seed: int 
     means = counts @ scores / n
     tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(0.025, n - 1))
     ends = tuple(np.quantile(means, [tail, 1 - tail]))
-    if n - np.unique(scores, return_counts=True)[1].max() < FEW:
+    if nearly_unanimous(scores):
         ends = min(ends[0], wide[0]), max(ends[1], wide[1])
     return Estimate(mean, max(low, float(ends[0])), min(high, float(ends[1])))
 
@@ -86,7 +91,8 @@ def detectable_effect(difference: np.ndarray, power: float = 0.8) -> float:
         power: the probability of finding it.
     """
     n = len(difference)
-    if n < 2 or np.ptp(difference) == 0:
-        return unseen(n)
+    least = unseen(n) if nearly_unanimous(difference) else 0.0
+    if n < 2:
+        return least
     spread = float(difference.std(ddof=1) / np.sqrt(n))
-    return min(1.0, float(stats.t.ppf(0.975, n - 1) + stats.t.ppf(power, n - 1)) * spread)
+    return min(1.0, max(least, float(stats.t.ppf(0.975, n - 1) + stats.t.ppf(power, n - 1)) * spread))

@@ -85,6 +85,9 @@ def test_agreement_is_not_certainty(n: int) -> None:
     assert (nothing.low, nothing.value, nothing.high) == pytest.approx((-unseen(n), 0, unseen(n)))
     assert nothing.detectable == pytest.approx(unseen(n))
     assert 3 / n < unseen(n) < 4 / n
+    one_dissents = np.append(np.ones(n - 1), 0.0)
+    assert estimate(one_dissents).low < certain.low
+    assert paired_effect(one_dissents, np.ones(n)).detectable >= unseen(n)
     lost = paired_effect(np.zeros(n), np.ones(n))
     assert lost.value == lost.low == -1
     assert lost.high == pytest.approx(-1 + 2 * unseen(n))

@@ -1,0 +1,1 @@
+"""Probes: what erased blocks leave behind, in bits beyond the text."""

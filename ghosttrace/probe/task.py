@@ -1,0 +1,82 @@
+"""What a probe is asked: traces with something hidden in one of their blocks, and the questions about it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ghosttrace.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A trace with a secret in one of its blocks.
+
+    Attributes:
+        ids: int[T], prompt and response.
+        base: which trace it was made from; samples of one base are one cluster.
+        secret: what was hidden, as far as two samples could share it; no split separates equal ones.
+            Empty where the secret is itself the class (a word of a list).
+        block: which finished pair holds the secret, counted from 0.
+        where: places in `ids` of the tokens that spell it.
+        labels: int, one per target of the task; -1 where a target does not apply.
+    """
+
+    ids: Sequence[int]
+    base: str
+    secret: str
+    block: int
+    where: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One question: which of these classes?"""
+
+    name: str
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Samples and what is asked about them.
+
+    Attributes:
+        name: as in the results.
+        samples: N of them.
+        targets: the questions.
+        exact: for targets whose posterior given the retained text is known exactly, float[N, C],
+            its natural logarithm (-inf for what the text excludes).
+    """
+
+    name: str
+    samples: tuple[Sample, ...]
+    targets: tuple[Target, ...]
+    exact: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def labels(self, target: int) -> np.ndarray:
+        """int[N], of one target."""
+        return np.array([sample.labels[target] for sample in self.samples])
+
+    def check(self) -> None:
+        """Refuse labels that nothing can be learned from.
+
+        Raises:
+            UserError: a target has fewer samples than classes, or a class that occurs once or never varies.
+        """
+        for number, target in enumerate(self.targets):
+            labels = self.labels(number)
+            counts = np.bincount(labels[labels >= 0], minlength=len(target.classes))
+            if counts.sum() < len(target.classes):
+                raise UserError(
+                    f"{self.name}: {target.name} has {counts.sum()} samples for {len(target.classes)} classes: "
+                    "give more samples, or fewer classes"
+                )
+            if (counts > 0).sum() < 2:
+                raise UserError(f"{self.name}: {target.name} has the same label everywhere: there is nothing to tell")
+            if (counts == 1).any():
+                once = target.classes[int(np.argmax(counts == 1))]
+                raise UserError(
+                    f"{self.name}: {target.name} is {once!r} in one sample alone: leave it out, or give more samples"
+                )

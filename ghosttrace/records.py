@@ -62,6 +62,25 @@ class Layout:
 SAMPLES = Layout(SCHEMA, ("bench", "arm", "problem", "repetition"))
 
 
+def settle(partial: Path, path: Path) -> None:
+    """Give a file its name once it is on the disk, and wait until the name is there too.
+
+    A file appears complete or not at all, and what is done afterwards happened afterwards, whatever
+    dies in between.
+    """
+    _sync(partial)
+    partial.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 class Records:
     """Samples in memory.
 
@@ -86,6 +105,10 @@ class Records:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def keys(self) -> list[Key]:
+        """The keys of all samples that are here."""
+        return list(self._rows)
 
     def get(self, key: Key) -> dict[str, Any]:
         """The row of a sample that is here."""
@@ -152,6 +175,9 @@ class Log(Records):
     def __len__(self) -> int:
         return len(self._places)
 
+    def keys(self) -> list[Key]:
+        return list(self._places)
+
     def get(self, key: Key) -> dict[str, Any]:
         """The row of a sample that is here, read back."""
         with self.path.open("rb") as file:
@@ -172,7 +198,7 @@ class Log(Records):
         with parquet.ParquetWriter(partial, self.layout.schema, compression="zstd") as writer:
             for table in self.tables(order):
                 writer.write_table(table)
-        partial.replace(path)
+        settle(partial, path)
         self.close()
         self.path.unlink()
 
@@ -181,8 +207,14 @@ class Log(Records):
         self._file.close()
 
     def _read(self, line: bytes) -> Key | None:
-        """The key of a line, None if the line is not whole."""
-        try:
-            return self.key_of(json.loads(line)) if line.endswith(b"\n") else None
-        except (ValueError, KeyError, TypeError):
+        """The key of a line, None if it is no whole row of the layout."""
+        if not line.endswith(b"\n"):
             return None
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or row.keys() != set(self.layout.schema.names):
+                return None
+            pa.Table.from_pylist([row], self.layout.schema)
+        except (ValueError, TypeError, RecursionError, pa.ArrowException):
+            return None
+        return self.key_of(row)

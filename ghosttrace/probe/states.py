@@ -122,11 +122,10 @@ def check_finite(states: States) -> None:
     Raises:
         UserError: a layer holds NaN or infinity.
     """
-    for name in ("keys", "values", "hidden"):
-        tensor = getattr(states, name)
-        if tensor is None:
-            continue
-        bad = ~torch.isfinite(tensor).flatten(1).all(1)
-        if bad.any():
-            layer = int(bad.nonzero()[0])
-            raise UserError(f"{name} of layer {layer} are not finite: load the model with --dtype float32 or bfloat16")
+    held = {name: getattr(states, name) for name in ("keys", "values", "hidden")}
+    for layer in range(len(states.keys)):
+        for name, tensor in held.items():
+            if tensor is not None and not torch.isfinite(tensor[layer]).all():
+                raise UserError(
+                    f"{name} of layer {layer} are not finite: load the model with --dtype float32 or bfloat16"
+                )

@@ -1,0 +1,255 @@
+"""Carriers, splits, tasks, sealed sequences, states and shards."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from traces import MARKUP, trace
+
+import ghosttrace as gt
+from ghosttrace.attention import attending
+from ghosttrace.channel import ARMS
+from ghosttrace.checkpoint import Checkpoint
+from ghosttrace.errors import UserError
+from ghosttrace.expiry import NEVER, Policy, expiry
+from ghosttrace.probe import features as features_module
+from ghosttrace.probe.carriers import Carrier, common_places
+from ghosttrace.probe.features import Wanted, extract
+from ghosttrace.probe.ledger import ledger_task
+from ghosttrace.probe.split import split
+from ghosttrace.probe.states import read_states
+from ghosttrace.probe.task import Sample, Target, Task
+from ghosttrace.sealed import open_layout, sealed_layout
+from ghosttrace.session import Session
+from ghosttrace.trace import find_blocks
+
+POLICIES = [
+    Policy(mask_delimiters=masked, **more)  # type: ignore[arg-type]
+    for masked in (True, False)
+    for more in ({}, {"erase_at": "before_summary_end"}, {"keep_last_block_for_answer": True})
+]
+
+
+def sample(number: int, block: int = 1, **more: object) -> Sample:
+    ids = trace(number)
+    begin = find_blocks(ids, MARKUP)[block].start + 1
+    return replace(Sample(ids, str(number), f"s{number}", block, (begin,), (number % 2,)), **more)
+
+
+def checkpoint(family: str, policy: Policy) -> Checkpoint:
+    return Checkpoint(family, tiny(family), gt.load("toy-open").tokenizer, MARKUP, policy)
+
+
+def task_of(samples: list[Sample]) -> Task:
+    return Task("random", tuple(samples), (Target("odd", ("no", "yes")),))
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("arm", "layout"), [("memento", open_layout), ("restart", sealed_layout)])
+def test_states_of_one_pass_are_those_of_the_evicting_cache(family, policy, arm, layout) -> None:
+    """The reference decodes in a session: physical eviction, and for `restart` recomputation block by block."""
+    model, traces = tiny(family), [trace(number) for number in range(3)]
+    with attending(model):
+        session = Session(
+            model, MARKUP, ARMS[arm]().law(policy), [(row,) for row in range(3)], ARMS[arm]().eraser
+        )
+        session.advance(traces)
+    count = int(session.cache.slots.length.min())
+    places = [session.cache.held(row)[-count:] for row in range(3)]
+    states = read_states(model, [layout(ids, MARKUP, policy) for ids in traces], places)
+    for row in range(3):
+        held = slice(int(session.cache.slots.length[row]) - count, int(session.cache.slots.length[row]))
+        for number, layer in enumerate(session.cache.layers):
+            torch.testing.assert_close(states.keys[number, row], layer.keys[row, :, held], atol=1e-5, rtol=0)
+            torch.testing.assert_close(states.values[number, row], layer.values[row, :, held], atol=1e-5, rtol=0)
+
+
+def test_open_and_sealed_states_differ_where_a_block_was_seen() -> None:
+    """The comparison above could fail: a memento's states do depend on its block."""
+    model, policy, ids = tiny("qwen3"), POLICIES[0], trace(0)
+    block = find_blocks(ids, MARKUP)[1]
+    places = [np.array([block.start - 1, block.memento_end])]
+    opened, sealed = (read_states(model, [make(ids, MARKUP, policy)], places) for make in (open_layout, sealed_layout))
+    apart = (opened.values - sealed.values).abs().amax(dim=(1, 2, 4))  # [L, P]
+    assert apart[1:, 1].min() > 1e-2
+    assert apart[0].max() < 1e-6  # the first layer's values have not attended yet
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@given(seed=st.integers(0, 10**6), other=st.integers(0, 10**6))
+def test_a_sealed_sequence_lets_nothing_through(policy: Policy, seed: int, other: int) -> None:
+    """Who can be seen from a retained column, directly or through others, is never erased text."""
+    ids = trace(seed, blocks=3)
+    layout = sealed_layout(ids, MARKUP, policy)
+    gone = expiry(ids, MARKUP, policy) < NEVER
+    columns = len(layout.order)
+    index = np.arange(columns)
+    sees = (index[None, :] <= index[:, None]) & (index[:, None] < layout.expiry[None, :])
+    kept = np.flatnonzero(~gone)
+    last = layout.columns(kept)
+    reached = np.zeros(columns, dtype=bool)
+    frontier = last[(layout.expiry[last] == NEVER)]
+    while len(frontier):
+        reached[frontier] = True
+        frontier = np.flatnonzero(sees[frontier].any(axis=0) & ~reached)
+    assert not gone[layout.order[reached]].any()
+    assert (layout.order[layout.columns(range(len(ids)))] == np.arange(len(ids))).all()
+
+
+def test_a_policy_that_keeps_blocks_cannot_be_sealed_in_one_pass() -> None:
+    with pytest.raises(UserError, match="keep_last_n_blocks 0"):
+        sealed_layout(trace(0), MARKUP, Policy(mask_delimiters=True, keep_last_n_blocks=1))
+
+
+def test_hidden_states_are_transformers_own_and_hooks_are_gone() -> None:
+    model, ids = tiny("llama"), trace(3)
+    layout = open_layout(ids, MARKUP, Policy(mask_delimiters=True, keep_last_n_blocks=-1))
+    def hooks() -> list[int]:
+        return [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+
+    before = hooks()
+    states = read_states(model, [layout], [np.arange(len(ids))], hidden=True)
+    assert hooks() == before
+    with torch.no_grad():
+        expected = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+    for number, hidden in enumerate(expected[1:-1]):  # the last one is behind the final norm
+        torch.testing.assert_close(states.hidden[number], hidden, atol=1e-5, rtol=0)
+
+
+def test_states_that_are_not_finite_name_their_layer() -> None:
+    model = tiny("llama")
+    weight = model.model.layers[2].self_attn.v_proj.weight
+    before = weight[0, 0].item()
+    weight.data[0, 0] = float("nan")
+    try:
+        with pytest.raises(UserError, match="values of layer 2 are not finite"):
+            read_states(model, [open_layout(trace(0), MARKUP, POLICIES[0])], [np.array([3])])
+    finally:
+        weight.data[0, 0] = before
+
+
+def test_carriers_stand_where_they_should() -> None:
+    one = sample(0)
+    blocks = find_blocks(one.ids, MARKUP)
+    ids = np.array(one.ids)
+    direct = Carrier("memento").places(one, blocks)
+    assert (ids[direct[0]], ids[direct[-1]]) == (MARKUP.summary_start, MARKUP.summary_end)
+    assert list(ids[Carrier("delimiters", 1).places(one, blocks)]) == [MARKUP.block_start, MARKUP.block_end]
+    assert Carrier("memento", -1).places(one, blocks)[-1] < blocks[1].start < one.where[0] < direct[0]
+    assert list(Carrier("memento", 0, 2).places(one, blocks)) == list(direct[-2:])
+    assert not len(Carrier("memento", 9).places(one, blocks))
+
+
+def test_carriers_that_cannot_be_lined_up_are_refused() -> None:
+    samples = [sample(number) for number in range(6)]
+    blocks = [find_blocks(one.ids, MARKUP) for one in samples]
+    with pytest.raises(UserError, match="--pool mean"):
+        common_places(Carrier("memento"), samples, blocks)
+    with pytest.raises(UserError, match="no trace has memento tokens at hop 7"):
+        common_places(Carrier("memento", 7), samples, blocks)
+    short = [*samples[:5], sample(5, ids=trace(5, blocks=2))]
+    with pytest.raises(UserError, match="trace 5 has no memento tokens at hop 1"):
+        common_places(Carrier("memento", 1), short, [find_blocks(one.ids, MARKUP) for one in short])
+    places, weights = common_places(Carrier("memento", 0, "mean"), samples, blocks)
+    np.testing.assert_allclose(weights.sum(axis=1), 1)
+    assert places.shape == weights.shape
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 60)), min_size=40, max_size=80),
+    st.integers(0, 5),
+)
+def test_splits_share_neither_secret_nor_base(pairs: list[tuple[int, int]], seed: int) -> None:
+    samples = [replace(sample(0), base=f"b{base}", secret=f"s{secret}") for base, secret in pairs]
+    try:
+        parts = split(samples, seed)
+    except UserError as error:
+        assert "groups" in str(error)
+        return
+    sides = [parts.train, parts.validation, parts.test]
+    assert sorted(np.concatenate(sides).tolist()) == list(range(len(samples)))
+    for name in ("base", "secret"):
+        held = [{getattr(samples[row], name) for row in side} for side in sides]
+        assert not (held[0] & held[1] or held[0] & held[2] or held[1] & held[2])
+
+
+def test_few_traces_are_split_within_only_if_told() -> None:
+    samples = [replace(sample(0), base=f"b{number % 2}", secret=f"s{number}") for number in range(40)]
+    with pytest.raises(UserError, match="--within-traces"):
+        split(samples)
+    parts = split(samples, within_traces=True)
+    assert parts.shares == "secrets"
+    assert len(np.unique(parts.cluster)) == 40
+
+
+def test_tasks_that_teach_nothing_are_refused() -> None:
+    few = task_of([sample(0)])
+    with pytest.raises(UserError, match="1 samples for 2 classes"):
+        few.check()
+    once = [sample(number, labels=(int(number == 3),)) for number in range(9)]
+    with pytest.raises(UserError, match="'yes' in one sample alone"):
+        task_of(once).check()
+    with pytest.raises(UserError, match="same label everywhere"):
+        task_of([sample(number, labels=(0,)) for number in range(9)]).check()
+
+
+@pytest.mark.parametrize("family", ["qwen3", "olmo3", "gemma3"])
+def test_shards_hold_what_one_trace_at_a_time_gives(family: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(features_module, "SHARD", 3)
+    policy = Policy(mask_delimiters=False)
+    model, samples = checkpoint(family, policy), [sample(number) for number in range(7)]
+    last, mean = Carrier("memento", 1, 1), Carrier("memento", 0, "mean")
+    layouts = {"open": open_layout, "sealed": sealed_layout}
+    for cache, layout in layouts.items():
+        wanted = Wanted(cache, (last, mean), (0, 3), hidden=True)
+        found = extract(model, task_of(samples), wanted, tmp_path, batch_tokens=100)
+        assert len(found.paths) == 3
+        for row, one in enumerate(samples):
+            block = find_blocks(one.ids, MARKUP)
+            places = [np.array([block[2].memento_end]), np.arange(block[1].memento_start, block[1].memento_end + 1)]
+            alone = [read_states(model.model, [layout(one.ids, MARKUP, policy)], [at], hidden=True) for at in places]
+            keys = alone[0].keys[3, 0].transpose(0, 1).flatten(1)
+            torch.testing.assert_close(found.load(last, 3, "k")[row], keys, atol=1e-5, rtol=0)
+            torch.testing.assert_close(found.load(last, 3, "k", [1])[row], keys[:, keys.shape[1] // 2 :], atol=1e-5, rtol=0)
+            values = alone[1].values[0, 0].transpose(0, 1).flatten(1).mean(0, keepdim=True)
+            torch.testing.assert_close(found.load(mean, 0, "v")[row], values, atol=1e-5, rtol=0)
+            torch.testing.assert_close(found.load(last, 3, "hidden")[row], alone[0].hidden[3, 0], atol=1e-4, rtol=0)
+
+
+def test_shards_that_are_there_are_not_made_again(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(features_module, "SHARD", 2)
+    model, samples = checkpoint("llama", POLICIES[0]), [sample(number) for number in range(6)]
+    wanted = Wanted("open", (Carrier("memento", 0, 1),), (0,))
+    paths = extract(model, task_of(samples), wanted, tmp_path).paths
+    whole = [path.read_bytes() for path in paths]
+    paths[1].unlink()
+    paths[2].write_bytes(whole[2][:50])
+    stamps = paths[0].stat().st_mtime_ns
+    extract(model, task_of(samples), wanted, tmp_path)
+    assert [path.read_bytes() for path in paths] == whole
+    assert paths[0].stat().st_mtime_ns == stamps
+    extract(model, task_of(samples[::-1]), wanted, tmp_path)  # other traces: made anew
+    assert paths[0].read_bytes() != whole[0]
+
+
+def test_erased_delimiters_and_blocks_that_stay_are_refused(tmp_path: Path) -> None:
+    samples = [sample(number) for number in range(3)]
+    wanted = Wanted("open", (Carrier("delimiters"),), (0,))
+    with pytest.raises(UserError, match="no trace keeps its delimiters"):
+        extract(checkpoint("llama", POLICIES[0]), task_of(samples), wanted, tmp_path)
+    keeps = checkpoint("llama", Policy(mask_delimiters=True, keep_last_n_blocks=-1))
+    with pytest.raises(UserError, match="never erased"):
+        extract(keeps, task_of(samples), Wanted("open", (Carrier("memento", 0, 1),), (0,)), tmp_path)
+
+
+def test_ledger_secrets_stand_where_the_task_says() -> None:
+    model = gt.load("toy-open")
+    task = ledger_task(model, 2, 20)
+    spelled = [[int(model.tokenizer.decode([one.ids[place]])) for place in one.where] for one in task.samples]
+    assert spelled == [list(one.labels) for one in task.samples]

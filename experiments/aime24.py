@@ -24,6 +24,7 @@ import pandas as pd
 import torch
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
@@ -111,11 +112,13 @@ def comparison(results: pd.DataFrame, title: str) -> Table:
 def rehearse(folder: Path, limit: int | None, data: Path) -> pd.DataFrame:
     """Every step, on a random model."""
     model = folder / "model"
-    if not (model / "config.json").exists():
-        random_checkpoint(model, data / "tokenizers" / "qwen3")
+    if not model.exists():
+        partial = folder / "model.part"  # until it is whole: weights are saved after config.json
+        random_checkpoint(partial, data / "tokenizers" / "qwen3")
+        partial.replace(model)
     (bench,) = load_bench("aime24", limit, file=data / "bench" / "aime24.jsonl")
     arms = tuple(name for name in ARMS if name != "swap")  # which needs counterfactual blocks
-    return measure(str(model), replace(bench, harness=scaffold), Settings(arms=arms, repetitions=1), folder, None)
+    return measure(str(model), replace(bench, harness=scaffold), Settings(arms, 1, limit), folder, None)
 
 
 def measure(model: str, bench: Bench, settings: Settings, folder: Path, mask_delimiters: bool | None) -> pd.DataFrame:
@@ -152,9 +155,10 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
         title = "Rehearsal on random weights: these accuracies mean nothing"
     else:
         (bench,) = load_bench("aime24", told.limit)
-        results = measure(told.model, bench, Settings(batch_size=told.batch_size), told.out, told.mask_delimiters)
+        settings = Settings(limit=told.limit, batch_size=told.batch_size)
+        results = measure(told.model, bench, settings, told.out, told.mask_delimiters)
         title = f"{told.model} on AIME24, beside Qwen3-8B in the paper"
-    Console().print(comparison(results, title))
+    Console().print(comparison(results, escape(title)))
     return results
 
 

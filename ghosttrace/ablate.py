@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ghosttrace.bench import Bench, load_bench
-from ghosttrace.channel import ARMS, Part, Restart, Swap
+from ghosttrace.channel import ARMS, Part, Restart, RestartRenumbered, Swap
 from ghosttrace.checkpoint import Checkpoint, Geometry, load
 from ghosttrace.collect import Cell, Donors, make_arm
 from ghosttrace.errors import UserError
@@ -129,9 +129,14 @@ def rows_at_once(cells: Sequence[Cell], most: int = 128) -> int:
     if model.device.type != "cuda":
         return most
     a_token = Geometry.of(model.config).bytes_per_token(model.dtype)
-    longest = max(cell.sampling.max_new_tokens for cell in cells)
+    longest = max(cell.sampling.max_new_tokens * _caches(cell) for cell in cells)
     free, _ = torch.cuda.mem_get_info(model.device)
-    return max(1, min(most, int(0.8 * free / (2 * longest * a_token))))  # sealing arms hold two caches
+    return max(1, min(most, int(0.8 * free / (longest * a_token))))
+
+
+def _caches(cell: Cell) -> int:
+    """How many caches a cell's arm holds: those that seal keep a sealed one beside the live one."""
+    return 2 if isinstance(cell.arm, Restart | RestartRenumbered) else 1
 
 
 def collect(

@@ -10,7 +10,9 @@ A trace costs one forward pass under each arm, in pieces, so that the logits of 
 large vocabulary never stand in memory at once.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import sha256
 from itertools import pairwise
 from typing import Any
 
@@ -54,13 +56,16 @@ TRACES = Layout(
 )
 
 
-def log2_probabilities(checkpoint: Checkpoint, arm: Arm, traces: Sequence[Sequence[int]]) -> list[np.ndarray]:
+def log2_probabilities(
+    checkpoint: Checkpoint, arm: Arm, traces: Sequence[Sequence[int]], keys: Sequence[tuple[int, ...]] | None = None
+) -> list[np.ndarray]:
     """The probability of every token given those before it, under an arm.
 
     Args:
         checkpoint: the model and its law.
         arm: what happens to the cache when blocks expire.
         traces: token ids, of any lengths.
+        keys: what the draws of each trace belong to, for arms that draw; else its place in the batch.
 
     Returns:
         For each trace float64[T - 1], log2 p of tokens 1 to T - 1.
@@ -69,8 +74,8 @@ def log2_probabilities(checkpoint: Checkpoint, arm: Arm, traces: Sequence[Sequen
     piece = max(1, LOGIT_BYTES // (4 * model.config.get_text_config().vocab_size * len(traces)))
     found: list[list[np.ndarray]] = [[] for _ in traces]
     with attending(model):
-        keys = [(row,) for row in range(len(traces))]
-        session = Session(model, checkpoint.markup, arm.law(checkpoint.policy), keys, arm.eraser)
+        rows = keys or [(row,) for row in range(len(traces))]
+        session = Session(model, checkpoint.markup, arm.law(checkpoint.policy), rows, arm.eraser)
         for begin in range(0, max(map(len, traces)) - 1, piece):
             parts = [list(ids[:-1][begin : begin + piece]) for ids in traces]
             for row, logits in enumerate(session.advance(parts, every=True)):
@@ -79,6 +84,12 @@ def log2_probabilities(checkpoint: Checkpoint, arm: Arm, traces: Sequence[Sequen
                 logp = (chosen - logits.float().logsumexp(-1)).double()
                 found[row].append(logp.cpu().numpy() / np.log(2))
     return [np.concatenate(pieces) for pieces in found]
+
+
+def first_measured(ids: Sequence[int], markup: Markup, policy: Policy) -> int:
+    """The place of the first token at which the arms can differ; the length of the trace if there is none."""
+    gone = erasures(ids, markup, policy)
+    return min((max(erasure.at, erasure.block.memento_end + 1) for erasure in gone), default=len(ids))
 
 
 def measured(trace: TokenTrace, markup: Markup, policy: Policy, think_end: Sequence[int]) -> pd.DataFrame:
@@ -94,9 +105,7 @@ def measured(trace: TokenTrace, markup: Markup, policy: Policy, think_end: Seque
         distance (tokens since the last `<|summary_end|>`; the next one is 1).
     """
     ids = np.array(trace.ids)
-    gone = erasures(ids, markup, policy)
-    first = min((max(erasure.at, erasure.block.memento_end + 1) for erasure in gone), default=len(ids))
-    position = np.arange(first, len(ids))
+    position = np.arange(first_measured(trace.ids, markup, policy), len(ids))
     kind = np.full(len(ids), "other", dtype=object)
     blocks = find_blocks(ids, markup, policy.require_assistant_section)
     for block in blocks:
@@ -148,16 +157,21 @@ def measure(
     done = 0
     for batch in _batches(traces, batch_tokens):
         if not all((trace.source, trace.name, name) in records for trace in batch for name in chosen):
-            ids = [trace.ids for trace in batch]
+            ids, keys = [trace.ids for trace in batch], [_key(trace) for trace in batch]
+            tokens = [measured(trace, checkpoint.markup, checkpoint.policy, think_end) for trace in batch]
             reference = log2_probabilities(checkpoint, Memento(), ids)
             for name, arm in chosen.items():
-                altered = log2_probabilities(checkpoint, arm, ids)
+                altered = log2_probabilities(checkpoint, arm, ids, keys)
                 for row, trace in enumerate(batch):
-                    tokens = measured(trace, checkpoint.markup, checkpoint.policy, think_end)
-                    records.add(_record(trace, name, tokens, reference[row], altered[row]))
+                    records.add(_record(trace, name, tokens[row], reference[row], altered[row]))
         done += len(batch)
         if progress:
             progress(done, len(traces))
+
+
+def _key(trace: TokenTrace) -> tuple[int, ...]:
+    """What a trace's draws belong to: its name, whatever else is in its batch."""
+    return (int.from_bytes(sha256(json.dumps([trace.source, trace.name]).encode()).digest()),)
 
 
 def _batches(traces: Sequence[TokenTrace], tokens: int) -> Iterator[list[TokenTrace]]:

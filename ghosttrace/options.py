@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from ghosttrace.checkpoint import Checkpoint, load
 from ghosttrace.errors import UserError
@@ -63,25 +64,36 @@ def gather_options(ctx: typer.Context, command: str, out: Path | None, resume: P
 
     Returns:
         None if the run to go on with is finished.
+
+    Raises:
+        UserError: the run is not one that can be gone on with, or a number is out of range.
     """
     options = {name: value for name, value in ctx.params.items() if name not in ("out", "resume")}
     options = json.loads(json.dumps(options, default=str))
+    if options.get("seed", 0) < 0:
+        raise UserError("--seed is not negative")
     if resume is None:
         return options
     if out is not None:
         raise UserError("--resume goes on in the run's own folder: leave out --out")
     given = {name for name in options if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
-    recorded: dict[str, Any] = read_configuration(resume, command).get("options") or {}
-    if not recorded:
+    recorded = read_configuration(resume, command).get("options")
+    if not recorded or not isinstance(recorded, dict):
         raise UserError(f"{resume} was not begun from the command line: go on with it from Python, as it was begun")
     if is_finished(resume):
-        Console().print(f"{resume} is finished: nothing is left to do", soft_wrap=True)
+        Console().print(f"{escape(str(resume))} is finished: nothing is left to do", soft_wrap=True)
         return None
-    return recorded | {name: options[name] for name in given}
+    return options | recorded | {name: options[name] for name in given}
 
 
 def load_as_told(options: dict[str, Any]) -> Checkpoint:
-    """The checkpoint that a command line names."""
+    """The checkpoint that a command line names.
+
+    Raises:
+        UserError: see `ghosttrace.checkpoint.load`.
+    """
+    if (options["device"] or "").partition(":")[0] == "meta":
+        raise UserError("device 'meta' holds no numbers: try --device cpu")
     policy = {name: options[name] for name in ("mask_delimiters", "keep_last_n_blocks")}
     delimiters = mapping(options["map_delimiters"])
     return load(options["model"], options["device"], options["dtype"], delimiters, **policy)

@@ -7,6 +7,7 @@ summary.json      {"command": …, "valid": bool, "results": [rows]}
 figures/          png and svg
 """
 
+import errno
 import json
 import platform
 import re
@@ -23,14 +24,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ghosttrace.errors import UserError
+from ghosttrace.records import settle
 
-PACKAGES = ("ghosttrace", "torch", "transformers", "numpy", "scipy", "pandas")
-SOFT = (
-    "versions",
+PACKAGES = (
+    *("ghosttrace", "torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "scikit-learn"),
+    *("datasets", "math-verify", "sympy"),
+)
+NUMERIC = (
     "device",
-    "batch_size",
-    "batch_tokens",
-)  # what may change under --resume: answers agree up to rounding
+    "options.device",
+    *(f"{a}.{b}" for a in ("settings", "options") for b in ("batch_size", "batch_tokens")),
+)
+"""What may change under --resume: answers agree up to rounding."""
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 @contextmanager
@@ -43,21 +49,31 @@ def run_folder(out: Path | None, command: str, model: str) -> Iterator[Path]:
     if out is None:
         name = re.sub(r"[^\w.-]+", "-", model).strip("-.")
         out = Path("runs") / f"{command}-{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
-    if out.is_dir() and any(out.iterdir()):
-        is_run = (out / "run.json").exists()
-        what = f"another run: go on with --resume {out}, or" if is_run else "something else:"
-        raise UserError(f"{out} holds {what} give --out a new folder")
+    _check_new(out)
     try:
-        (out / "figures").mkdir(parents=True)
+        (out / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out} cannot be made ({error.strerror}): give --out a folder that can") from error
-    try:
-        with locked(out):
+    with locked(out):
+        _check_new(out)  # again: another process may have begun, and even ended, in the meantime
+        try:
             yield out
-    except UserError:
-        if not _has_samples(out):
-            shutil.rmtree(out)
-        raise
+        except UserError:
+            if not _has_samples(out):
+                shutil.rmtree(out)
+            raise
+
+
+def _check_new(folder: Path) -> None:
+    """Refuse a folder that holds more than a kill leaves behind before run.json is written."""
+    if not folder.is_dir():
+        return
+    figures = folder / "figures"
+    drawn = figures.is_dir() and any(figures.iterdir())
+    if drawn or {path.name for path in folder.iterdir()} - {".lock", "run.part", "figures"}:
+        is_run = (folder / "run.json").exists()
+        what = f"another run: go on with --resume {folder}, or" if is_run else "something else:"
+        raise UserError(f"{folder} holds {what} give --out a new folder")
 
 
 @contextmanager
@@ -85,7 +101,7 @@ def open_run(
         if is_finished(resume):
             raise UserError(f"{resume} is finished: nothing is left to do")
         for difference in check_same(recorded, configuration, resume):
-            warn(f"{difference}: results agree up to rounding")
+            warn(difference)
         (resume / "figures").mkdir(exist_ok=True)
         yield resume
 
@@ -111,6 +127,8 @@ def locked(folder: Path) -> Iterator[None]:
     except filelock.Timeout as error:
         raise UserError(f"another process is working on {folder}: wait for it, or give --out another folder") from error
     except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
         said = error.strerror or str(error)
         raise UserError(f"{folder} cannot be written ({said}): make room or rights; {resume}") from error
 
@@ -129,14 +147,33 @@ def read_configuration(folder: Path, command: str) -> dict[str, Any]:
     """The run.json of a run.
 
     Raises:
-        UserError: there is none, or it belongs to another command.
+        UserError: there is none, it is damaged, or it belongs to another command.
     """
     path = folder / "run.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a run: give the folder that ghosttrace {command} wrote, with its run.json")
-    found: dict[str, Any] = json.loads(path.read_text())
+    found = read_json(path)
     if found.get("command") != command:
         raise UserError(f"{folder} is a run of ghosttrace {found.get('command')}, not of ghosttrace {command}")
+    return found
+
+
+def read_json(path: Path, *needed: str) -> dict[str, Any]:
+    """A JSON file of a run folder.
+
+    Args:
+        path: the file.
+        needed: what must be in it.
+
+    Raises:
+        UserError: it cannot be read, or is not such a file.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is missing or damaged: put back a copy of it, or make the run anew") from error
+    if not isinstance(found, dict) or set(needed) - found.keys():
+        raise UserError(f"{path} is not what this version writes: put back a copy of it, or make the run anew")
     return found
 
 
@@ -149,7 +186,7 @@ def check_same(recorded: Mapping[str, Any], now: Mapping[str, Any], folder: Path
         folder: the run.
 
     Returns:
-        What differs and may: versions, device, batch size; in words.
+        What differs and may (versions, device, batch size) and what that does, in words.
 
     Raises:
         UserError: anything else differs; the first difference is named.
@@ -157,9 +194,12 @@ def check_same(recorded: Mapping[str, Any], now: Mapping[str, Any], folder: Path
     allowed = []
     for path, before, after in _differences(recorded, json.loads(json.dumps(now))):
         said = f"{path} is {after!r} now and {before!r} in the run"
-        if not set(path.split(".")) & set(SOFT):
+        if path.split(".")[0] == "versions":
+            allowed.append(f"{said}: results may differ")
+        elif path in NUMERIC:
+            allowed.append(f"{said}: results agree up to rounding")
+        else:
             raise UserError(f"{folder} cannot be resumed: {said}; run it as it was, or give --out a new folder")
-        allowed.append(said)
     return allowed
 
 
@@ -180,8 +220,8 @@ def versions() -> dict[str, str]:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file that a person can read; it appears whole or not at all."""
     partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
+    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    settle(partial, path)
 
 
 def write_summary(folder: Path, command: str, valid: bool, rows: Sequence[dict[str, Any]], **more: Any) -> None:

@@ -3,26 +3,30 @@
 import json
 import shutil
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 import ghosttrace as gt
 from ghosttrace import cli
-from ghosttrace.ablate import MAIN_ARMS, Settings, ablate
+from ghosttrace.ablate import MAIN_ARMS, Settings, ablate, plan_cells, rows_at_once
 from ghosttrace.bench import load_bench
 from ghosttrace.channel import Part
 from ghosttrace.checkpoint import load, source
-from ghosttrace.collect import memory_advice
+from ghosttrace.collect import Cell, memory_advice
 from ghosttrace.errors import UserError
 from ghosttrace.expiry import Policy
 from ghosttrace.generate import Request
 from ghosttrace.outcome import Ablation, at_k, curves, failed_controls
 from ghosttrace.report.ablation import run
+from ghosttrace.report.tables import ablation_table
 from ghosttrace.sampling import Sampling
 
 LIMIT = 60
@@ -160,6 +164,74 @@ def test_at_k_counts_votes_and_passes() -> None:
     assert table.loc[1, "pass_at_k"] == table.loc[1, "maj_at_k"] == pytest.approx(3 / 8)
     assert table.loc[4, ["pass_at_k", "maj_at_k"]].tolist() == [1.0, 0.5]
     assert table.loc[2, "pass_at_k"] == pytest.approx((5 / 6 + 1 / 2) / 2)
+
+
+def slow_holm(p: list[float]) -> list[float]:
+    """The largest of the smaller ones, each times the number of those not smaller."""
+    return [min(1.0, max(q * sum(r >= q for r in p) for q in p if q <= one)) for one in p]
+
+
+def test_p_values_are_adjusted_over_the_arms_of_each_benchmark(outcome: tuple[str, Ablation]) -> None:
+    for _, part in outcome[1].results.groupby("bench"):
+        assert part.set_index("arm").loc["memento", ["p", "p_holm"]].isna().all()
+        tested = part[part["arm"] != "memento"]
+        assert tested["p_holm"].tolist() == pytest.approx(slow_holm(tested["p"].tolist()))
+    assert (outcome[1].results["p_holm"] > 1.5 * outcome[1].results["p"]).any()
+
+
+def test_truncated_responses_are_counted(tmp_path: Path) -> None:
+    settings = Settings(("restart",), limit=6, sampling={"temperature": 3.0, "max_new_tokens": 100})
+    run(load("toy-mixed"), load_bench("ledger-h1", 6), settings, tmp_path / "run")
+    samples = pd.read_parquet(tmp_path / "run" / "samples.parquet")
+    rows = json.loads((tmp_path / "run" / "summary.json").read_text())["results"]
+    for row in rows:
+        mine = samples[samples["arm"] == row["arm"]]
+        assert row["truncated"] == (mine["finish"] == "length").sum() == (mine["response"].str[-5:] != "<eos>").sum()
+    assert 0 < sum(row["truncated"] for row in rows) < len(samples)
+
+
+def on_a_gpu(*arms: str, tokens: int = 4096) -> list[Cell]:
+    """Cells of these arms of a bundled model, as if it were on a GPU."""
+    settings = Settings(arms, limit=1, sampling={"max_new_tokens": tokens})
+    cells = plan_cells(load("toy-mixed"), load_bench("ledger-h1", 1), settings)
+    model = cells[0].checkpoint.model
+    fake = SimpleNamespace(device=torch.device("cuda"), dtype=model.dtype, config=model.config)
+    return [replace(cell, checkpoint=replace(cell.checkpoint, model=fake)) for cell in cells]
+
+
+def test_a_gpu_is_filled_with_what_it_surely_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of 4,096 tokens of 4 KiB takes 16 MiB, and twice that where a sealed cache is kept beside it."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * 2**24 / 0.8 + 1, 2**40))
+    assert rows_at_once(on_a_gpu("memento", "full", "noise")) == 10
+    for arm in ("restart", "restart-renumbered", "seal-mementos"):
+        assert rows_at_once(on_a_gpu("full", arm)) == 5
+    assert rows_at_once(on_a_gpu("full", tokens=8192)) == 5
+    assert rows_at_once(on_a_gpu("full", tokens=2**20)) == 1
+    assert rows_at_once(on_a_gpu("full", tokens=1)) == 128
+    assert rows_at_once(on_a_gpu("full", tokens=1), most=7) == 7
+    cells = plan_cells(load("toy-mixed"), load_bench("ledger-h1", 1), Settings())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: pytest.fail("asked without a GPU"))
+    assert rows_at_once(cells) == 128
+
+
+def test_no_number_of_the_table_is_cut_at_80_columns() -> None:
+    row = {"bench": "[b]", "arm": "restart-renumbered", "accuracy": 1.0, "accuracy_low": 1.0, "accuracy_high": 1.0}
+    row |= {"effect": -0.661, "effect_low": -0.712, "effect_high": -0.598, "better": 10, "worse": 390}
+    row |= {"detectable": 0.125, "peak_kv_tokens": 12_345.0, "truncated": 1920}
+    console = Console(width=80, file=StringIO())
+    console.print(ablation_table(pd.DataFrame([row])))
+    said = console.file.getvalue()
+    assert "…" not in said and "[b]" in said
+    numbers = ("100.0 [100.0, 100.0]", "-66.1 [-71.2, -59.8]", "10/390", "12.5", "12,345", "1,920")
+    assert all(number in said for number in numbers)
+
+
+def test_a_bench_with_another_number_of_problems_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint, bench = load("toy-mixed"), replace(load_bench("ledger-h1", 2)[0], name="aime24", origin="mine.jsonl")
+    run(checkpoint, [bench], Settings(("full",)), tmp_path / "a")
+    assert "aime24 has 30 problems, and mine.jsonl holds 2" in capsys.readouterr().out
+    run(checkpoint, [bench], Settings(("full",), limit=2), tmp_path / "b")
+    assert "has 30 problems" not in capsys.readouterr().out
 
 
 def test_python_api_in_five_lines() -> None:

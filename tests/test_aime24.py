@@ -46,6 +46,32 @@ def test_every_step_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     pd.testing.assert_frame_equal(again, results)
 
 
+def test_a_model_whose_saving_was_killed_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its config.json is saved before its weights."""
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "aime24.jsonl").write_text(json.dumps({"id": 1, "problem": "?", "answer": 1}))
+
+    def killed(folder: Path, _: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").touch()
+        raise KeyboardInterrupt
+
+    def whole(folder: Path, _: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.safetensors").touch()
+
+    used: list[bool] = []
+    monkeypatch.setattr(aime24, "measure", lambda model, *_: used.append((Path(model) / "model.safetensors").exists()))
+    monkeypatch.setattr(aime24, "random_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        aime24.rehearse(tmp_path / "out", None, tmp_path)
+    monkeypatch.setattr(aime24, "random_checkpoint", whole)
+    aime24.rehearse(tmp_path / "out", None, tmp_path)
+    monkeypatch.setattr(aime24, "random_checkpoint", killed)  # it is there: made once
+    aime24.rehearse(tmp_path / "out", None, tmp_path)
+    assert used == [True, True]
+
+
 def test_one_of_the_two_ways_must_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GHOSTTRACE_DATA", raising=False)
     for arguments in ([], ["--rehearse", "--model", "x"], ["--rehearse"]):

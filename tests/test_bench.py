@@ -12,6 +12,7 @@ from ghosttrace import bench as benches
 from ghosttrace.bench import SOURCES, bench_size, final_text, load_bench
 from ghosttrace.bench.hub import Source, fetch
 from ghosttrace.checkpoint import load
+from ghosttrace.data.read import read_traces
 from ghosttrace.errors import UserError
 from ghosttrace.prompts import MATHEMATICS, Template, chat_prompt, template_hash
 
@@ -59,6 +60,7 @@ def test_a_local_file_is_a_benchmark(tmp_path: Path) -> None:
     (other,) = load_bench(str(write(tmp_path / "x.jsonl", [{"id": 1, "problem": "?", "answer": "\\frac{1}{2}"}])))
     assert other.grade(other.problems[0], r"\boxed{0.5}").correct
     large = [{"id": i, "problem": "?", "answer": 1} for i in range(54)]
+    assert load_bench(str(write(tmp_path / "few.jsonl", large[:53])), 10)[0].protocol.repetitions == 64
     assert load_bench(str(write(tmp_path / "large.jsonl", large)), 10)[0].protocol.repetitions == 2
     file = write(tmp_path / "line.jsonl", [{"id": 1, "problem": "a\u2028b", "answer": " 7 "}])
     file.write_text(json.dumps({"id": 1, "problem": "a\u2028b", "answer": " 7 "}, ensure_ascii=False))
@@ -68,12 +70,15 @@ def test_a_local_file_is_a_benchmark(tmp_path: Path) -> None:
 
 
 BAD = {
-    "line 2 is not JSON": '{"id": 1, "problem": "?", "answer": 1}\n{"id": 2,\n',
+    "line 2 is not valid JSON": '{"id": 1, "problem": "?", "answer": 1}\n{"id": 2,\n',
     "line 3 is not a JSON object": '{"id": 1, "problem": "?", "answer": 1}\n\n[1]\n',
     "line 2 repeats the id 'a'": '{"id": "a", "problem": "?", "answer": 1}\n{"id": "a", "problem": "!", "answer": 2}\n',
     "line 1 has no answer": '{"id": 1, "problem": "?"}\n',
     "line 1 has no problem and no answer": '{"id": 1, "problem": " ", "answer": null}\n',
     "holds no problems": "\n",
+    "line 2 is nested too deeply": '{"id": 1, "problem": "?", "answer": 1}\n' + "[" * 100_000,
+    "line 1 holds half a surrogate pair": '{"id": 1, "problem": "\\udc00", "answer": 1}\n',
+    "line 1 is not valid JSON": '{"id": ' + "1" * 5000 + "}",
 }
 
 
@@ -118,6 +123,30 @@ def test_a_gated_data_set_says_how_to_get_access(monkeypatch: pytest.MonkeyPatch
         UserError, match=r"gpqa-diamond is gated: ask for access at https://huggingface.co/datasets/Idav"
     ):
         load_bench("gpqa-diamond")
+
+
+@pytest.mark.parametrize("error", [OSError("the error was propagated"), ValueError('Unknown split "test".')])
+def test_other_trouble_with_a_data_set_is_not_taken_for_its_gate(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(UserError, match=r"math500 .*cannot be read from the hub here"):
+        load_bench("math500")
+    with pytest.raises(UserError, match="no data set of that name with a split 'train' can be read"):
+        read_traces("some/traces")
+
+
+def test_a_data_set_with_other_columns_is_explained(tmp_path: Path) -> None:
+    repo = hub_folder(tmp_path / "set", [{"question": "p", "answer": 12}])
+    with pytest.raises(UserError, match="row 0 has no problem: every line needs"):
+        fetch("some", Source(repo, "integer", 1, "0" * 40))
+    with pytest.raises(UserError, match="row 0 has no problem and no answer"):
+        fetch("some", Source(repo, "choice", 1, "0" * 40))
 
 
 def hub_folder(path: Path, rows: list[dict[str, object]]) -> str:

@@ -219,6 +219,44 @@ def test_a_finished_ablation_is_a_source(tmp_path: Path) -> None:
         ("ledger-h1", f"ledger-h1-0-{i:04d}/0") for i in range(3)
     ]
     assert command("bits", "--traces", str(run), "--out", str(tmp_path / "bits")) == 0
+    with pytest.raises(UserError, match=r"bits/samples\.parquet is damaged or no ablation's: give the folder"):
+        traces_of(load("toy-mixed"), [str(tmp_path / "bits")])
+
+
+def test_two_runs_of_one_bench_are_refused(tmp_path: Path) -> None:
+    """Their traces have the same names, and one would pass for the other."""
+    runs = [str(tmp_path / name) for name in "ab"]
+    for folder in runs:
+        assert command("ablate", "--bench", "ledger-h1", "--limit", "1", "--arms", "restart", "--out", folder) == 0
+    with pytest.raises(UserError, match=r"ledger-h1, ledger-h1-0-0000/0 is there twice: .*one run of each bench"):
+        traces_of(load("toy-mixed"), runs)
+
+
+def test_noise_belongs_to_the_trace_whatever_is_in_its_batch() -> None:
+    checkpoint, (bench,) = load("toy-mixed"), load_bench("ledger-h1", 4)
+    traces = reference_traces(checkpoint, bench)
+    traces.append(replace(traces[0], name="again"))
+    found = []
+    for tokens in (1, 65_536):
+        records = Records(TRACES)
+        measure(checkpoint, traces, ("noise",), records, tokens)
+        found.append([records.get((trace.source, trace.name, "noise"))["log2p_arm"] for trace in traces])
+    for alone, together in zip(*found, strict=True):
+        np.testing.assert_allclose(alone, together, atol=1e-2)
+    assert not np.allclose(found[0][0], found[0][-1], atol=0.1)
+
+
+def test_what_is_measured_is_found_once_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def counting(trace: TokenTrace, *rest: object) -> pd.DataFrame:
+        seen.append(trace.name)
+        return measured(trace, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bits, "measured", counting)
+    checkpoint, (bench,) = load("toy-mixed"), load_bench("ledger-h1", 2)
+    measure(checkpoint, reference_traces(checkpoint, bench), ("restart", "placebo", "noise"), Records(TRACES))
+    assert len(seen) == len(set(seen)) == 2
 
 
 BAD = {
@@ -229,6 +267,13 @@ BAD = {
     "keep_last_n_blocks -1 erases none": ["--limit", "2", "--keep-last-n-blocks", "-1"],
     "holds no samples.parquet": ["--traces", "."],
     "no trace has a finished block": ["--traces", "plain.txt"],
+    "finished block and memento with text behind": ["--traces", "ends.jsonl"],
+    "--seed is not negative": ["--seed", "-1"],
+    "device 'meta' holds no numbers": ["--device", "meta"],
+    "nested too deeply": ["--traces", "deep.json"],
+    "line 2 holds half a surrogate pair": ["--traces", "half.jsonl"],
+    "is there twice": ["--traces", "ends.jsonl", "--traces", "ends.jsonl"],
+    "is damaged or no ablation's": ["--traces", "broken"],
 }
 
 
@@ -238,6 +283,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plain.txt").write_text("123")
+    block = "<think><|block_start|>1<|block_end|><|summary_start|>2<|summary_end|>"
+    (tmp_path / "ends.jsonl").write_text(json.dumps({"response": block}))
+    (tmp_path / "half.jsonl").write_text('{"response": "1"}\n{"response": "\\ud800"}\n')
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "samples.parquet").write_text("no")
     monkeypatch.setattr(sys, "argv", ["ghosttrace", "bits", *BAD[message]])
     with pytest.raises(SystemExit) as stopped:
         cli.main()

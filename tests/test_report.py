@@ -269,6 +269,14 @@ def test_what_is_no_finished_ablation_is_refused(tmp_path: Path) -> None:
         write_report(folder)
 
 
+def test_a_damaged_run_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    for name, text in (("run.json", "{"), ("summary.json", "{"), ("summary.json", "{}"), ("samples.parquet", "no")):
+        folder = write_run(tmp_path / "run")
+        (folder / name).write_text(text)
+        with pytest.raises(UserError, match=f"{name} is .*: put back a copy of it, or make the run anew"):
+            write_report(folder)
+
+
 def options(arguments: list[str]) -> dict[str, Any]:
     """What the command line makes of its arguments."""
     ablate = get_command(cli.app).commands["ablate"]  # type: ignore[attr-defined]

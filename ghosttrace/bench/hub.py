@@ -4,7 +4,6 @@ Problems are read from a file if one is named, else from a folder that GHOSTTRAC
 the Hugging Face hub at a pinned commit. Their texts belong to others and are never part of this project.
 """
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 
 from ghosttrace.bench.grading import RULES
 from ghosttrace.bench.problem import Bench, Problem, Protocol
+from ghosttrace.data.parse import parse_json
 from ghosttrace.errors import HUB_ERRORS, UserError
 from ghosttrace.prompts import CHOICE, MATHEMATICS
 
@@ -143,15 +143,8 @@ def read_problems(file: Path) -> list[Problem]:
         raise UserError(f"no file {file}: give a JSONL file with id, problem and answer on each line") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read as UTF-8 text ({error}): give a JSONL file") from error
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append((f"{file}, line {number}", json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}, line {number} is not JSON ({error.msg}): write one object a line") from error
-    return _problems(rows, str(file))
+    places = [(f"{file}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    return _problems(((where, parse_json(line, where)) for where, line in places), str(file))
 
 
 def _problems(rows: Iterable[tuple[str, Any]], what: str) -> list[Problem]:
@@ -184,8 +177,8 @@ def fetch(name: str, source: Source) -> tuple[list[Problem], str]:
     try:
         commit = source.revision or HfApi().dataset_info(source.repo).sha
         rows = datasets.load_dataset(source.repo, source.config, split=source.split, revision=commit)
-    except HUB_ERRORS as error:
-        if "gated" in str(error).lower():
+    except (*HUB_ERRORS, ValueError, datasets.exceptions.DatasetsError) as error:
+        if "gated dataset" in str(error).lower():
             raise UserError(
                 f"{name} is gated: ask for access at https://huggingface.co/datasets/{source.repo}, "
                 "then log in with `hf auth login`"
@@ -200,15 +193,20 @@ def fetch(name: str, source: Source) -> tuple[list[Problem], str]:
 
 
 def _question(row: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """A hub row under one set of names (MathArena numbers its problems, MATH-500 has unique_id)."""
+    """A hub row under one set of names (MathArena numbers its problems, MATH-500 has unique_id).
+
+    What a row lacks stays None, for `_problems` to name.
+    """
     key = next((row[name] for name in ("unique_id", "problem_idx", "id") if row.get(name) is not None), number)
-    return {"id": key, "problem": row["problem"], "answer": row["answer"]}
+    return {"id": key, "problem": row.get("problem"), "answer": row.get("answer")}
 
 
 def _multiple_choice(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     """A GPQA row: four answers in an order drawn from the question's own text."""
-    question = str(row["Question"]).strip()
-    answers = [str(row[key]).strip() for key in ("Correct Answer", *(f"Incorrect Answer {i}" for i in (1, 2, 3)))]
+    names = ("Question", "Correct Answer", *(f"Incorrect Answer {i}" for i in (1, 2, 3)))
+    if any(row.get(name) is None for name in names):
+        return {"id": number}
+    question, *answers = (str(row[name]).strip() for name in names)
     draw = np.random.default_rng(list(sha256(question.encode()).digest()))
     order = draw.permutation(len(answers))
     shown = "\n".join(f"{LETTERS[place]}) {answers[which]}" for place, which in enumerate(order))

@@ -7,13 +7,13 @@
 - anything else: plain text, read as a response.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ghosttrace.data.parse import parse_json
 from ghosttrace.errors import HUB_ERRORS, UserError
 from ghosttrace.prompts import chat_prompt
 
@@ -58,10 +58,10 @@ def _streamed(name: str) -> Iterator[Mapping[str, Any]]:
         raise UserError(f"no file {name}: give a JSON, JSONL, Parquet or text file, or the hub id of a data set")
     try:
         yield from datasets.load_dataset(name, split="train", streaming=True)
-    except HUB_ERRORS as error:
+    except (*HUB_ERRORS, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
-            f"no file {name}, and no data set of that name can be read from the hub here: give a JSON, JSONL, "
-            "Parquet or text file"
+            f"no file {name}, and no data set of that name with a split 'train' can be read from the hub "
+            "here: give a JSON, JSONL, Parquet or text file"
         ) from error
 
 
@@ -72,22 +72,19 @@ def _records(path: Path) -> list[Any]:
 
         try:
             rows: list[Any] = parquet.read_table(path).to_pylist()
-        except pyarrow.ArrowInvalid as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not a Parquet file: give one, or JSON, JSONL or text") from error
         return rows
     try:
         text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: give a JSON, JSONL, Parquet or text file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text: give a JSON, JSONL, Parquet or text file") from error
     if path.suffix not in (".json", ".jsonl"):
         return [{"response": text}]
-    texts = [text] if path.suffix == ".json" else [line for line in text.split("\n") if line.strip()]
-    try:
-        return [json.loads(part) for part in texts]
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}): give one object, or one a line in a .jsonl file"
-        ) from error
+    if path.suffix == ".json":
+        return [parse_json(text, str(path))]
+    lines = enumerate(text.split("\n"), 1)
+    return [parse_json(line, f"{path}, line {number}") for number, line in lines if line.strip()]
 
 
 def encode(

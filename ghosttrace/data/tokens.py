@@ -1,9 +1,11 @@
 """Traces as a model reads them: token ids of prompt and response, whatever they were made from."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow
 from pyarrow import parquet
 
 from ghosttrace.bench import Bench
@@ -44,9 +46,9 @@ def traces_of(checkpoint: Checkpoint, sources: Sequence[str], limit: int | None 
         limit: the first ones of each only.
 
     Raises:
-        UserError: there are none to be read there.
+        UserError: there are none to be read there, or two of them have the same source and name.
     """
-    found = []
+    found: list[TokenTrace] = []
     for source in sources:
         if Path(source).is_dir():
             found += _of_run(Path(source), limit)
@@ -54,6 +56,10 @@ def traces_of(checkpoint: Checkpoint, sources: Sequence[str], limit: int | None 
         name = Path(source).name
         for number, text in enumerate(read_traces(source, limit)):
             found.append(_encoded(checkpoint, name if len(sources) == 1 else "traces", f"{source}/{number}", text))
+    counts = Counter((trace.source, trace.name) for trace in found)
+    twice = next((key for key, count in counts.items() if count > 1), None)
+    if twice:
+        raise UserError(f"{twice[0]}, {twice[1]} is there twice: give each file, and one run of each bench, once")
     return found
 
 
@@ -83,7 +89,10 @@ def _of_run(folder: Path, limit: int | None) -> list[TokenTrace]:
     if not path.is_file():
         raise UserError(f"{folder} holds no samples.parquet: give the folder of a finished run of ghosttrace ablate")
     columns = ["bench", "problem", "repetition", "prompt_ids", "response_ids"]
-    rows = parquet.read_table(path, columns=columns, filters=[("arm", "=", REFERENCE)]).to_pylist()
+    try:
+        rows = parquet.read_table(path, columns=columns, filters=[("arm", "=", REFERENCE)]).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path} is damaged or no ablation's: give the folder of a run of ghosttrace ablate") from error
     return [
         TokenTrace(row["bench"], f"{row['problem']}/{row['repetition']}", row["prompt_ids"], row["response_ids"])
         for row in rows[:limit]

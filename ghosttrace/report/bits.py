@@ -10,17 +10,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from ghosttrace.bits import CONTROL, TRACES, failed_controls, measure, summarise
+from ghosttrace.bits import CONTROL, TRACES, failed_controls, first_measured, measure, summarise
 from ghosttrace.channel import ARMS
 from ghosttrace.checkpoint import Checkpoint, fingerprint
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import erasures
 from ghosttrace.records import Log
-from ghosttrace.report.ablation import warn
+from ghosttrace.report.ablation import print_verdict, unlike, warn
 from ghosttrace.report.figures import COLOURS
 from ghosttrace.runs import json_rows, open_run, versions, write_figure, write_summary
 
@@ -51,8 +51,12 @@ def run(
     """
     for name in arms:
         ARMS[name]().law(checkpoint.policy)  # refuses a policy that erases nothing
-    if not any(erasures(trace.ids, checkpoint.markup, checkpoint.policy) for trace in traces):
-        raise UserError("no trace has a finished block and memento: give traces with the model's delimiters in them")
+    markup, policy = checkpoint.markup, checkpoint.policy
+    if all(first_measured(trace.ids, markup, policy) == len(trace.ids) for trace in traces):
+        raise UserError(
+            "no trace has a finished block and memento with text behind them: "
+            "give traces with the model's delimiters in them"
+        )
     console, arms = Console(), tuple(dict.fromkeys((*arms, CONTROL)))
     order = [(trace.source, trace.name, arm) for trace in traces for arm in arms]
     now = configuration(checkpoint, traces, arms, batch_tokens, options or {})
@@ -63,13 +67,12 @@ def run(
             measure(checkpoint, traces, arms, log, batch_tokens, lambda done, _: bar.update(task, completed=done))
         results = summarise(log.get(key) for key in order)
         failures = failed_controls(results, ceilings)
-        write_summary(folder, "bits", not failures, json_rows(results), failures=list(failures))
+        rows = json_rows(results)
+        write_summary(folder, "bits", not failures, rows, failures=list(failures), unlike=unlike(log, console))
         write_figure(folder, "bits", bits_figure(results))
         log.finish(order, folder / "samples.parquet")
     console.print(bits_table(results))
-    console.print("Controls held. Written to" if not failures else "Written to", str(folder), soft_wrap=True)
-    for failure in failures:
-        console.print(f"[bold red]INVALID[/] {failure}", soft_wrap=True)
+    print_verdict(console, failures, folder)
     return results
 
 
@@ -118,7 +121,7 @@ def bits_table(results: pd.DataFrame) -> Table:
             continue
         if previous != row["source"]:
             table.add_section()
-            table.add_row(f"[bold]{row['source']}[/]", f"{row['n_traces']} traces")
+            table.add_row(f"[bold]{escape(row['source'])}[/]", f"{row['n_traces']} traces")
         previous = row["source"]
         ends = "" if pd.isna(row["bits_low"]) else f" [{row['bits_low']:+.3f}, {row['bits_high']:+.3f}]"
         bits = f"{row['bits']:+.3f}{ends}", f"{row['bits_per_trace']:+.2f}"

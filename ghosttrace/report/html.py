@@ -6,7 +6,6 @@ wrote into its responses. Numbers, tables and the verdict are plain HTML; charts
 are drawn by the script.
 """
 
-import json
 import shlex
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup as Safe
 
@@ -23,7 +23,7 @@ from ghosttrace.errors import UserError
 from ghosttrace.outcome import REFERENCE
 from ghosttrace.report.figures import COLOURS
 from ghosttrace.report.traces import answer_table, peak_ratios, quantiles, read_light, read_traces, to_json
-from ghosttrace.runs import is_finished, read_configuration
+from ghosttrace.runs import is_finished, read_configuration, read_json
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPTS = ("draw.js", "charts.js", "answers.js", "reader.js", "page.js")
@@ -61,12 +61,15 @@ def write_report(folder: Path) -> Path:
     config = read_configuration(folder, "ablate")
     if not is_finished(folder):
         raise UserError(f"{folder} is unfinished: go on with it with ghosttrace ablate --resume {folder}")
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_json(folder / "summary.json", "results", "failures")
     unknown = {row["arm"] for row in summary["results"]} - set(ARMS)
     if unknown:
         raise UserError(f"this version knows no arm {min(unknown)}: report the run with the version that made it")
-    page = folder / "report.html"
-    text = render(config, summary, folder / "samples.parquet")
+    page, samples = folder / "report.html", folder / "samples.parquet"
+    try:
+        text = render(config, summary, samples)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{samples} is damaged: put back a copy of it, or make the run anew") from error
     try:
         page.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import pandas as pd
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from ghosttrace.info import ModelInfo, TraceInfo
@@ -24,7 +25,7 @@ def ablation_table(results: pd.DataFrame) -> Table:
         "+/-: problems better and worse; mde: the smallest effect the run could have seen; "
         "KV: mean peak of tokens held; cut: responses that reached the limit.",
     )
-    table.add_column("arm", no_wrap=True)
+    table.add_column("arm", overflow="fold")  # where room is short a name is broken, and no number cut
     cut = bool(results["truncated"].any())
     for name in ("accuracy", "effect", "+/-", "mde", "KV", *(["cut"] if cut else [])):
         table.add_column(name, justify="right", no_wrap=True)
@@ -32,7 +33,7 @@ def ablation_table(results: pd.DataFrame) -> Table:
     for row in results.to_dict("records"):
         if previous != row["bench"]:
             table.add_section()
-            table.add_row(f"[bold]{row['bench']}[/]")
+            table.add_row(f"[bold]{escape(row['bench'])}[/]")
         previous, reference = row["bench"], row["arm"] == "memento"
         table.add_row(
             row["arm"],
@@ -56,13 +57,15 @@ def swap_table(results: pd.DataFrame) -> Table | None:
     for name in ("follow the donor", "keep the original", "neither"):
         table.add_column(name, justify="right")
     for row in swapped.to_dict("records"):
-        table.add_row(row["bench"], *(f"{100 * row[n]:.1f}" for n in ("follows_donor", "keeps_original", "neither")))
+        table.add_row(
+            escape(row["bench"]), *(f"{100 * row[n]:.1f}" for n in ("follows_donor", "keeps_original", "neither"))
+        )
     return table
 
 
 def model_table(model: ModelInfo) -> Table:
     """What a model is."""
-    table = Table(title=model.name, show_header=False)
+    table = Table(title=escape(model.name), show_header=False)
     table.add_row("family", model.family or "unknown (no config.json)")
     if model.geometry is not None:
         shape, windows = model.geometry, {w for w in model.geometry.windows if w}
@@ -74,7 +77,7 @@ def model_table(model: ModelInfo) -> Table:
         dtype = str(model.dtype or "float32").removeprefix("torch.")
         table.add_row("KV bytes a token", f"{model.bytes_per_token:,} in {dtype}")
     for token, number in model.delimiters.items():
-        table.add_row(token, "missing" if number is None else str(number))
+        table.add_row(escape(token), "missing" if number is None else str(number))
     policy = model.policy
     table.add_row("policy", ", ".join(f"{k}={v}" for k, v in policy.items()) if policy else "not recorded")
     return table

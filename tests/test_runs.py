@@ -1,0 +1,218 @@
+"""Run folders and records: what counts as new, what may change, what is damaged, and what is on the disk."""
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from test_ablate import command
+from test_durable import OPTIONS, resume
+
+from ghosttrace.ablate import Settings, plan_cells
+from ghosttrace.bench import load_bench
+from ghosttrace.checkpoint import load
+from ghosttrace.errors import UserError
+from ghosttrace.records import SAMPLES, Log
+from ghosttrace.report.ablation import configuration, warn
+from ghosttrace.runs import check_same, is_finished, locked, run_folder
+
+
+def test_versions_may_change_and_are_said() -> None:
+    recorded = {"versions": {"torch": "1"}, "policy": {"a": 1}}
+    assert check_same(recorded, {"versions": {"torch": "2"}, "policy": {"a": 1}}, Path("run")) == [
+        "versions.torch is '2' now and '1' in the run: results may differ"
+    ]
+    (said,) = check_same({}, {"versions": {"sympy": "1"}}, Path("run"))
+    assert said.endswith("results may differ")
+
+
+SOFT = {"device", *(f"{a}.{b}" for a in ("options", "settings") for b in ("batch_size", "batch_tokens"))}
+
+
+SOFT |= {"options.device"}
+
+
+def leaves(value: Any, *path: str) -> Iterator[tuple[str, ...]]:
+    """The path of everything in a JSON object that is no object."""
+    if not isinstance(value, dict) or not value:
+        yield path
+        return
+    for key, part in value.items():
+        yield from leaves(part, *path, key)
+
+
+def changed(value: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """The same with another value at a path."""
+    key, *rest = path
+    return {**value, key: changed(value[key], tuple(rest)) if rest else "another"}
+
+
+CONFIGURATION = "command model options sha256 policy arms markup delimiters benches settings versions device dtype"
+
+
+def test_everything_else_that_is_recorded_must_stay() -> None:
+    settings = Settings(arms=("restart",), limit=2)
+    cells = plan_cells(load("toy-mixed"), load_bench("ledger-h1", 2), settings)
+    given = {"seed": 0, "batch_size": 3, "batch_tokens": 9, "device": "cpu", "arms": "restart"}
+    config = json.loads(json.dumps(configuration(cells, settings, 3, given)))
+    assert set(config) == set(CONFIGURATION.split())
+    names = "origin sha256 problems ceiling template prompt_sha256 sampling repetitions"
+    assert set(config["benches"]["ledger-h1"]) == set(names.split())
+    assert config["arms"] == ["memento", "restart"]
+    assert {"math-verify", "sympy", "tokenizers", "datasets", "scikit-learn"} <= config["versions"].keys()
+    found = [path for path in leaves(config) if path[0] != "versions"]
+    assert len(found) > 50
+    for path in found:
+        if ".".join(path) in SOFT:
+            assert "up to rounding" in check_same(config, changed(config, path), Path("run"))[0]
+        else:
+            with pytest.raises(UserError, match="cannot be resumed"):
+                check_same(config, changed(config, path), Path("run"))
+
+
+@pytest.mark.parametrize("name", ["versions.jsonl", "device.jsonl", "batch_size"])
+def test_a_bench_named_after_what_may_change_may_not(name: str) -> None:
+    recorded = {"benches": {name: {"sha256": "a", "device": "x"}}}
+    for key in ("sha256", "device"):
+        with pytest.raises(UserError, match="cannot be resumed"):
+            check_same(recorded, changed(recorded, ("benches", name, key)), Path("run"))
+
+
+def test_a_folder_that_a_kill_left_before_run_json_counts_as_new(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "figures").mkdir(parents=True)
+    (folder / ".lock").touch()
+    (folder / "run.part").write_text('{"command": ')
+    assert command("ablate", *OPTIONS, "--out", str(folder)) == 0
+    assert is_finished(folder) and not (folder / "run.part").exists()
+    other = tmp_path / "other"
+    (other / "figures").mkdir(parents=True)
+    (other / "figures" / "mine.png").touch()
+    with pytest.raises(UserError, match="holds something else"), run_folder(other, "ablate", "toy-mixed"):
+        pass
+    assert (other / "figures" / "mine.png").exists()
+
+
+def test_of_two_that_begin_in_one_folder_the_second_is_refused_and_removes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with run_folder(out, "ablate", "toy-mixed"):
+        with (
+            pytest.raises(UserError, match="another process is working on"),
+            run_folder(out, "ablate", "toy-mixed"),
+        ):
+            pytest.fail("both are in")
+        assert (out / "figures").is_dir()
+        (out / "run.json").write_text("{}")
+    with pytest.raises(UserError, match="holds another run"), run_folder(out, "ablate", "toy-mixed"):
+        pass
+
+
+def test_a_run_that_ended_while_another_waited_is_not_run_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked at again once the lock is held."""
+    out, made = tmp_path / "run", Path.mkdir
+
+    def slow(self: Path, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        (out / "run.json").write_text("{}")  # the other process, meanwhile
+
+    monkeypatch.setattr(Path, "mkdir", slow)
+    with pytest.raises(UserError, match="holds another run"), run_folder(out, "ablate", "toy-mixed"):
+        pytest.fail("runs over it")
+    assert (out / "run.json").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "[" * 100_000, "\xff"])
+def test_a_damaged_configuration_is_one_sentence(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"run\.json is (missing or damaged|not what .* writes): put back"):
+        resume(tmp_path)
+
+
+ERRORS = {errno.ENOSPC: True, errno.EDQUOT: True, errno.EROFS: True, errno.EACCES: True, errno.EIO: False}
+
+
+@pytest.mark.parametrize("number", ERRORS)
+def test_only_want_of_room_or_rights_is_said_to_be_that(number: int, tmp_path: Path) -> None:
+    with pytest.raises(UserError if ERRORS[number] else OSError) as raised, locked(tmp_path):
+        raise OSError(number, os.strerror(number))
+    assert ("make room or rights" in str(raised.value)) == ERRORS[number]
+
+
+def test_paths_are_said_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets are markup to rich."""
+    folder = tmp_path / "[red]" / "x[" / "]"
+    assert command("ablate", *OPTIONS, "--out", str(folder)) == 0
+    assert f"Written to {folder}" in capsys.readouterr().out
+    assert command("ablate", "--resume", str(folder)) == 0
+    assert f"{folder} is finished" in capsys.readouterr().out
+    warn(Console())("[red]x[/y]")
+    assert capsys.readouterr().out == "[red]x[/y]\n"
+
+
+def row(number: int) -> dict[str, Any]:
+    """A row of samples.jsonl."""
+    empty = dict.fromkeys(SAMPLES.schema.names)
+    return empty | {"bench": "b", "arm": "restart", "problem": "p", "repetition": number, "response_ids": [1]}
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """The log of a run with three samples."""
+    path = tmp_path / "run" / "samples.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(row(number)) + "\n" for number in range(3)))
+    return path
+
+
+def test_the_log_goes_only_when_the_samples_are_on_the_disk(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Synced are the file, then, under its name, the folder; then the log is removed."""
+    done: list[str] = []
+    sync, replace, unlink = os.fsync, Path.replace, Path.unlink
+
+    def syncing(number: int) -> None:
+        done.append(f"sync {Path(f'/proc/self/fd/{number}').readlink().name}")
+        sync(number)
+
+    def replacing(self: Path, target: Path) -> Path:
+        done.append(f"name {target.name}")
+        return replace(self, target)
+
+    def unlinking(self: Path, missing_ok: bool = False) -> None:
+        done.append(f"remove {self.name}")
+        unlink(self, missing_ok)
+
+    log = Log(begun, SAMPLES, pytest.fail)
+    keys = [log.key_of(row(number)) for number in (2, 0, 1)]
+    for owner, name, other in ((os, "fsync", syncing), (Path, "replace", replacing), (Path, "unlink", unlinking)):
+        monkeypatch.setattr(owner, name, other)
+    log.finish(keys, begun.with_suffix(".parquet"))
+    assert done == ["sync samples.part", "name samples.parquet", "sync run", "remove samples.jsonl"]
+
+
+DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a list for a key": lambda row: row | {"problem": [1]},
+    "a field is missing": lambda row: {name: value for name, value in row.items() if name != "finish"},
+    "a field too many": lambda row: row | {"more": 1},
+    "a word for a number": lambda row: row | {"blocks": "two"},
+    "no object": lambda row: [row],
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_line_that_is_no_row_is_dropped(what: str, begun: Path) -> None:
+    said: list[str] = []
+    lines = begun.read_text().splitlines(keepends=True)
+    begun.write_text("".join([lines[0], json.dumps(DAMAGE[what](row(1))) + "\n", lines[2]]))
+    log = Log(begun, SAMPLES, said.append)
+    assert len(log) == 2 and len(said) == 1
+    log.close()
+
+
+def test_a_deeply_nested_line_is_dropped(tmp_path: Path) -> None:
+    path, said = tmp_path / "samples.jsonl", list[str]()
+    path.write_text("[" * 100_000 + "\n")
+    assert len(Log(path, SAMPLES, said.append)) == 0 and len(said) == 1

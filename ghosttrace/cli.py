@@ -7,12 +7,14 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from transformers.utils.logging import disable_progress_bar
 
 from ghosttrace.ablate import Settings
 from ghosttrace.bench import GROUPS, LEDGERS, SOURCES, bench_size, load_bench
 from ghosttrace.channel import ARMS, Part
 from ghosttrace.checkpoint import Geometry, load_config, recorded_policy, resolve_policy
+from ghosttrace.cli_probe import probe
 from ghosttrace.data.read import read_traces
 from ghosttrace.data.tokens import reference_traces, traces_of
 from ghosttrace.errors import UserError
@@ -161,10 +163,13 @@ def start_bits(options: dict[str, Any], out: Path | None, resume: Path | None) -
     report_bits.run(checkpoint, found, arms, options["batch_tokens"], ceilings, out, resume, options)
 
 
+app.command()(probe)
+
+
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="The folder of a finished run of ghosttrace ablate.")]) -> None:
     """Write one self-contained HTML page of an ablation: effects, answers, KV, and a reader of its traces."""
-    Console().print("Written to", str(write_report(run)), soft_wrap=True)
+    Console().print("Written to", escape(str(write_report(run))), soft_wrap=True)
 
 
 @app.command()

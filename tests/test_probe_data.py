@@ -56,9 +56,7 @@ def test_states_of_one_pass_are_those_of_the_evicting_cache(family, policy, arm,
     """The reference decodes in a session: physical eviction, and for `restart` recomputation block by block."""
     model, traces = tiny(family), [trace(number) for number in range(3)]
     with attending(model):
-        session = Session(
-            model, MARKUP, ARMS[arm]().law(policy), [(row,) for row in range(3)], ARMS[arm]().eraser
-        )
+        session = Session(model, MARKUP, ARMS[arm]().law(policy), [(row,) for row in range(3)], ARMS[arm]().eraser)
         session.advance(traces)
     count = int(session.cache.slots.length.min())
     places = [session.cache.held(row)[-count:] for row in range(3)]
@@ -110,6 +108,7 @@ def test_a_policy_that_keeps_blocks_cannot_be_sealed_in_one_pass() -> None:
 def test_hidden_states_are_transformers_own_and_hooks_are_gone() -> None:
     model, ids = tiny("llama"), trace(3)
     layout = open_layout(ids, MARKUP, Policy(mask_delimiters=True, keep_last_n_blocks=-1))
+
     def hooks() -> list[int]:
         return [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
 
@@ -169,8 +168,7 @@ def test_splits_share_neither_secret_nor_base(pairs: list[tuple[int, int]], seed
     samples = [replace(sample(0), base=f"b{base}", secret=f"s{secret}") for base, secret in pairs]
     try:
         parts = split(samples, seed)
-    except UserError as error:
-        assert "groups" in str(error)
+    except UserError:  # they hang together: held to its words below
         return
     sides = [parts.train, parts.validation, parts.test]
     assert sorted(np.concatenate(sides).tolist()) == list(range(len(samples)))
@@ -216,7 +214,9 @@ def test_shards_hold_what_one_trace_at_a_time_gives(family: str, tmp_path: Path,
             alone = [read_states(model.model, [layout(one.ids, MARKUP, policy)], [at], hidden=True) for at in places]
             keys = alone[0].keys[3, 0].transpose(0, 1).flatten(1)
             torch.testing.assert_close(found.load(last, 3, "k")[row], keys, atol=1e-5, rtol=0)
-            torch.testing.assert_close(found.load(last, 3, "k", [1])[row], keys[:, keys.shape[1] // 2 :], atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                found.load(last, 3, "k", [1])[row], keys[:, keys.shape[1] // 2 :], atol=1e-5, rtol=0
+            )
             values = alone[1].values[0, 0].transpose(0, 1).flatten(1).mean(0, keepdim=True)
             torch.testing.assert_close(found.load(mean, 0, "v")[row], values, atol=1e-5, rtol=0)
             torch.testing.assert_close(found.load(last, 3, "hidden")[row], alone[0].hidden[3, 0], atol=1e-4, rtol=0)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ghosttrace.probe.evidence import Asked, Scores, score
+from ghosttrace.probe.evidence import Asked, Scores, believed, score
 from ghosttrace.probe.grid import fit_path, select
 from ghosttrace.probe.mlp import fit_mlp
 from ghosttrace.probe.split import Split
@@ -33,14 +33,19 @@ def linear_scores(features: Tensor, asked: Sequence[Asked], split: Split, device
     Returns:
         For each feature set, for each target.
     """
-    posteriors = linear_posteriors(features, asked, split.train, split.validation, device)
+    posteriors = linear_posteriors(features, asked, split.train, split.validation, split.cluster, device)
     return [
         [score(one, posterior, split) for one, posterior in zip(asked, of_set, strict=True)] for of_set in posteriors
     ]
 
 
 def linear_posteriors(
-    features: Tensor, asked: Sequence[Asked], train: np.ndarray, validation: np.ndarray, device: torch.device
+    features: Tensor,
+    asked: Sequence[Asked],
+    train: np.ndarray,
+    validation: np.ndarray,
+    cluster: np.ndarray,
+    device: torch.device,
 ) -> list[list[np.ndarray]]:
     """For each feature set and target float[N, C], natural logarithms; arguments as `linear_scores`."""
     labels, offset, n_classes = stacked(asked)
@@ -48,9 +53,13 @@ def linear_posteriors(
     path = fit_path(features[:, train], labels[:, train], n_classes, PENALTIES, offset[:, train], TOLERANCE)
     probe = select(path, features[:, validation], labels[:, validation], offset[:, validation])
     said = probe.log_probabilities(features, offset).cpu().double().numpy()
-    return [
-        [of_target[:, : one.text.shape[1]] for of_target, one in zip(of_set, asked, strict=True)] for of_set in said
-    ]
+    return [_told(of_set, asked, validation, cluster) for of_set in said]
+
+
+def _told(said: np.ndarray, asked: Sequence[Asked], validation: np.ndarray, cluster: np.ndarray) -> list[np.ndarray]:
+    """A probe's posteriors, float[T, N, C], each cut to the classes of its target, as far as they are believed."""
+    parts = zip(said, asked, strict=True)
+    return [believed(part[:, : one.text.shape[1]], one, validation, cluster) for part, one in parts]
 
 
 def stacked(asked: Sequence[Asked]) -> tuple[Tensor, Tensor, list[int]]:
@@ -67,9 +76,10 @@ def mlp_scores(features: Tensor, asked: Sequence[Asked], split: Split, seed: int
     labels, offset, n_classes = stacked(asked)
     features, labels, offset = features.to(device), labels.to(device), offset.to(device)
     train, validation = (torch.from_numpy(part).to(device) for part in (split.train, split.validation))
-    probe = fit_mlp(features, labels, n_classes, offset, train, validation, seed)
+    probe = fit_mlp(features, labels, n_classes, train, validation, offset, seed)
     said = probe.log_probabilities(features, offset).cpu().double().numpy()
-    return [score(one, of_target[:, : one.text.shape[1]], split) for one, of_target in zip(asked, said, strict=True)]
+    told = _told(said, asked, split.validation, split.cluster)
+    return [score(one, posterior, split) for one, posterior in zip(asked, told, strict=True)]
 
 
 def online_scores(
@@ -104,7 +114,8 @@ def online_scores(
         seen = np.concatenate([fitted, chosen, next_up])
         parts = [replace(one, labels=one.labels[seen], text=one.text[seen]) for one in asked]
         a, b = len(fitted), len(fitted) + len(chosen)
-        (told,) = linear_posteriors(features[None, seen], parts, np.arange(a), np.arange(a, b), device)
+        cluster = split.cluster[seen]
+        (told,) = linear_posteriors(features[None, seen], parts, np.arange(a), np.arange(a, b), cluster, device)
         for number, posterior in enumerate(told):
             said[number][next_up] = posterior[b:]
     whole = replace(split, test=split.train)

@@ -26,6 +26,7 @@ CONDITIONS = ("open", *CONTROLS, "control-task", "unerased", "text", "exact")
 ALPHA = 0.05
 TRIVIAL = 0.01  # bits; what a control shows below this is rounding of the baseline, not a leak
 KNOWN = 0.1  # bits that a text may leave of a target without there being something to read
+ROUNDING = 1e-5  # nats by which a probe that says nothing may miss the text in float32
 SITE = ("carrier", "hop", "layer", "kv", "head")
 KEY = ("condition", *SITE, "probe", "target")
 CELLS = Layout(
@@ -90,6 +91,7 @@ class Scores:
 
 def score(asked: Asked, posterior: np.ndarray, split: Split) -> Scores:
     """Score a posterior, float[N, C] of natural logarithms, on the samples to which the target applies."""
+    posterior = np.where(np.abs(posterior - asked.text) < ROUNDING, asked.text, posterior)
     test, check, train = (part[asked.labels[part] >= 0] for part in (split.test, split.validation, split.train))
     right = asked.labels[test]
     gained = (posterior - asked.text)[check, asked.labels[check]]
@@ -102,6 +104,27 @@ def score(asked: Asked, posterior: np.ndarray, split: Split) -> Scores:
         len(train),
         float(gained.mean() / np.log(2)),
     )
+
+
+def believed(posterior: np.ndarray, asked: Asked, rows: np.ndarray, cluster: np.ndarray) -> np.ndarray:
+    """The posterior, or what the text says if on validation it gains no more than one standard error.
+
+    Without this a probe of nothing would be a little worse than the text, and surely so (the rule of one
+    standard error: Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3).
+
+    Args:
+        posterior: float[N, C], natural logarithms.
+        asked: the target.
+        rows: int64[n], the validation samples.
+        cluster: int64[N], samples that are not independent.
+    """
+    rows = rows[asked.labels[rows] >= 0]
+    gained = (posterior - asked.text)[rows, asked.labels[rows]]
+    number = np.unique(cluster[rows], return_inverse=True)[1]
+    count = np.bincount(number).astype(float)
+    found = ratio(np.bincount(number, gained), count)
+    error = (found.high - found.value) / stats.t.ppf(0.975, max(1, len(count) - 1))
+    return asked.text if found.value <= error else posterior
 
 
 def record(scores: Scores, **site: Any) -> dict[str, Any]:
@@ -204,10 +227,11 @@ def _row(cell: Mapping[str, Any], split: Split, chance: float) -> dict[str, Any]
     hits = ratio(np.bincount(cluster, np.asarray(cell["hit"], dtype=float)), count)
     slack = unseen(len(count))  # of clusters that all agree, resampling says nothing
     half = bits.high - bits.value
-    p = 1.0
     if half > 0:
         quantile = stats.t.ppf(0.975, len(count) - 1)
         p = float(stats.t.sf(bits.value * quantile / half, len(count) - 1))
+    else:  # all clusters agree, or there is one alone: as a test of signs has it
+        p = 0.5 ** len(count) if bits.value > 0 else 1.0
     return {name: cell[name] for name in KEY} | {
         "n_train": cell["n_train"],
         "n_test": len(gained),
@@ -233,19 +257,22 @@ def failed_controls(results: pd.DataFrame) -> tuple[str, ...]:
     """
     failures = []
     bad = results[results["condition"].isin(CONTROLS) & (results["p_holm"] <= ALPHA) & (results["bits"] > TRIVIAL)]
-    for condition, rows in bad.groupby("condition"):
-        worst = rows.loc[rows["bits"].idxmax()]
+    for condition in dict.fromkeys(bad["condition"]):
+        rows = bad[bad["condition"] == condition]
+        worst = rows.nlargest(1, "bits").to_dict("records")[0]
         failures.append(
             f"{condition}: {worst['target']} in {worst['kv']} of layer {worst['layer']}, {worst['carrier']} at hop "
             f"{worst['hop']}: {worst['bits']:+.3f} bits where nothing beyond the text can be ({len(rows)} such rows)"
         )
-    told = results[results["condition"].isin(["text", "exact"])].pivot_table(
-        index="target", columns="condition", values=["bits", "bits_low", "bits_high"], sort=False
-    )
-    for target, row in told.iterrows() if ("bits", "exact") in told else ():
-        if row[("bits_low", "text")] > row[("bits_high", "exact")] + TRIVIAL:
-            failures.append(f"text: {target} is told by the text better than its exact posterior says: that is wrong")
-    for target, rows in results[results["condition"] == "unerased"].groupby("target", sort=False):
+    told = {
+        condition: results[results["condition"] == condition].set_index("target") for condition in ("text", "exact")
+    }
+    above = told["text"]["bits_low"] - told["exact"]["bits_high"]
+    for target in above.index[above > TRIVIAL]:
+        failures.append(f"text: {target} is told by the text better than its exact posterior says: that is wrong")
+    own = results[results["condition"] == "unerased"]
+    for target in dict.fromkeys(own["target"]):
+        rows = own[own["target"] == target]
         blind = (rows["p"] > ALPHA).all() or rows["bits"].max() <= TRIVIAL
         if blind and rows["unknown"].max() > KNOWN:
             failures.append(f"unerased: {target} cannot be read from the secret's own tokens: give more samples")

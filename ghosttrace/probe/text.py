@@ -58,12 +58,9 @@ def text_features(
     first = np.unique(row, return_index=True)[1]
     documents = [list(_words(*texts[number], blocks[number])) for number in first]
     counter = CountVectorizer(analyzer=lambda number: documents[number], binary=True, dtype=np.float64)
-    counter.set_params(min_df=min(2, len(np.unique(row[train]))))
-    try:
-        counter.fit(np.unique(row[train]))
-    except ValueError:  # nothing occurs twice: every text is a word of its own
-        return csr_array((len(texts), 1))
-    return csr_array(counter.transform(range(len(documents))))[row]
+    found = csr_array(counter.fit_transform(range(len(documents))))
+    times = np.bincount(row[train], minlength=len(documents)) @ found  # in how many training traces
+    return found[:, np.flatnonzero(times > 1)][row]
 
 
 def _words(tokens: np.ndarray, places: np.ndarray, block: int) -> Iterator[str]:

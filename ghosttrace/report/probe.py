@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow as pa
 from pyarrow import parquet
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from ghosttrace.checkpoint import Checkpoint, fingerprint
@@ -22,8 +23,8 @@ from ghosttrace.probe.split import Split, split
 from ghosttrace.probe.sweep import Settings, Sweep, ask, text_rows, wanted
 from ghosttrace.probe.task import Task
 from ghosttrace.probe.text import retained
-from ghosttrace.records import Key, Log
-from ghosttrace.report.ablation import warn
+from ghosttrace.records import Key, Log, settle
+from ghosttrace.report.ablation import print_verdict, unlike, warn
 from ghosttrace.report.probe_figures import curves_figure, heads_figure, heat_figure
 from ghosttrace.runs import json_rows, open_run, versions, write_figure, write_summary
 
@@ -76,7 +77,9 @@ def run(
     task.check()
     parts = split(task.samples, settings.seed, settings.within_traces)
     console = Console()
-    with open_run(out, resume, configuration(checkpoint, task, settings, parts, options or {}), warn(console)) as folder:
+    with open_run(
+        out, resume, configuration(checkpoint, task, settings, parts, options or {}), warn(console)
+    ) as folder:
         write_traces(folder / "traces.parquet", checkpoint, task, parts)
         log = Log(folder / "samples.jsonl", CELLS, warn(console))
         features = _extract(checkpoint, task, settings, folder / "features", batch_tokens, console)
@@ -90,16 +93,15 @@ def run(
         order = sorted(log.keys(), key=_rank)
         results = summarise((log.get(key) for key in order), task, parts)
         found = Probed(results, failed_controls(results), folder)
-        write_summary(folder, "probe", found.valid, json_rows(results), failures=list(found.failures))
+        rows = json_rows(results)
+        write_summary(folder, "probe", found.valid, rows, failures=list(found.failures), unlike=unlike(log, console))
         for name, figure in figures(found, task).items():
             write_figure(folder, name, figure)
         log.finish(order, folder / "samples.parquet")
         if not keep_features:
             shutil.rmtree(folder / "features")
     console.print(probe_table(found))
-    console.print("Controls held. Written to" if found.valid else "Written to", str(folder), soft_wrap=True)
-    for failure in found.failures:
-        console.print(f"[bold red]INVALID[/] {failure}", soft_wrap=True)
+    print_verdict(console, found.failures, folder)
     return found
 
 
@@ -122,14 +124,17 @@ def _rank(key: Key) -> tuple[Any, ...]:
 def _extract(
     checkpoint: Checkpoint, task: Task, settings: Settings, folder: Path, batch_tokens: int, console: Console
 ) -> dict[str, Features]:
-    found = {}
+    found: dict[str, Features] = {}
     with Progress(console=console, transient=True) as bar:
         for part in wanted(checkpoint, settings):
             job = bar.add_task(f"{part.cache} cache", total=len(task.samples))
-            found[part.cache] = extract(
-                checkpoint, task, part, folder, batch_tokens, lambda done, _, job=job: bar.update(job, completed=done)
-            )
+            show = partial(_show, bar, job)
+            found[str(part.cache)] = extract(checkpoint, task, part, folder, batch_tokens, show)
     return found
+
+
+def _show(bar: Progress, job: TaskID, done: int, total: int) -> None:
+    bar.update(job, completed=done, total=total)
 
 
 def write_traces(path: Path, checkpoint: Checkpoint, task: Task, parts: Split) -> None:
@@ -148,9 +153,9 @@ def write_traces(path: Path, checkpoint: Checkpoint, task: Task, parts: Split) -
         columns[target.name] = [
             None if sample.labels[number] < 0 else target.classes[sample.labels[number]] for sample in task.samples
         ]
-    partial = path.with_suffix(".part")
-    parquet.write_table(pa.table(columns), partial, compression="zstd")
-    partial.replace(path)
+    unsettled = path.with_suffix(".part")
+    parquet.write_table(pa.table(columns), unsettled, compression="zstd")
+    settle(unsettled, path)
 
 
 def configuration(
@@ -159,7 +164,9 @@ def configuration(
     """Everything that decides a run's numbers, for run.json."""
     digest = sha256()
     for sample in task.samples:
-        digest.update(repr((list(map(int, sample.ids)), sample.base, sample.secret, sample.block, sample.labels)).encode())
+        digest.update(
+            repr((list(map(int, sample.ids)), sample.base, sample.secret, sample.block, sample.labels)).encode()
+        )
     return {
         "command": "probe",
         "model": checkpoint.name,
@@ -200,13 +207,11 @@ def probe_table(found: Probed) -> Table:
     for name in dict.fromkeys(family(target) for target in results["target"]):
         rows = results[results["target"] == name].drop(columns="target")
         table.add_section()
-        told = rows[rows["condition"].isin(["text", "exact"])]
-        text = ", ".join(f"{100 * row['accuracy']:.1f} from {row['condition']}" for row in told.to_dict("records"))
-        first = rows.iloc[0]
-        open_rows = rows[rows["condition"] == "open"]
-        left = open_rows["unknown"].iloc[0] if len(open_rows) else first["unknown"]
-        table.add_row(f"[bold]{name}[/]", "", "", "", f"{100 * first['chance']:.1f}", f"of {left:.2f} unknown", "")
-        table.add_row("", "", "", "", text, "", "") if text else None
+        first = rows[rows["condition"] == "open"].iloc[0]
+        chance, unknown = f"{100 * first['chance']:.1f} by chance", f"{first['unknown']:.2f} to be known"
+        table.add_row(f"[bold]{name}[/]", "", "", "", chance, unknown, "")
+        for row in rows[rows["condition"].isin(["text", "exact"])].to_dict("records"):
+            _add(table, row, rows)
         for row in best_rows(rows).to_dict("records"):
             _add(table, row, rows)
     return table
@@ -215,8 +220,8 @@ def probe_table(found: Probed) -> Table:
 def best_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Of one target: the worst causal row, and at each hop all probes of the site the MLP was fitted at."""
     parts = []
-    for (_, hop), part in rows[rows["hop"].notna()].groupby(["carrier", "hop"], sort=False):
-        if hop < 0:
+    for (_, hop), part in rows.groupby(["carrier", "hop"], sort=False):
+        if int(str(hop)) < 0:
             parts.append(part.nlargest(1, "bits"))
             continue
         online = part[(part["condition"] == "open") & (part["probe"] == "online")]
@@ -225,18 +230,19 @@ def best_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts) if parts else rows.iloc[:0]
 
 
-def _add(table: Table, row: Mapping[str, Any], rows: pd.DataFrame) -> None:
+def _add(table: Table, row: Mapping[Any, Any], rows: pd.DataFrame) -> None:
     """One line of the table."""
     same = rows[rows["condition"] == "sealed"]
     for name in ("carrier", "hop", "layer", "kv", "head", "probe"):
         same = same[same[name] == row[name]]
     star = "*" if row["p_holm"] <= 0.05 else " "
-    where = row["layer"] + " " + row["kv"] + ("" if row["head"] == "all" else f" h{row['head']}")
+    told = row["probe"] in ("text", "exact")
+    where = row["layer"] + " " + row["kv"] + ("" if row["head"] in ("all", "") else f" h{row['head']}")
     table.add_row(
-        row["carrier"] if row["condition"] == "open" else "causal",
-        str(row["hop"]),
+        row["carrier"] if row["condition"] == "open" else row["condition"],
+        "" if told else str(row["hop"]),
         where,
-        row["probe"],
+        "" if told else row["probe"],
         f"{100 * row['accuracy']:.1f} [{100 * row['accuracy_low']:.1f}, {100 * row['accuracy_high']:.1f}]",
         f"{row['bits']:+.3f} [{row['bits_low']:+.3f}, {row['bits_high']:+.3f}]{star}",
         f"{same['bits'].iloc[0]:+.3f}" if len(same) else "",

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from ghosttrace.probe.evidence import ALPHA, family
 
@@ -56,7 +58,7 @@ def heat_figure(results: pd.DataFrame, valid: bool) -> Figure:
     return figure
 
 
-def draw_heat(axis, rows: pd.DataFrame, highest: float, across: str):  # type: ignore[no-untyped-def]
+def draw_heat(axis: Axes, rows: pd.DataFrame, highest: float, across: str) -> AxesImage:
     """One heat map, layers upwards; returns the image."""
     table = rows.assign(layer=rows["layer"].astype(int)).groupby(["layer", across])[["bits", "p_holm"]].max()
     bits, p = table["bits"].unstack(), table["p_holm"].unstack()
@@ -94,7 +96,9 @@ def curves_figure(results: pd.DataFrame, valid: bool) -> Figure:
         left = rows.loc[rows["condition"] == "open", "unknown"].mean()
         axis.axhline(left, color="black", linestyle="--", linewidth=0.8)
         axis.axhline(0, color="black", linewidth=0.7)
-        axis.set(title=f"{target} (dashed: {left:.2f} bits to be known)", xlabel="hop", xticks=sorted(set(chosen["hop"])))
+        axis.set(
+            title=f"{target} (dashed: {left:.2f} bits to be known)", xlabel="hop", xticks=sorted(set(chosen["hop"]))
+        )
         axis.title.set_fontsize(8)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("bits beyond the text")

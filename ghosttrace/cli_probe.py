@@ -1,0 +1,146 @@
+"""The command `ghosttrace probe`: its options, and the task that they name."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from ghosttrace.bench import LEDGERS
+from ghosttrace.checkpoint import Checkpoint
+from ghosttrace.data.tokens import traces_of
+from ghosttrace.errors import UserError
+from ghosttrace.options import (
+    Delimiters,
+    Device,
+    Dtype,
+    KeepLast,
+    Mapping,
+    ModelName,
+    Out,
+    Resume,
+    gather_options,
+    load_as_told,
+    numbers,
+)
+from ghosttrace.probe.carriers import Kind, Pool
+from ghosttrace.probe.ledger import ledger_task
+from ghosttrace.probe.natural import natural_task
+from ghosttrace.probe.plant import plant
+from ghosttrace.probe.secrets import secret_kind
+from ghosttrace.probe.sweep import Kv, Settings
+from ghosttrace.probe.task import Task
+
+CONTROL_FAILED = 12  # exit code
+NATURAL = ("last-number", "operation", "regex")
+CARRIERS = tuple(kind for kind in get_args(Kind) if kind != "secret")
+
+
+def probe(
+    ctx: typer.Context,
+    model: ModelName = "toy-open",
+    bench: Annotated[
+        str, typer.Option(help=f"Without --traces: {', '.join(LEDGERS)}, whose secrets are its own digits.")
+    ] = "ledger-h3",
+    traces: Annotated[
+        list[str] | None,
+        typer.Option(help="JSON, JSONL, Parquet or text, a run of ablate, or a hub id; may be given again."),
+    ] = None,
+    secret: Annotated[
+        str,
+        typer.Option(
+            help="What is planted in the traces: digits:N, name, email, word, word:FILE; or what their blocks hold "
+            "anyway: last-number, operation, regex:PATTERN."
+        ),
+    ] = "digits:5",
+    block: Annotated[int, typer.Option(help="Which block holds the secret, counted from 0.")] = 1,
+    samples: Annotated[int, typer.Option(help="Of a bench, or planted in each trace.")] = 6000,
+    limit: Annotated[int | None, typer.Option(help="Traces of each source.")] = None,
+    carriers: Annotated[str, typer.Option(help=f"Where to look, of {','.join(CARRIERS)}.")] = "memento",
+    hops: Annotated[str, typer.Option(help="Blocks after the secret's own.")] = "0,1,2",
+    layers: Annotated[str | None, typer.Option(help="All of them by default, e.g. 3,35.")] = None,
+    kv: Annotated[str, typer.Option(help="Keys (k), values (v), both as one (kv), hidden: a list.")] = "k,v",
+    by_head: Annotated[bool, typer.Option(help="Each key-value head alone as well.")] = False,
+    joint: Annotated[bool, typer.Option(help="All layers as one as well.")] = False,
+    pool: Annotated[str, typer.Option(help="Tokens of a carrier: all, the last N, or their mean.")] = "all",
+    mlp: Annotated[bool, typer.Option(help="Probe the best site of each hop by an MLP too.")] = True,
+    within_traces: Annotated[bool, typer.Option(help="Let train and test share base traces, not secrets.")] = False,
+    keep_features: Annotated[bool, typer.Option(help="Leave the features in the run folder.")] = False,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens read together, padding included.")] = 16_384,
+    seed: Annotated[int, typer.Option(help="Of traces, secrets, splits and probes.")] = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    mask_delimiters: Delimiters = None,
+    keep_last_n_blocks: KeepLast = None,
+    map_delimiters: Mapping = None,
+    out: Out = None,
+    resume: Resume = None,
+) -> None:
+    """Probe what erased blocks leave in the cache: where, and how many bits beyond the text."""
+    options = gather_options(ctx, "probe", out, resume)
+    if options is not None and not start_probe(options, out, resume):
+        raise typer.Exit(CONTROL_FAILED)
+
+
+def start_probe(options: dict[str, Any], out: Path | None, resume: Path | None) -> bool:
+    """Run `probe` with these options of its command line; return whether its controls held."""
+    from ghosttrace.report.probe import run  # brings matplotlib and scikit-learn
+
+    settings = settings_of(options)
+    if min(options["samples"], options["batch_tokens"], options["limit"] or 1) < 1 or options["seed"] < 0:
+        raise UserError("--samples, --limit and --batch-tokens are at least 1, --seed at least 0")
+    checkpoint = load_as_told(options)
+    settings.check(checkpoint)
+    task = task_of(options, checkpoint, max(settings.hops))
+    found = run(checkpoint, task, settings, out, resume, options, options["keep_features"], options["batch_tokens"])
+    return found.valid
+
+
+def settings_of(options: dict[str, Any]) -> Settings:
+    """What to probe, from the options.
+
+    Raises:
+        UserError: an option is not of the values it can take.
+    """
+    chosen: dict[str, tuple[Any, ...]] = {}
+    for name, known in (("carriers", CARRIERS), ("kv", get_args(Kv))):
+        chosen[name] = tuple(dict.fromkeys(options[name].split(",")))
+        if not set(chosen[name]) <= set(known):
+            raise UserError(f"--{name} is a list of {', '.join(known)}, not {options[name]!r}")
+    return Settings(
+        kinds=chosen["carriers"],
+        hops=tuple(dict.fromkeys(numbers(options["hops"], "--hops") or ())),
+        layers=numbers(options["layers"], "--layers"),
+        kv=chosen["kv"],
+        pool=pool_of(options["pool"]),
+        **{name: options[name] for name in ("by_head", "joint", "mlp", "within_traces", "seed")},
+    )
+
+
+def pool_of(text: str) -> Pool:
+    """`all`, `mean`, or a number."""
+    if text in ("all", "mean"):
+        return "all" if text == "all" else "mean"
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise UserError(f"--pool is all, mean, or how many of a carrier's last tokens to take, not {text!r}")
+    return int(text)
+
+
+def task_of(options: dict[str, Any], checkpoint: Checkpoint, hops: int) -> Task:
+    """The traces and their secrets.
+
+    Raises:
+        UserError: there are none as asked.
+    """
+    if options["block"] < 1:
+        raise UserError("--block is at least 1: a memento must stand before the secret, for the causal control")
+    if options["traces"]:
+        found = traces_of(checkpoint, options["traces"], options["limit"])
+        if options["secret"].partition(":")[0] in NATURAL:
+            return natural_task(found, checkpoint, options["secret"], hops)
+        kind = secret_kind(options["secret"])
+        return plant(found, checkpoint, kind, options["block"], options["samples"], hops, options["seed"])
+    if options["bench"] not in LEDGERS:
+        known = ", ".join(LEDGERS)
+        raise UserError(f"{options['bench']} has no secrets of its own: give --traces, or a --bench of {known}")
+    return ledger_task(checkpoint, int(options["bench"][-1]), options["samples"], options["seed"], options["block"])

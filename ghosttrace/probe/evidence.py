@@ -196,6 +196,12 @@ def family(target: str) -> str:
     return f"{stem}-*" if dash and number.isdigit() else target
 
 
+def headlines(results: pd.DataFrame) -> list[str]:
+    """The targets to show: those of one name as their mean, others as they are."""
+    known = set(results["target"])
+    return list(dict.fromkeys(family(name) if family(name) in known else name for name in results["target"]))
+
+
 def _grouped(cells: list[dict[str, Any]], chances: dict[str, float]) -> list[dict[str, Any]]:
     """Cells of the mean over targets of one family, on the samples that all of them apply to."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}

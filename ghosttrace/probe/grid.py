@@ -18,7 +18,7 @@ from ghosttrace.errors import UserError
 from ghosttrace.probe.fit import base_logits, calibrate, check_finite, cross_entropy, moments, standardised
 from ghosttrace.probe.solver import Problem, Questions, solve
 
-CACHED, CARD = 2**21, 2**28  # floats of features and logits worked on together, on a CPU and on a GPU
+CACHED, CARD = 2**22, 2**28  # floats of features and logits worked on together, on a CPU and on a GPU
 
 
 @dataclass(frozen=True)

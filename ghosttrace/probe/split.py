@@ -62,8 +62,8 @@ def split(samples: Sequence[Sample], seed: int = 0, within_traces: bool = False)
             f"and a split takes {LEAST}: give more traces, or --within-traces if the claim is about these alone"
         )
     side = _assign(np.bincount(group), np.random.default_rng([seed, 0x5B117]))[group]
-    parts = [np.flatnonzero(side == number) for number in range(3)]
-    return Split(*parts, cluster, "secrets" if within_traces else "base traces and secrets")
+    train, validation, test = (np.flatnonzero(side == number) for number in range(3))
+    return Split(train, validation, test, cluster, "secrets" if within_traces else "base traces and secrets")
 
 
 def _components(base: np.ndarray, secret: np.ndarray) -> np.ndarray:

@@ -54,13 +54,13 @@ def text_features(
     """
     keys = [(block, *map(bytes, text)) for block, text in zip(blocks, texts, strict=True)]
     which = {key: number for number, key in enumerate(dict.fromkeys(keys))}  # traces of one base read alike
-    row = np.array([which[key] for key in keys])
-    first = np.unique(row, return_index=True)[1]
-    documents = [list(_words(*texts[number], blocks[number])) for number in first]
+    document = np.array([which[key] for key in keys])
+    first = np.unique(document, return_index=True)[1]
+    documents = [list(_words(tokens, places, blocks[row])) for row in first for tokens, places in [texts[row]]]
     counter = CountVectorizer(analyzer=lambda number: documents[number], binary=True, dtype=np.float64)
     found = csr_array(counter.fit_transform(range(len(documents))))
-    times = np.bincount(row[train], minlength=len(documents)) @ found  # in how many training traces
-    return found[:, np.flatnonzero(times > 1)][row]
+    times = np.bincount(document[train], minlength=len(documents)) @ found  # in how many training traces
+    return found[:, np.flatnonzero(times > 1)][document]
 
 
 def _words(tokens: np.ndarray, places: np.ndarray, block: int) -> Iterator[str]:

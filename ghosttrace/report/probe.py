@@ -17,7 +17,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from ghosttrace.checkpoint import Checkpoint, fingerprint
-from ghosttrace.probe.evidence import CELLS, CONDITIONS, failed_controls, family, summarise
+from ghosttrace.probe.evidence import CELLS, CONDITIONS, failed_controls, headlines, summarise
 from ghosttrace.probe.features import Features, extract
 from ghosttrace.probe.split import Split, split
 from ghosttrace.probe.sweep import Settings, Sweep, ask, text_rows, wanted
@@ -204,7 +204,7 @@ def probe_table(found: Probed) -> Table:
     for name in ("right %", "bits beyond the text", "sealed"):
         table.add_column(name, justify="right", no_wrap=True)
     results = found.results
-    for name in dict.fromkeys(family(target) for target in results["target"]):
+    for name in headlines(results):
         rows = results[results["target"] == name].drop(columns="target")
         table.add_section()
         first = rows[rows["condition"] == "open"].iloc[0]

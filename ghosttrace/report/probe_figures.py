@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from ghosttrace.probe.evidence import ALPHA, family
+from ghosttrace.probe.evidence import ALPHA, headlines
 
 STYLES = {  # condition and probe: colour, marker, what it is
     ("open", "linear"): ("#1b6e53", "o", "open, linear"),
@@ -16,11 +16,6 @@ STYLES = {  # condition and probe: colour, marker, what it is
     ("sealed", "mlp"): ("#d77a61", "s", "sealed, MLP"),
     ("causal", "linear"): ("#7a7a7a", "x", "before the secret"),
 }
-
-
-def families(results: pd.DataFrame) -> list[str]:
-    """Targets, those of one name as their mean."""
-    return list(dict.fromkeys(family(target) for target in results["target"]))
 
 
 def mark(figure: Figure, valid: bool) -> None:
@@ -37,7 +32,7 @@ def heat_figure(results: pd.DataFrame, valid: bool) -> Figure:
     A dot marks cells that are not above 0 after Holm's adjustment.
     """
     rows = results[(results["head"] == "all") & (results["probe"] == "linear") & results["layer"].ne("joint")]
-    targets, kinds = families(results), list(dict.fromkeys(rows.loc[rows["condition"] == "open", "kv"]))
+    targets, kinds = headlines(results), list(dict.fromkeys(rows.loc[rows["condition"] == "open", "kv"]))
     columns = [(condition, kv) for kv in kinds for condition in ("open", "sealed")]
     width = 2.2 * len(columns) + 1.2
     figure = Figure(figsize=(max(4.5, width), 1.0 + 1.9 * len(targets)), layout="constrained")
@@ -75,7 +70,7 @@ def draw_heat(axis: Axes, rows: pd.DataFrame, highest: float, across: str) -> Ax
 
 def curves_figure(results: pd.DataFrame, valid: bool) -> Figure:
     """Bits by hop at each hop's best site, with intervals; one panel a target."""
-    targets = families(results)
+    targets = headlines(results)
     figure = Figure(figsize=(3.4 * len(targets) + 1.6, 3.2), layout="constrained")
     axes = figure.subplots(1, len(targets), squeeze=False)[0]
     for axis, target in zip(axes, targets, strict=True):
@@ -112,7 +107,7 @@ def heads_figure(results: pd.DataFrame, valid: bool) -> Figure:
     """Bits by layer and head, linear probes, open cache; a row a target and hop, a column keys or values."""
     rows = results[(results["condition"] == "open") & results["head"].str.isdigit()]
     rows = rows.assign(head=rows["head"].astype(int))
-    lines = [(target, hop) for target in families(results) for hop in sorted(set(rows["hop"]))]
+    lines = [(target, hop) for target in headlines(results) for hop in sorted(set(rows["hop"]))]
     kinds = list(dict.fromkeys(rows["kv"]))
     figure = Figure(figsize=(2.6 * len(kinds) + 1.6, 1.9 * len(lines) + 0.6), layout="constrained")
     grid = figure.subplots(len(lines), len(kinds), squeeze=False)

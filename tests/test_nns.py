@@ -1,0 +1,104 @@
+"""nnsight under the law: the states that we read, on every family, and the same patching as in TransformerLens."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bridges import LAYOUTS, batch, checkpoint, example, lawless
+from families import FAMILIES, tiny
+from transformers import AutoModelForCausalLM, GPT2Config
+
+from ghosttrace import attention, nns
+from ghosttrace.checkpoint import load, load_tokenizer, source
+from ghosttrace.errors import UserError
+from ghosttrace.expiry import Policy
+from ghosttrace.probe.states import read_states
+from ghosttrace.sealed import open_layout
+
+nnsight = pytest.importorskip("nnsight", reason="the extra `nnsight` is not installed")
+from nnsight.modeling.transformers import TransformersModel  # noqa: E402
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_equal_ours(family: str, kind: str) -> None:
+    """And plain causal states are far away: the positive control."""
+    layouts, places = batch(kind)
+    expected = read_states(tiny(family), layouts, places)
+    model = nns.wrap(checkpoint(family))
+    found, causal = (nns.read_states(model, laid, places) for laid in (layouts, lawless(layouts)))
+    assert found.keys.shape == (4, 3, 2, 20, expected.keys.shape[-1]) and found.hidden is None
+    for name in ("keys", "values"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
+        assert (getattr(causal, name) - getattr(expected, name)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_transformers_models_are_read_the_same(kind: str) -> None:
+    """Around a loaded model, with its tokenizer, which nnsight then sets to pad on the left."""
+    layouts, places = batch(kind)
+    model = TransformersModel(checkpoint("gemma3").model, tokenizer=load_tokenizer("toy-mixed"))
+    found, expected = nns.read_states(model, layouts, places), read_states(tiny("gemma3"), layouts, places)
+    torch.testing.assert_close(found.keys, expected.keys, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.values, expected.values, atol=1e-5, rtol=1e-5)
+
+
+def test_weights_that_nnsight_has_not_loaded_yet_are_loaded() -> None:
+    bundled = load("toy-mixed", device="cpu")
+    tokens = bundled.prompt_ids("x042")
+    layouts, places = [open_layout(tokens, bundled.markup, Policy(True))], [np.arange(len(tokens))]
+    model = TransformersModel(source("toy-mixed"), task="text-generation")
+    assert not model.dispatched
+    found, expected = nns.read_states(model, layouts, places), read_states(bundled.model, layouts, places)
+    assert torch.equal(found.keys, expected.keys) and torch.equal(found.values, expected.values)
+
+
+def test_everything_is_put_back() -> None:
+    """After a trace, after one that breaks off, and after one that stops at a layer."""
+    plain = checkpoint("olmo3").model
+    model = nnsight.NNsight(plain)
+    tokens, expiry = torch.arange(8, 48)[None], torch.full((1, 40), 20)
+    before = plain(tokens).logits
+    with nns.attending(model):
+        with model.trace(tokens, expiry=expiry):
+            masked = model.output.logits.save()
+        assert (masked - before).abs().max() > 1e-2
+        with model.trace(tokens):
+            unmasked = model.output.logits.save()
+        torch.testing.assert_close(unmasked, before, atol=1e-6, rtol=1e-6)
+        with model.trace(tokens, expiry=expiry) as tracer:
+            model.model.layers[1].output.save()
+            tracer.stop()
+        assert attention._SIGHT.get() is None
+    with pytest.raises(KeyError, match="in a trace"), nns.attending(model):  # noqa: PT012, SIM117
+        with model.trace(tokens, expiry=expiry):
+            model.model.layers[2].output.save()
+            raise KeyError("in a trace")
+    assert attention._SIGHT.get() is None
+    assert plain.config._attn_implementation == "sdpa" and not plain._forward_pre_hooks and not plain._forward_hooks
+    assert torch.equal(plain(tokens).logits, before)
+
+
+def test_bad_input_is_answered_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = checkpoint("llama")
+    with pytest.raises(UserError, match="LlamaForCausalLM is no nnsight model"), nns.attending(given.model):
+        pass
+    other = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4))
+    with pytest.raises(UserError, match=r"GPT2LMHeadModel has no .* attention_interface"):
+        nns.read_states(nnsight.NNsight(other), *batch("open"))
+    assert other.config._attn_implementation != attention.NAME
+    with torch.no_grad():
+        given.model.model.layers[2].self_attn.v_proj.weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match="values of layer 2 are not finite"):
+        nns.read_states(nns.wrap(given), *batch("open"))
+    monkeypatch.setitem(sys.modules, "nnsight", None)
+    for call in (nns.wrap, lambda it: nns.attending(it).__enter__()):
+        with pytest.raises(UserError, match=r"pip install 'ghosttrace\[nnsight\]'"):
+            call(given)
+
+
+def test_the_examples_of_both_tools_agree(tmp_path: Path) -> None:
+    pytest.importorskip("transformer_lens", reason="the extra `lens` is not installed")
+    assert example(tmp_path, 0, 2)["shares"] == example(tmp_path, 0, 1)["shares"]

@@ -15,6 +15,7 @@ from ghosttrace.bench import GROUPS, LEDGERS, SOURCES, bench_size, load_bench
 from ghosttrace.channel import ARMS, Part
 from ghosttrace.checkpoint import Geometry, load_config, recorded_policy, resolve_policy
 from ghosttrace.cli_probe import probe
+from ghosttrace.cli_trace import trace
 from ghosttrace.data.read import read_traces
 from ghosttrace.data.tokens import reference_traces, traces_of
 from ghosttrace.errors import UserError
@@ -164,6 +165,7 @@ def start_bits(options: dict[str, Any], out: Path | None, resume: Path | None) -
 
 
 app.command()(probe)
+app.command()(trace)
 
 
 @app.command()

@@ -80,7 +80,9 @@ def attribute(spec: str) -> Callable[[str], Found | None]:
 def natural_task(
     traces: Sequence[TokenTrace], checkpoint: Checkpoint, spec: str, hops: int = 1, classes: int = 10
 ) -> Task:
-    """A sample for every block that has an attribute and enough blocks behind it.
+    """A sample for every block but the first that has an attribute and enough blocks behind it.
+
+    Before the first block no memento stands, in which the causal control could look.
 
     Args:
         traces: the traces as they are.
@@ -101,7 +103,7 @@ def natural_task(
     for trace in traces:
         ids = trace.ids
         pairs = find_blocks(ids, checkpoint.markup, section)
-        for number, pair in enumerate(pairs[: max(0, len(pairs) - hops)]):
+        for number, pair in list(enumerate(pairs))[1 : max(0, len(pairs) - hops)]:
             inside = ids[pair.start + 1 : pair.end]
             hit = find(decode(checkpoint.tokenizer, inside))
             if hit:

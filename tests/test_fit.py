@@ -1,0 +1,435 @@
+"""Probe fitters: the grid equals scikit-learn and scipy, calibration falls back, MLPs learn what lines cannot."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from torch import Tensor
+
+from ghosttrace.errors import UserError
+from ghosttrace.probe import grid
+from ghosttrace.probe.fit import EXCLUDED, base_logits, calibrate, cross_entropy, fit_logistic, fit_ridge, moments
+from ghosttrace.probe.grid import LinearProbe, fit_grid, fit_path, select
+from ghosttrace.probe.mlp import WIDTHS, fit_mlp
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+DEVICES = [pytest.param("cpu"), pytest.param("cuda", marks=gpu)]
+TIGHT = 1e-11  # nats
+
+
+def planted(
+    sets: int,
+    n: int,
+    d: int,
+    classes: tuple[int, ...],
+    signal: float,
+    seed: int = 0,
+    decay: float = 0.0,
+    skew: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Features [F, N, d] with a code of every target in them, and labels [T, N].
+
+    `decay` is the logarithm of the condition number of the covariance, `skew` how unevenly classes occur.
+    """
+    rng = np.random.default_rng(seed)
+    shares = [np.exp(-skew * np.arange(count)) for count in classes]
+    labels = np.stack([rng.choice(count, n, p=p / p.sum()) for count, p in zip(classes, shares, strict=True)])
+    features = []
+    for _ in range(sets):
+        codes = sum(rng.normal(size=(count, d))[row] for count, row in zip(classes, labels, strict=True))
+        mix = np.linalg.qr(rng.normal(size=(d, d)))[0]
+        axes = np.exp(-decay / 2 * np.arange(d) / d)
+        features.append(((rng.normal(size=(n, d)) + signal * codes) * axes) @ mix * 3 + rng.normal(size=d))
+    return torch.from_numpy(np.stack(features)).float(), torch.from_numpy(labels)
+
+
+def standard(features: Tensor) -> np.ndarray:
+    x = features.double().numpy()
+    scale = x.std(0)
+    return (x - x.mean(0)) / np.where(scale > 1e-6, scale, 1)
+
+
+def by_scikit_learn(features: Tensor, labels: Tensor, penalty: float) -> np.ndarray:
+    known = (labels >= 0).numpy()
+    x = standard(features)
+    model = LogisticRegression(C=1 / (known.sum() * penalty), tol=1e-8, max_iter=5000)
+    return model.fit(x[known], labels.numpy()[known]).predict_log_proba(x)
+
+
+def by_scipy(features: Tensor, labels: Tensor, classes: int, penalty: float, offset: np.ndarray) -> np.ndarray:
+    """The objective as it is written, with an offset."""
+    known = (labels >= 0).numpy()
+    every = standard(features)
+    x, y, base = every[known], np.eye(classes)[labels.numpy()[known]], offset[known]
+    size = x.shape[1] * classes
+
+    def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        weight, bias = theta[:size].reshape(-1, classes), theta[size:]
+        log_p = log_softmax(base + x @ weight + bias, axis=1)
+        error = (np.exp(log_p) - y) / len(x)
+        loss = -(y * log_p).sum() / len(x) + penalty / 2 * (weight**2).sum()
+        return loss, np.concatenate([(x.T @ error + penalty * weight).ravel(), error.sum(0)])
+
+    options = {"maxiter": 5000, "maxfun": 10_000, "ftol": 1e-15, "gtol": 1e-9}
+    found = minimize(objective, np.zeros(size + classes), jac=True, method="L-BFGS-B", options=options).x
+    return log_softmax(offset + every @ found[:size].reshape(-1, classes) + found[size:], axis=1)
+
+
+def some_offset(labels: Tensor, classes: int, seed: int = 5) -> Tensor:
+    """Log probabilities [T, N, C] that know a little about the labels."""
+    logits = torch.randn(*labels.shape, classes, generator=torch.Generator().manual_seed(seed))
+    return (logits + 0.7 * torch.nn.functional.one_hot(labels.clamp(min=0), classes)).log_softmax(-1)
+
+
+def agree(found: Tensor, expected: np.ndarray, penalty: float) -> None:
+    """Log-probabilities to 1e-3; to 4e-3 where a small penalty lets classes come apart and leaves the minimum flat."""
+    gap = np.abs(found.double().numpy() - expected)
+    assert gap.max() < (1e-3 if penalty > 1e-3 else 4e-3), gap.max()
+    assert gap.mean() < (1e-4 if penalty > 1e-3 else 3e-4), gap.mean()
+
+
+CASES = {
+    "well conditioned": {"signal": 0.3},
+    "ill conditioned": {"signal": 0.3, "decay": 14.0},
+    "no signal": {"signal": 0.0},
+    "strong signal": {"signal": 2.0},
+    "imbalanced": {"signal": 0.3, "skew": 0.7},
+    "imbalanced, ill conditioned, strong": {"signal": 1.0, "skew": 0.7, "decay": 10.0},
+    "fewer samples than features": {"signal": 0.3, "n": 30},
+}
+
+
+@pytest.mark.parametrize("penalty", [1e-3, 0.1])
+@pytest.mark.parametrize("case", CASES)
+def test_the_grid_equals_scikit_learn(case: str, penalty: float) -> None:
+    settings: dict[str, Any] = {"n": 600, **CASES[case]}
+    x, y = planted(sets=2, d=40, classes=(5, 5, 5), **settings)
+    probe = fit_grid(x, y, [5, 5, 5], penalty, tolerance=TIGHT)
+    found = probe.log_probabilities(x)
+    for f, t in np.ndindex(2, 3):
+        agree(found[f, t], by_scikit_learn(x[f], y[t], penalty), penalty)
+    assert (probe.gap < TIGHT).all()
+
+
+def test_the_default_tolerance_decides_as_scikit_learn_does() -> None:
+    x, y = planted(1, 2000, 32, (10, 10), signal=0.3)
+    probe = fit_grid(x, y, [10, 10], 1e-3).log_probabilities(x)
+    for t in range(2):
+        expected = by_scikit_learn(x[0], y[t], 1e-3)
+        assert np.abs(probe[0, t].numpy() - expected).mean() < 2e-3
+        assert (probe[0, t].argmax(1).numpy() == expected.argmax(1)).mean() > 0.995
+
+
+def test_missing_labels_and_different_numbers_of_classes() -> None:
+    x, y = planted(2, 500, 12, (2, 7, 4), signal=0.4)
+    y[0, ::3], y[1, 400:] = -1, -1
+    found = fit_grid(x, y, [2, 7, 4], 0.01, tolerance=TIGHT).log_probabilities(x)
+    for f, t in np.ndindex(2, 3):
+        classes = [2, 7, 4][t]
+        expected = (
+            by_scikit_learn(x[f], y[t], 0.01) if classes > 2 else by_scipy(x[f], y[t], 2, 0.01, np.zeros((500, 2)))
+        )
+        agree(found[f, t, :, :classes], expected, 0.01)
+        assert (found[f, t, :, classes:] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("penalty", [1e-3, 0.1])
+def test_offsets_equal_scipy(penalty: float) -> None:
+    x, y = planted(1, 400, 16, (4, 4), signal=0.5, skew=0.5)
+    y[1, :100] = -1
+    offset = some_offset(y, 4)
+    offset[0, torch.arange(0, 400, 7), (y[0, ::7] + 1) % 4] = -torch.inf  # classes that the text excludes
+    offset[0, 5, y[0, 5]] = -torch.inf  # and one that it excludes wrongly
+    found = fit_grid(x, y, [4, 4], penalty, offset, tolerance=TIGHT).log_probabilities(x, offset)
+    assert found.isfinite().all()
+    for t in range(2):
+        agree(found[0, t], by_scipy(x[0], y[t], 4, penalty, offset[t].clamp(min=EXCLUDED).double().numpy()), penalty)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    n=st.integers(8, 60), d=st.integers(1, 20), classes=st.lists(st.integers(2, 5), min_size=1, max_size=3),
+    penalty=st.floats(1e-3, 1.0), seed=st.integers(0, 1000), offsets=st.booleans(), missing=st.booleans(),
+)  # fmt: skip
+def test_the_gradient_is_zero_where_the_grid_stops(
+    n: int, d: int, classes: list[int], penalty: float, seed: int, offsets: bool, missing: bool
+) -> None:
+    """Optimality, by autograd on the objective as it is written; convex, so this is the minimum."""
+    x, y = planted(2, n, d, tuple(classes), 0.5, seed)
+    if missing:
+        y[:, ::4] = -1
+    offset = some_offset(y, max(classes)) if offsets else None
+    probe = fit_grid(x, y, classes, penalty, offset, tolerance=TIGHT)
+    for f, t in np.ndindex(2, len(classes)):
+        known = y[t] >= 0
+        present = y[t, known].unique()
+        xs = torch.from_numpy(standard(x[f]))[known]
+        weight = probe.weight[f, t].double()[:, present].requires_grad_()
+        bias = probe.bias[f, t].double()[present].requires_grad_()
+        base = 0 if offset is None else offset[t].double()[known][:, present]
+        log_p = (base + xs @ weight + bias).log_softmax(1)
+        hits = y[t, known][:, None] == present
+        loss = -log_p[hits].mean() + penalty / 2 * weight.square().sum()
+        loss.backward()
+        assert weight.grad is not None and bias.grad is not None
+        assert max(weight.grad.abs().max(), bias.grad.abs().max()) < 5e-4
+
+
+def test_a_path_equals_its_fits_and_a_warm_start_moves_nothing() -> None:
+    x, y = planted(3, 400, 20, (4, 6), signal=0.3, decay=6.0)
+    penalties = [1.0, 0.1, 1e-2]
+    path = fit_path(x, y, [4, 6], penalties, tolerance=TIGHT)
+    for penalty, probe in zip(penalties, path, strict=True):
+        alone = fit_grid(x, y, [4, 6], penalty, tolerance=TIGHT)
+        real = alone.log_probabilities(x).isfinite()
+        gap = (probe.log_probabilities(x) - alone.log_probabilities(x))[real].abs()
+        assert gap.max() < 2e-3
+    again = fit_grid(x, y, [4, 6], penalties[-1], start=path[-1], max_passes=1)
+    assert (again.gap < 1e-6).all()
+    torch.testing.assert_close(again.weight, path[-1].weight, atol=1e-5, rtol=0)
+    assert fit_grid(x, y, [4, 6], penalties[-1], max_passes=1).gap.min() > 1e-3  # a cold start is further away
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = planted(5, 200, 8, (3, 4), signal=0.5)
+    whole = fit_grid(x, y, [3, 4], 0.01, tolerance=TIGHT)
+    monkeypatch.setattr(grid, "CACHED", 200 * (8 + 8) * 2)
+    parts = fit_grid(x, y, [3, 4], 0.01, tolerance=TIGHT)
+    torch.testing.assert_close(whole.weight, parts.weight, atol=1e-3, rtol=0)
+    assert parts.weight.shape == (5, 2, 8, 4)
+
+
+def test_a_class_that_train_lacks_stays_unlikely_and_finite() -> None:
+    x, y = planted(1, 300, 6, (4,), signal=1.0)
+    y[y == 2] = -1
+    probe = fit_grid(x, y, [4], 0.01, tolerance=TIGHT)
+    found, known = probe.log_probabilities(x)[0, 0], y[0] >= 0
+    assert found.isfinite().all()
+    assert found[known, 2].exp().mean() < 0.05
+    agree(found[:, [0, 1, 3]].log_softmax(1), by_scikit_learn(x[0], y[0], 0.01), 0.01)
+    single = fit_logistic(x[0], y[0], 4, 0.01, tolerance=1e-8)
+    lines = single.log_probabilities(x[0])
+    assert lines.isfinite().all()
+    torch.testing.assert_close(found, lines, atol=3e-3, rtol=0)
+    offset = some_offset(y, 4)
+    told = fit_grid(x, y, [4], 0.01, offset)
+    assert (told.weight[0, 0, :, 2] == 0).all()
+    assert told.bias[0, 0, 2] == 0  # the text's word on it stands
+
+
+def test_one_class_alone_is_certain() -> None:
+    x, y = planted(1, 50, 3, (3,), signal=0.0)
+    probe = fit_grid(x, torch.ones_like(y), [3], 0.1)
+    assert (probe.log_probabilities(x)[0, 0, :, 1].exp() > 0.95).all()
+
+
+def test_constant_features_and_identical_rows() -> None:
+    x, y = planted(1, 200, 5, (3,), signal=1.0)
+    wide = torch.cat([x, torch.full((1, 200, 1), 1e4 / 3), torch.zeros(1, 200, 1)], 2)
+    mean, scale = moments(wide)
+    assert (scale[0, 5:] == 1).all()
+    assert mean[0, 6] == 0
+    found = fit_grid(wide, y, [3], 0.01, tolerance=TIGHT).log_probabilities(wide)
+    torch.testing.assert_close(
+        found, fit_grid(x, y, [3], 0.01, tolerance=TIGHT).log_probabilities(x), atol=2e-3, rtol=0
+    )
+    same = fit_grid(x[:, :1].expand(-1, 200, -1), y, [3], 0.01)
+    shares = torch.bincount(y[0]) / 200
+    torch.testing.assert_close(same.log_probabilities(x[:, :1])[0, 0, 0].exp(), shares, atol=1e-4, rtol=0)
+
+
+def best_alpha(logits: Tensor, labels: Tensor, base: Tensor) -> float:
+    """By trying."""
+    alphas = torch.linspace(0, 4, 2001)
+    log_p = (base + alphas[:, None, None] * logits).log_softmax(-1)
+    return float(alphas[cross_entropy(log_p, labels).argmin()])
+
+
+@pytest.mark.parametrize("sharp", [0.0, 0.1, 1.0, 3.0, -1.0])
+def test_calibration_finds_the_best_alpha(sharp: float) -> None:
+    y = torch.randint(0, 3, (2, 300), generator=torch.Generator().manual_seed(0))
+    y[1, :50] = -1
+    offset = some_offset(y, 3)
+    logits = torch.randn(2, 300, 3, generator=torch.Generator().manual_seed(1))
+    logits = logits + sharp * torch.nn.functional.one_hot(y.clamp(min=0), 3)
+    found = calibrate(logits.mT, y, offset.mT)
+    for t in range(2):
+        assert abs(float(found[t]) - best_alpha(logits[t], y[t], offset[t])) < 3e-3
+
+
+def test_without_signal_the_grid_falls_back_on_the_offset() -> None:
+    x, y = planted(6, 600, 60, (4, 4), signal=0.0)
+    offset = some_offset(y, 4)
+    train, held = slice(0, 300), slice(300, 600)
+    path = fit_path(x[:, train], y[:, train], [4, 4], [1.0, 1e-2], offset[:, train])
+    chosen = select(path, x[:, held], y[:, held], offset[:, held])
+    text = cross_entropy(offset[:, held], y[:, held])
+    loss = cross_entropy(chosen.log_probabilities(x[:, held], offset[:, held]), y[:, held])
+    raw = cross_entropy(path[1].log_probabilities(x[:, held], offset[:, held]), y[:, held])
+    assert (loss <= text + 1e-6).all()
+    assert (loss > text - 0.02).all()
+    assert (raw > text + 0.1).all()  # what calibration saves it from
+
+
+def test_selection_takes_the_best_of_each_cell() -> None:
+    x, y = planted(2, 800, 30, (5, 5), signal=0.4)
+    x[1] = torch.randn(800, 30, generator=torch.Generator().manual_seed(3))
+    train, held = slice(0, 400), slice(400, 800)
+    path = fit_path(x[:, train], y[:, train], [5, 5], [10.0, 0.1, 1e-4])
+    chosen = select(path, x[:, held], y[:, held])
+    base = base_logits(None, [5, 5], x.device)
+    for f, t in np.ndindex(2, 2):
+        one, losses = slice(f, f + 1), []
+        for probe in path:
+            alpha = calibrate(probe.logits(x[:, held]).mT, y[:, held], base)
+            losses.append(cross_entropy(probe.scaled(alpha).log_probabilities(x[:, held]), y[:, held])[f, t])
+        found = cross_entropy(chosen.at(one).log_probabilities(x[one, held]), y[:, held])[0, t]
+        assert abs(found - min(losses)) < 1e-6
+
+
+def test_scaling_multiplies_the_logits() -> None:
+    x, y = planted(2, 100, 4, (3, 2), signal=1.0)
+    probe = fit_grid(x, y, [3, 2], 0.1)
+    alpha = torch.tensor([[0.0, 2.0], [1.0, 0.5]])
+    torch.testing.assert_close(probe.scaled(alpha).logits(x), probe.logits(x) * alpha[..., None, None])
+
+
+def test_ridge_is_calibrated_and_falls_back() -> None:
+    x, y = planted(1, 1500, 10, (4,), signal=0.6, skew=0.4)
+    held = x[0, 500:1000], y[0, 500:1000]
+    probe = fit_ridge(x[0, :500], y[0, :500], 4, 0.01, held)
+    log_p = probe.log_probabilities(x[0, 1000:])
+    linear = fit_logistic(x[0, :500], y[0, :500], 4, 0.01).log_probabilities(x[0, 1000:])
+    assert cross_entropy(log_p, y[0, 1000:]) < cross_entropy(linear, y[0, 1000:]) + 0.1
+    theirs = RidgeClassifier(alpha=5.0).fit(standard(x[0])[:500], y[0, :500]).predict(standard(x[0])[1000:])
+    right = [(guess == y[0, 1000:].numpy()).mean() for guess in (log_p.argmax(1).numpy(), theirs)]
+    assert right[0] > right[1] - 0.03
+    noise = torch.randn(1500, 10, generator=torch.Generator().manual_seed(0))
+    offset = some_offset(y, 4)[0]
+    blind = fit_ridge(noise[:500], y[0, :500], 4, 0.01, (noise[500:1000], held[1]), offset[500:1000])
+    loss = cross_entropy(blind.log_probabilities(noise[1000:], offset[1000:]), y[0, 1000:])
+    assert loss < cross_entropy(offset[1000:], y[0, 1000:]) + 0.01
+
+
+def xor(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Class = parity of two signs, which no line tells."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 6, generator=generator)
+    x[:, :2] = x[:, :2].sign() + 0.2 * torch.randn(n, 2, generator=generator)
+    return x, ((x[:, 0] > 0) ^ (x[:, 1] > 0)).long()[None]
+
+
+def test_an_mlp_learns_what_lines_cannot() -> None:
+    x, y = xor(1200, 0)
+    train, held, test = torch.arange(600), torch.arange(600, 900), torch.arange(900, 1200)
+    mlp = fit_mlp(x, y, [2], train, held, epochs=15)
+    line = fit_grid(x[None, train], y[:, train], [2], 1e-3)
+    assert [len(bias) for _, bias in mlp.layers] == [*WIDTHS, 2]
+    assert cross_entropy(mlp.log_probabilities(x[test]), y[:, test]) < 0.1
+    assert cross_entropy(line.log_probabilities(x[None, test])[0], y[:, test]) > 0.6
+
+
+def test_an_mlp_adds_to_the_offset_and_falls_back_on_it() -> None:
+    x, y = planted(1, 900, 20, (3, 5), signal=1.0)
+    y[1] = torch.randint(0, 5, (900,), generator=torch.Generator().manual_seed(9))  # which no feature tells
+    y[0, ::5] = -1
+    offset = some_offset(y, 5)
+    train, held, test = torch.arange(400), torch.arange(400, 700), torch.arange(700, 900)
+    probe = fit_mlp(x[0], y, [3, 5], train, held, offset, epochs=15)
+    log_p = probe.log_probabilities(x[0, test], offset[:, test])
+    assert log_p.shape == (2, 200, 5)
+    assert (log_p[0, :, 3:] == -torch.inf).all()
+    gain = cross_entropy(offset[:, test], y[:, test]) - cross_entropy(log_p, y[:, test])
+    assert gain[0] > 0.3
+    assert abs(gain[1]) < 0.02
+
+
+def test_an_mlp_is_reproducible_and_leaves_the_random_state_alone() -> None:
+    x, y = xor(200, 1)
+    state = torch.random.get_rng_state()
+    one, two, other = (
+        fit_mlp(x, y, [2], torch.arange(150), torch.arange(150, 200), seed=s, epochs=2) for s in (3, 3, 4)
+    )
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(one.log_probabilities(x), two.log_probabilities(x))
+    assert not torch.equal(one.log_probabilities(x), other.log_probabilities(x))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_probes_live_where_the_features_are(device: str) -> None:
+    x, y = planted(2, 200, 5, (3, 4), signal=1.0)
+    offset = some_offset(y, 4)
+    x, y, offset = (part.to(device) for part in (x, y, offset))
+    path = fit_path(x, y, [3, 4], [0.1, 0.01], offset)
+    probes: list[Any] = [
+        select(path, x, y, offset),
+        fit_mlp(x[0], y, [3, 4], torch.arange(150), torch.arange(150, 200), offset, epochs=1),
+    ]
+    for probe, features in zip(probes, (x, x[0]), strict=True):
+        assert probe.log_probabilities(features, offset).device.type == device
+    for single in (fit_logistic(x[0], y[0], 3, 0.1), fit_ridge(x[0], y[0], 3, 0.1, (x[1], y[0]))):
+        assert single.log_probabilities(x[0]).device.type == device
+
+
+def test_half_precision_features_are_fitted_in_float32() -> None:
+    x, y = planted(1, 300, 5, (3,), signal=1.0)
+    half, full = (fit_grid(part, y, [3], 0.1) for part in (x.bfloat16(), x.bfloat16().float()))
+    assert half.weight.dtype == torch.float32
+    torch.testing.assert_close(half.weight, full.weight)
+
+
+def bad(**changes: Any) -> dict[str, Any]:
+    x, y = planted(2, 20, 3, (3,), signal=0.0)
+    return {"features": x, "labels": y, "n_classes": [3], "penalty": 0.1} | changes
+
+
+NAN = torch.zeros(2, 20, 3)
+NAN[1, 4, 2] = torch.nan
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "NaN": (bad(features=NAN), "feature set 1 holds NaN or infinity"),
+    "infinity": (bad(features=torch.full((2, 20, 3), -torch.inf)), "feature set 0 holds NaN or infinity"),
+    "shape": (bad(labels=torch.zeros(2, 20, dtype=torch.long)), r"not \[1, 20\]"),
+    "unlabelled": (bad(labels=torch.full((1, 20), -1)), "target 0 has no labelled sample"),
+    "class": (bad(n_classes=[2], labels=torch.full((1, 20), 2)), "target 0 has label 2 but 2 classes"),
+    "penalty": (bad(penalty=0.0), "greater than 0"),
+    "offset shape": (bad(offset=torch.zeros(1, 20, 2)), "pad it"),
+    "offset": (bad(offset=torch.full((1, 20, 3), torch.nan)), "the offset holds NaN"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_refused_in_a_sentence(case: str) -> None:
+    arguments, message = REFUSED[case]
+    with pytest.raises(UserError, match=message):
+        fit_grid(**arguments)
+
+
+def test_other_fitters_refuse_bad_features_too() -> None:
+    x, y = planted(1, 20, 3, (3,), signal=0.0)
+    probe = fit_grid(x, y, [3], 0.1)
+    rows = torch.arange(20)
+    for call in (
+        lambda: fit_logistic(NAN[1], y[0], 3, 0.1),
+        lambda: fit_ridge(NAN[1], y[0], 3, 0.1, (x[0], y[0])),
+        lambda: fit_mlp(NAN[1], y, [3], rows[:10], rows[10:]),
+        lambda: probe.log_probabilities(NAN[1:]),
+        lambda: fit_logistic(x[0], torch.zeros(20, dtype=torch.long), 3, 0.1),
+        lambda: fit_ridge(x[0], torch.full((20,), -1), 3, 0.1, (x[0], y[0])),
+        lambda: fit_mlp(x[0], y, [3], rows[:0], rows),
+    ):
+        with pytest.raises(UserError):
+            call()
+
+
+def test_probes_of_one_set_are_those_of_the_grid() -> None:
+    x, y = planted(3, 60, 4, (3,), signal=1.0)
+    probe = fit_grid(x, y, [3], 0.1)
+    one = probe.at(slice(1, 2))
+    assert isinstance(one, LinearProbe)
+    assert torch.equal(one.log_probabilities(x[1:2])[0], probe.log_probabilities(x)[1])

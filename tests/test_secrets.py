@@ -299,7 +299,7 @@ def test_real_traces() -> None:
             assert text.count(sample.secret) == 1 and len(text) - len(original) < 60
             assert original not in text or text.startswith(original) or text.endswith(original)
             assert [at.tokenizer.decode(sample.ids[place]) for place in sample.where] == list(sample.secret)
-    asked = natural_task(traces, at, "regex:(number|length|list)", hops=0)
+    asked = natural_task(traces, at, "regex:(number|length|list)", hops=0, classes=2)
     assert len(asked.samples) > 4
 
 

@@ -97,7 +97,7 @@ def configuration(
 
 def handful_row(handful: Handful, results: pd.DataFrame) -> dict[str, Any]:
     """A handful as JSON values, with the text of its tokens."""
-    mine = results[(results["source"] == handful.source) & (results["intervention"] == handful.intervention)]
+    mine = results[(results["source"] == handful.source) & (results["intervention"] == "swap")]
     texts = {(row["carrier"], row["place"]): row["token"] for row in mine.to_dict("records")}
     sites = [
         {name: getattr(site, name) for name in ("carrier", "place", "layer", "kv")}
@@ -108,7 +108,6 @@ def handful_row(handful: Handful, results: pd.DataFrame) -> dict[str, Any]:
     ends = {"recovered_low": share.low, "recovered_high": share.high}
     return {
         "source": handful.source,
-        "intervention": handful.intervention,
         "sites": sites,
         "recovered": share.value,
         **{name: None if np.isnan(value) else value for name, value in ends.items()},
@@ -126,7 +125,7 @@ def handful_text(row: Mapping[str, Any]) -> str:
     interval = "" if None in ends else f" [{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]"
     sites = "1 site does" if len(row["sites"]) == 1 else f"{len(row['sites'])} sites together do"
     share = f"{100 * row['recovered']:.0f}{interval} % of what everything does ({row['n_traces']} traces)"
-    return escape(f"{row['source']}, {row['intervention']}: {sites} {share}: {', '.join(named)}{more}")
+    return escape(f"{row['source']}: swapped, {sites} {share}: {', '.join(named)}{more}")
 
 
 def _label(row: Mapping[Any, Any]) -> str:
@@ -172,9 +171,7 @@ def _columns(cell: pd.DataFrame) -> list[str]:
     rows = {row["kv"]: row for row in cell.to_dict("records")}
     both = rows["kv"]
     ends = "" if pd.isna(both["bits_low"]) else f" [{_signed(both['bits_low'])}, {_signed(both['bits_high'])}]"
-    shares = [
-        "" if pd.isna(both[name]) else f"{abs(100 * both[name]):.0f} %" for name in ("recovered", "follows_donor")
-    ]
+    shares = ["" if pd.isna(both[name]) else f"{round(100 * both[name])} %" for name in ("recovered", "follows_donor")]
     return [_signed(rows["k"]["bits"]), _signed(rows["v"]["bits"]), _signed(both["bits"]) + ends, *shares]
 
 

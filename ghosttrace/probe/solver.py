@@ -23,6 +23,7 @@ from ghosttrace.probe.fit import base_logits
 MEMORY = 8  # pairs of steps and gradients that L-BFGS remembers
 ROUND = 25  # passes until the curvature is taken anew
 SMALLEST = 1e-4  # step: a line search that gets here has met the precision of float32
+ROUNDED = 1e-10  # of covariances: what constant features leave; LAPACK makes NaN of whole matrices of it
 NOISE = 1e-7  # nats, of a loss whose terms are float32
 
 
@@ -88,6 +89,7 @@ class Problem:
         torch.sub(features, mean[:, None], out=x[..., :-1])
         x[..., :-1] /= scale[:, None]
         gram = x.transpose(1, 2) @ x / x.shape[1]
+        gram[gram.abs() < ROUNDED] = 0.0
         # Features are centred: the intercept is an eigenvector of its own, of eigenvalue 1.
         values, vectors = torch.ones(x.shape[::2], device=x.device), torch.zeros_like(gram)
         vectors[:, -1, -1] = 1.0

@@ -159,6 +159,22 @@ def test_boundaries(text: str, spots: list[str]) -> None:
     assert [piece.strip(" ") if piece.strip(" ") else piece for piece in pieces] == [s.strip(" ") for s in spots]
 
 
+@pytest.mark.parametrize(
+    "text, spot, found",
+    [
+        ("", 0, "S."),
+        ("ab\ncd", 0, "S.\nab\ncd"),
+        ("ab\ncd", 3, "ab\nS.\ncd"),
+        ("ab\ncd", 5, "ab\ncd S."),
+        ("a\n\nb", 2, "a\nS.\nb"),
+        ("a. b", 2, "a. S. b"),
+        ("ab ", 3, "ab S."),
+    ],
+)
+def test_a_sentence_gets_a_line_or_a_space_of_its_own(text: str, spot: int, found: str) -> None:
+    assert insert(text, "S.", spot) == (found, found.index("S."))
+
+
 def test_a_code_is_five_questions_by_character_and_two_tokens_for_three_digit_groups() -> None:
     at = checkpoint("phi")
     task = plant([trace(at, f"t{i}", [PROSE] * 3) for i in range(3)], at, digits(4), 1, samples=300, seed=1)

@@ -23,8 +23,7 @@ from ghosttrace.probe.fit import base_logits
 MEMORY = 8  # pairs of steps and gradients that L-BFGS remembers
 ROUND = 25  # passes until the curvature is taken anew
 SMALLEST = 1e-4  # step: a line search that gets here has met the precision of float32
-ROUNDED = 1e-10  # of covariances: what constant features leave; LAPACK makes NaN of whole matrices of it
-NOISE = 1e-7  # nats, of a loss whose terms are float32
+NOISE = 1e-6  # nats, of a loss whose terms are float32; of its size, as Hager and Zhang have it
 
 
 @dataclass(frozen=True)
@@ -89,12 +88,12 @@ class Problem:
         torch.sub(features, mean[:, None], out=x[..., :-1])
         x[..., :-1] /= scale[:, None]
         gram = x.transpose(1, 2) @ x / x.shape[1]
-        gram[gram.abs() < ROUNDED] = 0.0
         # Features are centred: the intercept is an eigenvector of its own, of eigenvalue 1.
         values, vectors = torch.ones(x.shape[::2], device=x.device), torch.zeros_like(gram)
         vectors[:, -1, -1] = 1.0
-        inner, vectors[:, :-1, :-1] = torch.linalg.eigh(gram[:, :-1, :-1])
-        values[:, :-1] = inner.clamp(min=0.0)
+        # In float32 LAPACK makes NaN of whole matrices where many features repeat one another.
+        inner, turned = torch.linalg.eigh(gram[:, :-1, :-1].double())
+        values[:, :-1], vectors[:, :-1, :-1] = inner.clamp(min=0.0), turned
         cells = torch.arange(len(x) * len(questions.weight))
         pull = cls(x, vectors, values, x, questions).times(cells, questions.hits.repeat(len(x), 1, 1), x)
         return cls(x, vectors, values, pull, questions)

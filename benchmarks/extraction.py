@@ -1,0 +1,134 @@
+"""What extracting features costs beside a plain forward pass: `python benchmarks/extraction.py`.
+
+Both read the same made-up traces on the same random weights, in the same batches and in turns (A B C A B
+C …), so that only ratios matter. The plain pass is transformers' own: causal, sdpa, no cache, the logits
+of the last token. The masked pass attends by the law and keeps nothing, so that what lies between the two
+is sdpa's price for a mask. Extraction takes keys and values of three mementos in every layer as well, hashes
+the weights once, and writes a shard. Over a sealed cache each memento stands twice, and the limit of that
+ratio is the number of tokens.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from decoding import BLOCK, MARKUP, MEMENTO, POLICY, PROMPT, SIZES, make_model
+from transformers import PreTrainedModel
+
+from ghosttrace.attention import attending
+from ghosttrace.checkpoint import Checkpoint, load
+from ghosttrace.probe.carriers import Carrier
+from ghosttrace.probe.features import Cache, Wanted, extract
+from ghosttrace.probe.states import batch_of
+from ghosttrace.probe.task import Sample, Target, Task
+from ghosttrace.sealed import open_layout, sealed_layout
+
+BLOCKS, BATCH = 4, 4
+CARRIERS = tuple(Carrier("memento", hop) for hop in range(3))
+
+
+def make_task(traces: int, vocabulary: int) -> Task:
+    """Traces of four blocks of 225 tokens with mementos of 31; the secret is the first token of the second block."""
+    rng = torch.Generator().manual_seed(0)
+
+    def words(n: int) -> list[int]:
+        return torch.randint(8, vocabulary, (n,), generator=rng).tolist()
+
+    samples = []
+    for number in range(traces):
+        ids = words(PROMPT)
+        for _ in range(BLOCKS):
+            ids += [MARKUP.block_start, *words(BLOCK), MARKUP.block_end]
+            ids += [MARKUP.summary_start, *words(MEMENTO), MARKUP.summary_end]
+        where = PROMPT + BLOCK + MEMENTO + 5
+        samples.append(Sample(ids, str(number), str(number), 1, (where,), (number % 2,)))
+    return Task("random", tuple(samples), (Target("parity", ("even", "odd")),))
+
+
+@torch.no_grad()
+def plain(model: PreTrainedModel, tokens: torch.Tensor) -> None:
+    """A forward pass a batch, as transformers does it."""
+    for batch in tokens.split(BATCH):
+        model(input_ids=batch, use_cache=False, logits_to_keep=1)
+
+
+@torch.no_grad()
+def masked(model: PreTrainedModel, task: Task) -> None:
+    """The same under the law."""
+    layouts = [open_layout(sample.ids, MARKUP, POLICY) for sample in task.samples]
+    with attending(model):
+        for begin in range(0, len(layouts), BATCH):
+            model(**batch_of(layouts[begin : begin + BATCH], model), use_cache=False, logits_to_keep=1)
+
+
+def read(checkpoint: Checkpoint, task: Task, cache: Cache) -> int:
+    """Extract into an empty folder and return the bytes written."""
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = Wanted(cache, CARRIERS, tuple(range(checkpoint.model.config.num_hidden_layers)))
+        found = extract(checkpoint, task, wanted, Path(folder), batch_tokens=BATCH * len(task.samples[0].ids))
+        return sum(path.stat().st_size for path in found.paths)
+
+
+def compare(name: str, traces: int, turns: int, device: str) -> dict[str, object]:
+    """Ratios at one size of model."""
+    size = SIZES[name]
+    model = make_model(size, device, torch.float32)
+    checkpoint = Checkpoint("random", model, load("toy-open").tokenizer, MARKUP, POLICY)
+    task = make_task(traces, size.vocabulary)
+    tokens = torch.tensor([sample.ids for sample in task.samples], device=device)
+    ways = {
+        "plain": lambda: plain(model, tokens),
+        "masked": lambda: masked(model, task),
+        "open": lambda: read(checkpoint, task, "open"),
+        "sealed": lambda: read(checkpoint, task, "sealed"),
+    }
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(turns + 1):  # the first warms up
+        for way, run in ways.items():
+            begun = time.perf_counter()
+            run()
+            if turn:
+                times[way].append(time.perf_counter() - begun)
+    ratios = {
+        way: [a / b for a, b in zip(times[way], times["plain"], strict=True)] for way in ("masked", "open", "sealed")
+    }
+    doubled = len(sealed_layout(task.samples[0].ids, MARKUP, POLICY).tokens)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "traces": traces,
+        "tokens": tokens.shape[1],
+        "plain_seconds": times["plain"],
+        "ratio": {way: statistics.median(found) for way, found in ratios.items()},
+        "ratios": ratios,
+        "sealed_tokens_ratio": doubled / tokens.shape[1],
+        "bytes_written": read(checkpoint, task, "open"),
+    }
+
+
+def main() -> None:
+    """Run the comparison and record it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", nargs="+", default=["tiny", "mid"], choices=SIZES)
+    parser.add_argument("--traces", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "extraction.json")
+    chosen = parser.parse_args()
+    record: dict[str, object] = {
+        "torch": torch.__version__,
+        "device": chosen.device,
+        "threads": torch.get_num_threads(),
+    }
+    for name in chosen.sizes:
+        record[name] = compare(name, chosen.traces, chosen.turns, chosen.device)
+        print(name, json.dumps(record[name]), flush=True)
+    chosen.out.parent.mkdir(exist_ok=True)
+    chosen.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""The paper's toy (arXiv 2604.09852, appendix A.4.2): ten blocks of five random digits, mementos their running sum.
+
+`<bos>` and ten times `<|block_start|> d d d d d <|block_end|> <|summary_start|> s s s <|summary_end|>`, where
+s s s is the sum of all digits so far, 000 to 450. Everything has its fixed place, and tokens are ids: a digit is
+its own id. Finished blocks are erased at once and the delimiters stay, as for the paper's Qwen3. Here are the
+sequences, the model with its training, and what the retained text tells of a digit, by enumeration.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from math import cos, pi
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from ghosttrace.attention import attending
+from ghosttrace.checkpoint import Checkpoint
+from ghosttrace.expiry import Policy, expiry
+from ghosttrace.probe.task import Sample, Target, Task
+from ghosttrace.trace import DELIMITERS, Markup
+
+BLOCKS, DIGITS, SUM_DIGITS = 10, 5, 3
+MARKUP = Markup(block_start=10, block_end=11, summary_start=12, summary_end=13)
+BOS, VOCABULARY = 14, 15
+PERIOD = DIGITS + SUM_DIGITS + 4
+LENGTH = 1 + BLOCKS * PERIOD
+LOG_EVERY = 100
+POLICY = Policy(mask_delimiters=False, require_assistant_section=False)
+
+
+def sample(n: int, rng: np.random.Generator) -> np.ndarray:
+    """int64[n, 10, 5]: random digits."""
+    return rng.integers(0, 10, (n, BLOCKS, DIGITS))
+
+
+def sequences(digits: np.ndarray) -> np.ndarray:
+    """int64[n, 121]: the tokens of int64[n, 10, 5] digits."""
+    sums = digits.sum(2).cumsum(1)
+    spelled = np.stack([sums // 100, sums // 10 % 10, sums % 10], axis=2)
+    marks = [np.full((*sums.shape, 1), mark) for mark in MARKUP.delimiters]
+    blocks = np.concatenate([marks[0], digits, *marks[1:3], spelled, marks[3]], axis=2)
+    return np.concatenate([np.full((len(digits), 1), BOS), blocks.reshape(len(digits), -1)], axis=1)
+
+
+LAW = expiry(sequences(np.zeros((1, BLOCKS, DIGITS), dtype=np.int64))[0], MARKUP, POLICY)
+WITHIN = (np.arange(LENGTH) - 1) % PERIOD  # a place's part in its pair
+IS_SUM = (WITHIN >= DIGITS + 3) & (WITHIN < PERIOD - 1) & (np.arange(LENGTH) > 0)
+IS_DIGIT = (WITHIN >= 1) & (WITHIN <= DIGITS) & (np.arange(LENGTH) > 0)
+
+
+def counts(n: int) -> np.ndarray:
+    """float[9n + 1]: how many of the 10^n tuples of n digits have each sum; exact up to n = 15, then to 1 in 10^15."""
+    found: np.ndarray = np.ones(1)
+    for _ in range(n):
+        found = np.convolve(found, np.ones(10))
+    return found
+
+
+def posterior(n: int) -> np.ndarray:
+    """float[9n + 1, 10], natural logarithms: any one of n random digits, given their sum (-inf where excluded)."""
+    ways = np.zeros((9 * n + 1, 10))
+    for digit in range(10):
+        ways[digit : digit + 9 * (n - 1) + 1, digit] = counts(n - 1)
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(ways / ways.sum(1, keepdims=True)))
+
+
+def told(n: int) -> tuple[float, float]:
+    """What the sum of n digits tells of one of them: how often its best guess is right, and bits."""
+    share, log = counts(n) / 10.0**n, posterior(n)
+    plogp = np.where(np.isinf(log), 0.0, np.exp(log) * np.where(np.isinf(log), 0.0, log))
+    return float(share @ np.exp(log).max(1)), float(np.log2(10) + share @ plogp.sum(1) / np.log(2))
+
+
+def cumsum_task(n: int, seed: int, block: int = 2) -> Task:
+    """The digits of one block as a probe's targets.
+
+    The retained text holds the sums before and behind the block, so their difference, and nothing else about
+    its digits: all later digits are independent of them. The exact posterior is that given the difference.
+
+    Args:
+        n: sequences.
+        seed: of the digits.
+        block: which one, counted from 0; with 2, one memento cannot know and seven follow its own.
+    """
+    digits = sample(n, np.random.default_rng([seed, 0xC5]))
+    tokens = sequences(digits).tolist()
+    begin = 2 + PERIOD * block
+    where = tuple(range(begin, begin + DIGITS))
+    secrets = digits[:, block]
+    samples = tuple(
+        Sample(ids, str(number), "".join(map(str, secret)), block, where, tuple(secret))
+        for number, (ids, secret) in enumerate(zip(tokens, secrets.tolist(), strict=True))
+    )
+    targets = tuple(Target(f"digit-{place}", tuple("0123456789")) for place in range(DIGITS))
+    exact = posterior(DIGITS)[secrets.sum(1)]
+    return Task("cumsum", samples, targets, {target.name: exact for target in targets})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training run.
+
+    `digit_weight` is the loss on the random digits, which nothing can predict: 1 is the paper's loss on all tokens.
+    The learning rate falls to 0 at `steps`; the run ends at the last of `snapshots`, which may come earlier.
+    `checked` is on how many sequences the share of right mementos is measured.
+    """
+
+    name: str
+    digit_weight: float
+    snapshots: tuple[int, ...]
+    seed: int = 0
+    steps: int = 4800
+    batch: int = 32
+    learning_rate: float = 1.5e-3
+    warm_up: int = 200
+    checked: int = 256
+
+
+def make_model(seed: int) -> Qwen3ForCausalLM:
+    """The Qwen3 architecture at 808K parameters."""
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=32,
+        max_position_embeddings=256,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        tie_word_embeddings=False,
+        pad_token_id=BOS,
+        bos_token_id=BOS,
+        eos_token_id=None,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def logits(model: Qwen3ForCausalLM, tokens: Tensor) -> Tensor:
+    """float[n, 121, 15], under the law; inside `attending`."""
+    with torch.autocast(tokens.device.type, dtype=torch.bfloat16):
+        return model(input_ids=tokens, expiry=law(tokens), use_cache=False).logits.float()
+
+
+def law(tokens: Tensor) -> Tensor:
+    """int64[n, 121]: the same expiry for every sequence."""
+    return torch.from_numpy(LAW).to(tokens.device).expand(tokens.shape)
+
+
+@torch.no_grad()
+def right(model: Qwen3ForCausalLM, n: int, seed: int = 99) -> float:
+    """Share of mementos whose three digits are each the likeliest, teacher-forced."""
+    tokens = torch.from_numpy(sequences(sample(n, np.random.default_rng(seed)))).to(model.device)
+    with attending(model, "matmul"):
+        hit = logits(model, tokens)[:, :-1].argmax(2) == tokens[:, 1:]
+    return float(hit[:, IS_SUM[1:]].reshape(-1, SUM_DIGITS).all(1).float().mean())
+
+
+def train(recipe: Recipe, folder: Path) -> None:
+    """Run a recipe, going on from its last snapshot: `folder` gets one file a snapshot and `log.jsonl`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = make_model(recipe.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda s: min(1.0, (s + 1) / recipe.warm_up) * 0.5 * (1 + cos(pi * s / recipe.steps)),
+    )
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    done, minutes = -1, 0.0
+    for step in recipe.snapshots:
+        if snapshot(folder, step).exists():
+            saved = torch.load(snapshot(folder, step))
+            done, minutes = step, saved["minutes"]
+            for name, part in parts.items():
+                part.load_state_dict(saved[name])
+    weights = torch.from_numpy(np.where(IS_DIGIT, recipe.digit_weight, 1.0)[1:]).float()
+    started = time.process_time() - 60 * minutes
+    for step in range(max(done, 0), recipe.snapshots[-1] + 1):
+        row = {"step": step, "minutes": (time.process_time() - started) / 60}
+        if step in recipe.snapshots and step > done:
+            _save(
+                {name: part.state_dict() for name, part in parts.items()}
+                | row
+                | {"exact": right(model, recipe.checked)},
+                folder,
+            )
+        if step == recipe.snapshots[-1]:
+            break
+        rng = np.random.default_rng([recipe.seed, step])
+        loss = _loss(model, torch.from_numpy(sequences(sample(recipe.batch, rng))), weights)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % LOG_EVERY == 0:
+            with (folder / "log.jsonl").open("a") as log:
+                log.write(json.dumps(row | {"loss": loss.item(), "exact": right(model, recipe.checked)}) + "\n")
+
+
+def _loss(model: Qwen3ForCausalLM, tokens: Tensor, weights: Tensor) -> Tensor:
+    """Weighted cross-entropy of a batch; `weights` float[120], one per token but the first."""
+    with attending(model, "matmul"):
+        found = logits(model, tokens)[:, :-1].transpose(1, 2)
+    nll = torch.nn.functional.cross_entropy(found, tokens[:, 1:], reduction="none")
+    return (nll * weights).sum() / weights.sum() / len(tokens)
+
+
+def _save(state: dict[str, Any], folder: Path) -> None:
+    """A snapshot appears whole or not at all."""
+    partial = folder / "snapshot.part"
+    torch.save(state, partial)
+    partial.replace(snapshot(folder, state["step"]))
+
+
+def snapshot(folder: Path, step: int) -> Path:
+    """Where the state after so many steps lies: model, optimizer, schedule, step, minutes, exact."""
+    return folder / f"step-{step:05d}.pt"
+
+
+def checkpoint(folder: Path, step: int, policy: Policy = POLICY) -> Checkpoint:
+    """A snapshot as a checkpoint, under its own law or another; its tokenizer only names the ids."""
+    words = [*map(str, range(10)), *(f"<|{name}|>" for name in DELIMITERS), "<bos>"]
+    core = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<bos>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
+    model = make_model(0)
+    model.load_state_dict(torch.load(snapshot(folder, step))["model"])
+    return Checkpoint(f"{folder.name}-{step}", model.eval().requires_grad_(False), tokenizer, MARKUP, policy)

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from ghosttrace.attention import attending
 from ghosttrace.checkpoint import Checkpoint, load
 from ghosttrace.probe.carriers import Carrier
-from ghosttrace.probe.features import Cache, Wanted, extract
+from ghosttrace.probe.features import Wanted, extract
 from ghosttrace.probe.states import batch_of
 from ghosttrace.probe.task import Sample, Target, Task
 from ghosttrace.sealed import open_layout, sealed_layout
@@ -65,7 +65,7 @@ def masked(model: PreTrainedModel, task: Task) -> None:
             model(**batch_of(layouts[begin : begin + BATCH], model), use_cache=False, logits_to_keep=1)
 
 
-def read(checkpoint: Checkpoint, task: Task, cache: Cache) -> int:
+def read(checkpoint: Checkpoint, task: Task, cache: str) -> int:
     """Extract into an empty folder and return the bytes written."""
     with tempfile.TemporaryDirectory() as folder:
         wanted = Wanted(cache, CARRIERS, tuple(range(checkpoint.model.config.num_hidden_layers)))

@@ -116,8 +116,12 @@ def agreement(
     minima = torch.stack([torch.from_numpy(_minimum(grid, penalty, f, t, **newton)) for f, t in some])
     right = (theirs.argmax(-1) == grid.test_labels).float().mean(-1)
 
+    truth = torch.stack([grid.test_labels[t] for _, t in some])
+
     def from_minimum(found: torch.Tensor) -> dict[str, float]:
-        return distance(torch.stack([found[cell] for cell in some]), minima)
+        mine = torch.stack([found[cell] for cell in some])
+        apart = ((mine.argmax(-1) == truth).float() - (minima.argmax(-1) == truth).float()).mean(-1)
+        return distance(mine, minima) | {"accuracy_difference_max": float(apart.abs().max())}
 
     told: dict[str, object] = {
         "scikit_learn_accuracy": [float(right.min()), float(right.max())],

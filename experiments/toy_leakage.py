@@ -28,7 +28,7 @@ from ghosttrace.checkpoint import Checkpoint
 from ghosttrace.probe.carriers import Carrier
 from ghosttrace.probe.cells import linear_scores, mlp_scores
 from ghosttrace.probe.evidence import ALPHA, TRIVIAL, Asked, record, summarise
-from ghosttrace.probe.features import Cache, Wanted, extract
+from ghosttrace.probe.features import Wanted, extract
 from ghosttrace.probe.split import split
 from ghosttrace.probe.sweep import LOWEST, Site
 from ghosttrace.probe.task import Task
@@ -67,7 +67,7 @@ class Job:
 
     recipe: str
     step: int
-    cache: Cache
+    cache: str
     samples: int
     carriers: tuple[Carrier, ...]
     deep: bool = False

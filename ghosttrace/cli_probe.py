@@ -30,6 +30,7 @@ from ghosttrace.probe.plant import plant
 from ghosttrace.probe.secrets import secret_kind
 from ghosttrace.probe.sweep import Kv, Settings
 from ghosttrace.probe.task import Task
+from ghosttrace.runs import read_json
 
 CONTROL_FAILED = 12  # exit code
 NATURAL = ("last-number", "operation", "regex")
@@ -78,7 +79,11 @@ def probe(
 ) -> None:
     """Probe what erased blocks leave in the cache: where, and how many bits beyond the text."""
     options = gather_options(ctx, "probe", out, resume)
-    if options is not None and not start_probe(options, out, resume):
+    if options is None and resume is not None:  # finished
+        valid = bool(read_json(resume / "summary.json", "valid")["valid"])
+    else:
+        valid = start_probe(options or {}, out, resume)
+    if not valid:
         raise typer.Exit(CONTROL_FAILED)
 
 
@@ -87,8 +92,9 @@ def start_probe(options: dict[str, Any], out: Path | None, resume: Path | None) 
     from ghosttrace.report.probe import run  # brings matplotlib and scikit-learn
 
     settings = settings_of(options)
-    if min(options["samples"], options["batch_tokens"], options["limit"] or 1) < 1 or options["seed"] < 0:
-        raise UserError("--samples, --limit and --batch-tokens are at least 1, --seed at least 0")
+    limit = 1 if options["limit"] is None else options["limit"]
+    if min(options["samples"], options["batch_tokens"], limit) < 1:
+        raise UserError("--samples, --limit and --batch-tokens are at least 1")
     checkpoint = load_as_told(options)
     settings.check(checkpoint)
     task = task_of(options, checkpoint, max(settings.hops))
@@ -103,6 +109,7 @@ def settings_of(options: dict[str, Any]) -> Settings:
         UserError: an option is not of the values it can take.
     """
     chosen: dict[str, tuple[Any, ...]] = {}
+    layers = numbers(options["layers"], "--layers")
     for name, known in (("carriers", CARRIERS), ("kv", get_args(Kv))):
         chosen[name] = tuple(dict.fromkeys(options[name].split(",")))
         if not set(chosen[name]) <= set(known):
@@ -110,7 +117,7 @@ def settings_of(options: dict[str, Any]) -> Settings:
     return Settings(
         kinds=chosen["carriers"],
         hops=tuple(dict.fromkeys(numbers(options["hops"], "--hops") or ())),
-        layers=numbers(options["layers"], "--layers"),
+        layers=tuple(sorted(set(layers))) if layers else None,
         kv=chosen["kv"],
         pool=pool_of(options["pool"]),
         **{name: options[name] for name in ("by_head", "joint", "mlp", "within_traces", "seed")},

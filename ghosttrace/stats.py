@@ -48,9 +48,9 @@ class Effect(Estimate):
     detectable: float
 
 
-def unseen(n: int) -> float:
-    """The largest share of the population that n problems fail to show with probability 2.5 %."""
-    return float(1 - 0.025 ** (1 / n))
+def unseen(n: int, miss: float = 0.025) -> float:
+    """The largest share of the population that n problems fail to show with probability `miss`."""
+    return float(1 - miss ** (1 / n))
 
 
 def nearly_unanimous(scores: np.ndarray) -> bool:

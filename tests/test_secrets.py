@@ -244,7 +244,7 @@ def test_secrets_that_stand_in_a_trace_are_not_drawn() -> None:
     assert free.targets == (Target("word", ("lemon", "peach")),)
     np.testing.assert_allclose(free.exact["word"], -np.log(2))
     assert {sample.labels[0] for sample in free.samples} == {0, 1}
-    with pytest.raises(UserError, match="only 500: take fewer samples"):
+    with pytest.raises(UserError, match="only 500: take at most so many"):
         plant(traces, at, digits(3), 0, 251)
 
 

@@ -62,6 +62,11 @@ class Carrier:
         return found[-self.pool :] if isinstance(self.pool, int) else found
 
 
+def secret_carrier(samples: Sequence[Sample]) -> Carrier:
+    """The secret's own tokens; their mean where secrets are spelled in more or fewer of them."""
+    return Carrier("secret", 0, "all" if len({len(sample.where) for sample in samples}) == 1 else "mean")
+
+
 def common_places(
     carrier: Carrier, samples: Sequence[Sample], blocks: Sequence[Sequence[Block]]
 ) -> tuple[np.ndarray, np.ndarray]:

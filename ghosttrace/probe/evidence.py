@@ -25,6 +25,7 @@ CONTROLS = ("sealed", "causal", "shuffled")
 CONDITIONS = ("open", *CONTROLS, "control-task", "unerased", "text", "exact")
 ALPHA = 0.05
 TRIVIAL = 0.01  # bits; what a control shows below this is rounding of the baseline, not a leak
+LEAST_CLUSTERS = 5  # on test; with fewer no control would be significant over a sweep, whatever it showed
 KNOWN = 0.1  # bits that a text may leave of a target without there being something to read
 ROUNDING = 1e-5  # nats by which a probe that says nothing may miss the text in float32
 SITE = ("carrier", "hop", "layer", "kv", "head")
@@ -122,6 +123,8 @@ def believed(posterior: np.ndarray, asked: Asked, rows: np.ndarray, cluster: np.
     gained = (posterior - asked.text)[rows, asked.labels[rows]]
     number = np.unique(cluster[rows], return_inverse=True)[1]
     count = np.bincount(number).astype(float)
+    if len(count) < 2:
+        return asked.text
     found = ratio(np.bincount(number, gained), count)
     error = (found.high - found.value) / stats.t.ppf(0.975, max(1, len(count) - 1))
     return asked.text if found.value <= error else posterior
@@ -220,7 +223,9 @@ def _grouped(cells: list[dict[str, Any]], chances: dict[str, float]) -> list[dic
             column: np.mean([np.asarray(c[column], float)[r] for c, r in zip(members, rows, strict=True)], axis=0)
             for column in ("log2p", "text_log2p", "hit")
         }
-        merged.append(members[0] | means | {"target": name, "sample": common})
+        plain = {"n_train": min(cell["n_train"] for cell in members)}
+        plain["validation_bits"] = float(np.mean([cell["validation_bits"] for cell in members]))
+        merged.append(members[0] | means | plain | {"target": name, "sample": common})
     return merged
 
 
@@ -262,6 +267,9 @@ def failed_controls(results: pd.DataFrame) -> tuple[str, ...]:
     is known, no text baseline can beat it.
     """
     failures = []
+    clusters = int(results["n_clusters"].min())
+    if clusters < LEAST_CLUSTERS:
+        failures.append(f"controls: {clusters} independent traces on test are too few for a control to fail")
     bad = results[results["condition"].isin(CONTROLS) & (results["p_holm"] <= ALPHA) & (results["bits"] > TRIVIAL)]
     for condition in dict.fromkeys(bad["condition"]):
         rows = bad[bad["condition"] == condition]

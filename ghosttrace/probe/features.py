@@ -1,13 +1,15 @@
 """Features: the cached states of many traces at chosen carriers, as shards on the disk.
 
-One masked forward pass a trace and condition. A shard holds a few hundred traces, one tensor a carrier,
-layer and kind of state, so that a probe of one layer reads that layer alone: memory never holds more
-than one shard while writing, or one site of all traces while reading. A shard appears whole or not at
-all; one that is there already, made from the same model and traces, is not made again.
+One masked forward pass a trace and condition, or another reader if one is given. A shard holds a few
+hundred traces, one tensor a carrier, layer and kind of state, so that a probe of one layer reads that
+layer alone: memory never holds more than one shard while writing, or one site of all traces while
+reading. A shard appears whole or not at all; one that is there already, made from the same model and
+traces, is not made again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
@@ -27,7 +29,9 @@ from ghosttrace.probe.task import Sample, Task
 from ghosttrace.sealed import open_layout, sealed_layout
 from ghosttrace.trace import find_blocks
 
-Cache = Literal["open", "sealed"]
+Reader = Callable[[Sequence[np.ndarray], Sequence[int], Sequence[np.ndarray]], States]
+"""From B sequences, int64[T] each, their numbers in the task, and places in each, int64[P]."""
+
 Kept = Literal["k", "v", "hidden"]
 LAYOUTS = {"open": open_layout, "sealed": sealed_layout}
 SHARD = 512  # traces
@@ -38,13 +42,14 @@ class Wanted:
     """What to read of each trace.
 
     Attributes:
-        cache: as the model leaves it, or recomputed from the retained text alone.
+        cache: `open`, as the model leaves it; `sealed`, recomputed from the retained text alone; or the name
+            of what a reader of its own leaves.
         carriers: where.
         layers: of the model, counted from 0.
         hidden: the residual stream as well.
     """
 
-    cache: Cache
+    cache: str
     carriers: tuple[Carrier, ...]
     layers: tuple[int, ...]
     hidden: bool = False
@@ -84,6 +89,7 @@ def extract(
     folder: Path,
     batch_tokens: int = 16_384,
     progress: Callable[[int, int], None] | None = None,
+    read: Reader | None = None,
 ) -> Features:
     """Read the states of every trace of a task, or find them read.
 
@@ -94,6 +100,7 @@ def extract(
         folder: for the shards; made if it is not there.
         batch_tokens: traces read together, padding included.
         progress: called with (traces done, traces in all).
+        read: what reads a batch; for `open` and `sealed` caches one masked pass. Keys and values alone, if given.
 
     Raises:
         UserError: a carrier that no trace has, delimiters that are erased, states that are not finite.
@@ -105,15 +112,16 @@ def extract(
     places = {carrier: common_places(carrier, samples, blocks) for carrier in wanted.carriers}
     folder.mkdir(parents=True, exist_ok=True)
     digest = provenance(checkpoint, task, wanted)
+    read = read or partial(_one_pass, checkpoint, wanted)
     paths = []
     for begin in range(0, len(samples), SHARD):
         rows = range(begin, min(begin + SHARD, len(samples)))
         paths.append(folder / f"{wanted.cache}-{begin // SHARD:05d}.safetensors")
         if not _made(paths[-1], digest):
-            tensors = _shard(checkpoint, task, wanted, rows, places, batch_tokens)
-            partial = paths[-1].with_suffix(".part")
-            save_file(tensors, partial, {"provenance": digest})
-            partial.replace(paths[-1])
+            tensors = _shard(checkpoint, task, wanted, rows, places, batch_tokens, read)
+            unsettled = paths[-1].with_suffix(".part")
+            save_file(tensors, unsettled, {"provenance": digest})
+            unsettled.replace(paths[-1])
         if progress:
             progress(rows.stop, len(samples))
     return Features(tuple(paths))
@@ -142,21 +150,27 @@ def _shard(
     rows: range,
     places: dict[Carrier, tuple[np.ndarray, np.ndarray]],
     batch_tokens: int,
+    read: Reader,
 ) -> dict[str, Tensor]:
     """The tensors of one shard, in the order of its rows."""
     everything = np.concatenate([at for at, _ in places.values()], axis=1)  # int64[N, all places]
     ends = {row: _end(checkpoint, task.samples[row], int(everything[row].max()) + 1) for row in rows}
-    layout = LAYOUTS[wanted.cache]
     parts: list[dict[str, Tensor]] = []
     order = sorted(rows, key=ends.__getitem__)
     for batch in _batches(order, ends, batch_tokens):
         ids = [np.asarray(task.samples[row].ids)[: ends[row]] for row in batch]
-        layouts = [layout(tokens, checkpoint.markup, checkpoint.policy) for tokens in ids]
-        states = read_states(checkpoint.model, layouts, list(everything[batch]), wanted.hidden)
+        states = read(ids, batch, list(everything[batch]))
         weights = {carrier: weight[batch] for carrier, (_, weight) in places.items()}
         parts.append(_named(states, wanted, weights))
     back = torch.from_numpy(np.argsort(order, kind="stable"))
     return {name: torch.cat([part[name] for part in parts])[back].contiguous() for name in parts[0]}
+
+
+def _one_pass(
+    checkpoint: Checkpoint, wanted: Wanted, ids: Sequence[np.ndarray], rows: Sequence[int], places: Sequence[np.ndarray]
+) -> States:
+    layouts = [LAYOUTS[wanted.cache](tokens, checkpoint.markup, checkpoint.policy) for tokens in ids]
+    return read_states(checkpoint.model, layouts, places, wanted.hidden)
 
 
 def _end(checkpoint: Checkpoint, sample: Sample, end: int) -> int:

@@ -151,7 +151,7 @@ class SecretKind:
         if not self.is_class and n > self.size - len(struck):
             raise UserError(
                 f"{self.name}: {n} samples take as many different secrets that stand in no trace, and there are only "
-                f"{self.size - len(struck)}: take fewer samples, or longer codes"
+                f"{self.size - len(struck)}: take at most so many (--samples), or longer codes"
             )
         sizes = [len(target.classes) for target in self.targets]
         drawn = rng.choice(self.size, n if self.is_class else n + len(struck), replace=self.is_class)

@@ -1,7 +1,7 @@
 """A sweep: every site of a task probed, and every control along with it.
 
 First all sites by linear probes, layer by layer; then, at each hop, the site that did best on the
-validation set again: its online code length, and an MLP under every condition. What is done is on
+validation set again: its online code length, open and sealed, and an MLP under every condition. What is done is on
 record at once, so that a run that died goes on behind it.
 """
 
@@ -35,7 +35,7 @@ class Settings:
     Attributes:
         kinds: carriers at hops 0 and later; each is probed at hop -1 too, as the causal control.
         hops: blocks after the one that holds the secret.
-        layers: of the model; all of them if None.
+        layers: of the model, ascending; all of them if None.
         kv: keys, values, both side by side, or hidden states.
         by_head: each key-value head alone as well.
         joint: all layers side by side as well.
@@ -59,7 +59,9 @@ class Settings:
     @property
     def carriers(self) -> tuple[Carrier, ...]:
         """Every carrier at every hop, the causal control's first."""
-        return tuple(Carrier(kind, hop, self.pool) for kind in self.kinds for hop in (-1, *self.hops))
+        found = [Carrier(kind, hop, self.pool) for kind in self.kinds for hop in (-1, *self.hops)]
+        # The secret's own block shows it until it is erased: that is no carrier, but the control `unerased`.
+        return tuple(carrier for carrier in found if (carrier.kind, carrier.hop) != ("block", 0))
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse what the model does not have.
@@ -73,6 +75,8 @@ class Settings:
                 raise UserError(f"layer {layer} is out of range: the model has {count} layers, from 0 to {count - 1}")
         if not self.hops or min(self.hops) < 0:
             raise UserError("--hops are 0 (the secret's own memento) and later; what comes before is always probed")
+        if all(carrier.hop < 0 for carrier in self.carriers):
+            raise UserError("blocks are probed from hop 1 on, as the secret's own holds it: give --hops 1 or later")
 
 
 @dataclass(frozen=True)
@@ -105,12 +109,12 @@ class Site:
         return torch.cat(parts, dim=2).flatten(1)
 
 
-def wanted(checkpoint: Checkpoint, settings: Settings) -> tuple[Wanted, Wanted]:
-    """What a sweep reads of the open and of the sealed cache."""
+def wanted(checkpoint: Checkpoint, settings: Settings, secret: Carrier) -> tuple[Wanted, Wanted]:
+    """What a sweep reads of the open and of the sealed cache; `secret` holds the secret's own tokens."""
     layers = _layers(checkpoint, settings)
     hidden = "hidden" in settings.kv
     later = tuple(carrier for carrier in settings.carriers if carrier.hop >= 0)
-    everything = (*settings.carriers, Carrier("secret"))
+    everything = (*settings.carriers, secret)
     return Wanted("open", everything, layers, hidden), Wanted("sealed", later, layers, hidden)
 
 
@@ -166,8 +170,9 @@ class Sweep:
     """All that a sweep needs, ready to run.
 
     Attributes:
-        features: of the open and the sealed cache.
+        features: of the `open` and the `sealed` cache, and of the `unerased` secret.
         asked: see `ask`.
+        secret: the secret's own tokens.
         device: where probes are fitted.
     """
 
@@ -176,6 +181,7 @@ class Sweep:
     split: Split
     features: dict[str, Features]
     asked: list[Asked]
+    secret: Carrier
     device: torch.device
 
     def run(self, records: Records, progress: Callable[[int, int], None] | None = None) -> None:
@@ -191,8 +197,9 @@ class Sweep:
             if progress:
                 progress(done + 1, len(jobs))
         for site in self.best(records):
-            self._online(records, site)
-            for condition in self._conditions(site) if self.settings.mlp else ():
+            for condition in ("open", "sealed"):
+                self._online(records, condition, site)
+            for condition in ("open", "sealed", "shuffled", "causal") if self.settings.mlp else ():
                 self._mlp(records, condition, site)
 
     def best(self, records: Records) -> list[Site]:
@@ -210,7 +217,7 @@ class Sweep:
         return found
 
     def _carriers(self) -> tuple[Carrier, ...]:
-        return (*self.settings.carriers, Carrier("secret"))
+        return (*self.settings.carriers, self.secret)
 
     def _conditions(self, site: Site) -> tuple[str, ...]:
         """The conditions a site is probed under."""
@@ -220,7 +227,7 @@ class Sweep:
         return ("causal",) if site.carrier.hop < 0 else ("open", "sealed")
 
     def _read(self, condition: str, site: Site) -> Tensor:
-        return site.read(self.features["sealed" if condition == "sealed" else "open"])
+        return site.read(self.features[condition if condition in self.features else "open"])
 
     def _linear(self, records: Records, condition: str, group: Sequence[Site]) -> None:
         """Sites of one shape under one condition; with the open cache also control task and shuffled labels."""
@@ -238,16 +245,20 @@ class Sweep:
                     records.add(record(next(told), condition=name, probe="linear", **site.names))
 
     def _mlp(self, records: Records, condition: str, site: Site) -> None:
+        """An MLP under one condition; before the secret, at the same layer and kind of state."""
+        if condition == "causal":
+            site = replace(site, carrier=replace(site.carrier, hop=-1))
         if not all(_key(condition, site, "mlp", one.name) in records for one in self.asked):
             features = self._read(condition, site)
-            for scores in mlp_scores(features, self.asked, self.split, self.settings.seed, self.device):
+            asked = self._dealt() if condition == "shuffled" else self.asked
+            for scores in mlp_scores(features, asked, self.split, self.settings.seed, self.device):
                 records.add(record(scores, condition=condition, probe="mlp", **site.names))
 
-    def _online(self, records: Records, site: Site) -> None:
-        if not all(_key("open", site, "online", one.name) in records for one in self.asked):
-            features = self._read("open", site)
+    def _online(self, records: Records, condition: str, site: Site) -> None:
+        if not all(_key(condition, site, "online", one.name) in records for one in self.asked):
+            features = self._read(condition, site)
             for scores in online_scores(features, self.asked, self.split, self.settings.seed, self.device):
-                records.add(record(scores, condition="open", probe="online", **site.names))
+                records.add(record(scores, condition=condition, probe="online", **site.names))
 
     def _memorised(self) -> list[Asked]:
         pairs = zip(self.asked, [*self.asked[1:], self.asked[0]], strict=True)

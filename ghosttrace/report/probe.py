@@ -17,7 +17,8 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from ghosttrace.checkpoint import Checkpoint, fingerprint
-from ghosttrace.probe.evidence import CELLS, CONDITIONS, failed_controls, headlines, summarise
+from ghosttrace.probe.carriers import secret_carrier
+from ghosttrace.probe.evidence import ALPHA, CELLS, CONDITIONS, TRIVIAL, failed_controls, headlines, summarise
 from ghosttrace.probe.features import Features, extract
 from ghosttrace.probe.split import Split, split
 from ghosttrace.probe.sweep import Settings, Sweep, ask, text_rows, wanted
@@ -88,7 +89,8 @@ def run(
             log.add(row)
         with Progress(console=console, transient=True) as bar:
             job = bar.add_task("probes", total=None)
-            sweep = Sweep(checkpoint, settings, parts, features, asked, checkpoint.model.device)
+            secret = secret_carrier(task.samples)
+            sweep = Sweep(checkpoint, settings, parts, features, asked, secret, checkpoint.model.device)
             sweep.run(log, lambda done, total: bar.update(job, completed=done, total=total))
         order = sorted(log.keys(), key=_rank)
         results = summarise((log.get(key) for key in order), task, parts)
@@ -125,11 +127,12 @@ def _extract(
     checkpoint: Checkpoint, task: Task, settings: Settings, folder: Path, batch_tokens: int, console: Console
 ) -> dict[str, Features]:
     found: dict[str, Features] = {}
+    secret = secret_carrier(task.samples)
     with Progress(console=console, transient=True) as bar:
-        for part in wanted(checkpoint, settings):
+        for part in wanted(checkpoint, settings, secret):
             job = bar.add_task(f"{part.cache} cache", total=len(task.samples))
             show = partial(_show, bar, job)
-            found[str(part.cache)] = extract(checkpoint, task, part, folder, batch_tokens, show)
+            found[part.cache] = extract(checkpoint, task, part, folder, batch_tokens, show)
     return found
 
 
@@ -196,8 +199,8 @@ def probe_table(found: Probed) -> Table:
         pad_edge=False,
         padding=(0, 1, 0, 0),
         caption="Bits beyond the text a target, with 95 % intervals over base traces, at the site that did best on "
-        "validation; * p <= 0.05 after Holm over the sweep; online: what the features save of the labels' code "
-        f"length, learning included; sealed: the same site, nothing to find. All sites: summary.json.{state}",
+        "validation; * p <= 0.05 after Holm over the sweep and more than 0.01 bits; online: what the features save of "
+        f"the labels' code length, learning included; sealed: the same site, nothing to find. All sites: summary.json.{state}",
     )
     for name in ("carrier", "hop", "site", "probe"):
         table.add_column(name, no_wrap=True)
@@ -235,7 +238,7 @@ def _add(table: Table, row: Mapping[Any, Any], rows: pd.DataFrame) -> None:
     same = rows[rows["condition"] == "sealed"]
     for name in ("carrier", "hop", "layer", "kv", "head", "probe"):
         same = same[same[name] == row[name]]
-    star = "*" if row["p_holm"] <= 0.05 else " "
+    star = "*" if row["p_holm"] <= ALPHA and row["bits"] > TRIVIAL else " "
     told = row["probe"] in ("text", "exact")
     where = row["layer"] + " " + row["kv"] + ("" if row["head"] in ("all", "") else f" h{row['head']}")
     table.add_row(

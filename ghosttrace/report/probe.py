@@ -200,7 +200,8 @@ def probe_table(found: Probed) -> Table:
         padding=(0, 1, 0, 0),
         caption="Bits beyond the text a target, with 95 % intervals over base traces, at the site that did best on "
         "validation; * p <= 0.05 after Holm over the sweep and more than 0.01 bits; online: what the features save of "
-        f"the labels' code length, learning included; sealed: the same site, nothing to find. All sites: summary.json.{state}",
+        "the labels' code length, learning included; sealed: the same site, nothing to find. "
+        f"All sites: summary.json.{state}",
     )
     for name in ("carrier", "hop", "site", "probe"):
         table.add_column(name, no_wrap=True)

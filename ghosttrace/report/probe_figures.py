@@ -75,7 +75,7 @@ def curves_figure(results: pd.DataFrame, valid: bool) -> Figure:
     axes = figure.subplots(1, len(targets), squeeze=False)[0]
     for axis, target in zip(axes, targets, strict=True):
         rows = results[results["target"] == target]
-        online = rows[rows["probe"] == "online"]
+        online = rows[(rows["probe"] == "online") & (rows["condition"] == "open")]
         best = online[["carrier", "hop", "layer", "kv", "head"]]
         chosen = pd.concat([rows.merge(best), rows[rows["condition"] == "causal"]])
         for number, ((condition, probe), (colour, marker, label)) in enumerate(STYLES.items()):

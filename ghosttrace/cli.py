@@ -14,6 +14,7 @@ from ghosttrace.ablate import Settings
 from ghosttrace.bench import GROUPS, LEDGERS, SOURCES, bench_size, load_bench
 from ghosttrace.channel import ARMS, Part
 from ghosttrace.checkpoint import Geometry, load_config, recorded_policy, resolve_policy
+from ghosttrace.cli_audit import audit
 from ghosttrace.cli_probe import probe
 from ghosttrace.cli_trace import trace
 from ghosttrace.data.read import read_traces
@@ -164,6 +165,7 @@ def start_bits(options: dict[str, Any], out: Path | None, resume: Path | None) -
     report_bits.run(checkpoint, found, arms, options["batch_tokens"], ceilings, out, resume, options)
 
 
+app.command()(audit)
 app.command()(probe)
 app.command()(trace)
 

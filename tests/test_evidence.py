@@ -1,9 +1,8 @@
 """Evidence: bits against known truths, the text baseline, and controls that have been seen to fail."""
 
-import json
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,19 +10,25 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-import ghosttrace as gt
 from experiments.probe_calibration import Code, bench, empty_sweep, simulate, site, uniform, with_labels
 from ghosttrace.probe.cells import linear_scores, mlp_scores, online_scores
-from ghosttrace.probe.evidence import Asked, control_task, failed_controls, family, record, score, shuffled, summarise
-from ghosttrace.probe.ledger import ledger_task
+from ghosttrace.probe.evidence import (
+    Asked,
+    _grouped,
+    believed,
+    control_task,
+    failed_controls,
+    family,
+    record,
+    score,
+    shuffled,
+    summarise,
+)
 from ghosttrace.probe.split import Split
-from ghosttrace.probe.sweep import Settings
 from ghosttrace.probe.task import Sample, Target, Task
-from ghosttrace.probe.text import marginals, retained, text_features, text_posterior
-from ghosttrace.report.probe import Probed, run
+from ghosttrace.probe.text import marginals, text_features, text_posterior
 
 CPU = torch.device("cpu")
-QUICK = Settings(hops=(0, 1), layers=(2,), kv=("v",), pool=2, mlp=False)
 
 
 def test_a_planted_code_is_found_to_five_percent() -> None:
@@ -196,72 +201,6 @@ def test_marginals_never_rule_a_class_out() -> None:
     np.testing.assert_allclose(np.exp(found), [0.5, 1 / 3, 1 / 6])
 
 
-@cache
-def toy() -> gt.Checkpoint:
-    return gt.load("toy-open", device="cpu")
-
-
-def few(task: Task, *numbers: int) -> Task:
-    """Some of a task's targets."""
-    samples = tuple(replace(one, labels=tuple(one.labels[number] for number in numbers)) for one in task.samples)
-    return replace(task, samples=samples, targets=tuple(task.targets[number] for number in numbers))
-
-
-def quick(task: Task, folder: Path, settings: Settings = QUICK) -> Probed:
-    return run(toy(), task, settings, folder / "run")
-
-
-def test_a_sound_run_is_valid_and_leaves_its_folder(tmp_path: Path) -> None:
-    found = quick(few(ledger_task(toy(), 3, 700), 0, 5, 6), tmp_path)
-    assert found.valid
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (summary["command"], summary["valid"], summary["failures"]) == ("probe", True, [])
-    keys = {"target", "carrier", "hop", "layer", "kv", "probe", "condition", "n_train", "n_test", "valid"}
-    keys |= {name + end for name in ("accuracy", "bits") for end in ("", "_low", "_high")}
-    assert all(keys <= set(row) for row in summary["results"])
-    direct = found.results.query("condition == 'open' and hop == 0 and target == 'hidden-*' and probe == 'linear'")
-    assert direct["bits"].item() > 1
-    assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} >= {"layers.png", "layers.svg", "hops.png"}
-    assert not (tmp_path / "run" / "features").exists()
-    traces = pd.read_parquet(tmp_path / "run" / "traces.parquet")
-    assert len(traces) == 700
-    assert set(traces["split"]) == {"train", "validation", "test"}
-    assert not set(traces["secret"][traces["split"] == "train"]) & set(traces["secret"][traces["split"] == "test"])
-
-
-def test_a_baseline_that_misses_what_the_text_tells_is_caught_by_the_sealed_cache(tmp_path: Path) -> None:
-    """The digits that a memento shows are asked for, and the text is said not to tell them."""
-    task = ledger_task(toy(), 0, 700)
-    shown = [tuple(toy().tokenizer.convert_ids_to_tokens(one.ids)) for one in task.samples]
-    ends = [[k for k, token in enumerate(tokens) if token == "<|summary_end|>"][1] for tokens in shown]
-    samples = [
-        replace(one, labels=(int(tokens[end - 1]),), where=(end - 1,))
-        for one, tokens, end in zip(task.samples, shown, ends, strict=True)
-    ]
-    wrong = Task("shown", tuple(samples), (Target("shown", tuple("0123456789")),), {"shown": task.exact["note-0"]})
-    found = quick(wrong, tmp_path)
-    assert not found.valid
-    assert any(failure.startswith("sealed: shown") for failure in found.failures)
-    assert any(failure.startswith("text: shown") for failure in found.failures)
-    assert not found.results["valid"].any()
-
-
-def test_a_memento_that_knows_too_early_is_caught(tmp_path: Path) -> None:
-    """The secret is said to stand one block later than it does."""
-    task = few(ledger_task(toy(), 3, 700), 5, 6)
-    late = replace(task, samples=tuple(replace(one, block=2) for one in task.samples))
-    found = quick(late, tmp_path, replace(QUICK, hops=(0,)))
-    assert any(failure.startswith("causal") for failure in found.failures)
-
-
-def test_a_blind_probe_is_caught(tmp_path: Path) -> None:
-    task = few(ledger_task(toy(), 3, 700), 0)
-    dealt = np.random.default_rng(0).permutation(len(task.samples))
-    samples = [replace(one, labels=task.samples[other].labels) for one, other in zip(task.samples, dealt, strict=True)]
-    found = quick(replace(task, samples=tuple(samples)), tmp_path)
-    assert any(failure.startswith("unerased") for failure in found.failures)
-
-
 def test_shuffled_labels_that_can_be_told_are_caught() -> None:
     labels = np.arange(400) % 2
     task, parts = bench(400, 2)
@@ -280,25 +219,139 @@ def test_targets_of_one_name_are_averaged() -> None:
     ]
 
 
-def test_the_text_of_ledger_tells_nothing_of_the_hidden_digits() -> None:
-    """The exact posterior that `ledger_task` states, held to the text baseline."""
-    task = few(ledger_task(toy(), 2, 1_500), 0, 5)
-    texts = retained(toy(), task)
-    _, parts = bench(1_500, 10)
-    features = text_features(texts, [1] * 1_500, parts.train)
-    for number, target in enumerate(task.targets):
-        labels = task.labels(number)
-        posterior = text_posterior(features, labels, 10, parts)
-        loss = -posterior[parts.test, labels[parts.test]].mean() / np.log(2)
-        assert loss > np.log2(10) - 0.03, target.name
-
-
-def test_few_samples_are_refused_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(gt.UserError, match="8 samples for 10 classes"):
-        quick(ledger_task(toy(), 1, 8), tmp_path)
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_sample_is_what_its_place_says() -> None:
     one = Sample([1, 2], "b", "s", 0, (1,), (0,))
     assert one.ids[one.where[0]] == 2
+
+
+def cell(gained: list[float] | np.ndarray, **more: Any) -> dict[str, Any]:
+    """A row of `CELLS` by hand, on the first samples."""
+    row = {"condition": "open", **site(), "target": "digit-0", "n_train": 9, "validation_bits": 0.0}
+    told = {"log2p": list(gained), "text_log2p": [0.0] * len(gained), "hit": [True] * len(gained)}
+    return row | told | {"sample": list(range(len(gained)))} | more
+
+
+def world(n: int, labels: np.ndarray | None = None) -> tuple[Task, Split]:
+    """A target for every column of labels; all samples are trained on and tested."""
+    labels = np.zeros((n, 1), int) if labels is None else labels
+    everything = np.arange(n)
+    names = tuple(Target(f"digit-{number}", tuple("0123456789")) for number in range(labels.shape[1]))
+    samples = tuple(Sample((), str(row), str(row), 0, (), tuple(map(int, labels[row]))) for row in range(n))
+    return Task("made", samples, names), Split(everything, everything[:0], everything, everything, "bases")
+
+
+def test_open_rows_and_controls_are_adjusted_each_among_themselves() -> None:
+    rng = np.random.default_rng(0)
+    conditions = ("open", "sealed", "causal", "shuffled", "open", "open", "control-task")
+    rows = [
+        cell(rng.normal(0.03 * layer, 0.3, 40), condition=condition, **site(layer))
+        for layer, condition in enumerate(conditions)
+    ]
+    found = summarise(rows, *world(40))
+    for together in (("open",), ("sealed", "causal", "shuffled")):
+        here = found[found["condition"].isin(together)].sort_values("p")
+        steps = here["p"].to_numpy() * [3, 2, 1]
+        assert 0 < steps[0] < steps[1] and steps[2] < 1
+        np.testing.assert_allclose(here["p_holm"], np.maximum.accumulate(steps))
+    assert found["p_holm"].isna().to_list() == [condition == "control-task" for condition in conditions]
+
+
+def test_a_mean_over_targets_is_taken_where_all_of_them_apply() -> None:
+    gained = [[0.5, 1.0, 2.0, 4.0], [0.25, 0.5, 1.0, 8.0]]
+    rows = [
+        cell(gained[0], sample=[0, 1, 2, 3], hit=[1, 1, 0, 0], n_train=70, validation_bits=0.5),
+        cell(gained[1], target="digit-1", sample=[1, 2, 3, 5], hit=[1, 1, 1, 0], n_train=60, validation_bits=1.0),
+    ]
+    (mean,) = _grouped(rows, {"digit-0": 0.1, "digit-1": 0.3})
+    assert (mean["target"], mean["n_train"], mean["validation_bits"]) == ("digit-*", 60, 0.75)
+    assert mean["sample"] == [1, 2, 3]
+    np.testing.assert_allclose(mean["log2p"], [0.625, 1.25, 2.5])
+    np.testing.assert_allclose(mean["hit"], [1.0, 0.5, 0.5])
+    found = summarise(rows, *world(6, np.zeros((6, 2), int))).set_index("target").loc["digit-*"]
+    assert found["bits"] == pytest.approx(4.375 / 3) and found["accuracy"] == pytest.approx(2 / 3)
+    assert (found["n_train"], found["n_test"], found["n_clusters"]) == (60, 3, 3)
+
+
+def test_chance_is_how_often_the_commonest_training_class_is_right() -> None:
+    labels = np.array([[0], [1], [1], [1], [2], [1], [1], [1], [-1], [0]])
+    task, parts = world(10, labels)
+    parts = replace(parts, train=np.arange(5), test=np.arange(5, 10))
+    found = summarise([cell([0.1] * 4, sample=[5, 6, 7, 9])], task, parts)
+    assert found["chance"].item() == 0.75
+
+
+@pytest.mark.parametrize(("bits", "failed"), [(0.005, False), (0.05, True)])
+@pytest.mark.parametrize("condition", ["sealed", "causal", "shuffled"])
+def test_a_twentieth_of_a_bit_fails_a_control_and_rounding_does_not(condition: str, bits: float, failed: bool) -> None:
+    gained = bits * np.tile([0.9, 1.1], 20)
+    found = failed_controls(summarise([cell(gained, condition=condition)], *world(40)))
+    assert [failure.partition(":")[0] for failure in found] == [condition] * failed
+
+
+def test_fewer_than_five_test_clusters_are_no_control() -> None:
+    for clusters, said in ((4, "controls: 4 independent traces"), (5, "")):
+        task, parts = world(20)
+        parts = replace(parts, cluster=np.arange(20) % clusters)
+        found = failed_controls(summarise([cell([0.0] * 20)], task, parts))
+        assert "".join(found)[: len("controls: 4 independent traces")] == said
+
+
+@pytest.mark.parametrize(("errors", "trusted"), [(-1.1, False), (0.9, False), (1.1, True)])
+def test_a_probe_is_believed_beyond_one_standard_error_over_clusters(errors: float, trusted: bool) -> None:
+    spread = np.random.default_rng(0).normal(size=30)
+    spread = (spread - spread.mean()) / spread.std(ddof=1)
+    gained = np.repeat(spread + errors / np.sqrt(30), 4)  # four samples of a cluster are no more than one
+    asked = uniform("digit-0", np.zeros(150, int), 2)
+    posterior = asked.text.copy()
+    posterior[20:140, 0] += gained
+    cluster = np.concatenate([np.arange(100, 120), np.repeat(np.arange(30), 4), np.arange(200, 210)])
+    found = believed(posterior, asked, np.arange(20, 140), cluster)
+    np.testing.assert_array_equal(found, posterior if trusted else asked.text)
+
+
+def test_a_probe_chosen_on_one_cluster_is_not_believed() -> None:
+    asked = uniform("digit-0", np.zeros(10, int), 2)
+    assert believed(asked.text + 0.5, asked, np.arange(10), np.zeros(10, int)) is asked.text
+
+
+def test_the_online_code_is_fitted_on_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe that only says how many it was fitted on: each training sample is told by those before it, once."""
+    _, parts = bench(600, 4)
+    parts = replace(parts, cluster=np.arange(600) // 3)
+    calls = []
+
+    def fitted(features, asked, train, validation, cluster, device):
+        seen = features[0, :, 0].int().numpy()
+        known, told = seen[np.concatenate([train, validation])], seen[len(train) + len(validation) :]
+        calls.append((known, told))
+        assert not set(parts.cluster[known]) & set(parts.cluster[told])
+        assert not set(parts.cluster[seen[train]]) & set(parts.cluster[seen[validation]])
+        return [[np.full((len(seen), 4), -float(len(known)))]]
+
+    monkeypatch.setattr("ghosttrace.probe.cells.linear_posteriors", fitted)
+    numbers = torch.arange(600.0)[:, None]
+    (scores,) = online_scores(numbers, [uniform("digit-0", np.zeros(600, int), 4)], parts, 0, CPU)
+    said = dict(zip(scores.sample, scores.log2p * np.log(2), strict=True))
+    before: set[int] = set()
+    for known, told in calls:
+        assert before <= set(known) and not set(told) & set(known)
+        assert all(said[one] == pytest.approx(-len(known)) for one in told)
+        before = {*known, *told}
+    assert before == set(parts.train) == set(scores.sample)
+    assert len(calls) == 6
+
+
+def test_training_traces_are_told_by_folds_that_have_not_seen_them() -> None:
+    """Many words that mean nothing: who has seen the labels would seem to know them."""
+    rng = np.random.default_rng(0)
+    _, parts = bench(800, 2)
+    labels = rng.integers(0, 2, 800)
+    told = np.where(rng.random(800) < 0.85, labels, 1 - labels)
+    words = np.concatenate([told[:, None], rng.random((800, 200)) < 0.2], axis=1)
+    posterior = text_posterior(csr_array(words.astype(float)), labels, 2, parts)
+    loss = {
+        name: -posterior[rows, labels[rows]].mean() / np.log(2)
+        for name, rows in (("train", parts.train), ("test", parts.test))
+    }
+    assert loss["train"] < 0.9  # the text is believed
+    assert loss["train"] == pytest.approx(loss["test"], abs=0.1)

@@ -1,6 +1,7 @@
 """Carriers, splits, tasks, sealed sequences, states and shards."""
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,25 @@ def test_few_traces_are_split_within_only_if_told() -> None:
     assert len(np.unique(parts.cluster)) == 40
 
 
+@pytest.mark.parametrize("within", [False, True])
+def test_clusters_are_base_traces_or_where_those_are_shared_secrets(within: bool) -> None:
+    order = np.random.default_rng(0).permutation(160)
+    samples = [replace(sample(0), base=f"b{number // 2}", secret=f"s{number // 4}") for number in order]
+    named = np.array([one.secret if within else one.base for one in samples])
+    cluster = split(samples, within_traces=within).cluster
+    assert ((cluster[:, None] == cluster) == (named[:, None] == named)).all()
+
+
+def test_where_the_secret_is_the_class_traces_alike_token_for_token_stay_together() -> None:
+    samples = [replace(sample(0), base="b", secret="", ids=trace(number // 3)) for number in range(120)]
+    parts = split(samples, within_traces=True)
+    assert parts.shares == "traces alike token for token"
+    number = np.arange(120) // 3
+    assert ((parts.cluster[:, None] == parts.cluster) == (number[:, None] == number)).all()
+    for one in range(40):
+        assert len(set(parts.names()[number == one])) == 1
+
+
 def test_tasks_that_teach_nothing_are_refused() -> None:
     few = task_of([sample(0)])
     with pytest.raises(UserError, match="1 samples for 2 classes"):
@@ -220,6 +240,20 @@ def test_shards_hold_what_one_trace_at_a_time_gives(family: str, tmp_path: Path,
             values = alone[1].values[0, 0].transpose(0, 1).flatten(1).mean(0, keepdim=True)
             torch.testing.assert_close(found.load(mean, 0, "v")[row], values, atol=1e-5, rtol=0)
             torch.testing.assert_close(found.load(last, 3, "hidden")[row], alone[0].hidden[3, 0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("hops", [(0,), (0, 1)])
+def test_a_block_that_stays_for_the_answer_is_sealed_in_shards_too(masked: bool, hops: tuple, tmp_path: Path) -> None:
+    """It is erased only where the next block begins, behind all that is read here."""
+    policy = Policy(mask_delimiters=masked, keep_last_block_for_answer=True)
+    model, samples = checkpoint("qwen3", policy), [sample(number) for number in range(3)]
+    carriers = tuple(Carrier("memento", hop, 1) for hop in hops)
+    found = extract(model, task_of(samples), Wanted("sealed", carriers, (3,)), tmp_path)
+    for (row, one), carrier in product(enumerate(samples), carriers):
+        place = carrier.places(one, find_blocks(one.ids, MARKUP))
+        whole = read_states(model.model, [sealed_layout(one.ids, MARKUP, policy)], [place]).values[3, 0]
+        torch.testing.assert_close(found.load(carrier, 3, "v")[row], whole[:, 0].reshape(1, -1), atol=1e-5, rtol=0)
 
 
 def test_shards_that_are_there_are_not_made_again(tmp_path: Path, monkeypatch) -> None:

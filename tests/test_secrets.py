@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from families import tiny
+import torch
+from families import FAMILIES, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import DATA, needs
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from ghosttrace.bench.ledger import STREAM, Ledger
 from ghosttrace.checkpoint import Checkpoint, load
@@ -22,11 +23,14 @@ from ghosttrace.data.read import TraceText, encode
 from ghosttrace.data.tokens import TokenTrace, traces_of
 from ghosttrace.errors import UserError
 from ghosttrace.expiry import NEVER, Policy, expiry
+from ghosttrace.probe.carriers import Carrier, secret_carrier
 from ghosttrace.probe.ledger import ledger_task
 from ghosttrace.probe.natural import attribute, natural_task, spelling
 from ghosttrace.probe.plant import bases_of, boundaries, by_token, decode, insert, plant, put
-from ghosttrace.probe.secrets import digits, emails, names, secret_kind, words
+from ghosttrace.probe.secrets import FIRST, LAST, digits, emails, names, secret_kind, words
+from ghosttrace.probe.sweep import Settings
 from ghosttrace.probe.task import Target
+from ghosttrace.report.probe import run
 from ghosttrace.trace import DELIMITERS, Markup, find_blocks
 
 QWEN = "tokenizers/qwen3/tokenizer.json"
@@ -228,6 +232,16 @@ def test_the_same_seed_plants_the_same() -> None:
     assert len({s.where for s in one.samples}) > 3  # places and sentences vary
 
 
+def test_a_sentence_goes_to_any_boundary_whichever_sentence_it_is() -> None:
+    at = checkpoint("phi")
+    task = plant([trace(at, "t", [PROSE] * 2)], at, digits(5), 0, 400)
+    found = [(s.secret, inside(at, s.ids, 0)) for s in task.samples]
+    for sentence in digits(5).carriers:
+        places = {text.index(sentence.format(secret)) for secret, text in found if sentence.format(secret) in text}
+        assert places == {insert(PROSE, sentence, spot)[1] for spot in boundaries(PROSE)}
+        assert len(places) > 4
+
+
 def test_secrets_that_stand_in_a_trace_are_not_drawn() -> None:
     at = checkpoint("phi")
     used = " ".join(f"{number:03}" for number in range(1, 1000, 2))
@@ -277,6 +291,7 @@ def test_refusals(tmp_path: Path) -> None:
         plant(traces, at, digits(5), -1, 20)
     with pytest.raises(UserError, match=r"block 1 of trace t has 3 tokens and the secret '\d{12}' 4"):
         plant([trace(at, "t", [PROSE, "abc", PROSE])], at, digits(12), 1, 20)
+    assert plant([trace(at, "t", [PROSE, "abcd", PROSE])], at, digits(12), 1, 120).samples  # as long as the block
     with pytest.raises(UserError, match="5 samples for 10 classes"):
         plant(traces, at, digits(5), 0, 5)
     slow = replace(at, tokenizer=SimpleNamespace(is_fast=False))
@@ -299,6 +314,29 @@ def test_refusals(tmp_path: Path) -> None:
     assert [secret_kind(s).name for s in ("digits", "digits:3", "name", "email", "word")] == [
         *("digits-5", "digits-3", "name", "email", "word")
     ]
+
+
+def model_for(at: Checkpoint) -> Checkpoint:
+    """The tokenizer with a random model that knows its ids."""
+    config = FAMILIES["qwen3"]()
+    config.vocab_size, config.max_position_embeddings = len(at.tokenizer), 2048
+    torch.manual_seed(0)
+    return replace(at, model=AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval())
+
+
+def test_names_of_uneven_length_are_probed_by_the_mean_of_their_tokens(tmp_path: Path) -> None:
+    at = model_for(checkpoint("phi"))
+    people = replace(names(), targets=(Target("first", FIRST[:5]), Target("last", LAST[:10])))
+    traces = [trace(at, "t", ["One.", "Two. Three. So it is.", "Four."])]
+    even, uneven = (plant(traces, at, kind, 1, 45, hops=0) for kind in (digits(2), people))
+    assert secret_carrier(even.samples) == Carrier("secret", 0, "all")
+    assert secret_carrier(uneven.samples) == Carrier("secret", 0, "mean")
+    settings = Settings(hops=(0,), layers=(1,), kv=("v",), mlp=False, within_traces=True)
+    results = run(at, uneven, settings, tmp_path / "run").results
+    assert set(results["condition"]) >= {"open", "sealed", "causal", "shuffled", "unerased", "text"}
+    own = results[results["condition"] == "unerased"]
+    assert set(own["carrier"]) == {"secret/mean"} and set(own["target"]) == {"first", "last"}
+    assert not results["condition"].eq("exact").any()
 
 
 @needs(QWEN, *TRACES)

@@ -51,12 +51,21 @@ class Part:
     """A part of the cache: which layers, key-value heads, of keys or values, of which carrier.
 
     None means all of them.
+
+    Attributes:
+        last: of each memento only the last so many tokens, `<|summary_end|>` included; the carrier is
+            then `mementos`.
     """
 
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
     kv: tuple[Literal["k", "v"], ...] = ("k", "v")
     carrier: Literal["delimiters", "mementos"] | None = None
+    last: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.last is not None and (self.last < 1 or self.carrier != "mementos"):
+            raise UserError("the last tokens of a carrier are those of mementos, and at least 1")
 
     @property
     def whole(self) -> bool:

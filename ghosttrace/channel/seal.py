@@ -64,7 +64,7 @@ class Sealer(Eraser):
         else:
             for place, row in enumerate(rows):
                 self._splice(row, sealed, place, fresh[place])
-            self._reread(rows)
+            reread(session, rows)
 
     def _splice(self, row: int, sealed: KVCache, place: int, index: np.ndarray) -> None:
         """Copy the chosen part of the sealed states at these places of the sequence into the live cache."""
@@ -81,17 +81,17 @@ class Sealer(Eraser):
             if "v" in self.part.kv:
                 mine.values[row, heads, to] = theirs.values[place, heads, source]
 
-    def _reread(self, rows: list[int]) -> None:
-        """Predict the next token by reading the last one again over the cache as it now stands."""
-        session = self.session
-        again = session.cache.take(rows)
-        last = [session.rows[row].fed - 1 for row in rows]
-        for place, index in enumerate(last):
-            again.truncate(place, index)
-        places = [np.array([index]) for index in last]
-        tokens = [[session.rows[row].tokens[index]] for row, index in zip(rows, last, strict=True)]
-        for place, states in enumerate(session.forward(again, tokens, places, places)):
-            session.logits[rows[place]] = states[-1]
+
+def reread(session: Session, rows: Sequence[int]) -> None:
+    """Predict the next token of these rows by reading the last one again over the cache as it now stands."""
+    again = session.cache.take(rows)
+    last = [session.rows[row].fed - 1 for row in rows]
+    for place, index in enumerate(last):
+        again.truncate(place, index)
+    places = [np.array([index]) for index in last]
+    tokens = [[session.rows[row].tokens[index]] for row, index in zip(rows, last, strict=True)]
+    for row, states in zip(rows, session.forward(again, tokens, places, places), strict=True):
+        session.logits[row] = states[-1]
 
 
 def _carries(row: Row, index: np.ndarray, part: Part) -> np.ndarray:
@@ -101,7 +101,8 @@ def _carries(row: Row, index: np.ndarray, part: Part) -> np.ndarray:
     blocks = np.array(row.tracker.blocks)
     if part.carrier == "delimiters":
         return np.isin(index, blocks[:, :2])
-    inside = (index[:, None] >= blocks[:, 2]) & (index[:, None] <= blocks[:, 3])
+    first = blocks[:, 2] if part.last is None else np.maximum(blocks[:, 2], blocks[:, 3] + 1 - part.last)
+    inside = (index[:, None] >= first) & (index[:, None] <= blocks[:, 3])
     return np.asarray(inside.any(axis=1))
 
 

@@ -186,7 +186,8 @@ def _end(checkpoint: Checkpoint, sample: Sample, end: int) -> int:
             f"block {sample.block} of trace {sample.base} is never erased under this policy: "
             "hide the secret in an earlier block, or give --keep-last-n-blocks 0"
         )
-    return min((erasure.at for erasure in gone if erasure.at >= end), default=end)
+    # One more: a block that stays for the answer expires as the token at this place is read.
+    return min((erasure.at + 1 for erasure in gone if erasure.at >= end), default=end)
 
 
 def _batches(order: Sequence[int], lengths: Mapping[int, int], tokens: int) -> list[list[int]]:

@@ -52,6 +52,15 @@ def ledger_task(checkpoint: Checkpoint, level: int, n_samples: int, seed: int = 
     return Task(f"ledger-h{level}", tuple(samples), tuple(Target(name, CLASSES) for name in names), exact)
 
 
+def ledger_prompts(level: int) -> dict[str, str]:
+    """What a user types to be told the digits: a new block, and steps that add nothing to the state."""
+    shown = "".join("a{=note-0}" for _ in range(DIGITS - level))  # digits that the model knows from the memento
+    hidden = "".join(f"a{{hidden-{place}}}" for place in range(level))
+    notes = "".join(f"{{note-{place}}}" for place in range(NOTES))
+    asked = {"note-*": f"<|block_start|>{notes}"}
+    return asked | ({"hidden-*": f"<|block_start|>{'0' * NOTES}{shown}{hidden}"} if level else {})
+
+
 def _sample(one: Ledger, base: str, block: int, prompt: list[int], response: list[int]) -> Sample:
     hidden = np.arange(DIGITS - one.level, DIGITS)
     digits = [*one.notes[block].tolist(), *one.states[block, -1, hidden].tolist()]

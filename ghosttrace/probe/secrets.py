@@ -106,6 +106,12 @@ class SecretKind:
         """The secret is its own class, so that two samples may share it."""
         return len(self.targets) == 1
 
+    @property
+    def prompt(self) -> str:
+        """What asks for the secret: the beginning of its first sentence, the parts in braces."""
+        parts = self.joint.join(f"{{{target.name}}}" for target in self.targets)
+        return self.carriers[0].partition("{}")[0] + parts
+
     def secret(self, labels: tuple[int, ...]) -> Secret:
         """The secret with these parts."""
         parts = tuple(target.classes[label] for target, label in zip(self.targets, labels, strict=True))

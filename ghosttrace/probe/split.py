@@ -52,7 +52,7 @@ def split(samples: Sequence[Sample], seed: int = 0, within_traces: bool = False)
     """
     _, base = np.unique([sample.base for sample in samples], return_inverse=True)
     # Where the secret is its own class, traces that are alike token for token are one.
-    named = [sample.secret or f"\0{sample.base} {hash(tuple(map(int, sample.ids)))}" for sample in samples]
+    named = [sample.secret or f"\0{hash(tuple(map(int, sample.ids)))}" for sample in samples]
     _, secret = np.unique(named, return_inverse=True)
     cluster = secret if within_traces else base
     group = secret if within_traces else _components(base, secret)

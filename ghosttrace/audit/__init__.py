@@ -1,0 +1,1 @@
+"""Privacy audits of erased reasoning: attacks, defences, controls, a verdict."""

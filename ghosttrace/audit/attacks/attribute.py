@@ -1,0 +1,104 @@
+"""`attribute`: probes read the secret's parts from retained keys and values, at every site, under every control.
+
+The finding of a secret is the probe that did best on validation, over all sites and both kinds of probe;
+all the others are reported beside it.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from ghosttrace.audit.evidence import Evidence, Site, mean_of
+from ghosttrace.audit.exhibit import Exhibit, where
+from ghosttrace.probe import sweep
+from ghosttrace.records import Records
+
+NAME = "attribute"
+SITE = ("carrier", "hop", "layer", "kv", "head", "probe")
+
+
+def attribute(exhibit: Exhibit, records: Records) -> list[Evidence]:
+    """Bits a secret beyond the text, for each secret, with the same site's controls.
+
+    Args:
+        exhibit: what to attack.
+        records: of a finished `Sweep` over the exhibit.
+    """
+    rows = list(map(records.get, records.keys()))
+    found = []
+    for secret, members in exhibit.secrets.items():
+        names = {exhibit.asked[number].name for number in members}
+        mine = [row for row in rows if row["target"] in names]
+        site = best_probe(mine)
+        conditions = ["open", "sealed", *(["shuffled"] if site["probe"] == "linear" else [])]
+        for condition in conditions:
+            found.append(_evidence(exhibit, secret, condition, [r for r in mine if _at(r, site, condition)]))
+        for condition in ("causal", "unerased"):
+            groups = _by_site([row for row in mine if row["condition"] == condition])
+            best = max(groups, key=_validation)
+            found.append(_evidence(exhibit, secret, condition, best))
+    return found
+
+
+def tenant(exhibit: Exhibit, secret: str, site: sweep.Site) -> Evidence:
+    """Bits a secret that the cache tells one who has not seen the text; what the text tells may be among them."""
+    said = exhibit.posteriors(site, flat=True)
+    rows = exhibit.known(secret, exhibit.split.test)
+    members = exhibit.secrets[secret]
+    chance = sum(np.log2(exhibit.asked[number].text.shape[1]) for number in members)
+    told = sum(said[number][rows, exhibit.asked[number].labels[rows]] for number in members) / np.log(2)
+    values = np.asarray(chance + told)
+    estimate = mean_of(values, exhibit.split.cluster[rows], 0.05, float(chance))
+    return Evidence("tenant", secret, "open", "bits", estimate, len(rows), site=where(site), note="text included")
+
+
+def best_probe(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The site and probe with the most bits on validation."""
+    groups = _by_site([row for row in rows if row["condition"] == "open" and row["probe"] in ("linear", "mlp")])
+    best = max(groups, key=_validation)[0]
+    return {name: best[name] for name in SITE}
+
+
+def best_site(exhibit: Exhibit, records: Records, secret: str) -> sweep.Site:
+    """The site whose linear probe of a secret did best on validation."""
+    names = {exhibit.asked[number].name for number in exhibit.secrets[secret]}
+    rows = list(map(records.get, records.keys()))
+    best = best_probe(row for row in rows if row["target"] in names and row["probe"] == "linear")
+    every = (
+        site
+        for carrier in exhibit.settings.carriers
+        for group in sweep.groups(exhibit.checkpoint, exhibit.settings, carrier)
+        for site in group
+    )
+    return next(site for site in every if site.names == {name: best[name] for name in site.names})
+
+
+def _at(row: dict[str, Any], site: dict[str, Any], condition: str) -> bool:
+    return row["condition"] == condition and all(row[name] == value for name, value in site.items())
+
+
+def _by_site(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in SITE), []).append(row)
+    return list(groups.values())
+
+
+def _validation(rows: list[dict[str, Any]]) -> float:
+    return float(sum(row["validation_bits"] for row in rows))
+
+
+def _evidence(exhibit: Exhibit, secret: str, condition: str, rows: list[dict[str, Any]]) -> Evidence:
+    """The sum over a secret's targets, on the traces that all of them apply to."""
+    common = sorted(set.intersection(*(set(row["sample"]) for row in rows)))
+    at = [np.searchsorted(row["sample"], common) for row in rows]
+    values = np.sum(
+        [(np.asarray(r["log2p"]) - np.asarray(r["text_log2p"]))[k] for r, k in zip(rows, at, strict=True)], axis=0
+    )
+    most = float(-np.sum([np.mean(np.asarray(row["text_log2p"])[k]) for row, k in zip(rows, at, strict=True)]))
+    gate = condition == "open"
+    cluster = exhibit.split.cluster[np.asarray(common, dtype=np.int64)]
+    found = mean_of(values, cluster, exhibit.alpha if gate else 0.05, most)
+    site = Site(**{name: rows[0][name] for name in SITE})
+    return Evidence(NAME, secret, condition, "bits", found, len(common), gate=gate, site=site)

@@ -1,0 +1,160 @@
+"""`collision`: recompute the cache from every candidate block, and see which comes out the same.
+
+The white-box upper bound: the attacker knows the whole trace but for one block, and has a short list of
+what stood in it, the truth among them. Candidates are the blocks of other traces that are as long and have
+the very same memento, so that nothing retained tells them apart. The attacker runs each through the model
+under the defence, as far as it can be imitated, and compares keys and values at the block's memento.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+from ghosttrace.attention import attending
+from ghosttrace.audit.caches import run_session, states_at
+from ghosttrace.audit.evidence import Evidence, Site, mean_of, rate_of
+from ghosttrace.audit.exhibit import Exhibit
+from ghosttrace.channel import Arm, Memento, Noise, Restart
+from ghosttrace.expiry import erasures
+from ghosttrace.probe.states import States
+from ghosttrace.trace import Block, find_blocks
+
+NAME = "collision"
+CANDIDATES = 8  # the truth included
+TRACES = 200  # of validation and of test, at most, each
+BATCH = 16  # cases
+ROUNDING = 64.0  # units in the last place that two runs of the same computation may be apart
+
+
+@dataclass(frozen=True)
+class Case:
+    """One trace with the blocks that might have been its own, its own first.
+
+    Attributes:
+        row: of the task.
+        ids: CANDIDATES token lists, up to where the block is erased.
+        places: int64[P], the memento.
+    """
+
+    row: int
+    ids: list[list[int]]
+    places: np.ndarray
+
+
+def cases_of(exhibit: Exhibit, part: np.ndarray) -> list[Case]:
+    """Those of some traces for which enough others have the same memento and a block of the same length."""
+    at, samples = exhibit.checkpoint, exhibit.task.samples
+    rng = np.random.default_rng([exhibit.settings.seed, 0xC011])
+    pairs: dict[int, Block] = {}
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row in part.tolist():
+        ids = samples[row].ids
+        pairs[row] = find_blocks(ids, at.markup, at.policy.require_assistant_section)[samples[row].block]
+        pair = pairs[row]
+        groups.setdefault((pair.end - pair.start, *ids[pair.end : pair.memento_end + 1]), []).append(row)
+    cases = []
+    for rows in groups.values():
+        for row in rows:
+            pair, ids = pairs[row], list(samples[row].ids)
+            end = _erased_at(exhibit, row, pair)
+            own = tuple(ids[pair.start + 1 : pair.end])
+            contents = {own: None}
+            for other in rng.permutation(rows)[: 4 * CANDIDATES].tolist():
+                theirs = pairs[other]
+                contents[tuple(samples[other].ids[theirs.start + 1 : theirs.end])] = None
+            if len(contents) >= CANDIDATES:
+                chosen = list(contents)[:CANDIDATES]
+                whole = [ids[: pair.start + 1] + list(inside) + ids[pair.end : end] for inside in chosen]
+                cases.append(Case(row, whole, np.arange(pair.memento_start, pair.memento_end + 1)))
+    return [cases[place] for place in rng.permutation(len(cases))[:TRACES]]
+
+
+def _erased_at(exhibit: Exhibit, row: int, pair: Block) -> int:
+    gone = erasures(exhibit.task.samples[row].ids, exhibit.checkpoint.markup, exhibit.checkpoint.policy)
+    return next(one.at for one in gone if one.block == pair) + exhibit.checkpoint.policy.keep_last_block_for_answer
+
+
+def imitated(arm: Arm) -> Arm:
+    """The defence as an attacker runs it: all but what it draws at random."""
+    return Memento() if isinstance(arm, Noise) else arm
+
+
+def distances(exhibit: Exhibit, arm: Arm, cases: list[Case]) -> np.ndarray:
+    """float64[cases, CANDIDATES]: mean squared distance of keys and values, each relative to its own size.
+
+    What rounding leaves counts as 0, and candidates are run in an order of their own, so that no place in a
+    batch can tell the truth from the others.
+    """
+    found = np.empty((len(cases), CANDIDATES))
+    rng = np.random.default_rng(exhibit.settings.seed)
+    floor = (ROUNDING * torch.finfo(exhibit.checkpoint.model.dtype).eps) ** 2
+    with attending(exhibit.checkpoint.model):
+        for begin in range(0, len(cases), BATCH):
+            some = cases[begin : begin + BATCH]
+            real = _read(exhibit, arm, [(case, case.ids[0]) for case in some])
+            order = [(place, number) for place in range(len(some)) for number in range(CANDIDATES)]
+            rng.shuffle(order)
+            tries = _read(exhibit, imitated(arm), [(some[place], some[place].ids[number]) for place, number in order])
+            for row, (place, number) in enumerate(order):
+                found[begin + place, number] = sum(
+                    _distance(getattr(real[place], kind), getattr(tries[row], kind)) for kind in ("keys", "values")
+                )
+    return np.where(found < floor, 0.0, found)
+
+
+def _read(exhibit: Exhibit, arm: Arm, wanted: list[tuple[Case, list[int]]]) -> list[States]:
+    """The memento's states of each sequence, [L, H, P, D]."""
+    keys = [(exhibit.settings.seed, case.row) for case, _ in wanted]
+    session = run_session(exhibit.checkpoint, arm, [ids for _, ids in wanted], keys)
+    width = max(len(case.places) for case, _ in wanted)
+    places = [np.pad(case.places, (0, width - len(case.places)), mode="edge") for case, _ in wanted]
+    states = states_at(session, places)
+    return [
+        States(*(part[:, row, :, : len(case.places)] for part in (states.keys, states.values)))
+        for row, (case, _) in enumerate(wanted)
+    ]
+
+
+def _distance(real: torch.Tensor, tried: torch.Tensor) -> float:
+    """Of [L, H, P, D] each; each layer's states weigh the same."""
+    size = real.double().square().mean((1, 2, 3), keepdim=True)
+    return float(((tried.double() - real.double()).square() / size).mean())
+
+
+def collision(exhibit: Exhibit) -> list[Evidence]:
+    """Bits that telling the true block from its fellows gives, and how often it is told, open and sealed.
+
+    Empty if too few blocks have fellows.
+    """
+    chosen, judged = (cases_of(exhibit, part) for part in (exhibit.split.validation, exhibit.split.test))
+    if min(len(chosen), len(judged)) < CANDIDATES:
+        return []
+    cluster = exhibit.split.cluster[np.array([case.row for case in judged])]
+    most, found = float(np.log2(CANDIDATES)), []
+    for condition, arm in (("open", exhibit.arm), ("sealed", Restart())):
+        sharpness = _sharpness(distances(exhibit, arm, chosen))
+        apart = distances(exhibit, arm, judged)
+        values = most + log_softmax(-sharpness * apart, axis=1)[:, 0] / np.log(2)
+        gate = condition == "open"
+        estimate = mean_of(values, cluster, exhibit.alpha if gate else 0.05, most)
+        site, n = Site("memento", 0, "all", "kv", "all"), len(judged)
+        note = f"of {CANDIDATES} candidate blocks"
+        found.append(Evidence(NAME, "block", condition, "bits", estimate, n, gate=gate, site=site, note=note))
+        first = (apart[:, :1] < apart[:, 1:]).all(axis=1)
+        told = rate_of(int(first.sum()), n)
+        found.append(Evidence(NAME, "block", condition, "rate", told, n, 1 / CANDIDATES, site=site, note=note))
+    return found
+
+
+def _sharpness(apart: np.ndarray) -> float:
+    """How much a distance says, as validation has it; 0 if it says nothing."""
+    scale = float(np.mean(apart[:, 1:])) or 1.0
+
+    def loss(log_sharpness: float) -> float:
+        return -float(log_softmax(-np.exp(log_sharpness) * apart / scale, axis=1)[:, 0].mean())
+
+    best = minimize_scalar(loss, bounds=(-12.0, 12.0), method="bounded")
+    return float(np.exp(best.x)) / scale if best.fun < np.log(apart.shape[1]) - 1e-6 else 0.0

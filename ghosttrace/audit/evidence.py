@@ -1,0 +1,106 @@
+"""What one attack found of one secret: values a trace, and what they say of all traces.
+
+Intervals are Student's t over clusters of traces. Where nearly all traces agree, resampling says little:
+the interval then also allows for the share of dissenters that would have gone unseen, each of whom could
+give all of its secret away (the rule of three, as in `ghosttrace.stats`).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from ghosttrace.audit.threats import THREAT_OF
+from ghosttrace.stats import nearly_unanimous, unseen
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an attack looked, as in the results."""
+
+    carrier: str = ""
+    hop: int = 0
+    layer: str = ""
+    kv: str = ""
+    head: str = ""
+    probe: str = ""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval, and the p-value of it being no better than its baseline."""
+
+    value: float
+    low: float
+    high: float
+    p: float = float("nan")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One attack, one secret, one condition.
+
+    Attributes:
+        attack: as in `ATTACKS`.
+        secret: its name, or `block` where the attack is after the block as a whole.
+        condition: `open` for what the defence leaves, else the control.
+        unit: `bits`, `exposure bits`, `AUC`, `TPR`, `epsilon` or `rate`.
+        found: the estimate.
+        n: traces behind it.
+        baseline: what an attacker without the cache gets.
+        gate: whether the verdict depends on it.
+        site: where it looked.
+        note: whatever a reader must know with the figure.
+    """
+
+    attack: str
+    secret: str
+    condition: str
+    unit: str
+    found: Estimate
+    n: int
+    baseline: float = 0.0
+    gate: bool = False
+    site: Site = field(default_factory=Site)
+    note: str = ""
+
+    def row(self, defence: str) -> dict[str, Any]:
+        """As in the results, but for p_holm, detectable and valid."""
+        named = {name: getattr(self, name) for name in ("attack", "secret", "condition", "unit", "baseline", "gate")}
+        site = {name: getattr(self.site, name) for name in ("carrier", "hop", "layer", "kv", "head", "probe")}
+        found = {"estimate": self.found.value, "low": self.found.low, "high": self.found.high, "p": self.found.p}
+        return {**named, "threat": THREAT_OF[self.attack], "defence": defence, **site, **found, "n": self.n} | {
+            "note": self.note
+        }
+
+
+def mean_of(values: np.ndarray, cluster: np.ndarray, alpha: float, most: float) -> Estimate:
+    """The mean over traces, the p-value against 0.
+
+    Args:
+        values: float[n], of each trace.
+        cluster: int64[n], traces that are not independent.
+        alpha: the interval misses with this probability.
+        most: the largest value that a trace could have.
+    """
+    number = np.unique(cluster, return_inverse=True)[1]
+    count = np.bincount(number).astype(float)
+    total = np.bincount(number, values)
+    n, value = len(count), float(total.sum() / count.sum())
+    if n < 2:
+        return Estimate(value, float("-inf"), most, 1.0)
+    error = float((total - value * count).std(ddof=1) / (count.mean() * np.sqrt(n)))
+    reach = float(stats.t.ppf(1 - alpha / 2, n - 1)) * error
+    low, high = value - reach, value + reach
+    if nearly_unanimous(total / count):
+        high = max(high, value + unseen(n, alpha / 2) * (most - value))
+    agreed = 0.5**n if value > 0 else 1.0  # as a test of signs has it
+    p = float(stats.t.sf(value / error, n - 1)) if error > 0 else agreed
+    return Estimate(value, low, min(high, most), p)
+
+
+def rate_of(hits: int, n: int, alpha: float = 0.05) -> Estimate:
+    """A share with its exact interval (Clopper and Pearson 1934)."""
+    found = stats.binomtest(hits, n).proportion_ci(1 - alpha, "exact")
+    return Estimate(hits / n, float(found.low), float(found.high))

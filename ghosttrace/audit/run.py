@@ -1,0 +1,202 @@
+"""An audit: every attack on what a defence leaves, every control beside it, and the verdict."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+import pandas as pd
+
+from ghosttrace.audit.attacks import attribute, behavioural, best_site, collision, membership, parse, ranking, tenant
+from ghosttrace.audit.caches import read_defended
+from ghosttrace.audit.detect import detectable
+from ghosttrace.audit.evidence import Estimate, Evidence
+from ghosttrace.audit.exhibit import Exhibit
+from ghosttrace.audit.gate import Verdict, judge
+from ghosttrace.channel import Arm
+from ghosttrace.checkpoint import Checkpoint
+from ghosttrace.probe.carriers import secret_carrier
+from ghosttrace.probe.evidence import ALPHA, TRIVIAL, Asked, failed_controls, summarise
+from ghosttrace.probe.features import Features, Wanted, extract
+from ghosttrace.probe.split import Split
+from ghosttrace.probe.sweep import Settings, Sweep, ask, text_rows, wanted
+from ghosttrace.probe.task import Task
+from ghosttrace.records import Records
+from ghosttrace.stats import holm
+
+CONTROLS = ("sealed", "causal", "shuffled")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an audit does.
+
+    Attributes:
+        attacks: of `ATTACKS`.
+        max_leak: bits a secret that are allowed.
+        fpr: the rate of false claims at which membership is judged.
+        prompts: for each secret, what a user types to get it; secrets without one are not asked for.
+    """
+
+    attacks: tuple[str, ...]
+    max_leak: float
+    fpr: float
+    prompts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What an audit found.
+
+    Attributes:
+        evidence: every attack, secret and condition.
+        p_holm: of each, adjusted over all open findings and sites, or over all controls; NaN where there is no test.
+        sites: the probes' own table, see `ghosttrace.probe.evidence.summarise`.
+        failures: the controls that did not hold, in words.
+        verdict: what the gate says.
+        detectable: for each secret, the smallest leak that would have been seen, bits; None if none of those tried.
+        unknown, told: for each secret, bits that the text leaves open, and that it tells.
+        secrets: the targets that make up each.
+    """
+
+    evidence: tuple[Evidence, ...]
+    p_holm: tuple[float, ...]
+    sites: pd.DataFrame
+    failures: tuple[str, ...]
+    verdict: Verdict
+    detectable: dict[str, float | None]
+    unknown: dict[str, float]
+    told: dict[str, float]
+    secrets: dict[str, list[int]]
+
+
+Progress = Callable[[str, int, int], None]
+
+
+def read_caches(
+    checkpoint: Checkpoint, task: Task, settings: Settings, arm: Arm, folder: Path, batch_tokens: int, show: Progress
+) -> dict[str, Features]:
+    """Features of the defended cache, of the sealed one, and of the secret's own tokens before they go."""
+    secret = secret_carrier(task.samples)
+    defended, sealed = wanted(checkpoint, settings, secret)
+    kept = tuple(carrier for carrier in defended.carriers if carrier.kind != "secret")
+    parts = {
+        "open": Wanted(f"defended-{sha256(repr(arm).encode()).hexdigest()[:12]}", kept, defended.layers),
+        "sealed": sealed,
+        "unerased": Wanted("open", (secret,), defended.layers),
+    }
+    readers = {"open": partial(read_defended, checkpoint, arm, settings.seed)}
+    return {
+        name: extract(
+            checkpoint, task, part, folder / name, batch_tokens, partial(show, f"{name} cache"), readers.get(name)
+        )
+        for name, part in parts.items()
+    }
+
+
+def audit(exhibit: Exhibit, plan: Plan, plain: list[Asked], records: Records, show: Progress) -> Audited:
+    """Run every attack of a plan.
+
+    Args:
+        exhibit: what to attack.
+        plan: how.
+        plain: the targets on top of the text baseline alone, see `ghosttrace.probe.sweep.ask`.
+        records: of probes; what is there is not done again.
+        show: called with what is under way, steps done and steps in all.
+    """
+    for row in text_rows(exhibit.task, exhibit.asked, plain, exhibit.split):
+        records.add(row)
+    at, own = exhibit, secret_carrier(exhibit.task.samples)
+    sweep = Sweep(at.checkpoint, at.settings, at.split, at.features, at.asked, own, at.device)
+    sweep.run(records, partial(show, "probes"))
+    sites = summarise(map(records.get, sorted(records.keys())), exhibit.task, exhibit.split)
+    evidence, limits = list[Evidence](), dict[str, float | None]()
+    if "attribute" in plan.attacks:
+        evidence += attribute(exhibit, records)
+    for done, secret in enumerate(exhibit.secrets):
+        show("attacks", done, len(exhibit.secrets))
+        site = best_site(exhibit, records, secret)
+        limits[secret] = detectable(exhibit, secret, site, plan.max_leak)
+        if "attribute" in plan.attacks:
+            evidence.append(tenant(exhibit, secret, site))
+        if "ranking" in plan.attacks:
+            evidence += ranking(exhibit, secret, site)
+        if "membership" in plan.attacks:
+            evidence += membership(exhibit, secret, site, plan.fpr)
+        if "behavioural" in plan.attacks and secret in plan.prompts:
+            evidence += behavioural(exhibit, secret, parse(exhibit, plan.prompts[secret]))
+        evidence.append(_text(exhibit, secret, sites))
+    if "collision" in plan.attacks:
+        evidence += collision(exhibit)
+    return _conclude(exhibit, plan, evidence, sites, limits)
+
+
+def _text(exhibit: Exhibit, secret: str, sites: pd.DataFrame) -> Evidence:
+    """What a reader of the text alone knows of a secret, beyond how often each class occurs."""
+    names = [exhibit.asked[number].name for number in exhibit.secrets[secret]]
+    rows = sites[sites["target"].isin(names)]
+    known = rows[rows["condition"] == "exact"]
+    rows = known if len(known) else rows[rows["condition"] == "text"]
+    half = float(((rows["bits_high"] - rows["bits"]) ** 2).sum() ** 0.5)
+    value = float(rows["bits"].sum())
+    found = Estimate(value, value - half, value + half)
+    note = "exactly, from the retained text" if len(known) else "by a probe of the retained text"
+    return Evidence("text", secret, "text", "bits", found, int(rows["n_test"].iloc[0]), note=note)
+
+
+def _conclude(
+    exhibit: Exhibit,
+    plan: Plan,
+    evidence: Sequence[Evidence],
+    sites: pd.DataFrame,
+    limits: dict[str, float | None],
+) -> Audited:
+    p_holm = _adjusted(evidence, sites)
+    failures = (*failed_controls(sites), *_failures(evidence, p_holm))
+    seen = list(limits.values())
+    limit = None if None in seen else max(one for one in seen if one is not None)
+    verdict = judge(evidence, failures, plan.max_leak, limit, len(exhibit.task.samples))
+    told = {one.secret: one.found.value for one in evidence if one.condition == "text"}
+    unknown = {secret: exhibit.unknown(secret) for secret in exhibit.secrets}
+    return Audited(tuple(evidence), p_holm, sites, failures, verdict, limits, unknown, told, exhibit.secrets)
+
+
+def _adjusted(evidence: Sequence[Evidence], sites: pd.DataFrame) -> tuple[float, ...]:
+    """Holm over all open findings together with all open sites, and over the attacks' controls."""
+    adjusted = [float("nan")] * len(evidence)
+    for conditions, others in ((("open",), sites[sites["condition"] == "open"]["p"].tolist()), (CONTROLS, [])):
+        tested = [k for k, one in enumerate(evidence) if one.condition in conditions and one.found.p == one.found.p]
+        for k, p in zip(tested, holm([evidence[k].found.p for k in tested] + others), strict=False):
+            adjusted[k] = p
+    return tuple(adjusted)
+
+
+def _failures(evidence: Sequence[Evidence], p_holm: Sequence[float]) -> list[str]:
+    """Attacks that found something where nothing can be."""
+    return [
+        f"{one.condition}: {one.attack} finds {one.found.value:+.3f} {one.unit} of {one.secret} where nothing can be"
+        for one, p in zip(evidence, p_holm, strict=True)
+        if one.condition in CONTROLS
+        and p <= ALPHA
+        and one.found.value - one.baseline > TRIVIAL
+        and one.unit != "epsilon"
+    ]
+
+
+def exhibit_of(
+    checkpoint: Checkpoint,
+    task: Task,
+    split: Split,
+    arm: Arm,
+    settings: Settings,
+    features: dict[str, Features],
+    plan: Plan,
+) -> tuple[Exhibit, list[Asked]]:
+    """What the attackers work on, and the targets on top of the text baseline alone."""
+    asked, plain = ask(checkpoint, task, split)
+    exhibit = Exhibit(checkpoint, task, split, arm, settings, asked, features, ALPHA)
+    gated = len(exhibit.secrets) * ("attribute" in plan.attacks)
+    gated += len([s for s in exhibit.secrets if s in plan.prompts]) * ("behavioural" in plan.attacks)
+    gated += "collision" in plan.attacks
+    return Exhibit(checkpoint, task, split, arm, settings, asked, features, ALPHA / max(1, gated)), plain

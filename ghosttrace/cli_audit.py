@@ -1,0 +1,163 @@
+"""The command `ghosttrace audit`: its options, and what they name."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ghosttrace.audit.attacks import ATTACKS
+from ghosttrace.audit.marked import Excluded, marked_task, read_marks
+from ghosttrace.audit.run import Plan
+from ghosttrace.bench import LEDGERS
+from ghosttrace.checkpoint import Checkpoint
+from ghosttrace.cli_probe import NATURAL, settings_of, task_of
+from ghosttrace.data.tokens import traces_of
+from ghosttrace.errors import UserError
+from ghosttrace.options import (
+    Delimiters,
+    Device,
+    Dtype,
+    KeepLast,
+    Mapping,
+    ModelName,
+    Out,
+    Resume,
+    gather_options,
+    load_as_told,
+)
+from ghosttrace.probe.evidence import family
+from ghosttrace.probe.ledger import ledger_prompts
+from ghosttrace.probe.secrets import secret_kind
+from ghosttrace.probe.task import Task
+from ghosttrace.runs import read_json
+
+
+def audit(
+    ctx: typer.Context,
+    model: ModelName = "toy-open",
+    bench: Annotated[
+        str, typer.Option(help=f"Without --traces: {', '.join(LEDGERS)}, whose secrets are its own digits.")
+    ] = "ledger-h3",
+    traces: Annotated[
+        list[str] | None,
+        typer.Option(help="JSON, JSONL, Parquet or text, a run of ablate, or a hub id; may be given again."),
+    ] = None,
+    secret: Annotated[
+        str,
+        typer.Option(
+            help="What is planted in the traces: digits:N, name, email, word, word:FILE; or what blocks "
+            "hold anyway: last-number, operation, regex:PATTERN."
+        ),
+    ] = "digits:5",
+    secrets: Annotated[
+        Path | None, typer.Option(help="Instead: JSONL of secrets that stand there: trace, block, text, label.")
+    ] = None,
+    block: Annotated[int, typer.Option(help="Which block holds a planted secret, counted from 0.")] = 1,
+    samples: Annotated[int, typer.Option(help="Of a bench, or planted in each trace.")] = 4000,
+    limit: Annotated[int | None, typer.Option(help="Traces of each source.")] = None,
+    attacks: Annotated[str, typer.Option(help="A list.")] = ",".join(ATTACKS),
+    defence: Annotated[
+        str, typer.Option(help="What is done to the retained cache; --defence list names all.")
+    ] = "none",
+    max_leak_bits: Annotated[float, typer.Option(help="Bits a secret that may leak: what the exit code tells.")] = 0.1,
+    fpr: Annotated[float, typer.Option(help="False claims that membership may make.")] = 0.01,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="What a user types to get a secret, its parts in braces: 'It was {digit-0}'; or more."),
+    ] = None,
+    carriers: Annotated[str, typer.Option(help="Where probes look.")] = "memento",
+    hops: Annotated[str, typer.Option(help="Blocks after the secret's own.")] = "0,1",
+    layers: Annotated[str | None, typer.Option(help="All of them by default, e.g. 3,35.")] = None,
+    kv: Annotated[str, typer.Option(help="Keys (k), values (v), both as one (kv): a list.")] = "k,v",
+    pool: Annotated[str, typer.Option(help="Tokens of a carrier: all, the last N, or their mean.")] = "all",
+    mlp: Annotated[bool, typer.Option(help="Probe the best site of each hop by an MLP too.")] = True,
+    within_traces: Annotated[bool, typer.Option(help="Let train and test share base traces, not secrets.")] = False,
+    utility_limit: Annotated[int, typer.Option(help="Problems on which a defence's accuracy is measured.")] = 100,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens read together, padding included.")] = 16_384,
+    seed: Annotated[int, typer.Option(help="Of traces, secrets, splits and probes.")] = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    mask_delimiters: Delimiters = None,
+    keep_last_n_blocks: KeepLast = None,
+    map_delimiters: Mapping = None,
+    out: Out = None,
+    resume: Resume = None,
+) -> None:
+    """Audit what can be recovered of erased blocks. Exit code 0: nothing detected; 10: a leak; 11: too few traces;
+    12: a control failed; 2: bad input.
+    """
+    if defence == "list":
+        from ghosttrace.audit.defences import DEFENCES
+
+        for name, kind in DEFENCES.items():
+            typer.echo(f"{kind.usage or name}: {kind.summary}")
+        return
+    options = gather_options(ctx, "audit", out, resume)
+    if options is None and resume is not None:  # finished
+        raise typer.Exit(int(read_json(resume / "summary.json", "exit_code")["exit_code"]))
+    raise typer.Exit(start_audit(options or {}, out, resume))
+
+
+def start_audit(options: dict[str, Any], out: Path | None, resume: Path | None) -> int:
+    """Run `audit` with these options of its command line; return its exit code."""
+    from ghosttrace.audit.defences import defence
+    from ghosttrace.report.audit import run  # brings matplotlib and scikit-learn
+
+    chosen = tuple(dict.fromkeys(options["attacks"].split(",")))
+    if not set(chosen) <= set(ATTACKS):
+        raise UserError(f"--attacks is a list of {', '.join(ATTACKS)}, not {options['attacks']!r}")
+    if not {"attribute", "behavioural", "collision"} & set(chosen):
+        raise UserError("--attacks needs one that counts bits for the verdict: attribute, behavioural or collision")
+    if not options["max_leak_bits"] > 0 or not 0 < options["fpr"] < 1:
+        raise UserError("--max-leak-bits is above 0, --fpr between 0 and 1")
+    if min(options["samples"], options["utility_limit"], options["batch_tokens"]) < 1:
+        raise UserError("--samples, --utility-limit and --batch-tokens are at least 1")
+    settings = settings_of(options | {"by_head": False, "joint": False})
+    if "hidden" in settings.kv:
+        raise UserError("an audit reads what is retained, keys and values: leave hidden out of --kv")
+    protection = defence(options["defence"])
+    checkpoint = load_as_told(options)
+    settings.check(checkpoint)
+    protection.check(checkpoint)
+    task, excluded = secrets_of(options, checkpoint, max(settings.hops))
+    plan = Plan(chosen, options["max_leak_bits"], options["fpr"], prompts_of(options, task))
+    return run(checkpoint, task, settings, protection, plan, excluded, out, resume, options)
+
+
+def secrets_of(options: dict[str, Any], checkpoint: Checkpoint, hops: int) -> tuple[Task, list[Excluded]]:
+    """The traces and their secrets, and those left out.
+
+    Raises:
+        UserError: there are none as asked.
+    """
+    if options["secrets"] is None:
+        return task_of(options, checkpoint, hops), []
+    if not options["traces"]:
+        raise UserError("--secrets marks what stands in traces: give them with --traces")
+    traces = traces_of(checkpoint, options["traces"], options["limit"])
+    return marked_task(traces, checkpoint, read_marks(Path(options["secrets"])), hops)
+
+
+def prompts_of(options: dict[str, Any], task: Task) -> dict[str, str]:
+    """What is typed to get each secret.
+
+    Raises:
+        UserError: a prompt asks for no part of any secret.
+    """
+    if options["prompt"]:
+        found = {}
+        for text in options["prompt"]:
+            asked = [target.name for target in task.targets if f"{{{target.name}}}" in text]
+            if not asked:
+                names = ", ".join(f"{{{target.name}}}" for target in task.targets)
+                raise UserError(f"--prompt {text!r} asks for nothing: put parts of the secret in braces: {names}")
+            stem = family(asked[0])
+            found[stem if stem.endswith("*") else task.name] = text
+        return found
+    if options["secrets"] is not None or (options["traces"] and options["secret"].partition(":")[0] in NATURAL):
+        return {}
+    if options["traces"]:
+        kind = secret_kind(options["secret"])
+        stem = family(kind.targets[0].name)
+        return {stem if stem.endswith("*") else task.name: kind.prompt}
+    return ledger_prompts(int(options["bench"][-1]))

@@ -1,0 +1,207 @@
+"""The command `ghosttrace audit`: progress, run folder, terminal."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+from ghosttrace.audit.cost import cost, token_utility, utility
+from ghosttrace.audit.defences import Defence
+from ghosttrace.audit.marked import Excluded
+from ghosttrace.audit.run import Audited, Plan, audit, exhibit_of, read_caches
+from ghosttrace.audit.threats import THREATS
+from ghosttrace.channel import Arm
+from ghosttrace.checkpoint import Checkpoint
+from ghosttrace.probe.evidence import CELLS
+from ghosttrace.probe.split import split
+from ghosttrace.probe.sweep import Settings
+from ghosttrace.probe.task import Task
+from ghosttrace.records import Log
+from ghosttrace.report.ablation import unlike, warn
+from ghosttrace.report.audit_figures import leak_figure, sites_figure
+from ghosttrace.report.audit_page import write_reports
+from ghosttrace.report.probe import configuration, write_traces
+from ghosttrace.runs import json_rows, open_run, write_figure, write_summary
+
+COSTED = 8  # traces on which the cost of a defence is measured
+COLOUR = {"leak": "red", "not detected": "green", "not enough data": "yellow", "invalid": "red"}
+
+
+class Bars:
+    """One progress bar for whatever is under way."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.jobs: dict[str, TaskID] = {}
+
+    def show(self, what: str, done: int, total: int) -> None:
+        """Steps of one kind of work."""
+        if what not in self.jobs:
+            self.jobs[what] = self.progress.add_task(what, total=total)
+        self.progress.update(self.jobs[what], completed=done, total=total)
+
+
+def run(
+    checkpoint: Checkpoint,
+    task: Task,
+    settings: Settings,
+    defence: Defence,
+    plan: Plan,
+    excluded: Sequence[Excluded] = (),
+    out: Path | None = None,
+    resume: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> int:
+    """Audit as the command does, leave a run folder behind, and return the exit code.
+
+    Args:
+        checkpoint: the model and its law.
+        task: traces with secrets.
+        settings: where probes look.
+        defence: what is done to the retained cache.
+        plan: which attacks, and what may leak.
+        excluded: secrets that were left out.
+        out, resume, options: as for `ghosttrace.report.ablation.run`.
+
+    Raises:
+        UserError: anything that cannot be audited as asked.
+    """
+    options = dict(options or {})
+    task.check()
+    parts = split(task.samples, settings.seed, settings.within_traces)
+    console = Console()
+    decided = configuration(checkpoint, task, settings, parts, options) | {
+        "command": "audit",
+        "defence": repr(defence),
+        "attacks": list(plan.attacks),
+        "prompts": dict(plan.prompts),
+    }
+    with open_run(out, resume, decided, warn(console)) as folder:
+        arm = defence.fit(checkpoint, task, parts)
+        write_traces(folder / "traces.parquet", checkpoint, task, parts)
+        log = Log(folder / "samples.jsonl", CELLS, warn(console))
+        with Progress(console=console, transient=True) as progress:
+            show = Bars(progress).show
+            tokens = int(options.get("batch_tokens", 16_384))
+            features = read_caches(checkpoint, task, settings, arm, folder / "features", tokens, show)
+            exhibit, plain = exhibit_of(checkpoint, task, parts, arm, settings, features, plan)
+            found = audit(exhibit, plan, plain, log, show)
+            show("the defence's cost", 0, 1)
+            worth = price(checkpoint, task, arm, defence, options)
+        summary = summary_of(checkpoint, task, found, plan, defence, worth, excluded)
+        rows = summary.pop("results")
+        write_summary(folder, "audit", not found.failures, rows, unlike=unlike(log, console), **summary)
+        for name, figure in (("leak", leak_figure(summary | {"results": rows})), ("sites", sites_figure(summary))):
+            if figure is not None:
+                write_figure(folder, name, figure)
+        log.finish(sorted(log.keys(), key=str), folder / "samples.parquet")
+        shutil.rmtree(folder / "features")
+        write_reports(folder)
+    _print(console, found, rows, excluded, folder)
+    return found.verdict.exit_code
+
+
+def price(checkpoint: Checkpoint, task: Task, arm: Arm, defence: Defence, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the defence costs, on the same problems where there are graded ones, else on the same traces."""
+    traces = [list(sample.ids) for sample in task.samples[:COSTED]]
+    spent = cost(checkpoint, arm, traces)
+    if task.name.startswith("ledger") and not options.get("traces"):
+        worth = utility(checkpoint, arm, task.name, int(options.get("utility_limit", 100)), int(options.get("seed", 0)))
+    else:
+        worth = token_utility(checkpoint, arm, traces)
+    return {
+        "name": defence.name,
+        "summary": defence.summary,
+        "utility_unit": worth.unit,
+        "accuracy": worth.defended.value,
+        "accuracy_low": worth.defended.low,
+        "accuracy_high": worth.defended.high,
+        "undefended_accuracy": worth.undefended.value,
+        "effect": worth.effect.value,
+        "effect_low": worth.effect.low,
+        "effect_high": worth.effect.high,
+        **asdict(spent),
+    }
+
+
+def summary_of(
+    checkpoint: Checkpoint,
+    task: Task,
+    found: Audited,
+    plan: Plan,
+    defence: Defence,
+    worth: dict[str, Any],
+    excluded: Sequence[Excluded],
+) -> dict[str, Any]:
+    """What summary.json says beside command and validity."""
+    rows = []
+    for one, p in zip(found.evidence, found.p_holm, strict=True):
+        limit = found.detectable.get(one.secret) if one.unit == "bits" and one.condition == "open" else None
+        row = one.row(defence.name) | {"p_holm": p, "detectable": limit, "valid": not found.failures}
+        rows.append({name: row[name] for name in row if name != "head"})
+    limits = list(found.detectable.values())
+    verdict = found.verdict
+    return {
+        "failures": list(found.failures),
+        "verdict": verdict.verdict,
+        "exit_code": verdict.exit_code,
+        "sentence": verdict.sentence,
+        "max_leak_bits": plan.max_leak,
+        "ceiling_bits": verdict.ceiling,
+        "detectable_bits": None if None in limits else max(one for one in limits if one is not None),
+        "traces": len(task.samples),
+        "traces_needed": verdict.traces_needed,
+        "model": checkpoint.name,
+        "defence": worth,
+        "secrets": [
+            {"name": name, "targets": len(members), "unknown_bits": found.unknown[name], "text_bits": found.told[name]}
+            for name, members in found.secrets.items()
+        ],
+        "excluded": [asdict(one) for one in excluded],
+        "threats": [asdict(threat) | {"attacks": list(threat.attacks)} for threat in THREATS],
+        "sites": json_rows(found.sites),
+        "results": json_rows(pd.DataFrame(rows).replace([np.inf, -np.inf], np.nan)),
+    }
+
+
+def _print(
+    console: Console, found: Audited, rows: Sequence[Mapping[str, Any]], excluded: Sequence[Excluded], folder: Path
+) -> None:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("threat", "attack", "secret"):
+        table.add_column(name, no_wrap=True)
+    for name in ("found", "baseline", "sealed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("unit")
+    sealed = {
+        (row["attack"], row["secret"], row["unit"], row["note"].partition(" ")[0]): row["estimate"]
+        for row in rows
+        if row["condition"] == "sealed"
+    }
+    for row in rows:
+        if row["condition"] not in ("open", "text"):
+            continue
+        beside = sealed.get((row["attack"], row["secret"], row["unit"], row["note"].partition(" ")[0]))
+        star = "*" if row["gate"] else " "
+        value = f"{row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]{star}"
+        base, other = f"{row['baseline']:.3f}", "" if beside is None else f"{beside:.3f}"
+        table.add_row(row["threat"], row["attack"], row["secret"], value, base, other, f"{row['unit']} {row['note']}")
+    console.print(table)
+    console.print("* decides the verdict; these intervals hold together at 95 %", style="dim")
+    for one in excluded:
+        console.print(f"left out: {one.trace}: {one.reason}", markup=False)
+    if excluded:
+        console.print(f"{len(excluded)} secrets left out")
+    for failure in found.failures:
+        console.print(f"control failed: {failure}", style="red", markup=False)
+    verdict = found.verdict
+    console.print(f"[bold {COLOUR[verdict.verdict]}]{verdict.verdict}[/]: {verdict.sentence}")
+    console.print(f"Written to {folder}: report.html, card.md, audit.sarif, summary.json", soft_wrap=True)

@@ -1,0 +1,303 @@
+"""The audit: figures against hand computations, attacks on caches that leak and that cannot, the gate."""
+
+import json
+from functools import cache
+from itertools import product
+from math import log, log2
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+import ghosttrace as gt
+from ghosttrace import cli
+from ghosttrace.audit.attacks import collision, parse
+from ghosttrace.audit.attacks.collision import cases_of
+from ghosttrace.audit.attacks.membership import Claims, auc, epsilon, rates, threshold
+from ghosttrace.audit.attacks.ranking import exposures
+from ghosttrace.audit.detect import honesty, inject
+from ghosttrace.audit.evidence import Estimate, Evidence, mean_of
+from ghosttrace.audit.exhibit import Exhibit
+from ghosttrace.audit.gate import judge
+from ghosttrace.audit.marked import marked_task, read_marks
+from ghosttrace.channel import Arm, Memento, Noise, Restart
+from ghosttrace.data.tokens import TokenTrace
+from ghosttrace.errors import UserError
+from ghosttrace.probe.cells import linear_scores
+from ghosttrace.probe.evidence import Asked
+from ghosttrace.probe.ledger import ledger_prompts, ledger_task
+from ghosttrace.probe.split import split
+from ghosttrace.probe.sweep import Settings
+from ghosttrace.probe.task import Sample, Task
+from ghosttrace.stats import unseen
+
+
+def test_exposure_by_hand() -> None:
+    """Two parts of three classes: nine candidates, ranked by the sum of their logarithms."""
+    rng = np.random.default_rng(0)
+    first, second = (np.log(rng.dirichlet(np.ones(3), 5)) for _ in range(2))
+    labels = [rng.integers(0, 3, 5), rng.integers(0, 3, 5)]
+    for row, found in enumerate(exposures([first, second], labels)):
+        scores = {(a, b): first[row, a] + second[row, b] for a, b in product(range(3), repeat=2)}
+        own = scores[labels[0][row], labels[1][row]]
+        rank = 1 + sum(score > own for score in scores.values())
+        assert found == pytest.approx(log2(9) - log2(rank))
+
+
+def test_exposure_of_ties_is_the_mean_over_their_orders() -> None:
+    flat = np.full((1, 10), -log(10))
+    (found,) = exposures([flat, flat], [np.array([3]), np.array([7])])
+    assert found == pytest.approx(log2(100) - np.mean([log2(rank) for rank in range(1, 101)]))
+    half = np.log(np.array([[0.3, 0.3, 0.2, 0.2]]))
+    (found,) = exposures([half], [np.array([2])])
+    assert found == pytest.approx(2 - (log2(3) + log2(4)) / 2)
+
+
+def test_auc_and_rates_by_hand() -> None:
+    claims = Claims(np.array([3.0, 1.0, 2.0, 0.0]), np.array([0.0, -1.0, 2.0]))
+    pairs = [(p > a) + 0.5 * (p == a) for p, a in product(claims.present, claims.absent)]
+    assert auc(claims).value == pytest.approx(np.mean(pairs))
+    right, false = rates(claims, 0.5)
+    assert (right.value, false.value) == (0.75, pytest.approx(1 / 3))
+    exact = stats.binomtest(3, 4).proportion_ci(0.95, "exact")
+    assert (right.low, right.high) == (exact.low, exact.high)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=20, max_size=200), st.sampled_from([0.05, 0.1, 0.5]))
+def test_a_threshold_lets_no_more_false_claims_through(scores: list[float], rate: float) -> None:
+    absent = np.array(scores)
+    assert (absent > threshold(absent, rate)).mean() <= rate
+
+
+def test_epsilon_by_hand() -> None:
+    """All of 300 right, none of 300 wrong: Clopper and Pearson's ends have a closed form there."""
+    sure = Claims(np.full(300, 1.0), np.full(300, 0.0))
+    bound, ceiling = epsilon(sure, sure)
+    low, high = 0.025 ** (1 / 300), 1 - 0.025 ** (1 / 300)
+    assert ceiling == pytest.approx(log(low / high))
+    assert bound.value == pytest.approx(ceiling)
+    none, _ = epsilon(Claims(np.zeros(300), np.zeros(300)), Claims(np.zeros(300), np.zeros(300)))
+    assert none.value == 0
+
+
+def test_auc_says_no() -> None:
+    """Of 200 draws without any difference, about 5 in 100 intervals miss a half."""
+    missed = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        found = auc(Claims(rng.normal(size=80), rng.normal(size=80)))
+        missed += not found.low <= 0.5 <= found.high
+    assert missed <= 20
+
+
+def test_a_mean_allows_for_what_went_unseen() -> None:
+    nothing = mean_of(np.zeros(100), np.arange(100), 0.05, 10.0)
+    assert (nothing.value, nothing.low, nothing.p) == (0, 0, 1)
+    assert nothing.high == pytest.approx(10 * unseen(100))
+    whole = mean_of(np.tile([1.0, 2.0, 3.0], 40), np.arange(120), 0.05, 10.0)
+    reach = stats.t.ppf(0.975, 119) * np.tile([1.0, 2.0, 3.0], 40).std(ddof=1) / 120**0.5
+    assert (whole.low, whole.high) == (pytest.approx(2 - reach), pytest.approx(2 + reach))
+    doubled = mean_of(np.repeat(np.tile([1.0, 2.0, 3.0], 40), 2), np.repeat(np.arange(120), 2), 0.05, 10.0)
+    assert doubled.high == pytest.approx(whole.high)  # copies of a trace say nothing more
+
+
+@pytest.mark.parametrize("bits", [0.1, 0.5, 2.0])
+def test_an_injected_leak_holds_what_it_says(bits: float) -> None:
+    share, classes = honesty(bits, 10), 10
+    joint = np.full((classes, classes), (1 - share) / classes / classes) + np.eye(classes) * share / classes
+    assert (joint * np.log2(joint * classes**2)).sum() == pytest.approx(bits)
+    labels = np.random.default_rng(0).integers(0, 10, 6000)
+    flat = Asked("digit", labels, np.full((6000, 10), -log(10)))
+    noise = torch.randn(6000, 64, generator=torch.Generator().manual_seed(0))
+    leaked = inject(noise, flat, bits, np.random.default_rng(1))
+    parts = split([Sample([], str(k), str(k), 0, (), ()) for k in range(6000)])
+    ((scores,),) = linear_scores(leaked[None], [flat], parts, torch.device("cpu"))
+    found = mean_of(scores.log2p - scores.text_log2p, np.arange(len(scores.log2p)), 0.05, 10.0)
+    assert found.low < bits and found.value > 0.5 * bits
+
+
+def evidence(low: float, value: float, high: float, gate: bool = True) -> Evidence:
+    return Evidence("attribute", "note-*", "open", "bits", Estimate(value, low, high, 0.5), 100, gate=gate)
+
+
+@pytest.mark.parametrize(
+    "rows, failures, detectable, verdict, code",
+    [
+        ([evidence(0.2, 0.3, 0.4)], [], 0.05, "leak", 10),
+        ([evidence(0.2, 0.3, 0.4, gate=False), evidence(0.0, 0.0, 0.05)], [], 0.05, "not detected", 0),
+        ([evidence(0.0, 0.0, 0.05)], [], 0.2, "not enough data", 11),
+        ([evidence(0.0, 0.0, 0.05)], [], None, "not enough data", 11),
+        ([evidence(0.05, 0.09, 0.13)], [], 0.05, "not enough data", 11),
+        ([evidence(0.2, 0.3, 0.4)], ["sealed: broken"], 0.05, "invalid", 12),
+        ([evidence(0.0, 0.0, 0.05), evidence(0.11, 0.3, 0.4)], [], None, "leak", 10),
+    ],
+)
+def test_the_gate(rows: list[Evidence], failures: list[str], detectable: float | None, verdict: str, code: int) -> None:
+    said = judge(rows, failures, 0.1, detectable, 1000)
+    assert (said.verdict, said.exit_code) == (verdict, code)
+    assert (said.traces_needed is not None) == (verdict == "not enough data")
+    if said.traces_needed is not None:
+        assert said.traces_needed > 1000
+    if verdict == "not detected":
+        assert said.ceiling == 0.05
+
+
+@cache
+def toy() -> gt.Checkpoint:
+    return gt.load("toy-open", device="cpu")
+
+
+def exhibit(arm: Arm, samples: int = 300, task: Task | None = None) -> Exhibit:
+    task = task or ledger_task(toy(), 3, samples)
+    asked = [Asked(t.name, task.labels(n), task.exact[t.name]) for n, t in enumerate(task.targets)]
+    return Exhibit(toy(), task, split(task.samples), arm, Settings(hops=(0,)), asked, {}, 0.05)
+
+
+@pytest.mark.parametrize(("arm", "told"), [(Memento(), True), (Restart(), False)])
+def test_collision_tells_blocks_apart_where_they_left_something(arm: Arm, told: bool) -> None:
+    found = {(one.condition, one.unit): one for one in collision(exhibit(arm))}
+    assert found["open", "bits"].found.value == pytest.approx(3.0 if told else 0.0, abs=0.01)
+    assert found["open", "rate"].found.value == (1.0 if told else 0.0)
+    assert found["sealed", "bits"].found.value == 0 and found["open", "bits"].gate
+
+
+def test_candidates_cannot_be_told_by_what_is_retained() -> None:
+    at = exhibit(Memento())
+    for case in cases_of(at, at.split.test)[:10]:
+        assert len({tuple(ids) for ids in case.ids}) == len(case.ids) == 8
+        mine = at.task.samples[case.row]
+        assert case.ids[0] == list(mine.ids[: len(case.ids[0])])
+        outside = {tuple(token for k, token in enumerate(ids) if not _inside(at, case.row, k)) for ids in case.ids}
+        assert len(outside) == 1
+
+
+def _inside(at: Exhibit, row: int, place: int) -> bool:
+    pair = gt.find_blocks(at.task.samples[row].ids, toy().markup)[1]
+    return pair.start < place < pair.end
+
+
+def test_the_attacker_imitates_all_but_the_draws() -> None:
+    """Noise as large as the states hides which block it was; a little does not."""
+    loud, quiet = (collision(exhibit(Noise(size=size)))[0].found.value for size in (30.0, 0.01))
+    assert loud < 0.3 and quiet == pytest.approx(3.0, abs=0.01)
+
+
+def test_prompts_are_parsed() -> None:
+    at = exhibit(Memento())
+    prompt = parse(at, ledger_prompts(2)["hidden-*"])
+    assert prompt.targets == (None, *(at_name(at, f"hidden-{k}") for k in range(2)))
+    assert toy().tokenizer.convert_ids_to_tokens(list(prompt.pieces[0]))[0] == "<|block_start|>"
+    assert len(prompt.answers[0]) == 10
+    for wrong in ("what was it?", "{digit-9}"):
+        with pytest.raises(UserError, match="braces"):
+            parse(at, wrong)
+
+
+def at_name(at: Exhibit, name: str) -> int:
+    return [one.name for one in at.asked].index(name)
+
+
+def marks(folder: Path, *rows: object) -> Path:
+    path = folder / "secrets.jsonl"
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def token_trace(name: str, *blocks: str, memento: str = "abc") -> TokenTrace:
+    text = "".join(f"<|block_start|>{b}<|block_end|><|summary_start|>{memento}<|summary_end|>" for b in blocks)
+    response = toy().tokenizer.encode(f"<think>{text}</think>", add_special_tokens=False)
+    return TokenTrace("file", name, toy().prompt_ids("x179"), response)
+
+
+def test_marked_secrets_that_the_text_reveals_are_left_out_and_named(tmp_path: Path) -> None:
+    traces = [token_trace(f"t{k}", "abc", "dghe" if k % 2 else "jfhe", "cde", "abc") for k in range(8)]
+    traces.append(token_trace("told", "abc", "dghe", "cde", "abc", memento="dgh"))
+    rows = [{"trace": f"t{k}", "block": 1, "text": "dgh" if k % 2 else "jfh"} for k in range(8)]
+    rows += [{"trace": "told", "block": 1, "text": "dgh"}, {"trace": "none", "block": 1, "text": "dgh"}]
+    rows += [{"trace": "t1", "block": 3, "text": "dgh"}, {"trace": "t1", "block": 1, "text": "zzz"}]
+    task, excluded = marked_task(traces, toy(), read_marks(marks(tmp_path, *rows)), 1)
+    assert len(task.samples) == 8 and task.targets[0].classes == ("dgh", "jfh")
+    assert [one.trace for one in excluded] == ["told", "none", "t1", "t1"]
+    assert "retained holds the secret" in excluded[0].reason
+    for sample in task.samples:
+        spelled = toy().tokenizer.convert_ids_to_tokens([sample.ids[place] for place in sample.where])
+        assert "".join(spelled) == task.targets[0].classes[sample.labels[0]]
+    with pytest.raises(UserError, match="none of 1 marked secrets"):
+        marked_task(traces, toy(), rows[-1:], 1)
+    for wrong in ("{", '{"trace": "t"}', '{"trace": "t", "text": "x", "block": -1}', "[]"):
+        with pytest.raises(UserError, match="line 1"):
+            read_marks(marks(tmp_path, wrong))
+    with pytest.raises(UserError, match="marks no secrets"):
+        read_marks(marks(tmp_path, " "))
+
+
+QUICK = ["--hops", "0", "--layers", "3", "--kv", "v", "--no-mlp", "--utility-limit", "10", "--attacks"]
+
+
+def command(*arguments: str) -> int:
+    """The exit code of `ghosttrace audit`."""
+    return int(cli.app(["audit", *arguments], standalone_mode=False) or 0)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--attacks", "guessing"], "--attacks is a list of"),
+        (["--attacks", "ranking"], "--attacks needs one that counts bits"),
+        (["--defence", "prayer"], "no defence 'prayer'"),
+        (["--defence", "drop-delimiters"], "delimiters"),
+        (["--kv", "hidden"], "leave hidden out"),
+        (["--max-leak-bits", "0"], "--max-leak-bits is above 0"),
+        (["--prompt", "well?"], "put parts of the secret in braces"),
+        (["--secrets", "x.jsonl"], "give them with --traces"),
+        (["--samples", "8"], "8 samples for 10 classes"),
+    ],
+)
+def test_bad_input_is_refused_in_a_sentence(options: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        command("--samples", "200", *options, "--out", str(tmp_path / "run"))
+
+
+def test_too_few_traces_for_a_rate_of_false_claims(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot set a threshold for a rate of 0\.001: give \d+ samples"):
+        command("--samples", "300", *QUICK, "attribute,membership", "--fpr", "0.001", "--out", str(tmp_path / "run"))
+
+
+def test_a_leak_is_found_and_gated(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert command("--samples", "400", *QUICK, "attribute,ranking,behavioural", "--out", str(out)) == 10
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["verdict"], summary["exit_code"], summary["valid"]) == ("leak", 10, True)
+    rows = {(r["attack"], r["secret"], r["condition"], r["unit"]): r for r in summary["results"]}
+    assert rows["attribute", "hidden-*", "open", "bits"]["low"] > 5
+    assert rows["behavioural", "hidden-*", "open", "rate"]["estimate"] == 1.0
+    assert rows["behavioural", "hidden-*", "sealed", "rate"]["estimate"] < 0.05
+    assert rows["ranking", "hidden-*", "open", "exposure bits"]["estimate"] > 5
+    assert summary["defence"]["accuracy"] == 1.0
+    for name in ("report.html", "card.md", "audit.sarif", "samples.parquet", "traces.parquet", "run.json"):
+        assert (out / name).stat().st_size > 500
+    assert not (out / "features").exists()
+    assert command("--resume", str(out)) == 10
+
+
+def test_an_audit_too_small_to_tell(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--model", "toy-mixed", "--defence", "restart", "--samples", "300"]
+    assert command(*options, *QUICK, "attribute,collision", "--out", str(out)) == 11
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["verdict"] == "not enough data" and summary["traces_needed"] > 300
+
+
+def test_a_sabotaged_control_makes_the_audit_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sealed cache that serves as control is not sealed."""
+    from ghosttrace.probe import features
+
+    monkeypatch.setitem(features.LAYOUTS, "sealed", features.LAYOUTS["open"])
+    out = tmp_path / "run"
+    assert command("--samples", "400", *QUICK, "attribute", "--out", str(out)) == 12
+    summary = json.loads((out / "summary.json").read_text())
+    assert not summary["valid"] and summary["failures"][0].startswith("sealed")

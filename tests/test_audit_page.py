@@ -1,0 +1,87 @@
+"""The page of an audit in a browser: it fits a small screen, can be read, and nothing in it runs or is fetched."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from audits import HOSTILE, run, summary, write_audit
+
+CHROMIUM = shutil.which("chromium")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+ARGUMENTS += ["--disable-sync", "--no-first-run", "--disable-quic"]
+Show = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on the path")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def show(browser: Any, tmp_path: Path) -> Iterator[Show]:
+    """Opens the page of a summary; nothing may be fetched but the page, and nothing complained of."""
+    contexts, fetched, said = [], [], []
+
+    def open_page(found: dict[str, Any], width: int = 1280, scheme: str = "light") -> Any:
+        file = write_audit(tmp_path, found, run(found["model"])) / "report.html"
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
+        window = contexts[-1].new_page()
+        window.on("request", lambda request: fetched.append(request.url))
+        window.on("console", lambda message: said.append(message.text))
+        window.on("pageerror", lambda error: said.append(str(error)))
+        window.goto(file.as_uri())
+        return window
+
+    yield open_page
+    assert not said and set(fetched) == {(tmp_path / "report.html").as_uri()}
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize(("verdict", "scheme"), [("leak", "light"), ("invalid", "dark")])
+def test_a_narrow_screen_scrolls_down_alone(show: Show, verdict: str, scheme: str) -> None:
+    window = show(summary(verdict, HOSTILE), 360, scheme)
+    across, room = window.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert across <= room == 360
+    assert window.evaluate("window.pwned") is None and window.locator("main img, main script").count() == 0
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of an `rgb()` or a `color(srgb)` colour (WCAG 2.2)."""
+    numbers = np.array([float(value) for value in re.findall(r"[\d.]+", colour)[:3]])
+    channels = numbers if colour.startswith("color") else numbers / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("verdict", ["leak", "not enough data"])
+def test_text_can_be_read(show: Show, verdict: str, scheme: str) -> None:
+    """Its contrast is 4.5 or more (WCAG 2.2, 1.4.3): on the page, the band of the verdict, and in the heat maps."""
+    window = show(summary(verdict), scheme=scheme)
+    pairs = [
+        (".says", ".outcome"),
+        (".outcome .small", ".outcome"),
+        *((name, "body") for name in ("h1", ".state", ".sub")),
+    ]
+    colours = "names => names.map(name => getComputedStyle(document.querySelector(name)))"
+    found = [
+        window.evaluate(f"names => ({colours})(names).map((style, n) => n ? style.backgroundColor : style.color)", pair)
+        for pair in pairs
+    ]
+    found += window.locator(".heat td").evaluate_all(
+        "cells => cells.map(cell => getComputedStyle(cell)).map(style => [style.color, style.backgroundColor])"
+    )
+    for pair in found:
+        ink, paper = map(luminance, pair)
+        assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5, pair

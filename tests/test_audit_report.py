@@ -1,0 +1,289 @@
+"""The reports of an audit: schema, SARIF, card, page and figures, of each verdict; and the gate."""
+
+import copy
+import json
+import re
+import subprocess
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from audits import HOSTILE, OF, VERDICTS, results, row, run, sites, summary, write_audit
+
+import ghosttrace.report
+from ghosttrace.errors import UserError
+from ghosttrace.report import audit_words as words
+from ghosttrace.report.audit_charts import MARGIN, WIDTH, bar, heat_maps, scales, ticks
+from ghosttrace.report.audit_figures import frontier, leak_figure, pareto, pareto_row, sites_figure
+from ghosttrace.report.audit_page import page
+from ghosttrace.report.card import card
+from ghosttrace.report.sarif import sarif
+
+SCHEMA = json.loads((Path(ghosttrace.report.__file__).parent / "schemas" / "audit.schema.json").read_text())
+FORBIDDEN = re.compile(r"\b(erased|safe|safely|compliant|compliance|anonymous|anonymised)\b", re.IGNORECASE)
+
+
+def shown(text: str) -> str:
+    """The words of a page, without markup."""
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", re.sub(r"(?s)<style>.*?</style>", "", text))).split())
+
+
+def plain(text: str) -> str:
+    """The words of a card, without its escapes."""
+    return " ".join(re.sub(r"\\(.)", r"\1", text).split())
+
+
+@pytest.fixture(params=VERDICTS)
+def verdict(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def errors(found: Any) -> list[str]:
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    return [error.message for error in jsonschema.Draft202012Validator(SCHEMA).iter_errors(found)]
+
+
+def test_the_schema_takes_every_verdict(verdict: str) -> None:
+    assert errors(summary(verdict)) == []
+
+
+def test_the_schema_is_closed_and_wants_every_key() -> None:
+    for key in summary():
+        assert errors({name: value for name, value in summary().items() if name != key}), key
+    assert errors(summary() | {"more": 1})
+    for part in ("defence", "secrets", "excluded", "threats", "results", "sites"):
+        for change in ("more", None):
+            bad = copy.deepcopy(summary())
+            inner = bad[part] if part == "defence" else bad[part][0]
+            inner.update({"more": 1}) if change else inner.popitem()
+            assert errors(bad), part
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"verdict": "safe"},
+        {"verdict": "leak", "exit_code": 0},
+        {"valid": False},
+        {"failures": ["sealed: found"]},
+        {"max_leak_bits": 0},
+        {"traces": -1},
+        {"results": [row("attribute", 1.0, 0.1, condition="closed")]},
+        {"results": [row("attribute", 1.0, 0.1, unit="nats")]},
+    ],
+)
+def test_the_schema_refuses(change: dict[str, Any]) -> None:
+    assert errors(summary() | change)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "detectable", "said"),
+    [
+        (0.11, 0.3, None, "leak"),
+        (0.1, 0.3, 0.1, "undecided"),
+        (-0.2, 0.1, 0.1, "not detected"),
+        (-0.2, 0.101, 0.1, "undecided"),
+        (-0.2, 0.05, 0.2, "undecided"),
+        (-0.2, 0.05, None, "undecided"),
+        (None, None, 0.1, "undecided"),
+    ],
+)
+def test_a_row_is_held_to_the_limit(low: float, high: float, detectable: float | None, said: str) -> None:
+    judged = row("attribute", 0.1, 0.0, gate=True) | {"low": low, "high": high}
+    found = summary(detectable_bits=detectable)
+    assert words.state(judged, found) == said
+    assert words.state(judged | {"gate": False}, found) is words.state(judged | {"condition": "sealed"}, found) is None
+
+
+def test_sarif_has_the_shape_that_2_1_0_asks_for(verdict: str) -> None:
+    log = json.loads(json.dumps(sarif(summary(verdict), run()), allow_nan=False))
+    assert log["version"] == "2.1.0" and log["$schema"].endswith("sarif-schema-2.1.0.json") and len(log["runs"]) == 1
+    driver, (invocation,) = log["runs"][0]["tool"]["driver"], log["runs"][0]["invocations"]
+    assert (driver["name"], driver["version"]) == ("ghosttrace", "0.1.0")
+    assert [rule["id"] for rule in driver["rules"]] == [
+        *("attribute", "ranking", "tenant", "membership", "behavioural", "collision", "text", "control")
+    ]
+    for rule in driver["rules"]:
+        assert all(rule[part]["text"] for part in ("shortDescription", "fullDescription", "help"))
+    assert invocation["exitCode"] == VERDICTS[verdict] and invocation["executionSuccessful"] is (verdict != "invalid")
+    assert log["runs"][0]["properties"]["verdict"] == verdict
+    fingerprints = set()
+    for result in log["runs"][0]["results"]:
+        assert driver["rules"][result["ruleIndex"]]["id"] == result["ruleId"]
+        assert result["level"] in ("error", "warning", "note") and result["message"]["text"]
+        (place,) = result["locations"]
+        assert (
+            place["physicalLocation"]["artifactLocation"]["uri"] == "toy-open" and place["logicalLocations"][0]["name"]
+        )
+        assert place["physicalLocation"]["region"]["startLine"] == 1
+        fingerprints.add(result["partialFingerprints"]["primaryLocationLineHash"])
+    assert len(fingerprints) == len(log["runs"][0]["results"])
+
+
+def test_sarif_says_what_the_verdict_says(verdict: str) -> None:
+    found = [(one["ruleId"], one["level"]) for one in sarif(summary(verdict), run())["runs"][0]["results"]]
+    assert (
+        found
+        == {
+            "leak": [("attribute", "error"), ("collision", "error"), ("behavioural", "error")],
+            "not detected": [],
+            "not enough data": [("attribute", "warning"), ("collision", "warning"), ("behavioural", "warning")],
+            "invalid": [("control", "note")],
+        }[verdict]
+    )
+
+
+def test_card_and_page_say_the_verdict_and_promise_nothing(verdict: str) -> None:
+    found = summary(verdict)
+    for said in (plain(card(found, run())), shown(page(found, run()))):
+        assert found["sentence"] + "." in said and not FORBIDDEN.search(said)
+        assert all(step in said for step in words.next_steps(found) + words.unsaid(found))
+        assert all(threat["found"] in said for threat in words.by_threat(found))
+        assert ("no conclusion may be drawn" in said.lower()) is (verdict == "invalid")
+        assert ("sealed: attribute finds +0.412 bits where nothing can be" in said) is (verdict == "invalid")
+        assert ("About 9,000 would do" in said) is (verdict == "not enough data")
+        assert f"Leaks above {0.2 if verdict == 'not enough data' else 0.1} bits a secret would have been seen." in said
+
+
+def test_advice_follows_whom_it_leaks_to() -> None:
+    rows = [row(attack, 1.0 if attack == "behavioural" else 0.0, 0.05, gate=True) for attack in OF]
+    steps = words.next_steps(summary(results=rows))
+    assert words.ADVICE["user"] in steps and words.ADVICE["insider"] not in steps and "restart" in steps[1]
+    assert not any(advice in words.next_steps(summary("invalid")) for advice in words.ADVICE.values())
+
+
+def test_controls_that_were_not_run_are_named() -> None:
+    found = {entry["condition"]: words.standing(entry) for entry in words.controls(summary("invalid", results=[]))}
+    assert found == dict.fromkeys(("text", "causal", "shuffled", "sealed", "unerased"), "not run") | {
+        "text": "baseline"
+    }
+    held = {entry["condition"]: words.standing(entry) for entry in words.controls(summary("invalid"))}
+    assert held == {"text": "baseline", "causal": "held", "shuffled": "held", "sealed": "FAILED", "unerased": "held"}
+
+
+def test_hostile_names_are_text() -> None:
+    found, ran = summary(name=HOSTILE), run(HOSTILE)
+    found["secrets"][0]["name"] = found["excluded"][0]["trace"] = found["defence"]["summary"] = HOSTILE
+    found["results"] = [one | {"secret": HOSTILE} for one in found["results"]]
+    text, said = page(found, ran), card(found, ran)
+    assert "<script" not in text and "<img" not in text and "&lt;script&gt;window.pwned" in text
+    body = re.sub(r"(?m)^    .*$", "", said)  # but for the command, which stands in an indented block
+    assert not re.search(r"(?<!\\)<(script|img)", body) and "\n# x" not in said
+    widths = {len(re.findall(r"(?<!\\)\|", line)) for line in said.splitlines() if line.startswith("| attribute")}
+    assert len(widths) <= 1
+    uri = sarif(found, ran)["runs"][0]["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+    assert not re.search(r"[<>\s|]", uri)
+
+
+def test_bars_keep_the_order_of_what_they_show() -> None:
+    rows, limit = summary()["results"], 0.1
+    at = scales(rows, limit)
+    values = np.linspace(-0.09, 16.4, 60)
+    drawn = [at["bits"](value) for value in values]
+    assert drawn == sorted(drawn) and (drawn[0], drawn[-1]) == (MARGIN, WIDTH - MARGIN)
+    assert [label for label, _ in ticks(rows, limit)] == ["0", "0.1", "1", "10"]
+    marks = bar(rows[0], limit, at)
+    assert marks["base"] < marks["limit"] < marks["low"] < marks["value"] < marks["high"]
+    share = bar(row("membership", 0.5, 0.25, unit="AUC", baseline=0.5), limit, at)
+    assert share["limit"] is None and share["base"] == share["value"] == WIDTH / 2
+    assert bar(row("behavioural", None, 0.0, unit="rate", baseline=None), limit, at)["value"] is None
+
+
+def test_heat_maps_hold_every_site_once() -> None:
+    (heat,) = heat_maps(sites())
+    assert [(one["kv"], one["condition"]) for one in heat["maps"]] == [
+        (kv, c) for kv in "kv" for c in ("open", "sealed")
+    ]
+    values = heat["maps"][2]
+    assert values["hops"] == [-1, 0, 1, 2] and [line["layer"] for line in values["lines"]] == [3, 2, 1, 0]
+    top = values["lines"][0]["cells"][1]
+    assert top["share"] == 100 and top["bits"] == heat["highest"] == pytest.approx(1.4) and top["sure"]
+    assert heat_maps([]) == [] and heat_maps([one | {"probe": "mlp"} for one in sites()]) == []
+
+
+def test_figures_are_drawn(tmp_path: Path) -> None:
+    """Before summary.json has its `valid`, too: they are drawn beside it."""
+    drawn = {name: value for name, value in summary("invalid").items() if name != "valid"}
+    for number, figure in enumerate((leak_figure(drawn), sites_figure(drawn))):
+        assert figure is not None
+        figure.savefig(tmp_path / f"{number}.png")
+    assert "INVALID" in [text.get_text() for text in leak_figure(summary("invalid")).texts]
+    assert leak_figure(summary(results=[])) is None and sites_figure(summary(sites=[])) is None
+
+
+def point(defence: str, leak: float, lost: float) -> dict[str, Any]:
+    effect = {"effect": -lost, "effect_low": -lost - 0.02, "effect_high": -lost + 0.01}
+    kept = summary(results=results(leak, 0.05))
+    return pareto_row(kept | {"defence": kept["defence"] | {"name": defence} | effect})
+
+
+def test_the_pareto_front_is_what_no_other_beats(tmp_path: Path) -> None:
+    rows = [point("none", 1.6, 0.0), point("restart", 0.0, 0.1), point("worse", 1.6, 0.1), point("between", 0.5, 0.05)]
+    assert rows[1]["lost_low"] == pytest.approx(0.09) and rows[1]["lost_high"] == pytest.approx(0.12)
+    assert [one["defence"] for one in frontier(rows)] == ["none", "between", "restart"]
+    figure = pareto(rows)
+    figure.savefig(tmp_path / "pareto.png")
+    assert {text.get_text() for text in figure.axes[0].texts} == {"none", "restart", "worse", "between"}
+
+
+def test_the_reports_are_written(tmp_path: Path) -> None:
+    folder = write_audit(tmp_path, summary(), run())
+    assert {path.name for path in folder.iterdir()} == {
+        *("run.json", "summary.json", "audit.sarif", "card.md", "report.html")
+    }
+    assert json.loads((folder / "audit.sarif").read_text())["version"] == "2.1.0"
+    text = (folder / "report.html").read_text()
+    assert not re.search(r"https?:|<script|<link|url\(|@import", text)
+
+
+@pytest.mark.parametrize("name", ["audit.sarif", "card.md", "report.html"])
+def test_an_unwritable_report_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=rf"{name} cannot be written .*: make room or rights"):
+        write_audit(tmp_path, summary(), run())
+
+
+def test_another_kind_of_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not of ghosttrace audit"):
+        write_audit(tmp_path, summary(), run() | {"command": "probe"})
+    with pytest.raises(UserError, match="is not what this version writes"):
+        write_audit(tmp_path, {"verdict": "leak"}, run())
+
+
+GATE = Path(__file__).parent.parent / "examples" / "ci-gate"
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (0, "PASS: not detected"),
+        (2, "STOP: the audit could not be run as asked"),
+        (10, "STOP: a leak"),
+        (11, "STOP: not enough data"),
+        (12, "STOP: a control failed"),
+        (137, "STOP: the audit ended with exit code 137"),
+    ],
+)
+def test_the_gate_passes_the_exit_code_on(tmp_path: Path, code: int, said: str) -> None:
+    stub = tmp_path / "ghosttrace"
+    stub.write_text(f'#!/bin/sh\necho "$@"\nexit {code}\n')
+    stub.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    words = ["sh", GATE / "gate.sh", "a model", "out", "--max-leak-bits", "0.2"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    called, told = done.stdout.splitlines()
+    assert called == "audit --model a model --out out --max-leak-bits 0.2"
+    assert done.returncode == code and told.startswith(said)
+
+
+def test_the_workflow_uploads_what_the_gate_leaves_whatever_it_says() -> None:
+    workflow = yaml.safe_load((GATE / "audit.yml").read_text())
+    steps = workflow["jobs"]["audit"]["steps"]
+    assert workflow["permissions"]["security-events"] == "write"
+    assert "examples/ci-gate/gate.sh" in next(step["run"] for step in steps if step.get("name") == "Audit")
+    upload = next(step for step in steps if "upload-sarif" in step.get("uses", ""))
+    assert upload["with"]["sarif_file"].endswith("/audit.sarif") and "always()" in upload["if"]

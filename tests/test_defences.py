@@ -1,0 +1,421 @@
+"""Defences: each is the arm that it says, learns from train traces alone, and costs what is counted by hand."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, tiny
+from torch import Tensor
+from traces import MARKUP, trace
+
+from ghosttrace.attention import attending
+from ghosttrace.audit.cost import CountingSession, cost, token_utility, utility
+from ghosttrace.audit.defences import DEFENCES, defence
+from ghosttrace.audit.defences.leace import LeaceDefence, fit_removals, one_hot
+from ghosttrace.audit.defences.noise import NoiseDefence
+from ghosttrace.audit.defences.partial import Partial
+from ghosttrace.audit.defences.random_direction import RandomDirectionDefence
+from ghosttrace.audit.defences.scrub import Scrub
+from ghosttrace.bench.ledger import Ledger
+from ghosttrace.bits import log2_probabilities
+from ghosttrace.channel import Arm, Memento, Part, Restart, SealMementos
+from ghosttrace.checkpoint import Checkpoint, load
+from ghosttrace.errors import UserError
+from ghosttrace.expiry import Policy
+from ghosttrace.probe.split import Split
+from ghosttrace.probe.states import read_states
+from ghosttrace.probe.task import Sample, Target, Task
+from ghosttrace.sealed import sealed_layout
+from ghosttrace.session import Session
+from ghosttrace.trace import find_blocks
+
+TRACES = [trace(seed, blocks) for seed, blocks in ((0, 4), (1, 5))]
+ERASE, KEEP = Policy(True), Policy(False)
+CLASSES = 3
+
+
+def checkpoint(family: str = "llama", policy: Policy = ERASE) -> Checkpoint:
+    return Checkpoint(family, tiny(family), None, MARKUP, policy)
+
+
+def play(one: Checkpoint, arm: Arm, traces: list[list[int]], size: int = 1000) -> tuple[Session, list[Tensor]]:
+    """A session under an arm as it ends, and the logits after every token."""
+    parts: list[list[Tensor]] = [[] for _ in traces]
+    with attending(one.model) as model:
+        keys = [(row,) for row in range(len(traces))]
+        session = Session(model, one.markup, arm.law(one.policy), keys, arm.eraser)
+        for begin in range(0, max(map(len, traces)), size):
+            for row, logits in enumerate(session.advance([t[begin : begin + size] for t in traces], every=True)):
+                parts[row].append(logits)
+    return session, [torch.cat(rows) for rows in parts]
+
+
+def states(session: Session, row: int) -> list[Tensor]:
+    """Keys and values that a row holds, [H, T, D] each, layer by layer."""
+    length = session.cache.slots.length[row]
+    return [s[row, :, :length].clone() for layer in session.cache.layers for s in (layer.keys, layer.values)]
+
+
+def secret_trace(rng: np.random.Generator, label: int, block: int, memento: int) -> list[int]:
+    """Three pairs; what one block says tells the label, and every memento's text is the same."""
+    tokens = [1, 20, 3]
+    for number in range(3):
+        text = rng.integers(30, 96, 3).tolist()
+        if number == block:
+            text[1] = 10 + label
+        tokens += [4, *text, 5, 6, *range(21, 21 + memento), 7]
+    return [*tokens, 25, 26]
+
+
+@cache
+def secrets(block: int = 0, uneven: bool = False, n: int = 160) -> tuple[Task, Split]:
+    """A task of one secret, and a split whose test side is a quarter."""
+    rng = np.random.default_rng(5)
+    samples = []
+    for number in range(n):
+        label = int(rng.integers(CLASSES))
+        ids = secret_trace(rng, label, block, 2 + (uneven and number % 3))
+        samples.append(Sample(ids, str(number), "", block, (), (label,)))
+    task = Task("tiny", tuple(samples), (Target("letter", tuple("abc")),))
+    train, test = np.arange(n - n // 4), np.arange(n - n // 4, n)
+    return task, Split(train, test[:0], test, np.arange(n), "base traces")
+
+
+def memento_states(one: Checkpoint, arm: Arm, task: Task, rows: np.ndarray, block: int) -> list[list[Tensor]]:
+    """For each layer and kind, for each trace float[P, d]: its memento's states in the cache that an arm leaves."""
+    found: list[list[Tensor]] = []
+    session, _ = play(one, arm, [list(task.samples[row].ids) for row in rows])
+    for place, row in enumerate(rows):
+        pair, held = find_blocks(task.samples[row].ids, MARKUP)[block], session.cache.held(place)
+        at = (held >= pair.memento_start) & (held <= pair.memento_end)
+        found.append([s[:, at].transpose(0, 1).flatten(1).double() for s in states(session, place)])
+    return [list(site) for site in zip(*found, strict=True)]
+
+
+def covariance(states: Tensor, labels: Tensor) -> float:
+    """How large the cross-covariance of float[n, d] and float[n, C] is."""
+    return float(((states - states.mean(0)).T @ (labels - labels.mean(0)) / len(states)).norm())
+
+
+def test_every_defence_is_named_as_it_is_listed() -> None:
+    expected = {"none", "restart", "restart-renumbered", "partial", "scrub", "drop-delimiters", "leace"}
+    assert DEFENCES.keys() == expected | {"random-direction", "noise"}
+    assert all(defence(name) == kind() and kind.name == name for name, kind in DEFENCES.items())
+    assert "no privacy claim" in NoiseDefence.summary
+
+
+def test_options_are_read() -> None:
+    assert defence("noise:0.25") == NoiseDefence(0.25)
+    assert defence("scrub:2,3") == Scrub((2, 3))
+    assert defence("partial:2") == Partial(2) and defence("partial:2,1") == Partial(2, 1)
+    assert defence("leace:0.1") == LeaceDefence(0.1)
+    assert defence("random-direction:7") == RandomDirectionDefence(7)
+
+
+@pytest.mark.parametrize(
+    "spec", ["noise:loud", "noise:-1", "noise:nan", "noise:", "scrub:last", "scrub:1,,2", "partial:0"]
+)
+def test_bad_options_are_refused(spec: str) -> None:
+    with pytest.raises(UserError, match=f"the defence {spec.partition(':')[0]} is given as"):
+        defence(spec)
+
+
+@pytest.mark.parametrize(
+    "spec", ["partial:1,2,3", "leace:0", "leace:all", "random-direction:x", "random-direction:1,2"]
+)
+def test_more_bad_options_are_refused(spec: str) -> None:
+    with pytest.raises(UserError, match="is given as"):
+        defence(spec)
+
+
+def test_unknown_defences_and_needless_options_are_refused() -> None:
+    with pytest.raises(UserError, match="no defence 'hope': choose from none, restart,"):
+        defence("hope")
+    with pytest.raises(UserError, match="takes no options: give restart alone"):
+        defence("restart:2")
+
+
+@pytest.mark.parametrize(
+    ("spec", "policy", "message"),
+    [
+        ("drop-delimiters", ERASE, "erases them already, so give none"),
+        ("scrub:0,4", ERASE, "layer 4 is out of range: the model has 4 layers"),
+        ("partial:3,4", ERASE, "the model has layers 0 to 3: give a lower one"),
+        ("leace", replace(ERASE, keep_last_n_blocks=1), "keep_last_n_blocks 0"),
+        ("random-direction", replace(ERASE, keep_last_n_blocks=-1), "keep_last_n_blocks 0"),
+        ("restart", replace(ERASE, keep_last_n_blocks=-1), "erases none: give 0"),
+        ("noise", replace(ERASE, keep_last_n_blocks=-1), "erases none: give 0"),
+    ],
+)
+def test_a_defence_that_does_not_fit_is_refused(spec: str, policy: Policy, message: str) -> None:
+    one, chosen = checkpoint(policy=policy), defence(spec)
+    with pytest.raises(UserError, match=message):
+        chosen.check(one)
+    with pytest.raises(UserError, match=message):
+        chosen.fit(one, *secrets())
+
+
+@pytest.mark.parametrize("family", ["qwen3", "olmo3"])
+@pytest.mark.parametrize("policy", [ERASE, KEEP], ids=["erase", "keep"])
+def test_restart_leaves_sealed_states(family: str, policy: Policy) -> None:
+    one = checkpoint(family, policy)
+    session, _ = play(one, defence("restart").fit(one, *secrets()), TRACES)
+    for row, ids in enumerate(TRACES):
+        sealed = read_states(one.model, [sealed_layout(ids, MARKUP, policy)], [session.cache.held(row)])
+        for layer in range(4):
+            for found, kind in zip(states(session, row)[2 * layer :], (sealed.keys, sealed.values)):  # noqa: B905
+                torch.testing.assert_close(found, kind[layer, 0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_defence_changes_nothing_and_noise_does(family: str) -> None:
+    one = checkpoint(family)
+    _, plain = play(one, Memento(), TRACES)
+    _, none = play(one, defence("none").fit(one, *secrets()), TRACES)
+    _, noise = play(one, defence("noise:0.5").fit(one, *secrets()), TRACES)
+    first = find_blocks(TRACES[0], MARKUP)[0].memento_end
+    assert torch.equal(none[0], plain[0])
+    assert torch.equal(noise[0][:first], plain[0][:first]) and (noise[0] - plain[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("policy", [ERASE, KEEP], ids=["erase", "keep"])
+def test_partial_of_whole_mementos_is_seal_mementos(policy: Policy) -> None:
+    one = checkpoint("qwen3", policy)
+    for spec in ("partial:99", "partial:99,0"):
+        _, partial = play(one, defence(spec).fit(one, *secrets()), TRACES)
+        _, sealed = play(one, SealMementos(), TRACES)
+        assert all(torch.equal(a, b) for a, b in zip(partial, sealed, strict=True))
+
+
+def test_partial_touches_the_last_tokens_of_upper_layers_alone() -> None:
+    """Behind the first memento, where nothing else can differ yet: restart's states there, memento's elsewhere."""
+    one = checkpoint("qwen3")
+    block = find_blocks(TRACES[0], MARKUP)[0]
+    ids = [TRACES[0][: block.memento_end + 1]]
+    live, sealed, mixed = (
+        play(one, arm, ids)[0] for arm in (Memento(), Restart(), defence("partial:2,1").fit(one, *secrets()))
+    )
+    last = torch.from_numpy(live.cache.held(0) > block.memento_end - 2)
+    assert last.sum() == 2
+    for number, (a, b, c) in enumerate(zip(states(live, 0), states(sealed, 0), states(mixed, 0), strict=True)):
+        inside = last if number // 2 >= 1 else torch.zeros_like(last)
+        assert torch.equal(c[:, inside], b[:, inside]) and torch.equal(c[:, ~inside], a[:, ~inside])
+        assert number < 2 or not torch.equal(a[:, inside], b[:, inside])
+
+
+def test_a_part_of_a_carrier_is_one_of_mementos() -> None:
+    for bad in ({"last": 2}, {"last": 2, "carrier": "delimiters"}, {"last": 0, "carrier": "mementos"}):
+        with pytest.raises(UserError, match="last tokens"):
+            Part(**bad)  # type: ignore[arg-type]
+
+
+def test_scrubbing_all_layers_is_restart_and_one_is_that_layer() -> None:
+    one = checkpoint("qwen3")
+    restart, expected = play(one, Restart(), TRACES)
+    scrubbed, logits = play(one, defence("scrub:0,1,2,3").fit(one, *secrets()), TRACES)
+    for row in range(2):
+        torch.testing.assert_close(logits[row], expected[row], atol=1e-5, rtol=1e-5)
+        for a, b in zip(states(scrubbed, row), states(restart, row), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    ids = [TRACES[0][: find_blocks(TRACES[0], MARKUP)[0].memento_end + 1]]
+    live, sealed, last = (states(play(one, arm, ids)[0], 0) for arm in (Memento(), Restart(), Scrub().arm(one)))
+    assert all(torch.equal(a, b) for a, b in zip(last[:6], live[:6], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(last[6:], sealed[6:], strict=True))
+    assert not torch.equal(live[7], sealed[7])
+
+
+def test_dropped_delimiters_are_gone_and_the_rest_is_as_it_was() -> None:
+    one = checkpoint("llama", KEEP)
+    arm = defence("drop-delimiters").fit(one, *secrets())
+    assert arm.law(KEEP) == ERASE
+    block = find_blocks(TRACES[0], MARKUP)[0]
+    ids = [TRACES[0][: block.memento_end + 1]]
+    live, dropped = (play(one, which, ids)[0] for which in (Memento(), arm))
+    kept = ~np.isin(live.cache.held(0), [block.start, block.end])
+    np.testing.assert_array_equal(dropped.cache.held(0), live.cache.held(0)[kept])
+    for a, b in zip(states(live, 0), states(dropped, 0), strict=True):
+        torch.testing.assert_close(a[:, torch.from_numpy(kept)], b, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("block", [0, 1])
+def test_after_leace_no_linear_probe_tells_train_traces_apart(family: str, block: int) -> None:
+    """LEACE's theorem where it was fitted: no cross-covariance, so least squares predicts the base rate."""
+    one, (task, split) = checkpoint(family), secrets(block)
+    labels = one_hot(task, split.train)
+    before, after, random = (
+        memento_states(one, defence(name).fit(one, task, split), task, split.train, block)
+        for name in ("none", "leace", "random-direction")
+    )
+    told = 0
+    for number, sites in enumerate(zip(before, after, random, strict=True)):
+        for place in range(4):
+            plain, clean, other = (torch.stack(site)[:, place] for site in sites)
+            size = covariance(plain, labels)
+            if number < 2:  # the first layer knows nothing but the text
+                assert size < 1e-5
+                continue
+            told += 1
+            assert covariance(clean, labels) < 1e-4 * size
+            assert 0.3 * size < covariance(other, labels) < size
+            predicted = [
+                x @ torch.linalg.pinv(x, rtol=1e-3) @ (labels - labels.mean(0))
+                for x in (s - s.mean(0) for s in (plain, clean))
+            ]
+            assert predicted[0].abs().max() > 0.2 and predicted[1].abs().max() < 0.02
+            assert (clean - plain).abs().max() < 20 * plain.std()  # oblique, but no blow-up
+    assert told == 24
+
+
+def test_leace_of_mementos_of_several_lengths_is_about_their_tokens_together() -> None:
+    one, (task, split) = checkpoint(), secrets(0, uneven=True)
+    arm = defence("leace").fit(one, task, split)
+    assert all(len(removal.mean) == 1 for both in arm.removals for removal in both)  # type: ignore[attr-defined]
+    for site in memento_states(one, arm, task, split.train, 0)[2:]:
+        labels = one_hot(task, split.train)
+        lengths = torch.tensor([len(tokens) for tokens in site])
+        pooled = torch.cat(site)
+        assert lengths.unique().tolist() == [4, 5, 6]
+        assert covariance(pooled, labels.repeat_interleave(lengths, 0)) < 1e-4 * float(pooled.std())
+
+
+def test_leace_learns_from_train_traces_alone_and_cleans_those_mementos_alone() -> None:
+    one, (task, split) = checkpoint(), secrets(1)
+    other = list(task.samples)
+    for row in split.test:
+        other[row] = replace(other[row], labels=((other[row].labels[0] + 1) % CLASSES,), block=0)
+    fitted, again = (fit_removals(one, which, split.train) for which in (task, replace(task, samples=tuple(other))))
+    assert fitted[1] == again[1] == (1,)
+    for a, b in zip(sum(fitted[0], ()), sum(again[0], ()), strict=True):
+        assert torch.equal(a.left, b.left) and torch.equal(a.right, b.right) and torch.equal(a.mean, b.mean)
+    plain, clean = (
+        memento_states(one, arm, task, split.test, 0) for arm in (Memento(), LeaceDefence().fit(one, task, split))
+    )
+    assert all(torch.equal(a, b) for x, y in zip(plain, clean, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def test_random_directions_are_as_many_and_orthogonal() -> None:
+    one, (task, split) = checkpoint(), secrets()
+    leace, _ = fit_removals(one, task, split.train)
+    random = defence("random-direction:3").fit(one, task, split)
+    same = defence("random-direction:3").fit(one, task, split)
+    for mine, theirs, again in zip(sum(random.removals, ()), sum(leace, ()), sum(same.removals, ()), strict=True):  # type: ignore[attr-defined]
+        assert mine.ranks == theirs.ranks and torch.equal(mine.left, again.left)
+        projected = mine.left @ mine.right
+        torch.testing.assert_close(projected @ projected, projected, atol=1e-9, rtol=0)
+        torch.testing.assert_close(projected, projected.mT, atol=1e-9, rtol=0)
+    assert max(leace[-1][1].ranks) == CLASSES - 1  # one-hot labels sum to 1
+
+
+def test_a_high_tolerance_removes_nothing() -> None:
+    one, (task, split) = checkpoint(), secrets()
+    removals, _ = fit_removals(one, task, split.train, tolerance=0.9)
+    assert all(removal.ranks == [0] * 4 for both in removals for removal in both)
+
+
+@pytest.mark.parametrize("spec", ["leace", "random-direction", "partial:1", "scrub"])
+def test_predictions_do_not_depend_on_how_a_trace_is_cut(spec: str) -> None:
+    one, (task, split) = checkpoint(), secrets(1)
+    arm = defence(spec).fit(one, task, split)
+    ids = [list(task.samples[row].ids) for row in (0, 1)]
+    results = [play(one, arm, ids, size)[1] for size in (1, 5, 1000)]
+    _, plain = play(one, Memento(), ids)
+    assert (results[0][0] - plain[0]).abs().max() > 1e-3
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_the_token_behind_a_cleaned_memento_is_predicted_from_the_cleaned_cache() -> None:
+    """The hidden state of `<|summary_end|>` saw the block; what is predicted from must not be that one."""
+    one, (task, split) = checkpoint(), secrets()
+    end = find_blocks(task.samples[0].ids, MARKUP)[0].memento_end
+    ids = [list(task.samples[0].ids)[: end + 1]]
+    arm = LeaceDefence().fit(one, task, split)
+    session, logits = play(one, arm, ids)
+    again = session.cache.take([0])
+    again.truncate(0, end)
+    with attending(one.model):
+        fresh = session.forward(again, [[7]], [np.array([end])], [np.array([end])])
+    torch.testing.assert_close(logits[0][-1], fresh[0, -1], atol=1e-6, rtol=1e-6)
+
+
+def test_labels_that_do_not_apply_are_no_class() -> None:
+    task, _ = secrets()
+    two = replace(
+        task,
+        samples=(replace(task.samples[0], labels=(1, -1)), replace(task.samples[1], labels=(2, 0))),
+        targets=(*task.targets, Target("other", ("x", "y"))),
+    )
+    assert one_hot(two, np.array([0, 1])).tolist() == [[0, 1, 0, 0, 0], [0, 0, 1, 1, 0]]
+
+
+@cache
+def toy() -> tuple[Checkpoint, list[list[int]]]:
+    one = load("toy-open", device="cpu")
+    problems = [Ledger.sample(np.random.default_rng(seed), 1) for seed in range(2)]
+    answers = [one.tokenizer.convert_tokens_to_ids(problem.response()) for problem in problems]
+    return one, [[*one.prompt_ids(p.prompt), *a] for p, a in zip(problems, answers, strict=True)]
+
+
+def test_cost_is_what_is_counted_by_hand() -> None:
+    one, traces = toy()
+    blocks = find_blocks(traces[0], one.markup)
+    mementos = sum(block.memento_end + 1 - block.memento_start for block in blocks)
+    prompt, length = blocks[0].start, blocks[0].memento_end + 1 - blocks[0].start
+    kept = length - (blocks[0].end + 1 - blocks[0].start)
+    peak = prompt + 3 * kept + length  # when the last memento is written
+    restart = cost(one, Restart(), traces[:1], turns=1)
+    assert mementos == 20 and restart.extra_prefill_tokens == mementos
+    assert restart.prefill_ratio == pytest.approx(1 + mementos / len(traces[0]))
+    # the live cache without its block, the sealed one as of the last memento, and its copy one memento on
+    assert restart.kv_ratio == pytest.approx((3 * prompt + (4 + 3 + 4) * kept) / peak)
+    assert restart.latency_ratio > 0
+
+
+def test_other_costs() -> None:
+    one, keep = checkpoint(), checkpoint(policy=KEEP)
+    free = cost(one, Memento(), TRACES[:1], turns=1)
+    assert (free.extra_prefill_tokens, free.prefill_ratio, free.kv_ratio) == (0, 1, 1)
+    blocks = find_blocks(TRACES[0], MARKUP)
+    again = sum(block.memento_end + 1 - block.memento_start for block in blocks) + len(blocks)
+    assert cost(one, Partial().arm(one), TRACES[:1], turns=1).extra_prefill_tokens == again
+    dropped = cost(keep, defence("drop-delimiters").arm(keep), TRACES[:1], turns=1)
+    assert dropped.extra_prefill_tokens == 0 and dropped.kv_ratio < 1
+    with pytest.raises(UserError, match="give at least one"):
+        cost(one, Restart(), [])
+
+
+def test_counting_changes_nothing() -> None:
+    one, traces = toy()
+    with attending(one.model) as model:
+        session = CountingSession(model, one.markup, one.policy, [(0,)])
+        session.advance([traces[0]])
+    assert session.forwarded == len(traces[0])
+    plain, _ = play(one, Memento(), traces[:1])
+    assert all(torch.equal(a, b) for a, b in zip(states(session, 0), states(plain, 0), strict=True))
+
+
+def test_utility_on_ledger() -> None:
+    one, _ = toy()
+    none, restart = (utility(one, defence(name).arm(one), "ledger-h1", limit=10) for name in ("none", "restart"))
+    assert (none.defended.value, none.undefended.value, none.effect.value) == (1, 1, 0)
+    assert (restart.defended.value, restart.undefended.value, restart.effect.value) == (0, 1, -1)
+    assert restart.effect.high < 0 and none.unit == "accuracy" and none.n == 10
+
+
+def test_token_utility_is_the_mean_gap_behind_the_first_erasure() -> None:
+    one, traces = toy()
+    found = token_utility(one, Restart(), [traces[0], traces[0][:10], traces[1]])
+    gaps = []
+    for ids in traces:
+        first = find_blocks(ids, one.markup)[0].memento_end + 1
+        mine, plain = (log2_probabilities(one, arm, [ids])[0][first - 1 :] for arm in (Restart(), Memento()))
+        gaps.append(mine - plain)
+    assert found.effect.value == pytest.approx(np.concatenate(gaps).mean(), abs=1e-4) and found.effect.value < -0.5
+    assert found.n == 2 and found.defended.value - found.undefended.value == pytest.approx(found.effect.value)
+    assert token_utility(one, Memento(), traces).effect.value == 0
+    with pytest.raises(UserError, match="give traces with finished mementos"):
+        token_utility(one, Memento(), [traces[0][:10]])

@@ -1,0 +1,187 @@
+"""Sweeps of the toy: a sound run, runs whose controls must fail, and what is probed again more closely."""
+
+import json
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import ghosttrace as gt
+from experiments.probe_calibration import bench, site, uniform
+from ghosttrace import cli
+from ghosttrace.probe.carriers import Carrier
+from ghosttrace.probe.evidence import CELLS, TRIVIAL, Asked
+from ghosttrace.probe.ledger import ledger_task
+from ghosttrace.probe.sweep import Settings, Sweep
+from ghosttrace.probe.task import Target, Task
+from ghosttrace.probe.text import retained, text_features, text_posterior
+from ghosttrace.records import Records
+from ghosttrace.report.probe import Probed, run
+from ghosttrace.runs import write_json, write_summary
+
+QUICK = Settings(hops=(0, 1), layers=(2,), kv=("v",), pool=2, mlp=False)
+
+
+@cache
+def toy() -> gt.Checkpoint:
+    return gt.load("toy-open", device="cpu")
+
+
+def few(task: Task, *numbers: int) -> Task:
+    """Some of a task's targets."""
+    samples = tuple(replace(one, labels=tuple(one.labels[number] for number in numbers)) for one in task.samples)
+    return replace(task, samples=samples, targets=tuple(task.targets[number] for number in numbers))
+
+
+def quick(task: Task, folder: Path, settings: Settings = QUICK) -> Probed:
+    return run(toy(), task, settings, folder / "run")
+
+
+def test_a_sound_run_is_valid_and_leaves_its_folder(tmp_path: Path) -> None:
+    found = quick(few(ledger_task(toy(), 3, 700), 0, 5, 6), tmp_path)
+    assert found.valid
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["command"], summary["valid"], summary["failures"]) == ("probe", True, [])
+    keys = {"target", "carrier", "hop", "layer", "kv", "probe", "condition", "n_train", "n_test", "valid"}
+    keys |= {name + end for name in ("accuracy", "bits") for end in ("", "_low", "_high")}
+    assert all(keys <= set(row) for row in summary["results"])
+    direct = found.results.query("condition == 'open' and hop == 0 and target == 'hidden-*' and probe == 'linear'")
+    assert direct["bits"].item() > 1
+    assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} >= {"layers.png", "layers.svg", "hops.png"}
+    assert not (tmp_path / "run" / "features").exists()
+    traces = pd.read_parquet(tmp_path / "run" / "traces.parquet")
+    assert len(traces) == 700
+    assert set(traces["split"]) == {"train", "validation", "test"}
+    assert not set(traces["secret"][traces["split"] == "train"]) & set(traces["secret"][traces["split"] == "test"])
+
+
+def test_a_baseline_that_misses_what_the_text_tells_is_caught_by_the_sealed_cache(tmp_path: Path) -> None:
+    """The digits that a memento shows are asked for, and the text is said not to tell them."""
+    task = ledger_task(toy(), 0, 700)
+    shown = [tuple(toy().tokenizer.convert_ids_to_tokens(one.ids)) for one in task.samples]
+    ends = [[k for k, token in enumerate(tokens) if token == "<|summary_end|>"][1] for tokens in shown]
+    samples = [
+        replace(one, labels=(int(tokens[end - 1]),), where=(end - 1,))
+        for one, tokens, end in zip(task.samples, shown, ends, strict=True)
+    ]
+    wrong = Task("shown", tuple(samples), (Target("shown", tuple("0123456789")),), {"shown": task.exact["note-0"]})
+    found = quick(wrong, tmp_path)
+    assert not found.valid
+    assert any(failure.startswith("sealed: shown") for failure in found.failures)
+    assert any(failure.startswith("text: shown") for failure in found.failures)
+    assert not found.results["valid"].any()
+
+
+def test_a_memento_that_knows_too_early_is_caught(tmp_path: Path) -> None:
+    """The secret is said to stand one block later than it does."""
+    task = few(ledger_task(toy(), 3, 700), 5, 6)
+    late = replace(task, samples=tuple(replace(one, block=2) for one in task.samples))
+    found = quick(late, tmp_path, replace(QUICK, hops=(0,)))
+    assert any(failure.startswith("causal") for failure in found.failures)
+
+
+def test_a_blind_probe_is_caught(tmp_path: Path) -> None:
+    task = few(ledger_task(toy(), 3, 700), 0)
+    dealt = np.random.default_rng(0).permutation(len(task.samples))
+    samples = [replace(one, labels=task.samples[other].labels) for one, other in zip(task.samples, dealt, strict=True)]
+    found = quick(replace(task, samples=tuple(samples)), tmp_path)
+    assert any(failure.startswith("unerased") for failure in found.failures)
+
+
+def test_the_text_of_ledger_tells_nothing_of_the_hidden_digits() -> None:
+    """The exact posterior that `ledger_task` states, held to the text baseline."""
+    task = few(ledger_task(toy(), 2, 1_500), 0, 5)
+    texts = retained(toy(), task)
+    _, parts = bench(1_500, 10)
+    features = text_features(texts, [1] * 1_500, parts.train)
+    for number, target in enumerate(task.targets):
+        labels = task.labels(number)
+        posterior = text_posterior(features, labels, 10, parts)
+        loss = -posterior[parts.test, labels[parts.test]].mean() / np.log(2)
+        assert loss > np.log2(10) - 0.03, target.name
+
+
+def test_few_samples_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(gt.UserError, match="8 samples for 10 classes"):
+        quick(ledger_task(toy(), 1, 8), tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """States of one cache: random ones, with the label in them at some hops."""
+
+    labels: np.ndarray
+    hops: tuple[int, ...]
+    seed: int
+
+    def load(self, carrier: Carrier, layer: int, kind: str, heads: Any = None) -> torch.Tensor:
+        """float32[N, 1, 8]."""
+        noise = np.random.default_rng([self.seed, carrier.hop + 1, layer]).normal(size=(len(self.labels), 1, 8))
+        shown = 6 * np.eye(8)[self.labels][:, None] * (carrier.hop in self.hops)
+        return torch.from_numpy(noise + shown).float()
+
+
+def sweep_of(settings: Settings, asked: list[Asked], caches: dict[str, Any]) -> Sweep:
+    _, parts = bench(len(asked[0].labels), 4)
+    return Sweep(toy(), settings, parts, caches, asked, Carrier("secret"), torch.device("cpu"))
+
+
+def test_every_probe_reads_the_cache_and_the_labels_of_its_condition() -> None:
+    labels = np.random.default_rng(0).integers(0, 4, 400)
+    caches = {"open": Simulated(labels, (0,), 1), "sealed": Simulated(labels, (), 2)}
+    records = Records(CELLS)
+    sweep_of(replace(QUICK, hops=(0,), mlp=True), [uniform("digit-0", labels, 4)], caches).run(records)
+    bits = {}
+    for row in map(records.get, records.keys()):
+        bits[row["condition"], row["probe"]] = np.mean(row["log2p"]) - np.mean(row["text_log2p"])
+    told = {("open", "linear"), ("open", "online"), ("open", "mlp"), ("unerased", "linear")}
+    blind = {(condition, probe) for condition in ("sealed", "causal", "shuffled") for probe in ("linear", "mlp")}
+    assert set(bits) == told | blind | {("sealed", "online")}
+    assert min(bits[one] for one in told) > 0.5
+    assert max(bits[one] for one in set(bits) - told) < TRIVIAL
+
+
+def test_the_best_site_is_the_one_that_gains_most_on_validation() -> None:
+    settings = Settings(hops=(0, 1), layers=(1, 2, 3), kv=("k", "v"))
+    asked = [uniform(name, np.zeros(60, int), 4) for name in ("first", "last")]
+    sweep, records = sweep_of(settings, asked, {}), Records(CELLS)
+    gains = {0: [1, 0, 2, 5, 3, 0], 1: [0, 1, 0, -2, 4, 3]}  # of k and v of each layer
+    for hop, of_hop in gains.items():
+        for number, gain in enumerate(of_hop):
+            for one, share in zip(asked, (2, -1), strict=True):  # a target alone would say otherwise
+                row = {"n_train": 9, "validation_bits": share * gain, "sample": [], "log2p": [], "text_log2p": []}
+                where = {"condition": "open", **site(1 + number // 2, "kv"[number % 2], hop)}
+                records.add({**where, "target": one.name, "hit": [], **row})
+    assert [(s.carrier.hop, s.layers, s.kv) for s in sweep.best(records)] == [(0, (2,), "v"), (1, (3,), "k")]
+
+
+def test_a_block_is_probed_from_the_hop_behind_it() -> None:
+    found = Settings(kinds=("memento", "block"), hops=(0, 1)).carriers
+    assert [(one.kind, one.hop) for one in found] == [
+        *(("memento", hop) for hop in (-1, 0, 1)),
+        *(("block", hop) for hop in (-1, 1)),
+    ]
+    Settings(kinds=("memento", "block"), hops=(0,)).check(toy())
+    with pytest.raises(gt.UserError, match="give --hops 1 or later"):
+        Settings(kinds=("block",), hops=(0,)).check(toy())
+
+
+@pytest.mark.parametrize("option", ["--limit", "--samples", "--batch-tokens"])
+def test_nothing_is_not_enough(option: str, tmp_path: Path) -> None:
+    with pytest.raises(gt.UserError, match="--limit and --batch-tokens are at least 1"):
+        cli.app(["probe", option, "0", "--bench", "none", "--out", str(tmp_path)], standalone_mode=False)
+
+
+@pytest.mark.parametrize(("valid", "code"), [(True, 0), (False, 12)])
+def test_a_finished_run_says_again_whether_it_was_valid(valid: bool, code: int, tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", {"command": "probe", "options": {"seed": 0}})
+    write_summary(tmp_path, "probe", valid, [])
+    (tmp_path / "samples.parquet").touch()
+    assert CliRunner().invoke(cli.app, ["probe", "--resume", str(tmp_path)]).exit_code == code

@@ -19,6 +19,8 @@ lint: .venv/installed-dev
 bench: .venv/installed
 	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/masks.py
+	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/probes.py
+	$(BIN)/python benchmarks/extraction.py
 
 toys: .venv/installed
 	$(BIN)/python experiments/train_toys.py toy-open

@@ -1,5 +1,6 @@
 """The command `ghosttrace audit`: its options, and what they name."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,7 +54,7 @@ def audit(
         Path | None, typer.Option(help="Instead: JSONL of secrets that stand there: trace, block, text, label.")
     ] = None,
     block: Annotated[int, typer.Option(help="Which block holds a planted secret, counted from 0.")] = 1,
-    samples: Annotated[int, typer.Option(help="Of a bench, or planted in each trace.")] = 4000,
+    samples: Annotated[int, typer.Option(help="Of a bench, or planted in each trace.")] = 6000,
     limit: Annotated[int | None, typer.Option(help="Traces of each source.")] = None,
     attacks: Annotated[str, typer.Option(help="A list.")] = ",".join(ATTACKS),
     defence: Annotated[
@@ -112,7 +113,7 @@ def start_audit(options: dict[str, Any], out: Path | None, resume: Path | None) 
         raise UserError("--max-leak-bits is above 0, --fpr between 0 and 1")
     if min(options["samples"], options["utility_limit"], options["batch_tokens"]) < 1:
         raise UserError("--samples, --utility-limit and --batch-tokens are at least 1")
-    settings = settings_of(options | {"by_head": False, "joint": False})
+    settings = replace(settings_of(options | {"by_head": False, "joint": False}), describe=False)
     if "hidden" in settings.kv:
         raise UserError("an audit reads what is retained, keys and values: leave hidden out of --kv")
     protection = defence(options["defence"])

@@ -5,10 +5,13 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import pytest
+
+from experiments.toy_leakage import MODELS, pick
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -64,3 +67,36 @@ def test_files_that_the_readme_names_exist() -> None:
     for name in re.findall(r"\]\((?!https?:)([^)]+)\)|`((?:experiments|figures|benchmarks)/[\w./]+)`", README):
         path = ROOT / (name[0] or name[1])
         assert path.exists(), path
+
+
+def test_the_probed_digits_in_the_readme_are_the_recorded_ones() -> None:
+    results = pd.read_parquet(ROOT / "experiments" / "results" / "probe_toys.parquet")
+    linear = results[(results["probe"] == "linear") & (results["kv"] == "v")]
+
+    def bits(model: str, target: str, hop: int, condition: str) -> list[str]:
+        rows = linear[(linear["model"] == model) & (linear["target"] == target) & (linear["hop"] == hop)]
+        rows = rows[rows["condition"] == condition].set_index("layer")["bits"]
+        return [f"{rows[layer]:.2f}".replace("-0.00", "0.00") for layer in "123"]
+
+    models = ("toy-open", "toy-mixed")
+    for hop in range(3):
+        cells = " | ".join(" / ".join(bits(model, "hidden-*", hop, "open")) for model in models)
+        assert f"| hidden by the mementos | {hop} | {cells} | 0.00 |" in README
+        for model, target in product(models, ("hidden-*", "note-*")):
+            assert set(bits(model, target, hop, "sealed")) == {"0.00"}
+    cells = " | ".join(" / ".join(bits(model, "note-*", 0, "open")) for model in models)
+    assert f"| notes the task never needs | 0 | {cells} | 0.00 |" in README
+    assert {cell for model in models for hop in (1, 2) for cell in bits(model, "note-*", hop, "open")} == {"0.00"}
+
+
+def test_the_toy_leakage_in_the_readme_is_the_recorded_one() -> None:
+    results = pd.read_parquet(ROOT / "experiments" / "results" / "toy_leakage.parquet")
+    trained = pick(results, given="text", **MODELS["all tokens"]).set_index("hop")
+    one = trained.loc[1]
+    assert f"{trained.loc[0, 'bits']:.2f} bits a digit beyond the text" in README
+    assert f"nothing ({one['bits']:.4f}\n[{one['bits_low']:+.4f}, {one['bits_high']:+.4f}] one block later" in README
+    right = pick(results, given="nothing", hop=1, **MODELS["all tokens"])["accuracy"].item()
+    assert f"{100 * right:.1f} % right" in README
+    later = pick(results, given="text", **MODELS["untrained"]).query("hop > 0")["bits"]
+    erased = pick(results, given="text", **MODELS["untrained, delimiters erased"]).query("hop > 0")["bits"]
+    assert f"{min(later.min(), erased.min()):.2f} to {max(later.max(), erased.max()):.2f} bits each" in README

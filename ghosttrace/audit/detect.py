@@ -22,7 +22,7 @@ from ghosttrace.probe.sweep import Site
 TRIALS = 10
 SEEN = 8  # of the trials, for a leak to count as one that would have been seen
 STRENGTH = 3.0  # of the code's directions, relative to the states' own size
-LADDER = (0.5, 1.0, 2.0, 5.0, 10.0)  # times the leak that the gate allows
+LADDER = (1.0, 2.0, 5.0, 10.0)  # times the leak that the gate allows
 
 
 def detectable(exhibit: Exhibit, secret: str, site: Site, max_leak: float) -> float | None:

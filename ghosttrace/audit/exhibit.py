@@ -54,26 +54,31 @@ class Exhibit:
         """Where the model is, and probes are fitted."""
         return self.checkpoint.model.device
 
+    def parts(self, secret: str) -> list[Asked]:
+        """The targets that make up a secret."""
+        return [self.asked[number] for number in self.secrets[secret]]
+
     def known(self, secret: str, part: np.ndarray) -> np.ndarray:
         """int64: those of some traces to which every target of a secret applies."""
-        labels = np.stack([self.asked[number].labels[part] for number in self.secrets[secret]])
+        labels = np.stack([one.labels[part] for one in self.parts(secret)])
         return part[(labels >= 0).all(axis=0)]
 
     def unknown(self, secret: str) -> float:
         """Bits of a secret that the text leaves open, on the test."""
         rows = self.known(secret, self.split.test)
-        asked = [self.asked[number] for number in self.secrets[secret]]
+        asked = self.parts(secret)
         return float(sum(-one.text[rows, one.labels[rows]].mean() for one in asked) / np.log(2))
 
-    def posteriors(self, site: Site, condition: str = "open", flat: bool = False) -> list[np.ndarray]:
-        """What a linear probe at a site says of each target, float[N, C], natural logarithms.
+    def posteriors(self, secret: str, site: Site, condition: str = "open", flat: bool = False) -> list[np.ndarray]:
+        """What a linear probe at a site says of each part of a secret, float[N, C], natural logarithms.
 
         Args:
+            secret: which secret.
             site: where.
             condition: which cache.
             flat: without the text: on top of how often each class occurs.
         """
-        asked = self.asked
+        asked = self.parts(secret)
         if flat:
             asked = [replace(one, text=np.tile(_marginal(one, self.split), (len(one.labels), 1))) for one in asked]
         states = site.read(self.features[condition])[None]

@@ -120,10 +120,12 @@ def audit(exhibit: Exhibit, plan: Plan, plain: list[Asked], records: Records, sh
         limits[secret] = detectable(exhibit, secret, site, plan.max_leak)
         if "attribute" in plan.attacks:
             evidence.append(tenant(exhibit, secret, site))
+        if {"ranking", "membership"} & set(plan.attacks):
+            said = {condition: exhibit.posteriors(secret, site, condition) for condition in ("open", "sealed")}
         if "ranking" in plan.attacks:
-            evidence += ranking(exhibit, secret, site)
+            evidence += ranking(exhibit, secret, site, said)
         if "membership" in plan.attacks:
-            evidence += membership(exhibit, secret, site, plan.fpr)
+            evidence += membership(exhibit, secret, site, said, plan.fpr)
         if "behavioural" in plan.attacks and secret in plan.prompts:
             evidence += behavioural(exhibit, secret, parse(exhibit, plan.prompts[secret]))
         evidence.append(_text(exhibit, secret, sites))

@@ -41,6 +41,7 @@ class Settings:
         joint: all layers side by side as well.
         pool: see `Carrier`.
         mlp: probe the best site of each hop by an MLP too.
+        describe: measure selectivity and the online code length too, on which no verdict depends.
         within_traces: see `split`.
         seed: of splits, control tasks and the MLP.
     """
@@ -53,6 +54,7 @@ class Settings:
     joint: bool = False
     pool: Pool = "all"
     mlp: bool = True
+    describe: bool = True
     within_traces: bool = False
     seed: int = 0
 
@@ -197,7 +199,7 @@ class Sweep:
             if progress:
                 progress(done + 1, len(jobs))
         for site in self.best(records):
-            for condition in ("open", "sealed"):
+            for condition in ("open", "sealed") if self.settings.describe else ():
                 self._online(records, condition, site)
             for condition in ("open", "sealed", "shuffled", "causal") if self.settings.mlp else ():
                 self._mlp(records, condition, site)
@@ -235,7 +237,8 @@ class Sweep:
             return
         variants = {condition: self.asked}
         if condition == "open":
-            variants = {"control-task": self._memorised(), "shuffled": self._dealt()} | variants  # itself is put last
+            memorised = {"control-task": self._memorised()} if self.settings.describe else {}
+            variants = memorised | {"shuffled": self._dealt()} | variants  # itself is put last
         everything = [one for variant in variants.values() for one in variant]
         features = torch.stack([self._read(condition, site) for site in group])
         for site, scores in zip(group, linear_scores(features, everything, self.split, self.device), strict=True):

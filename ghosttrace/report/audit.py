@@ -31,7 +31,7 @@ from ghosttrace.report.audit_page import write_reports
 from ghosttrace.report.probe import configuration, write_traces
 from ghosttrace.runs import json_rows, open_run, write_figure, write_summary
 
-COSTED = 8  # traces on which the cost of a defence is measured
+COSTED = 2  # traces on which the cost of a defence is measured
 COLOUR = {"leak": "red", "not detected": "green", "not enough data": "yellow", "invalid": "red"}
 
 

@@ -33,21 +33,20 @@ def attribute(exhibit: Exhibit, records: Records) -> list[Evidence]:
         site = best_probe(mine)
         conditions = ["open", "sealed", *(["shuffled"] if site["probe"] == "linear" else [])]
         for condition in conditions:
-            found.append(_evidence(exhibit, secret, condition, [r for r in mine if _at(r, site, condition)]))
+            found.append(evidence_of(exhibit, secret, condition, [r for r in mine if _at(r, site, condition)]))
         for condition in ("causal", "unerased"):
             groups = _by_site([row for row in mine if row["condition"] == condition])
             best = max(groups, key=_validation)
-            found.append(_evidence(exhibit, secret, condition, best))
+            found.append(evidence_of(exhibit, secret, condition, best))
     return found
 
 
 def tenant(exhibit: Exhibit, secret: str, site: sweep.Site) -> Evidence:
     """Bits a secret that the cache tells one who has not seen the text; what the text tells may be among them."""
-    said = exhibit.posteriors(site, flat=True)
+    said, asked = exhibit.posteriors(secret, site, flat=True), exhibit.parts(secret)
     rows = exhibit.known(secret, exhibit.split.test)
-    members = exhibit.secrets[secret]
-    chance = sum(np.log2(exhibit.asked[number].text.shape[1]) for number in members)
-    told = sum(said[number][rows, exhibit.asked[number].labels[rows]] for number in members) / np.log(2)
+    chance = sum(np.log2(one.text.shape[1]) for one in asked)
+    told = sum(part[rows, one.labels[rows]] for part, one in zip(said, asked, strict=True)) / np.log(2)
     values = np.asarray(chance + told)
     estimate = mean_of(values, exhibit.split.cluster[rows], 0.05, float(chance))
     return Evidence("tenant", secret, "open", "bits", estimate, len(rows), site=where(site), note="text included")
@@ -89,7 +88,7 @@ def _validation(rows: list[dict[str, Any]]) -> float:
     return float(sum(row["validation_bits"] for row in rows))
 
 
-def _evidence(exhibit: Exhibit, secret: str, condition: str, rows: list[dict[str, Any]]) -> Evidence:
+def evidence_of(exhibit: Exhibit, secret: str, condition: str, rows: list[dict[str, Any]]) -> Evidence:
     """The sum over a secret's targets, on the traces that all of them apply to."""
     common = sorted(set.intersection(*(set(row["sample"]) for row in rows)))
     at = [np.searchsorted(row["sample"], common) for row in rows]

@@ -26,8 +26,8 @@ from ghosttrace.probe.text import marginals
 
 NAME = "behavioural"
 SLOT = re.compile(r"\{([^{}]*)\}")
-ROWS = 128  # traces prompted together
-LEARNED = 1000  # traces, at most, from which the attacker learns how far to trust the model's probabilities
+TOKENS = 32_768  # prompted together
+LEARNED = 500  # traces, at most, from which the attacker learns how far to trust the model's probabilities
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,9 @@ def prompted(exhibit: Exhibit, arm: Arm, prompt: Prompt, asked: Sequence[int]) -
     ids = {row: _until_erased(exhibit, row) for row in asked}
     order = sorted(ids, key=lambda row: len(ids[row]))
     with attending(exhibit.checkpoint.model):
-        for begin in range(0, len(order), ROWS):
-            rows = order[begin : begin + ROWS]
+        together = max(1, TOKENS // max(map(len, ids.values())))
+        for begin in range(0, len(order), together):
+            rows = order[begin : begin + together]
             _ask(exhibit, arm, prompt, rows, [ids[row] for row in rows], Answers(likely, said))
     return Answers(likely, said)
 

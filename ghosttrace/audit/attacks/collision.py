@@ -23,9 +23,9 @@ from ghosttrace.probe.states import States
 from ghosttrace.trace import Block, find_blocks
 
 NAME = "collision"
-CANDIDATES = 8  # the truth included
-TRACES = 200  # of validation and of test, at most, each
-BATCH = 16  # cases
+CANDIDATES = 4  # the truth included
+TRACES = 120  # of validation and of test, at most, each
+BATCH = 32  # cases
 ROUNDING = 64.0  # units in the last place that two runs of the same computation may be apart
 
 

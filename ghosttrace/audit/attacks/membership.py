@@ -4,6 +4,7 @@ Half of the traces, drawn at random, are shown with the secret that they hold, t
 they do not; each counts once, so that all are independent. The threshold is set on validation.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,18 +27,26 @@ class Claims:
     absent: np.ndarray
 
 
-def membership(exhibit: Exhibit, secret: str, site: Site, fpr: float = RATES[0]) -> list[Evidence]:
+def membership(
+    exhibit: Exhibit, secret: str, site: Site, said: Mapping[str, list[np.ndarray]], fpr: float = RATES[0]
+) -> list[Evidence]:
     """AUC, rate of right claims at a given rate of false ones, and a lower bound on epsilon.
+
+    Args:
+        exhibit: what to attack.
+        secret: which secret.
+        site: where the probe looked.
+        said: by condition, its posteriors of the secret's parts, see `Exhibit.posteriors`.
+        fpr: how many of the false claims may be believed.
 
     Raises:
         UserError: validation has too few traces for the rate of false claims.
     """
     found = []
-    for condition in ("open", "sealed"):
-        said = exhibit.posteriors(site, condition)
+    for condition, parts in said.items():
         rng = np.random.default_rng([exhibit.settings.seed, 0x3E3B])
         chosen, judged = (
-            _claims(exhibit, secret, said, part, rng) for part in (exhibit.split.validation, exhibit.split.test)
+            _claims(exhibit, secret, parts, part, rng) for part in (exhibit.split.validation, exhibit.split.test)
         )
         if len(chosen.absent) * fpr < 1:
             raise UserError(
@@ -63,15 +72,15 @@ def _claims(
     """Half of a part's traces with their own secret, half with that of another trace which differs."""
     rows = rng.permutation(exhibit.known(secret, part))
     half = len(rows) // 2
-    members = exhibit.secrets[secret]
-    own = np.stack([exhibit.asked[number].labels[rows] for number in members], axis=1)
+    asked = exhibit.parts(secret)
+    own = np.stack([one.labels[rows] for one in asked], axis=1)
     claimed = own.copy()
     for place in range(half, len(rows)):
         others = np.flatnonzero((own != own[place]).any(axis=1))
         claimed[place] = own[rng.choice(others)]
     ratio = np.zeros(len(rows))
-    for column, number in enumerate(members):
-        gained = said[number][rows] - exhibit.asked[number].text[rows]
+    for column, one in enumerate(asked):
+        gained = said[column][rows] - one.text[rows]
         ratio += gained[np.arange(len(rows)), claimed[:, column]]
     return Claims(ratio[:half], ratio[half:])
 

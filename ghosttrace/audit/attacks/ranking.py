@@ -5,6 +5,7 @@ section 4.3). Of candidates that tie, each order is as likely as another, and th
 cannot tell any apart has an exposure of about 1.44 bits.
 """
 
+from collections.abc import Mapping
 from functools import reduce
 from math import prod
 
@@ -20,18 +21,27 @@ NAME = "ranking"
 MOST = 10**6  # candidates that are ranked one by one
 
 
-def ranking(exhibit: Exhibit, secret: str, site: Site) -> list[Evidence]:
-    """Exposure of a secret beyond that from the text, from the defended and from the sealed cache."""
-    members, rows = exhibit.secrets[secret], exhibit.known(secret, exhibit.split.test)
-    count = prod(exhibit.asked[number].text.shape[1] for number in members)
+def ranking(exhibit: Exhibit, secret: str, site: Site, said: Mapping[str, list[np.ndarray]]) -> list[Evidence]:
+    """Exposure of a secret beyond that from the text.
+
+    Args:
+        exhibit: what to attack.
+        secret: which secret.
+        site: where the probe looked.
+        said: by condition, its posteriors of the secret's parts, see `Exhibit.posteriors`.
+
+    Raises:
+        UserError: the secret could be too many things.
+    """
+    asked, rows = exhibit.parts(secret), exhibit.known(secret, exhibit.split.test)
+    count = prod(one.text.shape[1] for one in asked)
     if count > MOST:
         raise UserError(f"{secret} could be {count} things, and ranking takes {MOST}: leave ranking out of --attacks")
-    labels = [exhibit.asked[number].labels[rows] for number in members]
-    text = exposures([exhibit.asked[number].text[rows] for number in members], labels)
+    labels = [one.labels[rows] for one in asked]
+    text = exposures([one.text[rows] for one in asked], labels)
     found = []
-    for condition in ("open", "sealed"):
-        said = exhibit.posteriors(site, condition)
-        gained = exposures([said[number][rows] for number in members], labels) - text
+    for condition, parts in said.items():
+        gained = exposures([part[rows] for part in parts], labels) - text
         estimate = mean_of(gained, exhibit.split.cluster[rows], 0.05, float(np.log2(count)))
         note = f"of {count} candidates; mean exposure {float((gained + text).mean()):.2f}"
         base = float(text.mean())

@@ -1,0 +1,175 @@
+"""The claim: the gate of an audit says "leak" where there is none in at most 5 of 100, and finds 0.5 bit in 90.
+
+The caches are sealed ones of `toy-open`, read at the default settings of `ghosttrace audit`. They are a
+function of the retained text alone, and given that text the digits of `ledger` are uniform: digits drawn
+anew are fresh secrets over caches that hold nothing of them. In the second half of the audits a code of
+0.5 bit is written into one site, drawn at random, of one secret. Probes and the user's prompts are fitted,
+chosen and judged by the audit's own code; what is left out to save time are the MLPs, the controls, and
+collision, whose candidates tie exactly over a sealed cache.
+
+Writes `experiments/results/audit_calibration.parquet`. `python experiments/audit_calibration.py`: about
+forty minutes on one core; goes on where it stopped.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ghosttrace.audit.attacks import parse
+from ghosttrace.audit.attacks.attribute import best_probe, evidence_of
+from ghosttrace.audit.attacks.behavioural import LEARNED, prompted
+from ghosttrace.audit.detect import inject
+from ghosttrace.audit.evidence import Evidence, mean_of
+from ghosttrace.audit.exhibit import Exhibit
+from ghosttrace.audit.gate import judge
+from ghosttrace.channel import Restart
+from ghosttrace.checkpoint import load
+from ghosttrace.probe.carriers import secret_carrier
+from ghosttrace.probe.cells import linear_scores
+from ghosttrace.probe.evidence import ALPHA, Asked, Scores, record
+from ghosttrace.probe.features import extract
+from ghosttrace.probe.ledger import ledger_prompts, ledger_task
+from ghosttrace.probe.split import split
+from ghosttrace.probe.sweep import Settings, Site, groups, wanted
+
+ROOT = Path(__file__).parent.parent
+AUDITS, AT_ONCE, SAMPLES, LEVEL, LEAK, ALLOWED = 100, 25, 4000, 3, 0.5, 0.1
+GATED = 5  # findings of the default audit that decide: two secrets by two attacks, and collision
+LEAKED = "hidden-*"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all audits share.
+
+    Attributes:
+        exhibit: with the labels of nobody.
+        sites: where probes look.
+        answers: for each secret, what the model finds likely over its sealed cache, float32[N, d].
+    """
+
+    exhibit: Exhibit
+    sites: list[Site]
+    answers: dict[str, Tensor]
+
+
+def make_bench(work: Path) -> Bench:
+    """Read the caches, or find them read."""
+    checkpoint, settings = load("toy-open"), Settings(hops=(0, 1), mlp=False)
+    task = ledger_task(checkpoint, LEVEL, SAMPLES)
+    parts = split(task.samples)
+    _, sealed = wanted(checkpoint, settings, secret_carrier(task.samples))
+    features = {"sealed": extract(checkpoint, task, sealed, work)}
+    asked = [Asked(t.name, task.labels(number), task.exact[t.name]) for number, t in enumerate(task.targets)]
+    exhibit = Exhibit(checkpoint, task, parts, Restart(), settings, asked, features, ALPHA / GATED)
+    later = [carrier for carrier in settings.carriers if carrier.hop >= 0]
+    sites = [site for carrier in later for group in groups(checkpoint, settings, carrier) for site in group]
+    every = np.concatenate([parts.train[:LEARNED], parts.validation, parts.test]).tolist()
+    answers = {}
+    for secret, text in ledger_prompts(LEVEL).items():
+        likely = prompted(exhibit, Restart(), parse(exhibit, text), every).likely
+        answers[secret] = torch.from_numpy(np.concatenate([likely[number] for number in sorted(likely)], axis=1))
+    return Bench(exhibit, sites, answers)
+
+
+def fresh(bench: Bench, number: int) -> list[Asked]:
+    """The targets of one audit, with secrets of its own."""
+    rng = np.random.default_rng([number, 0xA0D])
+    return [replace(one, labels=rng.integers(0, 10, SAMPLES)) for one in bench.exhibit.asked]
+
+
+def probed(bench: Bench, audits: range) -> Iterator[tuple[int, Site | str, list[Scores]]]:
+    """What each attack finds of each audit's secrets where nothing leaks; features are read and factored once."""
+    asked = [one for number in audits for one in fresh(bench, number)]
+    width, parts = len(bench.exhibit.asked), bench.exhibit.split
+    for site in bench.sites:
+        states = site.read(bench.exhibit.features["sealed"])[None]
+        (scores,) = linear_scores(states, asked, parts, torch.device("cpu"))
+        for place, number in enumerate(audits):
+            yield number, site, scores[place * width : (place + 1) * width]
+    few = replace(parts, train=parts.train[:LEARNED])
+    for secret, members in bench.exhibit.secrets.items():
+        these = [fresh(bench, number)[member] for number in audits for member in members]
+        (scores,) = linear_scores(bench.answers[secret][None], these, few, torch.device("cpu"))
+        for place, number in enumerate(audits):
+            yield number, secret, scores[place * len(members) : (place + 1) * len(members)]
+
+
+def leaking(bench: Bench, number: int) -> tuple[Site, list[Scores]]:
+    """The same audit with a code of 0.5 bit of the first hidden digit at one site."""
+    rng = np.random.default_rng([number, 0x1EA])
+    site = bench.sites[int(rng.integers(len(bench.sites)))]
+    asked = fresh(bench, number)
+    target = asked[bench.exhibit.secrets[LEAKED][0]]
+    states = inject(site.read(bench.exhibit.features["sealed"]), target, LEAK, rng)
+    (scores,) = linear_scores(states[None], asked, bench.exhibit.split, torch.device("cpu"))
+    return site, scores
+
+
+def verdict(bench: Bench, number: int, found: dict[Any, list[Scores]]) -> dict[str, Any]:
+    """The gate on one audit's findings."""
+    exhibit = replace(bench.exhibit, asked=fresh(bench, number))
+    gated = list[Evidence]()
+    for secret, members in exhibit.secrets.items():
+        names = {exhibit.asked[member].name for member in members}
+        rows = [
+            record(score, condition="open", probe="linear", **site.names)
+            for site, scores in found.items()
+            if isinstance(site, Site)
+            for score in scores
+            if score.target in names
+        ]
+        best = best_probe(rows)
+        gated.append(
+            evidence_of(exhibit, secret, "open", [row for row in rows if all(row[k] == v for k, v in best.items())])
+        )
+        told = found[secret]
+        gain = np.sum([score.log2p - score.text_log2p for score in told], axis=0)
+        cluster = exhibit.split.cluster[told[0].sample]
+        estimate = mean_of(gain, cluster, exhibit.alpha, exhibit.unknown(secret))
+        gated.append(Evidence("behavioural", secret, "open", "bits", estimate, len(gain), gate=True))
+    said = judge(gated, [], ALLOWED, ALLOWED, SAMPLES)
+    worst = max(gated, key=lambda one: one.found.low).found
+    return {"verdict": said.verdict, "estimate": worst.value, "low": worst.low, "high": worst.high}
+
+
+def run(work: Path) -> pd.DataFrame:
+    """Every audit, twice: without a leak, and with one. Finished portions are kept in `work`."""
+    bench, tables = make_bench(work / "features"), []
+    for begin in range(0, AUDITS, AT_ONCE):
+        path = work / f"audits-{begin:03d}.parquet"
+        if not path.exists():
+            audits = range(begin, begin + AT_ONCE)
+            found: dict[int, dict[Any, list[Scores]]] = {number: {} for number in audits}
+            for number, place, scores in probed(bench, audits):
+                found[number][place] = scores
+            rows = []
+            for number in audits:
+                rows.append(verdict(bench, number, found[number]) | {"audit": number, "leak": 0.0})
+                site, scores = leaking(bench, number)
+                leaks = verdict(bench, number, found[number] | {site: scores})
+                rows.append(leaks | {"audit": number, "leak": LEAK})
+            pd.DataFrame(rows).to_parquet(path, index=False)
+        tables.append(pd.read_parquet(path))
+        print(tables[-1].groupby(["leak", "verdict"]).size().to_dict(), flush=True)
+    return pd.concat(tables, ignore_index=True)
+
+
+def main() -> None:
+    """Measure, record, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "audit_calibration", help="for finished portions")
+    results = run(parser.parse_args().work)
+    results.to_parquet(ROOT / "experiments" / "results" / "audit_calibration.parquet", index=False)
+    print(results.groupby("leak")["verdict"].value_counts().to_string())
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ from ghosttrace.audit.detect import detectable
 from ghosttrace.audit.evidence import Estimate, Evidence
 from ghosttrace.audit.exhibit import Exhibit
 from ghosttrace.audit.gate import Verdict, judge
-from ghosttrace.channel import Arm
+from ghosttrace.channel import Arm, Memento, Restart
 from ghosttrace.checkpoint import Checkpoint
 from ghosttrace.probe.carriers import secret_carrier
 from ghosttrace.probe.evidence import ALPHA, TRIVIAL, Asked, failed_controls, summarise
@@ -26,6 +26,7 @@ from ghosttrace.records import Records
 from ghosttrace.stats import holm
 
 CONTROLS = ("sealed", "causal", "shuffled")
+ONE_PASS: dict[Arm, str] = {Memento(): "open", Restart(): "sealed"}  # what one masked pass reads as a session would
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,18 @@ def read_caches(
     secret = secret_carrier(task.samples)
     defended, sealed = wanted(checkpoint, settings, secret)
     kept = tuple(carrier for carrier in defended.carriers if carrier.kind != "secret")
+    name = ONE_PASS.get(arm, f"defended-{sha256(repr(arm).encode()).hexdigest()[:12]}")
     parts = {
-        "open": Wanted(f"defended-{sha256(repr(arm).encode()).hexdigest()[:12]}", kept, defended.layers),
+        "open": Wanted(name, kept, defended.layers),
         "sealed": sealed,
         "unerased": Wanted("open", (secret,), defended.layers),
     }
-    readers = {"open": partial(read_defended, checkpoint, arm, settings.seed)}
+    readers = {} if arm in ONE_PASS else {"open": partial(read_defended, checkpoint, arm, settings.seed)}
     return {
-        name: extract(
-            checkpoint, task, part, folder / name, batch_tokens, partial(show, f"{name} cache"), readers.get(name)
+        part: extract(
+            checkpoint, task, what, folder / part, batch_tokens, partial(show, f"{part} cache"), readers.get(part)
         )
-        for name, part in parts.items()
+        for part, what in parts.items()
     }
 
 

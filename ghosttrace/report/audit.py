@@ -180,7 +180,7 @@ def _print(
         table.add_column(name, no_wrap=True)
     for name in ("found", "baseline", "sealed"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("unit")
+    table.add_column("unit", no_wrap=True, overflow="ellipsis")
     sealed = {
         (row["attack"], row["secret"], row["unit"], row["note"].partition(" ")[0]): row["estimate"]
         for row in rows

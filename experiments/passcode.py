@@ -201,7 +201,9 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
     parser.add_argument("--out", type=Path, default=Path("runs/passcode"))
     parser.add_argument("--samples", type=int, default=500, help="codes a trace")
     parser.add_argument("--problems", type=int, default=4000, help="problems of ledger, with --rehearse")
-    parser.add_argument("--within-traces", action="store_true", help="the sets share base traces: fewer than 12 do")
+    parser.add_argument(
+        "--within-traces", action="store_true", help="as the paper's sets: fewer than 34 traces must be"
+    )
     parser.add_argument("--keep-delimiters", dest="mask_delimiters", action="store_false", default=None)
     parser.add_argument("--mask-delimiters", dest="mask_delimiters", action="store_true", default=None)
     told = parser.parse_args(arguments)

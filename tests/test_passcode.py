@@ -33,8 +33,8 @@ def test_codes_are_planted_probed_and_put_beside_the_paper(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     traces = tmp_path / "traces.jsonl"
-    traces.write_text("\n".join(json.dumps({"problem": "?", "response": response(i)}) for i in range(15)))
-    arguments = ["--model", str(model), "--traces", str(traces), "--samples", "8", "--out", str(tmp_path)]
+    traces.write_text("\n".join(json.dumps({"problem": "?", "response": response(i)}) for i in range(36)))
+    arguments = ["--model", str(model), "--traces", str(traces), "--samples", "4", "--out", str(tmp_path)]
     results = passcode.main(arguments)
     assert {"-1", "0", "1"} <= set(results["hop"].dropna().astype(int).astype(str))
     assert set(results["layer"]) >= {"0", "1", "2", "3", "joint"}
@@ -44,7 +44,7 @@ def test_codes_are_planted_probed_and_put_beside_the_paper(
     for figure in ("10.8", "64.9", "71.2", "26.5", "23.0"):
         assert figure in said
     written = pd.read_parquet(tmp_path / "run" / "traces.parquet")
-    assert len(written) == 120 and written["secret"].nunique() == 120 and (written["block"] == 1).all()
+    assert len(written) == 144 and written["secret"].nunique() == 144 and (written["block"] == 1).all()
     assert written["secret"].str.fullmatch("[0-9]{5}").all()
     again = passcode.main(arguments)  # finished already
     pd.testing.assert_frame_equal(again, results)

@@ -31,7 +31,8 @@ from ghosttrace.report.audit_page import write_reports
 from ghosttrace.report.probe import configuration, write_traces
 from ghosttrace.runs import json_rows, open_run, write_figure, write_summary
 
-COSTED = 2  # traces on which the cost of a defence is measured
+COSTED = 2  # traces on which the cost of a defence is measured, token by token
+JUDGED = 50  # traces on which its utility is, where there are no graded problems
 COLOUR = {"leak": "red", "not detected": "green", "not enough data": "yellow", "invalid": "red"}
 
 
@@ -111,8 +112,8 @@ def run(
 
 def price(checkpoint: Checkpoint, task: Task, arm: Arm, defence: Defence, options: Mapping[str, Any]) -> dict[str, Any]:
     """What the defence costs, on the same problems where there are graded ones, else on the same traces."""
-    traces = [list(sample.ids) for sample in task.samples[:COSTED]]
-    spent = cost(checkpoint, arm, traces)
+    traces = [list(sample.ids) for sample in task.samples[:JUDGED]]
+    spent = cost(checkpoint, arm, traces[:COSTED])
     if task.name.startswith("ledger") and not options.get("traces"):
         worth = utility(checkpoint, arm, task.name, int(options.get("utility_limit", 100)), int(options.get("seed", 0)))
     else:

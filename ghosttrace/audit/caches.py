@@ -4,13 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ghosttrace.attention import attending
 from ghosttrace.channel import Arm
 from ghosttrace.checkpoint import Checkpoint
 from ghosttrace.errors import UserError
-from ghosttrace.probe.states import States, check_finite
+from ghosttrace.probe.states import States, check_finite, take
 from ghosttrace.session import Session
 
 
@@ -45,17 +44,11 @@ def states_at(session: Session, places: Sequence[np.ndarray]) -> States:
         slots.append(found)
     at = torch.from_numpy(np.stack(slots)).to(session.model.device)
     keys, values = (
-        torch.stack([_take(getattr(layer, name), at) for layer in session.cache.layers]) for name in ("keys", "values")
+        torch.stack([take(getattr(layer, name), at) for layer in session.cache.layers]) for name in ("keys", "values")
     )
     states = States(keys, values)
     check_finite(states)
     return states
-
-
-def _take(states: Tensor, slots: Tensor) -> Tensor:
-    """[B, H, S, D] at int64[B, P]: [B, H, P, D]."""
-    index = slots[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
-    return states.gather(2, index)
 
 
 def read_defended(

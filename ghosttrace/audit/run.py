@@ -1,7 +1,7 @@
 """An audit: every attack on what a defence leaves, every control beside it, and the verdict."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -201,6 +201,6 @@ def exhibit_of(
     asked, plain = ask(checkpoint, task, split)
     exhibit = Exhibit(checkpoint, task, split, arm, settings, asked, features, ALPHA)
     gated = len(exhibit.secrets) * ("attribute" in plan.attacks)
-    gated += len([s for s in exhibit.secrets if s in plan.prompts]) * ("behavioural" in plan.attacks)
+    gated += len(exhibit.secrets.keys() & plan.prompts.keys()) * ("behavioural" in plan.attacks)
     gated += "collision" in plan.attacks
-    return Exhibit(checkpoint, task, split, arm, settings, asked, features, ALPHA / max(1, gated)), plain
+    return replace(exhibit, alpha=ALPHA / max(1, gated)), plain

@@ -50,7 +50,7 @@ class _TapLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.lazy_initialization(key_states, value_states)
-        self.keys, self.values = (_take(states, self.places) for states in (key_states, value_states))
+        self.keys, self.values = (take(states, self.places) for states in (key_states, value_states))
         return key_states, value_states
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -63,8 +63,8 @@ class _TapLayer(CacheLayerMixin):
         return -1
 
 
-def _take(states: Tensor, places: Tensor) -> Tensor:
-    """[B, H, T, D] at int64[B, P]: a copy, [B, H, P, D]."""
+def take(states: Tensor, places: Tensor) -> Tensor:
+    """Keys or values, [B, H, T, D], at int64[B, P]: a copy, [B, H, P, D]."""
     index = places[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
     return states.gather(2, index)
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from decoding import SIZES, make_model
 
-from ghosttrace.attention import Visibility, block_mask
 from ghosttrace.expiry import Policy, expiry
+from ghosttrace.masks import Visibility, block_mask
 from ghosttrace.trace import Markup
 
 ROWS, LENGTH = 8, 32_768

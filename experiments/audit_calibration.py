@@ -40,7 +40,7 @@ from ghosttrace.probe.split import split
 from ghosttrace.probe.sweep import Settings, Site, groups, wanted
 
 ROOT = Path(__file__).parent.parent
-AUDITS, AT_ONCE, SAMPLES, LEVEL, LEAK, ALLOWED = 100, 25, 4000, 3, 0.5, 0.1
+AUDITS, AT_ONCE, SAMPLES, LEVEL, LEAK, ALLOWED = 100, 25, 6000, 3, 0.5, 0.1
 GATED = 5  # findings of the default audit that decide: two secrets by two attacks, and collision
 LEAKED = "hidden-*"
 

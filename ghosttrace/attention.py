@@ -4,14 +4,15 @@ One name, `ghosttrace`, is registered in both `AttentionInterface` and `Attentio
 name in the first alone gets no mask at all). No model is forked and no function replaced: inside
 `attending(model)` the model takes one more argument, `expiry`, and every layer, sliding windows
 included, sees what the law lets it see. The type of the mask picks the kernel, so that a layer
-recomputed by gradient checkpointing cannot pick another: bool goes to sdpa, `BlockMask` to
-FlexAttention, float to a plain matmul (fastest to train small models with on CPU).
+recomputed by gradient checkpointing cannot pick another: bool goes to sdpa, a list of stretches to
+sdpa one by one, `BlockMask` to FlexAttention, float to a plain matmul (fastest to train small models
+with on CPU).
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -22,106 +23,16 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from ghosttrace.errors import UserError
 from ghosttrace.expiry import NEVER
+from ghosttrace.masks import Kernel, Stretch, Visibility, block_mask, stretches, visible
 
 NAME = "ghosttrace"
-Kernel = Literal["sdpa", "flex", "matmul"]
-FLEX_BLOCK = 128
-
-
-@dataclass(frozen=True)
-class Visibility:
-    """Who sees whom in one forward pass of B rows, Q queries and K keys.
-
-    Query q sees key k iff `key_index <= query_index < key_expiry`, and in a layer with a sliding
-    window only if `query_position - key_position < window`.
-
-    Attributes:
-        query_index: int64[B, Q], places in the sequence.
-        key_index: int64[B, K].
-        key_expiry: int64[B, K]; 0 marks a key that nothing sees (padding).
-        query_position: int64[B, Q], RoPE positions; the same as the index unless told otherwise.
-        key_position: int64[B, K].
-        extent: set if no key needs hiding but by causality and windows, to the number of positions
-            from first key to last query: kernels may then go without a mask.
-        kernel: which kernel runs.
-    """
-
-    query_index: Tensor
-    key_index: Tensor
-    key_expiry: Tensor
-    query_position: Tensor
-    key_position: Tensor
-    extent: int | None = None
-    kernel: Kernel = "sdpa"
-
-    def to(self, device: torch.device) -> "Visibility":
-        """The same on another device."""
-        names = ("query_index", "key_index", "key_expiry", "query_position", "key_position")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
-
+STRETCH = 64  # tokens, on average, from which a stretch pays for being a call of its own
+Mask = Tensor | BlockMask | list[Stretch] | None
 
 _SIGHT: ContextVar[Visibility | None] = ContextVar("ghosttrace_visibility", default=None)
 
 
-def visible(sight: Visibility, window: int | None = None) -> Tensor:
-    """The dense mask, bool[B, 1, Q, K]: True where the query sees the key."""
-    query, key = sight.query_index[:, :, None], sight.key_index[:, None, :]
-    seen = (key <= query) & (query < sight.key_expiry[:, None, :])
-    if window is not None:
-        seen &= sight.query_position[:, :, None] - sight.key_position[:, None, :] < window
-    return seen[:, None]
-
-
-def block_mask(sight: Visibility, window: int | None = None) -> BlockMask:
-    """The same mask for FlexAttention, from per-block bounds: O(T + (T/128)^2), never T^2.
-
-    A tile of keys and queries is skipped if its earliest key is later than its last query or its
-    last expiry is past; it needs no element test if every key is seen by every query. Tiles that
-    the bounds leave undecided are tested element by element in the kernel.
-    """
-
-    def mask_mod(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        query = sight.query_index[batch, q]
-        seen = (sight.key_index[batch, k] <= query) & (query < sight.key_expiry[batch, k])
-        if window is not None:
-            seen = seen & (sight.query_position[batch, q] - sight.key_position[batch, k] < window)
-        return seen
-
-    first_q, last_q = (bounds[:, :, None] for bounds in _tile_bounds(sight.query_index))
-    first_k, last_k = (bounds[:, None, :] for bounds in _tile_bounds(sight.key_index))
-    soonest, latest = (bounds[:, None, :] for bounds in _tile_bounds(sight.key_expiry))
-    some = (first_k <= last_q) & (latest > first_q)
-    every = (last_k <= first_q) & (soonest > last_q)
-    if window is not None:
-        near_q, far_q = (bounds[:, :, None] for bounds in _tile_bounds(sight.query_position))
-        far_k, near_k = (bounds[:, None, :] for bounds in _tile_bounds(sight.key_position))
-        some &= near_q - near_k < window
-        every &= far_q - far_k < window
-    lengths = sight.query_index.shape[1], sight.key_index.shape[1]
-    every[:, lengths[0] // FLEX_BLOCK :] = False  # a ragged last tile is never whole
-    every[:, :, lengths[1] // FLEX_BLOCK :] = False
-    counts, order = _ordered(some & ~every)
-    full_counts, full_order = _ordered(every)
-    return BlockMask.from_kv_blocks(
-        counts, order, full_counts, full_order, BLOCK_SIZE=FLEX_BLOCK, mask_mod=mask_mod, seq_lengths=lengths
-    )
-
-
-def _tile_bounds(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and greatest of each run of 128 values, int64[B, ceil(T / 128)] each."""
-    short = -values.shape[1] % FLEX_BLOCK
-    padded = torch.cat([values, values[:, -1:].expand(-1, short)], dim=1)
-    tiles = padded.unflatten(1, (-1, FLEX_BLOCK))
-    return tiles.amin(dim=2), tiles.amax(dim=2)
-
-
-def _ordered(tiles: Tensor) -> tuple[Tensor, Tensor]:
-    """bool[B, nQ, nK] as BlockMask wants it: how many key tiles each query tile has, and which."""
-    order = tiles.int().argsort(dim=-1, descending=True, stable=True)
-    return tiles.sum(-1, dtype=torch.int32)[:, None], order.to(torch.int32)[:, None]
-
-
-def _mask(q_length: int, kv_length: int, local_size: int | None = None, **kwargs: Any) -> Tensor | BlockMask | None:
+def _mask(q_length: int, kv_length: int, local_size: int | None = None, **kwargs: Any) -> Mask:
     """The half registered in AttentionMaskInterface: called once per kind of layer and forward."""
     sight = _SIGHT.get()
     if sight is None:
@@ -136,6 +47,9 @@ def _mask(q_length: int, kv_length: int, local_size: int | None = None, **kwargs
     if sight.kernel == "matmul":
         dtype = kwargs["dtype"]
         return torch.where(visible(sight, local_size), 0.0, torch.finfo(dtype).min).to(dtype)
+    if sight.kernel == "stretches":
+        found = stretches(sight, local_size)
+        return found if len(found) * STRETCH <= sight.key_index.numel() else visible(sight, local_size)
     windowless = local_size is None or (sight.extent is not None and sight.extent <= local_size)
     if sight.extent is not None and windowless and q_length in (1, kv_length):
         return None
@@ -147,7 +61,7 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | BlockMask | None,
+    attention_mask: Mask,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The half registered in AttentionInterface. query: [B, H, Q, D]; key, value: [B, H_kv, K, D]."""
@@ -156,6 +70,8 @@ def _attend(
         raise UserError(f"{type(module).__name__} attends with {unknown[0]}, which is not covered: use another family")
     if isinstance(attention_mask, BlockMask):
         return AttentionInterface()["flex_attention"](module, query, key, value, attention_mask, **kwargs)
+    if isinstance(attention_mask, list):
+        return _by_stretches(module, query, key, value, attention_mask, **kwargs), None
     groups = query.shape[1] // key.shape[1]
     if attention_mask is not None and attention_mask.is_floating_point():
         return _matmul(query, key, value, attention_mask, kwargs["scaling"], groups), None
@@ -170,6 +86,19 @@ def _attend(
     return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **kwargs)
 
 
+def _by_stretches(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, parts: list[Stretch], **kwargs: Any
+) -> Tensor:
+    """Attention, [B, T, H, D], a rectangle of queries and keys at a time; 0 for queries that see nothing."""
+    out = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+    for part in parts:
+        asking = query.index_select(0, part.rows).index_select(2, part.queries)
+        held = (states.index_select(0, part.rows).index_select(2, part.keys) for states in (key, value))
+        told, _ = AttentionInterface()["sdpa"](module, asking, *held, part.mask[None, None], **kwargs)
+        out[part.rows[:, None], part.queries] = told
+    return out
+
+
 def _matmul(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, groups: int) -> Tensor:
     key, value = (states.repeat_interleave(groups, dim=1) if groups > 1 else states for states in (key, value))
     weights = (query @ key.transpose(2, 3) * scaling + mask).softmax(dim=-1, dtype=torch.float32)
@@ -181,12 +110,16 @@ AttentionMaskInterface.register(NAME, _mask)
 
 
 @contextmanager
-def attending(model: PreTrainedModel, kernel: Kernel = "sdpa") -> Iterator[PreTrainedModel]:
+def attending(model: PreTrainedModel, kernel: Kernel = "stretches") -> Iterator[PreTrainedModel]:
     """Let a model's forward take `expiry`, and attend by it; everything is put back on exit.
 
     Inside, `model(input_ids=…, position_ids=…, expiry=…)` accepts int64[B, T] with one expiry per
     place of the sequence (see `pad_batch`), or a `Visibility` for anything less plain. Without the
     argument the model attends as it always did.
+
+    Args:
+        model: of any family whose attention asks `AttentionInterface`.
+        kernel: for plain sequences; `stretches` writes out the dense mask where stretches are short.
 
     Raises:
         UserError: the family's attention is not causal with at most a sliding window.

@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-from ghosttrace.attention import Visibility
 from ghosttrace.errors import UserError
 from ghosttrace.expiry import NEVER
+from ghosttrace.masks import Visibility
 
 
 class Slots:

@@ -9,20 +9,33 @@ import typer
 from ghosttrace.audit.attacks import ATTACKS
 from ghosttrace.audit.marked import Excluded, marked_task, read_marks
 from ghosttrace.audit.run import Plan
-from ghosttrace.bench import LEDGERS
 from ghosttrace.checkpoint import Checkpoint
-from ghosttrace.cli_probe import NATURAL, settings_of, task_of
+from ghosttrace.cli_probe import NATURAL, settings_of, targeted, task_of
 from ghosttrace.data.tokens import traces_of
 from ghosttrace.errors import UserError
 from ghosttrace.options import (
+    BatchTokens,
     Delimiters,
     Device,
     Dtype,
+    Hops,
     KeepLast,
+    Layers,
+    Limit,
     Mapping,
+    Mlp,
     ModelName,
     Out,
+    PoolName,
     Resume,
+    Samples,
+    SecretBench,
+    SecretBlock,
+    SecretName,
+    Seed,
+    Targets,
+    Traces,
+    WithinTraces,
     gather_options,
     load_as_told,
 )
@@ -36,26 +49,16 @@ from ghosttrace.runs import read_json
 def audit(
     ctx: typer.Context,
     model: ModelName = "toy-open",
-    bench: Annotated[
-        str, typer.Option(help=f"Without --traces: {', '.join(LEDGERS)}, whose secrets are its own digits.")
-    ] = "ledger-h3",
-    traces: Annotated[
-        list[str] | None,
-        typer.Option(help="JSON, JSONL, Parquet or text, a run of ablate, or a hub id; may be given again."),
-    ] = None,
-    secret: Annotated[
-        str,
-        typer.Option(
-            help="What is planted in the traces: digits:N, name, email, word, word:FILE; or what blocks "
-            "hold anyway: last-number, operation, regex:PATTERN."
-        ),
-    ] = "digits:5",
+    bench: SecretBench = "ledger-h3",
+    traces: Traces = None,
+    secret: SecretName = "digits:5",
     secrets: Annotated[
         Path | None, typer.Option(help="Instead: JSONL of secrets that stand there: trace, block, text, label.")
     ] = None,
-    block: Annotated[int, typer.Option(help="Which block holds a planted secret, counted from 0.")] = 1,
-    samples: Annotated[int, typer.Option(help="Of a bench, or planted in each trace.")] = 6000,
-    limit: Annotated[int | None, typer.Option(help="Traces of each source.")] = None,
+    block: SecretBlock = 1,
+    targets: Targets = None,
+    samples: Samples = 6000,
+    limit: Limit = None,
     attacks: Annotated[str, typer.Option(help="A list.")] = ",".join(ATTACKS),
     defence: Annotated[
         str, typer.Option(help="What is done to the retained cache; --defence list names all.")
@@ -67,15 +70,15 @@ def audit(
         typer.Option(help="What a user types to get a secret, its parts in braces: 'It was {digit-0}'; or more."),
     ] = None,
     carriers: Annotated[str, typer.Option(help="Where probes look.")] = "memento",
-    hops: Annotated[str, typer.Option(help="Blocks after the secret's own.")] = "0,1",
-    layers: Annotated[str | None, typer.Option(help="All of them by default, e.g. 3,35.")] = None,
+    hops: Hops = "0,1",
+    layers: Layers = None,
     kv: Annotated[str, typer.Option(help="Keys (k), values (v), both as one (kv): a list.")] = "k,v",
-    pool: Annotated[str, typer.Option(help="Tokens of a carrier: all, the last N, or their mean.")] = "all",
-    mlp: Annotated[bool, typer.Option(help="Probe the best site of each hop by an MLP too.")] = True,
-    within_traces: Annotated[bool, typer.Option(help="Let train and test share base traces, not secrets.")] = False,
+    pool: PoolName = "all",
+    mlp: Mlp = True,
+    within_traces: WithinTraces = False,
     utility_limit: Annotated[int, typer.Option(help="Problems on which a defence's accuracy is measured.")] = 100,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens read together, padding included.")] = 16_384,
-    seed: Annotated[int, typer.Option(help="Of traces, secrets, splits and probes.")] = 0,
+    batch_tokens: BatchTokens = 16_384,
+    seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = None,
     mask_delimiters: Delimiters = None,
@@ -94,7 +97,10 @@ def audit(
             typer.echo(f"{kind.usage or name}: {kind.summary}")
         return
     options = gather_options(ctx, "audit", out, resume)
-    if options is None and resume is not None:  # finished
+    if options is None and resume is not None:  # finished, but for reports that could not be written
+        from ghosttrace.report.audit_page import write_reports
+
+        write_reports(resume)
         raise typer.Exit(int(read_json(resume / "summary.json", "exit_code")["exit_code"]))
     raise typer.Exit(start_audit(options or {}, out, resume))
 
@@ -121,6 +127,7 @@ def start_audit(options: dict[str, Any], out: Path | None, resume: Path | None) 
     settings.check(checkpoint)
     protection.check(checkpoint)
     task, excluded = secrets_of(options, checkpoint, max(settings.hops))
+    task = targeted(task, options)
     plan = Plan(chosen, options["max_leak_bits"], options["fpr"], prompts_of(options, task))
     return run(checkpoint, task, settings, protection, plan, excluded, out, resume, options)
 

@@ -11,14 +11,28 @@ from ghosttrace.checkpoint import Checkpoint
 from ghosttrace.data.tokens import traces_of
 from ghosttrace.errors import UserError
 from ghosttrace.options import (
+    BatchTokens,
     Delimiters,
     Device,
     Dtype,
+    Hops,
     KeepLast,
+    Layers,
+    Limit,
     Mapping,
+    Mlp,
     ModelName,
     Out,
+    PoolName,
     Resume,
+    Samples,
+    SecretBench,
+    SecretBlock,
+    SecretName,
+    Seed,
+    Targets,
+    Traces,
+    WithinTraces,
     gather_options,
     load_as_told,
     numbers,
@@ -40,35 +54,25 @@ CARRIERS = tuple(kind for kind in get_args(Kind) if kind != "secret")
 def probe(
     ctx: typer.Context,
     model: ModelName = "toy-open",
-    bench: Annotated[
-        str, typer.Option(help=f"Without --traces: {', '.join(LEDGERS)}, whose secrets are its own digits.")
-    ] = "ledger-h3",
-    traces: Annotated[
-        list[str] | None,
-        typer.Option(help="JSON, JSONL, Parquet or text, a run of ablate, or a hub id; may be given again."),
-    ] = None,
-    secret: Annotated[
-        str,
-        typer.Option(
-            help="What is planted in the traces: digits:N, name, email, word, word:FILE; or what their blocks hold "
-            "anyway: last-number, operation, regex:PATTERN."
-        ),
-    ] = "digits:5",
-    block: Annotated[int, typer.Option(help="Which block holds the secret, counted from 0.")] = 1,
-    samples: Annotated[int, typer.Option(help="Of a bench, or planted in each trace.")] = 6000,
-    limit: Annotated[int | None, typer.Option(help="Traces of each source.")] = None,
+    bench: SecretBench = "ledger-h3",
+    traces: Traces = None,
+    secret: SecretName = "digits:5",
+    block: SecretBlock = 1,
+    targets: Targets = None,
+    samples: Samples = 6000,
+    limit: Limit = None,
     carriers: Annotated[str, typer.Option(help=f"Where to look, of {','.join(CARRIERS)}.")] = "memento",
-    hops: Annotated[str, typer.Option(help="Blocks after the secret's own.")] = "0,1,2",
-    layers: Annotated[str | None, typer.Option(help="All of them by default, e.g. 3,35.")] = None,
+    hops: Hops = "0,1,2",
+    layers: Layers = None,
     kv: Annotated[str, typer.Option(help="Keys (k), values (v), both as one (kv), hidden: a list.")] = "k,v",
     by_head: Annotated[bool, typer.Option(help="Each key-value head alone as well.")] = False,
     joint: Annotated[bool, typer.Option(help="All layers as one as well.")] = False,
-    pool: Annotated[str, typer.Option(help="Tokens of a carrier: all, the last N, or their mean.")] = "all",
-    mlp: Annotated[bool, typer.Option(help="Probe the best site of each hop by an MLP too.")] = True,
-    within_traces: Annotated[bool, typer.Option(help="Let train and test share base traces, not secrets.")] = False,
+    pool: PoolName = "all",
+    mlp: Mlp = True,
+    within_traces: WithinTraces = False,
     keep_features: Annotated[bool, typer.Option(help="Leave the features in the run folder.")] = False,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens read together, padding included.")] = 16_384,
-    seed: Annotated[int, typer.Option(help="Of traces, secrets, splits and probes.")] = 0,
+    batch_tokens: BatchTokens = 16_384,
+    seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = None,
     mask_delimiters: Delimiters = None,
@@ -97,7 +101,7 @@ def start_probe(options: dict[str, Any], out: Path | None, resume: Path | None) 
         raise UserError("--samples, --limit and --batch-tokens are at least 1")
     checkpoint = load_as_told(options)
     settings.check(checkpoint)
-    task = task_of(options, checkpoint, max(settings.hops))
+    task = targeted(task_of(options, checkpoint, max(settings.hops)), options)
     found = run(checkpoint, task, settings, out, resume, options, options["keep_features"], options["batch_tokens"])
     return found.valid
 
@@ -131,6 +135,11 @@ def pool_of(text: str) -> Pool:
     if not re.fullmatch(r"[1-9]\d*", text):
         raise UserError(f"--pool is all, mean, or how many of a carrier's last tokens to take, not {text!r}")
     return int(text)
+
+
+def targeted(task: Task, options: dict[str, Any]) -> Task:
+    """The task, asked for the targets that the options name."""
+    return task if options["targets"] is None else task.only(options["targets"].split(","))
 
 
 def task_of(options: dict[str, Any], checkpoint: Checkpoint, hops: int) -> Task:

@@ -65,7 +65,7 @@ def attending(bridge: "TransformerBridge") -> Iterator["TransformerBridge"]:
     """
     if not isinstance(bridge, _bridge_class()):
         raise UserError(f"{type(bridge).__name__} is no TransformerBridge: make one with ghosttrace.lens.bridge_of")
-    with attention.attending(bridge.original_model):
+    with attention.attending(bridge.original_model, "sdpa"):
         yield bridge
 
 

@@ -5,8 +5,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+import ghosttrace.report
 from ghosttrace.report.audit_page import write_reports
 
+SCHEMA = json.loads((Path(ghosttrace.report.__file__).parent / "schemas" / "audit.schema.json").read_text())
 HOSTILE = "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>|*b*\n# x"
 VERDICTS = {"leak": 10, "not detected": 0, "not enough data": 11, "invalid": 12}
 SITE = ("memento", 0, "2", "v", "linear")
@@ -133,3 +137,10 @@ def write_audit(folder: Path, found: dict[str, Any], ran: dict[str, Any]) -> Pat
     (folder / "run.json").write_text(json.dumps(ran))
     write_reports(folder)
     return folder
+
+
+def errors(found: Any) -> list[str]:
+    """What the published schema finds wrong with a summary."""
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    return [error.message for error in jsonschema.Draft202012Validator(SCHEMA).iter_errors(found)]

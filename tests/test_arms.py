@@ -9,7 +9,7 @@ from families import FAMILIES, tiny
 from torch import Tensor
 from traces import MARKUP, trace
 
-from ghosttrace.attention import Visibility, attending, pad_batch
+from ghosttrace.attention import attending, pad_batch
 from ghosttrace.cache import KVCache, rerotate
 from ghosttrace.channel import (
     ARMS,
@@ -29,6 +29,7 @@ from ghosttrace.channel import (
 )
 from ghosttrace.errors import UserError
 from ghosttrace.expiry import NEVER, Policy, expiry
+from ghosttrace.masks import Visibility
 from ghosttrace.session import Session
 from ghosttrace.trace import find_blocks
 

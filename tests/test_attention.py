@@ -4,13 +4,17 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, SIZE, tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from traces import MARKUP, trace
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, GptOssConfig, PreTrainedModel
 
-from ghosttrace.attention import FLEX_BLOCK, Visibility, attending, block_mask, pad_batch, visible
+from ghosttrace import attention
+from ghosttrace.attention import attending, pad_batch
 from ghosttrace.errors import UserError
 from ghosttrace.expiry import NEVER, Policy, expiry
+from ghosttrace.masks import FLEX_BLOCK, Visibility, block_mask, stretches, visible
 
 POLICIES = [Policy(True), Policy(False), Policy(False, keep_last_n_blocks=1, erase_at="before_summary_end")]
 
@@ -49,8 +53,11 @@ def brute_force(model: PreTrainedModel, tokens: list[int], times: np.ndarray) ->
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("kernel", ["sdpa", "matmul"])
-def test_masked_forward_equals_brute_force(family: str, side: str, kernel: str) -> None:
+@pytest.mark.parametrize("kernel", ["stretches", "sdpa", "matmul"])
+def test_masked_forward_equals_brute_force(
+    family: str, side: str, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "STRETCH", 1)  # however short
     model = tiny(family)
     sequences = [trace(seed, blocks) for seed, blocks in ((0, 5), (1, 3), (2, 5))]
     laws = [expiry(tokens, MARKUP, policy) for tokens, policy in zip(sequences, POLICIES, strict=True)]
@@ -75,6 +82,39 @@ def test_flex_equals_sdpa(family: str) -> None:
             logits[kernel] = model(**batch.inputs, use_cache=False).logits
     real = batch.attention_mask == 1
     torch.testing.assert_close(logits["flex"][real], logits["sdpa"][real], atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_stretches_reassemble_what_is_visible(data: st.DataObject) -> None:
+    """On any expiries at all, keys that nothing sees and queries that see nothing included; each rectangle is tight."""
+    rows, steps = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 24))
+    times = st.one_of(st.integers(0, steps + 2), st.just(NEVER))
+    distinct = data.draw(st.lists(st.lists(times, min_size=steps, max_size=steps), min_size=1, max_size=2))
+    expiries = torch.tensor([distinct[data.draw(st.integers(0, len(distinct) - 1))] for _ in range(rows)])
+    index = torch.arange(steps).expand(rows, steps)
+    position = index + torch.tensor([[data.draw(st.integers(0, 1)) * 3] for _ in range(rows)]) * (index > steps // 2)
+    sight, window = Visibility(index, index, expiries, position, position), data.draw(st.sampled_from([None, 1, 5]))
+    rebuilt = torch.zeros(rows, steps, steps, dtype=torch.bool)
+    for part in stretches(sight, window):
+        assert part.mask.any(0).all() and part.mask.any(1).all()
+        for row in part.rows:
+            assert not rebuilt[row, part.queries].any()
+            rebuilt[row, part.queries[:, None], part.keys] = part.mask
+    assert torch.equal(rebuilt, visible(sight, window)[:, 0])
+
+
+def test_short_stretches_take_the_dense_mask() -> None:
+    """Which kernel runs shows in what the layers get."""
+    model, given_masks = tiny("llama"), []
+    layer = model.base_model.layers[0].self_attn  # type: ignore[union-attr]
+    layer.register_forward_pre_hook(lambda m, a, kw: given_masks.append(kw["attention_mask"]), with_kwargs=True)
+    with attending(model):
+        for steps, end in ((4 * attention.STRETCH, 3 * attention.STRETCH), (attention.STRETCH, 10)):
+            times = torch.full((1, steps), NEVER)
+            times[:, :5] = end
+            model(torch.ones(1, steps, dtype=torch.int64), use_cache=False, expiry=times)
+    assert isinstance(given_masks[0], list) and isinstance(given_masks[1], Tensor)
 
 
 @pytest.mark.parametrize("window", [None, 100, 700])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from audits import errors
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -33,6 +34,7 @@ from ghosttrace.probe.ledger import ledger_prompts, ledger_task
 from ghosttrace.probe.split import split
 from ghosttrace.probe.sweep import Settings
 from ghosttrace.probe.task import Sample, Task
+from ghosttrace.report.audit_page import write_reports
 from ghosttrace.stats import unseen
 
 
@@ -105,14 +107,17 @@ def test_a_mean_allows_for_what_went_unseen() -> None:
     assert doubled.high == pytest.approx(whole.high)  # copies of a trace say nothing more
 
 
+@pytest.mark.parametrize("constant", [False, True])
 @pytest.mark.parametrize("bits", [0.1, 0.5, 2.0])
-def test_an_injected_leak_holds_what_it_says(bits: float) -> None:
+def test_an_injected_leak_holds_what_it_says(bits: float, constant: bool) -> None:
     share, classes = honesty(bits, 10), 10
     joint = np.full((classes, classes), (1 - share) / classes / classes) + np.eye(classes) * share / classes
     assert (joint * np.log2(joint * classes**2)).sum() == pytest.approx(bits)
     labels = np.random.default_rng(0).integers(0, 10, 6000)
     flat = Asked("digit", labels, np.full((6000, 10), -log(10)))
     noise = torch.randn(6000, 64, generator=torch.Generator().manual_seed(0))
+    if constant:  # like the first layer of a delimiter
+        noise = noise[:1].expand(6000, -1)
     leaked = inject(noise, flat, bits, np.random.default_rng(1))
     parts = split([Sample([], str(k), str(k), 0, (), ()) for k in range(6000)])
     ((scores,),) = linear_scores(leaked[None], [flat], parts, torch.device("cpu"))
@@ -254,6 +259,7 @@ def command(*arguments: str) -> int:
         (["--max-leak-bits", "0"], "--max-leak-bits is above 0"),
         (["--prompt", "well?"], "put parts of the secret in braces"),
         (["--secrets", "x.jsonl"], "give them with --traces"),
+        (["--targets", "notes"], "ledger-h3 has no target 'notes': it has note-0, note-1"),
         (["--samples", "8"], "8 samples for 10 classes"),
     ],
 )
@@ -281,7 +287,29 @@ def test_a_leak_is_found_and_gated(tmp_path: Path) -> None:
     for name in ("report.html", "card.md", "audit.sarif", "samples.parquet", "traces.parquet", "run.json"):
         assert (out / name).stat().st_size > 500
     assert not (out / "features").exists()
+    assert errors(summary) == []  # by the published schema
     assert command("--resume", str(out)) == 10
+
+
+def test_targets_choose_the_secrets_and_an_unwritable_report_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, options = tmp_path / "run", ["--targets", "note-*", "--samples", "400", *QUICK, "attribute,behavioural"]
+
+    def full(folder: Path) -> None:
+        (folder / "card.md").mkdir()
+        write_reports(folder)
+
+    monkeypatch.setattr("ghosttrace.report.audit.write_reports", full)
+    with pytest.raises(UserError, match=r"card\.md cannot be written"):
+        command(*options, "--out", str(out))
+    monkeypatch.undo()
+    (out / "card.md").rmdir()
+    code = command("--resume", str(out))
+    summary = json.loads((out / "summary.json").read_text())
+    assert code == summary["exit_code"] and summary["valid"]
+    assert {row["secret"] for row in summary["results"]} == {"note-*"}
+    assert {row["attack"] for row in summary["results"]} >= {"attribute", "behavioural"}
 
 
 def test_an_audit_too_small_to_tell(tmp_path: Path) -> None:

@@ -1,51 +1,25 @@
 """The page of an audit in a browser: it fits a small screen, can be read, and nothing in it runs or is fetched."""
 
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from audits import HOSTILE, run, summary, write_audit
-
-CHROMIUM = shutil.which("chromium")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-ARGUMENTS += ["--disable-sync", "--no-first-run", "--disable-quic"]
-Show = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium on the path")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
+from pages import Show, watching
 
 
 @pytest.fixture
 def show(browser: Any, tmp_path: Path) -> Iterator[Show]:
-    """Opens the page of a summary; nothing may be fetched but the page, and nothing complained of."""
-    contexts, fetched, said = [], [], []
+    """Opens the page of a summary."""
+    with watching(browser) as open_page:
 
-    def open_page(found: dict[str, Any], width: int = 1280, scheme: str = "light") -> Any:
-        file = write_audit(tmp_path, found, run(found["model"])) / "report.html"
-        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
-        window = contexts[-1].new_page()
-        window.on("request", lambda request: fetched.append(request.url))
-        window.on("console", lambda message: said.append(message.text))
-        window.on("pageerror", lambda error: said.append(str(error)))
-        window.goto(file.as_uri())
-        return window
+        def written(found: dict[str, Any], *more: Any) -> Any:
+            return open_page(write_audit(tmp_path, found, run(found["model"])) / "report.html", *more)
 
-    yield open_page
-    assert not said and set(fetched) == {(tmp_path / "report.html").as_uri()}
-    for context in contexts:
-        context.close()
+        yield written
 
 
 @pytest.mark.parametrize(("verdict", "scheme"), [("leak", "light"), ("invalid", "dark")])

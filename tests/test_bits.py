@@ -16,7 +16,7 @@ from test_ablate import command
 from traces import MARKUP, trace
 
 from ghosttrace import bits, cli
-from ghosttrace.attention import Visibility, attending, pad_batch
+from ghosttrace.attention import attending, pad_batch
 from ghosttrace.bench import load_bench
 from ghosttrace.bits import TRACES, failed_controls, log2_probabilities, measure, measured, summarise
 from ghosttrace.channel import Memento, Restart
@@ -24,6 +24,7 @@ from ghosttrace.checkpoint import Checkpoint, load
 from ghosttrace.data.tokens import TokenTrace, reference_traces, traces_of
 from ghosttrace.errors import UserError
 from ghosttrace.expiry import NEVER, Policy, expiry
+from ghosttrace.masks import Visibility
 from ghosttrace.records import Records
 from ghosttrace.trace import find_blocks
 

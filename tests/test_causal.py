@@ -20,7 +20,7 @@ from traces import MARKUP, trace
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from ghosttrace.attention import Visibility, attending
+from ghosttrace.attention import attending
 from ghosttrace.bench import load_bench
 from ghosttrace.bits import log2_probabilities
 from ghosttrace.causal import (
@@ -45,6 +45,7 @@ from ghosttrace.checkpoint import Checkpoint, load
 from ghosttrace.data.tokens import TokenTrace, reference_traces
 from ghosttrace.errors import UserError
 from ghosttrace.expiry import NEVER, Policy, expiry
+from ghosttrace.masks import Visibility
 from ghosttrace.probe.states import read_states
 from ghosttrace.records import Records
 from ghosttrace.report.causal import run

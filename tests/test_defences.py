@@ -115,6 +115,15 @@ def test_options_are_read() -> None:
 
 
 @pytest.mark.parametrize(
+    "spec", ["restart", "partial:2,1", "scrub:2,3", "leace:0.1", "random-direction:7", "noise:0.25", "scrub:3"]
+)
+def test_a_defence_says_how_it_is_given(spec: str) -> None:
+    assert defence(spec).spec == spec
+    assert all(defence(kind().spec) == kind() for kind in DEFENCES.values() if kind is not Scrub)
+    assert Scrub().spec == "scrub"
+
+
+@pytest.mark.parametrize(
     "spec", ["noise:loud", "noise:-1", "noise:nan", "noise:", "scrub:last", "scrub:1,,2", "partial:0"]
 )
 def test_bad_options_are_refused(spec: str) -> None:

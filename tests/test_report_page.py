@@ -5,22 +5,18 @@ the README's picture of it.
 """
 
 import re
-import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pages import ARGUMENTS, CHROMIUM, Show, watching
 from reports import HOSTILE, write_pair
 
 from ghosttrace.report.html import write_report
-
-CHROMIUM = shutil.which("chromium")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-ARGUMENTS += ["--disable-sync", "--no-first-run", "--disable-quic"]
-Show = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -30,36 +26,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium on the path")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def show(browser: Any, run: Path) -> Iterator[Show]:
-    """Opens the report in a window; nothing may be fetched but the page, and nothing complained of."""
-    contexts, fetched, said = [], [], []
-
-    def open_page(width: int = 1280, scheme: str = "light", **more: Any) -> Any:
-        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **more))
-        page = contexts[-1].new_page()
-        page.on("request", lambda request: fetched.append(request.url))
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto((run / "report.html").as_uri())
-        return page
-
-    yield open_page
-    assert not said
-    assert set(fetched) == {(run / "report.html").as_uri()}
-    for context in contexts:
-        context.close()
+    """Opens the report in a window."""
+    with watching(browser) as open_page:
+        yield partial(open_page, run / "report.html")
 
 
 def test_hostile_text_does_not_run(show: Show) -> None:

@@ -27,7 +27,7 @@ from ghosttrace.probe.carriers import Carrier, secret_carrier
 from ghosttrace.probe.ledger import ledger_task
 from ghosttrace.probe.natural import attribute, natural_task, spelling
 from ghosttrace.probe.plant import bases_of, boundaries, by_token, decode, insert, plant, put
-from ghosttrace.probe.secrets import FIRST, LAST, digits, emails, names, secret_kind, words
+from ghosttrace.probe.secrets import FIRST, LAST, digits, emails, keys, names, secret_kind, words
 from ghosttrace.probe.sweep import Settings
 from ghosttrace.probe.task import Target
 from ghosttrace.report.probe import run
@@ -92,7 +92,7 @@ def inside(at: Checkpoint, ids: Any, block: int) -> str:
 
 
 TOKENIZERS = ["phi", pytest.param("qwen", marks=needs(QWEN))]
-KINDS = [digits(5), digits(7), names(), emails(), words()]
+KINDS = [digits(5), digits(7), keys(), names(), emails(), words()]
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -311,8 +311,10 @@ def test_refusals(tmp_path: Path) -> None:
             secret_kind(spec)
     with pytest.raises(UserError, match="at least one digit"):
         secret_kind("digits:0")
-    assert [secret_kind(s).name for s in ("digits", "digits:3", "name", "email", "word")] == [
-        *("digits-5", "digits-3", "name", "email", "word")
+    with pytest.raises(UserError, match="at least one hexadecimal digit"):
+        secret_kind("key:0")
+    assert [secret_kind(s).name for s in ("digits", "digits:3", "key", "name", "email", "word")] == [
+        *("digits-5", "digits-3", "key-8", "name", "email", "word")
     ]
 
 

@@ -21,7 +21,8 @@ from ghosttrace.probe.sweep import Site
 
 TRIALS = 10
 SEEN = 8  # of the trials, for a leak to count as one that would have been seen
-STRENGTH = 3.0  # of the code's directions, relative to the states' own size
+STRENGTH = 3.0  # of the code's directions, relative to the states' spread
+LEAST = 1e-3  # spread of the states that a code is written for, relative to their size
 LADDER = (1.0, 2.0, 5.0, 10.0)  # times the leak that the gate allows
 
 
@@ -66,7 +67,9 @@ def inject(states: Tensor, asked: Asked, bits: float, rng: np.random.Generator) 
     n = len(states)
     shown = np.where(rng.random(n) < honest, asked.labels, rng.integers(0, classes, n))
     directions = torch.from_numpy(rng.standard_normal((classes, states.shape[1]))).to(states)
-    return states + STRENGTH * states.std(0, correction=0).mean() * directions[torch.from_numpy(shown)]
+    spread = states.std(0, correction=0).mean()
+    least = LEAST * states.square().mean().sqrt()  # where nothing varies, as in a delimiter's first layer
+    return states + STRENGTH * torch.maximum(spread, least) * directions[torch.from_numpy(shown)]
 
 
 def honesty(bits: float, classes: int) -> float:

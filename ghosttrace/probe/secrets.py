@@ -1,4 +1,4 @@
-"""Secrets to plant: digit codes, names, e-mail addresses, words.
+"""Secrets to plant: digit codes, API keys, names, e-mail addresses, words.
 
 A secret is made of parts, each drawn from a list of its own, and a probe is asked for each part: the
 digits of a code (arXiv 2604.09852, section 6.2.2), first and last name, user and domain, the one word.
@@ -21,6 +21,12 @@ PASSCODES = (
     "Note the passcode {} for later.",
     "Someone left the code {} here.",
     "By the way, the access code is {}.",
+)
+KEYS = (
+    "The API key is sk-{}.",
+    "Note the key sk-{} for later.",
+    "Someone left the token sk-{} here.",
+    "By the way, the server takes sk-{}.",
 )
 PEOPLE = (
     "The contact person is {}.",
@@ -187,6 +193,18 @@ def digits(n: int = 5) -> SecretKind:
     return SecretKind(f"digits-{n}", targets, "", PASSCODES)
 
 
+def keys(n: int = 8) -> SecretKind:
+    """API keys of n hexadecimal digits, behind `sk-`.
+
+    Raises:
+        UserError: n is less than one.
+    """
+    if n < 1:
+        raise UserError(f"a key has at least one hexadecimal digit, not {n}")
+    targets = tuple(Target(f"hex-{place}", tuple("0123456789abcdef")) for place in range(n))
+    return SecretKind(f"key-{n}", targets, "", KEYS)
+
+
 def names() -> SecretKind:
     """First and last names."""
     return SecretKind("name", (Target("first", FIRST), Target("last", LAST)), " ", PEOPLE)
@@ -219,7 +237,7 @@ def words(path: str | Path | None = None) -> SecretKind:
 
 
 def secret_kind(spec: str) -> SecretKind:
-    """The kind that a command line names: `digits:5`, `name`, `email`, `word`, `word:FILE`.
+    """The kind that a command line names: `digits:5`, `key:8`, `name`, `email`, `word`, `word:FILE`.
 
     Raises:
         UserError: there is no such kind.
@@ -227,8 +245,10 @@ def secret_kind(spec: str) -> SecretKind:
     kind, _, rest = spec.partition(":")
     if kind == "digits" and (rest.isdecimal() or not rest):
         return digits(int(rest or 5))
+    if kind == "key" and (rest.isdecimal() or not rest):
+        return keys(int(rest or 8))
     if kind == "word":
         return words(rest or None)
     if spec in ("name", "email"):
         return names() if spec == "name" else emails()
-    raise UserError(f"no kind of secret {spec!r}: give digits:N, name, email, word or word:FILE")
+    raise UserError(f"no kind of secret {spec!r}: give digits:N, key:N, name, email, word or word:FILE")

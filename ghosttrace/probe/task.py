@@ -1,7 +1,8 @@
 """What a probe is asked: traces with something hidden in one of their blocks, and the questions about it."""
 
+import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -54,6 +55,23 @@ class Task:
     samples: tuple[Sample, ...]
     targets: tuple[Target, ...]
     exact: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def only(self, patterns: Sequence[str]) -> "Task":
+        """The same samples, asked for some of the targets.
+
+        Args:
+            patterns: of names, as a shell matches them: `note-*`.
+
+        Raises:
+            UserError: a pattern matches no target.
+        """
+        names = [target.name for target in self.targets]
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                raise UserError(f"{self.name} has no target {pattern!r}: it has {', '.join(names)}")
+        kept = [place for place, name in enumerate(names) if any(fnmatch.fnmatch(name, one) for one in patterns)]
+        samples = tuple(replace(one, labels=tuple(one.labels[place] for place in kept)) for one in self.samples)
+        return replace(self, samples=samples, targets=tuple(self.targets[place] for place in kept))
 
     def labels(self, target: int) -> np.ndarray:
         """int[N], of one target."""

@@ -119,7 +119,7 @@ def price(checkpoint: Checkpoint, task: Task, arm: Arm, defence: Defence, option
     else:
         worth = token_utility(checkpoint, arm, traces)
     return {
-        "name": defence.name,
+        "name": defence.spec,
         "summary": defence.summary,
         "utility_unit": worth.unit,
         "accuracy": worth.defended.value,
@@ -146,7 +146,7 @@ def summary_of(
     rows = []
     for one, p in zip(found.evidence, found.p_holm, strict=True):
         limit = found.detectable.get(one.secret) if one.unit == "bits" and one.condition == "open" else None
-        row = one.row(defence.name) | {"p_holm": p, "detectable": limit, "valid": not found.failures}
+        row = one.row(defence.spec) | {"p_holm": p, "detectable": limit, "valid": not found.failures}
         rows.append({name: row[name] for name in row if name != "head"})
     limits = list(found.detectable.values())
     verdict = found.verdict

@@ -1,6 +1,7 @@
 """What a defence is: an arm of the ablations, chosen by text and perhaps fitted to the traces at hand."""
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import astuple, dataclass
 from typing import ClassVar, Self
 
 from ghosttrace.channel import Arm
@@ -11,7 +12,7 @@ from ghosttrace.probe.task import Task
 
 
 @dataclass(frozen=True)
-class Defence:
+class Defence(ABC):
     """One defence. To add one, write a file here and a row in `DEFENCES`.
 
     Attributes:
@@ -33,9 +34,19 @@ class Defence:
         """
         raise UserError(f"the defence {cls.name} takes no options: give {cls.name} alone, without {options!r}")
 
+    @property
+    def spec(self) -> str:
+        """The defence as the command line takes it, options included."""
+        options = [self._text(value) for value in astuple(self)] if self.usage else []
+        return ":".join([self.name, *filter(None, [",".join(options)])])
+
+    @staticmethod
+    def _text(value: object) -> str:
+        return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"
+
+    @abstractmethod
     def arm(self, checkpoint: Checkpoint) -> Arm:
         """What becomes of the retained cache, as far as it is known before fitting."""
-        raise NotImplementedError
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse a checkpoint that the defence does not fit.

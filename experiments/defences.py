@@ -1,0 +1,73 @@
+"""The claim: what each defence of `toy-open` costs in answers, for the notes that it hides.
+
+The five digits of a note are written in a block, never used, and erased: the secret. The digits of the state
+are erased too, and the answer hangs on them. So what an operator wants gone and what the model lives on
+go through the same channel, and a defence is worth what it takes of the one and leaves of the other.
+
+Each defence is one audit of 3,000 problems of `ledger-h3`, attackers trained anew against it, MLPs
+included; accuracy is paired, on the same 100 problems. Writes `experiments/results/defences.parquet` and
+the figure `figures/defences`.
+
+`python experiments/defences.py`: about forty minutes on one core; goes on where it stopped.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from ghosttrace.report.audit_figures import pareto, pareto_row
+
+ROOT = Path(__file__).parent.parent
+DEFENCES = (
+    "none",
+    "restart",
+    "restart-renumbered",
+    "partial:1",
+    "partial:3",
+    "scrub:3",
+    "scrub:2,3",
+    "leace",
+    "leace:0.1",
+    "random-direction",
+    "noise:0.1",
+    "noise:0.3",
+    "noise:0.5",
+    "noise:1",
+)
+AUDIT = "--model toy-open --bench ledger-h3 --targets note-* --samples 3000 --attacks attribute,behavioural"
+TOLD = (0, 10, 11)  # exit codes of an audit that came to a conclusion
+
+
+def audit(defence: str, folder: Path) -> dict[str, object]:
+    """The summary of one audit, run unless it is there."""
+    if not (folder / "summary.json").exists():
+        begun = folder.exists() and any(folder.iterdir())
+        where = ["--resume", str(folder)] if begun else [*AUDIT.split(), "--defence", defence, "--out", str(folder)]
+        done = subprocess.run([sys.executable, "-m", "ghosttrace.cli", "audit", *where], check=False)
+        if done.returncode not in TOLD:
+            raise SystemExit(f"the audit of {defence} ended with {done.returncode}")
+    found: dict[str, object] = json.loads((folder / "summary.json").read_text())
+    return found
+
+
+def main() -> None:
+    """Measure, record, draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "defences", help="for the audits' folders")
+    work, rows = parser.parse_args().work, []
+    for defence in DEFENCES:
+        summary = audit(defence, work / defence.replace(":", "-").replace(",", "-"))
+        rows.append(pareto_row(summary) | {"verdict": summary["verdict"]})
+        print(rows[-1], flush=True)
+    results = pd.DataFrame(rows)
+    results.to_parquet(ROOT / "experiments" / "results" / "defences.parquet", index=False)
+    for kind in ("png", "svg"):
+        pareto(rows).savefig(ROOT / "figures" / f"defences.{kind}", dpi=150)
+
+
+if __name__ == "__main__":
+    main()

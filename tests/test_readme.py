@@ -69,6 +69,13 @@ def test_files_that_the_readme_names_exist() -> None:
         assert path.exists(), path
 
 
+def test_the_gate_was_wrong_as_often_as_the_readme_says() -> None:
+    results = pd.read_parquet(ROOT / "experiments" / "results" / "audit_calibration.parquet")
+    said = results.groupby("leak")["verdict"].agg(lambda verdicts: (verdicts == "leak").sum())
+    assert (results.groupby("leak").size() == 100).all() and said[0.0] <= 5 and said[0.5] >= 90
+    assert f'it said "leak" in {said[0.0]}' in README and f"found it in {said[0.5]}" in README
+
+
 def test_the_probed_digits_in_the_readme_are_the_recorded_ones() -> None:
     results = pd.read_parquet(ROOT / "experiments" / "results" / "probe_toys.parquet")
     linear = results[(results["probe"] == "linear") & (results["kv"] == "v")]

@@ -16,6 +16,7 @@ from ghosttrace.channel import ARMS, Part
 from ghosttrace.checkpoint import Geometry, load_config, recorded_policy, resolve_policy
 from ghosttrace.cli_audit import audit
 from ghosttrace.cli_probe import probe
+from ghosttrace.cli_sft import PASSED_ON, init_tokens, sft
 from ghosttrace.cli_trace import trace
 from ghosttrace.data.read import read_traces
 from ghosttrace.data.tokens import reference_traces, traces_of
@@ -166,6 +167,8 @@ def start_bits(options: dict[str, Any], out: Path | None, resume: Path | None) -
 
 
 app.command()(audit)
+app.command(context_settings=PASSED_ON)(sft)
+app.command("init-tokens")(init_tokens)
 app.command()(probe)
 app.command()(trace)
 

@@ -17,6 +17,7 @@ from ghosttrace.data.parse import parse_json
 from ghosttrace.errors import HUB_ERRORS, UserError
 from ghosttrace.prompts import chat_prompt
 
+BATCH = 256  # rows of a Parquet file in memory at once
 KINDS = ("type", "text")
 PLACES = {
     "block": ("<|block_start|>", "<|block_end|>"),
@@ -34,57 +35,77 @@ class TraceText:
 
 
 def read_traces(source: str | Path, limit: int | None = None) -> list[TraceText]:
-    """The traces of a file, or of a data set on the hub (split `train`).
+    """The traces of a file, or of a data set on the hub.
 
     Args:
-        source: a path, or the hub id of a data set, such as `microsoft/OpenMementos`.
+        source: see `records`.
         limit: the first traces only.
 
     Raises:
         UserError: there is no such file or data set, or it has neither `segments` nor `response`.
     """
-    path = Path(source)
-    records = _records(path) if path.is_file() else _streamed(str(source))
-    found = [_trace(record, source) for record in islice(records, limit)]
+    found = [trace_of(record, source) for record in islice(records(source), limit)]
     if not found:
         raise UserError(f"{source} holds no traces: give a JSON, JSONL, Parquet or text file with at least one")
     return found
 
 
-def _streamed(name: str) -> Iterator[Mapping[str, Any]]:
+def records(source: str | Path) -> Iterator[Any]:
+    """The rows of a file or of a data set on the hub (split `train`), one by one.
+
+    Args:
+        source: a path, or the hub id of a data set, such as `microsoft/OpenMementos`, or
+            `microsoft/OpenMementos:full` for one of its configurations.
+
+    Raises:
+        UserError: there is no such file or data set.
+    """
+    path = Path(source)
+    yield from _rows(path) if path.is_file() else _streamed(str(source))
+
+
+def _streamed(source: str) -> Iterator[Mapping[str, Any]]:
     import datasets  # slow to import, and only needed here
 
+    name, _, configuration = source.partition(":")
     if Path(name).suffix in (".json", ".jsonl", ".parquet", ".txt") or name.count("/") != 1:
-        raise UserError(f"no file {name}: give a JSON, JSONL, Parquet or text file, or the hub id of a data set")
+        raise UserError(f"no file {source}: give a JSON, JSONL, Parquet or text file, or the hub id of a data set")
     try:
-        yield from datasets.load_dataset(name, split="train", streaming=True)
+        yield from datasets.load_dataset(name, configuration or None, split="train", streaming=True)
     except (*HUB_ERRORS, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
-            f"no file {name}, and no data set of that name with a split 'train' can be read from the hub "
+            f"no file {source}, and no data set of that name with a split 'train' can be read from the hub "
             "here: give a JSON, JSONL, Parquet or text file"
         ) from error
 
 
-def _records(path: Path) -> list[Any]:
+def _rows(path: Path) -> Iterator[Any]:
     if path.suffix == ".parquet":
-        import pyarrow
-        from pyarrow import parquet
-
-        try:
-            rows: list[Any] = parquet.read_table(path).to_pylist()
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not a Parquet file: give one, or JSON, JSONL or text") from error
-        return rows
+        yield from _parquet_rows(path)
+        return
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8", newline="\n") as file:  # not at U+2028, which JSON allows
+            if path.suffix == ".jsonl":
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        yield parse_json(line, f"{path}, line {number}")
+                return
+            text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text: give a JSON, JSONL, Parquet or text file") from error
-    if path.suffix not in (".json", ".jsonl"):
-        return [{"response": text}]
-    if path.suffix == ".json":
-        return [parse_json(text, str(path))]
-    lines = enumerate(text.split("\n"), 1)
-    return [parse_json(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+    yield parse_json(text, str(path)) if path.suffix == ".json" else {"response": text}
+
+
+def _parquet_rows(path: Path) -> Iterator[Any]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(BATCH):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a Parquet file: give one, or JSON, JSONL or text") from error
 
 
 def encode(
@@ -108,7 +129,12 @@ def encode(
     return prompt, answer
 
 
-def _trace(record: Any, path: str | Path) -> TraceText:
+def trace_of(record: Any, path: str | Path) -> TraceText:
+    """A row as a trace.
+
+    Raises:
+        UserError: it has neither `segments` nor `response`, or they are not of their kinds.
+    """
     if not isinstance(record, Mapping) or not {"segments", "response"} & record.keys():
         raise UserError(f"{path} has neither 'segments' nor 'response': see the formats in ghosttrace/data/read.py")
     problem = str(record.get("problem", ""))

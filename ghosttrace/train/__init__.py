@@ -1,1 +1,1 @@
-"""Turning a reasoning model into one that erases."""
+"""Training on the masked-attention law."""

@@ -73,7 +73,10 @@ def summary(verdict: str = "leak", name: str = "toy-open", **more: Any) -> dict[
     leak, half = {"leak": (1.6, 0.08), "not enough data": (0.09, 0.2)}.get(verdict, (0.002, 0.06))
     sentence = {
         "leak": "Leak: attribute recovers 1.60 bits of note-* [1.52, 1.68] beyond the text, more than the 0.1 allowed",
-        "not detected": "Not detected by this suite; a leak above 0.1 bits a secret would have been seen",
+        "not detected": (
+            "Not detected by this suite, which rules out more than 0.1 bits a secret; a linear code of 0.1 bits at one "
+            "place of the cache would have been seen in 8 of 10 runs"
+        ),
         "not enough data": "Not enough data to tell whether more than 0.1 bits a secret leak: about 9,000 would do",
         "invalid": "No conclusion: a control failed (sealed: attribute finds +0.412 bits where nothing can be)",
     }[verdict]

@@ -1,6 +1,7 @@
 """The audit: figures against hand computations, attacks on caches that leak and that cannot, the gate."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from math import log, log2
@@ -21,7 +22,7 @@ from ghosttrace.audit.attacks.collision import cases_of
 from ghosttrace.audit.attacks.membership import Claims, auc, epsilon, rates, threshold
 from ghosttrace.audit.attacks.ranking import exposures
 from ghosttrace.audit.detect import honesty, inject
-from ghosttrace.audit.evidence import Estimate, Evidence, mean_of
+from ghosttrace.audit.evidence import Estimate, Evidence, fell_back, mean_of
 from ghosttrace.audit.exhibit import Exhibit
 from ghosttrace.audit.gate import judge
 from ghosttrace.audit.marked import marked_task, read_marks
@@ -107,6 +108,25 @@ def test_a_mean_allows_for_what_went_unseen() -> None:
     assert doubled.high == pytest.approx(whole.high)  # copies of a trace say nothing more
 
 
+def test_agreement_of_few_is_no_proof_of_a_leak() -> None:
+    """What went unseen may hold nothing as well as all, and four clusters say nothing at all."""
+    sure = mean_of(np.full(5, 2.0), np.arange(5), 0.05, 2.0)
+    assert sure.low == pytest.approx(2.0 - 2.0 * unseen(5)) and sure.high == 2.0
+    few = mean_of(np.full(4, 0.5), np.arange(4), 0.05, 2.0)
+    assert few.low == -np.inf
+    row = Evidence("collision", "block", "open", "bits", few, 4, gate=True)
+    assert judge([row], [], 0.1, 0.1, 1000).exit_code == 11
+
+
+def test_noise_of_one_part_does_not_hide_that_the_others_say_nothing() -> None:
+    noise = np.random.default_rng(0).normal(size=900) * 0.02
+    plain, silent = (mean_of(noise, np.arange(900), 0.01, 16.6, silent) for silent in (False, True))
+    assert plain.high < 0.01
+    assert silent.high == pytest.approx(silent.value + (16.6 - silent.value) * unseen(900, 0.005))
+    text = np.full(3, -1.0)
+    assert fell_back([(text + 0.1, text), (text.copy(), text)]) and not fell_back([(text + 0.1, text)])
+
+
 @pytest.mark.parametrize("constant", [False, True])
 @pytest.mark.parametrize("bits", [0.1, 0.5, 2.0])
 def test_an_injected_leak_holds_what_it_says(bits: float, constant: bool) -> None:
@@ -144,11 +164,43 @@ def evidence(low: float, value: float, high: float, gate: bool = True) -> Eviden
 def test_the_gate(rows: list[Evidence], failures: list[str], detectable: float | None, verdict: str, code: int) -> None:
     said = judge(rows, failures, 0.1, detectable, 1000)
     assert (said.verdict, said.exit_code) == (verdict, code)
-    assert (said.traces_needed is not None) == (verdict == "not enough data")
+    assert (said.traces_needed is not None) == (verdict == "not enough data" and detectable is not None)
     if said.traces_needed is not None:
         assert said.traces_needed > 1000
     if verdict == "not detected":
         assert said.ceiling == 0.05
+
+
+def test_a_verdict_without_probes_does_not_depend_on_what_they_could_see() -> None:
+    row = replace(evidence(0.0, 0.0, 0.05), attack="behavioural")
+    for detectable in (None, 2.0):
+        said = judge([row], [], 0.1, detectable, 1000)
+        assert (said.exit_code, said.ceiling) == (0, 0.05) and "linear code" not in said.sentence
+    with_probes = judge([row, evidence(0.0, 0.0, 0.05)], [], 0.1, 0.08, 1000)
+    assert with_probes.ceiling == 0.08
+    assert "a linear code of 0.08 bits at one place of the cache would have been seen in 8 of 10 runs" in (
+        with_probes.sentence
+    )
+
+
+@pytest.mark.parametrize("most", [3.3, 16.6])
+def test_as_many_traces_as_are_asked_for_would_do(most: float) -> None:
+    """Of a secret of which nothing is found: what may have gone unseen shrinks with the number of traces."""
+
+    def tested(traces: int) -> Evidence:
+        n = round(0.15 * traces)
+        found = mean_of(np.zeros(n), np.arange(n), 0.02, most)
+        return Evidence("attribute", "note-*", "open", "bits", found, n, gate=True)
+
+    said = judge([tested(300)], [], 0.1, 0.1, 300)
+    assert said.traces_needed is not None and said.traces_needed < 12_000
+    assert judge([tested(said.traces_needed)], [], 0.1, 0.1, said.traces_needed).exit_code == 0
+    assert judge([tested(said.traces_needed // 2)], [], 0.1, 0.1, said.traces_needed // 2).exit_code == 11
+
+
+def test_where_no_injected_leak_was_seen_nobody_knows_how_many_traces_would_do() -> None:
+    said = judge([evidence(0.0, 0.0, 0.05)], [], 0.1, None, 1000)
+    assert said.traces_needed is None and "cannot be told" in said.sentence
 
 
 @cache

@@ -2,9 +2,12 @@
 
 Intervals are Student's t over clusters of traces. Where nearly all traces agree, resampling says little:
 the interval then also allows for the share of dissenters that would have gone unseen, each of whom could
-give all of its secret away (the rule of three, as in `ghosttrace.stats`).
+give all of its secret away, or nothing of it (the rule of three, as in `ghosttrace.stats`). A probe that
+fell back on the text for a part of the secret says as little of that part, whatever noise of another part
+spreads the values: its upper end allows for them too.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +15,7 @@ import numpy as np
 from scipy import stats
 
 from ghosttrace.audit.threats import THREAT_OF
+from ghosttrace.probe.evidence import LEAST_CLUSTERS
 from ghosttrace.stats import nearly_unanimous, unseen
 
 
@@ -29,12 +33,19 @@ class Site:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval, and the p-value of it being no better than its baseline."""
+    """A value with its interval.
+
+    Attributes:
+        value, low, high: the interval's ends may be infinite.
+        p: of the value being no better than its baseline.
+        allowance: whether the upper end is what may have gone unseen.
+    """
 
     value: float
     low: float
     high: float
     p: float = float("nan")
+    allowance: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,29 +86,39 @@ class Evidence:
         }
 
 
-def mean_of(values: np.ndarray, cluster: np.ndarray, alpha: float, most: float) -> Estimate:
+def mean_of(values: np.ndarray, cluster: np.ndarray, alpha: float, most: float, silent: bool = False) -> Estimate:
     """The mean over traces, the p-value against 0.
 
     Args:
         values: float[n], of each trace.
-        cluster: int64[n], traces that are not independent.
+        cluster: int64[n], traces that are not independent; fewer than `LEAST_CLUSTERS` give no lower end.
         alpha: the interval misses with this probability.
         most: the largest value that a trace could have.
+        silent: whether of some part of the secret nothing was said, see `fell_back`.
     """
     number = np.unique(cluster, return_inverse=True)[1]
     count = np.bincount(number).astype(float)
     total = np.bincount(number, values)
     n, value = len(count), float(total.sum() / count.sum())
     if n < 2:
-        return Estimate(value, float("-inf"), most, 1.0)
+        return Estimate(value, float("-inf"), most, 1.0, allowance=True)
     error = float((total - value * count).std(ddof=1) / (count.mean() * np.sqrt(n)))
     reach = float(stats.t.ppf(1 - alpha / 2, n - 1)) * error
     low, high = value - reach, value + reach
-    if nearly_unanimous(total / count):
-        high = max(high, value + unseen(n, alpha / 2) * (most - value))
+    agree, slack = nearly_unanimous(total / count), unseen(n, alpha / 2)
+    if agree:
+        low = min(low, value - slack * max(value, 0.0))
+    allowed = value + slack * (most - value) if agree or silent else high
+    if n < LEAST_CLUSTERS:
+        low = float("-inf")
     agreed = 0.5**n if value > 0 else 1.0  # as a test of signs has it
     p = float(stats.t.sf(value / error, n - 1)) if error > 0 else agreed
-    return Estimate(value, low, min(high, most), p)
+    return Estimate(value, low, min(max(high, allowed), most), p, allowance=allowed > high)
+
+
+def fell_back(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> bool:
+    """Whether for some part of a secret what was said, of every trace, is what the text says."""
+    return any(np.array_equal(said, text) for said, text in parts)
 
 
 def rate_of(hits: int, n: int, alpha: float = 0.05) -> Estimate:

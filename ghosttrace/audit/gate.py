@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isfinite
 
 from ghosttrace.audit.evidence import Evidence
 
 EXIT = {"not detected": 0, "leak": 10, "not enough data": 11, "invalid": 12}
+PROBED = "attribute"  # the attack that decides by probes of the cache
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,18 @@ def judge(
         evidence: every finding; those with `gate` decide.
         failures: controls that did not hold.
         max_leak: bits a secret.
-        detectable: the smallest leak that the run would have seen, bits a secret; None if larger than all tried.
+        detectable: the smallest leak that the probes would have seen, bits a secret; None if larger than all
+            tried. It counts where a probe of the cache is among what decides.
         traces: in the run.
     """
     gated = [one for one in evidence if one.gate]
-    highest = max(one.found.high for one in gated)
-    ceiling = None if detectable is None else max(highest, detectable)
+    least = max_leak if detectable is None else detectable
     if failures:
         return Verdict("invalid", f"No conclusion: a control failed ({failures[0]})", None)
+    probed = any(one.attack == PROBED for one in gated)
+    blind = probed and detectable is None
+    highest = max(one.found.high for one in gated)
+    ceiling = None if blind else max(highest, least) if probed else highest
     leaks = [one for one in gated if one.found.low > max_leak]
     if leaks:
         worst = max(leaks, key=lambda one: one.found.low)
@@ -57,21 +62,30 @@ def judge(
         )
         return Verdict("leak", sentence, ceiling)
     if ceiling is not None and ceiling <= max_leak:
-        sentence = f"Not detected by this suite; a leak above {ceiling:.3g} bits a secret would have been seen"
+        seen = f"; a {code(least)} would have been seen in 8 of 10 runs" if probed else ""
+        sentence = f"Not detected by this suite, which rules out more than {ceiling:.3g} bits a secret{seen}"
         return Verdict("not detected", sentence, ceiling)
-    needed = _needed(gated, max_leak, detectable, traces)
-    sentence = (
-        f"Not enough data to tell whether more than {max_leak:g} bits a secret leak: about {needed:,} traces would do"
-    )
+    needed = None if blind else _needed(gated, max_leak, least if probed else max_leak, traces)
+    how = "how many traces would do cannot be told" if needed is None else f"about {needed:,} traces would do"
+    sentence = f"Not enough data to tell whether more than {max_leak:g} bits a secret leak: {how}"
     return Verdict("not enough data", sentence, ceiling, needed)
 
 
-def _needed(gated: Sequence[Evidence], max_leak: float, detectable: float | None, traces: int) -> int:
-    """Traces after which intervals, as they shrink with the root of the number, would decide; a tenth to spare."""
-    factors = [1.0 if detectable and detectable <= max_leak else 2.0]
-    for one in gated:
-        reach = max(one.found.high - one.found.value, one.found.value - one.found.low)
-        room = abs(max_leak - one.found.value)
-        if one.found.high > max_leak:
-            factors.append((reach / max(room, max_leak / 10)) ** 2)
-    return ceil(1.1 * traces * max(factors) / 100) * 100
+def code(bits: float) -> str:
+    """What was put into the sealed cache to try the probes, in words."""
+    return f"linear code of {bits:.3g} bits at one place of the cache"
+
+
+def _needed(gated: Sequence[Evidence], max_leak: float, detectable: float, traces: int) -> int | None:
+    """Traces after which this would be decided, a tenth to spare; None where so few say nothing of it.
+
+    Intervals shrink with the root of the number of traces, what may have gone unseen with the number itself. A
+    code of b bits is seen once the number of traces times b is large enough.
+    """
+    factors = [max(1.0, detectable / max_leak)]
+    for one in [one for one in gated if one.found.high > max_leak]:
+        value, below = one.found.value, one.found.value <= max_leak
+        reach = one.found.high - value if below else value - one.found.low
+        ratio = reach / max(abs(max_leak - value), max_leak / 10)
+        factors.append(ratio if below and one.found.allowance else ratio**2)
+    return ceil(1.1 * traces * max(factors) / 100) * 100 if isfinite(max(factors)) else None

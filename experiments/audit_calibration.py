@@ -2,16 +2,20 @@
 
 The caches are sealed ones of `toy-open`, read at the default settings of `ghosttrace audit`. They are a
 function of the retained text alone, and given that text the digits of `ledger` are uniform: digits drawn
-anew are fresh secrets over caches that hold nothing of them. In the second half of the audits a code of
-0.5 bit is written into one site, drawn at random, of one secret. Probes and the user's prompts are fitted,
-chosen and judged by the audit's own code; what is left out to save time are the MLPs, the controls, and
-collision, whose candidates tie exactly over a sealed cache.
+anew are fresh secrets over caches that hold nothing of them. Each audit is judged so, and again with a code
+written into one site, drawn at random: 0.5 bit of the first hidden digit, 0.15 bit of it, and 0.3 bit spread
+evenly over the three hidden digits. The last two are above the 0.1 bit that the gate allows, but not by much: an
+exit code of 0 on them is a miss, and is recorded as one. Probes and the user's prompts are fitted, chosen
+and judged by the audit's own code, and what the probes could have seen is the audit's own `detectable`, once
+for all audits; what is left out to save time are the MLPs, the controls, and collision, whose candidates
+tie exactly over a sealed cache.
 
 Writes `experiments/results/audit_calibration.parquet`. `python experiments/audit_calibration.py`: about
-forty minutes on one core; goes on where it stopped.
+fifty minutes on one core; goes on where it stopped.
 """
 
 import argparse
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,10 +29,11 @@ from torch import Tensor
 from ghosttrace.audit.attacks import parse
 from ghosttrace.audit.attacks.attribute import best_probe, evidence_of
 from ghosttrace.audit.attacks.behavioural import LEARNED, prompted
-from ghosttrace.audit.detect import inject
-from ghosttrace.audit.evidence import Evidence, mean_of
+from ghosttrace.audit.detect import detectable, inject
+from ghosttrace.audit.evidence import Evidence, Told, total
 from ghosttrace.audit.exhibit import Exhibit
-from ghosttrace.audit.gate import judge
+from ghosttrace.audit.gate import EXIT, judge
+from ghosttrace.audit.run import least_seen
 from ghosttrace.channel import Restart
 from ghosttrace.checkpoint import load
 from ghosttrace.probe.carriers import secret_carrier
@@ -40,7 +45,8 @@ from ghosttrace.probe.split import split
 from ghosttrace.probe.sweep import Settings, Site, groups, wanted
 
 ROOT = Path(__file__).parent.parent
-AUDITS, AT_ONCE, SAMPLES, LEVEL, LEAK, ALLOWED = 100, 25, 6000, 3, 0.5, 0.1
+AUDITS, AT_ONCE, SAMPLES, LEVEL, ALLOWED = 100, 25, 6000, 3, 0.1
+LEAKS = ((0.5, 1), (0.3, 3), (0.15, 1))  # bits, and the hidden digits that they are spread over
 GATED = 5  # findings of the default audit that decide: two secrets by two attacks, and collision
 LEAKED = "hidden-*"
 
@@ -53,11 +59,13 @@ class Bench:
         exhibit: with the labels of nobody.
         sites: where probes look.
         answers: for each secret, what the model finds likely over its sealed cache, float32[N, d].
+        seen: the least leak that the probes would have seen, bits a secret; None if none of those tried.
     """
 
     exhibit: Exhibit
     sites: list[Site]
     answers: dict[str, Tensor]
+    seen: float | None
 
 
 def make_bench(work: Path) -> Bench:
@@ -66,7 +74,7 @@ def make_bench(work: Path) -> Bench:
     task = ledger_task(checkpoint, LEVEL, SAMPLES)
     parts = split(task.samples)
     _, sealed = wanted(checkpoint, settings, secret_carrier(task.samples))
-    features = {"sealed": extract(checkpoint, task, sealed, work)}
+    features = {"sealed": extract(checkpoint, task, sealed, work / "features")}
     asked = [Asked(t.name, task.labels(number), task.exact[t.name]) for number, t in enumerate(task.targets)]
     exhibit = Exhibit(checkpoint, task, parts, Restart(), settings, asked, features, ALPHA / GATED)
     later = [carrier for carrier in settings.carriers if carrier.hop >= 0]
@@ -76,7 +84,15 @@ def make_bench(work: Path) -> Bench:
     for secret, text in ledger_prompts(LEVEL).items():
         likely = prompted(exhibit, Restart(), parse(exhibit, text), every).likely
         answers[secret] = torch.from_numpy(np.concatenate([likely[number] for number in sorted(likely)], axis=1))
-    return Bench(exhibit, sites, answers)
+    return Bench(exhibit, sites, answers, could_see(exhibit, sites[-1], work / "detectable.json"))
+
+
+def could_see(exhibit: Exhibit, site: Site, path: Path) -> float | None:
+    """What the probes of all audits would have seen; labels are dealt anew for it, so that all share it."""
+    if not path.exists():
+        limits = {secret: detectable(exhibit, secret, site, ALLOWED) for secret in exhibit.secrets}
+        path.write_text(json.dumps(limits))
+    return least_seen(json.loads(path.read_text()))
 
 
 def fresh(bench: Bench, number: int) -> list[Asked]:
@@ -102,13 +118,13 @@ def probed(bench: Bench, audits: range) -> Iterator[tuple[int, Site | str, list[
             yield number, secret, scores[place * len(members) : (place + 1) * len(members)]
 
 
-def leaking(bench: Bench, number: int) -> tuple[Site, list[Scores]]:
-    """The same audit with a code of 0.5 bit of the first hidden digit at one site."""
-    rng = np.random.default_rng([number, 0x1EA])
+def leaking(bench: Bench, number: int, leak: float, digits: int) -> tuple[Site, list[Scores]]:
+    """The same audit with a code of so many bits, spread over some hidden digits, at one site."""
+    rng = np.random.default_rng([number, 0x1EA, round(100 * leak)])
     site = bench.sites[int(rng.integers(len(bench.sites)))]
     asked = fresh(bench, number)
-    target = asked[bench.exhibit.secrets[LEAKED][0]]
-    states = inject(site.read(bench.exhibit.features["sealed"]), target, LEAK, rng)
+    parts = [asked[member] for member in bench.exhibit.secrets[LEAKED][:digits]]
+    states = inject(site.read(bench.exhibit.features["sealed"]), parts, [leak / digits] * digits, rng)
     (scores,) = linear_scores(states[None], asked, bench.exhibit.split, torch.device("cpu"))
     return site, scores
 
@@ -130,19 +146,17 @@ def verdict(bench: Bench, number: int, found: dict[Any, list[Scores]]) -> dict[s
         gated.append(
             evidence_of(exhibit, secret, "open", [row for row in rows if all(row[k] == v for k, v in best.items())])
         )
-        told = found[secret]
-        gain = np.sum([score.log2p - score.text_log2p for score in told], axis=0)
-        cluster = exhibit.split.cluster[told[0].sample]
-        estimate = mean_of(gain, cluster, exhibit.alpha, exhibit.unknown(secret))
-        gated.append(Evidence("behavioural", secret, "open", "bits", estimate, len(gain), gate=True))
-    said = judge(gated, [], ALLOWED, ALLOWED, SAMPLES)
+        estimate, judged = total([Told.of(score) for score in found[secret]], exhibit.split.cluster, exhibit.alpha)
+        gated.append(Evidence("behavioural", secret, "open", "bits", estimate, len(judged), gate=True))
+    said = judge(gated, [], ALLOWED, bench.seen, SAMPLES)
     worst = max(gated, key=lambda one: one.found.low).found
-    return {"verdict": said.verdict, "estimate": worst.value, "low": worst.low, "high": worst.high}
+    measured = {"estimate": worst.value, "low": worst.low, "high": worst.high}
+    return {"verdict": said.verdict, **measured, "detectable": bench.seen, "ceiling": said.ceiling}
 
 
 def run(work: Path) -> pd.DataFrame:
-    """Every audit, twice: without a leak, and with one. Finished portions are kept in `work`."""
-    bench, tables = make_bench(work / "features"), []
+    """Every audit, without a leak and with each of them. Finished portions are kept in `work`."""
+    bench, tables = make_bench(work), []
     for begin in range(0, AUDITS, AT_ONCE):
         path = work / f"audits-{begin:03d}.parquet"
         if not path.exists():
@@ -152,11 +166,14 @@ def run(work: Path) -> pd.DataFrame:
                 found[number][place] = scores
             rows = []
             for number in audits:
-                rows.append(verdict(bench, number, found[number]) | {"audit": number, "leak": 0.0})
-                site, scores = leaking(bench, number)
-                leaks = verdict(bench, number, found[number] | {site: scores})
-                rows.append(leaks | {"audit": number, "leak": LEAK})
-            pd.DataFrame(rows).to_parquet(path, index=False)
+                rows.append(verdict(bench, number, found[number]) | {"audit": number, "leak": 0.0, "digits": 0})
+                for leak, digits in LEAKS:
+                    site, scores = leaking(bench, number, leak, digits)
+                    leaks = verdict(bench, number, found[number] | {site: scores})
+                    rows.append(leaks | {"audit": number, "leak": leak, "digits": digits})
+            table = pd.DataFrame(rows)
+            table["missed"] = (table["leak"] > ALLOWED) & (table["verdict"].map(EXIT) == 0)
+            table.to_parquet(path, index=False)
         tables.append(pd.read_parquet(path))
         print(tables[-1].groupby(["leak", "verdict"]).size().to_dict(), flush=True)
     return pd.concat(tables, ignore_index=True)
@@ -168,7 +185,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "audit_calibration", help="for finished portions")
     results = run(parser.parse_args().work)
     results.to_parquet(ROOT / "experiments" / "results" / "audit_calibration.parquet", index=False)
-    print(results.groupby("leak")["verdict"].value_counts().to_string())
+    print(results.groupby(["leak", "digits"])["verdict"].value_counts().to_string())
+    print(results.groupby(["leak", "digits"])["missed"].mean().rename("exit 0 above the limit").to_string())
 
 
 if __name__ == "__main__":

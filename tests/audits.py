@@ -12,7 +12,7 @@ from ghosttrace.report.audit_page import write_reports
 
 SCHEMA = json.loads((Path(ghosttrace.report.__file__).parent / "schemas" / "audit.schema.json").read_text())
 HOSTILE = "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>|*b*\n# x"
-VERDICTS = {"leak": 10, "not detected": 0, "not enough data": 11, "invalid": 12}
+VERDICTS = {"leak": 10, "not detected": 0, "within the limit": 0, "not enough data": 11, "invalid": 12}
 SITE = ("memento", 0, "2", "v", "linear")
 THREATS = [
     ("insider", "reads the retained keys and values", ["attribute", "ranking", "membership", "collision"]),
@@ -28,7 +28,8 @@ def row(attack: str, estimate: float | None, half: float, condition: str = "open
     ends = {"low": None, "high": None} if estimate is None else {"low": estimate - half, "high": estimate + half}
     site = dict(zip(("carrier", "hop", "layer", "kv", "probe"), SITE, strict=True))
     found = {"attack": attack, "threat": OF[attack], "defence": "none", "secret": "note-*", "condition": condition}
-    found |= {**site, "estimate": estimate, **ends, "unit": "bits", "baseline": 0.0, "detectable": 0.1}
+    seen = None if attack in ("behavioural", "collision", "membership", "text") else 0.1
+    found |= {**site, "estimate": estimate, **ends, "unit": "bits", "baseline": 0.0, "detectable": seen}
     return found | {"p": 0.01, "p_holm": 0.03, "gate": False, "n": 600, "valid": True, "note": "", **more}
 
 
@@ -70,12 +71,20 @@ def sites() -> list[dict[str, Any]]:
 
 def summary(verdict: str = "leak", name: str = "toy-open", **more: Any) -> dict[str, Any]:
     """The summary of an audit that came to some verdict."""
-    leak, half = {"leak": (1.6, 0.08), "not enough data": (0.09, 0.2)}.get(verdict, (0.002, 0.06))
+    leak, half = {
+        "leak": (1.6, 0.08),
+        "within the limit": (0.06, 0.03),
+        "not enough data": (0.09, 0.2),
+    }.get(verdict, (0.002, 0.06))
     sentence = {
         "leak": "Leak: attribute recovers 1.60 bits of note-* [1.52, 1.68] beyond the text, more than the 0.1 allowed",
         "not detected": (
-            "Not detected by this suite, which rules out more than 0.1 bits a secret; a linear code of 0.1 bits at one "
-            "place of the cache would have been seen in 8 of 10 runs"
+            "Not detected by this suite: at most 0.1 bits a secret; a linear code of 0.1 bits at one place of the "
+            "cache would have been seen in 8 of 10 runs"
+        ),
+        "within the limit": (
+            "Within the limit: attribute found 0.06 bits of note-* [0.03, 0.09], within the 0.1 allowed; at most 0.1 "
+            "by this suite; a linear code of 0.1 bits at one place of the cache would have been seen in 8 of 10 runs"
         ),
         "not enough data": "Not enough data to tell whether more than 0.1 bits a secret leak: about 9,000 would do",
         "invalid": "No conclusion: a control failed (sealed: attribute finds +0.412 bits where nothing can be)",

@@ -1,7 +1,7 @@
 """The audit: figures against hand computations, attacks on caches that leak and that cannot, the gate."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from math import log, log2
@@ -21,7 +21,7 @@ from ghosttrace.audit.attacks import collision, parse
 from ghosttrace.audit.attacks.collision import cases_of
 from ghosttrace.audit.attacks.membership import Claims, auc, epsilon, rates, threshold
 from ghosttrace.audit.attacks.ranking import exposures
-from ghosttrace.audit.detect import honesty, inject
+from ghosttrace.audit.detect import detectable, honesty, inject, trials
 from ghosttrace.audit.evidence import Estimate, Evidence, fell_back, mean_of
 from ghosttrace.audit.exhibit import Exhibit
 from ghosttrace.audit.gate import judge
@@ -29,11 +29,12 @@ from ghosttrace.audit.marked import marked_task, read_marks
 from ghosttrace.channel import Arm, Memento, Noise, Restart
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
+from ghosttrace.probe.carriers import Carrier
 from ghosttrace.probe.cells import linear_scores
 from ghosttrace.probe.evidence import Asked
 from ghosttrace.probe.ledger import ledger_prompts, ledger_task
 from ghosttrace.probe.split import split
-from ghosttrace.probe.sweep import Settings
+from ghosttrace.probe.sweep import Settings, Site
 from ghosttrace.probe.task import Sample, Task
 from ghosttrace.report.audit_page import write_reports
 from ghosttrace.stats import unseen
@@ -138,11 +139,49 @@ def test_an_injected_leak_holds_what_it_says(bits: float, constant: bool) -> Non
     noise = torch.randn(6000, 64, generator=torch.Generator().manual_seed(0))
     if constant:  # like the first layer of a delimiter
         noise = noise[:1].expand(6000, -1)
-    leaked = inject(noise, flat, bits, np.random.default_rng(1))
+    leaked = inject(noise, [flat], [bits], np.random.default_rng(1))
     parts = split([Sample([], str(k), str(k), 0, (), ()) for k in range(6000)])
     ((scores,),) = linear_scores(leaked[None], [flat], parts, torch.device("cpu"))
     found = mean_of(scores.log2p - scores.text_log2p, np.arange(len(scores.log2p)), 0.05, 10.0)
     assert found.low < bits and found.value > 0.5 * bits
+
+
+@dataclass(frozen=True)
+class Noise64:
+    """States of which no label can be read."""
+
+    states: torch.Tensor
+
+    def load(self, carrier: Carrier, layer: int, kind: str, heads: object = None) -> torch.Tensor:
+        return self.states[:, None]
+
+
+def blank(n: int, parts: int, shares: list[float]) -> tuple[Exhibit, torch.Tensor]:
+    """An audit of pure noise, whose labels are as common as is said."""
+    rng = np.random.default_rng(3)
+    samples = tuple(Sample([], str(k), str(k), 0, (), (0,) * parts) for k in range(n))
+    asked = [
+        Asked(f"d-{k}", rng.choice(len(shares), n, p=shares), np.log(np.tile(shares, (n, 1)))) for k in range(parts)
+    ]
+    states = torch.from_numpy(rng.standard_normal((n, 64))).float()
+    task = Task("marked", samples, ())
+    at = Exhibit(toy(), task, split(samples), Restart(), Settings(), asked, {"sealed": Noise64(states)}, 0.05)  # type: ignore[dict-item]
+    return at, states
+
+
+def test_common_labels_are_no_leak_that_was_seen() -> None:
+    at, states = blank(1400, 1, [0.9, 0.1])
+    assert sum(trials(at, at.asked, states, [1e-6])) <= 1
+    at, states = blank(2000, 1, [0.55, *[0.05] * 9])
+    assert sum(trials(at, at.asked, states, [1.0])) >= 8
+
+
+def test_a_leak_counts_as_seen_only_if_it_is_seen_spread_over_all_parts_too() -> None:
+    at, states = blank(1400, 5, [0.1] * 10)
+    alone, evenly = (sum(trials(at, at.asked, states, bits)) for bits in ([0.5, 0, 0, 0, 0], [0.1] * 5))
+    assert alone >= 8 > evenly
+    least = detectable(at, "d-*", Site(Carrier("memento"), (0,), "v"), 0.5)
+    assert least is None or least > 0.5
 
 
 def evidence(low: float, value: float, high: float, gate: bool = True) -> Evidence:
@@ -159,6 +198,8 @@ def evidence(low: float, value: float, high: float, gate: bool = True) -> Eviden
         ([evidence(0.05, 0.09, 0.13)], [], 0.05, "not enough data", 11),
         ([evidence(0.2, 0.3, 0.4)], ["sealed: broken"], 0.05, "invalid", 12),
         ([evidence(0.0, 0.0, 0.05), evidence(0.11, 0.3, 0.4)], [], None, "leak", 10),
+        ([evidence(0.03, 0.06, 0.09)], [], 0.1, "within the limit", 0),
+        ([evidence(0.03, 0.06, 0.09)], [], 0.2, "not enough data", 11),
     ],
 )
 def test_the_gate(rows: list[Evidence], failures: list[str], detectable: float | None, verdict: str, code: int) -> None:
@@ -178,6 +219,9 @@ def test_a_verdict_without_probes_does_not_depend_on_what_they_could_see() -> No
         assert (said.exit_code, said.ceiling) == (0, 0.05) and "linear code" not in said.sentence
     with_probes = judge([row, evidence(0.0, 0.0, 0.05)], [], 0.1, 0.08, 1000)
     assert with_probes.ceiling == 0.08
+    found = judge([evidence(0.03, 0.06, 0.09)], [], 0.1, 0.1, 1000)
+    assert "attribute found 0.06 bits of note-* [0.03, 0.09], within the 0.1 allowed" in found.sentence
+    assert "at most 0.1 by this suite" in found.sentence and "Not detected" not in found.sentence
     assert "a linear code of 0.08 bits at one place of the cache would have been seen in 8 of 10 runs" in (
         with_probes.sentence
     )

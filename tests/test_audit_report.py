@@ -14,6 +14,7 @@ import yaml
 from audits import HOSTILE, OF, VERDICTS, errors, results, row, run, sites, summary, write_audit
 
 from ghosttrace.errors import UserError
+from ghosttrace.report import audit_advice as advice
 from ghosttrace.report import audit_words as words
 from ghosttrace.report.audit_charts import MARGIN, WIDTH, bar, heat_maps, scales, ticks
 from ghosttrace.report.audit_figures import frontier, leak_figure, pareto, pareto_row, sites_figure
@@ -82,13 +83,42 @@ def test_the_schema_refuses(change: dict[str, Any]) -> None:
         (-0.2, 0.05, 0.2, "undecided"),
         (-0.2, 0.05, None, "undecided"),
         (None, None, 0.1, "undecided"),
+        (0.03, 0.09, 0.1, "within the limit"),
+        (0.03, 0.09, 0.2, "undecided"),
+        (None, 0.09, 0.1, "not detected"),
     ],
 )
 def test_a_row_is_held_to_the_limit(low: float, high: float, detectable: float | None, said: str) -> None:
-    judged = row("attribute", 0.1, 0.0, gate=True) | {"low": low, "high": high}
-    found = summary(detectable_bits=detectable)
+    judged = row("attribute", 0.1, 0.0, gate=True) | {"low": low, "high": high, "detectable": detectable}
+    found = summary()
     assert words.state(judged, found) == said
     assert words.state(judged | {"gate": False}, found) is words.state(judged | {"condition": "sealed"}, found) is None
+
+
+def test_what_probes_could_see_is_no_concern_of_other_attacks() -> None:
+    asked = row("behavioural", 0.0, 0.05, gate=True)
+    assert words.state(asked, summary(detectable_bits=None)) == "not detected"
+    alone = summary("not detected", results=[asked], detectable_bits=None)
+    assert "No probe decides" in words.bounds(alone) and "linear code" not in words.bounds(alone)
+    blind = summary("not enough data", detectable_bits=None)
+    assert "None of the codes" in words.bounds(blind)
+
+
+def test_at_most_is_not_less_than_the_probes_could_see() -> None:
+    rows = [row("attribute", 0.0, 0.05, gate=True), row("collision", 0.0, 0.08, gate=True)]
+    (insider, *_) = words.by_threat(summary("not detected", results=rows))
+    assert insider["found"] == "Not detected: at most 0.1 bits a secret by this suite."
+    (insider, *_) = words.by_threat(summary("not detected", results=[rows[1]]))
+    assert insider["found"] == "Not detected: at most 0.08 bits a secret by this suite."
+
+
+def test_what_was_found_within_the_limit_is_said() -> None:
+    found = summary("within the limit")
+    (insider, *_) = words.by_threat(found)
+    assert insider["state"] == "within the limit"
+    assert insider["found"].startswith("Attribute inference found 0.06 bits of note-*, within the 0.1 bits allowed; at")
+    assert advice.next_steps(found)[0].startswith("Something leaks")
+    assert sarif(found, run())["runs"][0]["results"][0]["message"]["text"].startswith("Within the limit.")
 
 
 def test_sarif_has_the_shape_that_2_1_0_asks_for(verdict: str) -> None:
@@ -123,6 +153,7 @@ def test_sarif_says_what_the_verdict_says(verdict: str) -> None:
         == {
             "leak": [("attribute", "error"), ("collision", "error"), ("behavioural", "error")],
             "not detected": [],
+            "within the limit": [("attribute", "note")],
             "not enough data": [("attribute", "warning"), ("collision", "warning"), ("behavioural", "warning")],
             "invalid": [("control", "note")],
         }[verdict]
@@ -133,19 +164,20 @@ def test_card_and_page_say_the_verdict_and_promise_nothing(verdict: str) -> None
     found = summary(verdict)
     for said in (plain(card(found, run())), shown(page(found, run()))):
         assert found["sentence"] + "." in said and not FORBIDDEN.search(said)
-        assert all(step in said for step in words.next_steps(found) + words.unsaid(found))
+        assert all(step in said for step in advice.next_steps(found) + advice.unsaid(found))
         assert all(threat["found"] in said for threat in words.by_threat(found))
         assert ("no conclusion may be drawn" in said.lower()) is (verdict == "invalid")
         assert ("sealed: attribute finds +0.412 bits where nothing can be" in said) is (verdict == "invalid")
         assert ("About 9,000 would do" in said) is (verdict == "not enough data")
-        assert f"Leaks above {0.2 if verdict == 'not enough data' else 0.1} bits a secret would have been seen." in said
+        code = f"A linear code of {0.2 if verdict == 'not enough data' else 0.1} bits at one place of the cache"
+        assert f"{code} would have been seen in 8 of 10 runs." in said
 
 
 def test_advice_follows_whom_it_leaks_to() -> None:
     rows = [row(attack, 1.0 if attack == "behavioural" else 0.0, 0.05, gate=True) for attack in OF]
-    steps = words.next_steps(summary(results=rows))
-    assert words.ADVICE["user"] in steps and words.ADVICE["insider"] not in steps and "restart" in steps[1]
-    assert not any(advice in words.next_steps(summary("invalid")) for advice in words.ADVICE.values())
+    steps = advice.next_steps(summary(results=rows))
+    assert advice.ADVICE["user"] in steps and advice.ADVICE["insider"] not in steps and "restart" in steps[1]
+    assert not set(advice.ADVICE.values()) & set(advice.next_steps(summary("invalid")))
 
 
 def test_controls_that_were_not_run_are_named() -> None:

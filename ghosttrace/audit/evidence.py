@@ -7,15 +7,16 @@ fell back on the text for a part of the secret says as little of that part, what
 spreads the values: its upper end allows for them too.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from ghosttrace.audit.threats import THREAT_OF
-from ghosttrace.probe.evidence import LEAST_CLUSTERS
+from ghosttrace.probe.evidence import LEAST_CLUSTERS, Scores
 from ghosttrace.stats import nearly_unanimous, unseen
 
 
@@ -86,6 +87,30 @@ class Evidence:
         }
 
 
+@dataclass(frozen=True)
+class Told:
+    """What was said of one part of a secret: log2 of the probability of the right label.
+
+    Attributes:
+        sample: int64[n], ascending: the traces.
+        said, text: float[n], by an attacker, and by the text alone.
+    """
+
+    sample: np.ndarray
+    said: np.ndarray
+    text: np.ndarray
+
+    @classmethod
+    def of(cls, scores: Scores) -> "Told":
+        """What a probe said."""
+        return cls(scores.sample, scores.log2p, scores.text_log2p)
+
+    def on(self, rows: np.ndarray) -> "Told":
+        """The same of some of its traces, int64, ascending."""
+        at = np.searchsorted(self.sample, rows)
+        return Told(rows, self.said[at], self.text[at])
+
+
 def mean_of(values: np.ndarray, cluster: np.ndarray, alpha: float, most: float, silent: bool = False) -> Estimate:
     """The mean over traces, the p-value against 0.
 
@@ -116,9 +141,27 @@ def mean_of(values: np.ndarray, cluster: np.ndarray, alpha: float, most: float, 
     return Estimate(value, low, min(max(high, allowed), most), p, allowance=allowed > high)
 
 
-def fell_back(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> bool:
+def fell_back(parts: Iterable[Told]) -> bool:
     """Whether for some part of a secret what was said, of every trace, is what the text says."""
-    return any(np.array_equal(said, text) for said, text in parts)
+    return any(np.array_equal(part.said, part.text) for part in parts)
+
+
+def total(parts: Sequence[Told], cluster: np.ndarray, alpha: float) -> tuple[Estimate, np.ndarray]:
+    """Bits beyond the text, summed over a secret's parts, on the traces that all of them apply to.
+
+    Args:
+        parts: what was said of each.
+        cluster: int64[N], of all traces.
+        alpha: as `mean_of`.
+
+    Returns:
+        The mean, and the traces that it is of, int64[n].
+    """
+    rows = reduce(np.intersect1d, [part.sample for part in parts])
+    common = [part.on(rows) for part in parts]
+    values = np.sum([part.said - part.text for part in common], axis=0)
+    most = -float(np.sum([part.text.mean() for part in common]))
+    return mean_of(values, cluster[rows], alpha, most, fell_back(common)), rows
 
 
 def rate_of(hits: int, n: int, alpha: float = 0.05) -> Estimate:

@@ -1,4 +1,4 @@
-"""The verdict: a leak, none that this suite could see, or too few traces to say."""
+"""The verdict: a leak, one within the limit, none that this suite could see, or too few traces to say."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from math import ceil, isfinite
 
 from ghosttrace.audit.evidence import Evidence
 
-EXIT = {"not detected": 0, "leak": 10, "not enough data": 11, "invalid": 12}
+EXIT = {"not detected": 0, "within the limit": 0, "leak": 10, "not enough data": 11, "invalid": 12}
 PROBED = "attribute"  # the attack that decides by probes of the cache
 
 
@@ -63,12 +63,25 @@ def judge(
         return Verdict("leak", sentence, ceiling)
     if ceiling is not None and ceiling <= max_leak:
         seen = f"; a {code(least)} would have been seen in 8 of 10 runs" if probed else ""
-        sentence = f"Not detected by this suite, which rules out more than {ceiling:.3g} bits a secret{seen}"
-        return Verdict("not detected", sentence, ceiling)
+        return _allowed(gated, max_leak, ceiling, seen)
     needed = None if blind else _needed(gated, max_leak, least if probed else max_leak, traces)
     how = "how many traces would do cannot be told" if needed is None else f"about {needed:,} traces would do"
     sentence = f"Not enough data to tell whether more than {max_leak:g} bits a secret leak: {how}"
     return Verdict("not enough data", sentence, ceiling, needed)
+
+
+def _allowed(gated: Sequence[Evidence], max_leak: float, ceiling: float, seen: str) -> Verdict:
+    """What is said where no more than the limit can leak: what was found, if anything was."""
+    surest = max(gated, key=lambda one: one.found.low)
+    if surest.found.low <= 0:
+        sentence = f"Not detected by this suite: at most {ceiling:.3g} bits a secret{seen}"
+        return Verdict("not detected", sentence, ceiling)
+    sentence = (
+        f"Within the limit: {surest.attack} found {surest.found.value:.3g} bits of {surest.secret} "
+        f"[{surest.found.low:.3g}, {surest.found.high:.3g}], within the {max_leak:g} allowed; at most {ceiling:.3g} "
+        f"by this suite{seen}"
+    )
+    return Verdict("within the limit", sentence, ceiling)
 
 
 def code(bits: float) -> str:

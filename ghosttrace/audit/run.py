@@ -20,11 +20,12 @@ from ghosttrace.probe.carriers import secret_carrier
 from ghosttrace.probe.evidence import ALPHA, TRIVIAL, Asked, failed_controls, summarise
 from ghosttrace.probe.features import Features, Wanted, extract
 from ghosttrace.probe.split import Split
-from ghosttrace.probe.sweep import Settings, Sweep, ask, text_rows, wanted
+from ghosttrace.probe.sweep import Settings, Site, Sweep, ask, text_rows, wanted
 from ghosttrace.probe.task import Task
 from ghosttrace.records import Records
 from ghosttrace.stats import holm
 
+PROBES = ("attribute", "ranking", "membership")  # attacks that read the cache by a probe of one place
 CONTROLS = ("sealed", "causal", "shuffled")
 ONE_PASS: dict[Arm, str] = {Memento(): "open", Restart(): "sealed"}  # what one masked pass reads as a session would
 
@@ -56,7 +57,8 @@ class Audited:
         sites: the probes' own table, see `ghosttrace.probe.evidence.summarise`.
         failures: the controls that did not hold, in words.
         verdict: what the gate says.
-        detectable: for each secret, the smallest leak that would have been seen, bits; None if none of those tried.
+        detectable: for each secret, the smallest leak that the probes would have seen, bits; None if none of
+            those tried. Empty where no probe is among the attacks.
         unknown, told: for each secret, bits that the text leaves open, and that it tells.
         secrets: the targets that make up each.
     """
@@ -118,22 +120,30 @@ def audit(exhibit: Exhibit, plan: Plan, plain: list[Asked], records: Records, sh
         evidence += attribute(exhibit, records)
     for done, secret in enumerate(exhibit.secrets):
         show("attacks", done, len(exhibit.secrets))
-        site = best_site(exhibit, records, secret)
-        limits[secret] = detectable(exhibit, secret, site, plan.max_leak)
-        if "attribute" in plan.attacks:
-            evidence.append(tenant(exhibit, secret, site))
-        if {"ranking", "membership"} & set(plan.attacks):
-            said = {condition: exhibit.posteriors(secret, site, condition) for condition in ("open", "sealed")}
-        if "ranking" in plan.attacks:
-            evidence += ranking(exhibit, secret, site, said)
-        if "membership" in plan.attacks:
-            evidence += membership(exhibit, secret, site, said, plan.fpr)
+        if set(PROBES) & set(plan.attacks):
+            site = best_site(exhibit, records, secret)
+            limits[secret] = detectable(exhibit, secret, site, plan.max_leak)
+            evidence += _at_site(exhibit, plan, secret, site)
         if "behavioural" in plan.attacks and secret in plan.prompts:
             evidence += behavioural(exhibit, secret, parse(exhibit, plan.prompts[secret]))
         evidence.append(_text(exhibit, secret, sites))
     if "collision" in plan.attacks:
         evidence += collision(exhibit)
     return _conclude(exhibit, plan, evidence, sites, limits)
+
+
+def _at_site(exhibit: Exhibit, plan: Plan, secret: str, site: Site) -> list[Evidence]:
+    """The attacks that look at the one place where a secret shows most."""
+    found = list[Evidence]()
+    if "attribute" in plan.attacks:
+        found.append(tenant(exhibit, secret, site))
+    if {"ranking", "membership"} & set(plan.attacks):
+        said = {condition: exhibit.posteriors(secret, site, condition) for condition in ("open", "sealed")}
+    if "ranking" in plan.attacks:
+        found += ranking(exhibit, secret, site, said)
+    if "membership" in plan.attacks:
+        found += membership(exhibit, secret, site, said, plan.fpr)
+    return found
 
 
 def _text(exhibit: Exhibit, secret: str, sites: pd.DataFrame) -> Evidence:
@@ -158,12 +168,16 @@ def _conclude(
 ) -> Audited:
     p_holm = _adjusted(evidence, sites)
     failures = (*failed_controls(sites), *_failures(evidence, p_holm))
-    seen = list(limits.values())
-    limit = None if None in seen else max(one for one in seen if one is not None)
-    verdict = judge(evidence, failures, plan.max_leak, limit, len(exhibit.task.samples))
+    verdict = judge(evidence, failures, plan.max_leak, least_seen(limits), len(exhibit.task.samples))
     told = {one.secret: one.found.value for one in evidence if one.condition == "text"}
     unknown = {secret: exhibit.unknown(secret) for secret in exhibit.secrets}
     return Audited(tuple(evidence), p_holm, sites, failures, verdict, limits, unknown, told, exhibit.secrets)
+
+
+def least_seen(limits: Mapping[str, float | None]) -> float | None:
+    """The leak that would have been seen of every secret; None if there is none, or none was tried."""
+    known = [one for one in limits.values() if one is not None]
+    return max(known) if known and len(known) == len(limits) else None
 
 
 def _adjusted(evidence: Sequence[Evidence], sites: pd.DataFrame) -> tuple[float, ...]:

@@ -16,7 +16,7 @@ from rich.table import Table
 from ghosttrace.audit.cost import cost, token_utility, utility
 from ghosttrace.audit.defences import Defence
 from ghosttrace.audit.marked import Excluded
-from ghosttrace.audit.run import Audited, Plan, audit, exhibit_of, read_caches
+from ghosttrace.audit.run import PROBES, Audited, Plan, audit, exhibit_of, least_seen, read_caches
 from ghosttrace.audit.threats import THREATS
 from ghosttrace.channel import Arm
 from ghosttrace.checkpoint import Checkpoint
@@ -28,12 +28,19 @@ from ghosttrace.records import Log
 from ghosttrace.report.ablation import unlike, warn
 from ghosttrace.report.audit_figures import leak_figure, sites_figure
 from ghosttrace.report.audit_page import write_reports
+from ghosttrace.report.audit_words import BITS
 from ghosttrace.report.probe import configuration, write_traces
 from ghosttrace.runs import json_rows, open_run, write_figure, write_summary
 
 COSTED = 2  # traces on which the cost of a defence is measured, token by token
 JUDGED = 50  # traces on which its utility is, where there are no graded problems
-COLOUR = {"leak": "red", "not detected": "green", "not enough data": "yellow", "invalid": "red"}
+COLOUR = {
+    "leak": "red",
+    "not detected": "green",
+    "within the limit": "yellow",
+    "not enough data": "yellow",
+    "invalid": "red",
+}
 
 
 class Bars:
@@ -145,10 +152,10 @@ def summary_of(
     """What summary.json says beside command and validity."""
     rows = []
     for one, p in zip(found.evidence, found.p_holm, strict=True):
-        limit = found.detectable.get(one.secret) if one.unit == "bits" and one.condition == "open" else None
+        tried = one.attack in (*PROBES, "tenant") and one.unit in BITS and one.condition == "open"
+        limit = found.detectable.get(one.secret) if tried else None
         row = one.row(defence.spec) | {"p_holm": p, "detectable": limit, "valid": not found.failures}
         rows.append({name: row[name] for name in row if name != "head"})
-    limits = list(found.detectable.values())
     verdict = found.verdict
     return {
         "failures": list(found.failures),
@@ -157,7 +164,7 @@ def summary_of(
         "sentence": verdict.sentence,
         "max_leak_bits": plan.max_leak,
         "ceiling_bits": verdict.ceiling,
-        "detectable_bits": None if None in limits else max(one for one in limits if one is not None),
+        "detectable_bits": least_seen(found.detectable),
         "traces": len(task.samples),
         "traces_needed": verdict.traces_needed,
         "model": checkpoint.name,

@@ -14,6 +14,7 @@ from markupsafe import Markup as Safe
 
 from ghosttrace.errors import UserError
 from ghosttrace.records import settle
+from ghosttrace.report import audit_advice as advice
 from ghosttrace.report import audit_words as words
 from ghosttrace.report.audit_charts import WIDTH, bar, heat_maps, scales, ticks
 from ghosttrace.report.card import COSTS, card
@@ -70,6 +71,7 @@ def page(summary: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         summary=summary,
         run=run,
         words=words,
+        advice=advice,
         threats=words.by_threat(summary),
         groups=grouped(summary),
         controls=words.controls(summary),
@@ -89,7 +91,7 @@ def grouped(summary: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
     Rows that decide the verdict come first, surest leaks before others.
     """
-    order = (words.LEAK, words.UNDECIDED, words.CLEAR, None)
+    order = (*words.ORDER, None)
     found: dict[str, list[dict[str, Any]]] = {"bits": [], "other": []}
     for threat in summary["threats"]:
         mine = [row for row in summary["results"] if row["threat"] == threat["name"] and row["condition"] == "open"]

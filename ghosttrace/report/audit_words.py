@@ -11,7 +11,9 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
-LEAK, UNDECIDED, CLEAR = "leak", "undecided", "not detected"
+LEAK, UNDECIDED, WITHIN, CLEAR = "leak", "undecided", "within the limit", "not detected"
+ORDER = (LEAK, UNDECIDED, WITHIN, CLEAR)
+PROBED = "attribute"  # the attack whose rows count only as far as the run's probes could have seen a leak
 BITS = ("bits", "exposure bits")
 SHARES = ("AUC", "TPR", "rate")
 KV = {"k": "keys", "v": "values", "kv": "keys and values", "hidden": "hidden states"}
@@ -70,22 +72,11 @@ CONDITIONS = {
 }
 """The controls that every audit needs, and what each of them must show."""
 
-ADVICE = {
-    "insider": "Whoever can read the retained cache can read the secret. Give the cache the access rights, and the "
-    "time to live, of the text that was dropped from it.",
-    "tenant": "Do not pass this cache on: no prefix caching and no reuse across tenants, and clear it when its "
-    "session ends.",
-    "user": "A user who goes on prompting can draw the secret out. End the session, or recompute its cache from the "
-    "retained text, where the secret must not be known any more.",
-    "reader": "The retained text gives the secret away, and no defence of the cache helps: change what mementos say.",
-}
-"""What to do about a leak to somebody."""
-
 
 def state(row: Row, summary: Row) -> str | None:
     """What a judged row says against the limit; None for controls and rows that the gate does not look at.
 
-    Nothing is "not detected" in a run that could not have seen a leak as large as the limit.
+    Probes have "not detected" nothing where they could not have seen a leak as large as the limit.
 
     Args:
         row: of `results`.
@@ -93,19 +84,21 @@ def state(row: Row, summary: Row) -> str | None:
     """
     if row["condition"] != "open" or not row["gate"]:
         return None
-    limit, detectable = summary["max_leak_bits"], summary["detectable_bits"]
-    if row["low"] is not None and row["low"] > limit:
+    limit, detectable = summary["max_leak_bits"], row["detectable"]
+    low = float("-inf") if row["low"] is None else row["low"]
+    if low > limit:
         return LEAK
-    seeing = detectable is not None and detectable <= limit
-    return CLEAR if seeing and row["high"] is not None and row["high"] <= limit else UNDECIDED
+    seeing = row["attack"] != PROBED or (detectable is not None and detectable <= limit)
+    if not seeing or row["high"] is None or row["high"] > limit:
+        return UNDECIDED
+    return WITHIN if low > 0 else CLEAR
 
 
 def judged(summary: Row) -> list[tuple[str, Row]]:
     """The rows that decide the verdict, each with its state, surest leaks first."""
     states = [(state(row, summary), row) for row in summary["results"]]
     found = [(said, row) for said, row in states if said is not None]
-    order = (LEAK, UNDECIDED, CLEAR)
-    return sorted(found, key=lambda pair: (order.index(pair[0]), -_or_zero(pair[1]["low"])))
+    return sorted(found, key=lambda pair: (ORDER.index(pair[0]), -_or_zero(pair[1]["low"])))
 
 
 def number(value: float | None) -> str:
@@ -173,8 +166,14 @@ def _outcome(threat: str, rows: Sequence[tuple[str, Row]], summary: Row) -> dict
         more = {1: "", 2: " One more such row is below."}.get(len(same), f" {len(same) - 1} more such rows are below.")
         return {"state": LEAK, "found": finding(same[0]) + more}
     widest = max(same, key=lambda row: float("inf") if row["high"] is None else row["high"])
-    if first == CLEAR:
-        return {"state": CLEAR, "found": f"Not detected by this suite: at most {bits(widest['high'])} a secret."}
+    if first in (WITHIN, CLEAR):
+        ends = [row[name] for _, row in rows for name in ("high", "detectable") if row[name] is not None]
+        most = f"at most {bits(max(ends))} a secret by this suite"
+        if first == CLEAR:
+            return {"state": CLEAR, "found": f"Not detected: {most}."}
+        row, limit = same[0], bits(summary["max_leak_bits"])
+        found = f"{title(row['attack'])} found {bits(row['estimate'])} of {row['secret']}, within the {limit} allowed"
+        return {"state": WITHIN, "found": f"{found}; {most}."}
     most = "No bound was reached" if widest["high"] is None else f"Up to {bits(widest['high'])} cannot be ruled out"
     return {"state": UNDECIDED, "found": f"{most} ({title(widest['attack']).lower()}, {widest['secret']})."}
 
@@ -201,56 +200,12 @@ def bounds(summary: Row) -> str:
         if ceiling is not None
         else "This run rules out no leak."
     )
-    seen = "None of the leaks injected to try it was seen: its limit of detection is unknown."
+    seen = "No probe decides, so none was tried on leaks of known size."
     if least is not None:
-        seen = f"Leaks above {bits(least)} a secret would have been seen."
+        seen = f"A linear code of {bits(least)} at one place of the cache would have been seen in 8 of 10 runs."
+    elif any(row["attack"] == PROBED for row in summary["results"]):
+        seen = "None of the codes put into the sealed cache to try the probes was seen: what they miss is unknown."
     return f"The limit is {bits(limit)} a secret. {seen} {above if summary['valid'] else ''}".rstrip()
-
-
-def next_steps(summary: Row) -> list[str]:
-    """What to do, which depends on the verdict and on whom the secrets leak to."""
-    verdict, defence = summary["verdict"], summary["defence"]["name"]
-    if verdict == "invalid":
-        return [
-            "Draw no conclusion from this run, neither a leak nor its absence.",
-            "Find out why the control failed: too few traces for a positive control, or a model, cache or trace file "
-            "that is not what it is said to be.",
-            "Then audit anew. A gate must treat this run as failed.",
-        ]
-    if verdict == "not enough data":
-        needed = summary["traces_needed"]
-        few = f"This run had {summary['traces']:,} traces. "
-        how = (
-            f"About {needed:,} would do." if needed else "How many would do cannot be told from so few: give ten times."
-        )
-        return [few + how, "Until then treat the retained cache as if it held the secrets."]
-    if verdict == "not detected":
-        return [
-            f"Record the ceiling of {bits(summary['ceiling_bits'])} a secret with the release; it is no clean bill.",
-            "Audit again whenever the model, the policy, the defence or the serving engine changes.",
-            "Audit traces and secrets of your own, with --traces and --secrets, before relying on this for them.",
-        ]
-    leaking = [threat["name"] for threat in by_threat(summary) if threat["state"] == LEAK]
-    steps = [ADVICE[name] for name in leaking if name in ADVICE]
-    if leaking != ["reader"]:
-        other = "another defence" if defence != "none" else "a defence, restart first"
-        steps.append(
-            f"Try {other} (--defence), and weigh what it costs in accuracy and prefill against what it leaves."
-        )
-    return [*steps, "Audit again, on new traces, before the release."]
-
-
-def unsaid(summary: Row) -> list[str]:
-    """What the audit does not say."""
-    limits = [
-        "Attacks outside this suite may find more.",
-        "It holds for this model, policy, defence and these kinds of secrets and traces, not for others.",
-        "It looked at the retained cache and text alone, not at logs, memory that was freed, or the weights.",
-        "It is a measurement, and no legal assessment.",
-    ]
-    if summary["defence"]["name"].startswith("noise"):
-        limits.append("Noise without clipping and accounting carries no privacy guarantee, whatever was measured.")
-    return limits
 
 
 def controls(summary: Row) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup as Safe
 
-from ghosttrace.report import audit_words
+from ghosttrace.report import audit_advice, audit_words
 from ghosttrace.report.html import TEMPLATES, p_value, plain
 
 COSTS = (
@@ -45,8 +45,8 @@ def card(summary: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         judged=audit_words.judged(summary) if summary["valid"] else [],
         threats=audit_words.by_threat(summary),
         controls=audit_words.controls(summary),
-        steps=audit_words.next_steps(summary),
-        unsaid=audit_words.unsaid(summary),
+        steps=audit_advice.next_steps(summary),
+        unsaid=audit_advice.unsaid(summary),
         costs=COSTS,
         most=MOST,
         command=Safe(" ".join(called.split())) if called else None,  # an indented block shows all of it as it is

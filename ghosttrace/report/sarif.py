@@ -1,6 +1,7 @@
 """A privacy audit as SARIF 2.1.0, for code scanning.
 
-A leak is an error and an undecided row a warning; what was not detected has no result. A run whose
+A leak is an error, an undecided row a warning and what is within the limit a note; what was not detected
+has no result. A run whose
 controls failed has notes alone: nothing may be concluded from its rows. A cache has no source file, so
 that a result is located in the model, by name, and in it by layer and carrier.
 """
@@ -10,15 +11,16 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
 
-from ghosttrace.report.audit_words import ATTACKS, LEAK, UNDECIDED, bits, command, finding, judged, place
+from ghosttrace.report.audit_words import ATTACKS, LEAK, UNDECIDED, WITHIN, bits, command, finding, judged, place
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 CONTROL = "control"
-LEVELS = {LEAK: "error", UNDECIDED: "warning"}
+LEVELS = {LEAK: "error", UNDECIDED: "warning", WITHIN: "note"}
+STARTS = {LEAK: "Leak.", UNDECIDED: "Not enough data.", WITHIN: "Within the limit."}
 IDENTITY = ("attack", "threat", "secret", "carrier", "hop", "layer", "kv", "probe", "unit")
 MEANING = {
     10: "a leak was found",
-    0: "no leak was detected by this suite",
+    0: "no leak above the limit was found by this suite",
     11: "there were too few traces to tell",
     12: "a control failed",
 }
@@ -71,13 +73,12 @@ def rule(name: str, title: str, summary: str) -> dict[str, Any]:
 
 
 def leak_results(summary: Mapping[str, Any], index: Mapping[str, int]) -> list[dict[str, Any]]:
-    """One result a judged row that leaks or is undecided."""
+    """One result a judged row in which something was found, or may be."""
     limit = f" The limit is {bits(summary['max_leak_bits'])} a secret."
     results = []
     for said, row in judged(summary):
         if said in LEVELS:
-            start = "Leak." if said == LEAK else "Not enough data."
-            text = f"{start} {finding(row)}{limit}"
+            text = f"{STARTS[said]} {finding(row)}{limit}"
             results.append(result(summary, index, row["attack"], LEVELS[said], text, place(row), _identity(row)))
             measures = ("threat", "secret", "defence", "estimate", "low", "high", "unit", "p_holm", "n")
             results[-1]["properties"] = {name: row[name] for name in measures}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ghosttrace.audit.evidence import Evidence, Site, fell_back, mean_of
+from ghosttrace.audit.evidence import Evidence, Site, Told, mean_of, total
 from ghosttrace.audit.exhibit import Exhibit, where
 from ghosttrace.probe import sweep
 from ghosttrace.records import Records
@@ -90,13 +90,9 @@ def _validation(rows: list[dict[str, Any]]) -> float:
 
 def evidence_of(exhibit: Exhibit, secret: str, condition: str, rows: list[dict[str, Any]]) -> Evidence:
     """The sum over a secret's targets, on the traces that all of them apply to."""
-    common = sorted(set.intersection(*(set(row["sample"]) for row in rows)))
-    at = [np.searchsorted(row["sample"], common) for row in rows]
-    parts = [(np.asarray(row["log2p"])[k], np.asarray(row["text_log2p"])[k]) for row, k in zip(rows, at, strict=True)]
-    values = np.sum([said - text for said, text in parts], axis=0)
-    most = float(-np.sum([text.mean() for _, text in parts]))
+    lists = [[np.asarray(row[name]) for name in ("sample", "log2p", "text_log2p")] for row in rows]
     gate = condition == "open"
-    cluster = exhibit.split.cluster[np.asarray(common, dtype=np.int64)]
-    found = mean_of(values, cluster, exhibit.alpha if gate else 0.05, most, fell_back(parts))
+    parts = [Told(*one) for one in lists]
+    found, common = total(parts, exhibit.split.cluster, exhibit.alpha if gate else 0.05)
     site = Site(**{name: rows[0][name] for name in SITE})
     return Evidence(NAME, secret, condition, "bits", found, len(common), gate=gate, site=site)

@@ -16,7 +16,7 @@ import torch
 
 from ghosttrace.attention import attending
 from ghosttrace.audit.caches import run_session
-from ghosttrace.audit.evidence import Evidence, Site, fell_back, mean_of, rate_of
+from ghosttrace.audit.evidence import Evidence, Site, Told, rate_of, total
 from ghosttrace.audit.exhibit import Exhibit
 from ghosttrace.channel import Arm, Restart
 from ghosttrace.errors import UserError
@@ -145,13 +145,9 @@ def behavioural(exhibit: Exhibit, secret: str, prompt: Prompt) -> list[Evidence]
         states = torch.from_numpy(np.concatenate([answers.likely[number] for number in members], axis=1))
         asked = [exhibit.asked[number] for number in members]
         (scores,) = linear_scores(states[None], asked, split, exhibit.device)
-        rows = exhibit.known(secret, exhibit.split.test)
-        at = [np.searchsorted(score.sample, rows) for score in scores]
-        parts = [(score.log2p[k], score.text_log2p[k]) for score, k in zip(scores, at, strict=True)]
-        values, cluster = np.sum([said - text for said, text in parts], axis=0), exhibit.split.cluster[rows]
         gate = condition == "open"
-        alpha, most = exhibit.alpha if gate else 0.05, exhibit.unknown(secret)
-        estimate = mean_of(values, cluster, alpha, most, fell_back(parts))
+        alpha = exhibit.alpha if gate else 0.05
+        estimate, rows = total([Told.of(score) for score in scores], split.cluster, alpha)
         site = Site(carrier="prompt", probe="linear")
         found.append(Evidence(NAME, secret, condition, "bits", estimate, len(rows), gate=gate, site=site))
         found.append(_named(exhibit, secret, condition, members, answers, rows))

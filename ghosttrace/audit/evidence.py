@@ -164,6 +164,12 @@ def total(parts: Sequence[Told], cluster: np.ndarray, alpha: float) -> tuple[Est
     return mean_of(values, cluster[rows], alpha, most, fell_back(common)), rows
 
 
+def one_each(rows: np.ndarray, cluster: np.ndarray, seed: int) -> np.ndarray:
+    """int64, ascending: of some traces one of each cluster, drawn at random; those are independent."""
+    drawn = np.random.default_rng([seed, 0x01E]).permutation(rows)
+    return np.sort(drawn[np.unique(cluster[drawn], return_index=True)[1]])
+
+
 def rate_of(hits: int, n: int, alpha: float = 0.05) -> Estimate:
     """A share with its exact interval (Clopper and Pearson 1934)."""
     found = stats.binomtest(hits, n).proportion_ci(1 - alpha, "exact")

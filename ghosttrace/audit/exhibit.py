@@ -14,6 +14,7 @@ from ghosttrace.probe.features import Features
 from ghosttrace.probe.split import Split
 from ghosttrace.probe.sweep import Settings, Site
 from ghosttrace.probe.task import Task
+from ghosttrace.probe.text import marginals
 
 
 @dataclass(frozen=True)
@@ -80,17 +81,15 @@ class Exhibit:
         """
         asked = self.parts(secret)
         if flat:
-            asked = [replace(one, text=np.tile(_marginal(one, self.split), (len(one.labels), 1))) for one in asked]
+            asked = [replace(one, text=self._base(one)) for one in asked]
         states = site.read(self.features[condition])[None]
         split = self.split
         (said,) = linear_posteriors(states, asked, split.train, split.validation, split.cluster, self.device)
         return said
 
-
-def _marginal(asked: Asked, split: Split) -> np.ndarray:
-    labels = asked.labels[split.train]
-    counts = np.bincount(labels[labels >= 0], minlength=asked.text.shape[1]) + 1.0
-    return np.log(counts / counts.sum())
+    def _base(self, one: Asked) -> np.ndarray:
+        """float[N, C]: how often each class of a target occurs."""
+        return np.tile(marginals(one.labels, one.text.shape[1], self.split.train), (len(one.labels), 1))
 
 
 def where(site: Site, probe: str = "linear") -> Where:

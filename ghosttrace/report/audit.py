@@ -1,6 +1,7 @@
 """The command `ghosttrace audit`: progress, run folder, terminal."""
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,12 +24,12 @@ from ghosttrace.checkpoint import Checkpoint
 from ghosttrace.probe.evidence import CELLS
 from ghosttrace.probe.split import split
 from ghosttrace.probe.sweep import Settings
-from ghosttrace.probe.task import Task
+from ghosttrace.probe.task import Sample, Task
 from ghosttrace.records import Log
 from ghosttrace.report.ablation import unlike, warn
 from ghosttrace.report.audit_figures import leak_figure, sites_figure
 from ghosttrace.report.audit_page import write_reports
-from ghosttrace.report.audit_words import BITS
+from ghosttrace.report.audit_words import BITS, number, span
 from ghosttrace.report.probe import configuration, write_traces
 from ghosttrace.runs import json_rows, open_run, write_figure, write_summary
 
@@ -119,7 +120,7 @@ def run(
 
 def price(checkpoint: Checkpoint, task: Task, arm: Arm, defence: Defence, options: Mapping[str, Any]) -> dict[str, Any]:
     """What the defence costs, on the same problems where there are graded ones, else on the same traces."""
-    traces = [list(sample.ids) for sample in task.samples[:JUDGED]]
+    traces = [list(sample.ids) for sample in unlike_bases(task.samples)[:JUDGED]]
     spent = cost(checkpoint, arm, traces[:COSTED])
     if task.name.startswith("ledger") and not options.get("traces"):
         worth = utility(checkpoint, arm, task.name, int(options.get("utility_limit", 100)), int(options.get("seed", 0)))
@@ -138,6 +139,16 @@ def price(checkpoint: Checkpoint, task: Task, arm: Arm, defence: Defence, option
         "effect_high": worth.effect.high,
         **asdict(spent),
     }
+
+
+def unlike_bases(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples, those that are the first of their base trace first, then the seconds, and so on."""
+    seen = Counter[str]()
+    turns = []
+    for sample in samples:
+        turns.append(seen[sample.base])
+        seen[sample.base] += 1
+    return [samples[row] for row in sorted(range(len(samples)), key=turns.__getitem__)]
 
 
 def summary_of(
@@ -199,8 +210,8 @@ def _print(
             continue
         beside = sealed.get((row["attack"], row["secret"], row["unit"], row["note"].partition(" ")[0]))
         star = "*" if row["gate"] else " "
-        value = f"{row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]{star}"
-        base, other = f"{row['baseline']:.3f}", "" if beside is None else f"{beside:.3f}"
+        value = f"{number(row['estimate'])} {span(row)}{star}"
+        base, other = number(row["baseline"]), "" if beside is None else number(beside)
         table.add_row(row["threat"], row["attack"], row["secret"], value, base, other, f"{row['unit']} {row['note']}")
     console.print(table)
     console.print("* decides the verdict; these intervals hold together at 95 %", style="dim")

@@ -23,7 +23,7 @@ def bits_scale(rows: Sequence[Row], limit: float) -> Scale:
 
 def scales(rows: Sequence[Row], limit: float) -> dict[str, Scale]:
     """Pixels for each unit."""
-    highest = max((row["high"] or 0.0 for row in rows if row["unit"] == "epsilon"), default=0.0)
+    highest = max((row["estimate"] or 0.0 for row in rows if row["unit"] == "epsilon"), default=0.0)
     plain = _stretch(lambda value: value, 0.0, 1.0)
     found = dict.fromkeys(BITS, bits_scale(rows, limit)) | dict.fromkeys(SHARES, plain)
     return found | {"epsilon": _stretch(lambda value: value, 0.0, max(1.0, highest))}

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ghosttrace.audit.evidence import Evidence, Site, Told, mean_of, total
+from ghosttrace.audit.evidence import Evidence, Site, Told, total
 from ghosttrace.audit.exhibit import Exhibit, where
 from ghosttrace.probe import sweep
+from ghosttrace.probe.text import marginals
 from ghosttrace.records import Records
 
 NAME = "attribute"
@@ -42,13 +43,19 @@ def attribute(exhibit: Exhibit, records: Records) -> list[Evidence]:
 
 
 def tenant(exhibit: Exhibit, secret: str, site: sweep.Site) -> Evidence:
-    """Bits a secret that the cache tells one who has not seen the text; what the text tells may be among them."""
+    """Bits a secret that the cache tells one who has not seen the text; what the text tells may be among them.
+
+    They are counted from how often each class occurs, which is no secret.
+    """
     said, asked = exhibit.posteriors(secret, site, flat=True), exhibit.parts(secret)
     rows = exhibit.known(secret, exhibit.split.test)
-    chance = sum(np.log2(one.text.shape[1]) for one in asked)
-    told = sum(part[rows, one.labels[rows]] for part, one in zip(said, asked, strict=True)) / np.log(2)
-    values = np.asarray(chance + told)
-    estimate = mean_of(values, exhibit.split.cluster[rows], 0.05, float(chance))
+    train, log2e = exhibit.split.train, 1 / np.log(2)
+    parts = [
+        Told(rows, log2e * part[rows, right], log2e * marginals(one.labels, one.text.shape[1], train)[right])
+        for part, one in zip(said, asked, strict=True)
+        for right in [one.labels[rows]]
+    ]
+    estimate, _ = total(parts, exhibit.split.cluster, 0.05)
     return Evidence("tenant", secret, "open", "bits", estimate, len(rows), site=where(site), note="text included")
 
 

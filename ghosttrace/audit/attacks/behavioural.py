@@ -16,7 +16,7 @@ import torch
 
 from ghosttrace.attention import attending
 from ghosttrace.audit.caches import run_session
-from ghosttrace.audit.evidence import Evidence, Site, Told, rate_of, total
+from ghosttrace.audit.evidence import Evidence, Site, Told, one_each, rate_of, total
 from ghosttrace.audit.exhibit import Exhibit
 from ghosttrace.channel import Arm, Restart
 from ghosttrace.errors import UserError
@@ -157,7 +157,8 @@ def behavioural(exhibit: Exhibit, secret: str, prompt: Prompt) -> list[Evidence]
 def _named(
     exhibit: Exhibit, secret: str, condition: str, members: list[int], answers: Answers, rows: np.ndarray
 ) -> Evidence:
-    """How often all parts that were asked for are what the model would say."""
+    """How often all parts that were asked for are what the model would say, of one trace a cluster."""
+    rows = one_each(rows, exhibit.split.cluster, exhibit.settings.seed)
     right = np.all([answers.said[number][rows] == exhibit.asked[number].labels[rows] for number in members], axis=0)
     guess = float(np.prod([_chance(exhibit, number) for number in members]))
     note = f"{len(members)} of {len(exhibit.secrets[secret])} parts, word for word"

@@ -15,7 +15,7 @@ from scipy.special import log_softmax
 
 from ghosttrace.attention import attending
 from ghosttrace.audit.caches import run_session, states_at
-from ghosttrace.audit.evidence import Evidence, Site, mean_of, rate_of
+from ghosttrace.audit.evidence import Evidence, Site, mean_of, one_each, rate_of
 from ghosttrace.audit.exhibit import Exhibit
 from ghosttrace.channel import Arm, Memento, Noise, Restart
 from ghosttrace.expiry import erasures
@@ -143,9 +143,12 @@ def collision(exhibit: Exhibit) -> list[Evidence]:
         site, n = Site("memento", 0, "all", "kv", "all"), len(judged)
         note = f"of {CANDIDATES} candidate blocks"
         found.append(Evidence(NAME, "block", condition, "bits", estimate, n, gate=gate, site=site, note=note))
-        first = (apart[:, :1] < apart[:, 1:]).all(axis=1)
-        told = rate_of(int(first.sum()), n)
-        found.append(Evidence(NAME, "block", condition, "rate", told, n, 1 / CANDIDATES, site=site, note=note))
+        first = np.all(apart[:, :1] < apart[:, 1:], axis=1)
+        single = one_each(np.arange(n), cluster, exhibit.settings.seed)
+        told = rate_of(int(first[single].sum()), len(single))
+        found.append(
+            Evidence(NAME, "block", condition, "rate", told, len(single), 1 / CANDIDATES, site=site, note=note)
+        )
     return found
 
 

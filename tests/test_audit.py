@@ -18,7 +18,7 @@ from scipy import stats
 import ghosttrace as gt
 from ghosttrace import cli
 from ghosttrace.audit.attacks import collision, parse, tenant
-from ghosttrace.audit.attacks.collision import cases_of
+from ghosttrace.audit.attacks.collision import cases_of, distances
 from ghosttrace.audit.attacks.membership import Claims, auc, epsilon, membership, rates, threshold
 from ghosttrace.audit.attacks.ranking import exposures
 from ghosttrace.audit.detect import detectable, honesty, inject, trials
@@ -27,6 +27,7 @@ from ghosttrace.audit.exhibit import Exhibit
 from ghosttrace.audit.gate import judge
 from ghosttrace.audit.marked import marked_task, read_marks
 from ghosttrace.channel import Arm, Memento, Noise, Restart
+from ghosttrace.channel.drop_delimiters import DropDelimiters
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
 from ghosttrace.probe.carriers import Carrier
@@ -335,6 +336,28 @@ def test_collision_tells_blocks_apart_where_they_left_something(arm: Arm, told: 
     assert found["open", "bits"].found.value == pytest.approx(2.0 if told else 0.0, abs=0.01)
     assert found["open", "rate"].found.value == (1.0 if told else 0.0)
     assert found["sealed", "bits"].found.value == 0 and found["open", "bits"].gate
+
+
+def test_half_precision_is_no_disguise() -> None:
+    """What rounding does is measured, so that in bfloat16 the true block is still told, and a sealed one is not."""
+    half = gt.load("toy-open", device="cpu", dtype="bfloat16")
+    at = replace(exhibit(Memento()), checkpoint=half)
+    found = {(one.condition, one.unit): one.found.value for one in collision(at)}
+    assert found["open", "rate"] >= 0.95 and found["open", "bits"] > 1.9
+    assert found["sealed", "rate"] <= 0.4 and found["sealed", "bits"] < 0.05
+
+
+def test_kept_delimiters_are_compared_too() -> None:
+    policy = replace(toy().policy, mask_delimiters=False)
+    keeping = replace(exhibit(Memento()), checkpoint=replace(toy(), policy=policy))
+    for at, more in ((keeping, 2), (replace(keeping, arm=DropDelimiters()), 0)):
+        case = cases_of(at, at.split.test)[0]
+        pair = gt.find_blocks(at.task.samples[case.row].ids, toy().markup)[1]
+        memento = set(range(pair.memento_start, pair.memento_end + 1))
+        assert set(case.places.tolist()) == memento | ({pair.start, pair.end} if more else set())
+    cases = cases_of(keeping, keeping.split.test)[:8]
+    alone = [replace(case, places=case.places[1:2]) for case in cases]  # <|block_end|> has seen its whole block
+    assert (distances(keeping, Memento(), alone)[:, 1:] > 0).all() and (distances(keeping, Restart(), cases) == 0).all()
 
 
 def test_candidates_cannot_be_told_by_what_is_retained() -> None:

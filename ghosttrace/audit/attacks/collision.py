@@ -3,13 +3,13 @@
 The white-box upper bound: the attacker knows the whole trace but for one block, and has a short list of
 what stood in it, the truth among them. Candidates are the blocks of other traces that are as long and have
 the very same memento, so that nothing retained tells them apart. The attacker runs each through the model
-under the defence, as far as it can be imitated, and compares keys and values at the block's memento.
+under the defence, as far as it can be imitated, and compares keys and values wherever the pair leaves any: at
+its memento, and at its delimiters where these are kept.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
@@ -26,7 +26,7 @@ NAME = "collision"
 CANDIDATES = 4  # the truth included
 TRACES = 120  # of validation and of test, at most, each
 BATCH = 32  # cases
-ROUNDING = 64.0  # units in the last place that two runs of the same computation may be apart
+MARGIN = 4.0  # times the largest distance seen between two runs of the same computation: what counts as none
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Case:
     Attributes:
         row: of the task.
         ids: CANDIDATES token lists, up to where the block is erased.
-        places: int64[P], the memento.
+        places: int64[P], what the defence retains of the pair.
     """
 
     row: int
@@ -55,7 +55,7 @@ def cases_of(exhibit: Exhibit, part: np.ndarray) -> list[Case]:
         pairs[row] = find_blocks(ids, at.markup, at.policy.require_assistant_section)[samples[row].block]
         pair = pairs[row]
         groups.setdefault((pair.end - pair.start, *ids[pair.end : pair.memento_end + 1]), []).append(row)
-    cases = []
+    cases, kept = [], not exhibit.arm.law(at.policy).mask_delimiters
     for rows in groups.values():
         for row in rows:
             pair, ids = pairs[row], list(samples[row].ids)
@@ -68,7 +68,9 @@ def cases_of(exhibit: Exhibit, part: np.ndarray) -> list[Case]:
             if len(contents) >= CANDIDATES:
                 chosen = list(contents)[:CANDIDATES]
                 whole = [ids[: pair.start + 1] + list(inside) + ids[pair.end : end] for inside in chosen]
-                cases.append(Case(row, whole, np.arange(pair.memento_start, pair.memento_end + 1)))
+                delimiters = [pair.start, pair.end] if kept else []
+                places = np.array([*delimiters, *range(pair.memento_start, pair.memento_end + 1)])
+                cases.append(Case(row, whole, places))
     return [cases[place] for place in rng.permutation(len(cases))[:TRACES]]
 
 
@@ -85,12 +87,12 @@ def imitated(arm: Arm) -> Arm:
 def distances(exhibit: Exhibit, arm: Arm, cases: list[Case]) -> np.ndarray:
     """float64[cases, CANDIDATES]: mean squared distance of keys and values, each relative to its own size.
 
-    What rounding leaves counts as 0, and candidates are run in an order of their own, so that no place in a
-    batch can tell the truth from the others.
+    What rounding leaves counts as 0: the true block is run once more by itself, and how far it then is from
+    what it was among others says what rounding can do here. Candidates are run in an order of their own, so
+    that no place in a batch can tell the truth from the others.
     """
-    found = np.empty((len(cases), CANDIDATES))
+    found, rounding = np.empty((len(cases), CANDIDATES)), [0.0]
     rng = np.random.default_rng(exhibit.settings.seed)
-    floor = (ROUNDING * torch.finfo(exhibit.checkpoint.model.dtype).eps) ** 2
     with attending(exhibit.checkpoint.model):
         for begin in range(0, len(cases), BATCH):
             some = cases[begin : begin + BATCH]
@@ -99,14 +101,15 @@ def distances(exhibit: Exhibit, arm: Arm, cases: list[Case]) -> np.ndarray:
             rng.shuffle(order)
             tries = _read(exhibit, imitated(arm), [(some[place], some[place].ids[number]) for place, number in order])
             for row, (place, number) in enumerate(order):
-                found[begin + place, number] = sum(
-                    _distance(getattr(real[place], kind), getattr(tries[row], kind)) for kind in ("keys", "values")
-                )
-    return np.where(found < floor, 0.0, found)
+                found[begin + place, number] = _distance(real[place], tries[row])
+                if number == 0:
+                    (alone,) = _read(exhibit, imitated(arm), [(some[place], some[place].ids[0])])
+                    rounding.append(_distance(tries[row], alone))
+    return np.where(found <= MARGIN * max(rounding), 0.0, found)
 
 
 def _read(exhibit: Exhibit, arm: Arm, wanted: list[tuple[Case, list[int]]]) -> list[States]:
-    """The memento's states of each sequence, [L, H, P, D]."""
+    """The pair's retained states in each sequence, [L, H, P, D]."""
     keys = [(exhibit.settings.seed, case.row) for case, _ in wanted]
     session = run_session(exhibit.checkpoint, arm, [ids for _, ids in wanted], keys)
     width = max(len(case.places) for case, _ in wanted)
@@ -118,10 +121,13 @@ def _read(exhibit: Exhibit, arm: Arm, wanted: list[tuple[Case, list[int]]]) -> l
     ]
 
 
-def _distance(real: torch.Tensor, tried: torch.Tensor) -> float:
-    """Of [L, H, P, D] each; each layer's states weigh the same."""
-    size = real.double().square().mean((1, 2, 3), keepdim=True)
-    return float(((tried.double() - real.double()).square() / size).mean())
+def _distance(real: States, tried: States) -> float:
+    """Of keys and values, [L, H, P, D] each; each layer's states weigh the same."""
+    found = 0.0
+    for a, b in ((real.keys, tried.keys), (real.values, tried.values)):
+        size = a.double().square().mean((1, 2, 3), keepdim=True)
+        found += float(((b.double() - a.double()).square() / size).mean())
+    return found
 
 
 def collision(exhibit: Exhibit) -> list[Evidence]:
@@ -140,7 +146,7 @@ def collision(exhibit: Exhibit) -> list[Evidence]:
         values = most + log_softmax(-sharpness * apart, axis=1)[:, 0] / np.log(2)
         gate = condition == "open"
         estimate = mean_of(values, cluster, exhibit.alpha if gate else 0.05, most)
-        site, n = Site("memento", 0, "all", "kv", "all"), len(judged)
+        site, n = Site(carrier_of(exhibit), 0, "all", "kv", "all"), len(judged)
         note = f"of {CANDIDATES} candidate blocks"
         found.append(Evidence(NAME, "block", condition, "bits", estimate, n, gate=gate, site=site, note=note))
         first = np.all(apart[:, :1] < apart[:, 1:], axis=1)
@@ -150,6 +156,12 @@ def collision(exhibit: Exhibit) -> list[Evidence]:
             Evidence(NAME, "block", condition, "rate", told, len(single), 1 / CANDIDATES, site=site, note=note)
         )
     return found
+
+
+def carrier_of(exhibit: Exhibit) -> str:
+    """Where candidates are compared, in words."""
+    kept = not exhibit.arm.law(exhibit.checkpoint.policy).mask_delimiters
+    return "memento and delimiters" if kept else "memento"
 
 
 def _sharpness(apart: np.ndarray) -> float:

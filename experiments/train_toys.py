@@ -72,12 +72,12 @@ class Toy:
     batch: int = 32
 
 
-FULL = Part("full", 1400, 1.5e-3, "constant_with_warmup")
+FULL = Part("full", 1400, 7e-4, "constant_with_warmup")
 
 
 def second(stage: Stage) -> tuple[Part, ...]:
     """The second stage and its end."""
-    return Part(stage, 1900, 1.2e-3), Part(stage, 700, 2e-4, observed=0.5, blind=False)
+    return Part(stage, 1900, 7e-4), Part(stage, 700, 2e-4, observed=0.5, blind=False)
 
 
 TOYS = {

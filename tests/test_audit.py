@@ -17,7 +17,7 @@ from scipy import stats
 
 import ghosttrace as gt
 from ghosttrace import cli
-from ghosttrace.audit.attacks import collision, parse, tenant
+from ghosttrace.audit.attacks import attribute, collision, parse, tenant
 from ghosttrace.audit.attacks.collision import cases_of, distances
 from ghosttrace.audit.attacks.membership import Claims, auc, epsilon, membership, rates, threshold
 from ghosttrace.audit.attacks.ranking import exposures
@@ -32,11 +32,12 @@ from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
 from ghosttrace.probe.carriers import Carrier
 from ghosttrace.probe.cells import linear_scores
-from ghosttrace.probe.evidence import Asked
+from ghosttrace.probe.evidence import CELLS, Asked
 from ghosttrace.probe.ledger import ledger_prompts, ledger_task
 from ghosttrace.probe.split import Split, split
-from ghosttrace.probe.sweep import Settings, Site
+from ghosttrace.probe.sweep import Settings, Site, Sweep
 from ghosttrace.probe.task import Sample, Task
+from ghosttrace.records import Records
 from ghosttrace.report.audit import unlike_bases
 from ghosttrace.report.audit_page import write_reports
 from ghosttrace.stats import unseen
@@ -254,6 +255,41 @@ def test_a_leak_counts_as_seen_only_if_it_is_seen_spread_over_all_parts_too() ->
     assert alone >= 8 > evenly
     least = detectable(at, "d-*", SITE, 0.5)
     assert least is None or least > 0.5
+
+
+@dataclass(frozen=True)
+class Xor:
+    """States of four layers that hold a bit in the signs of two numbers of one layer's values, which no linear
+    probe can see; nothing elsewhere."""
+
+    labels: np.ndarray
+    layer: int
+
+    def load(self, carrier: Carrier, layer: int, kind: str, heads: object = None) -> torch.Tensor:
+        rng = np.random.default_rng([layer, carrier.hop + 1, kind == "v"])
+        states = rng.normal(size=(len(self.labels), 1, 4))
+        if (layer, kind, carrier.hop) == (self.layer, "v", 0):
+            signs = rng.choice([-1, 1], len(self.labels))
+            states[:, 0, :2] = np.stack([3 * signs, 3 * signs * (2 * self.labels - 1)], axis=1) + 0.5 * states[:, 0, :2]
+        return torch.from_numpy(states).float()
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+def test_where_no_linear_probe_sees_anything_the_mlp_looks_at_every_layer(layer: int) -> None:
+    labels = np.random.default_rng(0).integers(0, 2, 1000)
+    samples = tuple(Sample([], str(k), str(k), 0, (), (int(label),)) for k, label in enumerate(labels))
+    asked = [Asked("bit", labels, np.full((1000, 2), -log(2)))]
+    caches = {"open": Xor(labels, layer), "sealed": Xor(labels, 9)}
+    settings = Settings(hops=(0,), describe=False)
+    records = Records(CELLS)
+    own = Carrier("secret")
+    at = Exhibit(toy(), Task("xor", samples, ()), split(samples), Memento(), settings, asked, caches, 0.05)  # type: ignore[arg-type]
+    Sweep(toy(), settings, at.split, at.features, asked, own, torch.device("cpu")).run(records)
+    rows = {(one.condition): one for one in attribute(at, records)}
+    assert (rows["open"].site.probe, rows["open"].site.layer) == ("mlp", str(layer)) and rows["open"].found.low > 0.3
+    assert rows["sealed"].found.value < 0.05
+    (best,) = Sweep(toy(), settings, at.split, at.features, asked, own, torch.device("cpu")).best(records)
+    assert (best.layers, best.kv) == ((3,), "v")
 
 
 def evidence(low: float, value: float, high: float, gate: bool = True) -> Evidence:

@@ -1,8 +1,8 @@
 """A sweep: every site of a task probed, and every control along with it.
 
 First all sites by linear probes, layer by layer; then, at each hop, the site that did best on the
-validation set again: its online code length, open and sealed, and an MLP under every condition. What is done is on
-record at once, so that a run that died goes on behind it.
+validation set (the highest layer's, where none did anything) again: its online code length, open and sealed,
+and an MLP under every condition. What is done is on record at once, so that a run that died goes on behind it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,8 +40,8 @@ class Settings:
         by_head: each key-value head alone as well.
         joint: all layers side by side as well.
         pool: see `Carrier`.
-        mlp: probe the best site of each hop by an MLP too.
-        describe: measure selectivity and the online code length too, on which no verdict depends.
+        mlp: probe the best site of each hop by an MLP too, and every layer of an audit in which no site shows anything.
+        describe: measure selectivity and the online code length too, on which no verdict depends; an audit does not.
         within_traces: see `split`.
         seed: of splits, control tasks and the MLP.
     """
@@ -201,22 +201,35 @@ class Sweep:
         for site in self.best(records):
             for condition in ("open", "sealed") if self.settings.describe else ():
                 self._online(records, condition, site)
-            for condition in ("open", "sealed", "shuffled", "causal") if self.settings.mlp else ():
-                self._mlp(records, condition, site)
+            for one in self._closely(records, site) if self.settings.mlp else ():
+                for condition in ("open", "sealed", "shuffled", "causal"):
+                    self._mlp(records, condition, one)
 
     def best(self, records: Records) -> list[Site]:
-        """For each carrier at hop 0 and later, the site whose linear probe did best on validation."""
+        """For each carrier at hop 0 and later, the site whose linear probe did best on validation.
+
+        Where none gained anything, as behind an erasure that is linear, all are tied: the highest layer then has
+        seen most, and values say more than keys.
+        """
         found = []
         for carrier in self._carriers():
             if carrier.hop < 0 or carrier.kind == "secret":
                 continue
             candidates = [site for group in groups(self.checkpoint, self.settings, carrier) for site in group]
-            gains = [
-                sum(records.get(_key("open", site, "linear", one.name))["validation_bits"] for one in self.asked)
-                for site in candidates
-            ]
-            found.append(candidates[int(np.argmax(gains))])
+            gains = [(self._gain(records, site), site.layers[-1], site.kv != "k") for site in candidates]
+            found.append(candidates[max(range(len(gains)), key=gains.__getitem__)])
         return found
+
+    def _gain(self, records: Records, site: Site) -> float:
+        """Bits on validation of a site's linear probe."""
+        rows = (records.get(_key("open", site, "linear", one.name)) for one in self.asked)
+        return float(sum(row["validation_bits"] for row in rows))
+
+    def _closely(self, records: Records, best: Site) -> list[Site]:
+        """Where to fit an MLP: the best site; in an audit, where nothing linear shows, the same of every layer."""
+        if self.settings.describe or self._gain(records, best) > 0 or len(best.layers) > 1:
+            return [best]
+        return [replace(best, layers=(layer,)) for layer in _layers(self.checkpoint, self.settings)]
 
     def _carriers(self) -> tuple[Carrier, ...]:
         return (*self.settings.carriers, self.secret)

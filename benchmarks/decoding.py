@@ -51,14 +51,14 @@ SIZES = {
 }
 
 
-def make_model(size: Size, device: str, dtype: torch.dtype) -> PreTrainedModel:
+def make_model(size: Size, device: str, dtype: torch.dtype, layers: int | None = None) -> PreTrainedModel:
     """Random weights; no end-of-text id, so that every row runs to the full length."""
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=size.vocabulary,
         hidden_size=size.hidden,
         intermediate_size=size.intermediate,
-        num_hidden_layers=size.layers,
+        num_hidden_layers=layers or size.layers,
         num_attention_heads=size.heads,
         num_key_value_heads=size.kv_heads,
         head_dim=size.head_dim,

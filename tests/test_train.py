@@ -99,9 +99,7 @@ def in_two_passes(model: PreTrainedModel, tokens: list[int], policy: Policy) -> 
         ).logits[0]
         rows = [place - places.start for place in learn]
         targets = told[list(learn)]
-        found.append(
-            torch.nn.functional.cross_entropy(logits[rows], targets, ignore_index=IGNORED, reduction="sum")
-        )
+        found.append(torch.nn.functional.cross_entropy(logits[rows], targets, ignore_index=IGNORED, reduction="sum"))
 
     done = 0
     for erasure in erasures(tokens, MARKUP, policy):

@@ -182,6 +182,8 @@ def sft(
     args, model_args = arguments(recipe.trainer)
     config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
     reader = reader_of(recipe, config, tokenizer, args)
+    if recipe.kernel == "flex" and args.device.type == "cpu":
+        raise UserError("FlexAttention has no backward pass on a CPU: leave --kernel out")
     if args.eval_strategy != "no" and not recipe.eval_data:
         raise UserError("--eval_strategy needs rows that are held out: give --eval-data")
     decided = {

@@ -1,0 +1,145 @@
+"""What the law costs in training: forward plus backward through a stack of layers, `python benchmarks/training.py`.
+
+A stack of decoder layers with random weights reads one made-up trace of the paper's block statistics (blocks of
+1,150 tokens, mementos of 194). All ways take turns (A B C …), so that only ratios matter; each is held to
+plain causal attention (transformers' sdpa without a mask). `limit` is the same ratio in floating point
+operations: the linear maps, and the pairs of query and key that a way cannot avoid. A sealed example has
+each memento twice, so that its limit counts more columns. FlexAttention has no backward pass on a CPU: there
+only its forward pass is timed, beside the plain one. `--geometry 8b --device cuda --dtype bfloat16
+--lengths 8192 16384 32768` is the comparison for a GPU.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from decoding import SIZES, make_model
+from torch import Tensor
+
+from ghosttrace.attention import attending
+from ghosttrace.expiry import Policy
+from ghosttrace.masks import Kernel
+from ghosttrace.trace import Markup
+from ghosttrace.train.examples import Example, Stage, make_example
+
+MARKUP, POLICY = Markup(4, 5, 6, 7, assistant_header=(3,)), Policy(True)
+BLOCK, MEMENTO = 1150, 194  # arXiv 2604.09852, section 4
+WAYS: dict[str, tuple[Stage, Kernel | None]] = {
+    "plain": ("full", None),
+    "dense": ("memento", "sdpa"),
+    "stretches": ("memento", "stretches"),
+    "flex": ("memento", "flex"),
+    "sealed": ("sealed", "stretches"),
+    "sealed-flex": ("sealed", "flex"),
+}
+
+
+def example(length: int, stage: Stage) -> Example:
+    """A trace of blocks and mementos, as long as told before it is laid out."""
+    rng, tokens = np.random.default_rng(0), [1, 3]
+    while len(tokens) < length:
+        tokens += [4, *rng.integers(8, 1000, BLOCK), 5, 6, *rng.integers(8, 1000, MEMENTO), 7]
+    return make_example(tokens[:length], tokens[:length], MARKUP, POLICY, stage)
+
+
+def pairs(one: Example) -> int:
+    """How many pairs of query and key are visible."""
+    return int((np.minimum(one.expiry, len(one.expiry)) - np.arange(len(one.expiry))).sum())
+
+
+def operations(one: Example, config: Any) -> float:
+    """Of the linear maps and of attention, forward; backward is twice that for both."""
+    heads, wide = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    linear = config.hidden_size * (2 * heads + 2 * wide + 3 * config.intermediate_size)
+    return 2.0 * len(one.expiry) * linear + 4.0 * heads * pairs(one)
+
+
+def passes(model: Any, one: Example, kernel: Kernel | None, backward: bool) -> Callable[[], None]:
+    """One forward pass, and one backward where told."""
+    device = model.device
+    names = ("input_ids", "position_ids", "expiry")
+    batch = {name: torch.from_numpy(getattr(one, name))[None].to(device) for name in names}
+    if kernel is None:
+        batch.pop("expiry")
+
+    def run() -> None:
+        with torch.set_grad_enabled(backward):
+            out: Tensor = model.base_model(**batch, use_cache=False).last_hidden_state
+            if backward:
+                out.square().mean().backward()
+        model.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def under() -> None:
+        with attending(model, kernel or "sdpa"):
+            run()
+
+    return under if kernel else run
+
+
+def compare(model: Any, length: int, turns: int, backward: bool, names: list[str]) -> dict[str, Any]:
+    """Ratios to plain causal attention at one length."""
+    made = {name: example(length, WAYS[name][0]) for name in names}
+    runs = {name: passes(model, made[name], WAYS[name][1], backward) for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
+    memory = dict.fromkeys(names, 0)
+    for turn in range(turns + 1):  # the first warms up, and compiles
+        for name, run in runs.items():
+            if model.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(model.device)
+            begun = time.perf_counter()
+            run()
+            if turn:
+                times[name].append(time.perf_counter() - begun)
+            if model.device.type == "cuda":
+                memory[name] = torch.cuda.max_memory_allocated(model.device)
+    flops = {name: operations(one, model.config) for name, one in made.items()}
+    return {
+        "length": length,
+        "columns": {name: len(one.expiry) for name, one in made.items()},
+        "ratio": {
+            n: statistics.median(a / b for a, b in zip(t, times["plain"], strict=True)) for n, t in times.items()
+        },
+        "limit": {name: flops[name] / flops["plain"] for name in names},
+        "visible_pairs": {name: pairs(one) / pairs(made["plain"]) for name, one in made.items()},
+        "peak_bytes": memory,
+        "plain_seconds": times["plain"],
+    }
+
+
+def main() -> None:
+    """Run the comparisons and record them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--geometry", default="mid", choices=SIZES)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096, 8192])
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "training.json")
+    chosen = parser.parse_args()
+    size = SIZES[chosen.geometry]
+    model: Any = make_model(size, chosen.device, getattr(torch, chosen.dtype), layers=chosen.layers)
+    model.config.max_position_embeddings = max(chosen.lengths)
+    model.requires_grad_(True).train()
+    rows = []
+    for length in chosen.lengths:
+        flex_learns = chosen.device != "cpu"
+        both = [name for name in WAYS if flex_learns or "flex" not in name]
+        rows.append({"pass": "forward and backward", **compare(model, length, chosen.turns, True, both)})
+        if not flex_learns:
+            rows.append({"pass": "forward", **compare(model, length, chosen.turns, False, list(WAYS))})
+        print(json.dumps(rows[-2:]), flush=True)
+    record = {"torch": torch.__version__, "device": chosen.device, "threads": torch.get_num_threads(), "rows": rows}
+    chosen.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

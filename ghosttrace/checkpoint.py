@@ -33,6 +33,7 @@ class Checkpoint:
         tokenizer: its tokenizer.
         markup: ids of the delimiters and of the assistant's header.
         policy: the law it was trained under.
+        stages: of `ghosttrace sft`, in order, as far as they are recorded.
     """
 
     name: str
@@ -40,6 +41,12 @@ class Checkpoint:
     tokenizer: Any
     markup: Markup
     policy: Policy
+    stages: tuple[str, ...] = ()
+
+    @property
+    def sealed(self) -> bool:
+        """It was last trained over sealed caches: decode it with the arm `restart`."""
+        return self.stages[-1:] == ("sealed",)
 
     def prompt_ids(self, message: str) -> list[int]:
         """A user's message in the model's chat format, up to where the assistant begins."""
@@ -158,7 +165,8 @@ def load(
         UserError: no such model, no weights, no delimiters, no chat template, or no policy.
     """
     config, tokenizer = load_config(name), load_tokenizer(name)
-    names = (getattr(config, RECORD, None) or {}).get("delimiters", {}) | (delimiters or {})
+    record = getattr(config, RECORD, None) or {}
+    names = record.get("delimiters", {}) | (delimiters or {})
     markup = Markup.from_tokenizer(tokenizer, names)
     law = resolve_policy(recorded_policy(config), **policy)
     if law.require_assistant_section and not markup.assistant_header:
@@ -169,7 +177,8 @@ def load(
         model: Any = AutoModelForCausalLM.from_pretrained(source(name), dtype=dtype or "auto")
     except (OSError, ValueError) as error:
         raise UserError(f"{name} has a config but no weights that fit it: put model.safetensors beside it") from error
-    return Checkpoint(name, model.to(device).eval().requires_grad_(False), tokenizer, markup, law)
+    model = model.to(device).eval().requires_grad_(False)
+    return Checkpoint(name, model, tokenizer, markup, law, tuple(record.get("stages", ())))
 
 
 def check_device(device: str) -> None:

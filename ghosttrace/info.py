@@ -26,6 +26,7 @@ class ModelInfo:
         geometry, dtype: sizes of the cache; None where there is no config.json.
         delimiters: each delimiter's spelling and id, None where the tokenizer lacks it.
         policy: as recorded with the checkpoint, if it is.
+        stages: of its training, as far as they are recorded.
         tokenizer: with missing delimiters added at the end, as training would add them.
     """
 
@@ -37,6 +38,7 @@ class ModelInfo:
     policy: dict[str, Any] | None
     tokenizer: Any
     names: dict[str, str]
+    stages: tuple[str, ...] = ()
 
     @property
     def bytes_per_token(self) -> int | None:
@@ -84,6 +86,7 @@ def model_info(name: str, delimiters: Mapping[str, str] | None = None) -> ModelI
         policy=recorded_policy(config) if config else None,
         tokenizer=tokenizer,
         names=names,
+        stages=tuple(record.get("stages", ())),
     )
 
 

@@ -73,6 +73,7 @@ def test_stages_follow_each_other_and_the_policy_goes_along(rows: Path, blank: P
         model, told = str(out / "model"), []
         found = load(model)
         assert found.policy == Policy(True, keep_last_n_blocks=-1 if stage == "full" else 0)
+        assert found.sealed == (stage == "sealed") and len(found.stages) == number + 1
         log = pd.read_parquet(out / "samples.parquet")
         assert log["loss"].iloc[-1] < log["loss"].iloc[0]
         assert {"loss_block", "loss_memento", "loss_delimiter", "loss_answer", "loss_text"} <= set(log)

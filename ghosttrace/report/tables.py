@@ -80,6 +80,9 @@ def model_table(model: ModelInfo) -> Table:
         table.add_row(escape(token), "missing" if number is None else str(number))
     policy = model.policy
     table.add_row("policy", ", ".join(f"{k}={v}" for k, v in policy.items()) if policy else "not recorded")
+    if model.stages:
+        native = "; decode it with the arm restart" if model.stages[-1] == "sealed" else ""
+        table.add_row("trained in stages", ", ".join(model.stages) + native)
     return table
 
 

@@ -20,6 +20,7 @@ def sft(
     ],
     stage: Annotated[str, typer.Option(help="full attention, memento attention, or over a sealed cache.")] = "memento",
     eval_data: Annotated[list[str] | None, typer.Option(help="Rows held out, for --eval_strategy.")] = None,
+    samples: Annotated[int, typer.Option(help="Responses generated at evaluations and at the end: format valid?")] = 0,
     limit: Limit = None,
     sealed_share: Annotated[float, typer.Option(help="Of the traces of a memento stage: laid out sealed.")] = 0.0,
     kernel: Annotated[
@@ -50,8 +51,8 @@ def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) ->
         raise UserError(f"--kernel is stretches, sdpa, flex or matmul, not {options['kernel']!r}")
     if options["bad_rows"] not in ("skip", "refuse"):
         raise UserError(f"--bad-rows is skip or refuse, not {options['bad_rows']!r}")
-    if options["limit"] is not None and options["limit"] < 1:
-        raise UserError("--limit is at least 1")
+    if (options["limit"] or 1) < 1 or options["samples"] < 0:
+        raise UserError("--limit is at least 1, --samples at least 0")
     recipe = Recipe(
         model=options["model"],
         data=tuple(options["data"]),
@@ -59,7 +60,7 @@ def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) ->
         policy={name: options[name] for name in ("mask_delimiters", "keep_last_n_blocks")},
         delimiters=mapping(options["map_delimiters"]),
         trainer=tuple(options["trainer"]),
-        **{name: options[name] for name in ("stage", "limit", "sealed_share", "kernel", "bad_rows")},
+        **{name: options[name] for name in ("stage", "limit", "samples", "sealed_share", "kernel", "bad_rows")},
     )
     folder = train(recipe, out, resume, options)
     typer.echo(f"Written to {folder}: model, examples.json, summary.json")

@@ -110,6 +110,26 @@ def test_losses_by_kind_add_up(rows: Path, tmp_path: Path) -> None:
     assert log["loss"] == pytest.approx(mean, rel=1e-4)
 
 
+def test_samples_and_held_out_rows(rows: Path, tmp_path: Path) -> None:
+    """A trained model writes valid format; one with its delimiters' embeddings gone does not."""
+    held_out, found = ledger_rows(tmp_path / "held-out.jsonl", 8, seed=1), []
+    broken = load("toy-open")
+    broken.model.get_input_embeddings().weight.data[list(broken.markup.delimiters)] = 0
+    broken.model.save_pretrained(tmp_path / "broken")
+    broken.tokenizer.save_pretrained(tmp_path / "broken")
+    for model in ("toy-open", str(tmp_path / "broken")):
+        out = tmp_path / "runs" / Path(model).name
+        flags = [*QUICK, "--max_steps", "2", "--learning_rate", "1e-9", "--eval_strategy", "steps", "--eval_steps", "1"]
+        data = ["--data", str(rows), "--eval-data", str(held_out), "--samples", "6"]
+        command("--model", model, *data, "--out", str(out), *flags)
+        found.append(json.loads((out / "summary.json").read_text())["sampled"])
+        state = json.loads((out / "checkpoints" / "checkpoint-2" / "trainer_state.json").read_text())
+        assert [row["step"] for row in state["log_history"] if "eval_loss_memento" in row] == [1, 2]
+    good, bad = found
+    assert len(good) == 3 and good[-1]["sampled_valid"] >= 0.8 and good[-1]["sampled_compression"] > 1.5
+    assert bad[-1]["sampled_valid"] <= 0.2
+
+
 def test_checkpointing_changes_no_loss(rows: Path, tmp_path: Path) -> None:
     for value in ("true", "false"):
         flags = [*QUICK, "--max_steps", "3", "--gradient_checkpointing", value, "--learning_rate", "1e-3"]

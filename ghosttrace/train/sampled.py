@@ -1,0 +1,76 @@
+"""What a model under training writes by itself: is the format valid, and how much does it hold?"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pyarrow import parquet
+from transformers import TrainerCallback
+
+from ghosttrace.channel import Restart
+from ghosttrace.generate import Request, generate
+from ghosttrace.sampling import Sampling
+from ghosttrace.session import Eraser
+from ghosttrace.trace import find_blocks
+from ghosttrace.train.examples import IGNORED, disorder, stage_policy
+from ghosttrace.train.prepare import Reader
+from ghosttrace.train.trainer import MementoTrainer
+
+
+def prompts_of(path: Path, limit: int) -> list[list[int]]:
+    """The first different prompts of an examples file: what stands before the first label."""
+    found: dict[tuple[int, ...], None] = {}
+    with parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(64, columns=["input_ids", "labels"]):
+            for row in batch.to_pylist():
+                begin = next(place for place, label in enumerate(row["labels"]) if label != IGNORED)
+                found[tuple(row["input_ids"][:begin])] = None
+            if len(found) >= limit:
+                break
+    return [list(prompt) for prompt in found if prompt][:limit]
+
+
+@torch.no_grad()
+def sampled_format(model: Any, reader: Reader, prompts: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Generate a response to each prompt, as the stage decodes, and read its format.
+
+    Returns:
+        `sampled_valid`, the share that ended with blocks and mementos in order, at least one of them;
+        `sampled_compression`, tokens over peak KV tokens, the mean; `sampled_tokens`, their mean length.
+    """
+    room = min(reader.max_length - len(prompt) for prompt in prompts)
+    sampling = Sampling(max(1, room), temperature=0.6, top_p=0.95, top_k=20)  # arXiv 2604.09852, evaluation
+    requests = [Request(list(prompt), (reader.seed, number)) for number, prompt in enumerate(prompts)]
+    eraser = Restart().eraser if reader.stage == "sealed" else Eraser
+    law, training = stage_policy(reader.policy, reader.stage), model.training
+    model.eval()
+    done = generate(model, requests, reader.markup, law, sampling, eraser)
+    model.train(training)
+    valid, held = [], []
+    for one in done:
+        tokens = [*one.prompt, *one.tokens]
+        blocks = find_blocks(tokens, reader.markup, law.require_assistant_section)
+        valid.append(one.finish == "eos" and bool(blocks) and disorder(tokens, reader.markup, law) is None)
+        held.append(len(tokens) / max(1, one.peak_kv_tokens))
+    return {
+        "sampled_valid": float(np.mean(valid)),
+        "sampled_compression": float(np.mean(held)),
+        "sampled_tokens": float(np.mean([len(one.tokens) for one in done])),
+    }
+
+
+class SampleFormat(TrainerCallback):
+    """Samples at every evaluation and when training ends; the figures are logged with the others."""
+
+    def __init__(self, trainer: MementoTrainer, reader: Reader, prompts: Sequence[Sequence[int]]) -> None:
+        self.trainer, self.reader, self.prompts = trainer, reader, prompts
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `sampled_format`."""
+        if state.is_world_process_zero:
+            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            self.trainer.log(sampled_format(model, self.reader, self.prompts))
+
+    on_train_end = on_evaluate

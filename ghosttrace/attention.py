@@ -90,11 +90,15 @@ def _by_stretches(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, parts: list[Stretch], **kwargs: Any
 ) -> Tensor:
     """Attention, [B, T, H, D], a rectangle of queries and keys at a time; 0 for queries that see nothing."""
-    out = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+    found = []
     for part in parts:
         asking = query.index_select(0, part.rows).index_select(2, part.queries)
         held = (states.index_select(0, part.rows).index_select(2, part.keys) for states in (key, value))
         told, _ = AttentionInterface()["sdpa"](module, asking, *held, part.mask[None, None], **kwargs)
+        found.append(told)
+    like = found[0] if found else value  # under autocast narrower than the query
+    out = like.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+    for part, told in zip(parts, found, strict=True):
         out[part.rows[:, None], part.queries] = told
     return out
 

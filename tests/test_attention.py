@@ -104,6 +104,19 @@ def test_stretches_reassemble_what_is_visible(data: st.DataObject) -> None:
     assert torch.equal(rebuilt, visible(sight, window)[:, 0])
 
 
+def test_stretches_follow_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "STRETCH", 1)
+    model, sequences = tiny("qwen3"), [trace(3, 6), trace(4, 4)]
+    batch = pad_batch(sequences, [expiry(tokens, MARKUP, Policy(True)) for tokens in sequences], pad_id=0)
+    logits = {}
+    for kernel in ("stretches", "sdpa"):
+        with attending(model, kernel), torch.autocast("cpu", torch.bfloat16):  # type: ignore[arg-type]
+            logits[kernel] = model(**batch.inputs, use_cache=False).logits.float()
+    real = batch.attention_mask == 1
+    gap = (logits["stretches"] - logits["sdpa"])[real].abs().max()
+    assert gap < 0.05 * logits["sdpa"][real].abs().max()
+
+
 def test_short_stretches_take_the_dense_mask() -> None:
     """Which kernel runs shows in what the layers get."""
     model, given_masks = tiny("llama"), []

@@ -15,6 +15,7 @@ from typing import Any
 
 from ghosttrace.data.parse import parse_json
 from ghosttrace.errors import HUB_ERRORS, UserError
+from ghosttrace.outcome import REFERENCE
 from ghosttrace.prompts import chat_prompt
 
 BATCH = 256  # rows of a Parquet file in memory at once
@@ -55,13 +56,42 @@ def records(source: str | Path) -> Iterator[Any]:
 
     Args:
         source: a path, or the hub id of a data set, such as `microsoft/OpenMementos`, or
-            `microsoft/OpenMementos:full` for one of its configurations.
+            `microsoft/OpenMementos:full` for one of its configurations; or the folder of an ablation, whose
+            right responses under `memento` are then rows of token ids.
 
     Raises:
         UserError: there is no such file or data set.
     """
     path = Path(source)
+    if path.is_dir():
+        for row in responses(path):
+            if row["correct"]:
+                prompt, answer = row["prompt_ids"], row["response_ids"]
+                name, labels = f"{row['problem']}/{row['repetition']}", [-100] * len(prompt) + answer
+                yield {"id": name, "input_ids": prompt + answer, "labels": labels}
+        return
     yield from _rows(path) if path.is_file() else _streamed(str(source))
+
+
+def responses(folder: Path) -> list[dict[str, Any]]:
+    """The responses of the reference arm of a finished ablation: bench, problem, repetition, correct, token ids.
+
+    Raises:
+        UserError: the folder is not one of a finished run.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    path = folder / "samples.parquet"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no samples.parquet: give the folder of a finished run of ghosttrace ablate")
+    columns = ["bench", "problem", "repetition", "correct", "prompt_ids", "response_ids"]
+    try:
+        table = parquet.read_table(path, columns=columns, filters=[("arm", "=", REFERENCE)])
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path} is damaged or no ablation's: give the folder of a run of ghosttrace ablate") from error
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
 
 
 def _streamed(source: str) -> Iterator[Mapping[str, Any]]:

@@ -5,14 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow
-from pyarrow import parquet
-
 from ghosttrace.bench import Bench
 from ghosttrace.checkpoint import Checkpoint
-from ghosttrace.data.read import TraceText, encode, read_traces
+from ghosttrace.data.read import TraceText, encode, read_traces, responses
 from ghosttrace.errors import UserError
-from ghosttrace.outcome import REFERENCE
 from ghosttrace.trace import DELIMITERS
 
 
@@ -85,15 +81,7 @@ def _encoded(checkpoint: Checkpoint, source: str, name: str, text: TraceText) ->
 
 
 def _of_run(folder: Path, limit: int | None) -> list[TokenTrace]:
-    path = folder / "samples.parquet"
-    if not path.is_file():
-        raise UserError(f"{folder} holds no samples.parquet: give the folder of a finished run of ghosttrace ablate")
-    columns = ["bench", "problem", "repetition", "prompt_ids", "response_ids"]
-    try:
-        rows = parquet.read_table(path, columns=columns, filters=[("arm", "=", REFERENCE)]).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} is damaged or no ablation's: give the folder of a run of ghosttrace ablate") from error
     return [
         TokenTrace(row["bench"], f"{row['problem']}/{row['repetition']}", row["prompt_ids"], row["response_ids"])
-        for row in rows[:limit]
+        for row in responses(folder)[:limit]
     ]

@@ -76,15 +76,16 @@ def init_tokens(
     """Add the four delimiters to a model, each embedding the mean of related words."""
     from transformers import AutoModelForCausalLM
 
-    from ghosttrace.checkpoint import load_config, load_tokenizer, recorded_policy, resolve_policy, source
-    from ghosttrace.train.tokens import init_tokens as initialise
+    from ghosttrace.checkpoint import RECORD, load_config, load_tokenizer, recorded_policy, resolve_policy, source
+    from ghosttrace.train.delimiters import add_delimiters
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} holds something already: give a new folder")
-    config, tokenizer = load_config(model), load_tokenizer(model)
+    config, tokenizer, names = load_config(model), load_tokenizer(model), mapping(map_delimiters)
     policy = resolve_policy(recorded_policy(config), mask_delimiters=mask_delimiters, keep_last_n_blocks=-1)
     network = AutoModelForCausalLM.from_pretrained(source(model), dtype="auto")
-    added = initialise(network, tokenizer, policy, mapping(map_delimiters), seed)
+    added = add_delimiters(network, tokenizer, seed, names)
+    setattr(network.config, RECORD, {"policy": policy.to_dict()} | ({"delimiters": names} if names else {}))
     network.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    typer.echo(f"Written to {out}: {', '.join(added) or 'no token was missing'}")
+    typer.echo(f"Written to {out}: {', '.join(f'{name} {number}' for name, number in added.items()) or 'none missing'}")

@@ -6,9 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,8 +21,8 @@ from ghosttrace.bench.ledger import Ledger
 from ghosttrace.checkpoint import load, source
 from ghosttrace.errors import UserError
 from ghosttrace.expiry import Policy
+from ghosttrace.train.delimiters import RELATED, add_delimiters
 from ghosttrace.train.sft import Recipe, arguments, last_checkpoint, sft
-from ghosttrace.train.tokens import RELATED, init_tokens, related_mean
 
 QUICK = ["--max_length", "256", "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1"]
 QUICK += ["--bf16", "false", "--gradient_checkpointing", "false", "--disable_tqdm", "true", "--report_to", "none"]
@@ -352,37 +350,40 @@ def test_new_tokens_begin_as_the_mean_of_related_words(tied: bool, room: int) ->
     """In both tables where they are not tied; nothing else moves; the table grows only where it must."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
     from transformers import PreTrainedTokenizerFast
 
-    words = ["<pad>", *sorted({word for related in RELATED.values() for word in related}), "?", "A"]
+    words = ["<pad>", *sorted({word for related in RELATED.values() for word in related}), "A"]
     core = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<pad>"))
+    core.pre_tokenizer = Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>")
     config = FAMILIES["qwen3"]()
     config.vocab_size, config.tie_word_embeddings = len(words) + room, tied
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     before = [model.get_input_embeddings().weight.clone(), model.get_output_embeddings().weight.clone()]
-    added = init_tokens(model, tokenizer, Policy(True, keep_last_n_blocks=-1), {"block_end": "A"})
-    assert added == ["<|block_start|>", "<|summary_start|>", "<|summary_end|>"]
+    added = add_delimiters(model, tokenizer, names={"block_end": "A"})
+    assert list(added) == ["block_start", "summary_start", "summary_end"]
     tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
     assert (tables[0] is tables[1]) == tied
     for old, new in zip(before, tables, strict=True):
         assert len(new) == max(len(words) + room, len(words) + 3)
         assert torch.equal(old[: len(words)], new[: len(words)])
-        for token in added:
-            related = [[words.index(word)] for word in RELATED[token.strip("<|>")]]
-            gap = new[tokenizer.get_vocab()[token]] - related_mean(old, related)
+        for name, number in added.items():
+            gap = new[number] - old[[words.index(word) for word in RELATED[name]]].mean(0)
             assert 0.002 < gap.std() < 0.03
-    assert model.config.ghosttrace["delimiters"] == {"block_end": "A"}
-
-
-def test_init_tokens_refuses_a_full_folder_and_twins(tmp_path: Path) -> None:
-    (tmp_path / "x").write_text("")
-    with pytest.raises(UserError, match="holds something already"):
-        cli.app(["init-tokens", "toy-open", str(tmp_path)], standalone_mode=False)
-    model: Any = load("toy-open")
     with pytest.raises(UserError, match="one spelling"):
-        init_tokens(model.model, model.tokenizer, replace(model.policy), {"block_end": "<|block_start|>"})
+        add_delimiters(model, tokenizer, names={"block_end": "<|block_start|>"})
+
+
+def test_init_tokens_writes_a_model_that_knows_its_policy(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds something already"):
+        cli.app(["init-tokens", "toy-open", str(Path(__file__).parent)], standalone_mode=False)
+    told = ["--map-delimiters", "block_end=*", "--mask-delimiters"]
+    cli.app(["init-tokens", "toy-open", str(tmp_path / "start"), *told], standalone_mode=False)
+    found = load(str(tmp_path / "start"))
+    assert found.policy == Policy(True, keep_last_n_blocks=-1)
+    assert found.markup.block_end == found.tokenizer.get_vocab()["*"]
 
 
 def test_the_bundled_source_is_left_alone() -> None:

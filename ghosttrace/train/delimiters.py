@@ -4,10 +4,13 @@ New embeddings start as the mean of those of related words, plus noise of standa
 (arXiv 2604.09852, section on training).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+
+from ghosttrace.errors import UserError
 
 RELATED = {
     "block_start": ("block", "start", "begin", "section", "step"),
@@ -18,7 +21,9 @@ RELATED = {
 NOISE = 0.01
 
 
-def add_delimiters(model: PreTrainedModel, tokenizer: Any, seed: int = 0) -> dict[str, int]:
+def add_delimiters(
+    model: PreTrainedModel, tokenizer: Any, seed: int = 0, names: Mapping[str, str] | None = None
+) -> dict[str, int]:
     """Add what is missing of the delimiters to a tokenizer, and their embeddings to its model, in place.
 
     A tokenizer that has them already, as an added token or as one of its own, is left alone, and so are
@@ -28,12 +33,19 @@ def add_delimiters(model: PreTrainedModel, tokenizer: Any, seed: int = 0) -> dic
         model: with room for the new ids, or it is resized.
         tokenizer: its tokenizer.
         seed: of the noise.
+        names: other spellings.
 
     Returns:
         The ids of the tokens that were added, by the name of the delimiter.
+
+    Raises:
+        UserError: two delimiters have one spelling.
     """
     vocabulary = tokenizer.get_vocab()
-    missing = {name: f"<|{name}|>" for name in RELATED if f"<|{name}|>" not in vocabulary}
+    spelled = {name: (names or {}).get(name, f"<|{name}|>") for name in RELATED}
+    if len(set(spelled.values())) < len(spelled):
+        raise UserError("two delimiters have one spelling: give --map-delimiters four different tokens")
+    missing = {name: token for name, token in spelled.items() if token not in vocabulary}
     tokenizer.add_special_tokens(
         {"additional_special_tokens": list(missing.values())}, replace_extra_special_tokens=False
     )

@@ -12,7 +12,7 @@ from datasets import Dataset
 from pyarrow import parquet
 from trl.data_utils import pack_dataset
 
-from ghosttrace.data.read import TraceText, encode, records, trace_of
+from ghosttrace.data.read import encode, records, trace_of
 from ghosttrace.errors import UserError
 from ghosttrace.expiry import Policy, alive
 from ghosttrace.records import settle
@@ -22,6 +22,7 @@ from ghosttrace.train.examples import IGNORED, Example, Stage, check_expiry, dis
 BadRows = Literal["skip", "refuse"]
 NAMED = 20  # rows that the report names
 ROWS = 64  # written at once
+COLUMNS = ("input_ids", "labels", "position_ids", "expiry", "kind")
 
 
 @dataclass(frozen=True)
@@ -182,9 +183,6 @@ def write_examples(path: Path, reader: Reader, sources: Sequence[str], limit: in
     return report
 
 
-COLUMNS = ("input_ids", "labels", "position_ids", "expiry", "kind")
-
-
 def open_examples(path: Path, work: Path, pack: int | None) -> Dataset:
     """The examples as a data set on disk.
 
@@ -199,6 +197,3 @@ def open_examples(path: Path, work: Path, pack: int | None) -> Dataset:
     else:
         found = pack_dataset(found, pack, "bfd")
     return found.with_format("numpy")
-
-
-__all__ = ["Reader", "Report", "TraceText", "open_examples", "write_examples"]

@@ -335,6 +335,3 @@ def record(config: Any, recipe: Recipe, reader: Reader) -> dict[str, Any]:
         "stages": [*before.get("stages", []), recipe.stage],
     }
     return found | ({"delimiters": names} if names else {})
-
-
-__all__ = ["PAPER", "Recipe", "arguments", "last_checkpoint", "sft"]

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ghosttrace.audit.attacks import parse
 from ghosttrace.audit.attacks.attribute import best_probe, evidence_of
-from ghosttrace.audit.attacks.behavioural import LEARNED, prompted
+from ghosttrace.audit.attacks.behavioural import learners, prompted
 from ghosttrace.audit.detect import detectable, inject
 from ghosttrace.audit.evidence import Evidence, Told, total
 from ghosttrace.audit.exhibit import Exhibit
@@ -79,11 +79,13 @@ def make_bench(work: Path) -> Bench:
     exhibit = Exhibit(checkpoint, task, parts, Restart(), settings, asked, features, ALPHA / GATED)
     later = [carrier for carrier in settings.carriers if carrier.hop >= 0]
     sites = [site for carrier in later for group in groups(checkpoint, settings, carrier) for site in group]
-    every = np.concatenate([parts.train[:LEARNED], parts.validation, parts.test]).tolist()
+    few, names = learners(parts, settings.seed), [target.name for target in task.targets]
+    every = np.concatenate([few.train, few.validation, few.test]).tolist()
     answers = {}
     for secret, text in ledger_prompts(LEVEL).items():
-        likely = prompted(exhibit, Restart(), parse(exhibit, text), every).likely
-        answers[secret] = torch.from_numpy(np.concatenate([likely[number] for number in sorted(likely)], axis=1))
+        prompt = parse(text, task.targets, names, checkpoint.tokenizer)
+        likely = prompted(exhibit, Restart(), prompt, every).likely
+        answers[secret] = torch.from_numpy(np.concatenate([likely[name] for name in sorted(likely)], axis=1))
     return Bench(exhibit, sites, answers, could_see(exhibit, sites[-1], work / "detectable.json"))
 
 
@@ -110,7 +112,7 @@ def probed(bench: Bench, audits: range) -> Iterator[tuple[int, Site | str, list[
         (scores,) = linear_scores(states, asked, parts, torch.device("cpu"))
         for place, number in enumerate(audits):
             yield number, site, scores[place * width : (place + 1) * width]
-    few = replace(parts, train=parts.train[:LEARNED])
+    few = learners(parts, bench.exhibit.settings.seed)
     for secret, members in bench.exhibit.secrets.items():
         these = [fresh(bench, number)[member] for number in audits for member in members]
         (scores,) = linear_scores(bench.answers[secret][None], these, few, torch.device("cpu"))

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ghosttrace.audit.attacks import ATTACKS
+from ghosttrace.audit.attacks import ATTACKS, Prompt, parse
+from ghosttrace.audit.defences import Defence
 from ghosttrace.audit.marked import Excluded, marked_task, read_marks
-from ghosttrace.audit.run import Plan
+from ghosttrace.audit.plan import Plan
 from ghosttrace.checkpoint import Checkpoint
 from ghosttrace.cli_probe import NATURAL, settings_of, targeted, task_of
 from ghosttrace.data.tokens import traces_of
@@ -69,7 +70,10 @@ def audit(
         list[str] | None,
         typer.Option(help="What a user types to get a secret, its parts in braces: 'It was {digit-0}'; or more."),
     ] = None,
-    carriers: Annotated[str, typer.Option(help="Where probes look.")] = "memento",
+    carriers: Annotated[
+        str | None,
+        typer.Option(help="Where probes look: mementos, and delimiters where they are kept, unless given."),
+    ] = None,
     hops: Hops = "0,1",
     layers: Layers = None,
     kv: Annotated[str, typer.Option(help="Keys (k), values (v), both as one (kv): a list.")] = "k,v",
@@ -119,17 +123,25 @@ def start_audit(options: dict[str, Any], out: Path | None, resume: Path | None) 
         raise UserError("--max-leak-bits is above 0, --fpr between 0 and 1")
     if min(options["samples"], options["utility_limit"], options["batch_tokens"]) < 1:
         raise UserError("--samples, --utility-limit and --batch-tokens are at least 1")
+    protection = defence(options["defence"])
+    checkpoint = load_as_told(options)
+    protection.check(checkpoint)
+    options = options | {"carriers": options["carriers"] or retained_carriers(checkpoint, protection)}
     settings = replace(settings_of(options | {"by_head": False, "joint": False}), describe=False)
     if "hidden" in settings.kv:
         raise UserError("an audit reads what is retained, keys and values: leave hidden out of --kv")
-    protection = defence(options["defence"])
-    checkpoint = load_as_told(options)
     settings.check(checkpoint)
-    protection.check(checkpoint)
-    task, excluded = secrets_of(options, checkpoint, max(settings.hops))
-    task = targeted(task, options)
-    plan = Plan(chosen, options["max_leak_bits"], options["fpr"], prompts_of(options, task))
+    whole, excluded = secrets_of(options, checkpoint, max(settings.hops))
+    task = targeted(whole, options)
+    prompts = prompts_of(options, whole, task, checkpoint)
+    plan = Plan(chosen, options["max_leak_bits"], options["fpr"], prompts)
     return run(checkpoint, task, settings, protection, plan, excluded, out, resume, options)
+
+
+def retained_carriers(checkpoint: Checkpoint, protection: Defence) -> str:
+    """All tokens of a pair that the defence retains: a kept `<|block_end|>` has seen its whole block."""
+    law = protection.arm(checkpoint).law(checkpoint.policy)
+    return "memento" if law.mask_delimiters else "memento,delimiters"
 
 
 def secrets_of(options: dict[str, Any], checkpoint: Checkpoint, hops: int) -> tuple[Task, list[Excluded]]:
@@ -146,26 +158,36 @@ def secrets_of(options: dict[str, Any], checkpoint: Checkpoint, hops: int) -> tu
     return marked_task(traces, checkpoint, read_marks(Path(options["secrets"])), hops)
 
 
-def prompts_of(options: dict[str, Any], task: Task) -> dict[str, str]:
+def prompts_of(options: dict[str, Any], whole: Task, task: Task, checkpoint: Checkpoint) -> dict[str, Prompt]:
     """What is typed to get each secret.
 
+    Args:
+        options: of the command line.
+        whole: with all its targets.
+        task: with those that are audited; slots of a prompt that ask for others are filled in by the model.
+        checkpoint: whose tokenizer to use.
+
     Raises:
-        UserError: a prompt asks for no part of any secret.
+        UserError: a prompt asks for no part of any secret, or for what there is not.
     """
-    if options["prompt"]:
-        found = {}
-        for text in options["prompt"]:
-            asked = [target.name for target in task.targets if f"{{{target.name}}}" in text]
-            if not asked:
-                names = ", ".join(f"{{{target.name}}}" for target in task.targets)
-                raise UserError(f"--prompt {text!r} asks for nothing: put parts of the secret in braces: {names}")
+    names = [target.name for target in task.targets]
+    found = {}
+    for text in options["prompt"] or built_in(options):
+        asked = [name for name in names if f"{{{name}}}" in text]
+        if asked:
             stem = family(asked[0])
-            found[stem if stem.endswith("*") else task.name] = text
-        return found
+            secret = stem if stem.endswith("*") else task.name
+            found[secret] = parse(text, whole.targets, names, checkpoint.tokenizer)
+        elif options["prompt"]:
+            parts = ", ".join(f"{{{name}}}" for name in names)
+            raise UserError(f"--prompt {text!r} asks for nothing: put parts of the secret in braces: {parts}")
+    return found
+
+
+def built_in(options: dict[str, Any]) -> list[str]:
+    """The prompts that go with a kind of secret; none with those that were not planted."""
     if options["secrets"] is not None or (options["traces"] and options["secret"].partition(":")[0] in NATURAL):
-        return {}
+        return []
     if options["traces"]:
-        kind = secret_kind(options["secret"])
-        stem = family(kind.targets[0].name)
-        return {stem if stem.endswith("*") else task.name: kind.prompt}
-    return ledger_prompts(int(options["bench"][-1]))
+        return [secret_kind(options["secret"]).prompt]
+    return list(ledger_prompts(int(options["bench"][-1])).values())

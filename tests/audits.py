@@ -1,19 +1,33 @@
-"""Audits for the tests of their reports: summaries of each verdict, and the run.json beside them."""
+"""Audits for tests: summaries of each verdict and the run.json beside them, and exhibits for attacks."""
 
 import json
+from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+import ghosttrace as gt
 import ghosttrace.report
+from ghosttrace.audit.exhibit import Exhibit
+from ghosttrace.channel import Arm, Restart
+from ghosttrace.probe.carriers import Carrier
+from ghosttrace.probe.evidence import Asked
+from ghosttrace.probe.ledger import ledger_task
+from ghosttrace.probe.split import split
+from ghosttrace.probe.sweep import Settings, Site
+from ghosttrace.probe.task import Sample, Task
 from ghosttrace.report.audit_page import write_reports
 
 SCHEMA = json.loads((Path(ghosttrace.report.__file__).parent / "schemas" / "audit.schema.json").read_text())
 HOSTILE = "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>|*b*\n# x"
 VERDICTS = {"leak": 10, "not detected": 0, "within the limit": 0, "not enough data": 11, "invalid": 12}
-SITE = ("memento", 0, "2", "v", "linear")
+PLACE = ("memento", 0, "2", "v", "linear")
+SITE = Site(Carrier("memento"), (0,), "v")
 THREATS = [
     ("insider", "reads the retained keys and values", ["attribute", "ranking", "membership", "collision"]),
     ("tenant", "is handed the retained keys and values by mistake, without the text", ["tenant"]),
@@ -26,7 +40,7 @@ OF = {attack: name for name, _, attacks in THREATS for attack in attacks}
 def row(attack: str, estimate: float | None, half: float, condition: str = "open", **more: Any) -> dict[str, Any]:
     """A row of results."""
     ends = {"low": None, "high": None} if estimate is None else {"low": estimate - half, "high": estimate + half}
-    site = dict(zip(("carrier", "hop", "layer", "kv", "probe"), SITE, strict=True))
+    site = dict(zip(("carrier", "hop", "layer", "kv", "probe"), PLACE, strict=True))
     found = {"attack": attack, "threat": OF[attack], "defence": "none", "secret": "note-*", "condition": condition}
     seen = None if attack in ("behavioural", "collision", "membership", "text") else 0.1
     found |= {**site, "estimate": estimate, **ends, "unit": "bits", "baseline": 0.0, "detectable": seen}
@@ -111,6 +125,7 @@ def summary(verdict: str = "leak", name: str = "toy-open", **more: Any) -> dict[
         "defence": defence,
         "secrets": [{"name": "note-*", "targets": 5, "unknown_bits": 16.6, "text_bits": 0.0}],
         "excluded": [{"trace": "t17", "reason": "its memento text contains the secret"}],
+        "left_out": ["ranking of note-* was left out: it could be more than 1,000,000 things, too many to rank."],
         "threats": [{"name": name, "summary": told, "attacks": attacks} for name, told, attacks in THREATS],
         "results": results(leak, half),
         "sites": sites(),
@@ -157,3 +172,37 @@ def errors(found: Any) -> list[str]:
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     return [error.message for error in jsonschema.Draft202012Validator(SCHEMA).iter_errors(found)]
+
+
+@cache
+def toy() -> gt.Checkpoint:
+    return gt.load("toy-open", device="cpu")
+
+
+def exhibit(arm: Arm, samples: int = 300, task: Task | None = None) -> Exhibit:
+    task = task or ledger_task(toy(), 3, samples)
+    asked = [Asked(t.name, task.labels(n), task.exact[t.name]) for n, t in enumerate(task.targets)]
+    return Exhibit(toy(), task, split(task.samples), arm, Settings(hops=(0,)), asked, {}, 0.05)
+
+
+@dataclass(frozen=True)
+class Noise64:
+    """States of which no label can be read."""
+
+    states: torch.Tensor
+
+    def load(self, carrier: Carrier, layer: int, kind: str, heads: object = None) -> torch.Tensor:
+        return self.states[:, None]
+
+
+def blank(n: int, parts: int, shares: list[float]) -> tuple[Exhibit, torch.Tensor]:
+    """An audit of pure noise, whose labels are as common as is said."""
+    rng = np.random.default_rng(3)
+    samples = tuple(Sample([], str(k), str(k), 0, (), (0,) * parts) for k in range(n))
+    asked = [
+        Asked(f"d-{k}", rng.choice(len(shares), n, p=shares), np.log(np.tile(shares, (n, 1)))) for k in range(parts)
+    ]
+    states = torch.from_numpy(rng.standard_normal((n, 64))).float()
+    task = Task("marked", samples, ())
+    at = Exhibit(toy(), task, split(samples), Restart(), Settings(), asked, {"sealed": Noise64(states)}, 0.05)  # type: ignore[dict-item]
+    return at, states

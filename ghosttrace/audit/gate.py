@@ -65,7 +65,9 @@ def judge(
         seen = f"; a {code(least)} would have been seen in 8 of 10 runs" if probed else ""
         return _allowed(gated, max_leak, ceiling, seen)
     needed = None if blind else _needed(gated, max_leak, least if probed else max_leak, traces)
-    how = "how many traces would do cannot be told" if needed is None else f"about {needed:,} traces would do"
+    how = (
+        "how many traces would do cannot be told from so few" if needed is None else f"about {needed:,} traces would do"
+    )
     sentence = f"Not enough data to tell whether more than {max_leak:g} bits a secret leak: {how}"
     return Verdict("not enough data", sentence, ceiling, needed)
 

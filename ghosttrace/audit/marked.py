@@ -105,6 +105,8 @@ def _sample(trace: TokenTrace | None, checkpoint: Checkpoint, row: dict[str, Any
     cut = ids[: pairs[row["block"] + hops].memento_end + 1]
     if row["text"] in decode(checkpoint.tokenizer, _retained(cut, pairs)):
         return "the text that is retained holds the secret"
+    if row["text"] in decode(checkpoint.tokenizer, ids[: pair.start]):
+        return "the secret stands in an earlier block too"
     span = spelling(inside, range(at, at + len(row["text"])), checkpoint.tokenizer)
     return Sample(cut, trace.name, "", row["block"], tuple(pair.start + 1 + place for place in span), ())
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from ghosttrace.audit.attacks import attribute, behavioural, best_site, collision, membership, parse, ranking, tenant
+from ghosttrace.audit.attacks import attribute, behavioural, best_site, collision, membership, ranking, tenant
 from ghosttrace.audit.caches import read_defended
 from ghosttrace.audit.detect import detectable
 from ghosttrace.audit.evidence import Estimate, Evidence
 from ghosttrace.audit.exhibit import Exhibit
 from ghosttrace.audit.gate import Verdict, judge
+from ghosttrace.audit.plan import Plan
 from ghosttrace.channel import Arm, Memento, Restart
 from ghosttrace.checkpoint import Checkpoint
 from ghosttrace.probe.carriers import secret_carrier
@@ -31,23 +32,6 @@ ONE_PASS: dict[Arm, str] = {Memento(): "open", Restart(): "sealed"}  # what one 
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What an audit does.
-
-    Attributes:
-        attacks: of `ATTACKS`.
-        max_leak: bits a secret that are allowed.
-        fpr: the rate of false claims at which membership is judged.
-        prompts: for each secret, what a user types to get it; secrets without one are not asked for.
-    """
-
-    attacks: tuple[str, ...]
-    max_leak: float
-    fpr: float
-    prompts: Mapping[str, str]
-
-
-@dataclass(frozen=True)
 class Audited:
     """What an audit found.
 
@@ -61,6 +45,7 @@ class Audited:
             those tried. Empty where no probe is among the attacks.
         unknown, told: for each secret, bits that the text leaves open, and that it tells.
         secrets: the targets that make up each.
+        left_out: attacks that could not be carried out, and why, a sentence each.
     """
 
     evidence: tuple[Evidence, ...]
@@ -72,6 +57,7 @@ class Audited:
     unknown: dict[str, float]
     told: dict[str, float]
     secrets: dict[str, list[int]]
+    left_out: tuple[str, ...]
 
 
 Progress = Callable[[str, int, int], None]
@@ -125,7 +111,7 @@ def audit(exhibit: Exhibit, plan: Plan, plain: list[Asked], records: Records, sh
             limits[secret] = detectable(exhibit, secret, site, plan.max_leak)
             evidence += _at_site(exhibit, plan, secret, site)
         if "behavioural" in plan.attacks and secret in plan.prompts:
-            evidence += behavioural(exhibit, secret, parse(exhibit, plan.prompts[secret]))
+            evidence += behavioural(exhibit, secret, plan.prompts[secret])
         evidence.append(_text(exhibit, secret, sites))
     if "collision" in plan.attacks:
         evidence += collision(exhibit)
@@ -171,7 +157,8 @@ def _conclude(
     verdict = judge(evidence, failures, plan.max_leak, least_seen(limits), len(exhibit.task.samples))
     told = {one.secret: one.found.value for one in evidence if one.condition == "text"}
     unknown = {secret: exhibit.unknown(secret) for secret in exhibit.secrets}
-    return Audited(tuple(evidence), p_holm, sites, failures, verdict, limits, unknown, told, exhibit.secrets)
+    left_out = plan.left_out(exhibit.secrets, evidence)
+    return Audited(tuple(evidence), p_holm, sites, failures, verdict, limits, unknown, told, exhibit.secrets, left_out)
 
 
 def least_seen(limits: Mapping[str, float | None]) -> float | None:

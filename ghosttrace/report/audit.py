@@ -16,12 +16,14 @@ from rich.table import Table
 
 from ghosttrace.audit.cost import cost, token_utility, utility
 from ghosttrace.audit.defences import Defence
+from ghosttrace.audit.exhibit import Exhibit
 from ghosttrace.audit.marked import Excluded
-from ghosttrace.audit.run import PROBES, Audited, Plan, audit, exhibit_of, least_seen, read_caches
+from ghosttrace.audit.plan import Plan
+from ghosttrace.audit.run import PROBES, Audited, audit, exhibit_of, least_seen, read_caches
 from ghosttrace.audit.threats import THREATS
 from ghosttrace.channel import Arm
 from ghosttrace.checkpoint import Checkpoint
-from ghosttrace.probe.evidence import CELLS
+from ghosttrace.probe.evidence import ALPHA, CELLS
 from ghosttrace.probe.split import split
 from ghosttrace.probe.sweep import Settings
 from ghosttrace.probe.task import Sample, Task
@@ -86,12 +88,13 @@ def run(
     options = dict(options or {})
     task.check()
     parts = split(task.samples, settings.seed, settings.within_traces)
+    plan.check(Exhibit(checkpoint, task, parts, defence.arm(checkpoint), settings, [], {}, ALPHA))
     console = Console()
     decided = configuration(checkpoint, task, settings, parts, options) | {
         "command": "audit",
         "defence": repr(defence),
         "attacks": list(plan.attacks),
-        "prompts": dict(plan.prompts),
+        "prompts": {secret: prompt.text for secret, prompt in plan.prompts.items()},
     }
     with open_run(out, resume, decided, warn(console)) as folder:
         arm = defence.fit(checkpoint, task, parts)
@@ -185,6 +188,7 @@ def summary_of(
             for name, members in found.secrets.items()
         ],
         "excluded": [asdict(one) for one in excluded],
+        "left_out": list(found.left_out),
         "threats": [asdict(threat) | {"attacks": list(threat.attacks)} for threat in THREATS],
         "sites": json_rows(found.sites),
         "results": json_rows(pd.DataFrame(rows).replace([np.inf, -np.inf], np.nan)),
@@ -219,6 +223,8 @@ def _print(
         console.print(f"left out: {one.trace}: {one.reason}", markup=False)
     if excluded:
         console.print(f"{len(excluded)} secrets left out")
+    for sentence in found.left_out:
+        console.print(sentence, markup=False)
     for failure in found.failures:
         console.print(f"control failed: {failure}", style="red", markup=False)
     verdict = found.verdict

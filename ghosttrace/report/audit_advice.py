@@ -56,8 +56,13 @@ def next_steps(summary: Row) -> list[str]:
 
 def unsaid(summary: Row) -> list[str]:
     """What the audit does not say."""
+    open_rows = [row for row in summary["sites"] if row["condition"] == "open"]
+    carriers, hops = (sorted({row[name] for row in open_rows}) for name in ("carrier", "hop"))
     limits = [
-        "Attacks outside this suite may find more.",
+        "Attacks outside this suite may find more, and so may these elsewhere in the cache, or of another kind of leak "
+        "than the linear codes at one place on which the probes were tried.",
+        f"Probes looked at {' and '.join(carriers) or 'nothing'}, at hops {', '.join(map(str, hops)) or 'none'} alone.",
+        *summary["left_out"],
         "It holds for this model, policy, defence and these kinds of secrets and traces, not for others.",
         "It looked at the retained cache and text alone, not at logs, memory that was freed, or the weights.",
         "It is a measurement, and no legal assessment.",

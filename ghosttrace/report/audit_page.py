@@ -24,7 +24,7 @@ from ghosttrace.runs import read_configuration, read_json
 
 NEEDED = (
     *("valid", "failures", "verdict", "exit_code", "sentence", "max_leak_bits", "ceiling_bits", "detectable_bits"),
-    *("traces", "traces_needed", "model", "defence", "secrets", "excluded", "threats", "results", "sites"),
+    *("traces", "traces_needed", "model", "defence", "secrets", "excluded", "left_out", "threats", "results", "sites"),
 )
 SHOWN = 200  # excluded traces that the page names
 

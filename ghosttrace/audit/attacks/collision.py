@@ -158,6 +158,12 @@ def collision(exhibit: Exhibit) -> list[Evidence]:
     return found
 
 
+def comparable(exhibit: Exhibit) -> bool:
+    """Whether enough blocks have fellows; the exhibit needs no features for it."""
+    split = exhibit.split
+    return all(len(cases_of(exhibit, part)) >= CANDIDATES for part in (split.validation, split.test))
+
+
 def carrier_of(exhibit: Exhibit) -> str:
     """Where candidates are compared, in words."""
     kept = not exhibit.arm.law(exhibit.checkpoint.policy).mask_delimiters

@@ -1,0 +1,188 @@
+"""The audit's attacks on caches that leak and that cannot."""
+
+from dataclasses import dataclass, replace
+from itertools import product
+from math import log
+
+import numpy as np
+import pytest
+import torch
+from audits import SITE, blank, exhibit, toy
+
+import ghosttrace as gt
+from ghosttrace.attention import attending
+from ghosttrace.audit.attacks import attribute, collision, parse, tenant
+from ghosttrace.audit.attacks.behavioural import LEARNED, learners, read_answers
+from ghosttrace.audit.attacks.collision import cases_of, distances
+from ghosttrace.audit.caches import run_session
+from ghosttrace.audit.exhibit import Exhibit
+from ghosttrace.channel import Arm, Memento, Noise, Restart
+from ghosttrace.channel.drop_delimiters import DropDelimiters
+from ghosttrace.errors import UserError
+from ghosttrace.probe.carriers import Carrier
+from ghosttrace.probe.evidence import CELLS, Asked
+from ghosttrace.probe.ledger import ledger_prompts, ledger_task
+from ghosttrace.probe.split import Split, split
+from ghosttrace.probe.sweep import Settings, Sweep
+from ghosttrace.probe.task import Sample, Task
+from ghosttrace.records import Records
+
+
+def test_a_stray_cache_tells_nothing_by_what_is_common() -> None:
+    at, _ = blank(1400, 1, [0.9, 0.1])
+    at = replace(at, features={"open": at.features["sealed"]})
+    assert abs(tenant(at, "d-*", SITE).found.value) < 0.02
+
+
+@dataclass(frozen=True)
+class Xor:
+    """States of four layers that hold a bit in the signs of two numbers of one layer's values, which no linear
+    probe can see; nothing elsewhere."""
+
+    labels: np.ndarray
+    layer: int
+
+    def load(self, carrier: Carrier, layer: int, kind: str, heads: object = None) -> torch.Tensor:
+        rng = np.random.default_rng([layer, carrier.hop + 1, kind == "v"])
+        states = rng.normal(size=(len(self.labels), 1, 4))
+        if (layer, kind, carrier.hop) == (self.layer, "v", 0):
+            signs = rng.choice([-1, 1], len(self.labels))
+            states[:, 0, :2] = np.stack([3 * signs, 3 * signs * (2 * self.labels - 1)], axis=1) + 0.5 * states[:, 0, :2]
+        return torch.from_numpy(states).float()
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+def test_where_no_linear_probe_sees_anything_the_mlp_looks_at_every_layer(layer: int) -> None:
+    labels = np.random.default_rng(0).integers(0, 2, 1000)
+    samples = tuple(Sample([], str(k), str(k), 0, (), (int(label),)) for k, label in enumerate(labels))
+    asked = [Asked("bit", labels, np.full((1000, 2), -log(2)))]
+    caches = {"open": Xor(labels, layer), "sealed": Xor(labels, 9)}
+    settings = Settings(hops=(0,), describe=False)
+    records = Records(CELLS)
+    own = Carrier("secret")
+    at = Exhibit(toy(), Task("xor", samples, ()), split(samples), Memento(), settings, asked, caches, 0.05)  # type: ignore[arg-type]
+    Sweep(toy(), settings, at.split, at.features, asked, own, torch.device("cpu")).run(records)
+    rows = {(one.condition): one for one in attribute(at, records)}
+    assert (rows["open"].site.probe, rows["open"].site.layer) == ("mlp", str(layer)) and rows["open"].found.low > 0.3
+    assert rows["sealed"].found.value < 0.05
+    (best,) = Sweep(toy(), settings, at.split, at.features, asked, own, torch.device("cpu")).best(records)
+    assert (best.layers, best.kv) == ((3,), "v")
+
+
+@pytest.mark.parametrize(("arm", "told"), [(Memento(), True), (Restart(), False)])
+def test_collision_tells_blocks_apart_where_they_left_something(arm: Arm, told: bool) -> None:
+    found = {(one.condition, one.unit): one for one in collision(exhibit(arm))}
+    assert found["open", "bits"].found.value == pytest.approx(2.0 if told else 0.0, abs=0.01)
+    assert found["open", "rate"].found.value == (1.0 if told else 0.0)
+    assert found["sealed", "bits"].found.value == 0 and found["open", "bits"].gate
+
+
+def test_half_precision_is_no_disguise() -> None:
+    """What rounding does is measured, so that in bfloat16 the true block is still told, and a sealed one is not."""
+    half = gt.load("toy-open", device="cpu", dtype="bfloat16")
+    at = replace(exhibit(Memento()), checkpoint=half)
+    found = {(one.condition, one.unit): one.found.value for one in collision(at)}
+    assert found["open", "rate"] >= 0.95 and found["open", "bits"] > 1.9
+    assert found["sealed", "rate"] <= 0.4 and found["sealed", "bits"] < 0.05
+
+
+def test_kept_delimiters_are_compared_too() -> None:
+    policy = replace(toy().policy, mask_delimiters=False)
+    keeping = replace(exhibit(Memento()), checkpoint=replace(toy(), policy=policy))
+    for at, more in ((keeping, 2), (replace(keeping, arm=DropDelimiters()), 0)):
+        case = cases_of(at, at.split.test)[0]
+        pair = gt.find_blocks(at.task.samples[case.row].ids, toy().markup)[1]
+        memento = set(range(pair.memento_start, pair.memento_end + 1))
+        assert set(case.places.tolist()) == memento | ({pair.start, pair.end} if more else set())
+    cases = cases_of(keeping, keeping.split.test)[:8]
+    alone = [replace(case, places=case.places[1:2]) for case in cases]  # <|block_end|> has seen its whole block
+    assert (distances(keeping, Memento(), alone)[:, 1:] > 0).all() and (distances(keeping, Restart(), cases) == 0).all()
+
+
+def test_candidates_cannot_be_told_by_what_is_retained() -> None:
+    at = exhibit(Memento())
+    for case in cases_of(at, at.split.test)[:10]:
+        assert len({tuple(ids) for ids in case.ids}) == len(case.ids) == 4
+        mine = at.task.samples[case.row]
+        assert case.ids[0] == list(mine.ids[: len(case.ids[0])])
+        outside = {tuple(token for k, token in enumerate(ids) if not _inside(at, case.row, k)) for ids in case.ids}
+        assert len(outside) == 1
+
+
+def _inside(at: Exhibit, row: int, place: int) -> bool:
+    pair = gt.find_blocks(at.task.samples[row].ids, toy().markup)[1]
+    return pair.start < place < pair.end
+
+
+def test_the_attacker_imitates_all_but_the_draws() -> None:
+    """Noise as large as the states hides which block it was; a little does not."""
+    loud, quiet = (collision(exhibit(Noise(size=size)))[0].found.value for size in (30.0, 0.01))
+    assert loud < 0.3 and quiet == pytest.approx(2.0, abs=0.01)
+
+
+def test_answers_that_begin_alike_are_read_whole() -> None:
+    """Held to sessions that read every answer from the start; the asked one stays where it is."""
+    at, rows = exhibit(Memento()), range(3)
+    ids = [list(at.task.samples[row].ids[:70]) for row in rows]
+    spelling = toy().tokenizer.encode
+    alike = [tuple(spelling(text, add_special_tokens=False)) for text in ("12", "1", "130", "4")]
+    with attending(toy().model):
+        session = run_session(toy(), Memento(), ids, [(0, row) for row in rows])
+        before, held = session.logits.clone(), session.cache.slots.length.copy()
+        likely, _ = read_answers(session, alike)
+        assert torch.equal(session.logits, before) and (session.cache.slots.length == held).all()
+        for row, place in product(rows, range(4)):
+            one = run_session(toy(), Memento(), [ids[row]], [(0, row)])
+            steps = [one.logits[0], *one.advance([alike[place]], every=True)[0][:-1]]
+            log_p = torch.stack([step.log_softmax(-1) for step in steps])
+            assert likely[row, place] == pytest.approx(log_p[range(len(steps)), alike[place]].sum().item(), abs=1e-4)
+        distinct = [tuple(spelling(text, add_special_tokens=False)) for text in ("12", "31", "0")]
+        first, _ = read_answers(session, distinct)
+        expected = before.log_softmax(-1)[:, [answer[0] for answer in distinct]]
+        assert first == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("others", [[], [(0,)]])
+def test_word_for_word_is_every_token_of_what_the_model_would_say(others: list[tuple[int, ...]]) -> None:
+    at = exhibit(Memento())
+    ids = [list(at.task.samples[row].ids[:70]) for row in range(2)]
+    with attending(toy().model):
+        session = run_session(toy(), Memento(), ids, [(0, 0), (0, 1)])
+        greedy = []
+        for row in range(2):
+            one, tokens = run_session(toy(), Memento(), [ids[row]], [(0, row)]), []
+            for _ in range(3):
+                tokens.append(int(one.logits[0].argmax()))
+                one.advance([tokens[-1:]])
+            greedy.append(tuple(tokens))
+        right, wrong = greedy[0], (*greedy[0][:2], (greedy[0][2] + 1) % 30)
+        alike = [(right[0], 0)] * len(others)  # makes the answers begin alike
+        for answers, expected in (([right, *alike, (9,)], 0), ([wrong, *alike, (9,)], -1)):
+            _, said = read_answers(session, answers)
+            assert said[0] == expected
+
+
+def test_learning_traces_are_of_all_clusters() -> None:
+    cluster = np.repeat(np.arange(28), 200)
+    train = np.arange(len(cluster))
+    few = learners(Split(train, train[:0], train[:0], cluster, ""), 0).train
+    assert len(few) == LEARNED == len(set(few)) and set(np.bincount(cluster[few])) == {17, 18}
+    assert (np.diff(few) > 0).all()
+    little = Split(train[:9], train[:0], train[:0], cluster, "")
+    assert learners(little, 0).train.tolist() == list(range(9))
+
+
+def test_prompts_are_parsed() -> None:
+    targets = ledger_task(toy(), 3, 20).targets
+    names = [target.name for target in targets]
+    prompt = parse(ledger_prompts(2)["hidden-*"], targets, names, toy().tokenizer)
+    assert prompt.targets == (None, "hidden-0", "hidden-1")
+    assert toy().tokenizer.convert_ids_to_tokens(list(prompt.pieces[0]))[0] == "<|block_start|>"
+    assert len(prompt.answers[0]) == 10
+    fewer = parse(ledger_prompts(2)["hidden-*"], targets, ["hidden-1"], toy().tokenizer)
+    assert fewer.targets == (None, None, "hidden-1") and fewer.answers == prompt.answers
+    for wrong in ("what was it?", "{digit-9}"):
+        with pytest.raises(UserError, match="braces"):
+            parse(wrong, targets, names, toy().tokenizer)
+    with pytest.raises(UserError, match="braces"):
+        parse("{note-0}", targets, ["note-1"], toy().tokenizer)

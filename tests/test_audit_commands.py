@@ -1,0 +1,273 @@
+"""`ghosttrace audit` as a command: bad input in a sentence, secrets of every source, each exit code."""
+
+import json
+import shutil
+import string
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from audits import errors, toy
+from families import FAMILIES
+from transformers import AutoModelForCausalLM
+
+from ghosttrace import cli
+from ghosttrace.audit.defences import defence
+from ghosttrace.audit.marked import marked_task, read_marks
+from ghosttrace.checkpoint import source
+from ghosttrace.cli_audit import prompts_of, retained_carriers
+from ghosttrace.cli_probe import targeted
+from ghosttrace.data.tokens import TokenTrace
+from ghosttrace.errors import UserError
+from ghosttrace.expiry import Policy
+from ghosttrace.probe.ledger import ledger_task
+from ghosttrace.report.audit_page import write_reports
+
+
+def marks(folder: Path, *rows: object) -> Path:
+    path = folder / "secrets.jsonl"
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def token_trace(name: str, *blocks: str, memento: str = "abc") -> TokenTrace:
+    text = "".join(f"<|block_start|>{b}<|block_end|><|summary_start|>{memento}<|summary_end|>" for b in blocks)
+    response = toy().tokenizer.encode(f"<think>{text}</think>", add_special_tokens=False)
+    return TokenTrace("file", name, toy().prompt_ids("x179"), response)
+
+
+def test_marked_secrets_that_the_text_reveals_are_left_out_and_named(tmp_path: Path) -> None:
+    traces = [token_trace(f"t{k}", "abc", "dghe" if k % 2 else "jfhe", "cde", "abc") for k in range(8)]
+    traces.append(token_trace("told", "abc", "dghe", "cde", "abc", memento="dgh"))
+    rows = [{"trace": f"t{k}", "block": 1, "text": "dgh" if k % 2 else "jfh"} for k in range(8)]
+    rows += [{"trace": "told", "block": 1, "text": "dgh"}, {"trace": "none", "block": 1, "text": "dgh"}]
+    rows += [{"trace": "t1", "block": 3, "text": "dgh"}, {"trace": "t1", "block": 1, "text": "zzz"}]
+    traces.append(token_trace("twice", "jdgh", "dghe", "cde", "abc"))
+    rows.append({"trace": "twice", "block": 1, "text": "dgh"})
+    task, excluded = marked_task(traces, toy(), read_marks(marks(tmp_path, *rows)), 1)
+    assert len(task.samples) == 8 and task.targets[0].classes == ("dgh", "jfh")
+    assert [one.trace for one in excluded] == ["told", "none", "t1", "t1", "twice"]
+    assert "retained holds the secret" in excluded[0].reason and "an earlier block too" in excluded[-1].reason
+    for sample in task.samples:
+        spelled = toy().tokenizer.convert_ids_to_tokens([sample.ids[place] for place in sample.where])
+        assert "".join(spelled) == task.targets[0].classes[sample.labels[0]]
+    with pytest.raises(UserError, match="none of 1 marked secrets"):
+        marked_task(traces, toy(), rows[-2:-1], 1)
+    for wrong in ("{", '{"trace": "t"}', '{"trace": "t", "text": "x", "block": -1}', "[]"):
+        with pytest.raises(UserError, match="line 1"):
+            read_marks(marks(tmp_path, wrong))
+    with pytest.raises(UserError, match="marks no secrets"):
+        read_marks(marks(tmp_path, " "))
+
+
+QUICK = ["--hops", "0", "--layers", "3", "--kv", "v", "--no-mlp", "--utility-limit", "10", "--attacks"]
+
+
+def command(*arguments: str) -> int:
+    """The exit code of `ghosttrace audit`."""
+    return int(cli.app(["audit", *arguments], standalone_mode=False) or 0)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--attacks", "guessing"], "--attacks is a list of"),
+        (["--attacks", "ranking"], "--attacks needs one that counts bits"),
+        (["--defence", "prayer"], "no defence 'prayer'"),
+        (["--defence", "drop-delimiters"], "delimiters"),
+        (["--kv", "hidden"], "leave hidden out"),
+        (["--max-leak-bits", "0"], "--max-leak-bits is above 0"),
+        (["--prompt", "well?"], "put parts of the secret in braces"),
+        (["--secrets", "x.jsonl"], "give them with --traces"),
+        (["--targets", "notes"], "ledger-h3 has no target 'notes': it has note-0, note-1"),
+        (["--samples", "8"], "8 samples for 10 classes"),
+    ],
+)
+def test_bad_input_is_refused_in_a_sentence(options: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        command("--samples", "200", *options, "--out", str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("bench", "targets", "asked"),
+    [
+        ("ledger-h3", None, {"note-*": [f"note-{k}" for k in range(5)], "hidden-*": [f"hidden-{k}" for k in range(3)]}),
+        ("ledger-h3", "note-0", {"note-*": ["note-0", *[None] * 4]}),
+        ("ledger-h2", "hidden-*", {"hidden-*": [None, "hidden-0", "hidden-1"]}),
+    ],
+)
+def test_built_in_prompts_fill_in_what_is_not_asked_for(
+    bench: str, targets: str | None, asked: dict[str, list[str | None]]
+) -> None:
+    options: dict[str, Any] = {"prompt": None, "secrets": None, "traces": None, "bench": bench, "targets": targets}
+    whole = ledger_task(toy(), int(bench[-1]), 100)
+    prompts = prompts_of(options, whole, targeted(whole, options), toy())
+    assert {secret: list(prompt.targets) for secret, prompt in prompts.items()} == asked
+    assert all(len(options) == 10 for prompt in prompts.values() for options in prompt.answers)
+
+
+def test_probes_look_at_all_that_is_retained_unless_told() -> None:
+    keeping = replace(toy(), policy=replace(toy().policy, mask_delimiters=False))
+    assert retained_carriers(toy(), defence("none")) == "memento"
+    assert retained_carriers(keeping, defence("none")) == "memento,delimiters"
+    assert retained_carriers(keeping, defence("drop-delimiters")) == "memento"
+
+
+def test_a_leak_is_found_and_gated(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert command("--samples", "400", *QUICK, "attribute,ranking,behavioural", "--out", str(out)) == 10
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["verdict"], summary["exit_code"], summary["valid"]) == ("leak", 10, True)
+    rows = {(r["attack"], r["secret"], r["condition"], r["unit"]): r for r in summary["results"]}
+    assert rows["attribute", "hidden-*", "open", "bits"]["low"] > 5
+    assert rows["behavioural", "hidden-*", "open", "rate"]["estimate"] == 1.0
+    assert rows["behavioural", "hidden-*", "sealed", "rate"]["estimate"] < 0.05
+    assert rows["ranking", "hidden-*", "open", "exposure bits"]["estimate"] > 5
+    assert summary["defence"]["accuracy"] == 1.0
+    open_rows = [row for row in summary["results"] if row["condition"] == "open"]
+    assert all(row["detectable"] is None for row in open_rows if row["attack"] == "behavioural")
+    for name in ("report.html", "card.md", "audit.sarif", "samples.parquet", "traces.parquet", "run.json"):
+        assert (out / name).stat().st_size > 500
+    assert not (out / "features").exists()
+    assert errors(summary) == []  # by the published schema
+    assert command("--resume", str(out)) == 10
+
+
+def test_targets_choose_the_secrets_and_an_unwritable_report_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, options = tmp_path / "run", ["--targets", "note-*", "--samples", "400", *QUICK, "attribute,behavioural"]
+
+    def full(folder: Path) -> None:
+        (folder / "card.md").mkdir()
+        write_reports(folder)
+
+    monkeypatch.setattr("ghosttrace.report.audit.write_reports", full)
+    with pytest.raises(UserError, match=r"card\.md cannot be written"):
+        command(*options, "--out", str(out))
+    monkeypatch.undo()
+    (out / "card.md").rmdir()
+    code = command("--resume", str(out))
+    summary = json.loads((out / "summary.json").read_text())
+    assert code == summary["exit_code"] and summary["valid"]
+    assert {row["secret"] for row in summary["results"]} == {"note-*"}
+    assert {row["attack"] for row in summary["results"]} >= {"attribute", "behavioural"}
+
+
+def test_an_audit_too_small_to_tell(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--model", "toy-mixed", "--defence", "restart", "--samples", "300"]
+    assert command(*options, *QUICK, "attribute,collision", "--out", str(out)) == 11
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["verdict"] == "not enough data" and summary["traces_needed"] is None
+    assert "cannot be told" in summary["sentence"] and "give ten times" in (out / "card.md").read_text()
+
+
+def test_a_sabotaged_control_makes_the_audit_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sealed cache that serves as control is not sealed."""
+    from ghosttrace.probe import features
+
+    monkeypatch.setitem(features.LAYOUTS, "sealed", features.LAYOUTS["open"])
+    out = tmp_path / "run"
+    assert command("--samples", "400", *QUICK, "attribute", "--out", str(out)) == 12
+    summary = json.loads((out / "summary.json").read_text())
+    assert not summary["valid"] and summary["failures"][0].startswith("sealed")
+
+
+def response(number: int) -> str:
+    pairs = "".join(
+        f"<|block_start|>{i}. We think on, and {'go up' * (i > 0) if number % 2 else 'do it' * (i > 0)}.<|block_end|>"
+        f"<|summary_start|>Sum {i}.<|summary_end|>"
+        for i in range(3)
+    )
+    return f"<think>\n{pairs}</think>\nDone."
+
+
+@pytest.fixture(scope="module")
+def random(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The options that name a random model, which spells letter by letter, and 36 traces."""
+    folder, toy = tmp_path_factory.mktemp("random"), Path(source("toy-open"))
+    (folder / "model").mkdir()
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(toy / name, folder / "model")
+    told = json.loads((toy / "tokenizer.json").read_text())
+    vocabulary = told["model"]["vocab"]
+    for letter in sorted(set(string.printable) - set(vocabulary)):
+        vocabulary[letter] = len(vocabulary)
+    told["pre_tokenizer"]["pattern"]["Regex"] = r"[\s\S]"
+    (folder / "model" / "tokenizer.json").write_text(json.dumps(told))
+    config = FAMILIES["qwen3"]()
+    config.vocab_size, config.ghosttrace = len(vocabulary), {"policy": Policy(mask_delimiters=False).to_dict()}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
+    rows = [json.dumps({"problem": f"{number:02d}?", "response": response(number)}) for number in range(36)]
+    (folder / "traces.jsonl").write_text("\n".join(rows))
+    return ["--model", str(folder / "model"), "--traces", str(folder / "traces.jsonl")]
+
+
+def audited(out: Path, *arguments: str) -> dict[str, Any]:
+    """The summary of an audit that came to an end."""
+    code = command(*arguments, *QUICK[:-1], "--out", str(out))
+    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    assert code == summary["exit_code"] and errors(summary) == []
+    assert "What this audit does not say" in (out / "report.html").read_text()
+    return summary
+
+
+def test_without_probes_the_verdict_says_nothing_of_what_they_could_see(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--targets", "note-0", "--samples", "300"]
+    assert command(*options, *QUICK, "behavioural", "--out", str(out)) == 11
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["detectable_bits"] is None and all(row["detectable"] is None for row in summary["results"])
+    assert summary["traces_needed"] > 300 and "No probe decides" in (out / "card.md").read_text()
+
+
+def test_names_are_asked_for_whole(random: list[str], tmp_path: Path) -> None:
+    """Letter by letter Tamara and Tanaka begin alike."""
+    summary = audited(tmp_path / "run", *random, "--secret", "name", "--samples", "6")
+    rows = {(row["attack"], row["condition"], row["unit"]): row for row in summary["results"]}
+    assert rows["behavioural", "open", "bits"]["gate"] and rows["behavioural", "open", "rate"]["n"] in range(4, 8)
+    assert rows["ranking", "open", "exposure bits"]["n"] > 20 and summary["left_out"] == []
+
+
+@pytest.mark.parametrize(("key", "ranked"), [("key:4", True), ("key", False)])
+def test_keys_that_could_be_too_many_are_not_ranked(random: list[str], tmp_path: Path, key: str, ranked: bool) -> None:
+    attacks = ["--attacks", "attribute,ranking,membership"]
+    summary = audited(tmp_path / "run", *random, "--secret", key, "--samples", "6", *attacks)
+    assert ("ranking" in {row["attack"] for row in summary["results"]}) is ranked
+    assert any("ranking of hex-* was left out: it could be more" in one for one in summary["left_out"]) is not ranked
+    assert all(one in (tmp_path / "run" / "report.html").read_text() for one in summary["left_out"])
+    (auc,) = [row for row in summary["results"] if (row["unit"], row["condition"]) == ("AUC", "open")]
+    assert "cannot set a threshold for a rate of 0.01" in auc["note"]
+
+
+def marked(folder: Path, traces: str, block: int) -> list[str]:
+    """The options that mark a word in each trace."""
+    texts = ["up" if number % 2 else "it" for number in range(36)]
+    marks = [{"trace": f"{traces}/{number}", "block": block, "text": text} for number, text in enumerate(texts)]
+    (folder / "secrets.jsonl").write_text("\n".join(map(json.dumps, marks)))
+    return ["--secrets", str(folder / "secrets.jsonl")]
+
+
+def test_marked_secrets(random: list[str], tmp_path: Path) -> None:
+    summary = audited(tmp_path / "run", *random, *marked(tmp_path, random[3], 1))
+    assert summary["secrets"][0]["name"] == "marked" and summary["excluded"] == []
+    assert any("behavioural of marked was left out: no prompt asks for it" in one for one in summary["left_out"])
+
+
+def test_what_an_earlier_block_says_too_is_left_out_and_named(random: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the secret stands in an earlier block too"):
+        audited(tmp_path / "run", *random, *marked(tmp_path, random[3], 2), "--targets", "none")
+
+
+@pytest.mark.parametrize("attack", ["behavioural", "collision", "behavioural,collision"])
+def test_what_cannot_come_to_a_verdict_is_refused_before_it_reads_a_cache(
+    random: list[str], tmp_path: Path, attack: str
+) -> None:
+    options = [*random, *marked(tmp_path, random[3], 1), "--attacks", attack]
+    with pytest.raises(UserError, match=r"nothing here would count any .* add attribute to --attacks"):
+        audited(tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()

@@ -22,9 +22,10 @@ bench: .venv/installed
 	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/probes.py
 	$(BIN)/python benchmarks/extraction.py
 
-toys: .venv/installed
-	$(BIN)/python experiments/train_toys.py toy-open
-	$(BIN)/python experiments/train_toys.py toy-mixed
+toys: .venv/installed-dev
+	PYTHONPATH=. $(BIN)/python experiments/train_toys.py toy-open
+	PYTHONPATH=. $(BIN)/python experiments/train_toys.py toy-mixed
+	PYTHONPATH=. $(BIN)/python experiments/train_toys.py toy-sealed
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -19,7 +19,7 @@ from ghosttrace.expiry import Policy
 from ghosttrace.prompts import chat_prompt
 from ghosttrace.trace import Markup
 
-BUNDLED = {"toy-open", "toy-mixed"}
+BUNDLED = {"toy-open", "toy-mixed", "toy-sealed"}
 RECORD = "ghosttrace"
 
 
@@ -155,7 +155,7 @@ def load(
     """Load a checkpoint.
 
     Args:
-        name: a bundled name (`toy-mixed`, `toy-open`), a folder, or a hub id.
+        name: a bundled name (`toy-mixed`, `toy-open`, `toy-sealed`), a folder, or a hub id.
         device: where to; a GPU where there is one unless told otherwise.
         dtype: `float32`, `bfloat16` or `float16`; the checkpoint's own unless told otherwise.
         delimiters: other spellings of the delimiter tokens.

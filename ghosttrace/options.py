@@ -24,7 +24,7 @@ Delimiters = Annotated[
 Mapping = Annotated[
     str | None, typer.Option("--map-delimiters", help="Other delimiter tokens: block_start=TOKEN,block_end=TOKEN,…")
 ]
-ModelName = Annotated[str, typer.Option(help="Bundled name (toy-mixed, toy-open), folder or hub id.")]
+ModelName = Annotated[str, typer.Option(help="Bundled name (toy-mixed, toy-open, toy-sealed), folder or hub id.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU if there is one.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder; a new one under runs/ by default.")]
 Resume = Annotated[Path | None, typer.Option(help="Go on with this run folder, as it was begun.")]

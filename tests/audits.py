@@ -1,6 +1,7 @@
 """Audits for tests: summaries of each verdict and the run.json beside them, and exhibits for attacks."""
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -24,6 +25,7 @@ from ghosttrace.probe.task import Sample, Task
 from ghosttrace.report.audit_page import write_reports
 
 SCHEMA = json.loads((Path(ghosttrace.report.__file__).parent / "schemas" / "audit.schema.json").read_text())
+FORBIDDEN = re.compile(r"\b(erased|safe|safely|compliant|compliance|anonymous|anonymised)\b", re.IGNORECASE)
 HOSTILE = "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>|*b*\n# x"
 VERDICTS = {"leak": 10, "not detected": 0, "within the limit": 0, "not enough data": 11, "invalid": 12}
 PLACE = ("memento", 0, "2", "v", "linear")

@@ -7,7 +7,7 @@ from math import log, log2
 import numpy as np
 import pytest
 import torch
-from audits import SITE, blank, toy
+from audits import FORBIDDEN, SITE, blank, toy
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -230,7 +230,7 @@ def evidence(low: float, value: float, high: float, gate: bool = True) -> Eviden
 )
 def test_the_gate(rows: list[Evidence], failures: list[str], detectable: float | None, verdict: str, code: int) -> None:
     said = judge(rows, failures, 0.1, detectable, 1000)
-    assert (said.verdict, said.exit_code) == (verdict, code)
+    assert (said.verdict, said.exit_code) == (verdict, code) and not FORBIDDEN.search(said.sentence)
     assert (said.traces_needed is not None) == (verdict == "not enough data" and detectable is not None)
     if said.traces_needed is not None:
         assert said.traces_needed > 1000

@@ -1,28 +1,32 @@
 """The reports of an audit: schema, SARIF, card, page and figures, of each verdict; and the gate."""
 
 import copy
+import io
 import json
 import re
 import subprocess
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from audits import HOSTILE, OF, VERDICTS, errors, results, row, run, sites, summary, write_audit
+from audits import FORBIDDEN, HOSTILE, OF, VERDICTS, errors, results, row, run, sites, summary, write_audit
+from rich.console import Console
 
+from ghosttrace.audit.evidence import Estimate, Evidence
+from ghosttrace.audit.gate import judge
 from ghosttrace.errors import UserError
 from ghosttrace.report import audit_advice as advice
 from ghosttrace.report import audit_words as words
+from ghosttrace.report.audit import _print as terminal
 from ghosttrace.report.audit_charts import MARGIN, WIDTH, bar, heat_maps, scales, ticks
 from ghosttrace.report.audit_figures import frontier, leak_figure, pareto, pareto_row, sites_figure
 from ghosttrace.report.audit_page import page
 from ghosttrace.report.card import card
 from ghosttrace.report.sarif import sarif
-
-FORBIDDEN = re.compile(r"\b(erased|safe|safely|compliant|compliance|anonymous|anonymised)\b", re.IGNORECASE)
 
 
 def shown(text: str) -> str:
@@ -93,6 +97,22 @@ def test_a_row_is_held_to_the_limit(low: float, high: float, detectable: float |
     found = summary()
     assert words.state(judged, found) == said
     assert words.state(judged | {"gate": False}, found) is words.state(judged | {"condition": "sealed"}, found) is None
+
+
+def test_what_was_not_looked_at_is_said() -> None:
+    said = advice.unsaid(summary())
+    assert "Probes looked at memento, at hops 0, 1, 2 alone." in said
+    assert summary()["left_out"][0] in said
+    assert any("of another kind of leak than the linear codes at one place" in one for one in said)
+
+
+def test_a_row_without_a_lower_end_is_printed(tmp_path: Path) -> None:
+    told, text = [row("attribute", 0.5, 0.1, gate=True) | {"low": None}], io.StringIO()
+    few = Evidence("attribute", "note-*", "open", "bits", Estimate(0.5, -np.inf, 0.6), 9, gate=True)
+    said = judge([few], [], 0.1, 0.1, 9)
+    found = SimpleNamespace(failures=(), left_out=("ranking of x was left out: so.",), verdict=said)
+    terminal(Console(file=text, width=200), found, told, [], tmp_path)  # type: ignore[arg-type]
+    assert "0.500 [–, 0.600]*" in text.getvalue() and "ranking of x was left out" in text.getvalue()
 
 
 def test_what_probes_could_see_is_no_concern_of_other_attacks() -> None:

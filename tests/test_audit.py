@@ -219,13 +219,14 @@ def evidence(low: float, value: float, high: float, gate: bool = True) -> Eviden
     [
         ([evidence(0.2, 0.3, 0.4)], [], 0.05, "leak", 10),
         ([evidence(0.2, 0.3, 0.4, gate=False), evidence(0.0, 0.0, 0.05)], [], 0.05, "not detected", 0),
-        ([evidence(0.0, 0.0, 0.05)], [], 0.2, "not enough data", 11),
+        ([evidence(0.0, 0.0, 0.05)], [], 0.2, "not detected", 0),
+        ([evidence(0.0, 0.0, 0.05)], [], 0.5, "not enough data", 11),
         ([evidence(0.0, 0.0, 0.05)], [], None, "not enough data", 11),
         ([evidence(0.05, 0.09, 0.13)], [], 0.05, "not enough data", 11),
         ([evidence(0.2, 0.3, 0.4)], ["sealed: broken"], 0.05, "invalid", 12),
         ([evidence(0.0, 0.0, 0.05), evidence(0.11, 0.3, 0.4)], [], None, "leak", 10),
         ([evidence(0.03, 0.06, 0.09)], [], 0.1, "within the limit", 0),
-        ([evidence(0.03, 0.06, 0.09)], [], 0.2, "not enough data", 11),
+        ([evidence(0.03, 0.06, 0.09)], [], 0.5, "not enough data", 11),
     ],
 )
 def test_the_gate(rows: list[Evidence], failures: list[str], detectable: float | None, verdict: str, code: int) -> None:
@@ -235,7 +236,7 @@ def test_the_gate(rows: list[Evidence], failures: list[str], detectable: float |
     if said.traces_needed is not None:
         assert said.traces_needed > 1000
     if verdict == "not detected":
-        assert said.ceiling == 0.05
+        assert said.ceiling == max(0.05, detectable or 0)
 
 
 def test_a_verdict_without_probes_does_not_depend_on_what_they_could_see() -> None:
@@ -247,7 +248,7 @@ def test_a_verdict_without_probes_does_not_depend_on_what_they_could_see() -> No
     assert with_probes.ceiling == 0.08
     found = judge([evidence(0.03, 0.06, 0.09)], [], 0.1, 0.1, 1000)
     assert "attribute found 0.06 bits of note-* [0.03, 0.09], within the 0.1 allowed" in found.sentence
-    assert "at most 0.1 by this suite" in found.sentence and "Not detected" not in found.sentence
+    assert "no interval of this suite reaches beyond 0.09" in found.sentence and "Not detected" not in found.sentence
     assert "a linear code of 0.08 bits at one place of the cache would have been seen in 8 of 10 runs" in (
         with_probes.sentence
     )

@@ -8,6 +8,7 @@ from ghosttrace.audit.evidence import Evidence
 
 EXIT = {"not detected": 0, "within the limit": 0, "leak": 10, "not enough data": 11, "invalid": 12}
 PROBED = "attribute"  # the attack that decides by probes of the cache
+SHARP = 2.0  # a code of so many times the limit must have been seen, for intervals below the limit to count
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ def judge(
 ) -> Verdict:
     """Hold the gated findings to the leak that is allowed.
 
+    It passes if every interval ends within the limit and the probes would have seen a code of twice the limit.
+    How often that lets a leak through is measured: see `experiments/audit_calibration.py`.
+
     Args:
         evidence: every finding; those with `gate` decide.
         failures: controls that did not hold.
@@ -51,6 +55,7 @@ def judge(
         return Verdict("invalid", f"No conclusion: a control failed ({failures[0]})", None)
     probed = any(one.attack == PROBED for one in gated)
     blind = probed and detectable is None
+    sharp = not probed or (detectable is not None and detectable <= SHARP * max_leak * (1 + 1e-9))
     highest = max(one.found.high for one in gated)
     ceiling = None if blind else max(highest, least) if probed else highest
     leaks = [one for one in gated if one.found.low > max_leak]
@@ -61,9 +66,9 @@ def judge(
             f"[{worst.found.low:.2f}, {worst.found.high:.2f}] beyond the text, more than the {max_leak:g} allowed"
         )
         return Verdict("leak", sentence, ceiling)
-    if ceiling is not None and ceiling <= max_leak:
+    if sharp and highest <= max_leak:
         seen = f"; a {code(least)} would have been seen in 8 of 10 runs" if probed else ""
-        return _allowed(gated, max_leak, ceiling, seen)
+        return _allowed(gated, max_leak, highest, ceiling, seen)
     needed = None if blind else _needed(gated, max_leak, least if probed else max_leak, traces)
     how = (
         "how many traces would do cannot be told from so few" if needed is None else f"about {needed:,} traces would do"
@@ -72,16 +77,16 @@ def judge(
     return Verdict("not enough data", sentence, ceiling, needed)
 
 
-def _allowed(gated: Sequence[Evidence], max_leak: float, ceiling: float, seen: str) -> Verdict:
+def _allowed(gated: Sequence[Evidence], max_leak: float, highest: float, ceiling: float | None, seen: str) -> Verdict:
     """What is said where no more than the limit can leak: what was found, if anything was."""
     surest = max(gated, key=lambda one: one.found.low)
     if surest.found.low <= 0:
-        sentence = f"Not detected by this suite: at most {ceiling:.3g} bits a secret{seen}"
+        sentence = f"Not detected by this suite: no interval reaches beyond {highest:.3g} bits a secret{seen}"
         return Verdict("not detected", sentence, ceiling)
     sentence = (
         f"Within the limit: {surest.attack} found {surest.found.value:.3g} bits of {surest.secret} "
-        f"[{surest.found.low:.3g}, {surest.found.high:.3g}], within the {max_leak:g} allowed; at most {ceiling:.3g} "
-        f"by this suite{seen}"
+        f"[{surest.found.low:.3g}, {surest.found.high:.3g}], within the {max_leak:g} allowed; no interval of this "
+        f"suite reaches beyond {highest:.3g}{seen}"
     )
     return Verdict("within the limit", sentence, ceiling)
 
@@ -97,7 +102,7 @@ def _needed(gated: Sequence[Evidence], max_leak: float, detectable: float, trace
     Intervals shrink with the root of the number of traces, what may have gone unseen with the number itself. A
     code of b bits is seen once the number of traces times b is large enough.
     """
-    factors = [max(1.0, detectable / max_leak)]
+    factors = [max(1.0, detectable / (SHARP * max_leak))]
     for one in [one for one in gated if one.found.high > max_leak]:
         value, below = one.found.value, one.found.value <= max_leak
         reach = one.found.high - value if below else value - one.found.low

@@ -16,13 +16,13 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Show]:
     """Opens the page of a summary."""
     with watching(browser) as open_page:
 
-        def written(found: dict[str, Any], *more: Any) -> Any:
-            return open_page(write_audit(tmp_path, found, run(found["model"])) / "report.html", *more)
+        def written(found: dict[str, Any], *more: Any, **named: Any) -> Any:
+            return open_page(write_audit(tmp_path, found, run(found["model"])) / "report.html", *more, **named)
 
         yield written
 
 
-@pytest.mark.parametrize(("verdict", "scheme"), [("leak", "light"), ("invalid", "dark")])
+@pytest.mark.parametrize(("verdict", "scheme"), [("leak", "light"), ("within the limit", "light"), ("invalid", "dark")])
 def test_a_narrow_screen_scrolls_down_alone(show: Show, verdict: str, scheme: str) -> None:
     window = show(summary(verdict, HOSTILE), 360, scheme)
     across, room = window.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")

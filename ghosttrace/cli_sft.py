@@ -44,8 +44,11 @@ def sft(
 
 def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) -> None:
     """Run `sft` with these options of its command line."""
-    from ghosttrace.train.sft import Recipe  # brings trl
-    from ghosttrace.train.sft import sft as train
+    try:
+        from ghosttrace.train.sft import Recipe
+        from ghosttrace.train.sft import sft as train
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'ghosttrace[train]'") from error
 
     if options["kernel"] not in (None, "stretches", "sdpa", "flex", "matmul"):
         raise UserError(f"--kernel is stretches, sdpa, flex or matmul, not {options['kernel']!r}")

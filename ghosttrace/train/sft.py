@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -318,6 +319,7 @@ def finish(trainer: MementoTrainer, recipe: Recipe, reader: Reader, folder: Path
     if not trainer.accelerator.is_main_process:
         return
     partial.rename(folder / "model")
+    shutil.rmtree(folder / "cache", ignore_errors=True)
     rows = [row for row in trainer.state.log_history if "loss" in row]
     partial = folder / "samples.part"
     pd.DataFrame(rows).to_parquet(partial, index=False)

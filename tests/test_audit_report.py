@@ -304,7 +304,7 @@ GATE = Path(__file__).parent.parent / "examples" / "ci-gate"
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        (0, "PASS: not detected"),
+        (0, "PASS: nothing found above"),
         (2, "STOP: the audit could not be run as asked"),
         (10, "STOP: a leak"),
         (11, "STOP: not enough data"),

@@ -71,9 +71,23 @@ def test_files_that_the_readme_names_exist() -> None:
 
 def test_the_gate_was_wrong_as_often_as_the_readme_says() -> None:
     results = pd.read_parquet(ROOT / "experiments" / "results" / "audit_calibration.parquet")
-    said = results.groupby("leak")["verdict"].agg(lambda verdicts: (verdicts == "leak").sum())
-    assert (results.groupby("leak").size() == 100).all() and said[0.0] <= 5 and said[0.5] >= 90
-    assert f'it said "leak" in {said[0.0]}' in README and f"found it in {said[0.5]}" in README
+    counts = results.groupby("leak")["verdict"].value_counts().unstack(fill_value=0)
+    assert (counts.sum(axis=1) == 100).all() and counts.loc[0.0, "leak"] <= 5 and counts.loc[0.5, "leak"] >= 90
+    passed = counts[[name for name in ("not detected", "within the limit") if name in counts]].sum(axis=1)
+    for title, column in (
+        ("exit 10, a leak", counts["leak"]),
+        ("exit 11, not enough data", counts["not enough data"]),
+        ("exit 0", passed),
+    ):
+        assert f"| {title} | {' | '.join(str(count) for count in column)} |" in README
+
+
+def test_the_adapted_drop_in_the_readme_is_the_recorded_one() -> None:
+    results = pd.read_parquet(ROOT / "experiments" / "results" / "adapted_drop.parquet")
+    last = results[(results["steps"] == 800) & (results["arm"] == "restart")].set_index("bench")["accuracy"]
+    h0, h1, h2, h3 = (f"{100 * last[f'ledger-h{level}']:.1f}" for level in range(4))
+    assert f"from 0 % to {h0}, {h1}, {h2} and {h3} % at h = 0 to 3 in 800 steps" in README
+    assert (results[(results["steps"] == 0) & (results["arm"] == "restart")]["accuracy"] == 0).all()
 
 
 def test_the_probed_digits_in_the_readme_are_the_recorded_ones() -> None:

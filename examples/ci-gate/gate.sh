@@ -17,7 +17,7 @@ ghosttrace audit --model "$model" --out "$out" "$@"
 code=$?
 
 case $code in
-    0)  echo "PASS: not detected by this suite. The ceiling is in $out/card.md; ship the card with the model." ;;
+    0)  echo "PASS: nothing found above the limit by this suite. The ceiling is in $out/card.md; ship the card with the model." ;;
     10) echo "STOP: a leak above the limit. Who can recover what, and what to do: $out/report.html" ;;
     11) echo "STOP: not enough data to tell. How many traces would do: $out/report.html" ;;
     12) echo "STOP: a control failed, and no conclusion may be drawn. Which one: $out/report.html" ;;

@@ -29,7 +29,8 @@ from ghosttrace.expiry import Policy
 from ghosttrace.trace import Markup, find_blocks
 from ghosttrace.train.examples import IGNORED, Stage
 from ghosttrace.train.prepare import is_sealed
-from ghosttrace.train.sft import Recipe, sft
+from ghosttrace.train.recipe import Recipe
+from ghosttrace.train.sft import sft
 
 POLICY = Policy(mask_delimiters=True)
 LEVELS = np.array([1.0, 1.0, 1.5, 2.0]) / 5.5  # the share of each level

@@ -45,7 +45,7 @@ def sft(
 def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) -> None:
     """Run `sft` with these options of its command line."""
     try:
-        from ghosttrace.train.sft import Recipe
+        from ghosttrace.train.recipe import Recipe
         from ghosttrace.train.sft import sft as train
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: pip install 'ghosttrace[train]'") from error

@@ -135,7 +135,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _has_samples(folder: Path) -> bool:
     log = folder / "samples.jsonl"
-    return (folder / "samples.parquet").exists() or (log.exists() and log.stat().st_size > 0)
+    trained = any((folder / "checkpoints").glob("checkpoint-*"))
+    return trained or (folder / "samples.parquet").exists() or (log.exists() and log.stat().st_size > 0)
 
 
 def is_finished(folder: Path) -> bool:

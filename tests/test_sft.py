@@ -21,8 +21,10 @@ from ghosttrace.bench.ledger import Ledger
 from ghosttrace.checkpoint import load, source
 from ghosttrace.errors import UserError
 from ghosttrace.expiry import Policy
+from ghosttrace.runs import run_folder
 from ghosttrace.train.delimiters import RELATED, add_delimiters
-from ghosttrace.train.sft import Recipe, arguments, last_checkpoint, sft
+from ghosttrace.train.recipe import Recipe, arguments
+from ghosttrace.train.sft import last_checkpoint, sft
 
 QUICK = ["--max_length", "256", "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1"]
 QUICK += ["--bf16", "false", "--gradient_checkpointing", "false", "--disable_tqdm", "true", "--report_to", "none"]
@@ -175,6 +177,17 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(rows: Path, tmp_path: P
     assert losses(killed) == losses(whole)
     a, b = (load(str(folder / "model")).model.state_dict() for folder in (whole, killed))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_refusal_after_a_checkpoint_loses_nothing(tmp_path: Path) -> None:
+    def refused() -> None:
+        with run_folder(tmp_path / "run", "sft", "toy-open") as folder:
+            (folder / "checkpoints" / "checkpoint-4").mkdir(parents=True)
+            raise UserError("no more")
+
+    with pytest.raises(UserError, match="what is done is kept"):
+        refused()
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-4").exists()
 
 
 def test_two_processes_train_as_one_does(rows: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
@@ -195,29 +196,35 @@ def summary_of(
     }
 
 
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What each attack found, secret by secret, 80 columns wide; what the unit needs to be read is in the report."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("attack", no_wrap=True, min_width=11)
+    for name in ("found", "baseline", "sealed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("unit", no_wrap=True, overflow="ellipsis", min_width=8, max_width=24)
+    sealed = {_kind(row): row["estimate"] for row in rows if row["condition"] == "sealed"}
+    shown = [row for row in rows if row["condition"] in ("open", "text")]
+    for secret in dict.fromkeys(row["secret"] for row in shown):
+        table.add_section()
+        table.add_row(f"[bold]{escape(secret)}[/]")
+        for row in (row for row in shown if row["secret"] == secret):
+            value = f"{number(row['estimate'])} {span(row)}{'*' if row['gate'] else ' '}"
+            base, beside = number(row["baseline"]), sealed.get(_kind(row))
+            unit = escape(f"{row['unit']} {row['note']}")
+            table.add_row(row["attack"], value, base, "" if beside is None else number(beside), unit)
+    return table
+
+
+def _kind(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """What a row and its control have in common."""
+    return row["attack"], row["secret"], row["unit"], row["note"].partition(" ")[0]
+
+
 def _print(
     console: Console, found: Audited, rows: Sequence[Mapping[str, Any]], excluded: Sequence[Excluded], folder: Path
 ) -> None:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("threat", "attack", "secret"):
-        table.add_column(name, no_wrap=True)
-    for name in ("found", "baseline", "sealed"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("unit", no_wrap=True, overflow="ellipsis")
-    sealed = {
-        (row["attack"], row["secret"], row["unit"], row["note"].partition(" ")[0]): row["estimate"]
-        for row in rows
-        if row["condition"] == "sealed"
-    }
-    for row in rows:
-        if row["condition"] not in ("open", "text"):
-            continue
-        beside = sealed.get((row["attack"], row["secret"], row["unit"], row["note"].partition(" ")[0]))
-        star = "*" if row["gate"] else " "
-        value = f"{number(row['estimate'])} {span(row)}{star}"
-        base, other = number(row["baseline"]), "" if beside is None else number(beside)
-        table.add_row(row["threat"], row["attack"], row["secret"], value, base, other, f"{row['unit']} {row['note']}")
-    console.print(table)
+    console.print(_table(rows))
     console.print("* decides the verdict; these intervals hold together at 95 %", style="dim")
     for one in excluded:
         console.print(f"left out: {one.trace}: {one.reason}", markup=False)

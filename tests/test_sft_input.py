@@ -1,0 +1,163 @@
+"""What `ghosttrace sft` refuses, rows that cannot be used, options, and delimiters for a model that has none."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES
+from training import QUICK, blank_model, command, ledger_rows
+from transformers import AutoModelForCausalLM
+
+from ghosttrace import cli
+from ghosttrace.bench.ledger import Ledger
+from ghosttrace.checkpoint import load
+from ghosttrace.errors import UserError
+from ghosttrace.expiry import Policy
+from ghosttrace.train.delimiters import RELATED, add_delimiters
+from ghosttrace.train.recipe import arguments
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ledger_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")
+
+
+@pytest.fixture
+def blank(tmp_path: Path) -> Path:
+    return blank_model(tmp_path / "blank")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--stage", "half"], "--stage is one of full, memento, sealed"),
+        (["--sealed-share", "0.3", "--stage", "full"], "belongs to --stage memento"),
+        (["--kernel", "magic"], "--kernel is stretches"),
+        (["--bad-rows", "eat"], "--bad-rows is skip or refuse"),
+        (["--kernel", "flex"], "FlexAttention has no backward pass on a CPU"),
+        (["--learning_speed", "3"], "the trainer does not take"),
+        (["--learning_rate", "fast"], "the trainer does not take"),
+        (["--max_length", "4096"], "takes at most 1024 positions"),
+        (["--keep-delimiters"], "was trained with mask_delimiters = True, and this stage is told False"),
+        (["--keep-last-n-blocks", "2"], "was trained with keep_last_n_blocks = 0"),
+        (["--map-delimiters", "block_start=<|nothing|>"], "ghosttrace init-tokens"),
+        (["--eval_strategy", "steps"], "give --eval-data"),
+        (["--data", "nothing.jsonl"], "no file nothing.jsonl"),
+    ],
+)
+def test_bad_input_is_refused_in_a_sentence(options: list[str], said: str, rows: Path, tmp_path: Path) -> None:
+    data = [] if "--data" in options else ["--data", str(rows)]
+    with pytest.raises(UserError, match=said) as caught:
+        command("--model", "toy-open", *data, "--out", str(tmp_path / "run"), *QUICK, *options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_a_policy_must_be_told(rows: Path, blank: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give --mask-delimiters"):
+        command("--model", str(blank), "--data", str(rows), "--out", str(tmp_path / "run"), *QUICK)
+
+
+def test_rows_that_cannot_be_used_are_named(rows: Path, tmp_path: Path) -> None:
+    lines = rows.read_text().splitlines()
+    good = json.loads(lines[0])
+    cut = good | {"id": "torn", "response": good["response"].replace("<|summary_end|>", "", 1)}
+    open_ended = good | {"response": good["response"].rpartition("<|summary_start|>")[0]}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([*lines[:8], json.dumps(cut), json.dumps(open_ended)]))
+    out = tmp_path / "run"
+    base = ["--model", "toy-open", "--data", str(path), *QUICK, "--max_steps", "1"]
+    command(*base, "--out", str(out))
+    report = json.loads((out / "examples.json").read_text())
+    assert (report["rows"], report["used"], report["dropped"]) == (10, 8, {"unbalanced delimiters": 2})
+    assert report["named"][0]["row"].endswith("row torn")
+    assert report["named"][0]["reason"] == "unbalanced delimiters: block_start where summary_end is due"
+    assert report["named"][1]["reason"].endswith("it ends before summary_start")
+    with pytest.raises(UserError, match="row torn: unbalanced delimiters"):
+        command(*base, "--out", str(tmp_path / "other"), "--bad-rows", "refuse")
+
+
+def test_rows_in_tokens_are_taken_as_they_are_and_their_expiry_is_checked(tmp_path: Path) -> None:
+    tokenizer, markup = load("toy-open").tokenizer, load("toy-open").markup
+    one = Ledger.sample(np.random.default_rng(0), 2)
+    ids = load("toy-open").prompt_ids(one.prompt) + tokenizer.convert_tokens_to_ids(one.response())
+    labels = [-100] * 40 + ids[40:]
+    from ghosttrace.expiry import expiry
+
+    times = expiry(ids, markup, Policy(True)).tolist()
+    path, base = tmp_path / "rows.jsonl", ["--model", "toy-open", *QUICK, "--max_steps", "1"]
+    for number, (changed, said) in enumerate(
+        [
+            ({}, None),
+            ({"expiry": times}, None),
+            ({"expiry": [9, *times[1:]]}, "disagrees with its ids at token 0"),
+            ({"labels": labels[1:]}, "equally long"),
+            ({"labels": [*labels[1:], 5]}, "a label is the token of its own place"),
+        ]
+    ):
+        path.write_text(json.dumps({"input_ids": ids, "labels": labels} | changed))
+        run = ["--data", str(path), "--out", str(tmp_path / str(number))]
+        if said is None:
+            command(*base, *run)
+            assert json.loads((tmp_path / str(number) / "examples.json").read_text())["learned"] == len(ids) - 40
+        else:
+            with pytest.raises(UserError, match=said):
+                command(*base, *run)
+
+
+def test_the_paper_is_the_default() -> None:
+    args, _ = arguments(["--bf16", "false"])
+    assert (args.learning_rate, args.max_length, args.seed) == (8e-5, 32_768, 42)
+    assert (args.adam_beta1, args.adam_beta2, args.weight_decay, args.max_grad_norm) == (0.9, 0.999, 0.0, 1.0)
+    assert args.gradient_accumulation_steps * args.per_device_train_batch_size == 512
+    assert str(args.lr_scheduler_type) in ("cosine", "SchedulerType.COSINE") and args.num_train_epochs == 5
+
+
+def test_options_come_from_yaml_too(tmp_path: Path) -> None:
+    (tmp_path / "sft.yaml").write_text("learning_rate: 0.001\nbf16: false\nuse_peft: true\n")
+    args, model_args = arguments(["--config", str(tmp_path / "sft.yaml"), "--learning_rate", "0.002"])
+    assert args.learning_rate == 0.002 and model_args.use_peft
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("room", [0, 40])
+def test_new_tokens_begin_as_the_mean_of_related_words(tied: bool, room: int) -> None:
+    """In both tables where they are not tied; nothing else moves; the table grows only where it must."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", *sorted({word for related in RELATED.values() for word in related}), "A"]
+    core = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<pad>"))
+    core.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>")
+    config = FAMILIES["qwen3"]()
+    config.vocab_size, config.tie_word_embeddings = len(words) + room, tied
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    before = [model.get_input_embeddings().weight.clone(), model.get_output_embeddings().weight.clone()]
+    added = add_delimiters(model, tokenizer, names={"block_end": "A"})
+    assert list(added) == ["block_start", "summary_start", "summary_end"]
+    tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    assert (tables[0] is tables[1]) == tied
+    for old, new in zip(before, tables, strict=True):
+        assert len(new) == max(len(words) + room, len(words) + 3)
+        assert torch.equal(old[: len(words)], new[: len(words)])
+        for name, number in added.items():
+            gap = new[number] - old[[words.index(word) for word in RELATED[name]]].mean(0)
+            assert 0.002 < gap.std() < 0.03
+    with pytest.raises(UserError, match="one spelling"):
+        add_delimiters(model, tokenizer, names={"block_end": "<|block_start|>"})
+
+
+def test_init_tokens_writes_a_model_that_knows_its_policy(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds something already"):
+        cli.app(["init-tokens", "toy-open", str(Path(__file__).parent)], standalone_mode=False)
+    told = ["--map-delimiters", "block_end=*", "--mask-delimiters"]
+    cli.app(["init-tokens", "toy-open", str(tmp_path / "start"), *told], standalone_mode=False)
+    found = load(str(tmp_path / "start"))
+    assert found.policy == Policy(True, keep_last_n_blocks=-1)
+    assert found.markup.block_end == found.tokenizer.get_vocab()["*"]

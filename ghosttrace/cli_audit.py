@@ -65,7 +65,7 @@ def audit(
         str, typer.Option(help="What is done to the retained cache; --defence list names all.")
     ] = "none",
     max_leak_bits: Annotated[float, typer.Option(help="Bits a secret that may leak: what the exit code tells.")] = 0.1,
-    fpr: Annotated[float, typer.Option(help="False claims that membership may make.")] = 0.01,
+    fpr: Annotated[float | None, typer.Option(help="False claims that membership may make; 0.01 by default.")] = None,
     prompt: Annotated[
         list[str] | None,
         typer.Option(help="What a user types to get a secret, its parts in braces: 'It was {digit-0}'; or more."),
@@ -119,7 +119,7 @@ def start_audit(options: dict[str, Any], out: Path | None, resume: Path | None) 
         raise UserError(f"--attacks is a list of {', '.join(ATTACKS)}, not {options['attacks']!r}")
     if not {"attribute", "behavioural", "collision"} & set(chosen):
         raise UserError("--attacks needs one that counts bits for the verdict: attribute, behavioural or collision")
-    if not options["max_leak_bits"] > 0 or not 0 < options["fpr"] < 1:
+    if not options["max_leak_bits"] > 0 or not (options["fpr"] is None or 0 < options["fpr"] < 1):
         raise UserError("--max-leak-bits is above 0, --fpr between 0 and 1")
     if min(options["samples"], options["utility_limit"], options["batch_tokens"]) < 1:
         raise UserError("--samples, --utility-limit and --batch-tokens are at least 1")

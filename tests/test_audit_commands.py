@@ -82,6 +82,8 @@ def command(*arguments: str) -> int:
         (["--prompt", "well?"], "put parts of the secret in braces"),
         (["--secrets", "x.jsonl"], "give them with --traces"),
         (["--targets", "notes"], "ledger-h3 has no target 'notes': it has note-0, note-1"),
+        (["--fpr", "0.001"], r"30 independent traces on validation cannot set a threshold .*: give 6,667"),
+        (["--fpr", "0"], "--fpr between 0 and 1"),
         (["--samples", "8"], "8 samples for 10 classes"),
     ],
 )

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
 
 from ghosttrace.audit.attacks.behavioural import Prompt
 from ghosttrace.audit.attacks.collision import comparable
@@ -25,13 +28,13 @@ class Plan:
     Attributes:
         attacks: of `ATTACKS`.
         max_leak: bits a secret that are allowed.
-        fpr: the rate of false claims at which membership is judged.
+        fpr: the rate of false claims at which membership is judged; None: 1 %, if there are traces enough.
         prompts: for each secret, what a user types to get it; secrets without one are not asked for.
     """
 
     attacks: tuple[str, ...]
     max_leak: float
-    fpr: float
+    fpr: float | None
     prompts: Mapping[str, Prompt]
 
     def check(self, exhibit: Exhibit) -> None:
@@ -41,8 +44,14 @@ class Plan:
             exhibit: without features, and perhaps without what is asked.
 
         Raises:
-            UserError: no attack would count bits.
+            UserError: no attack would count bits, or traces are too few for the rate of false claims asked for.
         """
+        validation, traces = (len(np.unique(exhibit.split.cluster[part])) for part in (exhibit.split.validation, ...))
+        if "membership" in self.attacks and self.fpr is not None and validation * self.fpr < 1:
+            raise UserError(
+                f"{validation} independent traces on validation cannot set a threshold for {self.fpr:g} false claims: "
+                f"give {ceil(traces / validation / self.fpr):,} independent traces, or a higher --fpr"
+            )
         counted = {
             "attribute": lambda: True,
             "behavioural": lambda: bool(self.prompts),

@@ -38,7 +38,7 @@ class Claims:
 
 
 def membership(
-    exhibit: Exhibit, secret: str, site: Site, said: Mapping[str, list[np.ndarray]], fpr: float = RATES[0]
+    exhibit: Exhibit, secret: str, site: Site, said: Mapping[str, list[np.ndarray]], fpr: float | None = None
 ) -> list[Evidence]:
     """AUC, rate of right claims at a given rate of false ones, and a lower bound on epsilon.
 
@@ -47,13 +47,14 @@ def membership(
         secret: which secret.
         site: where the probe looked.
         said: by condition, its posteriors of the secret's parts, see `Exhibit.posteriors`.
-        fpr: how many of the false claims may be believed.
+        fpr: how many of the false claims may be believed; 1 % unless told.
 
     Returns:
         The AUC alone where validation has too few independent traces to set a threshold, which its note says;
         nothing where no false claim can be made, as all traces hold the same secret.
     """
     found, split, seed = [], exhibit.split, exhibit.settings.seed
+    fpr = RATES[0] if fpr is None else fpr
     every = {name: exhibit.known(secret, getattr(split, name)) for name in ("validation", "test")}
     single = {name: one_each(rows, split.cluster, seed) for name, rows in every.items()}
     for condition, parts in said.items():

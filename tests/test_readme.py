@@ -82,6 +82,21 @@ def test_the_gate_was_wrong_as_often_as_the_readme_says() -> None:
         assert f"| {title} | {' | '.join(str(count) for count in column)} |" in README
 
 
+def test_the_defences_in_the_readme_are_the_recorded_ones() -> None:
+    rows = pd.read_parquet(ROOT / "experiments" / "results" / "defences.parquet").set_index("defence")
+    for name in ("restart", "restart-renumbered", "sealed training", "partial:1", "partial:3", "scrub:3", "scrub:2,3"):
+        assert rows.loc[name, "lost"] == 1.0 == rows.loc["leace", "lost"]
+    partial = rows.loc[["partial:1", "partial:3", "scrub:3", "scrub:2,3"], "leak"]
+    assert f"leave {partial.min():.1f} to {partial.max():.1f} of {rows.loc['none', 'leak']:.1f} bits" in README
+    assert (
+        f"leaves {rows.loc['leace', 'leak']:.1f} bits" in README
+        and f"them, {rows.loc['leace:0.1', 'leak']:.1f}." in README
+    )
+    loud, quiet = rows.loc["noise:0.3"], rows.loc["noise:0.1"]
+    assert f"at most\n{loud['leak_high']:.2f} bits) and loses {100 * loud['lost']:.0f} points" in README
+    assert f"0.1 leaves {quiet['leak']:.2f} bits and loses none" in README and quiet["lost"] == 0
+
+
 def test_the_adapted_drop_in_the_readme_is_the_recorded_one() -> None:
     results = pd.read_parquet(ROOT / "experiments" / "results" / "adapted_drop.parquet")
     last = results[(results["steps"] == 800) & (results["arm"] == "restart")].set_index("bench")["accuracy"]

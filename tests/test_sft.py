@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from paths import DATA, needs
+from test_train import nll, packed
 from training import QUICK, blank_model, command, ledger_rows
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
@@ -21,6 +22,7 @@ from ghosttrace.checkpoint import load, source
 from ghosttrace.errors import UserError
 from ghosttrace.expiry import Policy
 from ghosttrace.runs import run_folder
+from ghosttrace.train.examples import IGNORED, STAGES, Example
 from ghosttrace.train.recipe import Recipe
 from ghosttrace.train.sft import last_checkpoint, sft
 
@@ -73,6 +75,21 @@ def test_packing_changes_nothing_but_the_rows(rows: Path, tmp_path: Path) -> Non
         found.append(pd.read_parquet(out / "samples.parquet").iloc[0])
     assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-3)
     assert found[0]["loss_block"] == pytest.approx(found[1]["loss_block"], rel=1e-2)
+
+
+def test_the_trainer_attends_by_the_law(tmp_path: Path) -> None:
+    """Its loss is that of the examples outside of it, in every stage; and the stages differ."""
+    few, found = ledger_rows(tmp_path / "few.jsonl", 4), {}
+    for stage in STAGES:
+        out = tmp_path / stage
+        flags = [*QUICK, "--max_steps", "1", "--learning_rate", "0"]
+        command("--model", "toy-open", "--data", str(few), "--stage", stage, "--out", str(out), *flags)
+        examples = pd.read_parquet(out / "examples.parquet").to_dict("records")
+        made = [Example(**{name: np.asarray(row[name]) for name in row}) for row in examples]
+        per_token, labels = nll(load("toy-open").model, [packed(one) for one in made], "sdpa")
+        found[stage] = float(per_token.sum() / (labels != IGNORED).sum())
+        assert losses(out)[0] == pytest.approx(found[stage], rel=1e-4)
+    assert found["full"] > found["memento"] + 0.1 and found["sealed"] > found["memento"] + 0.1
 
 
 def test_losses_by_kind_add_up(rows: Path, tmp_path: Path) -> None:

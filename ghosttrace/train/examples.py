@@ -81,11 +81,9 @@ def make_example(tokens: Sequence[int], labels: Sequence[int], markup: Markup, p
     """
     law = stage_policy(policy, stage)
     layout: Layout = (sealed_layout if stage == "sealed" else open_layout)(tokens, markup, law)
-    copied = np.zeros(len(layout.order), dtype=bool)
-    copied[layout.columns(np.arange(len(tokens)))] = True  # the later copy of each place,
-    once = np.bincount(layout.order, minlength=len(tokens)) == 1
-    copied &= ~once[layout.order]  # where there are two
-    told = np.where(copied, IGNORED, np.asarray(labels, dtype=np.int64)[layout.order])
+    told = np.full(len(layout.order), IGNORED, dtype=np.int64)
+    places, first = np.unique(layout.order, return_index=True)
+    told[first] = np.asarray(labels, dtype=np.int64)[places]  # of two copies the one that is generated
     kind = kinds(tokens, markup, policy)[layout.order]
     return Example(layout.tokens, told, layout.order, np.minimum(layout.expiry, len(layout.order)), kind)
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -91,16 +92,32 @@ def _by_stretches(
 ) -> Tensor:
     """Attention, [B, T, H, D], a rectangle of queries and keys at a time; 0 for queries that see nothing."""
     found = []
-    for part in parts:
-        asking = query.index_select(0, part.rows).index_select(2, part.queries)
-        held = (states.index_select(0, part.rows).index_select(2, part.keys) for states in (key, value))
-        told, _ = AttentionInterface()["sdpa"](module, asking, *held, part.mask[None, None], **kwargs)
-        found.append(told)
-    like = found[0] if found else value  # under autocast narrower than the query
+    for _, group in groupby(parts, key=lambda part: int(part.rows[0])):
+        alike = list(group)
+        rows = alike[0].rows
+        queries, keys = [part.queries for part in alike], [part.keys for part in alike]
+        states = (_split(query, rows, queries), _split(key, rows, keys), _split(value, rows, keys))
+        told = [
+            AttentionInterface()["sdpa"](module, *qkv, None if part.mask is None else part.mask[None, None], **kwargs)[
+                0
+            ]
+            for part, *qkv in zip(alike, *states, strict=True)
+        ]
+        found.append((rows, torch.cat(queries), torch.cat(told, dim=1)))
+    like = found[0][2] if found else value  # under autocast narrower than the query
     out = like.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
-    for part, told in zip(parts, found, strict=True):
-        out[part.rows[:, None], part.queries] = told
+    for rows, places, told_here in found:
+        out[rows[:, None], places] = told_here
     return out
+
+
+def _split(states: Tensor, rows: Tensor, places: list[Tensor]) -> tuple[Tensor, ...]:
+    """States, [B, H, T, D], of some rows at each of several lists of places.
+
+    One gather for all of them: each on its own would write a gradient as large as the whole in the backward pass.
+    """
+    states = states if len(rows) == len(states) else states.index_select(0, rows)
+    return states.index_select(2, torch.cat(places)).split([len(here) for here in places], dim=2)
 
 
 def _matmul(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, groups: int) -> Tensor:

@@ -123,24 +123,24 @@ class Stretch:
         rows: int64[n], rows of the batch.
         queries: int64[q], places in those rows.
         keys: int64[k], places that at least one of the queries sees.
-        mask: bool[q, k].
+        mask: bool[q, k]; None where the queries are the keys and each sees itself and all before it.
     """
 
     rows: Tensor
     queries: Tensor
     keys: Tensor
-    mask: Tensor
+    mask: Tensor | None
 
 
 def stretches(sight: Visibility, window: int | None = None) -> list[Stretch]:
     """The same mask in rectangles: T x T shrinks to the sum of (queries x keys still there) a stretch.
 
     Args:
-        sight: of whole sequences without a cache, so that queries and keys are the same places.
+        sight: of whole sequences without a cache: queries and keys are the same places, in order.
         window: of a sliding layer.
 
     Returns:
-        Stretches that hold every query that sees anything, once.
+        Stretches that hold every query that sees anything, once; those of like rows one after the other.
     """
     _, kind = torch.cat([sight.key_expiry, sight.key_position], dim=1).unique(dim=0, return_inverse=True)
     found = []
@@ -150,13 +150,17 @@ def stretches(sight: Visibility, window: int | None = None) -> list[Stretch]:
     return found
 
 
-def _of_row(sight: Visibility, row: int, window: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _of_row(sight: Visibility, row: int, window: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Queries, keys and mask of each stretch of one row."""
-    expiry = sight.key_expiry[row]
+    expiry, position = sight.key_expiry[row], sight.key_position[row]
     places = torch.arange(len(expiry), device=expiry.device)
     ends = expiry[(expiry > 0) & (expiry < len(expiry))].unique().tolist()
     for begin, end in zip([0, *ends], [*ends, len(expiry)], strict=True):
         queries, keys = places[begin:end], places[:end][expiry[:end] > begin]
+        near = window is None or int(position[begin:end].max() - position[begin:end].min()) < window
+        if near and len(keys) == end - begin and int(keys[0]) == begin:  # nothing held from before, nothing hidden
+            yield queries, keys, None
+            continue
         seen = visible(sight.part(row, queries, keys), window)[0, 0]
         looking, needed = seen.any(1), seen.any(0)
         if looking.any():

@@ -97,11 +97,24 @@ def test_stretches_reassemble_what_is_visible(data: st.DataObject) -> None:
     sight, window = Visibility(index, index, expiries, position, position), data.draw(st.sampled_from([None, 1, 5]))
     rebuilt = torch.zeros(rows, steps, steps, dtype=torch.bool)
     for part in stretches(sight, window):
-        assert part.mask.any(0).all() and part.mask.any(1).all()
+        mask = torch.ones(len(part.queries), len(part.keys)).tril().bool() if part.mask is None else part.mask
+        assert part.mask is not None or torch.equal(part.queries, part.keys)
+        assert mask.any(0).all() and mask.any(1).all()
         for row in part.rows:
             assert not rebuilt[row, part.queries].any()
-            rebuilt[row, part.queries[:, None], part.keys] = part.mask
+            rebuilt[row, part.queries[:, None], part.keys] = mask
     assert torch.equal(rebuilt, visible(sight, window)[:, 0])
+
+
+def test_what_nothing_is_hidden_from_needs_no_mask() -> None:
+    """Full attention, and each trace of a pack that erases nothing: no T x T tensor."""
+    index = torch.arange(300)[None]
+    for law, causal in (([NEVER] * 300, [300]), ([100] * 100 + [300] * 200, [100, 200])):
+        parts = stretches(Visibility(index, index, torch.tensor([law]), index, index))
+        assert [len(part.queries) for part in parts] == causal
+        assert all(part.mask is None for part in parts)
+        windowed = stretches(Visibility(index, index, torch.tensor([law]), index, index), window=150)
+        assert [part.mask is None for part in windowed] == [steps <= 150 for steps in causal]
 
 
 def test_stretches_follow_autocast(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,64 @@
+"""Everything that vLLM must be told: `LLM(**ghosttrace.serve.engine("toy-open"))`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ghosttrace.checkpoint import RECORD, load_config, load_tokenizer, recorded_policy, resolve_policy, source
+from ghosttrace.errors import UserError
+from ghosttrace.serve.paging import Arm
+from ghosttrace.serve.settings import KEY, Settings
+from ghosttrace.trace import Markup
+
+
+def read_settings(
+    model: str,
+    delimiters: Mapping[str, str] | None = None,
+    arm: Arm | None = None,
+    max_block_tokens: int | None = None,
+    **policy: Any,
+) -> Settings:
+    """The law of a model folder, without its weights.
+
+    Args:
+        model: a bundled name, a folder or a hub id.
+        delimiters: other spellings of the delimiter tokens.
+        arm: how blocks leave; `restart` for a model that was last trained sealed, else `memento`.
+        max_block_tokens: `<|block_end|>` is forced after so many tokens of a block.
+        policy: fields of `Policy` that override what the model records.
+
+    Raises:
+        UserError: no such model, no delimiters, no policy, or no assistant's header.
+    """
+    config, tokenizer = load_config(model), load_tokenizer(model)
+    record = getattr(config, RECORD, None) or {}
+    markup = Markup.from_tokenizer(tokenizer, record.get("delimiters", {}) | (delimiters or {}))
+    law = resolve_policy(recorded_policy(config), **policy)
+    if law.require_assistant_section and not markup.assistant_header:
+        raise UserError(f"{model} has no chat template: put chat_template.jinja beside its tokenizer")
+    sealed = record.get("stages", [])[-1:] == ["sealed"]
+    return Settings(markup, law, arm or ("restart" if sealed else "memento"), max_block_tokens)
+
+
+def engine(model: str, async_scheduling: bool | None = None, **settings: Any) -> dict[str, Any]:
+    """Arguments for vLLM's `LLM` or `AsyncEngineArgs`.
+
+    Args:
+        model: a bundled name, a folder or a hub id.
+        async_scheduling: schedule a step ahead of the tokens; by default wherever that is exact.
+        settings: see `read_settings`.
+
+    Raises:
+        UserError: see `read_settings`; or asynchronous scheduling where it would be late.
+    """
+    law = read_settings(model, **settings)
+    ahead = not law.needs_tokens if async_scheduling is None else async_scheduling
+    if ahead and law.needs_tokens:
+        raise UserError(f"{law.arm} with this policy needs the token just written: leave out async_scheduling")
+    return {
+        "model": source(model),
+        "scheduler_cls": f"ghosttrace.serve.scheduler.Erasing{'Async' if ahead else ''}Scheduler",
+        "worker_cls": "ghosttrace.serve.worker.ErasingWorker",
+        "logits_processors": [f"ghosttrace.serve.forced:ForcedTokens{'Ahead' if ahead else ''}"],
+        "async_scheduling": ahead,
+        "additional_config": {KEY: law.to_dict()},
+    }

@@ -1,0 +1,69 @@
+"""Moving keys and values between slots of vLLM's pages, whatever a page looks like inside."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def slots(pages: list[int], first: int, stop: int, page_size: int) -> Tensor:
+    """Where slots of a request lie: int64[stop - first] of page * page_size + offset."""
+    places = torch.arange(first, stop)
+    return torch.tensor(pages, dtype=torch.int64)[places // page_size] * page_size + places % page_size
+
+
+class Mover:
+    """Copies slots in every layer's pages.
+
+    A backend may store a page transposed or packed. So each kind of page is asked once, by writing numbers
+    through the backend's own update into a page of its own, where it puts which token's numbers.
+
+    Args:
+        layers: vLLM's attention layers, with their `kv_cache`: [pages, heads, page_size, 2 * head_dim] in storage.
+    """
+
+    def __init__(self, layers: Iterable[Any]) -> None:
+        found = {layer.kv_cache.data_ptr(): layer for layer in layers}
+        self._layers = list(found.values())
+        self._order: dict[tuple[Any, ...], Tensor] = {}
+
+    def move(self, source: Tensor, target: Tensor, page_size: int) -> None:
+        """Copy slots, int64[n] each as `slots` gives them; all are read before any is written."""
+        for layer in self._layers:
+            cache = layer.kv_cache
+            order = self._inside(layer, cache).to(cache.device)
+            flat = cache.view(cache.shape[0], cache.shape[1], -1)
+            heads = torch.arange(cache.shape[1], device=cache.device)[None, :, None]
+            of, to = source.to(cache.device), target.to(cache.device)
+            held = flat[(of // page_size)[:, None, None], heads, order[of % page_size][:, None, :]]
+            flat[(to // page_size)[:, None, None], heads, order[to % page_size][:, None, :]] = held
+
+    def _inside(self, layer: Any, cache: Tensor) -> Tensor:
+        kind = (type(layer.impl), cache.shape[1:], cache.dtype)
+        if kind not in self._order:
+            self._order[kind] = inside(layer, cache)
+        return self._order[kind]
+
+
+def inside(layer: Any, cache: Tensor) -> Tensor:
+    """Where a page's storage, head by head, holds each token's numbers: int64[page_size, 2 * head_dim]."""
+    _, heads, size, width = cache.shape
+    dim = width // 2
+    second = torch.arange(size, 2 * size, device=cache.device)  # the slots of a page with another before it
+
+    def written(keys: Tensor, values: Tensor) -> Tensor:
+        page = torch.zeros(2, heads, size, width, dtype=cache.dtype, device=cache.device)
+        full = (states.expand(size, heads, dim).to(cache.dtype).contiguous() for states in (keys, values))
+        layer.impl.do_kv_cache_update(layer, *full, page, second)
+        return page[1, 0].reshape(-1).long().cpu()
+
+    tokens = torch.arange(size, device=cache.device).view(size, 1, 1)
+    dims = torch.arange(dim, device=cache.device).view(1, 1, dim)
+    token, number = written(tokens, tokens), written(dims, dims)
+    is_value = written(torch.zeros_like(tokens), torch.ones_like(tokens))
+    order = torch.full((size, width), -1)
+    order[token, is_value * dim + number] = torch.arange(size * width)
+    if (order < 0).any():
+        raise RuntimeError(f"{type(layer.impl).__name__} does not keep a token's numbers apart: it cannot be compacted")
+    return order

@@ -1,0 +1,122 @@
+"""What an engine is told about the law: through `additional_config`, and request by request through `extra_args`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from ghosttrace.errors import UserError
+from ghosttrace.expiry import Policy
+from ghosttrace.serve.paging import ARMS, SEALED, Arm, Paging
+from ghosttrace.trace import Markup
+
+KEY = "ghosttrace"
+WISHES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "arm": (lambda value: value in ARMS, f"one of {', '.join(ARMS)}"),
+    "keep_last_n_blocks": (
+        lambda value: type(value) is int and value >= -1,
+        "-1 (never erase), 0, or a number to keep",
+    ),
+    "keep_last_block_for_answer": (lambda value: isinstance(value, bool), "true or false"),
+    "max_block_tokens": (lambda value: type(value) is int and value >= 1, "a number of at least 1"),
+    "harness": (callable, "a callable, and so from Python alone"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The law of an engine or, with a request's own wishes on top, of a request.
+
+    Attributes:
+        markup: ids of the delimiters.
+        policy: when blocks expire.
+        arm: how they leave.
+        max_block_tokens: `<|block_end|>` is forced after so many tokens of a block.
+        harness: a callable that is asked before every token of a response for one to put in; only from Python.
+    """
+
+    markup: Markup
+    policy: Policy
+    arm: Arm = "memento"
+    max_block_tokens: int | None = None
+    harness: Any = None
+
+    def __post_init__(self) -> None:
+        if self.arm not in ARMS:
+            raise UserError(f"arm is one of {', '.join(ARMS)}, not {self.arm!r}")
+        if self.max_block_tokens is not None and self.max_block_tokens < 1:
+            raise UserError("max_block_tokens is at least 1")
+
+    @property
+    def needs_tokens(self) -> bool:
+        """The token just written decides whether the next one may be read: asynchronous scheduling is too late."""
+        return self.arm in (*SEALED, "placebo") or not self.policy.erases_after_reading
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in `additional_config`."""
+        limit = self.max_block_tokens
+        return {
+            "markup": asdict(self.markup),
+            "policy": self.policy.to_dict(),
+            "arm": self.arm,
+            "max_block_tokens": limit,
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "Settings":
+        """The inverse of `to_dict`."""
+        markup = dict(stored["markup"])
+        markup["assistant_header"] = tuple(markup["assistant_header"])
+        return cls(Markup(**markup), Policy(**stored["policy"]), stored["arm"], stored["max_block_tokens"])
+
+    @classmethod
+    def of(cls, vllm_config: Any) -> "Settings":
+        """What an engine was started with.
+
+        Raises:
+            UserError: it was not told.
+        """
+        stored = (vllm_config.additional_config or {}).get(KEY)
+        if stored is None:
+            raise UserError(
+                "the engine was given ghosttrace's scheduler or worker without its settings: "
+                "start it with `LLM(**ghosttrace.serve.engine(MODEL))` or `ghosttrace serve`"
+            )
+        return cls.from_dict(stored)
+
+    def wished(self, extra_args: Mapping[str, Any] | None) -> "Settings":
+        """The same with what a request asks for on top; `check_wishes` has seen it."""
+        wishes = (extra_args or {}).get(KEY) or {}
+        law = {field.name for field in fields(Policy)} & wishes.keys()
+        policy = replace(self.policy, **{name: wishes[name] for name in law})
+        return replace(self, policy=policy, **{name: wishes[name] for name in wishes.keys() - law})
+
+    def paging(self) -> Paging:
+        """A request's slots under this law."""
+        return Paging(self.markup, self.policy, self.arm)
+
+
+def check_wishes(extra_args: Mapping[str, Any] | None, ahead: bool) -> None:
+    """Refuse a request that asks for what cannot be had.
+
+    Args:
+        extra_args: the request's; only what stands under `ghosttrace` is read.
+        ahead: the engine schedules ahead of its tokens.
+
+    Raises:
+        UserError: an unknown wish, a value that it cannot have, or one that the engine cannot fulfil.
+    """
+    wishes = (extra_args or {}).get(KEY)
+    if wishes is None:
+        return
+    if not isinstance(wishes, Mapping) or wishes.keys() - set(WISHES):
+        raise UserError(f"`{KEY}` in a request's extra arguments takes {', '.join(WISHES)}, not {wishes!r}")
+    for name, value in wishes.items():
+        fits, needed = WISHES[name]
+        if not fits(value):
+            raise UserError(f"`{name}` of a request is {needed}, not {value!r}")
+    late = wishes.get("arm") in (*SEALED, "placebo") or wishes.get("keep_last_block_for_answer")
+    if ahead and late:
+        raise UserError(
+            "this server schedules ahead of its tokens, which this request does not allow: start it with "
+            "--no-async-scheduling"
+        )

@@ -1,0 +1,23 @@
+"""vLLM's worker, whose model runner erases: `worker_cls="ghosttrace.serve.worker.ErasingWorker"`."""
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.platforms import current_platform
+
+from ghosttrace.serve.runner import ErasingRunner
+
+if TYPE_CHECKING or not current_platform.is_cpu():
+    from vllm.v1.worker.gpu_worker import Worker
+else:
+    from vllm.v1.worker.cpu_worker import CPUWorker as Worker
+
+
+class ErasingWorker(Worker):
+    """The platform's own worker. Its runner erases from when it is made: vLLM has no option for its class."""
+
+    def init_device(self) -> None:
+        """Make the runner, and have it erase."""
+        super().init_device()
+        runner: Any = self.model_runner
+        kind = type(runner)
+        runner.__class__ = type(f"Erasing{kind.__name__}", (ErasingRunner, kind), {})

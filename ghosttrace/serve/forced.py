@@ -1,6 +1,6 @@
 """Tokens that a request does not choose: the end of a block that has grown too long, and what a harness puts in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,9 +33,7 @@ class ForcedTokens(AdapterLogitsProcessor):
     def new_req_logits_processor(self, params: SamplingParams) -> Callable[..., Tensor] | None:
         """For requests that have something to force."""
         wished = self._settings.wished(params.extra_args)
-        if wished.max_block_tokens is None and wished.harness is None:
-            return None
-        return _Forced(wished)
+        return Forced(wished) if wished.forces else None
 
 
 class ForcedTokensAhead(ForcedTokens):
@@ -44,26 +42,39 @@ class ForcedTokensAhead(ForcedTokens):
     ahead = True
 
 
-class _Forced:
-    """One request's: reads along, and leaves one token where one is forced."""
+class Forced:
+    """One request's: reads along, and says what comes next where that is not the model's choice.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: its law and its wishes.
+        tokens: known so far.
+    """
+
+    def __init__(self, settings: Settings, tokens: Sequence[int] = ()) -> None:
         self._settings = settings
         self._tracker = ExpiryTracker(settings.markup, settings.policy)
+        self.read(tokens)
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """Take note of the tokens that follow."""
+        for token in tokens:
+            self._tracker.push(token)
+
+    def token(self) -> int | None:
+        """The next one, if it is forced."""
+        trace, most = self._tracker.trace, self._settings.max_block_tokens
+        if most is not None and trace.in_block and trace.block_tokens >= most:
+            return self._settings.markup.block_end
+        forced: int | None = self._settings.harness(self._tracker) if self._settings.harness else None
+        return forced
 
     def __call__(self, prompt_ids: list[int], output_ids: list[int], logits: Tensor) -> Tensor:
-        known = self._tracker.trace.position
-        for token in [*prompt_ids, *output_ids][known:]:
-            self._tracker.push(token)
-        forced = self._token()
+        """As vLLM asks a request's logits processor: with all tokens so far."""
+        behind = self._tracker.trace.position - len(prompt_ids)
+        self.read([*prompt_ids, *output_ids] if behind < 0 else output_ids[behind:])
+        forced = self.token()
         if forced is None:
             return logits
         alone = torch.full_like(logits, -torch.inf)
         alone[forced] = 0.0
         return alone
-
-    def _token(self) -> int | None:
-        trace, most = self._tracker.trace, self._settings.max_block_tokens
-        if most is not None and trace.in_block and trace.block_tokens >= most:
-            return self._settings.markup.block_end
-        return self._settings.harness(self._tracker) if self._settings.harness else None

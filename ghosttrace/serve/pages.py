@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 
-def slots(pages: list[int], first: int, stop: int, page_size: int) -> Tensor:
+def slots(pages: list[int] | Tensor, first: int, stop: int, page_size: int) -> Tensor:
     """Where slots of a request lie: int64[stop - first] of page * page_size + offset."""
-    places = torch.arange(first, stop)
-    return torch.tensor(pages, dtype=torch.int64)[places // page_size] * page_size + places % page_size
+    pages = torch.as_tensor(pages)
+    places = torch.arange(first, stop, device=pages.device)
+    return pages[places // page_size].long() * page_size + places % page_size
 
 
 class Mover:

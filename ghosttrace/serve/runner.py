@@ -1,9 +1,11 @@
 """Block erasure in vLLM's V1 model runner: compaction before a step, and slots where pages are meant."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ghosttrace.serve.pages import Mover, slots
 from ghosttrace.serve.paging import Compaction
@@ -56,7 +58,9 @@ class ErasingRunner:
         return prepared
 
 
-def move(mover: Mover, pages: dict[str, list[int]], compactions: dict[str, list[Compaction]], page_size: int) -> None:
+def move(
+    mover: Mover, pages: Mapping[str, list[int] | Tensor], compactions: dict[str, list[Compaction]], page_size: int
+) -> None:
     """Carry out compactions of several requests, the first of each at once, then the second, and so on.
 
     Args:

@@ -95,6 +95,7 @@ class Erasing(Scheduler):
         check_pages(self.kv_cache_config)
         self.pagings: dict[str, Paging] = {}
         self._compactions: dict[str, list[Compaction]] = {}
+        self._places: dict[str, tuple[int, int]] = {}
         manager: Any = self.kv_cache_manager
         manager.__class__ = ErasingKVCacheManager  # this one object: vLLM has no option for its class
         manager.pagings = self.pagings
@@ -116,14 +117,17 @@ class Erasing(Scheduler):
             compactions=self._compactions,
             erased={name: paging.erased for name, paging in scheduled.items() if paging.erased},
             renumbered=frozenset(name for name, paging in scheduled.items() if paging.arm == "restart-renumbered"),
+            places=self._places,
         )
-        self._compactions = {}
+        self._compactions, self._places = {}, {}
         return output
 
     def _settle(self, request: Request) -> None:
         name, paging = request.request_id, self.pagings[request.request_id]
         paging.read(request._all_token_ids)
-        request.num_computed_tokens, compactions = paging.settle(request.num_computed_tokens)
+        place, compactions = paging.settle(request.num_computed_tokens)
+        if place != request.num_computed_tokens:
+            request.num_computed_tokens, self._places[name] = place, (place, request.num_tokens)
         if compactions:
             self._compactions.setdefault(name, []).extend(compactions)
             self.kv_cache_manager.cut(name, compactions[-1].length)
@@ -139,12 +143,17 @@ class Erasing(Scheduler):
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super()._preempt_request(request, *args, **kwargs)
         self.pagings[request.request_id].clear()
-        self._compactions.pop(request.request_id, None)
+        self._forget(request)
 
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)
         self.pagings.pop(request.request_id, None)
+        self._forget(request)
+
+    def _forget(self, request: Request) -> None:
+        """Orders for a cache that is gone."""
         self._compactions.pop(request.request_id, None)
+        self._places.pop(request.request_id, None)
 
 
 class ErasingScheduler(Erasing):

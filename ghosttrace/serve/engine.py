@@ -44,21 +44,21 @@ def engine(model: str, async_scheduling: bool | None = None, **settings: Any) ->
 
     Args:
         model: a bundled name, a folder or a hub id.
-        async_scheduling: schedule a step ahead of the tokens; by default wherever that is exact.
+        async_scheduling: schedule a step ahead of the tokens; by default where that is exact and vLLM can.
         settings: see `read_settings`.
 
     Raises:
         UserError: see `read_settings`; or asynchronous scheduling where it would be late.
     """
     law = read_settings(model, **settings)
-    ahead = not law.needs_tokens if async_scheduling is None else async_scheduling
-    if ahead and law.needs_tokens:
+    if async_scheduling and law.needs_tokens:
         raise UserError(f"{law.arm} with this policy needs the token just written: leave out async_scheduling")
+    ahead = False if law.needs_tokens else async_scheduling
     return {
         "model": source(model),
-        "scheduler_cls": f"ghosttrace.serve.scheduler.Erasing{'Async' if ahead else ''}Scheduler",
+        "scheduler_cls": "ghosttrace.serve.scheduler.make_scheduler",
         "worker_cls": "ghosttrace.serve.worker.ErasingWorker",
-        "logits_processors": [f"ghosttrace.serve.forced:ForcedTokens{'Ahead' if ahead else ''}"],
+        "logits_processors": [f"ghosttrace.serve.forced:ForcedTokens{'' if ahead is False else 'Ahead'}"],
         "async_scheduling": ahead,
         "additional_config": {KEY: law.to_dict()},
     }

@@ -1,16 +1,13 @@
 """Block erasure in vLLM's V2 model runner, which keeps its request state on the device."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ghosttrace.serve.forced import Forced
 from ghosttrace.serve.pages import Mover
 from ghosttrace.serve.runner import move
-from ghosttrace.serve.settings import Settings
 from ghosttrace.serve.steps import Step
 
 
@@ -20,23 +17,10 @@ class ErasingRunnerV2:
     _step = Step()
     _mover: Mover | None = None
     _erased: tuple[Tensor, Tensor] | None = None  # of the batch under way: on the device, and on the host
-    _forced: dict[str, Forced]
-
-    def add_requests(self: Any, scheduler_output: Any) -> None:
-        """Also: note requests that have tokens forced, for this runner asks no logits processor."""
-        self._forced = getattr(self, "_forced", {})
-        settings = Settings.of(self.vllm_config)
-        for new in scheduler_output.scheduled_new_reqs:
-            wished = settings.wished(new.sampling_params.extra_args if new.sampling_params else None)
-            if wished.forces:
-                self._forced[new.req_id] = Forced(wished, new.prefill_token_ids)
-        super().add_requests(scheduler_output)  # type: ignore[misc]
 
     def update_requests(self: Any, scheduler_output: Any) -> None:
         """Also: compact, and go to where the scheduler has put a request."""
         self._step = getattr(scheduler_output, "ghosttrace", Step())
-        for gone in (*scheduler_output.finished_req_ids, *(scheduler_output.preempted_req_ids or ())):
-            self._forced.pop(gone, None)
         if self._step.compactions:
             self._compact()
         states = self.req_states
@@ -86,23 +70,10 @@ class ErasingRunnerV2:
         return prepared
 
     def sample(self: Any, hidden_states: Tensor, input_batch: Any, grammar_output: Any) -> Any:
-        """The sampler counts in places again, and forced tokens replace what it took."""
+        """The sampler counts in places again."""
         if self._erased is not None:
             here, host = self._erased
             input_batch.seq_lens[: input_batch.num_reqs] += here
             input_batch.seq_lens_cpu_upper_bound[: input_batch.num_reqs] += host
             self._erased = None
-        output = super().sample(hidden_states, input_batch, grammar_output)  # type: ignore[misc]
-        if any(name in self._forced for name in input_batch.req_ids):
-            self._force(input_batch.req_ids, input_batch, output[0].sampled_token_ids)
-        return output
-
-    def _force(self: Any, names: Sequence[str], input_batch: Any, sampled: Tensor) -> None:
-        lengths = input_batch.seq_lens_cpu_upper_bound[: len(names)].tolist()
-        known = self.req_states.prefill_len.np[input_batch.idx_mapping_np]
-        for row, (name, length) in enumerate(zip(names, lengths, strict=True)):
-            if name in self._forced and length >= known[row]:
-                token = self._forced[name].token()
-                if token is not None:
-                    sampled[row, 0] = token
-                self._forced[name].read([int(sampled[row, 0])])
+        return super().sample(hidden_states, input_batch, grammar_output)  # type: ignore[misc]

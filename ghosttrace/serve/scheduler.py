@@ -1,4 +1,4 @@
-"""Block erasure in vLLM's scheduler: `scheduler_cls="ghosttrace.serve.scheduler.ErasingScheduler"`.
+"""Block erasure in vLLM's scheduler: `scheduler_cls="ghosttrace.serve.scheduler.make_scheduler"`.
 
 All that vLLM keeps of a request stays logical: token ids, computed tokens, positions. Only what pages hold is
 counted in slots. Before each step, requests that have reached an erasure are compacted: their tail is copied up
@@ -11,6 +11,7 @@ Source of the method: arXiv 2604.09852, section 5; the law itself is `ghosttrace
 
 from typing import Any
 
+from vllm.config import VllmConfig
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -162,3 +163,9 @@ class ErasingScheduler(Erasing):
 
 class ErasingAsyncScheduler(Erasing, AsyncScheduler):
     """Schedules a step ahead: exact where keys leave once `<|summary_end|>` is read."""
+
+
+def make_scheduler(vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> Erasing:
+    """The one that fits what vLLM has decided: it gives up asynchronous scheduling where a model cannot have it."""
+    ahead = vllm_config.scheduler_config.async_scheduling
+    return (ErasingAsyncScheduler if ahead else ErasingScheduler)(vllm_config, *args, **kwargs)

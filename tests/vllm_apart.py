@@ -1,0 +1,60 @@
+"""vLLM in a process of its own: `python tests/vllm_apart.py FOLDER ARM (v2 | tensor | pipeline)`.
+
+`v2` is the V2 model runner under Triton's interpreter; the others are two processes of workers. Prints the
+largest difference to the reference, the one to full attention, and how many requests were preempted.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+FOLDER, ARM, KIND = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+if KIND == "v2":
+    os.environ |= {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
+    import triton.backends
+
+    # Triton looks for a driver before it interprets; there is none for a CPU.
+    cpu = type("Driver", (), {"is_active": staticmethod(lambda: True)})
+    triton.backends.backends["cpu"] = SimpleNamespace(driver=cpu, compiler=None)
+else:
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"
+
+import numpy as np
+from engines import ask, furthest, make_model, masked, scheduler, serving, session, workload
+
+from ghosttrace.channel import ARMS
+from ghosttrace.expiry import Policy
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "v2": {"pages": 17},
+    "tensor": {"tensor_parallel_size": 2, "pages": 8},  # each holds half of a page
+    "pipeline": {"pipeline_parallel_size": 2, "enforce_eager": False, "pages": 8},
+}
+
+
+def main() -> None:
+    """One workload under one arm."""
+    checkpoint = make_model(FOLDER)
+    scripts = workload(checkpoint, np.random.default_rng(0), 10 if KIND == "v2" else 24)
+    with serving(checkpoint.name, arm=ARM, max_num_seqs=8, **OPTIONS[KIND]) as llm:
+        planner, preempted = scheduler(llm), []
+        before = planner._preempt_request
+        planner._preempt_request = lambda *args, **kwargs: (preempted.append(args[0]), before(*args, **kwargs))[1]
+        runners = llm.collective_rpc(lambda worker: [base.__module__ for base in type(worker.model_runner).__mro__])
+        found = ask(llm, scripts)
+    law = checkpoint.policy
+    expected = masked(checkpoint, scripts, law) if ARM == "memento" else session(checkpoint, scripts, ARMS[ARM]())
+    report = {
+        "runners": runners,
+        "worst": furthest(found, expected),
+        "full": furthest(found, masked(checkpoint, scripts, Policy(law.mask_delimiters, -1))),
+        "preempted": len(preempted),
+    }
+    print("REPORT " + json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

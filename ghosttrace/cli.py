@@ -16,6 +16,7 @@ from ghosttrace.channel import ARMS, Part
 from ghosttrace.checkpoint import Geometry, load_config, recorded_policy, resolve_policy
 from ghosttrace.cli_audit import audit
 from ghosttrace.cli_probe import probe
+from ghosttrace.cli_serve import serve
 from ghosttrace.cli_sft import PASSED_ON, init_tokens, sft
 from ghosttrace.cli_trace import trace
 from ghosttrace.data.read import read_traces
@@ -171,6 +172,7 @@ app.command(context_settings=PASSED_ON)(sft)
 app.command("init-tokens")(init_tokens)
 app.command()(probe)
 app.command()(trace)
+app.command(context_settings=PASSED_ON)(serve)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from ghosttrace.attention import attending, pad_batch
 from ghosttrace.checkpoint import Checkpoint
 from ghosttrace.expiry import ExpiryTracker, Policy, expiry
 from ghosttrace.serve import engine
-from ghosttrace.serve.settings import KEY
+from ghosttrace.serve.settings import PREFIX
 
 PAGE = 32
 PAGE_BYTES = PAGE * 2048  # of `make_model`: 4 layers, keys and values, 2 heads of 32 numbers of 4 bytes
@@ -111,7 +111,7 @@ def ask(llm: LLM, scripts: Sequence[Script], **wishes: Any) -> list[torch.Tensor
             logprobs=-1,
             ignore_eos=True,
             detokenize=False,
-            extra_args={KEY: {"harness": one, **wishes}},
+            extra_args={PREFIX + name: value for name, value in {"harness": one, **wishes}.items()},
         )
         for one in scripts
     ]

@@ -18,6 +18,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
+from ghosttrace.serve import metrics
 from ghosttrace.serve.paging import Compaction, Paging
 from ghosttrace.serve.refusals import check_engine, check_pages
 from ghosttrace.serve.settings import Settings
@@ -68,13 +69,14 @@ class ErasingKVCacheManager(KVCacheManager):
         frontier = self._frontier(request)
         super().cache_blocks(request, num_computed_tokens if frontier is None else min(num_computed_tokens, frontier))
 
-    def cut(self, request_id: str, length: int) -> None:
-        """Give back the pages behind the first `length` slots."""
+    def cut(self, request_id: str, length: int) -> int:
+        """Give back the pages behind the first `length` slots; return how many."""
         for manager in self.coordinator.single_type_managers:
             pages = manager.req_to_blocks[request_id]
             behind = pages[-(-length // manager.block_size) :]
             del pages[len(pages) - len(behind) :]
             self.block_pool.free_blocks(reversed(behind))
+        return len(behind)
 
     def _read(self, request: Request) -> Paging:
         paging = self.pagings[request.request_id]
@@ -112,6 +114,7 @@ class Erasing(Scheduler):
         """Compact what is due, then schedule; the output tells the workers what moves."""
         for request in self.running:
             self._settle(request)
+        metrics.ALIVE.set(sum(one.num_computed_tokens - self.pagings[one.request_id].erased for one in self.running))
         output = super().schedule(*args, **kwargs)
         scheduled = {name: self.pagings[name] for name in output.num_scheduled_tokens}
         output.ghosttrace = Step(
@@ -126,12 +129,14 @@ class Erasing(Scheduler):
     def _settle(self, request: Request) -> None:
         name, paging = request.request_id, self.pagings[request.request_id]
         paging.read(request._all_token_ids)
+        before = paging.erased
         place, compactions = paging.settle(request.num_computed_tokens)
+        metrics.ERASED.inc(paging.erased - before)
         if place != request.num_computed_tokens:
             request.num_computed_tokens, self._places[name] = place, (place, request.num_tokens)
         if compactions:
             self._compactions.setdefault(name, []).extend(compactions)
-            self.kv_cache_manager.cut(name, compactions[-1].length)
+            metrics.FREED.inc(self.kv_cache_manager.cut(name, compactions[-1].length))
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """VLLM's own cut of a run of tokens, and then where something is erased."""
@@ -148,7 +153,7 @@ class Erasing(Scheduler):
 
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)
-        self.pagings.pop(request.request_id, None)
+        metrics.finished(self.pagings.pop(request.request_id), request.num_computed_tokens)
         self._forget(request)
 
     def _forget(self, request: Request) -> None:

@@ -10,13 +10,16 @@ from ghosttrace.serve.paging import ARMS, SEALED, Arm, Paging
 from ghosttrace.trace import Markup
 
 KEY = "ghosttrace"
+PREFIX = (
+    "ghosttrace_"  # of a request's extra arguments: over HTTP they are flat, `vllm_xargs: {"ghosttrace_arm": "full"}`
+)
 WISHES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "arm": (lambda value: value in ARMS, f"one of {', '.join(ARMS)}"),
     "keep_last_n_blocks": (
         lambda value: type(value) is int and value >= -1,
         "-1 (never erase), 0, or a number to keep",
     ),
-    "keep_last_block_for_answer": (lambda value: isinstance(value, bool), "true or false"),
+    "keep_last_block_for_answer": (lambda value: value in (0, 1), "0 or 1"),
     "max_block_tokens": (lambda value: type(value) is int and value >= 1, "a number of at least 1"),
     "harness": (callable, "a callable, and so from Python alone"),
 }
@@ -90,7 +93,7 @@ class Settings:
 
     def wished(self, extra_args: Mapping[str, Any] | None) -> "Settings":
         """The same with what a request asks for on top; `check_wishes` has seen it."""
-        wishes = (extra_args or {}).get(KEY) or {}
+        wishes = _wishes(extra_args)
         law = {field.name for field in fields(Policy)} & wishes.keys()
         policy = replace(self.policy, **{name: wishes[name] for name in law})
         return replace(self, policy=policy, **{name: wishes[name] for name in wishes.keys() - law})
@@ -104,24 +107,27 @@ def check_wishes(extra_args: Mapping[str, Any] | None, ahead: bool) -> None:
     """Refuse a request that asks for what cannot be had.
 
     Args:
-        extra_args: the request's; only what stands under `ghosttrace` is read.
-        ahead: the engine schedules ahead of its tokens.
+        extra_args: the request's; only what begins with `ghosttrace_` is read.
+        ahead: the engine may schedule ahead of its tokens.
 
     Raises:
         UserError: an unknown wish, a value that it cannot have, or one that the engine cannot fulfil.
     """
-    wishes = (extra_args or {}).get(KEY)
-    if wishes is None:
-        return
-    if not isinstance(wishes, Mapping) or wishes.keys() - set(WISHES):
-        raise UserError(f"`{KEY}` in a request's extra arguments takes {', '.join(WISHES)}, not {wishes!r}")
+    wishes = _wishes(extra_args)
     for name, value in wishes.items():
+        if name not in WISHES:
+            known = ", ".join(PREFIX + wish for wish in WISHES)
+            raise UserError(f"a request has no argument {PREFIX}{name}: there are {known}")
         fits, needed = WISHES[name]
         if not fits(value):
-            raise UserError(f"`{name}` of a request is {needed}, not {value!r}")
-    late = wishes.get("arm") in (*SEALED, "placebo") or wishes.get("keep_last_block_for_answer")
-    if ahead and late:
+            raise UserError(f"{PREFIX}{name} is {needed}, not {value!r}")
+    if ahead and (wishes.get("arm") in (*SEALED, "placebo") or wishes.get("keep_last_block_for_answer")):
         raise UserError(
-            "this server schedules ahead of its tokens, which this request does not allow: start it with "
+            "this engine schedules ahead of its tokens, which the request does not allow: start it with "
             "--no-async-scheduling"
         )
+
+
+def _wishes(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
+    given = (extra_args or {}).items()
+    return {name.removeprefix(PREFIX): value for name, value in given if name.startswith(PREFIX)}

@@ -1,6 +1,7 @@
 """`ablate`: the same checkpoint, problems and draws with the ghost channel open, closed or altered."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -10,11 +11,12 @@ import torch
 from ghosttrace.bench import Bench, load_bench
 from ghosttrace.channel import ARMS, Part, Restart, RestartRenumbered, Swap
 from ghosttrace.checkpoint import Checkpoint, Geometry, load
-from ghosttrace.collect import Cell, Donors, make_arm
+from ghosttrace.collect import Cell, Donors, Write, make_arm, write_here
 from ghosttrace.errors import UserError
 from ghosttrace.outcome import REFERENCE, Ablation, at_k, failed_controls, summarise
 from ghosttrace.records import Records
 from ghosttrace.sampling import Sampling
+from ghosttrace.serve.paging import ARMS as PAGED
 
 MAIN_ARMS = ("memento", "full", "placebo", "restart", "restart-bare", "restart-renumbered", "rerotated", "swap")
 SEALING = tuple(name for name, arm in ARMS.items() if issubclass(arm, Restart))
@@ -34,6 +36,8 @@ class Settings:
         sampling: fields of `Sampling` that override the protocol's.
         part: what the sealing arms seal.
         noise: relative size of the arm `noise`.
+        backend: what writes the samples: `hf`, the checkpoint's own model; or `vllm`, for the arms that it can run.
+        engine: further arguments of vLLM's `LLM`.
     """
 
     arms: tuple[str, ...] | None = None
@@ -44,6 +48,8 @@ class Settings:
     sampling: dict[str, float | int | None] = field(default_factory=dict)
     part: Part = field(default_factory=Part)
     noise: float = 0.5
+    backend: str = "hf"
+    engine: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in self.arms or ():
@@ -53,6 +59,8 @@ class Settings:
             raise UserError(f"--layers, --heads and --kv choose what a sealing arm seals: add {' or '.join(SEALING)}")
         if min(self.batch_size or 1, self.repetitions or 1) < 1 or 0 in (self.batch_size, self.repetitions):
             raise UserError("--batch-size and --repetitions are at least 1")
+        if self.backend not in ("hf", "vllm") or (self.engine and self.backend != "vllm"):
+            raise UserError("--backend is hf or vllm, and --engine-args are vLLM's")
         if self.seed < 0 or not 0 <= self.noise < inf:
             raise UserError("--seed and --noise are not negative")
 
@@ -77,7 +85,8 @@ def ablate(
     checkpoint = load(model) if isinstance(model, str) else model
     benches = load_bench(bench, chosen.limit, chosen.seed) if isinstance(bench, str) else bench
     cells, records = plan_cells(checkpoint, benches, chosen), Records()
-    collect(cells, records, chosen.batch_size or rows_at_once(cells), progress)
+    with writer(cells, chosen) as write:
+        collect(cells, records, chosen.batch_size or rows_at_once(cells), progress, write)
     return outcome(cells, records, chosen.part)
 
 
@@ -95,7 +104,8 @@ def plan_cells(checkpoint: Checkpoint, benches: Sequence[Bench], settings: Setti
 def _cells(checkpoint: Checkpoint, bench: Bench, settings: Settings) -> list[Cell]:
     cells = []
     sampling, repetitions = sampling_for(bench, settings), settings.repetitions or bench.protocol.repetitions
-    for name in dict.fromkeys((REFERENCE, *(settings.arms or MAIN_ARMS))):
+    main = MAIN_ARMS if settings.backend == "hf" else [name for name in MAIN_ARMS if name in PAGED]
+    for name in dict.fromkeys((REFERENCE, *(settings.arms or main))):
         donors = Donors(bench, checkpoint.tokenizer, settings.seed)
         arm = make_arm(name, settings.part, settings.noise, donors)
         try:
@@ -144,6 +154,7 @@ def collect(
     records: Records,
     batch_size: int,
     progress: Callable[[str, int, int], None] | None = None,
+    write: Write = write_here,
 ) -> None:
     """Take every sample of the cells that is not on record yet."""
     total, before = sum(len(cell.keys) for cell in cells), 0
@@ -153,8 +164,24 @@ def collect(
             if progress:
                 progress(f"{cell.bench.name} · {cell.arm.name}", before + done, total)
 
-        cell.run(records, batch_size, show)
+        cell.run(records, batch_size, show, write)
         before += len(cell.keys)
+
+
+@contextmanager
+def writer(cells: Sequence[Cell], settings: Settings) -> Iterator[Write]:
+    """What writes the samples of these cells.
+
+    Raises:
+        UserError: it is not there, or cannot run one of the arms.
+    """
+    if settings.backend == "hf":
+        yield write_here
+        return
+    from ghosttrace.serve.backend import vllm_writer
+
+    with vllm_writer(cells[0].checkpoint, cells, settings.engine) as write:
+        yield write
 
 
 def outcome(cells: Sequence[Cell], records: Records, part: Part, columns: Iterable[str] | None = None) -> Ablation:

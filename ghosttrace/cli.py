@@ -1,5 +1,6 @@
 """The command line: options in, one sentence and exit code 2 for bad input."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,6 +93,10 @@ def ablate(
     heads: Annotated[str | None, typer.Option(help="… these key-value heads alone.")] = None,
     kv: Annotated[str, typer.Option(help="… keys (k), values (v) or both (k,v).")] = "k,v",
     noise: Annotated[float, typer.Option(help="Relative size of the arm noise.")] = 0.5,
+    backend: Annotated[str, typer.Option(help="hf, or vllm for the arms that it can run.")] = "hf",
+    engine_args: Annotated[
+        str | None, typer.Option(help='Arguments of vLLM\'s LLM as JSON, e.g. {"max_model_len": 40960}.')
+    ] = None,
     out: Out = None,
     resume: Resume = None,
 ) -> None:
@@ -113,10 +118,22 @@ def start_ablation(options: dict[str, Any], out: Path | None, resume: Path | Non
         **{name: options[name] for name in ("repetitions", "limit", "seed", "batch_size", "noise")},
         sampling={name: options[name] for name in SAMPLING},
         part=Part(layers, heads, ("k", "v") if whole else kinds),
+        backend=options["backend"],
+        engine=_engine_arguments(options["engine_args"]),
     )
     file = None if options["bench_file"] is None else Path(options["bench_file"])
     benches = load_bench(options["bench"], settings.limit, settings.seed, file)
     run(load_as_told(options), benches, settings, out, resume, options)
+
+
+def _engine_arguments(text: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f'--engine-args is a JSON object, such as {{"max_model_len": 40960}}, not {text!r}')
+    return found
 
 
 @app.command()

@@ -80,27 +80,25 @@ class Cell:
         problems = [problem.id for problem in self.bench.problems]
         return [(self.bench.name, self.arm.name, *job) for job in product(problems, range(self.repetitions))]
 
-    def run(self, records: Records, batch_size: int, progress: Callable[[int], None]) -> None:
-        """Take every sample that is not on record; `progress` is told how many of the cell are."""
+    def run(
+        self, records: Records, batch_size: int, progress: Callable[[int], None], write: "Write | None" = None
+    ) -> None:
+        """Take every sample that is not on record, by `write_here` unless told; `progress` hears how many there are."""
         keys, jobs = self.keys, list(product(range(len(self.bench.problems)), range(self.repetitions)))
         for begin in range(0, len(keys), batch_size):
             part = slice(begin, begin + batch_size)
             if not all(key in records for key in keys[part]):
-                self._batch(jobs[part], records)
+                self._batch(jobs[part], records, write or write_here)
             progress(min(begin + batch_size, len(keys)))
 
-    def _batch(self, jobs: Sequence[tuple[int, int]], records: Records) -> None:
+    def _batch(self, jobs: Sequence[tuple[int, int]], records: Records, write: "Write") -> None:
         checkpoint, requests = self.checkpoint, [self._request(*job) for job in jobs]
         surround = template_hash(checkpoint.tokenizer, checkpoint.model.config.model_type, self.bench.template)
 
         def keep(number: int, done: Generation) -> None:
             records.add(self._row(jobs[number], done, self.donors.answers.get(requests[number].key), surround))
 
-        with memory_advice(checkpoint, requests, self.sampling):
-            policy = self.arm.law(checkpoint.policy)
-            generate(
-                checkpoint.model, requests, checkpoint.markup, policy, self.sampling, self.arm.eraser, on_done=keep
-            )
+        write(self, requests, keep)
 
     def _request(self, number: int, repetition: int) -> Request:
         problem, tokenizer = self.bench.problems[number], self.checkpoint.tokenizer
@@ -133,6 +131,18 @@ class Cell:
             "prompt_ids": done.prompt,
             "response_ids": done.tokens,
         }
+
+
+Write = Callable[[Cell, Sequence[Request], Callable[[int, Generation], None]], None]
+"""What writes a batch of a cell, and tells of each response when it is done."""
+
+
+def write_here(cell: Cell, requests: Sequence[Request], keep: Callable[[int, Generation], None]) -> None:
+    """By `ghosttrace.generate`, with the checkpoint's own model."""
+    checkpoint, arm = cell.checkpoint, cell.arm
+    with memory_advice(checkpoint, requests, cell.sampling):
+        law = arm.law(checkpoint.policy)
+        generate(checkpoint.model, requests, checkpoint.markup, law, cell.sampling, arm.eraser, on_done=keep)
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def generate(
         return []
     if not all(len(request.prompt) for request in requests):
         raise UserError("a prompt is empty: give at least one token to continue")
-    stops = _stop_ids(model)
+    stops = stop_ids(model)
     streams = [noise(*request.key) for request in requests]
     done: dict[int, Generation] = {}
     with attending(model):
@@ -123,7 +123,8 @@ def generate(
     return [done[number] for number in range(len(requests))]
 
 
-def _stop_ids(model: PreTrainedModel) -> set[int]:
+def stop_ids(model: PreTrainedModel) -> set[int]:
+    """The tokens that end a response."""
     ids = model.generation_config.eos_token_id
     ids = model.config.get_text_config().eos_token_id if ids is None else ids
     return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)

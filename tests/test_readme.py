@@ -84,17 +84,19 @@ def test_the_gate_was_wrong_as_often_as_the_readme_says() -> None:
 
 def test_the_defences_in_the_readme_are_the_recorded_ones() -> None:
     rows = pd.read_parquet(ROOT / "experiments" / "results" / "defences.parquet").set_index("defence")
-    for name in ("restart", "restart-renumbered", "sealed training", "partial:1", "partial:3", "scrub:3", "scrub:2,3"):
-        assert rows.loc[name, "lost"] == 1.0 == rows.loc["leace", "lost"]
-    partial = rows.loc[["partial:1", "partial:3", "scrub:3", "scrub:2,3"], "leak"]
-    assert f"leave {partial.min():.1f} to {partial.max():.1f} of {rows.loc['none', 'leak']:.1f} bits" in README
+    for name in ("restart", "restart-renumbered", "sealed training", "scrub:3", "scrub:2,3", "leace"):
+        assert rows.loc[name, "lost"] == 1.0
+    none, one, three = (rows.loc[name] for name in ("none", "partial:1", "partial:3"))
     assert (
-        f"leaves {rows.loc['leace', 'leak']:.1f} bits" in README
-        and f"them, {rows.loc['leace:0.1', 'leak']:.1f}." in README
-    )
-    loud, quiet = rows.loc["noise:0.3"], rows.loc["noise:0.1"]
-    assert f"at most\n{loud['leak_high']:.2f} bits) and loses {100 * loud['lost']:.0f} points" in README
-    assert f"0.1 leaves {quiet['leak']:.2f} bits and loses none" in README and quiet["lost"] == 0
+        rows.loc[["scrub:3", "scrub:2,3"], "leak"] == none["leak"]
+    ).all() and f"all of {none['leak']:.1f} bits" in README
+    assert f"leaves {one['leak']:.2f} bits and loses {100 * one['lost']:.0f} points here" in README
+    assert f"the last three {three['leak']:.2f} and {100 * three['lost']:.0f};" in README
+    assert f"leaves {rows.loc['leace', 'leak']:.1f} bits and loses the\nanswers too" in README
+    assert f"spares them, {rows.loc['leace:0.1', 'leak']:.1f}." in README and rows.loc["leace:0.1", "lost"] == 0
+    loud, quiet = rows.loc["noise:0.5"], rows.loc["noise:0.3"]
+    assert f"(at most {loud['leak_high']:.2f} bits) and loses {100 * loud['lost']:.0f} points" in README
+    assert f"0.3 leaves {quiet['leak']:.2f} bits and loses none" in README and quiet["lost"] == 0
 
 
 def test_the_adapted_drop_in_the_readme_is_the_recorded_one() -> None:
@@ -147,3 +149,12 @@ def test_what_sealing_costs_in_the_readme_is_the_recorded_one() -> None:
     cells = ", ".join(f"{100 * one:.1f}" for one in rows["sealed"][:3]) + f" and {100 * rows['sealed'].iloc[3]:.1f} %"
     assert f"it reaches {cells}" in README and f"interval ± {100 * h0['high']:.1f})" in README
     assert f"It costs {h0['tokens']:.2f}x the tokens" in README and f"{h0['latency']:.2f}x the time" in README
+
+
+def test_the_curricula_in_the_readme_are_the_recorded_ones() -> None:
+    results = pd.read_parquet(ROOT / "experiments" / "results" / "curriculum.parquet").query("arm == 'memento'")
+    right = results.pivot_table(index=["curriculum", "seed"], columns="bench", values="accuracy")
+    learned = (right == 1).all(axis=1)
+    assert learned.loc["at once"].tolist() == [True, True] and sorted(learned.loc["staged"]) == [False, True]
+    stalled = right.loc["staged"][~learned.loc["staged"]].iloc[0]
+    assert stalled["ledger-h0"] == 1 and stalled["ledger-h1"] < 0.2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,6 +170,47 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(rows: Path, tmp_path: P
     assert losses(killed) == losses(whole)
     a, b = (load(str(folder / "model")).model.state_dict() for folder in (whole, killed))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_killed_at_its_very_end_only_finishes(rows: Path, tmp_path: Path) -> None:
+    """Between the last checkpoint and the model, and between the model and the log: no step more, the same bytes."""
+    flags = [*QUICK, "--max_steps", "4", "--save_steps", "2", "--learning_rate", "1e-3", "--logging_steps", "1"]
+    run = tmp_path / "run"
+    constant = [*flags, "--lr_scheduler_type", "constant"]
+    command("--model", "toy-open", "--data", str(rows), "--out", str(run), *constant)
+    before, weights = losses(run), load(str(run / "model")).model.state_dict()
+    for gone in (("model", "samples.parquet", "summary.json"), ("samples.parquet", "summary.json")):
+        for name in gone:
+            path = run / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        again = ("--model", "toy-open", "--data", str(rows), "--resume", str(run))
+        with pytest.raises(UserError, match="leave out --nonsense 7"):
+            command(*again, "--nonsense", "7")
+        command(*again)
+        after = load(str(run / "model")).model.state_dict()
+        assert losses(run) == before and all(torch.equal(weights[name], after[name]) for name in weights)
+        assert json.loads((run / "summary.json").read_text())["steps"] == 4
+    found = load(str(run / "checkpoints" / "checkpoint-2"))  # a checkpoint knows its policy, too
+    assert found.stages == (*load("toy-open").stages, "memento") and found.policy.keep_last_n_blocks == 0
+
+
+def test_losses_by_kind_are_means_over_tokens_however_batches_are_cut(rows: Path, tmp_path: Path) -> None:
+    found = []
+    for size, steps in (("4", "1"), ("1", "4")):
+        batch = ["--per_device_train_batch_size", size, "--gradient_accumulation_steps", steps]
+        out = tmp_path / size
+        flags = [*QUICK, *batch, "--max_steps", "1", "--learning_rate", "0"]
+        command("--model", "toy-open", "--data", str(rows), "--out", str(out), *flags)
+        found.append(pd.read_parquet(out / "samples.parquet").iloc[0])
+    names = [name for name in found[0].index if name.startswith("loss")]
+    assert len(names) >= 4
+    assert [found[0][name] for name in names] == pytest.approx([found[1][name] for name in names], rel=1e-4)
+
+
+def test_a_run_that_ends_in_nothing_says_so(rows: Path, tmp_path: Path) -> None:
+    flags = [*QUICK, "--max_steps", "3", "--learning_rate", "1e30", "--max_grad_norm", "0"]
+    command("--model", "toy-open", "--data", str(rows), "--out", str(tmp_path / "run"), *flags)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["valid"] is False
 
 
 def test_a_refusal_after_a_checkpoint_loses_nothing(tmp_path: Path) -> None:

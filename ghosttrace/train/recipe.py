@@ -1,7 +1,7 @@
 """What to train on what: the options of a fine-tune, held to each other and to the model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -36,6 +36,24 @@ PAPER = {
     "output_dir": "checkpoints",
 }
 """Defaults: arXiv 2604.09852, section 4, on one GPU; with N of them give --gradient_accumulation_steps 512/N."""
+
+UNHEARD = {
+    "model_name_or_path": "the model is --model",
+    "model_revision": "give --model a folder of that revision",
+    "trust_remote_code": "code of a model's own is not run",
+    "attn_implementation": "the law attends, by --kernel",
+    "chat_template_path": "put chat_template.jinja beside the model's tokenizer",
+    "eos_token": "set it in the model's tokenizer",
+    "pad_token": "nothing ever sees the padding",
+    "packing_strategy": "packs are filled in order",
+    "padding_free": "--packing wastes no padding either",
+    "eval_packing": "--packing holds for held-out rows, too",
+    "completion_only_loss": "loss is on the completion, or on the labels that rows bring",
+    "assistant_only_loss": "loss is on the completion, or on the labels that rows bring",
+    "truncation_mode": "what is too long is cut between pairs",
+    "hub_token": "it would be written into run.json: set HF_TOKEN",
+}
+"""Flags of TRL that mean nothing here, and what does instead."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +94,9 @@ class Recipe:
             raise UserError(f"--stage is one of {', '.join(STAGES)}, not {self.stage!r}")
         if not 0 <= self.sealed_share <= 1 or (self.sealed_share and self.stage != "memento"):
             raise UserError("--sealed-share lies between 0 and 1, and belongs to --stage memento")
+        told = self.policy.get("keep_last_n_blocks")
+        if told is not None and (self.stage == "full" or told < 0):
+            raise UserError("keep_last_n_blocks is for the stages that erase, and then 0 or more: leave it out")
         if not self.data:
             raise UserError("there is nothing to train on: give --data a file or a hub id")
 
@@ -91,12 +112,20 @@ def arguments(flags: Sequence[str]) -> tuple[SFTConfig, ModelConfig]:
     parser.set_defaults(**PAPER, use_cpu=not torch.accelerator.is_available())
     try:
         args, model_args, *_ = parser.parse_args_and_config(list(flags))
-    except (SystemExit, ValueError, OSError) as error:
+    except (SystemExit, Exception) as error:  # of trl, transformers, yaml and whatever a flag pulls in
         raise UserError(
             f"the trainer does not take {' '.join(flags)!r} ({error}): flags are those of trl.SFTConfig and "
             "trl.ModelConfig, with their values"
         ) from error
+    for told in (args, model_args):
+        for each in fields(told):
+            if each.name in UNHEARD and getattr(told, each.name) != _default(each):
+                raise UserError(f"--{each.name} has no effect on this trainer, so leave it out: {UNHEARD[each.name]}")
     return args, model_args
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def law_of(config: PreTrainedConfig, recipe: Recipe) -> Policy:
@@ -123,7 +152,13 @@ def reader_of(recipe: Recipe, config: PreTrainedConfig, tokenizer: Any, args: SF
     Raises:
         UserError: no delimiters, no chat template, examples longer than the model, or a policy that does not fit.
     """
-    names = (getattr(config, RECORD, None) or {}).get("delimiters", {}) | dict(recipe.delimiters)
+    recorded = (getattr(config, RECORD, None) or {}).get("delimiters", {})
+    other = {name: token for name, token in recipe.delimiters.items() if recorded.get(name, f"<|{name}|>") != token}
+    if other and recorded_policy(config):
+        raise UserError(
+            f"{recipe.model} was trained with other tokens for {', '.join(other)}: leave --map-delimiters out"
+        )
+    names = recorded | dict(recipe.delimiters)
     try:
         markup = Markup.from_tokenizer(tokenizer, names)
     except UserError as error:

@@ -20,6 +20,10 @@ class MementoTrainer(SFTTrainer):
     of blocks, mementos, delimiters, the answer, and the text around them.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._kinds: dict[str, Any] = {}
+        super().__init__(*args, **kwargs)
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -39,15 +43,24 @@ class MementoTrainer(SFTTrainer):
 
     @torch.no_grad()
     def _note(self, module: nn.Module, output: Any, kind: Tensor, labels: Tensor) -> None:
-        """Sums and counts by kind, over all processes."""
+        """Add a batch's sums and counts by kind to those since the last log."""
         if getattr(output, "log_probs", None) is None:
             return
         told = labels[:, 1:] != IGNORED  # log_probs are of the second token on
         sums = torch.zeros(2, len(Kind), device=kind.device)
         sums[0].index_add_(0, kind[:, 1:][told], -output.log_probs.detach().float()[told])
         sums[1] = torch.bincount(kind[:, 1:][told], minlength=len(Kind)).float()
-        total = self.accelerator.reduce(sums, "sum").tolist()
         mode = "train" if module.training else "eval"
+        self._kinds[mode] = self._kinds.get(mode, 0) + sums
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """TRL's log with the mean of every kind over all tokens of all steps and processes since the last."""
+        assert self.model is not None
+        mode = "train" if self.model.training else "eval"
+        sums = self._kinds.pop(mode, None)
+        sums = torch.zeros(2, len(Kind), device=self.accelerator.device) if sums is None else sums
+        total = self.accelerator.reduce(sums, "sum").tolist()
         for each, name in NAMES.items():
             if total[1][each]:
-                self._metrics[mode][name].append(total[0][each] / total[1][each])
+                self._metrics[mode][name] = [total[0][each] / total[1][each]]
+        super().log(logs, *args, **kwargs)

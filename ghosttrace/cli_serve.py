@@ -10,7 +10,7 @@ import typer
 
 from ghosttrace.errors import UserError
 from ghosttrace.options import Delimiters, KeepLast, Mapping, mapping
-from ghosttrace.serve.command import OWN, server_command
+from ghosttrace.serve.command import server_command
 from ghosttrace.serve.paging import ARMS
 
 
@@ -41,8 +41,6 @@ def serve(
         raise UserError(f"--arm is one of {', '.join(ARMS)}, not {arm!r}")
     if max_block_tokens is not None and max_block_tokens < 1:
         raise UserError("--max-block-tokens is at least 1")
-    if taken := [flag for flag in ctx.args if flag.partition("=")[0] in OWN]:
-        raise UserError(f"{taken[0]} is set by ghosttrace serve: leave it out")
     command, environment = server_command(
         model,
         host,

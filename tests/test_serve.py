@@ -5,9 +5,11 @@ import json
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
+from families import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -120,6 +122,8 @@ def test_the_command_of_vllms_server() -> None:
         (("--scheduler-cls", "x"), "leave it out"),
         (("--arm", "restart", "--async-scheduling"), "leave out async_scheduling"),
         (("--model", "nowhere"), "no model"),
+        (("--speculative-config", "{}"), "leave out --speculative-config"),
+        (("--kv_transfer_config={}",), "leave out --kv-transfer-config"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments: tuple[str, ...], says: str) -> None:
@@ -134,6 +138,17 @@ def test_the_law_comes_from_the_model() -> None:
     assert engine("toy-sealed")["async_scheduling"] is False and engine("toy-open")["async_scheduling"] is None
     told = read_settings("toy-open", keep_last_n_blocks=1, max_block_tokens=7)
     assert Settings.from_dict(json.loads(json.dumps(told.to_dict()))) == told
+
+
+@pytest.mark.parametrize("family, says", [("olmo3", "sliding"), ("gemma3", "sliding"), ("qwen3", None)])
+def test_models_whose_pages_are_not_plain_are_refused(family: str, says: str | None, tmp_path: Path) -> None:
+    tiny(family).save_pretrained(tmp_path)  # type: ignore[arg-type]
+    CHECKPOINT.tokenizer.save_pretrained(tmp_path)
+    if says is None:
+        assert engine(str(tmp_path), mask_delimiters=True)["model"] == str(tmp_path)
+    else:
+        with pytest.raises(UserError, match=says):
+            engine(str(tmp_path), mask_delimiters=True)
 
 
 @pytest.mark.parametrize(
@@ -187,3 +202,18 @@ def test_a_response_in_pieces_reads_as_a_whole(text: str, cuts: list[int], wante
     places = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
     pieces = [text[a:b] for a, b in pairwise(places)] or [""]
     assert told(wanted, pieces) == told(wanted, [text])
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (("--backend", "tpu"), "--backend is hf or vllm"),
+        (("--engine-args", "{"), "--engine-args is a JSON object"),
+        (("--engine-args", '{"max_model_len": 256}'), "--engine-args are vLLM's"),
+        (("--backend", "vllm", "--arms", "swap"), "leave out swap"),
+    ],
+)
+def test_bad_backends_of_an_ablation(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    done = ghosttrace("ablate", "--limit", "2", "--out", str(tmp_path / "run"), *arguments)
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "samples.parquet").exists()

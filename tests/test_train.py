@@ -1,24 +1,30 @@
 """Training examples and batches: the loss is that of the law written out, each token counted once, traces apart."""
 
 import copy
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from families import FAMILIES, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 from test_attention import brute_force
 from torch import Tensor
 from traces import MARKUP, trace
 from transformers import DynamicCache, PreTrainedModel
 
+from ghosttrace import attention
 from ghosttrace.attention import attending
 from ghosttrace.errors import UserError
 from ghosttrace.expiry import Policy, erasures, expiry
 from ghosttrace.masks import Kernel
+from ghosttrace.trace import DELIMITERS, find_blocks
 from ghosttrace.train.collate import Collator
 from ghosttrace.train.examples import (
     IGNORED,
@@ -31,11 +37,22 @@ from ghosttrace.train.examples import (
     kinds,
     make_example,
     stage_policy,
+    stray,
     truncate,
 )
+from ghosttrace.train.prepare import Report
+from ghosttrace.train.sampled import prompts_of
 
 POLICIES = [Policy(True), Policy(False), Policy(False, erase_at="before_summary_end")]
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def stretches_of_any_length() -> Iterator[None]:
+    """Traces here are short: without this `stretches` would write out the dense mask and be tested nowhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "STRETCH", 1)
+        yield
 
 
 def labelled(tokens: list[int]) -> list[int]:
@@ -80,6 +97,23 @@ def test_the_loss_of_a_batch_is_that_of_the_law_written_out(family: str, kernel:
         expected += torch.nn.functional.cross_entropy(logits[:-1], told, ignore_index=IGNORED, reduction="sum")
     assert count == sum(label != IGNORED for tokens in sequences for label in labelled(tokens))
     torch.testing.assert_close(total / count, expected / count, **CLOSE)
+
+
+def test_stretches_are_what_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer goes through them, in a batch of plain, packed and sealed traces."""
+    calls, by_stretches = [], attention._by_stretches
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        calls.append(args)
+        return by_stretches(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "_by_stretches", counted)
+    model = tiny("olmo3")
+    row = packed(example(trace(1, 3), "memento"), example(trace(2, 3), "sealed"))
+    nll(model, [row, packed(example(trace(3, 2), "memento"))])
+    assert len(calls) == model.config.num_hidden_layers
+    nll(model, [row], "sdpa")
+    assert len(calls) == model.config.num_hidden_layers
 
 
 def in_two_passes(model: PreTrainedModel, tokens: list[int], policy: Policy) -> Tensor:
@@ -201,10 +235,32 @@ def test_truncation_leaves_whole_pairs_and_wastes_none(
         ([1, 3, 4, 8, 6, 8, 7], "summary_start where block_end is due"),
         ([1, 3, 8, 5], "block_end where block_start is due"),
         ([1, 4, 3, 8], None),  # the prompt may hold what it likes
+        ([1, 3, 4, 8, 2, 3, 8, 5, 6, 8, 7, 9, 9], "a turn begins or ends where block_end is due"),
+        ([1, 3, 4, 8, 5, 3, 6, 8, 7], "a turn begins or ends where summary_start is due"),
+        ([1, 3, 4, 8, 5, 6, 8, 7, 2, 3, 4, 8, 5, 6, 8, 7, 2], None),
+        ([1, 3, 4, 8, 2], "it ends before block_end"),
     ],
 )
 def test_disorder_is_named(tokens: list[int], said: str | None) -> None:
     assert disorder(tokens, MARKUP, POLICIES[0]) == said
+
+
+@settings(max_examples=200)
+@given(streams)
+def test_what_passes_is_seen_by_the_law(tokens: list[int]) -> None:
+    """Each delimiter of an assistant's turn is part of a pair; one outside it is a stray if it is learned."""
+    inside, blocks = False, find_blocks(tokens, MARKUP)
+    outside = []
+    count = 0
+    for place, token in enumerate(tokens):
+        inside = token == 3 or (inside and token != 2)
+        count += inside and token in MARKUP.delimiters
+        if not inside and token in MARKUP.delimiters:
+            outside.append(place)
+    assert (disorder(tokens, MARKUP, POLICIES[0]) is None) == (count == 4 * len(blocks))
+    found = stray(tokens, tokens, MARKUP, POLICIES[0])
+    assert found == (f"{DELIMITERS[tokens[outside[0]] - 4]} at token {outside[0]}" if outside else None)
+    assert stray(tokens, [IGNORED] * len(tokens), MARKUP, POLICIES[0]) is None
 
 
 def test_kinds() -> None:
@@ -214,10 +270,52 @@ def test_kinds() -> None:
     assert [kind.name for kind in Kind] == ["TEXT", "BLOCK", "MEMENTO", "DELIMITER", "ANSWER"]
 
 
-def test_an_expiry_column_is_held_to_the_law() -> None:
+@pytest.mark.parametrize("policy", [*POLICIES, Policy(True, keep_last_n_blocks=-1)])
+def test_an_expiry_column_is_held_to_the_law(policy: Policy) -> None:
+    """A policy that erases nothing yet, as the stage `full` leaves it, is held to what the later stages erase."""
     tokens = trace(1, 2)
-    made = example(tokens, "memento")
-    check_expiry(expiry(tokens, MARKUP, POLICIES[0]).tolist(), made, "row 3")
-    for wrong in ([*made.expiry[:-1]], [*made.expiry[:5], 6, *made.expiry[6:]]):
+    law = expiry(tokens, MARKUP, stage_policy(policy, "memento"))
+    cut = np.minimum(law, len(tokens)).tolist()
+    for right in (law.tolist(), cut):
+        check_expiry(right, tokens, MARKUP, policy, "row 3")
+    for wrong in (cut[:-1], [*cut[:5], 6, *cut[6:]]):
         with pytest.raises(UserError, match=r"row 3: its expiry column disagrees .* at token"):
-            check_expiry(wrong, made, "row 3")
+            check_expiry(wrong, tokens, MARKUP, policy, "row 3")
+
+
+def write(path: Path, *made: Example) -> Path:
+    names = ("input_ids", "labels", "position_ids")
+    parquet.write_table(pyarrow.table({name: [one.columns[name].tolist() for one in made] for name in names}), path)
+    return path
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, Policy(True, keep_last_block_for_answer=True)])
+def test_prompts_hold_each_token_once(policy: Policy, tmp_path: Path) -> None:
+    """Where a sealed layout repeats mementos before the first label, too."""
+    tokens = trace(1, 3)
+    begin = tokens.index(7) + 5  # behind the first erasure
+    labels = [IGNORED] * begin + tokens[begin:]
+    rows = [make_example(tokens, labels, MARKUP, policy, stage) for stage in STAGES]
+    assert prompts_of(write(tmp_path / "rows.parquet", *rows), 8) == [tokens[:begin]]
+
+
+def test_prompts_are_the_first_different_ones(tmp_path: Path) -> None:
+    bare = make_example(trace(9), trace(9), MARKUP, POLICIES[0], "memento")
+    rows = [example(trace(seed), "memento") for seed in (1, 1, 2, 3)]
+    starts = [trace(seed)[: trace(seed).index(3) + 1] for seed in (1, 2)]
+    assert prompts_of(write(tmp_path / "rows.parquet", bare, *rows), 2) == starts
+    with pytest.raises(UserError, match="--samples needs rows with a prompt before the first label"):
+        prompts_of(write(tmp_path / "bare.parquet", bare, bare), 2)
+
+
+def test_compression_counts_tokens_not_columns() -> None:
+    """A sealed example has more columns than tokens; what it holds at most is the same."""
+    found, tokens = {}, trace(7, 3)
+    for stage in STAGES:
+        report, made = Report(), example(tokens, stage)
+        report.use(made)
+        peak = max(int((made.expiry[: t + 1] > t).sum()) for t in range(len(made.expiry)))
+        found[stage] = (report.compression, len(tokens) / peak)
+        assert report.columns == len(made.input_ids)
+    assert found["full"][0] == 1.0
+    assert all(mine == pytest.approx(wanted) for mine, wanted in found.values())

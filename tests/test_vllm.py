@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("vllm")
 
@@ -16,7 +19,9 @@ from engines import PAGE, Script, ask, furthest, make_model, masked, scheduler, 
 
 from ghosttrace.channel import ARMS
 from ghosttrace.checkpoint import Checkpoint
+from ghosttrace.errors import UserError
 from ghosttrace.expiry import Policy
+from ghosttrace.trace import Markup
 
 NATS = 1e-4
 HERE = Path(__file__).parent
@@ -99,6 +104,34 @@ def test_requests_choose_for_themselves(checkpoint: Checkpoint) -> None:
     assert furthest(law, masked(checkpoint, scripts, checkpoint.policy)) < NATS
     assert furthest(last, masked(checkpoint, scripts, Policy(True, 1))) < NATS
     assert furthest(full, law) > 1
+
+
+def test_engines_that_would_be_wrong_are_refused() -> None:
+    """Once more where vLLM has decided everything, whatever started it."""
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
+
+    from ghosttrace.serve.refusals import check_engine, check_pages
+    from ghosttrace.serve.settings import Settings
+
+    parallel = SimpleNamespace(decode_context_parallel_size=1, prefill_context_parallel_size=1)
+    plain = {"parallel_config": parallel, "speculative_config": None, "kv_transfer_config": None}
+    law = Settings(Markup(4, 5, 6, 7, (3,)), Policy(True))
+    check_engine(SimpleNamespace(**plain), True, law)
+    many = SimpleNamespace(decode_context_parallel_size=2, prefill_context_parallel_size=1)
+    for other, ahead, told, says in (
+        ({"speculative_config": 1}, True, law, "speculative"),
+        ({"kv_transfer_config": 1}, True, law, "connector"),
+        ({"parallel_config": many}, True, law, "context parallelism"),
+        ({}, True, replace(law, arm="restart"), "--no-async-scheduling"),
+    ):
+        with pytest.raises(UserError, match=says):
+            check_engine(SimpleNamespace(**plain | other), ahead, told)
+    size = {"block_size": 16, "num_kv_heads": 1, "head_size": 16, "dtype": torch.float32}
+    full, window = FullAttentionSpec(**size), SlidingWindowSpec(**size, sliding_window=8)
+    check_pages(KVCacheConfig(8, [], [KVCacheGroupSpec(["a"], full)]))
+    for specs in ([window], [full, window], [FullAttentionSpec(**size, sliding_window=8)]):
+        with pytest.raises(UserError, match="kinds of pages"):
+            check_pages(KVCacheConfig(8, [], [KVCacheGroupSpec([str(n)], spec) for n, spec in enumerate(specs)]))
 
 
 def test_memory_of_erased_blocks_goes_to_other_requests(checkpoint: Checkpoint) -> None:

@@ -25,6 +25,7 @@ PLACES = {
     "summary": ("<|summary_start|>", "<|summary_end|>"),
     "answer": ("</think>\n", ""),
 }
+THINK = "<think>"
 
 
 @dataclass(frozen=True)
@@ -154,28 +155,47 @@ def encode(
     response = trace.response
     for name, token in names.items():
         response = response.replace(f"<|{name}|>", token)
-    texts = chat_prompt(tokenizer, family, trace.problem), response
+    invited = chat_prompt(tokenizer, family, trace.problem)
+    texts = invited, _behind(invited, response)
     prompt, answer = (list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
     return prompt, answer
+
+
+def _behind(prompt: str, response: str) -> str:
+    """A response without the `<think>` that its prompt ends with already: some chat templates invite with it."""
+    for opening in (f"{THINK}\n", THINK):
+        if prompt.endswith(opening):
+            return response.removeprefix(opening) if response.startswith(opening) else response.removeprefix(THINK)
+    return response
 
 
 def trace_of(record: Any, path: str | Path) -> TraceText:
     """A row as a trace.
 
     Raises:
-        UserError: it has neither `segments` nor `response`, or they are not of their kinds.
+        UserError: it has neither `segments` nor `response`, or they or `problem` are not of their kinds.
     """
     if not isinstance(record, Mapping) or not {"segments", "response"} & record.keys():
         raise UserError(f"{path} has neither 'segments' nor 'response': see the formats in ghosttrace/data/read.py")
-    problem = str(record.get("problem", ""))
+    problem = record.get("problem", "")
+    if not isinstance(problem, str):  # null would be asked as 'None'
+        raise UserError(f"{path} has a 'problem' that is no text: give the user's message as a string")
     if "response" in record:
         if not isinstance(record["response"], str):
             raise UserError(f"{path} has a 'response' that is no text: give the assistant's turn as a string")
         return TraceText(problem, record["response"])
     segments = record["segments"]
-    if not isinstance(segments, list) or any(
-        not isinstance(s, Mapping) or set(KINDS) - set(s) or s["type"] not in PLACES for s in segments
-    ):
-        raise UserError(f"{path}: 'segments' is a list of {{'type': 'block', 'summary' or 'answer', 'text': …}}")
-    parts = [before + str(s["text"]) + behind for s in segments for before, behind in [PLACES[s["type"]]]]
-    return TraceText(problem, "<think>\n" + "".join(parts))
+    if not isinstance(segments, list) or not all(_is_segment(segment) for segment in segments):
+        raise UserError(
+            f"{path} has 'segments' that cannot be read: it is a list of {{'type': 'block', 'summary' or 'answer', "
+            "'text': …}"
+        )
+    parts = [before + s["text"] + behind for s in segments for before, behind in [PLACES[s["type"]]]]
+    return TraceText(problem, f"{THINK}\n" + "".join(parts))
+
+
+def _is_segment(segment: Any) -> bool:
+    if not isinstance(segment, Mapping) or set(KINDS) - set(segment):
+        return False
+    kind, text = segment["type"], segment["text"]
+    return isinstance(kind, str) and kind in PLACES and isinstance(text, str)

@@ -9,11 +9,33 @@ from importlib.util import find_spec
 from typing import Any
 
 from ghosttrace.checkpoint import load_tokenizer
+from ghosttrace.errors import UserError
 from ghosttrace.serve.engine import engine
 from ghosttrace.serve.guard import VARIABLE, special_tokens
 from ghosttrace.serve.settings import KEY, Settings
 
 OWN = ("--model", "--scheduler-cls", "--worker-cls", "--additional-config", "--logits-processors")
+
+REFUSED = {
+    "--speculative-config": "tokens that may yet be rejected cannot erase anything",
+    "--kv-transfer-config": "pages that have been compacted cannot be handed out",
+    "--decode-context-parallel-size": "a request's slots cannot be spread over ranks",
+    "--prefill-context-parallel-size": "a request's slots cannot be spread over ranks",
+}
+"""Flags of `vllm serve` under which erasure would be wrong."""
+
+
+def check_flags(flags: Sequence[str]) -> None:
+    """Refuse what this command sets itself, and what does not go with erasure.
+
+    Raises:
+        UserError: one of them is among the flags.
+    """
+    for name in (flag.partition("=")[0].replace("_", "-") for flag in flags):
+        if name in OWN:
+            raise UserError(f"{name} is set by ghosttrace serve: leave it out")
+        if name in REFUSED:
+            raise UserError(f"{REFUSED[name]}: leave out {name}")
 
 
 def server_command(
@@ -31,8 +53,9 @@ def server_command(
         The command, and what its environment needs besides.
 
     Raises:
-        UserError: see `engine` and `special_tokens`.
+        UserError: see `engine`, `special_tokens` and `check_flags`.
     """
+    check_flags(passed_on)
     told = engine(model, **settings)
     tokens = special_tokens(load_tokenizer(model), Settings.from_dict(told["additional_config"][KEY]).markup)
     flags = ["--scheduler-cls", told["scheduler_cls"], "--worker-cls", told["worker_cls"]]

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ghosttrace.checkpoint import RECORD, load_config, load_tokenizer, recorded_policy, resolve_policy, source
+from transformers import PreTrainedConfig
+
+from ghosttrace.checkpoint import RECORD, Geometry, load_config, load_tokenizer, recorded_policy, resolve_policy, source
 from ghosttrace.errors import UserError
 from ghosttrace.serve.paging import Arm
 from ghosttrace.serve.settings import KEY, Settings
@@ -27,9 +29,10 @@ def read_settings(
         policy: fields of `Policy` that override what the model records.
 
     Raises:
-        UserError: no such model, no delimiters, no policy, or no assistant's header.
+        UserError: no such model, no delimiters, no policy, no assistant's header, or layers that pages do not cover.
     """
     config, tokenizer = load_config(model), load_tokenizer(model)
+    check_layers(model, config)
     record = getattr(config, RECORD, None) or {}
     markup = Markup.from_tokenizer(tokenizer, record.get("delimiters", {}) | (delimiters or {}))
     law = resolve_policy(recorded_policy(config), **policy)
@@ -37,6 +40,25 @@ def read_settings(
         raise UserError(f"{model} has no chat template: put chat_template.jinja beside its tokenizer")
     sealed = record.get("stages", [])[-1:] == ["sealed"]
     return Settings(markup, law, arm or ("restart" if sealed else "memento"), max_block_tokens)
+
+
+def check_layers(model: str, config: PreTrainedConfig) -> None:
+    """Refuse models whose cache vLLM does not hold in plain pages of every token.
+
+    Raises:
+        UserError: latent attention, sliding windows, or layers of another kind.
+    """
+    text = config.get_text_config()
+    others = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
+    if getattr(text, "kv_lora_rank", None):
+        others.add("latent attention")
+    if any(window is not None for window in Geometry.of(config).windows):
+        others.add("sliding windows")
+    if others:
+        raise UserError(
+            f"{model} has {', '.join(sorted(others))}, and vLLM's pages can be erased from full attention alone: "
+            "use a model without, or ghosttrace ablate without --backend vllm"
+        )
 
 
 def engine(model: str, async_scheduling: bool | None = None, **settings: Any) -> dict[str, Any]:

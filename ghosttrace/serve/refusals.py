@@ -56,5 +56,5 @@ def check_pages(config: KVCacheConfig) -> None:
         kinds = ", ".join(sorted({type(spec).__name__ for spec in specs}))
         raise UserError(
             f"this model's cache is of {len(specs)} kinds of pages ({kinds}), and blocks can be erased from full "
-            "attention alone: serve it with --backend hf"
+            "attention alone: use a model with one kind"
         )

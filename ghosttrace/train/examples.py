@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import Policy
+from ghosttrace.expiry import Policy, expiry
 from ghosttrace.sealed import Layout, open_layout, sealed_layout
 from ghosttrace.trace import DELIMITERS, Markup, delimiter_events, find_blocks
 
@@ -102,14 +102,32 @@ def kinds(tokens: Sequence[int], markup: Markup, policy: Policy) -> np.ndarray:
 
 
 def disorder(tokens: Sequence[int] | np.ndarray, markup: Markup, policy: Policy) -> str | None:
-    """What is wrong with a trace's delimiters, in words; None if they are finished pairs in order."""
-    _, letters = delimiter_events(np.asarray(tokens), markup, policy.require_assistant_section)
-    want = "BESM"
-    for number, letter in enumerate(letters.replace("|", "")):
-        if letter != want[number % 4]:
-            return f"{LETTERS[letter]} where {LETTERS[want[number % 4]]} is due"
-    open_ones = len(letters.replace("|", "")) % 4
-    return f"it ends before {LETTERS[want[open_ones]]}" if open_ones else None
+    """What is wrong with a trace's delimiters, in words; None if each belongs to a pair that the law sees."""
+    section = policy.require_assistant_section
+    _, letters = delimiter_events(np.asarray(tokens, dtype=np.int64), markup, section)
+    if len(letters.replace("|", "")) == 4 * len(find_blocks(tokens, markup, section)):
+        return None
+    found = 0  # delimiters in order
+    for letter in letters.rstrip("|"):  # a turn that ends last cuts nothing that came later
+        due = "BESM"[found % 4]
+        if letter == "|" and due != "B":
+            return f"a turn begins or ends where {LETTERS[due]} is due"
+        if letter not in ("|", due):
+            return f"{LETTERS[letter]} where {LETTERS[due]} is due"
+        found += letter != "|"
+    return f"it ends before {LETTERS['BESM'[found % 4]]}"
+
+
+def stray(tokens: Sequence[int], labels: Sequence[int], markup: Markup, policy: Policy) -> str | None:
+    """The first delimiter that would be learned where the law does not look, outside an assistant's turn; in words."""
+    ids = np.asarray(tokens, dtype=np.int64)
+    told = np.isin(ids, markup.delimiters) & (np.asarray(labels, dtype=np.int64) != IGNORED)
+    seen, _ = delimiter_events(ids, markup, policy.require_assistant_section)
+    told[seen] = False
+    if not told.any():
+        return None
+    place = int(told.argmax())
+    return f"{DELIMITERS[markup.delimiters.index(int(ids[place]))]} at token {place}"
 
 
 def truncate(tokens: Sequence[int], markup: Markup, policy: Policy, stage: Stage, width: int) -> int:
@@ -125,15 +143,23 @@ def truncate(tokens: Sequence[int], markup: Markup, policy: Policy, stage: Stage
     return kept
 
 
-def check_expiry(given: Sequence[int], example: Example, name: str) -> None:
+def check_expiry(given: Sequence[int], tokens: Sequence[int], markup: Markup, policy: Policy, name: str) -> None:
     """Hold an expiry column that came with the data to the law.
+
+    Args:
+        given: of a row, counted in its tokens.
+        tokens: of the row, whole and as they stand: neither cut nor laid out, whatever the stage.
+        markup: the ids of the delimiters and of the assistant's header.
+        policy: of the run; one that says never is read as erasing at once, as `stage_policy` does.
+        name: of the row.
 
     Raises:
         UserError: they differ; the first place is named.
     """
-    length = len(example.expiry)
+    length = len(tokens)
+    law = np.minimum(expiry(tokens, markup, stage_policy(policy, "memento")), length)
     times = np.minimum(np.asarray(given, dtype=np.int64), length)
-    wrong = np.flatnonzero(times != example.expiry) if len(times) == length else np.array([min(len(times), length)])
+    wrong = np.flatnonzero(times != law) if len(times) == length else np.array([min(len(times), length)])
     if len(wrong):
         raise UserError(
             f"{name}: its expiry column disagrees with its ids at token {wrong[0]}: leave the column out, or make it "

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -14,15 +15,19 @@ from trl.data_utils import pack_dataset
 
 from ghosttrace.data.read import encode, records, trace_of
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import Policy, alive
+from ghosttrace.expiry import NEVER, Policy, alive
 from ghosttrace.records import settle
 from ghosttrace.trace import DELIMITERS, Markup
-from ghosttrace.train.examples import IGNORED, Example, Stage, check_expiry, disorder, make_example, truncate
+from ghosttrace.train.examples import IGNORED, Example, Stage, check_expiry, disorder, make_example, stray, truncate
 
 BadRows = Literal["skip", "refuse"]
 NAMED = 20  # rows that the report names
 ROWS = 64  # written at once
 COLUMNS = ("input_ids", "labels", "position_ids", "expiry", "kind")
+
+
+class RowError(Exception):
+    """Why a row cannot be trained on: what to count it under, a colon, and the rest."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,25 @@ class Reader:
             return self.stage
         return "sealed" if is_sealed(number, self.sealed_share, self.seed) else "memento"
 
-    def tokens_of(self, record: Mapping[str, Any], name: str) -> tuple[list[int], list[int]]:
-        """Token ids and labels, of text or of a row that has them already."""
+    @cached_property
+    def vocabulary(self) -> int:
+        """Ids are below it; counted by the largest, as some tokenizers leave gaps."""
+        return 1 + max(self.tokenizer.get_vocab().values())
+
+    def tokens_of(self, record: Any) -> tuple[list[int], list[int]]:
+        """Token ids and labels, of text or of a row that has them already.
+
+        Raises:
+            RowError: the row has neither, or not of their kinds.
+        """
+        if not isinstance(record, Mapping):
+            raise RowError("no columns: a row is an object with 'problem' and 'response', for one")
         if "input_ids" in record:
-            return _own_tokens(record, name)
-        text = trace_of(record, name)
+            return _own_tokens(record, self.vocabulary)
+        try:
+            text = trace_of(record, "it")
+        except UserError as error:
+            raise RowError(f"no trace: {error}") from error
         spelled = self.tokenizer.convert_ids_to_tokens(list(self.markup.delimiters))
         prompt, response = encode(text, self.tokenizer, self.family, dict(zip(DELIMITERS, spelled, strict=True)))
         end = self.tokenizer.eos_token_id if self.markup.turn_end is None else self.markup.turn_end
@@ -70,19 +89,35 @@ class Reader:
         return prompt + response, [IGNORED] * len(prompt) + response
 
     def example(self, record: Any, number: int, name: str) -> tuple[Example | None, str]:
-        """A row laid out, or None and why not; the reason is `truncated` for one that was cut."""
-        tokens, labels = self.tokens_of(record, name)
-        wrong = disorder(tokens, self.markup, self.policy)
-        if wrong:
-            return None, f"unbalanced delimiters: {wrong}"
+        """A row laid out, or None and why not; the reason is `truncated` for one that was cut.
+
+        Raises:
+            UserError: its expiry column is of another law.
+        """
+        try:
+            tokens, labels = self.tokens_of(record)
+            self._check(record, tokens, labels, name)
+        except RowError as error:
+            return None, str(error)
         stage = self.stage_of(number)
         kept = truncate(tokens, self.markup, self.policy, stage, self.max_length)
-        if all(label == IGNORED for label in labels[:kept]):
+        if all(label == IGNORED for label in labels[1:kept]):  # the first token has none before it to tell it
             return None, f"no token to learn within {self.max_length} columns"
         made = make_example(tokens[:kept], labels[:kept], self.markup, self.policy, stage)
-        if "expiry" in record:
-            check_expiry(record["expiry"], make_example(tokens, labels, self.markup, self.policy, stage), name)
         return made, "truncated" if kept < len(tokens) else ""
+
+    def _check(self, record: Mapping[str, Any], tokens: list[int], labels: list[int], name: str) -> None:
+        """Hold a row to the law, whole as it is: a stage or a cut changes nothing about what it should be."""
+        wrong = disorder(tokens, self.markup, self.policy)
+        if wrong:
+            raise RowError(f"unbalanced delimiters: {wrong}")
+        place = stray(tokens, labels, self.markup, self.policy)
+        if place:
+            raise RowError(f"delimiters outside the assistant's turn: {place} has loss and no header before it")
+        if "expiry" in record:
+            if not _whole_numbers(record["expiry"]) or not all(abs(time) <= NEVER for time in record["expiry"]):
+                raise RowError("broken expiry: it is a list of whole numbers of 64 bits, one a token, or left out")
+            check_expiry(record["expiry"], tokens, self.markup, self.policy, name)
 
 
 def is_sealed(number: int, share: float, seed: int = 42) -> bool:
@@ -96,13 +131,23 @@ def is_sealed(number: int, share: float, seed: int = 42) -> bool:
     return bool(np.random.default_rng([seed, number]).random() < share)
 
 
-def _own_tokens(record: Mapping[str, Any], name: str) -> tuple[list[int], list[int]]:
+def _own_tokens(record: Mapping[str, Any], vocabulary: int) -> tuple[list[int], list[int]]:
     tokens, labels = record["input_ids"], record.get("labels", record["input_ids"])
-    if len(tokens) != len(labels) or not all(isinstance(one, int) for one in [*tokens, *labels]):
-        raise UserError(f"{name}: input_ids and labels are lists of whole numbers, equally long")
+    if not _whole_numbers(tokens) or not _whole_numbers(labels) or len(tokens) != len(labels):
+        raise RowError("broken ids: input_ids and labels are lists of whole numbers, equally long")
+    outside = next((token for token in tokens if not 0 <= token < vocabulary), None)
+    if outside is not None:
+        raise RowError(f"ids outside the vocabulary: they lie between 0 and {vocabulary - 1}, and one is {outside}")
     if any(label not in (IGNORED, token) for token, label in zip(tokens, labels, strict=True)):
-        raise UserError(f"{name}: a label is the token of its own place, or -100; shifting is done by the trainer")
+        raise RowError(
+            "misplaced labels: a label is the token of its own place, or -100; shifting is done by the trainer"
+        )
     return list(tokens), list(labels)
+
+
+def _whole_numbers(value: Any) -> bool:
+    """Whether it is a list of them; True and False are none."""
+    return isinstance(value, list) and all(type(one) is int for one in value)
 
 
 @dataclass
@@ -138,7 +183,8 @@ class Report:
         self.used += 1
         self.columns += len(made.input_ids)
         self.learned += int((made.labels != IGNORED).sum())
-        ratio = len(made.input_ids) / max(1, int(alive(made.expiry).max()))
+        tokens = len(np.unique(made.position_ids))  # over a sealed cache a memento's stand in two columns each
+        ratio = tokens / max(1, int(alive(made.expiry).max()))
         self.compression += (ratio - self.compression) / self.used
 
 
@@ -178,7 +224,8 @@ def write_examples(path: Path, reader: Reader, sources: Sequence[str], limit: in
     if not report.used:
         partial.unlink()
         why = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items()) or "there are none"
-        raise UserError(f"no row of {', '.join(sources)} can be trained on ({why}): give others")
+        first = "".join(f"; {one['row']}: {one['reason']}" for one in report.named[:1])
+        raise UserError(f"no row of {', '.join(sources)} can be trained on ({why}{first}): give others")
     settle(partial, path)
     return report
 

@@ -171,6 +171,11 @@ def reader_of(recipe: Recipe, config: PreTrainedConfig, tokenizer: Any, args: SF
             f"--max_length is {args.max_length} and {recipe.model} takes at most {longest} positions: give a number "
             "up to that"
         )
+    rows, largest = config.get_text_config().vocab_size, max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise UserError(
+            f"{recipe.model} has {rows} embeddings, and its tokenizer an id {largest}: use its own tokenizer"
+        )
     law = law_of(config, recipe)
     if (recipe.stage == "sealed" or recipe.sealed_share) and stage_policy(law, "sealed").keep_last_n_blocks > 0:
         raise UserError("a sealed stage needs keep_last_n_blocks 0: kept blocks would have to be read many times")

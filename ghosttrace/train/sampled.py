@@ -1,6 +1,6 @@
 """What a model under training writes by itself: is the format valid, and how much does it hold?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from pyarrow import parquet
 from transformers import TrainerCallback
 
 from ghosttrace.channel import Restart
+from ghosttrace.errors import UserError
 from ghosttrace.generate import Request, generate
 from ghosttrace.sampling import Sampling
 from ghosttrace.session import Eraser
@@ -20,16 +21,31 @@ from ghosttrace.train.trainer import MementoTrainer
 
 
 def prompts_of(path: Path, limit: int) -> list[list[int]]:
-    """The first different prompts of an examples file: what stands before the first label."""
+    """The first different prompts of an examples file: what stands before the first label.
+
+    Raises:
+        UserError: there is none, as every row carries loss from its first token on.
+    """
     found: dict[tuple[int, ...], None] = {}
     with parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(64, columns=["input_ids", "labels"]):
-            for row in batch.to_pylist():
-                begin = next(place for place, label in enumerate(row["labels"]) if label != IGNORED)
-                found[tuple(row["input_ids"][:begin])] = None
+        for batch in file.iter_batches(64, columns=["input_ids", "labels", "position_ids"]):
+            prompts = (_prompt(row) for row in batch.to_pylist())
+            found.update(dict.fromkeys(prompt for prompt in prompts if prompt))
             if len(found) >= limit:
                 break
-    return [list(prompt) for prompt in found if prompt][:limit]
+    if not found:
+        raise UserError(
+            "--samples needs rows with a prompt before the first label: give rows whose labels are -100 over the "
+            "prompt, or leave --samples out"
+        )
+    return [list(prompt) for prompt in found][:limit]
+
+
+def _prompt(row: Mapping[str, list[int]]) -> tuple[int, ...]:
+    """The tokens before the first label, each place once: over a sealed cache mementos stand in two columns."""
+    begin = next((column for column, label in enumerate(row["labels"]) if label != IGNORED), 0)
+    _, columns = np.unique(row["position_ids"][:begin], return_index=True)
+    return tuple(row["input_ids"][column] for column in columns)
 
 
 @torch.no_grad()
@@ -40,8 +56,8 @@ def sampled_format(model: Any, reader: Reader, prompts: Sequence[Sequence[int]])
         `sampled_valid`, the share that ended with blocks and mementos in order, at least one of them;
         `sampled_compression`, tokens over peak KV tokens, the mean; `sampled_tokens`, their mean length.
     """
-    room = min(reader.max_length - len(prompt) for prompt in prompts)
-    sampling = Sampling(max(1, room), temperature=0.6, top_p=0.95, top_k=20)  # arXiv 2604.09852, evaluation
+    room = max(1, min(reader.max_length - len(prompt) for prompt in prompts))
+    sampling = Sampling(room, temperature=0.6, top_p=0.95, top_k=20)  # arXiv 2604.09852, evaluation
     requests = [Request(list(prompt), (reader.seed, number)) for number, prompt in enumerate(prompts)]
     eraser = Restart().eraser if reader.stage == "sealed" else Eraser
     law, training = stage_policy(reader.policy, reader.stage), model.training

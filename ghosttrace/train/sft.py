@@ -76,8 +76,10 @@ def sft(
         if state.is_main_process:
             _prepare(folder, recipe, reader)
         state.wait_for_everyone()
+        prompts = _prompts(recipe, folder)  # before the weights are read, for it may refuse
         trainer = make_trainer(recipe, reader, args, model_args, folder, FLEX_BLOCK if kernel == "flex" else 1)
-        _watch_samples(trainer, recipe, reader, folder)
+        if prompts:
+            trainer.add_callback(SampleFormat(trainer, reader, prompts))
         with attending(base_of(trainer.model), kernel):
             train(trainer, last_checkpoint(folder / "checkpoints"))
         finish(trainer, folder)
@@ -105,6 +107,8 @@ def _prepare(folder: Path, recipe: Recipe, reader: Reader) -> None:
         if data and not path.with_suffix(".json").exists():  # written last
             report = write_examples(path, reader, data, recipe.limit)
             write_json(path.with_suffix(".json"), asdict(report))
+            for reason, count in report.dropped.items():
+                print(f"{name}: {count} rows left out: {reason}")
 
 
 def make_trainer(
@@ -154,11 +158,11 @@ def train(trainer: MementoTrainer, checkpoint: str | None) -> None:
     trainer.train(resume_from_checkpoint=checkpoint)
 
 
-def _watch_samples(trainer: MementoTrainer, recipe: Recipe, reader: Reader, folder: Path) -> None:
-    if recipe.samples:
-        held_out = folder / "held-out.parquet"
-        prompts = prompts_of(held_out if held_out.exists() else folder / "examples.parquet", recipe.samples)
-        trainer.add_callback(SampleFormat(trainer, reader, prompts))
+def _prompts(recipe: Recipe, folder: Path) -> list[list[int]]:
+    """What responses are generated from, of held-out rows where there are any."""
+    held_out = folder / "held-out.parquet"
+    path = held_out if held_out.exists() else folder / "examples.parquet"
+    return prompts_of(path, recipe.samples) if recipe.samples else []
 
 
 def load_model(name: str, model_args: ModelConfig) -> PreTrainedModel:

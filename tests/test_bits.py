@@ -129,7 +129,7 @@ def test_ledger_answers_hold_three_bits_and_a_third_a_hidden_digit(
         if name == "toy-mixed":
             assert sealed[f"ledger-h{level}"] == pytest.approx(worth, abs=0.4)
         else:
-            assert sealed[f"ledger-h{level}"] > worth + 5
+            assert sealed[f"ledger-h{level}"] > max(worth, 4)
 
 
 def test_the_cross_entropy_is_the_arms(answers: tuple[str, pd.DataFrame, pd.DataFrame]) -> None:

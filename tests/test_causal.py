@@ -257,17 +257,17 @@ def test_the_answer_is_carried_by_values_of_the_last_layer(model: str) -> None:
             assert sealed == pytest.approx(level * np.log2(10), abs=0.8)
 
 
-def test_a_hidden_digit_sits_on_the_token_before_it() -> None:
-    """`toy-open`: digit n of the answer on token n of the memento, whose token 0 is `<|summary_start|>`."""
+def test_each_hidden_digit_sits_on_a_token_of_its_own() -> None:
+    """`toy-open`: the digits of the answer on tokens 0, 2 and 3 of the memento, the first being `<|summary_start|>`."""
     _, _, results, handfuls = traced("toy-open")
-    assert {site.place for site in handfuls["ledger-h1"].sites} == {2}
-    assert {site.place for site in handfuls["ledger-h3"].sites} == {0, 1, 2}
+    assert {site.place for site in handfuls["ledger-h1"].sites} == {3}
+    assert {site.place for site in handfuls["ledger-h3"].sites} == {0, 2, 3}
     rows = results[(results["source"] == "ledger-h3") & (results["intervention"] == "swap")]
     rows = rows[(rows["carrier"] == "memento") & (rows["layer"] == "all") & (rows["kv"] == "v")].set_index("place")
-    for digit in range(3):
-        by_token = np.array(rows.loc[digit, "by_token"])
+    for digit, place in enumerate((0, 2, 3)):
+        by_token = np.array(rows.loc[place, "by_token"])
         assert by_token[digit] > 10 and np.abs(np.delete(by_token, digit)).max() < 0.1
-        assert by_token.sum() == pytest.approx(rows.loc[digit, "bits"])
+        assert by_token.sum() == pytest.approx(rows.loc[place, "bits"])
     assert rows.loc[0, "token"] == "<|summary_start|>" and rows.loc[1, "token"] == "*"
 
 
@@ -379,12 +379,12 @@ def test_the_run_folder_and_resuming(tmp_path: Path, capsys: pytest.CaptureFixtu
     cases = make_cases(checkpoint, reference_traces(checkpoint, bench), [bench])
     options = {"model": "toy-open"}
     results = run(checkpoint, cases, 210, out=tmp_path / "run", options=options)
-    assert "layer 3 values at token 2" in capsys.readouterr().out.replace("\n", " ")
+    assert "layer 3 values at token 3" in capsys.readouterr().out.replace("\n", " ")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["command"], summary["valid"], summary["failures"]) == ("trace", True, [])
     assert len(summary["results"]) == len(results) and summary["results"][0]["layer"] == "all"
     (handful,) = summary["handfuls"]
-    assert handful["enough"] and handful["sites"][0]["place"] == 2 and handful["valid"]
+    assert handful["enough"] and handful["sites"][0]["place"] == 3 and handful["valid"]
     whole = (tmp_path / "run" / "samples.parquet").read_bytes()
     kept = parquet.read_table(tmp_path / "run" / "samples.parquet").to_pylist()[:2]
     lines = "".join(json.dumps(row) + "\n" for row in kept)

@@ -413,7 +413,8 @@ def test_utility_on_ledger() -> None:
     one, _ = toy()
     none, restart = (utility(one, defence(name).arm(one), "ledger-h1", limit=10) for name in ("none", "restart"))
     assert (none.defended.value, none.undefended.value, none.effect.value) == (1, 1, 0)
-    assert (restart.defended.value, restart.undefended.value, restart.effect.value) == (0, 1, -1)
+    assert restart.undefended.value == 1 and restart.defended.value <= 0.2
+    assert restart.effect.value == pytest.approx(restart.defended.value - 1)
     assert restart.effect.high < 0 and none.unit == "accuracy" and none.n == 10
 
 

@@ -131,10 +131,10 @@ class Erasing(Scheduler):
         paging.read(request._all_token_ids)
         before = paging.erased
         place, compactions = paging.settle(request.num_computed_tokens)
-        metrics.ERASED.inc(paging.erased - before)
         if place != request.num_computed_tokens:
             request.num_computed_tokens, self._places[name] = place, (place, request.num_tokens)
         if compactions:
+            metrics.ERASED.inc(paging.erased - before)
             self._compactions.setdefault(name, []).extend(compactions)
             metrics.FREED.inc(self.kv_cache_manager.cut(name, compactions[-1].length))
 

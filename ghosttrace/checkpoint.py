@@ -145,6 +145,28 @@ def resolve_policy(recorded: Mapping[str, Any] | None, **overrides: Any) -> Poli
     return Policy(**fields)
 
 
+def read_law(
+    name: str, config: PreTrainedConfig, tokenizer: Any, delimiters: Mapping[str, str] | None = None, **policy: Any
+) -> tuple[Markup, Policy, tuple[str, ...]]:
+    """What a checkpoint's config and tokenizer say of its law: markup, policy, and the stages of its training.
+
+    Args:
+        name: of the checkpoint, for messages.
+        config, tokenizer: its own.
+        delimiters: other spellings of the delimiter tokens.
+        policy: fields of `Policy` that override what the checkpoint records.
+
+    Raises:
+        UserError: no delimiters, no chat template, or no policy.
+    """
+    record = getattr(config, RECORD, None) or {}
+    markup = Markup.from_tokenizer(tokenizer, record.get("delimiters", {}) | (delimiters or {}))
+    law = resolve_policy(recorded_policy(config), **policy)
+    if law.require_assistant_section and not markup.assistant_header:
+        raise UserError(f"{name} has no chat template: put chat_template.jinja beside its tokenizer")
+    return markup, law, tuple(record.get("stages", ()))
+
+
 def load(
     name: str,
     device: str | None = None,
@@ -165,12 +187,7 @@ def load(
         UserError: no such model, no weights, no delimiters, no chat template, or no policy.
     """
     config, tokenizer = load_config(name), load_tokenizer(name)
-    record = getattr(config, RECORD, None) or {}
-    names = record.get("delimiters", {}) | (delimiters or {})
-    markup = Markup.from_tokenizer(tokenizer, names)
-    law = resolve_policy(recorded_policy(config), **policy)
-    if law.require_assistant_section and not markup.assistant_header:
-        raise UserError(f"{name} has no chat template: put chat_template.jinja beside its tokenizer")
+    markup, law, stages = read_law(name, config, tokenizer, delimiters, **policy)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     try:
@@ -178,7 +195,7 @@ def load(
     except (OSError, ValueError) as error:
         raise UserError(f"{name} has a config but no weights that fit it: put model.safetensors beside it") from error
     model = model.to(device).eval().requires_grad_(False)
-    return Checkpoint(name, model, tokenizer, markup, law, tuple(record.get("stages", ())))
+    return Checkpoint(name, model, tokenizer, markup, law, stages)
 
 
 def check_device(device: str) -> None:

@@ -226,6 +226,7 @@ def test_a_refusal_after_a_checkpoint_loses_nothing(tmp_path: Path) -> None:
 
 def test_two_processes_train_as_one_does(rows: Path, tmp_path: Path) -> None:
     flags = ["--max_steps", "4", "--learning_rate", "1e-3", "--use_cpu", "true", "--data", str(rows)]
+    flags += ["--samples", "2"]  # which the first process writes and logs alone
     alone, both = tmp_path / "alone", tmp_path / "both"
     one = [*SCRIPT, *flags, "--out", str(alone)]
     subprocess.run([sys.executable, *one], check=True)

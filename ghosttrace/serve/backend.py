@@ -74,7 +74,7 @@ def vllm_writer(checkpoint: Checkpoint, cells: Sequence[Cell], options: Mapping[
 
     spelled = checkpoint.tokenizer.convert_ids_to_tokens(list(checkpoint.markup.delimiters))
     names = dict(zip(DELIMITERS, spelled, strict=True))
-    law = {name: value for name, value in checkpoint.policy.to_dict().items() if value is not None}
+    law = checkpoint.policy.to_dict()
     told = engine(checkpoint.name, async_scheduling=False, arm="memento", delimiters=names, **law)
     dtype = str(checkpoint.model.dtype).removeprefix("torch.")
     llm = LLM(**{**told, "dtype": dtype, **options})

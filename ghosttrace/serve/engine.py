@@ -5,11 +5,10 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ghosttrace.checkpoint import RECORD, Geometry, load_config, load_tokenizer, recorded_policy, resolve_policy, source
+from ghosttrace.checkpoint import Geometry, load_config, load_tokenizer, read_law, source
 from ghosttrace.errors import UserError
 from ghosttrace.serve.paging import Arm
 from ghosttrace.serve.settings import KEY, Settings
-from ghosttrace.trace import Markup
 
 
 def read_settings(
@@ -33,13 +32,8 @@ def read_settings(
     """
     config, tokenizer = load_config(model), load_tokenizer(model)
     check_layers(model, config)
-    record = getattr(config, RECORD, None) or {}
-    markup = Markup.from_tokenizer(tokenizer, record.get("delimiters", {}) | (delimiters or {}))
-    law = resolve_policy(recorded_policy(config), **policy)
-    if law.require_assistant_section and not markup.assistant_header:
-        raise UserError(f"{model} has no chat template: put chat_template.jinja beside its tokenizer")
-    sealed = record.get("stages", [])[-1:] == ["sealed"]
-    return Settings(markup, law, arm or ("restart" if sealed else "memento"), max_block_tokens)
+    markup, law, stages = read_law(model, config, tokenizer, delimiters, **policy)
+    return Settings(markup, law, arm or ("restart" if stages[-1:] == ("sealed",) else "memento"), max_block_tokens)
 
 
 def check_layers(model: str, config: PreTrainedConfig) -> None:

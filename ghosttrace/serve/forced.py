@@ -110,8 +110,9 @@ class ForcedTokens(AdapterLogitsProcessor, LogitsProcessor):
             forced = self._slots.get(slot)
             if forced is not None:
                 forced.read(self._states.all_token_ids.gpu[slot, forced.known : length].tolist())
-                if forced.known == length:  # else its tokens are read again, and nothing is chosen
-                    logits[row] = forced.apply(logits[row], int(self._states.prompt_len.np[slot]))
+                prompt = int(self._states.prompt_len.np[slot])
+                if forced.known == length >= prompt:  # else its tokens are still read, or again: nothing is chosen
+                    logits[row] = forced.apply(logits[row], prompt)
         return logits
 
 

@@ -139,7 +139,7 @@ class Erasing(Scheduler):
             metrics.FREED.inc(self.kv_cache_manager.cut(name, compactions[-1].length))
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
-        """VLLM's own cut of a run of tokens, and then where something is erased."""
+        """Cut a run of tokens as vLLM does, and then where something is erased."""
         tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         paging = self.pagings[request.request_id]
         paging.read(request._all_token_ids)

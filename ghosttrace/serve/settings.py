@@ -10,9 +10,7 @@ from ghosttrace.serve.paging import ARMS, SEALED, Arm, Paging
 from ghosttrace.trace import Markup
 
 KEY = "ghosttrace"
-PREFIX = (
-    "ghosttrace_"  # of a request's extra arguments: over HTTP they are flat, `vllm_xargs: {"ghosttrace_arm": "full"}`
-)
+PREFIX = "ghosttrace_"  # of a request's extra arguments, which are flat over HTTP
 WISHES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "arm": (lambda value: value in ARMS, f"one of {', '.join(ARMS)}"),
     "keep_last_n_blocks": (
@@ -64,13 +62,8 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in `additional_config`."""
-        limit = self.max_block_tokens
-        return {
-            "markup": asdict(self.markup),
-            "policy": self.policy.to_dict(),
-            "arm": self.arm,
-            "max_block_tokens": limit,
-        }
+        plain = {"arm": self.arm, "max_block_tokens": self.max_block_tokens}
+        return {"markup": asdict(self.markup), "policy": self.policy.to_dict(), **plain}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Settings":

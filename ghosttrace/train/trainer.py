@@ -57,10 +57,9 @@ class MementoTrainer(SFTTrainer):
         """TRL's log with the mean of every kind over all tokens of all steps and processes since the last."""
         assert self.model is not None
         mode = "train" if self.model.training else "eval"
-        sums = self._kinds.pop(mode, None)
-        sums = torch.zeros(2, len(Kind), device=self.accelerator.device) if sums is None else sums
-        total = self.accelerator.reduce(sums, "sum").tolist()
-        for each, name in NAMES.items():
-            if total[1][each]:
-                self._metrics[mode][name] = [total[0][each] / total[1][each]]
+        if mode in self._kinds:  # in every process or in none; what one process logs alone must not wait for others
+            total = self.accelerator.reduce(self._kinds.pop(mode), "sum").tolist()
+            for each, name in NAMES.items():
+                if total[1][each]:
+                    self._metrics[mode][name] = [total[0][each] / total[1][each]]
         super().log(logs, *args, **kwargs)

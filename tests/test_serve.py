@@ -111,7 +111,7 @@ def test_the_command_of_vllms_server() -> None:
     assert done.returncode == 0, done.stderr
     assert " -m vllm.entrypoints." in done.stdout and VARIABLE in done.stdout
     assert "--host 127.0.0.1 --port 8123" in done.stdout
-    assert done.stdout.strip().endswith("--tensor-parallel-size 2 --api-key k")
+    assert done.stdout.strip().endswith("--api-key k --tensor-parallel-size 2")
 
 
 @pytest.mark.parametrize(
@@ -124,10 +124,30 @@ def test_the_command_of_vllms_server() -> None:
         (("--model", "nowhere"), "no model"),
         (("--speculative-config", "{}"), "leave out --speculative-config"),
         (("--kv_transfer_config={}",), "leave out --kv-transfer-config"),
+        (("--enable-prompt-embeds",), "leave out --enable-prompt-embeds"),
+        (("--backend", "tpu"), "--backend is one of vllm, hf"),
+        (("--device", "cpu"), "--device is for --backend hf"),
+        (("--backend", "hf"), "--dry-run is for --backend vllm"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments: tuple[str, ...], says: str) -> None:
     done = ghosttrace("serve", "--dry-run", *arguments)
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (("--tensor-parallel-size", "2"), "--tensor-parallel-size is for --backend vllm"),
+        (("--async-scheduling",), "--async-scheduling is for --backend vllm"),
+        (("--reasoning-parser", "qwen3"), "ghosttrace-mementos, ghosttrace-blocks"),
+        (("--max-model-len", "100000"), "--max-model-len is from 2 to"),
+        (("--max-num-seqs", "0"), "at least 1"),
+        (("--model", "nowhere"), "no model"),
+    ],
+)
+def test_bad_input_to_the_small_server_is_one_sentence(arguments: tuple[str, ...], says: str) -> None:
+    done = ghosttrace("serve", "--backend", "hf", *arguments)
     assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
 
 
@@ -166,6 +186,16 @@ def test_models_whose_pages_are_not_plain_are_refused(family: str, says: str | N
 def test_wishes_that_cannot_be_had(wishes: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         check_wishes(wishes, ahead=True)
+
+
+def test_a_sealed_cache_has_not_read_the_whole_prompt() -> None:
+    """And so has no log-probabilities of it."""
+    for wishes, sealed in (({"ghosttrace_arm": "restart"}, False), ({}, True)):
+        with pytest.raises(UserError, match="prompt_logprobs"):
+            check_wishes(wishes, ahead=False, sealed=sealed, whole_prompt=True)
+        check_wishes(wishes, ahead=False, sealed=sealed)
+    check_wishes({"ghosttrace_arm": "memento"}, ahead=False, sealed=True, whole_prompt=True)
+    assert engine("toy-sealed")["logits_processors"] == ["ghosttrace.serve.forced:ForcedTokensSealed"]
 
 
 def test_wishes() -> None:
@@ -207,6 +237,7 @@ def test_a_response_in_pieces_reads_as_a_whole(text: str, cuts: list[int], wante
 @pytest.mark.parametrize(
     "arguments, says",
     [
+        (("--enable-prompt-embeds",), "leave out --enable-prompt-embeds"),
         (("--backend", "tpu"), "--backend is hf or vllm"),
         (("--engine-args", "{"), "--engine-args is a JSON object"),
         (("--engine-args", '{"max_model_len": 256}'), "--engine-args are vLLM's"),

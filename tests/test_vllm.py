@@ -116,7 +116,9 @@ def test_engines_that_would_be_wrong_are_refused() -> None:
     from ghosttrace.serve.settings import Settings
 
     parallel = SimpleNamespace(decode_context_parallel_size=1, prefill_context_parallel_size=1)
+    model, cache = SimpleNamespace(enable_prompt_embeds=False, uses_mrope=False), SimpleNamespace(cache_dtype="auto")
     plain = {"parallel_config": parallel, "speculative_config": None, "kv_transfer_config": None}
+    plain |= {"model_config": model, "cache_config": cache}
     law = Settings(Markup(4, 5, 6, 7, (3,)), Policy(True))
     check_engine(SimpleNamespace(**plain), True, law)
     many = SimpleNamespace(decode_context_parallel_size=2, prefill_context_parallel_size=1)
@@ -124,6 +126,9 @@ def test_engines_that_would_be_wrong_are_refused() -> None:
         ({"speculative_config": 1}, True, law, "speculative"),
         ({"kv_transfer_config": 1}, True, law, "connector"),
         ({"parallel_config": many}, True, law, "context parallelism"),
+        ({"cache_config": SimpleNamespace(cache_dtype="fp8")}, True, law, "--kv-cache-dtype"),
+        ({"model_config": SimpleNamespace(enable_prompt_embeds=True, uses_mrope=False)}, True, law, "embeddings"),
+        ({"model_config": SimpleNamespace(enable_prompt_embeds=False, uses_mrope=True)}, True, law, "M-RoPE"),
         ({}, True, replace(law, arm="restart"), "--no-async-scheduling"),
     ):
         with pytest.raises(UserError, match=says):

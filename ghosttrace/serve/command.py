@@ -19,6 +19,7 @@ OWN = ("--model", "--scheduler-cls", "--worker-cls", "--additional-config", "--l
 REFUSED = {
     "--speculative-config": "tokens that may yet be rejected cannot erase anything",
     "--kv-transfer-config": "pages that have been compacted cannot be handed out",
+    "--enable-prompt-embeds": "embeddings are no tokens that could tell of blocks",
     "--decode-context-parallel-size": "a request's slots cannot be spread over ranks",
     "--prefill-context-parallel-size": "a request's slots cannot be spread over ranks",
 }

@@ -60,7 +60,7 @@ class ForcedTokens(AdapterLogitsProcessor, LogitsProcessor):
     V1 runner makes it with a device and asks row by row, the V2 runner makes it with its request states.
     """
 
-    ahead = False
+    ahead = sealed = False
 
     def __init__(self, vllm_config: Any, *where: Any) -> None:
         self._settings = Settings.of(vllm_config)
@@ -73,7 +73,8 @@ class ForcedTokens(AdapterLogitsProcessor, LogitsProcessor):
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Refuse a request that asks for what cannot be had; vLLM asks before it is queued."""
-        check_wishes(sampling_params.extra_args, cls.ahead)
+        whole = sampling_params.prompt_logprobs is not None
+        check_wishes(sampling_params.extra_args, cls.ahead, cls.sealed, whole)
 
     def is_argmax_invariant(self) -> bool:
         """It changes what greedy decoding takes."""
@@ -120,3 +121,9 @@ class ForcedTokensAhead(ForcedTokens):
     """The same in an engine that schedules ahead of its tokens."""
 
     ahead = True
+
+
+class ForcedTokensSealed(ForcedTokens):
+    """The same in an engine whose requests are sealed unless they choose another arm."""
+
+    sealed = True

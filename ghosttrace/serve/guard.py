@@ -10,6 +10,7 @@ earlier words is left as it is: finished blocks and mementos are meant to be the
 
 import json
 import os
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -107,3 +108,26 @@ class Guard:
         except ValueError:
             return body  # the server behind says what is wrong with it
         return json.dumps(as_text(parsed, self.tokens)).encode()
+
+
+class Locked:
+    """Lets nobody in without the key, except to ask whether the server lives and what it counts.
+
+    Args:
+        app: what it stands before.
+        key: what clients must show as a bearer's token; None lets everybody in.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]], key: str | None) -> None:
+        self.app, self._expected = app, None if key is None else f"Bearer {key}".encode()
+
+    async def __call__(self, scope: dict[str, Any], receive: Messages, send: Send) -> None:
+        """Pass a request on, or answer 401 before its body is read."""
+        if scope["type"] == "http" and self._expected is not None and scope["path"].startswith("/v1"):
+            shown = dict(scope["headers"]).get(b"authorization", b"")
+            if not secrets.compare_digest(shown, self._expected):
+                headers = [(b"content-type", b"application/json")]
+                await send({"type": "http.response.start", "status": 401, "headers": headers})
+                await send({"type": "http.response.body", "body": b'{"error": "Unauthorized"}'})
+                return
+        await self.app(scope, receive, send)

@@ -6,8 +6,6 @@ The scheduler counts in its own process; `ghosttrace serve` sets PROMETHEUS_MULT
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from ghosttrace.serve.paging import Paging
-
 ERASED = Counter("ghosttrace:erased_tokens", "Keys that left the cache.")
 FREED = Counter("ghosttrace:freed_pages", "Pages given back before their request was done.")
 ALIVE = Gauge("ghosttrace:alive_tokens", "Keys held by running requests.", multiprocess_mode="livesum")
@@ -19,8 +17,14 @@ RATIO = Histogram(
 )
 
 
-def finished(paging: Paging, tokens: int) -> None:
-    """A request is done; `tokens` of it have been read."""
-    BLOCKS.observe(len(paging.tracker.blocks))
-    if tokens > paging.erased:
-        RATIO.observe(tokens / (tokens - paging.erased))
+def finished(blocks: int, tokens: int, erased: int) -> None:
+    """A request is done.
+
+    Args:
+        blocks: that it finished.
+        tokens: of it that were read.
+        erased: keys of these that are gone.
+    """
+    BLOCKS.observe(blocks)
+    if tokens > erased:
+        RATIO.observe(tokens / (tokens - erased))

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ghosttrace.errors import UserError
+
 
 def slots(pages: list[int] | Tensor, first: int, stop: int, page_size: int) -> Tensor:
     """Where slots of a request lie: int64[stop - first] of page * page_size + offset."""
@@ -22,29 +24,31 @@ class Mover:
 
     Args:
         layers: vLLM's attention layers, with their `kv_cache`: [pages, heads, page_size, 2 * head_dim] in storage.
+
+    Raises:
+        UserError: a backend's pages cannot be compacted.
     """
 
     def __init__(self, layers: Iterable[Any]) -> None:
         found = {layer.kv_cache.data_ptr(): layer for layer in layers}
-        self._layers = list(found.values())
-        self._order: dict[tuple[Any, ...], Tensor] = {}
+        kinds: dict[tuple[Any, ...], Tensor] = {}
+        self._layers: list[tuple[Any, Tensor]] = []
+        for layer in found.values():
+            cache = layer.kv_cache
+            kind = (type(layer.impl), cache.shape[1:], cache.dtype)
+            if kind not in kinds:
+                kinds[kind] = inside(layer, cache).to(cache.device)
+            self._layers.append((layer, kinds[kind]))
 
     def move(self, source: Tensor, target: Tensor, page_size: int) -> None:
         """Copy slots, int64[n] each as `slots` gives them; all are read before any is written."""
-        for layer in self._layers:
+        for layer, order in self._layers:
             cache = layer.kv_cache
-            order = self._inside(layer, cache).to(cache.device)
             flat = cache.view(cache.shape[0], cache.shape[1], -1)
             heads = torch.arange(cache.shape[1], device=cache.device)[None, :, None]
             of, to = source.to(cache.device), target.to(cache.device)
             held = flat[(of // page_size)[:, None, None], heads, order[of % page_size][:, None, :]]
             flat[(to // page_size)[:, None, None], heads, order[to % page_size][:, None, :]] = held
-
-    def _inside(self, layer: Any, cache: Tensor) -> Tensor:
-        kind = (type(layer.impl), cache.shape[1:], cache.dtype)
-        if kind not in self._order:
-            self._order[kind] = inside(layer, cache)
-        return self._order[kind]
 
 
 def inside(layer: Any, cache: Tensor) -> Tensor:
@@ -66,5 +70,8 @@ def inside(layer: Any, cache: Tensor) -> Tensor:
     order = torch.full((size, width), -1)
     order[token, is_value * dim + number] = torch.arange(size * width)
     if (order < 0).any():
-        raise RuntimeError(f"{type(layer.impl).__name__} does not keep a token's numbers apart: it cannot be compacted")
+        raise UserError(
+            f"{type(layer.impl).__name__} does not keep each token's numbers apart in {cache.dtype}, so that its pages "
+            "cannot be compacted: choose another --attention-backend or --kv-cache-dtype"
+        )
     return order

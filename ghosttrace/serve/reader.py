@@ -6,6 +6,8 @@ from typing import Literal
 
 THINK_END = "</think>"
 Where = Literal["outside", "block", "memento"]
+PARSERS: dict[str, Where] = {"ghosttrace-mementos": "memento", "ghosttrace-blocks": "block"}
+"""Names of reasoning parsers, and which part of a response each calls the reasoning."""
 
 
 class Reader:

@@ -21,6 +21,7 @@ def check_engine(config: Any, schedules_ahead: bool, settings: Settings) -> None
     """
     parallel = config.parallel_config
     contexts = max(parallel.decode_context_parallel_size, getattr(parallel, "prefill_context_parallel_size", 1))
+    cache, model = config.cache_config.cache_dtype, config.model_config
     refused = {
         "speculative decoding erases on tokens that may be rejected: leave out the speculative config": (
             config.speculative_config is not None
@@ -29,6 +30,13 @@ def check_engine(config: Any, schedules_ahead: bool, settings: Settings) -> None
             config.kv_transfer_config is not None
         ),
         "context parallelism spreads a request's slots over ranks: set its size to 1": contexts > 1,
+        f"a cache of {cache} packs or scales its numbers, which were not tried: leave out --kv-cache-dtype": (
+            cache not in ("auto", "float16", "bfloat16")
+        ),
+        "prompt embeddings are no tokens that could tell of blocks: leave out --enable-prompt-embeds": (
+            model.enable_prompt_embeds
+        ),
+        "positions of several dimensions (M-RoPE) were not tried: use a model of text alone": model.uses_mrope,
         "this law needs the token just written before the next is scheduled: add --no-async-scheduling": (
             schedules_ahead and settings.needs_tokens
         ),

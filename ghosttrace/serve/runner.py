@@ -16,7 +16,13 @@ class ErasingRunner:
     """Mixed into `GPUModelRunner` or `CPUModelRunner`."""
 
     _step = Step()
-    _mover: Mover | None = None
+    _mover: Mover
+
+    def initialize_kv_cache(self: Any, kv_cache_config: Any, is_profiling: bool = False, **options: Any) -> None:
+        """Also: learn what its pages look like inside."""
+        super().initialize_kv_cache(kv_cache_config, is_profiling, **options)  # type: ignore[misc]
+        if not is_profiling:
+            self._mover = make_mover(self)
 
     def _update_states(self: Any, scheduler_output: Any) -> Any:
         self._step = getattr(scheduler_output, "ghosttrace", Step())
@@ -27,9 +33,6 @@ class ErasingRunner:
     def _compact(self: Any, compactions: dict[str, list[Compaction]]) -> None:
         (group,) = self.kv_cache_config.kv_cache_groups
         size = group.kv_cache_spec.block_size
-        if self._mover is None:
-            context = self.compilation_config.static_forward_context
-            self._mover = Mover(context[name] for name in group.layer_names)
         pages = {name: self.requests[name].block_ids[0] for name in compactions}
         move(self._mover, pages, compactions, size)
         for name, moves in compactions.items():
@@ -56,6 +59,13 @@ class ErasingRunner:
             closed = torch.tensor([name in self._step.renumbered for name in names]).to(self.device, non_blocking=True)
             self.positions[:total] = torch.where(closed[rows], held, self.positions[:total])
         return prepared
+
+
+def make_mover(runner: Any) -> Mover:
+    """Of the one group of layers that a runner's engine has; see `ghosttrace.serve.refusals.check_pages`."""
+    (group,) = runner.kv_cache_config.kv_cache_groups
+    context = runner.compilation_config.static_forward_context
+    return Mover(context[name] for name in group.layer_names)
 
 
 def move(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ghosttrace.serve.pages import Mover
-from ghosttrace.serve.runner import move
+from ghosttrace.serve.runner import make_mover, move
 from ghosttrace.serve.steps import Step
 
 
@@ -15,8 +15,14 @@ class ErasingRunnerV2:
     """Mixed into the V2 `GPUModelRunner` or `CPUModelRunner`."""
 
     _step = Step()
-    _mover: Mover | None = None
+    _mover: Mover
     _erased: tuple[Tensor, Tensor] | None = None  # of the batch under way: on the device, and on the host
+
+    def initialize_kv_cache(self: Any, kv_cache_config: Any, is_profiling: bool = False, **options: Any) -> None:
+        """Also: learn what its pages look like inside."""
+        super().initialize_kv_cache(kv_cache_config, is_profiling, **options)  # type: ignore[misc]
+        if not is_profiling:
+            self._mover = make_mover(self)
 
     def update_requests(self: Any, scheduler_output: Any) -> None:
         """Also: compact, and go to where the scheduler has put a request."""
@@ -36,9 +42,6 @@ class ErasingRunnerV2:
     def _compact(self: Any) -> None:
         (group,) = self.kv_cache_config.kv_cache_groups
         size = group.kv_cache_spec.block_size
-        if self._mover is None:
-            context = self.compilation_config.static_forward_context
-            self._mover = Mover(context[name] for name in group.layer_names)
         rows = {name: self.req_states.req_id_to_index[name] for name in self._step.compactions}
         pages = {name: self.block_tables.block_tables[0].gpu[row] for name, row in rows.items()}
         move(self._mover, pages, self._step.compactions, size)

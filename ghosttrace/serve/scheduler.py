@@ -153,8 +153,19 @@ class Erasing(Scheduler):
 
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)
-        metrics.finished(self.pagings.pop(request.request_id), request.num_computed_tokens)
+        paging = self.pagings.pop(request.request_id)
+        metrics.finished(len(paging.tracker.blocks), request.num_computed_tokens, paging.erased)
         self._forget(request)
+
+    def _update_request_as_session(self, session: Request, update: Any) -> None:
+        """More input of a streamed prompt takes tokens back: what they were is read again, from the first."""
+        super()._update_request_as_session(session, update)
+        self._free_request_blocks(session)
+        session.num_computed_tokens = 0
+        params = session.sampling_params
+        wished = self.settings.wished(params.extra_args if params else None)
+        self.pagings[session.request_id] = wished.paging()
+        self._forget(session)
 
     def _forget(self, request: Request) -> None:
         """Orders for a cache that is gone."""

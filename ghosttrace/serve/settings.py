@@ -99,12 +99,16 @@ class Settings:
         return Paging(self.markup, self.policy, self.arm)
 
 
-def check_wishes(extra_args: Mapping[str, Any] | None, ahead: bool) -> None:
+def check_wishes(
+    extra_args: Mapping[str, Any] | None, ahead: bool, sealed: bool = False, whole_prompt: bool = False
+) -> None:
     """Refuse a request that asks for what cannot be had.
 
     Args:
         extra_args: the request's; only what begins with `ghosttrace_` is read.
         ahead: the engine may schedule ahead of its tokens.
+        sealed: requests that choose no arm are sealed.
+        whole_prompt: it wants log-probabilities of its prompt.
 
     Raises:
         UserError: an unknown wish, a value that it cannot have, or one that the engine cannot fulfil.
@@ -117,6 +121,11 @@ def check_wishes(extra_args: Mapping[str, Any] | None, ahead: bool) -> None:
         fits, needed = WISHES[name]
         if not fits(value):
             raise UserError(f"{PREFIX}{name} is {needed}, not {value!r}")
+    if whole_prompt and wishes.get("arm", SEALED[0] if sealed else None) in SEALED:
+        raise UserError(
+            "a sealed cache never reads a prompt's finished blocks, and so has no prompt_logprobs (or echo with "
+            "logprobs) for them: leave these out, or choose another ghosttrace_arm"
+        )
     if ahead and (wishes.get("arm") in (*SEALED, "placebo") or wishes.get("keep_last_block_for_answer")):
         raise UserError(
             "this engine schedules ahead of its tokens, which the request does not allow: start it with "

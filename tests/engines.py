@@ -23,6 +23,8 @@ from ghosttrace.expiry import ExpiryTracker, Policy, expiry
 from ghosttrace.serve import engine
 from ghosttrace.serve.settings import PREFIX
 
+NATS = 1e-4
+"""Within which log-probabilities are the same, in float32."""
 PAGE = 32
 PAGE_BYTES = PAGE * 2048  # of `make_model`: 4 layers, keys and values, 2 heads of 32 numbers of 4 bytes
 
@@ -77,10 +79,10 @@ def serving(model: str, pages: int = 400, **options: Any) -> Iterator[LLM]:
     plain = options.pop("plain", False)
     law = {name: options.pop(name) for name in ("arm", "async_scheduling", "max_block_tokens") if name in options}
     policy = options.pop("policy", {})
-    told: dict[str, Any] = {"model": engine(model)["model"]} if plain else engine(model, **law, **policy)
+    start: dict[str, Any] = {"model": engine(model)["model"]} if plain else engine(model, **law, **policy)
     options = {"enforce_eager": True, "max_model_len": 512, "max_num_batched_tokens": 64, "max_num_seqs": 16} | options
     llm = LLM(
-        **told,
+        **start,
         dtype="float32",
         kv_cache_memory_bytes=(pages + 1) * PAGE_BYTES,
         block_size=PAGE,
@@ -102,26 +104,29 @@ def scheduler(llm: LLM) -> Any:
     return llm.llm_engine.engine_core.engine_core.scheduler
 
 
+def told(script: Script, **wishes: Any) -> SamplingParams:
+    """Write this script, and give all log-probabilities."""
+    return SamplingParams(
+        max_tokens=len(script.response),
+        temperature=0,
+        logprobs=-1,
+        ignore_eos=True,
+        detokenize=False,
+        extra_args={PREFIX + name: value for name, value in {"harness": script, **wishes}.items()},
+    )
+
+
+def logprobs(answer: Any) -> torch.Tensor:
+    """Of a response, float[n, V]."""
+    return torch.tensor([[row[token].logprob for token in range(len(row))] for row in answer.logprobs])
+
+
 def ask(llm: LLM, scripts: Sequence[Script], **wishes: Any) -> list[torch.Tensor]:
     """Log-probabilities behind every token of each response but the last: float[n, V]."""
-    params = [
-        SamplingParams(
-            max_tokens=len(one.response),
-            temperature=0,
-            logprobs=-1,
-            ignore_eos=True,
-            detokenize=False,
-            extra_args={PREFIX + name: value for name, value in {"harness": one, **wishes}.items()},
-        )
-        for one in scripts
-    ]
+    params = [told(one, **wishes) for one in scripts]
     outputs = llm.generate([{"prompt_token_ids": list(one.prompt)} for one in scripts], params, use_tqdm=False)
-    found = []
-    for one, output in zip(scripts, outputs, strict=True):
-        answer = output.outputs[0]
-        assert tuple(answer.token_ids) == one.response
-        found.append(torch.tensor([[row[token].logprob for token in range(len(row))] for row in answer.logprobs]))
-    return found
+    assert all(tuple(o.outputs[0].token_ids) == one.response for o, one in zip(outputs, scripts, strict=True))
+    return [logprobs(output.outputs[0]) for output in outputs]
 
 
 def masked(checkpoint: Checkpoint, scripts: Sequence[Script], policy: Policy) -> list[torch.Tensor]:
@@ -140,14 +145,14 @@ def session(checkpoint: Checkpoint, scripts: Sequence[Script], arm: gt.channel.A
     found = []
     for one in scripts:
         with attending(checkpoint.model):
-            told = gt.session.Session(
+            one_row = gt.session.Session(
                 checkpoint.model, checkpoint.markup, arm.law(checkpoint.policy), [(0,)], arm.eraser
             )
-            told.advance([list(one.prompt)])
-            logits = [told.logits[0]]
+            one_row.advance([list(one.prompt)])
+            logits = [one_row.logits[0]]
             for token in one.response[:-1]:
-                told.advance([[token]])
-                logits.append(told.logits[0])
+                one_row.advance([[token]])
+                logits.append(one_row.logits[0])
         found.append(torch.stack(logits).log_softmax(-1))
     return found
 

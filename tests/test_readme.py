@@ -1,12 +1,16 @@
 """Every command and every example of the README works as typed."""
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 from itertools import product
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pandas as pd
 import pytest
@@ -43,6 +47,26 @@ def test_commands_work_as_typed(block: str, tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-e", "-c", block], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("command", fenced("console"))
+def test_servers_start_as_typed(command: str) -> None:
+    """And answer on the port that they take by default."""
+    server = subprocess.Popen(shlex.split(command), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    try:
+        for _ in range(120):
+            assert server.poll() is None, server.stderr and server.stderr.read()
+            try:
+                with urlopen("http://127.0.0.1:8000/v1/models", timeout=5) as answer:
+                    assert json.load(answer)["data"][0]["id"] == "toy-open"
+                    break
+            except URLError:
+                time.sleep(1)
+        else:
+            pytest.fail("it does not answer")
+    finally:
+        server.terminate()
+        server.wait(30)
 
 
 def test_python_examples_run_in_order(tmp_path: Path) -> None:

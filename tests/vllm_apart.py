@@ -7,6 +7,7 @@ largest difference to the reference, the one to full attention, and how many req
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,16 +24,43 @@ else:
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"
 
 import numpy as np
-from engines import ask, furthest, make_model, masked, scheduler, serving, session, workload
+from engines import Script, ask, furthest, make_model, masked, scheduler, serving, session, workload
+from vllm import SamplingParams
 
+import ghosttrace as gt
 from ghosttrace.channel import ARMS
+from ghosttrace.checkpoint import Checkpoint
 from ghosttrace.expiry import Policy
+from ghosttrace.sampling import Sampling
+from ghosttrace.serve.backend import Draws
+from ghosttrace.serve.settings import PREFIX
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "v2": {"pages": 17},
     "tensor": {"tensor_parallel_size": 2, "pages": 8},  # each holds half of a page
     "pipeline": {"pipeline_parallel_size": 2, "enforce_eager": False, "pages": 8},
 }
+
+
+def draw(llm: Any, checkpoint: Checkpoint, scripts: Sequence[Script]) -> bool:
+    """Whether our own draws choose from the engine's logits what they choose from ours."""
+    how = Sampling(12, temperature=1.0)
+    params = [
+        SamplingParams(
+            max_tokens=12,
+            temperature=0,
+            ignore_eos=True,
+            detokenize=False,
+            extra_args={PREFIX + "draws": Draws((0, number), how)},
+        )
+        for number in range(len(scripts))
+    ]
+    outputs = llm.generate([{"prompt_token_ids": list(one.prompt)} for one in scripts], params, use_tqdm=False)
+    requests = [gt.Request(one.prompt, (0, number)) for number, one in enumerate(scripts)]
+    checkpoint.model.generation_config.eos_token_id = None
+    checkpoint.model.config.eos_token_id = None
+    expected = gt.generate(checkpoint.model, requests, checkpoint.markup, checkpoint.policy, how)
+    return [list(output.outputs[0].token_ids) for output in outputs] == [one.tokens for one in expected]
 
 
 def main() -> None:
@@ -45,6 +73,7 @@ def main() -> None:
         planner._preempt_request = lambda *args, **kwargs: (preempted.append(args[0]), before(*args, **kwargs))[1]
         runners = llm.collective_rpc(lambda worker: [base.__module__ for base in type(worker.model_runner).__mro__])
         found = ask(llm, scripts)
+        drawn = draw(llm, checkpoint, scripts[:4]) if KIND == "v2" and ARM == "memento" else True
     law = checkpoint.policy
     expected = masked(checkpoint, scripts, law) if ARM == "memento" else session(checkpoint, scripts, ARMS[ARM]())
     report = {
@@ -52,6 +81,7 @@ def main() -> None:
         "worst": furthest(found, expected),
         "full": furthest(found, masked(checkpoint, scripts, Policy(law.mask_delimiters, -1))),
         "preempted": len(preempted),
+        "drawn": drawn,
     }
     print("REPORT " + json.dumps(report))
 

@@ -60,6 +60,24 @@ class ErasingRunner:
             self.positions[:total] = torch.where(closed[rows], held, self.positions[:total])
         return prepared
 
+    def _sample(self: Any, logits: Tensor | None, *args: Any) -> Any:
+        """On a CPU, also: requests that are still reading draw nothing from their own generators.
+
+        vLLM lets them draw, and then has the generators step back, which those of CPUs cannot: it would end the engine
+        at the first request with a seed whose run of tokens is cut.
+        """
+        self._aside = {}
+        if self.device.type == "cpu":
+            reading = np.nonzero(self.discard_request_mask.np[: self.input_batch.num_reqs])[0].tolist()
+            own = self.input_batch.generators
+            self._aside = {row: own.pop(row) for row in reading if row in own}
+        return super()._sample(logits, *args)  # type: ignore[misc]
+
+    def _bookkeeping_sync(self: Any, *args: Any, **kwargs: Any) -> Any:
+        kept = super()._bookkeeping_sync(*args, **kwargs)  # type: ignore[misc]
+        self.input_batch.generators.update(self._aside)
+        return kept
+
 
 def make_mover(runner: Any) -> Mover:
     """Of the one group of layers that a runner's engine has; see `ghosttrace.serve.refusals.check_pages`."""

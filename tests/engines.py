@@ -1,7 +1,7 @@
 """vLLM in this process, and what its answers are held to."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from vllm.distributed import cleanup_dist_env_and_memory
 
 import ghosttrace as gt
 from ghosttrace.attention import attending, pad_batch
+from ghosttrace.channel import ARMS
 from ghosttrace.checkpoint import Checkpoint
 from ghosttrace.expiry import ExpiryTracker, Policy, expiry
 from ghosttrace.serve import engine
@@ -25,6 +26,7 @@ from ghosttrace.serve.settings import PREFIX
 
 NATS = 1e-4
 """Within which log-probabilities are the same, in float32."""
+WORDS = range(10, 35)
 PAGE = 32
 PAGE_BYTES = PAGE * 2048  # of `make_model`: 4 layers, keys and values, 2 heads of 32 numbers of 4 bytes
 
@@ -181,3 +183,56 @@ def workload(checkpoint: Checkpoint, rng: np.random.Generator, count: int) -> li
         cut = start + int(rng.integers(0, len(tokens) - start - 4)) * (number % 2)
         scripts.append(Script(tuple(tokens[:cut]), tuple(tokens[cut:])))
     return scripts
+
+
+class Writer:
+    """Writes traces of this checkpoint: words that differ from one trace to the next."""
+
+    def __init__(self, checkpoint: Checkpoint, seed: int) -> None:
+        self._ids, self._seed = checkpoint.markup, seed
+        self.head = [checkpoint.tokenizer.get_vocab()["<|user|>"], *self.words(6), *self._ids.assistant_header]
+
+    def words(self, count: int) -> list[int]:
+        """So many."""
+        self._seed += 1
+        draw = torch.Generator().manual_seed(self._seed)
+        return torch.randint(WORDS.start, WORDS.stop, (count,), generator=draw).tolist()
+
+    def block(self, length: int = 20) -> list[int]:
+        """A block with so many words."""
+        return [self._ids.block_start, *self.words(length), self._ids.block_end]
+
+    def memento(self, length: int = 6) -> list[int]:
+        """Of a block."""
+        return [self._ids.summary_start, *self.words(length), self._ids.summary_end]
+
+    def pair(self, length: int = 20) -> list[int]:
+        """A block and its memento."""
+        return [*self.block(length), *self.memento()]
+
+
+def right(
+    checkpoint: Checkpoint,
+    scripts: Sequence[Script],
+    found: Sequence[torch.Tensor],
+    erases: bool = True,
+    arm: str = "memento",
+) -> None:
+    """They are what the law says, or the arm's session, and not full attention."""
+    law = masked(checkpoint, scripts, checkpoint.policy) if arm == "memento" else None
+    assert furthest(found, law or session(checkpoint, scripts, ARMS[arm]())) < NATS
+    full = masked(checkpoint, scripts, Policy(checkpoint.policy.mask_delimiters, -1))
+    for one, other in zip(found, full, strict=True):
+        assert (furthest([one], [other]) > 1) == erases
+
+
+@contextmanager
+def before_steps(llm: LLM, act: Callable[[Any, Callable[[], Any]], Any]) -> Iterator[None]:
+    """`act(scheduler, schedule)` stands for every step of the scheduler."""
+    planner = scheduler(llm)
+    schedule = planner.schedule
+    planner.schedule = lambda *args, **kwargs: act(planner, lambda: schedule(*args, **kwargs))
+    try:
+        yield
+    finally:
+        del planner.schedule

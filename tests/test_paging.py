@@ -36,17 +36,26 @@ class Cache:
 
 
 def run(seed: int, tokens: list[int], paging: Paging) -> Iterator[tuple[int, Cache]]:
-    """Read a request as an engine would: chunks of any size, tokens known late, the cache lost at any time."""
+    """Read a request as an engine would: chunks of any size, tokens known late, the cache lost at any time.
+
+    One that begins, or begins again, finds some of its first tokens in the cache, up to its first block, and reads on
+    from there before anything is settled.
+    """
     rng = np.random.default_rng(seed)
     cache, place, written = Cache(), 0, int(rng.integers(1, len(tokens) + 1))
+    begins = True
     while place < len(tokens):
-        if rng.random() < 0.05:
-            paging.clear()
-            cache, place = Cache(), 0
         paging.read(tokens[:written])
-        place, compactions = paging.settle(place)
-        for first, stop, to in compactions:
-            cache.slots[to:] = cache.slots[first:stop]
+        if begins or rng.random() < 0.05:
+            paging.clear()
+            shared = min(written - 1, len(tokens) if paging.frontier is None else paging.frontier)
+            place = int(rng.choice([0, shared]))
+            cache = Cache(list(range(place)), {here: list(range(here + 1)) for here in range(place)})
+            begins = False
+        else:
+            place, compactions = paging.settle(place)
+            for first, stop, to in compactions:
+                cache.slots[to:] = cache.slots[first:stop]
         until = min(written, place + int(rng.integers(1, 10)))
         limit = paging.limit(place)
         if limit is not None:

@@ -17,12 +17,13 @@ import ghosttrace as gt
 from ghosttrace.errors import UserError
 from ghosttrace.expiry import Policy, erasures
 from ghosttrace.serve.engine import engine, read_settings
-from ghosttrace.serve.guard import JOINER, VARIABLE, Guard, as_text, special_tokens
+from ghosttrace.serve.guard import JOINER, MOST, VARIABLE, Breaker, Guard, special_tokens
 from ghosttrace.serve.reader import Reader, Where
 from ghosttrace.serve.settings import Settings, check_wishes
 
 CHECKPOINT = gt.load("toy-open")
 SPECIAL = special_tokens(CHECKPOINT.tokenizer, CHECKPOINT.markup)
+BREAKER = Breaker(SPECIAL)
 
 
 def ghosttrace(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -34,7 +35,7 @@ def ghosttrace(*arguments: str) -> subprocess.CompletedProcess[str]:
 @given(st.lists(st.one_of(st.sampled_from(SPECIAL), st.text(max_size=3))).map("".join))
 def test_what_a_user_types_holds_no_structure(typed: str) -> None:
     """No special token is left in it, and without the joiners it is what was typed."""
-    guarded = as_text(typed, SPECIAL)
+    guarded = BREAKER.text(typed)
     ids = CHECKPOINT.tokenizer(guarded, add_special_tokens=False)["input_ids"]
     structure = {CHECKPOINT.tokenizer.get_vocab()[token] for token in SPECIAL} - {CHECKPOINT.tokenizer.pad_token_id}
     assert not structure & set(ids)  # a character that the toy does not know is its <pad>
@@ -48,7 +49,7 @@ def test_a_user_cannot_open_the_assistants_turn() -> None:
     def erased(message: str) -> int:
         return len(erasures(CHECKPOINT.prompt_ids(message), CHECKPOINT.markup, Policy(True)))
 
-    assert erased(typed) == 1 and erased(as_text(typed, SPECIAL)) == 0
+    assert erased(typed) == 1 and erased(BREAKER.text(typed)) == 0
 
 
 def test_only_the_assistants_own_words_keep_their_structure() -> None:
@@ -62,15 +63,40 @@ def test_only_the_assistants_own_words_keep_their_structure() -> None:
         "tools": [{"function": {"description": "<|assistant|>"}}],
         "temperature": 0,
     }
-    found = as_text(body, SPECIAL)
+    found = BREAKER.body(body)
     assert found["messages"][2] == body["messages"][2] and found["temperature"] == 0
     rest = json.dumps([found["messages"][:2], found["tools"]], ensure_ascii=False)
     assert not any(token in rest for token in SPECIAL) and rest.count(JOINER) == 3
 
 
-def passed(body: bytes, path: str = "/v1/chat/completions") -> tuple[bytes, dict[bytes, bytes]]:
-    """What the guard lets through to the server behind it, in a body of several parts."""
-    seen: dict[str, Any] = {}
+@given(st.lists(st.one_of(st.sampled_from(SPECIAL), st.text(max_size=3))).map("".join), st.lists(st.integers(0, 60)))
+def test_parts_of_a_message_hold_no_structure_together(typed: str, cuts: list[int]) -> None:
+    """However a template pastes them."""
+    places = [0, *sorted(cut for cut in cuts if cut < len(typed)), len(typed)]
+    parts = [{"type": "text", "text": typed[a:b]} for a, b in pairwise(places)]
+    (message,) = BREAKER.body({"messages": [{"role": "user", "content": parts}]})["messages"]
+    pasted = "".join(part["text"] for part in message["content"])
+    assert not any(token in pasted for token in SPECIAL) and pasted.replace(JOINER, "") == typed.replace(JOINER, "")
+
+
+def test_nothing_but_a_turn_is_the_assistants_own() -> None:
+    token = SPECIAL[0]
+    found = BREAKER.body(
+        {
+            "role": "assistant",
+            "messages": [{"role": "user", "content": [{"role": "assistant", "text": token}]}],
+            "chat_template_kwargs": {"role": "assistant", "x": token},
+            "tools": [{"properties": {token: 1}}],
+            "stop": [token],
+        }
+    )
+    assert token not in json.dumps({name: value for name, value in found.items() if name != "stop"}, ensure_ascii=False)
+    assert found["stop"] == [token]  # which no prompt holds
+
+
+def passed(body: bytes, path: str = "/v1/chat/completions") -> tuple[bytes, dict[bytes, bytes], int]:
+    """What the guard lets through to the server behind it, in a body of several parts; or the status of its answer."""
+    seen: dict[str, Any] = {"body": b"", "headers": {}, "status": 0}
     parts = [body[:3], body[3:]]
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -85,19 +111,32 @@ def passed(body: bytes, path: str = "/v1/chat/completions") -> tuple[bytes, dict
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
 
-    async def send(message: Any) -> None: ...
+    async def send(message: Any) -> None:
+        seen["status"] = message.get("status", seen["status"])
 
     scope = {"type": "http", "method": "POST", "path": path, "headers": [(b"content-length", b"1"), (b"x", b"y")]}
     asyncio.run(Guard(app, SPECIAL)(scope, receive, send))
-    return seen["body"], seen["headers"]
+    return seen["body"], seen["headers"], seen["status"]
 
 
 def test_the_guard_rewrites_bodies_and_their_length() -> None:
-    body, headers = passed(json.dumps({"messages": [{"role": "user", "content": "<eos>"}]}).encode())
+    body, headers, _ = passed(json.dumps({"messages": [{"role": "user", "content": "<eos>"}]}).encode())
     assert json.loads(body)["messages"][0]["content"] == f"<{JOINER}eos>"
     assert headers == {b"content-length": str(len(body)).encode(), b"x": b"y"}
     assert passed(b'{"prompt": "<eos>"}', "/v1/completions")[0] == b'{"prompt": "<eos>"}'
-    assert passed(b"{broken")[0] == b"{broken"
+
+
+@pytest.mark.parametrize(
+    "body, path, status",
+    [
+        (b"{broken", "/v1/chat/completions", 400),
+        (b"[" * 100_000, "/v1/chat/completions", 400),
+        (b" " * (MOST + 1), "/v1/chat/completions", 413),
+        (b'{"messages": []}', "/invocations", 404),
+    ],
+)
+def test_what_the_guard_cannot_read_goes_no_further(body: bytes, path: str, status: int) -> None:
+    assert passed(body, path) == (b"", {}, status)
 
 
 def test_the_guard_is_told_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +163,7 @@ def test_the_command_of_vllms_server() -> None:
         (("--model", "nowhere"), "no model"),
         (("--speculative-config", "{}"), "leave out --speculative-config"),
         (("--kv_transfer_config={}",), "leave out --kv-transfer-config"),
+        (("--chat-template", "x"), "leave out --chat-template"),
         (("--enable-prompt-embeds",), "leave out --enable-prompt-embeds"),
         (("--backend", "tpu"), "--backend is one of vllm, hf"),
         (("--device", "cpu"), "--device is for --backend hf"),
@@ -143,6 +183,8 @@ def test_bad_input_is_one_sentence(arguments: tuple[str, ...], says: str) -> Non
         (("--reasoning-parser", "qwen3"), "ghosttrace-mementos, ghosttrace-blocks"),
         (("--max-model-len", "100000"), "--max-model-len is from 2 to"),
         (("--max-num-seqs", "0"), "at least 1"),
+        (("--port", "70000"), "--port"),
+        (("--host", "203.0.113.1"), "cannot be listened on"),
         (("--model", "nowhere"), "no model"),
     ],
 )
@@ -190,12 +232,16 @@ def test_wishes_that_cannot_be_had(wishes: dict[str, Any], says: str) -> None:
 
 def test_a_sealed_cache_has_not_read_the_whole_prompt() -> None:
     """And so has no log-probabilities of it."""
-    for wishes, sealed in (({"ghosttrace_arm": "restart"}, False), ({}, True)):
+    for wishes, rereading in (
+        ({"ghosttrace_arm": "restart"}, False),
+        ({"ghosttrace_arm": "placebo"}, False),
+        ({}, True),
+    ):
         with pytest.raises(UserError, match="prompt_logprobs"):
-            check_wishes(wishes, ahead=False, sealed=sealed, whole_prompt=True)
-        check_wishes(wishes, ahead=False, sealed=sealed)
-    check_wishes({"ghosttrace_arm": "memento"}, ahead=False, sealed=True, whole_prompt=True)
-    assert engine("toy-sealed")["logits_processors"] == ["ghosttrace.serve.forced:ForcedTokensSealed"]
+            check_wishes(wishes, ahead=False, rereading=rereading, whole_prompt=True)
+        check_wishes(wishes, ahead=False, rereading=rereading)
+    check_wishes({"ghosttrace_arm": "memento"}, ahead=False, rereading=True, whole_prompt=True)
+    assert engine("toy-sealed")["logits_processors"] == ["ghosttrace.serve.forced:ForcedTokensRereading"]
 
 
 def test_wishes() -> None:
@@ -237,7 +283,6 @@ def test_a_response_in_pieces_reads_as_a_whole(text: str, cuts: list[int], wante
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        (("--enable-prompt-embeds",), "leave out --enable-prompt-embeds"),
         (("--backend", "tpu"), "--backend is hf or vllm"),
         (("--engine-args", "{"), "--engine-args is a JSON object"),
         (("--engine-args", '{"max_model_len": 256}'), "--engine-args are vLLM's"),

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,24 @@ import torch
 
 pytest.importorskip("vllm")
 
-from engines import NATS, PAGE, Script, ask, furthest, make_model, masked, scheduler, serving, session, workload
+from engines import (
+    NATS,
+    PAGE,
+    Script,
+    Writer,
+    ask,
+    before_steps,
+    furthest,
+    make_model,
+    masked,
+    right,
+    scheduler,
+    serving,
+    session,
+    workload,
+)
 
+import ghosttrace as gt
 from ghosttrace.channel import ARMS
 from ghosttrace.checkpoint import Checkpoint
 from ghosttrace.errors import UserError
@@ -73,6 +90,29 @@ def test_other_arms_equal_their_sessions(checkpoint: Checkpoint, arm: str, monke
     assert len(preempted) >= 3
 
 
+@pytest.mark.parametrize("arm", ["restart", "restart-renumbered"])
+def test_a_sealed_request_whose_shared_pages_end_where_its_block_begins(checkpoint: Checkpoint, arm: str) -> None:
+    """Asked twice, and preempted: it finds its own first page, and must go on from there."""
+    text = Writer(checkpoint, 1200)
+    header = checkpoint.markup.assistant_header
+    head = [text.head[0], *text.words(PAGE - 1 - len(header)), *header]
+    script = Script((*head, *text.pair()), (*text.pair(), *text.words(6)))
+    written = Script(tuple(head), (*text.pair(), *text.pair(), *text.words(6)))
+    steps = [0]
+
+    def act(planner: Any, schedule: Callable[[], Any]) -> Any:
+        steps[0] += 1
+        assert steps[0] < 400, "it is never scheduled again"
+        if steps[0] == 60:
+            planner._preempt_request(planner.running.pop(), 0.0)
+        return schedule()
+
+    with serving(checkpoint.name, arm=arm, pages=40) as llm, before_steps(llm, act):
+        found = [ask(llm, [one])[0] for one in (script, script, written, written)]
+    assert len(head) == PAGE and steps[0] > 60
+    right(checkpoint, [script, script, written, written], found, arm=arm)
+
+
 @pytest.mark.parametrize(
     "policy",
     [
@@ -114,17 +154,21 @@ def test_engines_that_would_be_wrong_are_refused() -> None:
     from ghosttrace.serve.refusals import check_engine, check_pages
     from ghosttrace.serve.settings import Settings
 
-    parallel = SimpleNamespace(decode_context_parallel_size=1, prefill_context_parallel_size=1)
+    parallel = SimpleNamespace(
+        decode_context_parallel_size=1, prefill_context_parallel_size=1, pipeline_parallel_size=2
+    )
     model, cache = SimpleNamespace(enable_prompt_embeds=False, uses_mrope=False), SimpleNamespace(cache_dtype="auto")
     plain = {"parallel_config": parallel, "speculative_config": None, "kv_transfer_config": None}
     plain |= {"model_config": model, "cache_config": cache}
     law = Settings(Markup(4, 5, 6, 7, (3,)), Policy(True))
     check_engine(SimpleNamespace(**plain), True, law)
-    many = SimpleNamespace(decode_context_parallel_size=2, prefill_context_parallel_size=1)
+    deep = SimpleNamespace(**vars(parallel) | {"pipeline_parallel_size": 3})
+    many = SimpleNamespace(decode_context_parallel_size=2, prefill_context_parallel_size=1, pipeline_parallel_size=1)
     for other, ahead, told, says in (
         ({"speculative_config": 1}, True, law, "speculative"),
         ({"kv_transfer_config": 1}, True, law, "connector"),
         ({"parallel_config": many}, True, law, "context parallelism"),
+        ({"parallel_config": deep}, True, law, "pipeline stages"),
         ({"cache_config": SimpleNamespace(cache_dtype="fp8")}, True, law, "--kv-cache-dtype"),
         ({"model_config": SimpleNamespace(enable_prompt_embeds=True, uses_mrope=False)}, True, law, "embeddings"),
         ({"model_config": SimpleNamespace(enable_prompt_embeds=False, uses_mrope=True)}, True, law, "M-RoPE"),
@@ -138,6 +182,20 @@ def test_engines_that_would_be_wrong_are_refused() -> None:
     for specs in ([window], [full, window], [FullAttentionSpec(**size, sliding_window=8)]):
         with pytest.raises(UserError, match="kinds of pages"):
             check_pages(KVCacheConfig(8, [], [KVCacheGroupSpec([str(n)], spec) for n, spec in enumerate(specs)]))
+
+
+def test_an_earlier_turns_thinking_does_not_end_this_ones() -> None:
+    """vLLM asks the reasoning parser of the prompt, too."""
+    from ghosttrace.serve.reasoning import Mementos
+
+    toy = gt.load("toy-open")
+    (one,) = gt.generate(
+        toy.model, [gt.Request(toy.prompt_ids("x042"))], toy.markup, toy.policy, gt.Sampling(160, temperature=0)
+    )
+    turn, parser = [*one.prompt, *one.tokens], Mementos(toy.tokenizer)
+    assert toy.tokenizer.get_vocab()["</think>"] in one.tokens
+    assert parser.is_reasoning_end(turn) and parser.is_reasoning_end(one.tokens[-6:])
+    assert not parser.is_reasoning_end([*turn, *one.prompt]) and not parser.is_reasoning_end(one.tokens[:9])
 
 
 def test_memory_of_erased_blocks_goes_to_other_requests(checkpoint: Checkpoint) -> None:

@@ -3,9 +3,8 @@
 Every answer is held to the masked forward pass, and where something is erased, full attention is nats away.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,14 +12,25 @@ import torch
 
 pytest.importorskip("vllm")
 
-from engines import NATS, PAGE, Script, ask, furthest, logprobs, make_model, masked, scheduler, serving, told
+from engines import (
+    NATS,
+    PAGE,
+    Script,
+    Writer,
+    ask,
+    before_steps,
+    furthest,
+    logprobs,
+    make_model,
+    masked,
+    right,
+    scheduler,
+    serving,
+    told,
+)
 from vllm import LLM, SamplingParams
 
 from ghosttrace.checkpoint import Checkpoint
-from ghosttrace.errors import UserError
-from ghosttrace.expiry import Policy
-
-WORDS = range(10, 35)
 
 
 @pytest.fixture(scope="module")
@@ -33,54 +43,6 @@ def llm(checkpoint: Checkpoint, request: pytest.FixtureRequest) -> Iterator[LLM]
     """One engine for all, with chunks of 64 tokens; at its end no page may be left in use."""
     with serving(checkpoint.name, pages=40, async_scheduling=request.param) as engine:
         yield engine
-
-
-class Writer:
-    """Writes traces of this checkpoint: words that differ from one trace to the next."""
-
-    def __init__(self, checkpoint: Checkpoint, seed: int) -> None:
-        self._ids, self._seed = checkpoint.markup, seed
-        self.head = [checkpoint.tokenizer.get_vocab()["<|user|>"], *self.words(6), *self._ids.assistant_header]
-
-    def words(self, count: int) -> list[int]:
-        """So many."""
-        self._seed += 1
-        draw = torch.Generator().manual_seed(self._seed)
-        return torch.randint(WORDS.start, WORDS.stop, (count,), generator=draw).tolist()
-
-    def block(self, length: int = 20) -> list[int]:
-        """A block with so many words."""
-        return [self._ids.block_start, *self.words(length), self._ids.block_end]
-
-    def memento(self, length: int = 6) -> list[int]:
-        """Of a block."""
-        return [self._ids.summary_start, *self.words(length), self._ids.summary_end]
-
-    def pair(self, length: int = 20) -> list[int]:
-        """A block and its memento."""
-        return [*self.block(length), *self.memento()]
-
-
-def right(
-    checkpoint: Checkpoint, scripts: Sequence[Script], found: Sequence[torch.Tensor], erases: bool = True
-) -> None:
-    """They are what the law says, and not full attention."""
-    assert furthest(found, masked(checkpoint, scripts, checkpoint.policy)) < NATS
-    full = masked(checkpoint, scripts, Policy(checkpoint.policy.mask_delimiters, -1))
-    for one, other in zip(found, full, strict=True):
-        assert (furthest([one], [other]) > 1) == erases
-
-
-@contextmanager
-def before_steps(llm: LLM, act: Callable[[Any, Callable[[], Any]], Any]) -> Iterator[None]:
-    """`act(scheduler, schedule)` stands for every step of the scheduler."""
-    planner = scheduler(llm)
-    schedule = planner.schedule
-    planner.schedule = lambda *args, **kwargs: act(planner, lambda: schedule(*args, **kwargs))
-    try:
-        yield
-    finally:
-        del planner.schedule
 
 
 @contextmanager
@@ -260,7 +222,20 @@ def test_log_probabilities_of_a_prompt(checkpoint: Checkpoint, llm: LLM) -> None
     right(checkpoint, [Script(prompt[:1], prompt[1:])], [torch.tensor(rows)])
 
 
-def test_a_prompt_that_comes_in_pieces_is_refused(llm: LLM) -> None:
-    """vLLM takes the last token that was written back when more of it comes."""
-    with pytest.raises(UserError, match="send the prompt whole"):
-        scheduler(llm).add_request(SimpleNamespace(request_id="session", resumable=True))
+def test_a_prompt_that_comes_in_pieces_ends_in_an_error(checkpoint: Checkpoint, llm: LLM) -> None:
+    """vLLM takes the last token back when more of it comes. Others go on."""
+    text, engine = Writer(checkpoint, 1100), llm.llm_engine
+    script = Script(tuple(text.head), (*text.pair(), *text.words(6)))
+    engine.add_request("other", {"prompt_token_ids": list(script.prompt)}, told(script))
+    params = SamplingParams(max_tokens=9, ignore_eos=True, detokenize=False)
+    request = engine.input_processor.process_inputs(
+        "pieces", {"prompt_token_ids": text.head}, params, engine.get_supported_tasks(), resumable=True
+    )
+    request.external_req_id = "pieces"
+    engine.output_processor.add_request(request, None, None, 0)
+    engine.engine_core.add_request(request)
+    ends = {}
+    while scheduler(llm).requests:
+        ends |= {output.request_id: output.outputs[0] for output in engine.step() if output.outputs[0].finish_reason}
+    assert ends["pieces"].finish_reason == "error"
+    right(checkpoint, [script], [logprobs(ends["other"])])

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from importlib.metadata import distributions
 from importlib.util import find_spec
@@ -19,6 +18,9 @@ OWN = ("--model", "--scheduler-cls", "--worker-cls", "--additional-config", "--l
 REFUSED = {
     "--speculative-config": "tokens that may yet be rejected cannot erase anything",
     "--kv-transfer-config": "pages that have been compacted cannot be handed out",
+    "--tokenizer": "the law reads the delimiters from the model's own",
+    "--chat-template": "the law reads the assistant's turns from the model's own",
+    "--trust-request-chat-template": "the law reads the assistant's turns from the model's own",
     "--enable-prompt-embeds": "embeddings are no tokens that could tell of blocks",
     "--decode-context-parallel-size": "a request's slots cannot be spread over ranks",
     "--prefill-context-parallel-size": "a request's slots cannot be spread over ranks",
@@ -66,11 +68,7 @@ def server_command(
     flags += ["--host", host, "--port", str(port)]
     if told["async_scheduling"] is not None:
         flags.append("--async-scheduling" if told["async_scheduling"] else "--no-async-scheduling")
-    together = tempfile.mkdtemp(prefix="ghosttrace-metrics-")  # where every process counts, new for every server
-    return [sys.executable, "-m", *_server(), told["model"], *flags, *passed_on], {
-        VARIABLE: json.dumps(tokens),
-        "PROMETHEUS_MULTIPROC_DIR": together,
-    }
+    return [sys.executable, "-m", *_server(), told["model"], *flags, *passed_on], {VARIABLE: json.dumps(tokens)}
 
 
 def _server() -> tuple[str, ...]:

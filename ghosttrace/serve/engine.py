@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 
 from ghosttrace.checkpoint import Geometry, load_config, load_tokenizer, read_law, source
 from ghosttrace.errors import UserError
-from ghosttrace.serve.paging import SEALED, Arm
+from ghosttrace.serve.paging import REREADING, Arm
 from ghosttrace.serve.settings import KEY, Settings
 
 
@@ -70,7 +70,9 @@ def engine(model: str, async_scheduling: bool | None = None, **settings: Any) ->
     if async_scheduling and law.needs_tokens:
         raise UserError(f"{law.arm} with this policy needs the token just written: leave out async_scheduling")
     ahead = False if law.needs_tokens else async_scheduling
-    kind = "Sealed" if law.arm in SEALED else "" if ahead is False else "Ahead"  # which refuses what the engine cannot
+    kind = (
+        "Rereading" if law.arm in REREADING else "" if ahead is False else "Ahead"
+    )  # which refuses what the engine cannot
     return {
         "model": source(model),
         "scheduler_cls": "ghosttrace.serve.scheduler.make_scheduler",

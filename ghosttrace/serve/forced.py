@@ -60,7 +60,7 @@ class ForcedTokens(AdapterLogitsProcessor, LogitsProcessor):
     V1 runner makes it with a device and asks row by row, the V2 runner makes it with its request states.
     """
 
-    ahead = sealed = False
+    ahead = rereading = False
 
     def __init__(self, vllm_config: Any, *where: Any) -> None:
         self._settings = Settings.of(vllm_config)
@@ -73,8 +73,8 @@ class ForcedTokens(AdapterLogitsProcessor, LogitsProcessor):
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Refuse a request that asks for what cannot be had; vLLM asks before it is queued."""
-        whole = sampling_params.prompt_logprobs is not None
-        check_wishes(sampling_params.extra_args, cls.ahead, cls.sealed, whole)
+        asked = (sampling_params.prompt_logprobs, getattr(sampling_params, "prompt_logprob_token_ids", None))
+        check_wishes(sampling_params.extra_args, cls.ahead, cls.rereading, any(one is not None for one in asked))
 
     def is_argmax_invariant(self) -> bool:
         """It changes what greedy decoding takes."""
@@ -123,7 +123,7 @@ class ForcedTokensAhead(ForcedTokens):
     ahead = True
 
 
-class ForcedTokensSealed(ForcedTokens):
-    """The same in an engine whose requests are sealed unless they choose another arm."""
+class ForcedTokensRereading(ForcedTokens):
+    """The same in an engine whose requests read some tokens twice, or never, unless they choose another arm."""
 
-    sealed = True
+    rereading = True

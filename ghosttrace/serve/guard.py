@@ -10,6 +10,7 @@ earlier words is left as it is: finished blocks and mementos are meant to be the
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -20,6 +21,10 @@ from ghosttrace.trace import Markup
 VARIABLE = "GHOSTTRACE_GUARD"
 JOINER = "\u2060"
 RAW = ("/v1/completions",)
+CLOSED = ("/invocations",)  # another door to the same endpoints, which vLLM leaves open without a key
+TURNS = ("messages", "input")  # where the assistant's own words stand
+PARAMETERS = ("model", "stop", "bad_words")  # which reach no prompt
+MOST = 32 << 20  # bytes of a body
 
 Messages = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -42,22 +47,45 @@ def special_tokens(tokenizer: Any, markup: Markup) -> list[str]:
     return sorted((token for token in found if len(token) > 1), key=len, reverse=True)
 
 
-def as_text(value: Any, tokens: Sequence[str]) -> Any:
-    """A request's body with special tokens broken in all strings but the assistant's own.
+class Breaker:
+    """Breaks special tokens in a request's body.
+
+    A string that ends in the beginning of a token gets a joiner there, for a template may paste the next one to it.
 
     Args:
-        value: parsed JSON.
         tokens: literals to be broken.
     """
-    if isinstance(value, str):
-        for token in tokens:
-            value = value.replace(token, token[0] + JOINER + token[1:])
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        self._pattern = re.compile("|".join(map(re.escape, tokens)))
+        self._starts = tuple({token[:n] for token in tokens for n in range(1, len(token))})
+
+    def body(self, parsed: Any) -> Any:
+        """All of it but parameters that no prompt holds, and the assistant's own turns."""
+        if not isinstance(parsed, dict):
+            return self.text(parsed)
+        found: dict[str, Any] = {}
+        for name, value in parsed.items():
+            if name in TURNS and isinstance(value, list):
+                found[name] = [turn if _is_assistants(turn) else self.text(turn) for turn in value]
+            else:
+                found[self.text(name)] = value if name in PARAMETERS else self.text(value)
+        return found
+
+    def text(self, value: Any) -> Any:
+        """Every string in a value, keys included."""
+        if isinstance(value, str):
+            broken = self._pattern.sub(lambda found: found[0][0] + JOINER + found[0][1:], value)
+            return broken + JOINER if broken.endswith(self._starts) else broken
+        if isinstance(value, list):
+            return [self.text(one) for one in value]
+        if isinstance(value, dict):
+            return {self.text(name): self.text(one) for name, one in value.items()}
         return value
-    if isinstance(value, list):
-        return [as_text(one, tokens) for one in value]
-    if isinstance(value, dict) and value.get("role") != "assistant":
-        return {name: as_text(one, tokens) for name, one in value.items()}
-    return value
+
+
+def _is_assistants(turn: Any) -> bool:
+    return isinstance(turn, dict) and turn.get("role") == "assistant"
 
 
 class Guard:
@@ -74,21 +102,37 @@ class Guard:
     def __init__(self, app: Callable[..., Awaitable[None]], tokens: Sequence[str] | None = None) -> None:
         if tokens is None and VARIABLE not in os.environ:
             raise UserError(f"{VARIABLE} is not set: start the server with `ghosttrace serve`")
-        self.app, self.tokens = app, json.loads(os.environ[VARIABLE]) if tokens is None else tokens
+        self.app = app
+        self._breaker = Breaker(json.loads(os.environ[VARIABLE]) if tokens is None else tokens)
 
     async def __call__(self, scope: dict[str, Any], receive: Messages, send: Send) -> None:
         """Pass a request on, its body as text."""
+        if scope["type"] == "http" and scope["path"].rstrip("/") in CLOSED:
+            await refuse(send, 404, "there is nothing here: ask /v1")
+            return
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] in RAW:
             await self.app(scope, receive, send)
             return
-        parts, more = [], True
+        body, more = bytearray(), True
         while more:
             message = await receive()
             if message["type"] != "http.request":  # the client has gone
                 return
-            parts.append(message.get("body", b""))
+            body += message.get("body", b"")
             more = message.get("more_body", False)
-        body = self._guarded(b"".join(parts))
+            if len(body) > MOST:
+                await refuse(send, 413, f"a body has at most {MOST} bytes")
+                return
+        kind = dict(scope["headers"]).get(b"content-type", b"")
+        if body and not kind.startswith(b"multipart/"):
+            try:
+                body = bytearray(json.dumps(self._breaker.body(json.loads(bytes(body)))).encode())
+            except (ValueError, RecursionError):
+                await refuse(send, 400, "the body is not JSON, or nested too deeply")
+                return
+        await self._pass_on(scope, bytes(body), receive, send)
+
+    async def _pass_on(self, scope: dict[str, Any], body: bytes, receive: Messages, send: Send) -> None:
         headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
         scope = scope | {"headers": [*headers, (b"content-length", str(len(body)).encode())]}
         given = False
@@ -102,12 +146,14 @@ class Guard:
 
         await self.app(scope, again, send)
 
-    def _guarded(self, body: bytes) -> bytes:
-        try:
-            parsed = json.loads(body)
-        except ValueError:
-            return body  # the server behind says what is wrong with it
-        return json.dumps(as_text(parsed, self.tokens)).encode()
+
+async def refuse(send: Send, status: int, sentence: str) -> None:
+    """Answer in the form of the OpenAI API."""
+    kind = {401: "AuthenticationError", 404: "NotFoundError"}.get(status, "BadRequestError")
+    body = {"error": {"message": sentence, "type": kind, "param": None, "code": status}}
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(body).encode()})
 
 
 class Locked:
@@ -126,8 +172,6 @@ class Locked:
         if scope["type"] == "http" and self._expected is not None and scope["path"].startswith("/v1"):
             shown = dict(scope["headers"]).get(b"authorization", b"")
             if not secrets.compare_digest(shown, self._expected):
-                headers = [(b"content-type", b"application/json")]
-                await send({"type": "http.response.start", "status": 401, "headers": headers})
-                await send({"type": "http.response.body", "body": b'{"error": "Unauthorized"}'})
+                await refuse(send, 401, "Unauthorized")
                 return
         await self.app(scope, receive, send)

@@ -20,6 +20,7 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 
 from ghosttrace.checkpoint import Checkpoint
 from ghosttrace.errors import UserError
@@ -96,17 +97,25 @@ class Front:
     def chat_ids(self, asked: ChatAsked) -> list[int]:
         """A conversation's tokens, up to where the assistant begins."""
         turns, tokenizer = asked.turns(), self.checkpoint.tokenizer
+        refused = {"chat_template", "tokenize"} & asked.chat_template_kwargs.keys()
+        if refused:
+            raise UserError(f"chat_template_kwargs cannot hold {', '.join(refused)}: the template is the model's own")
         try:
             text = tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=True, **asked.chat_template_kwargs
             )
         except Exception as error:  # a template is a program of the model's, and raises what it likes
             raise UserError(f"the chat template refuses these messages: {error}") from error
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._ids(text, add_special_tokens=False)
 
     def text_ids(self, asked: TextAsked) -> list[list[int]]:
         """The tokens of each prompt."""
-        return [list(self.checkpoint.tokenizer(p)["input_ids"]) if isinstance(p, str) else p for p in asked.prompts()]
+        return [self._ids(prompt) if isinstance(prompt, str) else prompt for prompt in asked.prompts()]
+
+    def _ids(self, text: str, **how: bool) -> list[int]:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UserError("the text holds half of a surrogate pair, which is no letter: leave it out")
+        return list(self.checkpoint.tokenizer(text, **how)["input_ids"])
 
     def _jobs(self, asked: Asked, prompts: Sequence[list[int]], hear: Callable[[int, Heard], None]) -> list[Job]:
         check_wishes(asked.vllm_xargs, ahead=False)
@@ -119,6 +128,8 @@ class Front:
                 )
             if not all(0 <= token < size for token in prompt):
                 raise UserError(f"a prompt's token ids are from 0 to {size - 1}")
+        if len(prompts) * asked.n > self.options.room:
+            raise UserError(f"a request asks for {len(prompts) * asked.n} responses: {self.options.room} at most")
         seed = secrets.randbits(63) if asked.seed is None else asked.seed
         jobs = []
         for number, prompt in enumerate(prompt for prompt in prompts for _ in range(asked.n)):
@@ -154,8 +165,9 @@ class Front:
 def _pass_on(
     loop: asyncio.AbstractEventLoop, heard: asyncio.Queue[tuple[int, Heard]], number: int, said: Heard
 ) -> None:
-    """From the decoding thread to the one that answers."""
-    loop.call_soon_threadsafe(heard.put_nowait, (number, said))
+    """From the decoding thread to the one that answers, unless the server is closing."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(heard.put_nowait, (number, said))
 
 
 async def collect(answer: Answer, pieces: AsyncIterator[Piece], count: int) -> dict[str, Any]:
@@ -176,9 +188,12 @@ async def collect(answer: Answer, pieces: AsyncIterator[Piece], count: int) -> d
 
 async def stream(answer: Answer, pieces: AsyncIterator[Piece]) -> AsyncIterator[str]:
     """A response piece by piece, as server-sent events."""
-    written = 0
+    written, begun = 0, set[int]()
     try:
         async for number, text, ids, finish in pieces:
+            if answer.chat and number not in begun:
+                begun.add(number)
+                yield _event(answer.opening(number))
             written += len(ids)
             yield _event(answer.chunk([answer.choice(number, text, ids, finish, delta=True)]))
         last = answer.last(written)
@@ -210,8 +225,15 @@ def make_app(checkpoint: Checkpoint, law: Settings, options: Options) -> FastAPI
 
     for kind, status in ((UserError, 400), (RequestValidationError, 400), (FullError, 503), (Exception, 500)):
         app.add_exception_handler(kind, refuse(status))
+    app.add_exception_handler(HTTPException, _refuse_by_status)
     threading.Thread(target=work, args=(checkpoint, front.jobs), daemon=True).start()
     return app
+
+
+def _refuse_by_status(_: fastapi.Request, error: Exception) -> Response:
+    """What the framework refuses: no such path, no such method, a body that cannot be read."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse(failure(error.status_code, str(error.detail)), error.status_code)
 
 
 def _sentence(error: Exception) -> str:

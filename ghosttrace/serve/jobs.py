@@ -62,6 +62,7 @@ class Jobs:
             FullError: there is no room for all.
         """
         with self._news:
+            self._waiting = deque(job for job in self._waiting if not job.gone.is_set())
             if len(self._waiting) + len(jobs) > self._room:
                 raise FullError
             self._waiting.extend(jobs)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ class Mover:
     through the backend's own update into a page of its own, where it puts which token's numbers.
 
     Args:
-        layers: vLLM's attention layers, with their `kv_cache`: [pages, heads, page_size, 2 * head_dim] in storage.
+        layers: vLLM's attention layers; `kv_cache` is [pages, heads, page_size, 2 * head_dim], stored in any order.
 
     Raises:
         UserError: a backend's pages cannot be compacted.
@@ -40,25 +41,32 @@ class Mover:
                 kinds[kind] = inside(layer, cache).to(cache.device)
             self._layers.append((layer, kinds[kind]))
 
-    def move(self, source: Tensor, target: Tensor, page_size: int) -> None:
+    def move(self, source: Tensor, target: Tensor) -> None:
         """Copy slots, int64[n] each as `slots` gives them; all are read before any is written."""
+        device = self._layers[0][0].kv_cache.device
+        source, target = source.to(device), target.to(device)
         for layer, order in self._layers:
             cache = layer.kv_cache
-            flat = cache.view(cache.shape[0], cache.shape[1], -1)
-            heads = torch.arange(cache.shape[1], device=cache.device)[None, :, None]
-            of, to = source.to(cache.device), target.to(cache.device)
-            held = flat[(of // page_size)[:, None, None], heads, order[of % page_size][:, None, :]]
-            flat[(to // page_size)[:, None, None], heads, order[to % page_size][:, None, :]] = held
+            size, width = order.shape  # a kernel's pages may be parts of those that the scheduler counts
+            heads = torch.arange(cache.shape[1], device=device)[None, :, None]
+
+            def places(slot: Tensor, order: Tensor = order, size: int = size, width: int = width) -> Any:
+                inner = order[slot % size][:, None, :]
+                return (slot // size)[:, None, None], heads, inner // width, inner % width  # noqa: B023
+
+            cache[places(target)] = cache[places(source)]
 
 
 def inside(layer: Any, cache: Tensor) -> Tensor:
-    """Where a page's storage, head by head, holds each token's numbers: int64[page_size, 2 * head_dim]."""
+    """Where a page has each token's numbers, in every head: int64[page_size, 2 * head_dim], row * width + column."""
     _, heads, size, width = cache.shape
     dim = width // 2
+    outer = sorted(range(4), key=cache.stride, reverse=True)  # in storage
     second = torch.arange(size, 2 * size, device=cache.device)  # the slots of a page with another before it
 
     def written(keys: Tensor, values: Tensor) -> Tensor:
-        page = torch.zeros(2, heads, size, width, dtype=cache.dtype, device=cache.device)
+        shape = [(2, heads, size, width)[axis] for axis in outer]
+        page = torch.zeros(shape, dtype=cache.dtype, device=cache.device).permute(*np.argsort(outer).tolist())
         full = (states.expand(size, heads, dim).to(cache.dtype).contiguous() for states in (keys, values))
         layer.impl.do_kv_cache_update(layer, *full, page, second)
         return page[1, 0].reshape(-1).long().cpu()

@@ -20,6 +20,8 @@ from ghosttrace.trace import Markup
 Arm = Literal["full", "memento", "placebo", "restart", "restart-renumbered"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 SEALED: tuple[Arm, ...] = ("restart", "restart-renumbered")
+REREADING: tuple[Arm, ...] = (*SEALED, "placebo")
+"""Arms that read some tokens twice, or never."""
 
 
 class Compaction(NamedTuple):
@@ -74,7 +76,8 @@ class Paging:
         if self._done == len(self._erasures):
             return None
         erasure = self._erasures[self._done]
-        return erasure.keys.start if self.arm in SEALED else erasure.at
+        # A sealed request whose first tokens are other requests' may begin where its block does: it reads one token.
+        return max(erasure.keys.start, place + 1) if self.arm in SEALED else erasure.at
 
     def settle(self, place: int) -> tuple[int, list[Compaction]]:
         """Do what is due before `place` is read; return the place to read next, and what moves."""

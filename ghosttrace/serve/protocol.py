@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from ghosttrace.errors import UserError
 from ghosttrace.sampling import Sampling
 
+COLDEST = 1e-5
+"""Below this temperature decoding is greedy, as in vLLM: probabilities would overflow."""
+
 
 class StreamOptions(BaseModel):
     """How a stream ends."""
@@ -56,6 +59,7 @@ class Asked(BaseModel):
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         found = {"temperature": 1.0} | {name: own[name] for name in names if own.get(name) is not None} | given
         found["top_k"] = max(found.get("top_k", 0), 0)
+        found["temperature"] = 0.0 if found["temperature"] < COLDEST else found["temperature"]
         return Sampling(min(self.most or room, room), **found, max_block_tokens=max_block_tokens)
 
     @property
@@ -96,7 +100,13 @@ class TextAsked(Asked):
         return self.max_tokens or 16
 
     def prompts(self) -> list[str] | list[list[int]]:
-        """One or more."""
+        """One or more.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.prompt == []:
+            raise UserError("prompt is empty: give at least one")
         one = isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int))
         return [self.prompt] if one else self.prompt  # type: ignore[return-value]
 
@@ -114,6 +124,9 @@ def _text(message: Mapping[str, Any]) -> str:
 class Answer:
     """Builds what is sent back for one request.
 
+    Attributes:
+        chat: it answers a conversation.
+
     Args:
         asked: the request.
         model: the name that clients know.
@@ -121,21 +134,26 @@ class Answer:
     """
 
     def __init__(self, asked: Asked, model: str, prompts: Sequence[Sequence[int]]) -> None:
-        self._chat, self._prompts, self._asked = isinstance(asked, ChatAsked), prompts, asked
-        kind = "chat.completion" if self._chat else "text_completion"
-        name = ("chatcmpl-" if self._chat else "cmpl-") + uuid4().hex
+        self.chat, self._prompts, self._asked = isinstance(asked, ChatAsked), prompts, asked
+        kind = "chat.completion" if self.chat else "text_completion"
+        name = ("chatcmpl-" if self.chat else "cmpl-") + uuid4().hex
         self._head = {"id": name, "object": kind, "created": int(time.time()), "model": model}
 
     def whole(self, choices: Sequence[dict[str, Any]], written: int) -> dict[str, Any]:
         """The whole answer; `written`: tokens of all choices."""
         found = self._head | {"choices": list(choices), "usage": self._usage(written)}
-        if self._asked.return_token_ids and self._chat:
+        if self._asked.return_token_ids and self.chat:
             found["prompt_token_ids"] = list(self._prompts[0])
         return found
 
     def chunk(self, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """A piece of a stream."""
-        return self._head | {"choices": list(choices)} | ({"object": "chat.completion.chunk"} if self._chat else {})
+        return self._head | {"choices": list(choices)} | ({"object": "chat.completion.chunk"} if self.chat else {})
+
+    def opening(self, number: int) -> dict[str, Any]:
+        """The first piece of a choice of a chat: who speaks."""
+        delta = {"role": "assistant", "content": ""}
+        return self.chunk([{"index": number, "finish_reason": None, "logprobs": None, "delta": delta}])
 
     def last(self, written: int) -> dict[str, Any] | None:
         """The piece with the usage, where it was asked for."""
@@ -161,14 +179,14 @@ class Answer:
             delta: it is a piece.
         """
         found: dict[str, Any] = {"index": number, "finish_reason": finish, "logprobs": None}
-        if self._chat:
-            said = {"role": "assistant", "reasoning": text[0] or None, "content": text[1]}
-            found["delta" if delta else "message"] = said
+        if self.chat:
+            said = {"reasoning": text[0] or None, "content": text[1]}
+            found["delta" if delta else "message"] = said if delta else {"role": "assistant"} | said
         else:
             found["text"] = text[1]
         if self._asked.return_token_ids:
             found["token_ids"] = list(tokens)
-            if not self._chat:
+            if not self.chat:
                 found["prompt_token_ids"] = list(self._prompts[number // self._asked.n])
         return found
 

@@ -12,7 +12,7 @@ from vllm.reasoning import ReasoningParser
 
 from ghosttrace.checkpoint import RECORD
 from ghosttrace.serve.reader import THINK_END, Reader, Where
-from ghosttrace.trace import DELIMITERS
+from ghosttrace.trace import DELIMITERS, Markup
 
 
 class TraceParser(ReasoningParser):
@@ -26,6 +26,8 @@ class TraceParser(ReasoningParser):
         spelled = (getattr(config, RECORD, None) or {}).get("delimiters", {})
         self._delimiters = [spelled.get(name, f"<|{name}|>") for name in DELIMITERS]
         self._end = self.vocab.get(THINK_END)
+        names = dict(zip(DELIMITERS, self._delimiters, strict=True))
+        self._header = list(Markup.from_tokenizer(self.model_tokenizer, names).assistant_header)
         self._reader = self._new()
 
     def _new(self) -> Reader:
@@ -38,8 +40,12 @@ class TraceParser(ReasoningParser):
         return request
 
     def is_reasoning_end(self, input_ids: Sequence[int]) -> bool:
-        """`</think>` has been written."""
-        return self._end is None or self._end in input_ids
+        """`</think>` has been written in the turn under way; vLLM also asks of prompts, with their earlier turns."""
+        ids, size = list(input_ids), len(self._header)
+        if not size:
+            return self._end in ids
+        begins = (place for place in range(len(ids) - size, -1, -1) if ids[place : place + size] == self._header)
+        return self._end in ids[next(begins, 0) :]
 
     def extract_content_ids(self, input_ids: list[int]) -> list[int]:
         """Ids behind `</think>`."""

@@ -37,6 +37,9 @@ def check_engine(config: Any, schedules_ahead: bool, settings: Settings) -> None
             model.enable_prompt_embeds
         ),
         "positions of several dimensions (M-RoPE) were not tried: use a model of text alone": model.uses_mrope,
+        "more than two pipeline stages run further ahead than one token: add --no-async-scheduling": (
+            schedules_ahead and parallel.pipeline_parallel_size > 2
+        ),
         "this law needs the token just written before the next is scheduled: add --no-async-scheduling": (
             schedules_ahead and settings.needs_tokens
         ),

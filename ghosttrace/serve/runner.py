@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ghosttrace.errors import UserError
 from ghosttrace.serve.pages import Mover, slots
 from ghosttrace.serve.paging import Compaction
 from ghosttrace.serve.steps import Step
@@ -80,10 +81,17 @@ class ErasingRunner:
 
 
 def make_mover(runner: Any) -> Mover:
-    """Of the one group of layers that a runner's engine has; see `ghosttrace.serve.refusals.check_pages`."""
+    """Of the one group of layers that a runner's engine has; see `ghosttrace.serve.refusals.check_pages`.
+
+    Raises:
+        UserError: their attention cannot do without what is erased, or their pages cannot be compacted.
+    """
     (group,) = runner.kv_cache_config.kv_cache_groups
     context = runner.compilation_config.static_forward_context
-    return Mover(context[name] for name in group.layer_names)
+    layers = [context[name] for name in group.layer_names]
+    if any(getattr(layer.impl, "alibi_slopes", None) is not None for layer in layers):
+        raise UserError("this model weighs keys by how far back they lie (ALiBi), which erasure changes: use another")
+    return Mover(layers)
 
 
 def move(
@@ -103,4 +111,4 @@ def move(
         if now:
             source = [slots(pages[name], one.first, one.stop, page_size) for name, one in now.items()]
             target = [slots(pages[name], one.to, one.length, page_size) for name, one in now.items()]
-            mover.move(torch.cat(source), torch.cat(target), page_size)
+            mover.move(torch.cat(source), torch.cat(target))

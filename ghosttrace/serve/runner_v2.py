@@ -17,6 +17,7 @@ class ErasingRunnerV2:
     _step = Step()
     _mover: Mover
     _erased: tuple[Tensor, Tensor] | None = None  # of the batch under way: on the device, and on the host
+    _logical: Tensor | None = None  # its places, where positions have been closed up
 
     def initialize_kv_cache(self: Any, kv_cache_config: Any, is_profiling: bool = False, **options: Any) -> None:
         """Also: learn what its pages look like inside."""
@@ -50,7 +51,7 @@ class ErasingRunnerV2:
 
     def prepare_attn(self: Any, input_batch: Any) -> Any:
         """In slots: lengths, and the places that the slot mapping is made from."""
-        self._erased = None
+        self._erased = self._logical = None
         names = input_batch.req_ids
         if not any(name in self._step.erased for name in names):
             return super().prepare_attn(input_batch)  # type: ignore[misc]
@@ -60,15 +61,16 @@ class ErasingRunnerV2:
         self._erased = here, host
         input_batch.seq_lens[:count] -= here
         input_batch.seq_lens_cpu_upper_bound[:count] -= host
-        lengths = torch.from_numpy(np.asarray(input_batch.num_scheduled_tokens)).to(self.device)
+        lengths = torch.from_numpy(np.asarray(input_batch.num_scheduled_tokens)).to(self.device, non_blocking=True)
         places, held = input_batch.positions, input_batch.positions.clone()
-        held[:total] -= torch.repeat_interleave(here, lengths)
+        held[:total] -= torch.repeat_interleave(here, lengths, output_size=total)
         input_batch.positions = held
         prepared = super().prepare_attn(input_batch)  # type: ignore[misc]
         input_batch.positions = places
         if self._step.renumbered:
-            closed = torch.tensor([name in self._step.renumbered for name in names]).to(self.device)
-            closed = torch.repeat_interleave(closed, lengths)
+            self._logical = places[:total].clone()
+            closed = torch.tensor([name in self._step.renumbered for name in names])
+            closed = torch.repeat_interleave(closed.to(self.device, non_blocking=True), lengths, output_size=total)
             places[:total] = torch.where(closed, held[:total], places[:total])
         return prepared
 
@@ -79,4 +81,7 @@ class ErasingRunnerV2:
             input_batch.seq_lens[: input_batch.num_reqs] += here
             input_batch.seq_lens_cpu_upper_bound[: input_batch.num_reqs] += host
             self._erased = None
+        if self._logical is not None:
+            input_batch.positions[: len(self._logical)] = self._logical
+            self._logical = None
         return super().sample(hidden_states, input_batch, grammar_output)  # type: ignore[misc]

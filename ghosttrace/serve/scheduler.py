@@ -9,6 +9,7 @@ are the request's own from there on.
 Source of the method: arXiv 2604.09852, section 5; the law itself is `ghosttrace.expiry`.
 """
 
+import logging
 from typing import Any
 
 from vllm.config import VllmConfig
@@ -18,12 +19,13 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from ghosttrace.errors import UserError
 from ghosttrace.serve import metrics
 from ghosttrace.serve.paging import Compaction, Paging
 from ghosttrace.serve.refusals import check_engine, check_pages
 from ghosttrace.serve.settings import Settings
 from ghosttrace.serve.steps import Step
+
+logger = logging.getLogger("vllm.ghosttrace")
 
 
 class InSlots:
@@ -107,13 +109,12 @@ class Erasing(Scheduler):
     def add_request(self, request: Request) -> None:
         """Take a request in, with the law that it asks for.
 
-        Raises:
-            UserError: its prompt comes in pieces, which only Python can ask for: tokens would be taken back.
+        One whose prompt comes in pieces, which Python alone can ask for, ends in an error: vLLM takes the last token
+        back when more comes, and it may have erased.
         """
         if request.resumable:
-            raise UserError(
-                "a prompt that comes in pieces takes tokens back, which may have erased: send the prompt whole"
-            )
+            logger.error("%s: a prompt in pieces takes tokens back: send it whole", request.request_id)
+            self.grammar_compile_error_reqs.add(request.request_id)
         if request.request_id not in self.pagings:
             params = request.sampling_params
             self.pagings[request.request_id] = self.settings.wished(params.extra_args if params else None).paging()

@@ -6,7 +6,7 @@ from typing import Any
 
 from ghosttrace.errors import UserError
 from ghosttrace.expiry import Policy
-from ghosttrace.serve.paging import ARMS, SEALED, Arm, Paging
+from ghosttrace.serve.paging import ARMS, REREADING, Arm, Paging
 from ghosttrace.trace import Markup
 
 KEY = "ghosttrace"
@@ -53,7 +53,7 @@ class Settings:
     @property
     def needs_tokens(self) -> bool:
         """The token just written decides whether the next one may be read: asynchronous scheduling is too late."""
-        return self.arm in (*SEALED, "placebo") or not self.policy.erases_after_reading
+        return self.arm in REREADING or not self.policy.erases_after_reading
 
     @property
     def forces(self) -> bool:
@@ -100,14 +100,14 @@ class Settings:
 
 
 def check_wishes(
-    extra_args: Mapping[str, Any] | None, ahead: bool, sealed: bool = False, whole_prompt: bool = False
+    extra_args: Mapping[str, Any] | None, ahead: bool, rereading: bool = False, whole_prompt: bool = False
 ) -> None:
     """Refuse a request that asks for what cannot be had.
 
     Args:
         extra_args: the request's; only what begins with `ghosttrace_` is read.
         ahead: the engine may schedule ahead of its tokens.
-        sealed: requests that choose no arm are sealed.
+        rereading: requests that choose no arm read some tokens twice, or never.
         whole_prompt: it wants log-probabilities of its prompt.
 
     Raises:
@@ -121,12 +121,12 @@ def check_wishes(
         fits, needed = WISHES[name]
         if not fits(value):
             raise UserError(f"{PREFIX}{name} is {needed}, not {value!r}")
-    if whole_prompt and wishes.get("arm", SEALED[0] if sealed else None) in SEALED:
+    if whole_prompt and wishes.get("arm", REREADING[0] if rereading else None) in REREADING:
         raise UserError(
-            "a sealed cache never reads a prompt's finished blocks, and so has no prompt_logprobs (or echo with "
-            "logprobs) for them: leave these out, or choose another ghosttrace_arm"
+            f"under {', '.join(REREADING)} some tokens of a prompt are read twice or never, so that it has no "
+            "prompt_logprobs (or echo with logprobs): leave these out, or choose another ghosttrace_arm"
         )
-    if ahead and (wishes.get("arm") in (*SEALED, "placebo") or wishes.get("keep_last_block_for_answer")):
+    if ahead and (wishes.get("arm") in REREADING or wishes.get("keep_last_block_for_answer")):
         raise UserError(
             "this engine schedules ahead of its tokens, which the request does not allow: start it with "
             "--no-async-scheduling"

@@ -56,6 +56,16 @@ class Paging:
         self._erasures: list[Erasure] = []
         self.clear()
 
+    @property
+    def erases(self) -> bool:
+        """Keys have left, or are about to: until then slots are places."""
+        return bool(self._erasures)
+
+    @property
+    def shared(self) -> int | None:
+        """Places before which slots may be shared with other requests; None: all of them."""
+        return None if self.arm == "full" else self.frontier
+
     def clear(self) -> None:
         """The cache was lost: the tokens will be read again from the first."""
         self.erased = self._done = 0
@@ -64,7 +74,10 @@ class Paging:
 
     def read(self, tokens: Sequence[int]) -> None:
         """Take note of tokens, from those not seen yet; `tokens` are all of the request."""
-        for place in range(self.tracker.trace.position, len(tokens)):
+        known = self.tracker.trace.position
+        if known == len(tokens):
+            return
+        for place in range(known, len(tokens)):
             found = self.tracker.push(tokens[place])
             if self.frontier is None and self.tracker.trace.in_block:
                 self.frontier = place

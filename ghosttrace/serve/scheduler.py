@@ -48,7 +48,7 @@ class ErasingKVCacheManager(KVCacheManager):
     def get_computed_blocks(self, request: Request) -> tuple[KVCacheBlocks, int, int]:
         """Pages of other requests that hold this one's first tokens: none from its first block on."""
         blocks, tokens, boundary = super().get_computed_blocks(request)
-        frontier = self._frontier(request)
+        frontier = self._read(request).shared
         if frontier is not None and tokens > frontier:
             tokens = frontier - frontier % self.coordinator.single_type_managers[0].block_size
             blocks, boundary = self.truncate_computed_blocks(blocks, tokens), min(boundary, tokens)
@@ -59,7 +59,7 @@ class ErasingKVCacheManager(KVCacheManager):
     ) -> KVCacheBlocks | None:
         """Pages for tokens about to be read; none if there are too few."""
         paging = self._read(request)
-        told = InSlots(request, paging.erased, paging.most(request.num_tokens))
+        told = InSlots(request, paging.erased, paging.most(request.num_tokens)) if paging.erases else request
         kwargs["delay_cache_blocks"] = True
         found = super().allocate_slots(told, num_new_tokens, num_new_computed_tokens, *args, **kwargs)
         if found is not None:
@@ -69,7 +69,7 @@ class ErasingKVCacheManager(KVCacheManager):
 
     def cache_blocks(self, request: Request, num_computed_tokens: int) -> None:
         """Offer a request's pages to others, as far as they hold places for good."""
-        frontier = self._frontier(request)
+        frontier = self._read(request).shared
         super().cache_blocks(request, num_computed_tokens if frontier is None else min(num_computed_tokens, frontier))
 
     def cut(self, request_id: str, length: int) -> int:
@@ -85,10 +85,6 @@ class ErasingKVCacheManager(KVCacheManager):
         paging = self.pagings[request.request_id]
         paging.read(request._all_token_ids)
         return paging
-
-    def _frontier(self, request: Request) -> int | None:
-        paging = self._read(request)
-        return None if paging.arm == "full" else paging.frontier
 
 
 class Erasing(Scheduler):
@@ -139,6 +135,8 @@ class Erasing(Scheduler):
     def _settle(self, request: Request) -> None:
         name, paging = request.request_id, self.pagings[request.request_id]
         paging.read(request._all_token_ids)
+        if not paging.erases:
+            return
         before = paging.erased
         place, compactions = paging.settle(request.num_computed_tokens)
         if place != request.num_computed_tokens:

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from ghosttrace.errors import UserError
+from ghosttrace.serve.protocol import failure
 from ghosttrace.trace import Markup
 
 VARIABLE = "GHOSTTRACE_GUARD"
@@ -149,11 +150,9 @@ class Guard:
 
 async def refuse(send: Send, status: int, sentence: str) -> None:
     """Answer in the form of the OpenAI API."""
-    kind = {401: "AuthenticationError", 404: "NotFoundError"}.get(status, "BadRequestError")
-    body = {"error": {"message": sentence, "type": kind, "param": None, "code": status}}
     headers = [(b"content-type", b"application/json")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+    await send({"type": "http.response.body", "body": json.dumps(failure(status, sentence)).encode()})
 
 
 class Locked:

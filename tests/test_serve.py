@@ -94,7 +94,7 @@ def test_nothing_but_a_turn_is_the_assistants_own() -> None:
     assert found["stop"] == [token]  # which no prompt holds
 
 
-def passed(body: bytes, path: str = "/v1/chat/completions") -> tuple[bytes, dict[bytes, bytes], int]:
+def passed(body: bytes, path: str = "/v1/chat/completions", *kinds: bytes) -> tuple[bytes, dict[bytes, bytes], int]:
     """What the guard lets through to the server behind it, in a body of several parts; or the status of its answer."""
     seen: dict[str, Any] = {"body": b"", "headers": {}, "status": 0}
     parts = [body[:3], body[3:]]
@@ -114,7 +114,8 @@ def passed(body: bytes, path: str = "/v1/chat/completions") -> tuple[bytes, dict
     async def send(message: Any) -> None:
         seen["status"] = message.get("status", seen["status"])
 
-    scope = {"type": "http", "method": "POST", "path": path, "headers": [(b"content-length", b"1"), (b"x", b"y")]}
+    headers = [(b"content-length", b"1"), (b"x", b"y"), *((b"content-type", kind) for kind in kinds)]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
     asyncio.run(Guard(app, SPECIAL)(scope, receive, send))
     return seen["body"], seen["headers"], seen["status"]
 
@@ -124,6 +125,13 @@ def test_the_guard_rewrites_bodies_and_their_length() -> None:
     assert json.loads(body)["messages"][0]["content"] == f"<{JOINER}eos>"
     assert headers == {b"content-length": str(len(body)).encode(), b"x": b"y"}
     assert passed(b'{"prompt": "<eos>"}', "/v1/completions")[0] == b'{"prompt": "<eos>"}'
+
+
+def test_forms_pass_but_nothing_that_may_be_read_as_json() -> None:
+    """Of two kinds the server behind may take either."""
+    chat, form = "/v1/chat/completions", b"multipart/form-data"
+    assert passed(b"a form", chat, form)[0] == b"a form"
+    assert b"<eos>" not in passed(b'{"x": "<eos>"}', chat, b"application/json", form)[0]
 
 
 @pytest.mark.parametrize(

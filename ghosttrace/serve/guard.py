@@ -124,8 +124,8 @@ class Guard:
             if len(body) > MOST:
                 await refuse(send, 413, f"a body has at most {MOST} bytes")
                 return
-        kind = dict(scope["headers"]).get(b"content-type", b"")
-        if body and not kind.startswith(b"multipart/"):
+        kinds = [value for name, value in scope["headers"] if name == b"content-type"]
+        if body and not (kinds and all(kind.startswith(b"multipart/") for kind in kinds)):
             try:
                 body = bytearray(json.dumps(self._breaker.body(json.loads(bytes(body)))).encode())
             except (ValueError, RecursionError):

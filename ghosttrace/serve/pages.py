@@ -36,7 +36,7 @@ class Mover:
         self._layers: list[tuple[Any, Tensor]] = []
         for layer in found.values():
             cache = layer.kv_cache
-            kind = (type(layer.impl), cache.shape[1:], cache.dtype)
+            kind = (type(layer.impl), cache.shape[1:], cache.stride(), cache.dtype)
             if kind not in kinds:
                 kinds[kind] = inside(layer, cache).to(cache.device)
             self._layers.append((layer, kinds[kind]))
@@ -47,14 +47,15 @@ class Mover:
         source, target = source.to(device), target.to(device)
         for layer, order in self._layers:
             cache = layer.kv_cache
-            size, width = order.shape  # a kernel's pages may be parts of those that the scheduler counts
             heads = torch.arange(cache.shape[1], device=device)[None, :, None]
+            cache[_places(target, order, heads)] = cache[_places(source, order, heads)]
 
-            def places(slot: Tensor, order: Tensor = order, size: int = size, width: int = width) -> Any:
-                inner = order[slot % size][:, None, :]
-                return (slot // size)[:, None, None], heads, inner // width, inner % width  # noqa: B023
 
-            cache[places(target)] = cache[places(source)]
+def _places(slot: Tensor, order: Tensor, heads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Indices of slots' numbers in a cache: page, head, row, column."""
+    size, width = order.shape  # a kernel's pages may be parts of those that the scheduler counts
+    inner = order[slot % size][:, None, :]
+    return (slot // size)[:, None, None], heads, inner // width, inner % width
 
 
 def inside(layer: Any, cache: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ class TextAsked(Asked):
         """
         if self.prompt == []:
             raise UserError("prompt is empty: give at least one")
-        one = isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int))
+        one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
         return [self.prompt] if one else self.prompt  # type: ignore[return-value]
 
 

@@ -13,10 +13,9 @@ from ghosttrace.serve.paging import Compaction
 from ghosttrace.serve.steps import Step
 
 
-class ErasingRunner:
-    """Mixed into `GPUModelRunner` or `CPUModelRunner`."""
+class KnowsPages:
+    """What both mixins add: a runner that knows what its pages look like inside, from the start."""
 
-    _step = Step()
     _mover: Mover
 
     def initialize_kv_cache(self: Any, kv_cache_config: Any, is_profiling: bool = False, **options: Any) -> None:
@@ -24,6 +23,12 @@ class ErasingRunner:
         super().initialize_kv_cache(kv_cache_config, is_profiling, **options)  # type: ignore[misc]
         if not is_profiling:
             self._mover = make_mover(self)
+
+
+class ErasingRunner(KnowsPages):
+    """Mixed into `GPUModelRunner` or `CPUModelRunner`."""
+
+    _step = Step()
 
     def _update_states(self: Any, scheduler_output: Any) -> Any:
         self._step = getattr(scheduler_output, "ghosttrace", Step())

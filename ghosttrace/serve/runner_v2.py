@@ -6,24 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ghosttrace.serve.pages import Mover
-from ghosttrace.serve.runner import make_mover, move
+from ghosttrace.serve.runner import KnowsPages, move
 from ghosttrace.serve.steps import Step
 
 
-class ErasingRunnerV2:
+class ErasingRunnerV2(KnowsPages):
     """Mixed into the V2 `GPUModelRunner` or `CPUModelRunner`."""
 
     _step = Step()
-    _mover: Mover
     _erased: tuple[Tensor, Tensor] | None = None  # of the batch under way: on the device, and on the host
     _logical: Tensor | None = None  # its places, where positions have been closed up
-
-    def initialize_kv_cache(self: Any, kv_cache_config: Any, is_profiling: bool = False, **options: Any) -> None:
-        """Also: learn what its pages look like inside."""
-        super().initialize_kv_cache(kv_cache_config, is_profiling, **options)  # type: ignore[misc]
-        if not is_profiling:
-            self._mover = make_mover(self)
 
     def update_requests(self: Any, scheduler_output: Any) -> None:
         """Also: compact, and go to where the scheduler has put a request."""

@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
-from ghosttrace.checkpoint import Geometry
-from ghosttrace.expiry import ExpiryTracker, Policy
-from ghosttrace.generate import Generation, Request, generate
-from ghosttrace.sampling import Sampling
-from ghosttrace.trace import Markup
+from ghosttrace.law.expiry import ExpiryTracker, Policy
+from ghosttrace.law.markup import Markup
+from ghosttrace.model.checkpoint import Geometry
+from ghosttrace.model.generate import Generation, Request, generate
+from ghosttrace.model.sampling import Sampling
 
 MARKUP = Markup(4, 5, 6, 7)
 POLICY = Policy(mask_delimiters=True, require_assistant_section=False)

@@ -19,13 +19,13 @@ import torch
 from decoding import BLOCK, MARKUP, MEMENTO, POLICY, PROMPT, SIZES, make_model
 from transformers import PreTrainedModel
 
-from ghosttrace.attention import attending
-from ghosttrace.checkpoint import Checkpoint, load
-from ghosttrace.probe.carriers import Carrier
-from ghosttrace.probe.features import Wanted, extract
-from ghosttrace.probe.states import batch_of
-from ghosttrace.probe.task import Sample, Target, Task
-from ghosttrace.sealed import open_layout, sealed_layout
+from ghosttrace.data.task import Sample, Target, Task
+from ghosttrace.law.layout import open_layout, sealed_layout
+from ghosttrace.model.attention import attending
+from ghosttrace.model.checkpoint import Checkpoint, load
+from ghosttrace.model.states import batch_of
+from ghosttrace.probing.carriers import Carrier
+from ghosttrace.probing.features import Wanted, extract
 
 BLOCKS, BATCH = 4, 4
 CARRIERS = tuple(Carrier("memento", hop) for hop in range(3))

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from decoding import SIZES, make_model
 
-from ghosttrace.expiry import Policy, expiry
-from ghosttrace.masks import Visibility, block_mask
-from ghosttrace.trace import Markup
+from ghosttrace.law.expiry import Policy, expiry
+from ghosttrace.law.markup import Markup
+from ghosttrace.law.masks import Visibility, block_mask
 
 ROWS, LENGTH = 8, 32_768
 MARKUP = Markup(4, 5, 6, 7, assistant_header=(3,))

@@ -22,10 +22,10 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 import numpy as np
 from matplotlib.figure import Figure
 
-from ghosttrace.expiry import alive, expiry
-from ghosttrace.serve import engine
-from ghosttrace.serve.engine import read_settings
-from ghosttrace.serve.settings import Settings
+from ghosttrace.law.expiry import alive, expiry
+from ghosttrace.serving import engine
+from ghosttrace.serving.settings import Settings
+from ghosttrace.serving.vllm.engine import read_settings
 
 ROOT = Path(__file__).parent.parent
 MODEL, PAGE, PAGE_BYTES = "toy-open", 32, 32 * 4096  # 4 layers, keys and values, 128 numbers of 4 bytes

@@ -22,11 +22,11 @@ import torch
 from decoding import SIZES, make_model
 from torch import Tensor
 
-from ghosttrace.attention import attending
-from ghosttrace.expiry import Policy
-from ghosttrace.masks import Kernel
-from ghosttrace.trace import Markup
-from ghosttrace.train.examples import Example, Stage, make_example
+from ghosttrace.law.expiry import Policy
+from ghosttrace.law.markup import Markup
+from ghosttrace.law.masks import Kernel
+from ghosttrace.model.attention import attending
+from ghosttrace.training.examples import Example, Stage, make_example
 
 MARKUP, POLICY = Markup(4, 5, 6, 7, assistant_header=(3,)), Policy(True)
 BLOCK, MEMENTO = 1150, 194  # arXiv 2604.09852, section 4

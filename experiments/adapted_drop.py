@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 
 import ghosttrace as gt
 from experiments.train_toys import TOYS, Part, flags, make_tokenizer, write_rows
-from ghosttrace.train.recipe import Recipe
-from ghosttrace.train.sft import sft
+from ghosttrace.training.recipe import Recipe
+from ghosttrace.training.sft import sft
 
 ROOT = Path(__file__).parent.parent
 STEPS = (0, 50, 100, 200, 400, 800)

@@ -28,16 +28,16 @@ from rich.markup import escape
 from rich.table import Table
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from ghosttrace.ablate import Settings
+from ghosttrace.ablation.arms import ARMS
+from ghosttrace.ablation.run import Settings
 from ghosttrace.bench import Bench, Harness, Problem, load_bench
-from ghosttrace.channel import ARMS
-from ghosttrace.checkpoint import load
-from ghosttrace.expiry import ExpiryTracker, Policy
-from ghosttrace.report.ablation import run
-from ghosttrace.report.html import write_report
+from ghosttrace.law.expiry import ExpiryTracker, Policy
+from ghosttrace.model.checkpoint import load
+from ghosttrace.report.ablation.page import write_report
+from ghosttrace.report.ablation.run import run
 from ghosttrace.report.tables import percent
-from ghosttrace.runs import is_finished, read_configuration
-from ghosttrace.train.delimiters import add_delimiters
+from ghosttrace.runs.folder import is_finished, read_configuration
+from ghosttrace.training.delimiters import add_delimiters
 
 PAPER = {"memento": 66.1, "restart": 50.8}  # pass@1 in %, section 6.2.1
 BLOCKS, BLOCK, MEMENTO = 3, 24, 8  # of the scaffold

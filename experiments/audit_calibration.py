@@ -26,23 +26,23 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ghosttrace.audit.attacks import parse
-from ghosttrace.audit.attacks.attribute import best_probe, evidence_of
-from ghosttrace.audit.attacks.behavioural import learners, prompted
-from ghosttrace.audit.detect import detectable, inject
-from ghosttrace.audit.evidence import Evidence, Told, total
-from ghosttrace.audit.exhibit import Exhibit
-from ghosttrace.audit.gate import EXIT, judge
-from ghosttrace.audit.run import least_seen
-from ghosttrace.channel import Restart
-from ghosttrace.checkpoint import load
-from ghosttrace.probe.carriers import secret_carrier
-from ghosttrace.probe.cells import linear_scores
-from ghosttrace.probe.evidence import ALPHA, Asked, Scores, record
-from ghosttrace.probe.features import extract
-from ghosttrace.probe.ledger import ledger_prompts, ledger_task
-from ghosttrace.probe.split import split
-from ghosttrace.probe.sweep import Settings, Site, groups, wanted
+from ghosttrace.ablation.arms import Restart
+from ghosttrace.auditing.attacks import parse
+from ghosttrace.auditing.attacks.attribute import best_probe, evidence_of
+from ghosttrace.auditing.attacks.behavioural import learners, prompted
+from ghosttrace.auditing.context import Exhibit
+from ghosttrace.auditing.detect import detectable, inject
+from ghosttrace.auditing.evidence import Evidence, Told, total
+from ghosttrace.auditing.gate import EXIT, judge
+from ghosttrace.auditing.run import least_seen
+from ghosttrace.model.checkpoint import load
+from ghosttrace.probing.carriers import secret_carrier
+from ghosttrace.probing.cells import linear_scores
+from ghosttrace.probing.evidence import ALPHA, Asked, Scores, record
+from ghosttrace.probing.features import extract
+from ghosttrace.probing.ledger import ledger_prompts, ledger_task
+from ghosttrace.probing.split import split
+from ghosttrace.probing.sweep import Settings, Site, groups, wanted
 
 ROOT = Path(__file__).parent.parent
 AUDITS, AT_ONCE, SAMPLES, LEVEL, ALLOWED = 100, 25, 6000, 3, 0.1

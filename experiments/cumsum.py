@@ -20,11 +20,11 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from ghosttrace.attention import attending
-from ghosttrace.checkpoint import Checkpoint
-from ghosttrace.expiry import Policy, expiry
-from ghosttrace.probe.task import Sample, Target, Task
-from ghosttrace.trace import DELIMITERS, Markup
+from ghosttrace.data.task import Sample, Target, Task
+from ghosttrace.law.expiry import Policy, expiry
+from ghosttrace.law.markup import DELIMITERS, Markup
+from ghosttrace.model.attention import attending
+from ghosttrace.model.checkpoint import Checkpoint
 
 BLOCKS, DIGITS, SUM_DIGITS = 10, 5, 3
 MARKUP = Markup(block_start=10, block_end=11, summary_start=12, summary_end=13)

@@ -21,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 
-from ghosttrace.report.audit_figures import pareto, pareto_row
+from ghosttrace.report.audit.figures import pareto, pareto_row
 
 ROOT = Path(__file__).parent.parent
 SEALED = "sealed training"  # not a defence of this model: another one, trained over sealed caches and restarted
@@ -52,7 +52,7 @@ def audit(defence: str, folder: Path) -> dict[str, Any]:
         begun = folder.exists() and any(folder.iterdir())
         told = ["toy-sealed", "--defence", "restart"] if defence == SEALED else ["toy-open", "--defence", defence]
         where = ["--resume", str(folder)] if begun else [*AUDIT.split(), "--out", str(folder), "--model", *told]
-        done = subprocess.run([sys.executable, "-m", "ghosttrace.cli", "audit", *where], check=False)
+        done = subprocess.run([sys.executable, "-m", "ghosttrace", "audit", *where], check=False)
         if done.returncode not in TOLD:
             raise SystemExit(f"the audit of {defence} ended with {done.returncode}")
     found: dict[str, Any] = json.loads((folder / "summary.json").read_text())

@@ -2,7 +2,7 @@
 
 The paper reports 66.1 % for normal (64 repetitions) and 50.8 % for restart (8) on the 30 problems of
 AIME24 (arXiv 2604.09852, section 6.2.1), each a mean with its own standard error over problems. Scores
-by problem are not published, so the model of `ghosttrace.power` is simulated for that drop, and for one
+by problem are not published, so the model of `ghosttrace.ablation.power` is simulated for that drop, and for one
 of 5 points: problems and answers are drawn anew in every run, and every run is read in three ways.
 Writes `experiments/results/paper_power.parquet` and `figures/paper_power.{png,svg}`. About a minute on
 two cores: `python experiments/paper_power.py`.
@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ghosttrace.power import Population, half_width, population, power, standard_error
+from ghosttrace.ablation.power import Population, half_width, population, power, standard_error
 from ghosttrace.stats import paired_effect
 
 ROOT = Path(__file__).parent.parent
@@ -69,7 +69,7 @@ def intervals(reference: np.ndarray, arm: np.ndarray, repetitions: tuple[int, in
 
 
 def planned(drop: Population, way: str, repetitions: tuple[int, int]) -> tuple[float, float | None]:
-    """Half-width and, paired, power as `ghosttrace.power` has them in closed form."""
+    """Half-width and, paired, power as `ghosttrace.ablation.power` has them in closed form."""
     between = {"paired": drop.paired, "unpaired": drop.unpaired, "fixed": 0.0}[way]
     error = standard_error(PROBLEMS, between, drop.within(*repetitions))
     if way != "paired":

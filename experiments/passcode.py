@@ -28,16 +28,16 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.aime24 import random_checkpoint
-from ghosttrace.checkpoint import Checkpoint, Geometry, load
+from ghosttrace.data.task import Task
 from ghosttrace.data.tokens import traces_of
-from ghosttrace.probe.ledger import ledger_task
-from ghosttrace.probe.plant import plant
-from ghosttrace.probe.secrets import digits
-from ghosttrace.probe.sweep import Settings
-from ghosttrace.probe.task import Task
-from ghosttrace.report.probe import run
+from ghosttrace.model.checkpoint import Checkpoint, Geometry, load
+from ghosttrace.probing.ledger import ledger_task
+from ghosttrace.probing.plant import plant
+from ghosttrace.probing.secrets import digits
+from ghosttrace.probing.sweep import Settings
+from ghosttrace.report.probing.run import run
 from ghosttrace.report.tables import percent
-from ghosttrace.runs import is_finished
+from ghosttrace.runs.folder import is_finished
 
 ROOT = Path(__file__).parent.parent
 BLOCK, HOPS = 1, (0, 1)  # T_2; M_1 is hop -1, M_2 hop 0, M_3 hop 1

@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ghosttrace.probe.cells import linear_scores
-from ghosttrace.probe.evidence import Asked, Scores, failed_controls, record, summarise
-from ghosttrace.probe.split import Split, split
-from ghosttrace.probe.task import Sample, Target, Task
+from ghosttrace.data.task import Sample, Target, Task
+from ghosttrace.probing.cells import linear_scores
+from ghosttrace.probing.evidence import Asked, Scores, failed_controls, record, summarise
+from ghosttrace.probing.split import Split, split
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")

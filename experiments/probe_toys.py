@@ -2,7 +2,7 @@
 
 `ghosttrace probe` on each bundled model, ledger-h3, with hidden states beside keys and values; where the
 digits are by layer and hop, open against sealed. Writes `experiments/results/probe_toys.parquet` (columns
-of `ghosttrace.probe.evidence.summarise`, and the model) and `figures/probe_toys.{png,svg}`. About ten
+of `ghosttrace.probing.evidence.summarise`, and the model) and `figures/probe_toys.{png,svg}`. About ten
 minutes on two cores: `python experiments/probe_toys.py`.
 """
 
@@ -12,12 +12,12 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ghosttrace.checkpoint import load
-from ghosttrace.probe.ledger import ledger_task
-from ghosttrace.probe.sweep import Settings
-from ghosttrace.report.probe import run
-from ghosttrace.report.probe_figures import draw_heat
-from ghosttrace.runs import is_finished
+from ghosttrace.model.checkpoint import load
+from ghosttrace.probing.ledger import ledger_task
+from ghosttrace.probing.sweep import Settings
+from ghosttrace.report.probing.figures import draw_heat
+from ghosttrace.report.probing.run import run
+from ghosttrace.runs.folder import is_finished
 
 ROOT = Path(__file__).parent.parent
 MODELS, TARGETS, LEVEL, SAMPLES = ("toy-open", "toy-mixed"), ("hidden-*", "note-*"), 3, 6000

@@ -14,9 +14,9 @@ import pandas as pd
 import torch
 
 import ghosttrace as gt
-from ghosttrace.audit.cost import cost
+from ghosttrace.ablation.arms import Restart
+from ghosttrace.auditing.cost import cost
 from ghosttrace.bench.ledger import Ledger
-from ghosttrace.channel import Restart
 from ghosttrace.stats import estimate, paired_effect
 
 ROOT = Path(__file__).parent.parent

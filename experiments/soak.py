@@ -81,7 +81,7 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
-        command = [sys.executable, "-m", "ghosttrace.cli", "serve", "--model", MODEL, "--port", str(self.port)]
+        command = [sys.executable, "-m", "ghosttrace", "serve", "--model", MODEL, "--port", str(self.port)]
         command += [
             *FLAGS.split(),
             "--kv-cache-memory-bytes",

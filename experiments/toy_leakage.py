@@ -24,14 +24,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.cumsum import DIGITS, POLICY, Recipe, checkpoint, cumsum_task, snapshot, told, train
-from ghosttrace.checkpoint import Checkpoint
-from ghosttrace.probe.carriers import Carrier
-from ghosttrace.probe.cells import linear_scores, mlp_scores
-from ghosttrace.probe.evidence import ALPHA, TRIVIAL, Asked, record, summarise
-from ghosttrace.probe.features import Wanted, extract
-from ghosttrace.probe.split import split
-from ghosttrace.probe.sweep import LOWEST, Site
-from ghosttrace.probe.task import Task
+from ghosttrace.data.task import Task
+from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.probing.carriers import Carrier
+from ghosttrace.probing.cells import linear_scores, mlp_scores
+from ghosttrace.probing.evidence import ALPHA, TRIVIAL, Asked, record, summarise
+from ghosttrace.probing.features import Wanted, extract
+from ghosttrace.probing.split import split
+from ghosttrace.probing.sweep import LOWEST, Site
 from ghosttrace.stats import holm
 
 ROOT = Path(__file__).parent.parent

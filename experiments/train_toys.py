@@ -24,13 +24,13 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import ghosttrace as gt
 from ghosttrace.bench.ledger import BLOCK_TOKENS, DIGITS, NOTES, VOCABULARY, Ledger, is_observation
-from ghosttrace.checkpoint import load
-from ghosttrace.expiry import Policy
-from ghosttrace.trace import Markup, find_blocks
-from ghosttrace.train.examples import IGNORED, Stage
-from ghosttrace.train.prepare import is_sealed
-from ghosttrace.train.recipe import Recipe
-from ghosttrace.train.sft import sft
+from ghosttrace.law.expiry import Policy
+from ghosttrace.law.markup import Markup, find_blocks
+from ghosttrace.model.checkpoint import load
+from ghosttrace.training.examples import IGNORED, Stage
+from ghosttrace.training.prepare import is_sealed
+from ghosttrace.training.recipe import Recipe
+from ghosttrace.training.sft import sft
 
 POLICY = Policy(mask_delimiters=True)
 LEVELS = np.array([1.0, 1.0, 1.5, 2.0]) / 5.5  # the share of each level

@@ -7,16 +7,16 @@ run.results        # pandas: accuracy and paired effect of every arm
 run.samples        # pandas: one row per sample
 """
 
-from ghosttrace.ablate import ablate
-from ghosttrace.attention import attending, pad_batch
-from ghosttrace.channel import ARMS, Part
-from ghosttrace.checkpoint import Checkpoint, load
+from ghosttrace.ablation.arms import ARMS, Part
+from ghosttrace.ablation.outcome import Ablation
+from ghosttrace.ablation.run import ablate
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import NEVER, ExpiryTracker, Policy, alive, erasures, expiry
-from ghosttrace.generate import Generation, Request, generate
-from ghosttrace.outcome import Ablation
-from ghosttrace.sampling import Sampling
-from ghosttrace.trace import Block, Markup, find_blocks
+from ghosttrace.law.expiry import NEVER, ExpiryTracker, Policy, alive, erasures, expiry
+from ghosttrace.law.markup import Block, Markup, find_blocks
+from ghosttrace.model.attention import attending, pad_batch
+from ghosttrace.model.checkpoint import Checkpoint, load
+from ghosttrace.model.generate import Generation, Request, generate
+from ghosttrace.model.sampling import Sampling
 
 __version__ = "0.1.0"
 

@@ -5,7 +5,7 @@ normal's (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", sect
 percentile intervals are too short on few problems). Where all or nearly all problems agree,
 resampling says little; the interval then also allows for the share of dissenters that would have
 gone unseen with probability 2.5 % (`1 - 0.025 ** (1 / n)`, the rule of three). How sure a run can be before
-it is made is in `ghosttrace.power`; `docs/statistics.md` tells all of it in words.
+it is made is in `ghosttrace.ablation.power`; `docs/statistics.md` tells all of it in words.
 """
 
 from collections.abc import Sequence

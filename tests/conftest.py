@@ -8,8 +8,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing h
 
 import pytest
 import torch
+from helpers.pages import ARGUMENTS, CHROMIUM
 from hypothesis import settings
-from pages import ARGUMENTS, CHROMIUM
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")

@@ -15,19 +15,19 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import ghosttrace as gt
-from ghosttrace import cli
-from ghosttrace.ablate import MAIN_ARMS, Settings, ablate, plan_cells, rows_at_once
+from ghosttrace.ablation.arms import Part
+from ghosttrace.ablation.collect import Cell, memory_advice
+from ghosttrace.ablation.outcome import Ablation, at_k, curves, failed_controls
+from ghosttrace.ablation.run import MAIN_ARMS, Settings, ablate, plan_cells, rows_at_once
 from ghosttrace.bench import load_bench
-from ghosttrace.channel import Part
-from ghosttrace.checkpoint import load, source
-from ghosttrace.collect import Cell, memory_advice
+from ghosttrace.cli import main as cli
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import Policy
-from ghosttrace.generate import Request
-from ghosttrace.outcome import Ablation, at_k, curves, failed_controls
-from ghosttrace.report.ablation import run
+from ghosttrace.law.expiry import Policy
+from ghosttrace.model.checkpoint import load, source
+from ghosttrace.model.generate import Request
+from ghosttrace.model.sampling import Sampling
+from ghosttrace.report.ablation.run import run
 from ghosttrace.report.tables import ablation_table
-from ghosttrace.sampling import Sampling
 
 LIMIT = 60
 

@@ -5,13 +5,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, tiny
+from helpers.families import FAMILIES, tiny
+from helpers.traces import MARKUP, trace
 from torch import Tensor
-from traces import MARKUP, trace
 
-from ghosttrace.attention import attending, pad_batch
-from ghosttrace.cache import KVCache, rerotate
-from ghosttrace.channel import (
+from ghosttrace.ablation.arms import (
     ARMS,
     Arm,
     Full,
@@ -28,10 +26,12 @@ from ghosttrace.channel import (
     Swap,
 )
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import NEVER, Policy, expiry
-from ghosttrace.masks import Visibility
-from ghosttrace.session import Session
-from ghosttrace.trace import find_blocks
+from ghosttrace.law.expiry import NEVER, Policy, expiry
+from ghosttrace.law.markup import find_blocks
+from ghosttrace.law.masks import Visibility
+from ghosttrace.model.attention import attending, pad_batch
+from ghosttrace.model.cache import KVCache, rerotate
+from ghosttrace.model.session import Session
 
 TRACES = [trace(seed, blocks) for seed, blocks in ((0, 5), (1, 6))]
 ERASE, KEEP = Policy(True), Policy(False)

@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, SIZE, tiny
+from helpers.families import FAMILIES, SIZE, tiny
+from helpers.traces import MARKUP, trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from traces import MARKUP, trace
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, GptOssConfig, PreTrainedModel
 
-from ghosttrace import attention
-from ghosttrace.attention import attending, pad_batch
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import NEVER, Policy, expiry
-from ghosttrace.masks import FLEX_BLOCK, Visibility, block_mask, stretches, visible
+from ghosttrace.law.expiry import NEVER, Policy, expiry
+from ghosttrace.law.masks import FLEX_BLOCK, Visibility, block_mask, stretches, visible
+from ghosttrace.model import attention
+from ghosttrace.model.attention import attending, pad_batch
 
 POLICIES = [Policy(True), Policy(False), Policy(False, keep_last_n_blocks=1, erase_at="before_summary_end")]
 

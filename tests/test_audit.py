@@ -7,24 +7,24 @@ from math import log, log2
 import numpy as np
 import pytest
 import torch
-from audits import FORBIDDEN, SITE, blank, toy
+from helpers.audits import FORBIDDEN, SITE, blank, toy
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ghosttrace.audit.attacks.membership import Claims, auc, epsilon, membership, rates, threshold
-from ghosttrace.audit.attacks.ranking import exposures
-from ghosttrace.audit.detect import detectable, honesty, inject, trials
-from ghosttrace.audit.evidence import Estimate, Evidence, Told, fell_back, mean_of, one_each
-from ghosttrace.audit.exhibit import Exhibit
-from ghosttrace.audit.gate import judge
-from ghosttrace.channel import Restart
-from ghosttrace.probe.cells import linear_scores
-from ghosttrace.probe.evidence import Asked
-from ghosttrace.probe.split import Split, split
-from ghosttrace.probe.sweep import Settings
-from ghosttrace.probe.task import Sample, Task
-from ghosttrace.report.audit import unlike_bases
+from ghosttrace.ablation.arms import Restart
+from ghosttrace.auditing.attacks.membership import Claims, auc, epsilon, membership, rates, threshold
+from ghosttrace.auditing.attacks.ranking import exposures
+from ghosttrace.auditing.context import Exhibit
+from ghosttrace.auditing.detect import detectable, honesty, inject, trials
+from ghosttrace.auditing.evidence import Estimate, Evidence, Told, fell_back, mean_of, one_each
+from ghosttrace.auditing.gate import judge
+from ghosttrace.data.task import Sample, Task
+from ghosttrace.probing.cells import linear_scores
+from ghosttrace.probing.evidence import Asked
+from ghosttrace.probing.split import Split, split
+from ghosttrace.probing.sweep import Settings
+from ghosttrace.report.audit.run import unlike_bases
 from ghosttrace.stats import unseen
 
 

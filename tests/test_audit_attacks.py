@@ -7,25 +7,25 @@ from math import log
 import numpy as np
 import pytest
 import torch
-from audits import SITE, blank, exhibit, toy
+from helpers.audits import SITE, blank, exhibit, toy
 
 import ghosttrace as gt
-from ghosttrace.attention import attending
-from ghosttrace.audit.attacks import attribute, collision, parse, tenant
-from ghosttrace.audit.attacks.behavioural import LEARNED, learners, read_answers
-from ghosttrace.audit.attacks.collision import cases_of, distances
-from ghosttrace.audit.caches import run_session
-from ghosttrace.audit.exhibit import Exhibit
-from ghosttrace.channel import Arm, Memento, Noise, Restart
-from ghosttrace.channel.drop_delimiters import DropDelimiters
+from ghosttrace.ablation.arms import Arm, Memento, Noise, Restart
+from ghosttrace.ablation.arms.drop_delimiters import DropDelimiters
+from ghosttrace.auditing.attacks import attribute, collision, parse, tenant
+from ghosttrace.auditing.attacks.behavioural import LEARNED, learners, read_answers
+from ghosttrace.auditing.attacks.collision import cases_of, distances
+from ghosttrace.auditing.caches import run_session
+from ghosttrace.auditing.context import Exhibit
+from ghosttrace.data.task import Sample, Task
 from ghosttrace.errors import UserError
-from ghosttrace.probe.carriers import Carrier
-from ghosttrace.probe.evidence import CELLS, Asked
-from ghosttrace.probe.ledger import ledger_prompts, ledger_task
-from ghosttrace.probe.split import Split, split
-from ghosttrace.probe.sweep import Settings, Sweep
-from ghosttrace.probe.task import Sample, Task
-from ghosttrace.records import Records
+from ghosttrace.model.attention import attending
+from ghosttrace.probing.carriers import Carrier
+from ghosttrace.probing.evidence import CELLS, Asked
+from ghosttrace.probing.ledger import ledger_prompts, ledger_task
+from ghosttrace.probing.split import Split, split
+from ghosttrace.probing.sweep import Settings, Sweep
+from ghosttrace.runs.records import Records
 
 
 def test_a_stray_cache_tells_nothing_by_what_is_common() -> None:

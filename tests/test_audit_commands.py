@@ -9,21 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from audits import errors, toy
-from families import FAMILIES
+from helpers.audits import errors, toy
+from helpers.families import FAMILIES
 from transformers import AutoModelForCausalLM
 
-from ghosttrace import cli
-from ghosttrace.audit.defences import defence
-from ghosttrace.audit.marked import marked_task, read_marks
-from ghosttrace.checkpoint import source
-from ghosttrace.cli_audit import prompts_of, retained_carriers
-from ghosttrace.cli_probe import targeted
+from ghosttrace.auditing.defences import defence
+from ghosttrace.auditing.marked import marked_task, read_marks
+from ghosttrace.cli import main as cli
+from ghosttrace.cli.audit import prompts_of, retained_carriers
+from ghosttrace.cli.probe import targeted
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import Policy
-from ghosttrace.probe.ledger import ledger_task
-from ghosttrace.report.audit_page import write_reports
+from ghosttrace.law.expiry import Policy
+from ghosttrace.model.checkpoint import source
+from ghosttrace.probing.ledger import ledger_task
+from ghosttrace.report.audit.page import write_reports
 
 
 def marks(folder: Path, *rows: object) -> Path:
@@ -146,7 +146,7 @@ def test_targets_choose_the_secrets_and_an_unwritable_report_is_named(
         (folder / "card.md").mkdir()
         write_reports(folder)
 
-    monkeypatch.setattr("ghosttrace.report.audit.write_reports", full)
+    monkeypatch.setattr("ghosttrace.report.audit.run.write_reports", full)
     with pytest.raises(UserError, match=r"card\.md cannot be written"):
         command(*options, "--out", str(out))
     monkeypatch.undo()
@@ -169,7 +169,7 @@ def test_an_audit_too_small_to_tell(tmp_path: Path) -> None:
 
 def test_a_sabotaged_control_makes_the_audit_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sealed cache that serves as control is not sealed."""
-    from ghosttrace.probe import features
+    from ghosttrace.probing import features
 
     monkeypatch.setitem(features.LAYOUTS, "sealed", features.LAYOUTS["open"])
     out = tmp_path / "run"

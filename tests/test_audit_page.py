@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audits import HOSTILE, run, summary, write_audit
-from pages import Show, watching
+from helpers.audits import HOSTILE, run, summary, write_audit
+from helpers.pages import Show, watching
 
 
 @pytest.fixture

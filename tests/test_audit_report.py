@@ -13,20 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from audits import FORBIDDEN, HOSTILE, OF, VERDICTS, errors, results, row, run, sites, summary, write_audit
+from helpers.audits import FORBIDDEN, HOSTILE, OF, VERDICTS, errors, results, row, run, sites, summary, write_audit
 from rich.console import Console
 
-from ghosttrace.audit.evidence import Estimate, Evidence
-from ghosttrace.audit.gate import judge
+from ghosttrace.auditing.evidence import Estimate, Evidence
+from ghosttrace.auditing.gate import judge
 from ghosttrace.errors import UserError
-from ghosttrace.report import audit_advice as advice
-from ghosttrace.report import audit_words as words
-from ghosttrace.report.audit import _print as terminal
-from ghosttrace.report.audit_charts import MARGIN, WIDTH, bar, heat_maps, scales, ticks
-from ghosttrace.report.audit_figures import frontier, leak_figure, pareto, pareto_row, sites_figure
-from ghosttrace.report.audit_page import page
-from ghosttrace.report.card import card
-from ghosttrace.report.sarif import sarif
+from ghosttrace.report.audit import advice, words
+from ghosttrace.report.audit.card import card
+from ghosttrace.report.audit.charts import MARGIN, WIDTH, bar, heat_maps, scales, ticks
+from ghosttrace.report.audit.figures import frontier, leak_figure, pareto, pareto_row, sites_figure
+from ghosttrace.report.audit.page import page
+from ghosttrace.report.audit.run import _print as terminal
+from ghosttrace.report.audit.sarif import sarif
 
 
 def shown(text: str) -> str:

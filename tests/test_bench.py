@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from paths import DATA, needs
+from helpers.paths import DATA, needs
 
 from ghosttrace import bench as benches
 from ghosttrace.bench import SOURCES, bench_size, final_text, load_bench
-from ghosttrace.bench.hub import Source, fetch
-from ghosttrace.checkpoint import load
+from ghosttrace.bench.contests import Source, fetch
 from ghosttrace.data.read import read_traces
 from ghosttrace.errors import UserError
-from ghosttrace.prompts import MATHEMATICS, Template, chat_prompt, template_hash
+from ghosttrace.model.checkpoint import load
+from ghosttrace.model.prompts import MATHEMATICS, Template, chat_prompt, template_hash
 
 PROBLEMS = [{"id": f"p{i}", "problem": f"What is {i}+{i}?", "answer": str(2 * i)} for i in range(4)]
 

@@ -9,24 +9,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from families import FAMILIES, tiny
-from paths import DATA, needs
+from helpers.families import FAMILIES, tiny
+from helpers.paths import DATA, needs
+from helpers.traces import MARKUP, trace
 from pyarrow import parquet
 from test_ablate import command
-from traces import MARKUP, trace
 
-from ghosttrace import bits, cli
-from ghosttrace.attention import attending, pad_batch
+from ghosttrace.ablation.arms import Memento, Restart
 from ghosttrace.bench import load_bench
-from ghosttrace.bits import TRACES, failed_controls, log2_probabilities, measure, measured, summarise
-from ghosttrace.channel import Memento, Restart
-from ghosttrace.checkpoint import Checkpoint, load
+from ghosttrace.cli import main as cli
 from ghosttrace.data.tokens import TokenTrace, reference_traces, traces_of
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import NEVER, Policy, expiry
-from ghosttrace.masks import Visibility
-from ghosttrace.records import Records
-from ghosttrace.trace import find_blocks
+from ghosttrace.ghost_bits import measure as bits
+from ghosttrace.ghost_bits.measure import TRACES, failed_controls, log2_probabilities, measure, measured, summarise
+from ghosttrace.law.expiry import NEVER, Policy, expiry
+from ghosttrace.law.markup import find_blocks
+from ghosttrace.law.masks import Visibility
+from ghosttrace.model.attention import attending, pad_batch
+from ghosttrace.model.checkpoint import Checkpoint, load
+from ghosttrace.runs.records import Records
 
 KEEP = Policy(mask_delimiters=False, require_assistant_section=False)
 LONG = [trace(seed, blocks=2 + seed) for seed in range(3)]

@@ -11,19 +11,28 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from families import FAMILIES, tiny
+from helpers.families import FAMILIES, tiny
+from helpers.traces import MARKUP, trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 from torch import Tensor
-from traces import MARKUP, trace
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from ghosttrace.attention import attending
+from ghosttrace.ablation.arms import Memento, Noise, Restart, Swap
 from ghosttrace.bench import load_bench
-from ghosttrace.bits import log2_probabilities
-from ghosttrace.causal import (
+from ghosttrace.data.tokens import TokenTrace, reference_traces
+from ghosttrace.errors import UserError
+from ghosttrace.ghost_bits.measure import log2_probabilities
+from ghosttrace.law.expiry import NEVER, Policy, expiry
+from ghosttrace.law.layout import open_layout, sealed_layout
+from ghosttrace.law.markup import find_blocks
+from ghosttrace.law.masks import Visibility
+from ghosttrace.model.attention import attending
+from ghosttrace.model.checkpoint import Checkpoint, load
+from ghosttrace.model.states import read_states
+from ghosttrace.patching import (
     ALL,
     PATCHES,
     Case,
@@ -36,21 +45,12 @@ from ghosttrace.causal import (
     measure,
     summarise,
 )
-from ghosttrace.causal.cases import all_sites, batches_of, carrier_places, runs_of
-from ghosttrace.causal.handful import _search, joint_effect
-from ghosttrace.causal.patch import READINGS, Patch, Patcher
-from ghosttrace.causal.summary import share_of
-from ghosttrace.channel import Memento, Noise, Restart, Swap
-from ghosttrace.checkpoint import Checkpoint, load
-from ghosttrace.data.tokens import TokenTrace, reference_traces
-from ghosttrace.errors import UserError
-from ghosttrace.expiry import NEVER, Policy, expiry
-from ghosttrace.masks import Visibility
-from ghosttrace.probe.states import read_states
-from ghosttrace.records import Records
-from ghosttrace.report.causal import run
-from ghosttrace.sealed import open_layout, sealed_layout
-from ghosttrace.trace import find_blocks
+from ghosttrace.patching.cases import all_sites, batches_of, carrier_places, runs_of
+from ghosttrace.patching.patch import READINGS, Patch, Patcher
+from ghosttrace.patching.site_search import _search, joint_effect
+from ghosttrace.patching.summary import share_of
+from ghosttrace.report.patching import run
+from ghosttrace.runs.records import Records
 
 KEEP, ERASE = Policy(mask_delimiters=False), Policy(mask_delimiters=True)
 POLICIES = {"keep": KEEP, "erase": ERASE, "before": replace(KEEP, erase_at="before_summary_end")}

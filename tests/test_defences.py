@@ -6,30 +6,30 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, tiny
+from helpers.families import FAMILIES, tiny
+from helpers.traces import MARKUP, trace
 from torch import Tensor
-from traces import MARKUP, trace
 
-from ghosttrace.attention import attending
-from ghosttrace.audit.cost import CountingSession, cost, token_utility, utility
-from ghosttrace.audit.defences import DEFENCES, defence
-from ghosttrace.audit.defences.leace import LeaceDefence, fit_removals, one_hot
-from ghosttrace.audit.defences.noise import NoiseDefence
-from ghosttrace.audit.defences.partial import Partial
-from ghosttrace.audit.defences.random_direction import RandomDirectionDefence
-from ghosttrace.audit.defences.scrub import Scrub
+from ghosttrace.ablation.arms import Arm, Memento, Part, Restart, SealMementos
+from ghosttrace.auditing.cost import CountingSession, cost, token_utility, utility
+from ghosttrace.auditing.defences import DEFENCES, defence
+from ghosttrace.auditing.defences.leace import LeaceDefence, fit_removals, one_hot
+from ghosttrace.auditing.defences.noise import NoiseDefence
+from ghosttrace.auditing.defences.partial import Partial
+from ghosttrace.auditing.defences.random_direction import RandomDirectionDefence
+from ghosttrace.auditing.defences.scrub import Scrub
 from ghosttrace.bench.ledger import Ledger
-from ghosttrace.bits import log2_probabilities
-from ghosttrace.channel import Arm, Memento, Part, Restart, SealMementos
-from ghosttrace.checkpoint import Checkpoint, load
+from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import Policy
-from ghosttrace.probe.split import Split
-from ghosttrace.probe.states import read_states
-from ghosttrace.probe.task import Sample, Target, Task
-from ghosttrace.sealed import sealed_layout
-from ghosttrace.session import Session
-from ghosttrace.trace import find_blocks
+from ghosttrace.ghost_bits.measure import log2_probabilities
+from ghosttrace.law.expiry import Policy
+from ghosttrace.law.layout import sealed_layout
+from ghosttrace.law.markup import find_blocks
+from ghosttrace.model.attention import attending
+from ghosttrace.model.checkpoint import Checkpoint, load
+from ghosttrace.model.session import Session
+from ghosttrace.model.states import read_states
+from ghosttrace.probing.split import Split
 
 TRACES = [trace(seed, blocks) for seed, blocks in ((0, 4), (1, 5))]
 ERASE, KEEP = Policy(True), Policy(False)

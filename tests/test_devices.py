@@ -4,13 +4,13 @@ from copy import deepcopy
 
 import pytest
 import torch
-from families import FAMILIES, tiny
+from helpers.families import FAMILIES, tiny
+from helpers.traces import MARKUP
 from test_arms import MATRIX, TRACES, other_blocks
-from traces import MARKUP
 
-from ghosttrace.attention import attending, pad_batch
-from ghosttrace.expiry import Policy, expiry
-from ghosttrace.session import Session
+from ghosttrace.law.expiry import Policy, expiry
+from ghosttrace.model.attention import attending, pad_batch
+from ghosttrace.model.session import Session
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 DEVICES = [pytest.param("cpu"), pytest.param("cuda", marks=gpu)]

@@ -14,14 +14,14 @@ import pandas as pd
 import pytest
 from test_ablate import command
 
-from ghosttrace.ablate import Settings, ablate
+from ghosttrace.ablation.run import Settings, ablate
 from ghosttrace.bench import load_bench
-from ghosttrace.checkpoint import load, source
 from ghosttrace.errors import UserError
-from ghosttrace.generate import generate
-from ghosttrace.records import SAMPLES, Log, Records
-from ghosttrace.report.ablation import run
-from ghosttrace.runs import is_finished, locked
+from ghosttrace.model.checkpoint import load, source
+from ghosttrace.model.generate import generate
+from ghosttrace.report.ablation.run import run
+from ghosttrace.runs.folder import is_finished, locked
+from ghosttrace.runs.records import SAMPLES, Log, Records
 
 SETTINGS = Settings(
     arms=("restart", "swap"), limit=4, repetitions=2, batch_size=5, sampling={"temperature": 1.0, "max_new_tokens": 110}
@@ -46,7 +46,7 @@ def contents(folder: Path) -> list[bytes]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Callable[..., Any]]:
     """A run left alone, and how to begin such a process."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ghosttrace.report.ablation"])
+    context.set_forkserver_preload(["ghosttrace.report.ablation.run"])
     folder = tmp_path_factory.mktemp("runs") / "left-alone"
     child = context.Process(target=work, args=(str(folder), None))
     child.start()
@@ -147,7 +147,7 @@ def test_another_configuration_is_refused(change: str, half_done: Path) -> None:
 
 
 def resume(folder: Path, *options: str) -> None:
-    from ghosttrace import cli
+    from ghosttrace.cli import main as cli
 
     cli.app(["ablate", "--resume", str(folder), *options], standalone_mode=False)
 
@@ -190,7 +190,7 @@ def test_batches_stay_as_they_were_begun(half_done: Path, monkeypatch: pytest.Mo
     config = json.loads((half_done / "run.json").read_text())
     config["options"]["batch_size"] = None
     (half_done / "run.json").write_text(json.dumps(config))
-    monkeypatch.setattr("ghosttrace.report.ablation.rows_at_once", lambda _: pytest.fail("sized anew"))
+    monkeypatch.setattr("ghosttrace.report.ablation.run.rows_at_once", lambda _: pytest.fail("sized anew"))
     resume(half_done)
     assert json.loads((half_done / "run.json").read_text())["settings"]["batch_size"] == 3
 
@@ -203,7 +203,7 @@ def test_a_batch_cut_short_is_decoded_as_a_whole(half_done: Path, monkeypatch: p
         sizes.append(len(requests))
         return generate(model, requests, *rest, **more)
 
-    monkeypatch.setattr("ghosttrace.collect.generate", counting)
+    monkeypatch.setattr("ghosttrace.ablation.collect.generate", counting)
     resume(half_done)  # eight samples in batches of 3 and 1, six of them on record
     assert sizes == [3, 1]
 
@@ -300,7 +300,7 @@ def test_a_sample_is_on_record_as_soon_as_it_is_done(tmp_path: Path) -> None:
             sizes.append((self.path.stat().st_size, row["response_tokens"]))
 
     log.__class__ = Watching
-    from ghosttrace.ablate import collect, plan_cells
+    from ghosttrace.ablation.run import collect, plan_cells
 
     settings = Settings(arms=("memento",), limit=8, sampling={"temperature": 3.0, "max_new_tokens": 110})
     collect(plan_cells(load("toy-mixed"), load_bench("ledger-h1", 8), settings), log, 8)

@@ -14,10 +14,10 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from torch import Tensor
 
 from ghosttrace.errors import UserError
-from ghosttrace.probe import grid
-from ghosttrace.probe.fit import EXCLUDED, base_logits, calibrate, cross_entropy, fit_logistic, fit_ridge, moments
-from ghosttrace.probe.grid import LinearProbe, fit_grid, fit_path, select
-from ghosttrace.probe.mlp import WIDTHS, fit_mlp
+from ghosttrace.probing import grid
+from ghosttrace.probing.fit import EXCLUDED, base_logits, calibrate, cross_entropy, fit_logistic, fit_ridge, moments
+from ghosttrace.probing.grid import LinearProbe, fit_grid, fit_path, select
+from ghosttrace.probing.mlp import WIDTHS, fit_mlp
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 DEVICES = [pytest.param("cpu"), pytest.param("cuda", marks=gpu)]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, tiny
-from traces import MARKUP, trace
+from helpers.families import FAMILIES, tiny
+from helpers.traces import MARKUP, trace
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -13,12 +13,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from ghosttrace.attention import attending, pad_batch
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import ExpiryTracker, Policy, alive, erasures, expiry
-from ghosttrace.generate import Request, generate
-from ghosttrace.sampling import Sampling, probabilities, sample
-from ghosttrace.session import Session
+from ghosttrace.law.expiry import ExpiryTracker, Policy, alive, erasures, expiry
+from ghosttrace.model.attention import attending, pad_batch
+from ghosttrace.model.generate import Request, generate
+from ghosttrace.model.sampling import Sampling, probabilities, sample
+from ghosttrace.model.session import Session
 
 TRACES = [trace(seed, blocks) for seed, blocks in ((0, 5), (1, 6), (2, 7))]
 POLICIES = [

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from transformers import Olmo3Config, Qwen3Config
 
-from ghosttrace import cli
-from ghosttrace.checkpoint import Geometry, load_config
+from ghosttrace.cli import main as cli
+from ghosttrace.data.info import model_info, trace_info
 from ghosttrace.data.read import TraceText, read_traces
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import NEVER, Policy, alive, expiry
-from ghosttrace.info import model_info, trace_info
-from ghosttrace.trace import Markup, find_blocks
+from ghosttrace.law.expiry import NEVER, Policy, alive, expiry
+from ghosttrace.law.markup import Markup, find_blocks
+from ghosttrace.model.checkpoint import Geometry, load_config
 
 DATA = Path(os.environ.get("GHOSTTRACE_DATA", Path(__file__).parents[2] / "shared"))
 QWEN = DATA / "tokenizers" / "qwen3"

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ghosttrace as gt
-from ghosttrace.channel import ARMS
-from ghosttrace.generate import Generation, Request
-from ghosttrace.sampling import Sampling
-from ghosttrace.serve.jobs import FullError, Heard, Job, Jobs, decode, work
-from ghosttrace.serve.settings import Settings
+from ghosttrace.ablation.arms import ARMS
+from ghosttrace.model.generate import Generation, Request
+from ghosttrace.model.sampling import Sampling
+from ghosttrace.serving.http.jobs import FullError, Heard, Job, Jobs, decode, work
+from ghosttrace.serving.settings import Settings
 
 CHECKPOINT = gt.load("toy-mixed")
 LAW = Settings(CHECKPOINT.markup, CHECKPOINT.policy)

@@ -6,8 +6,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import ERASE_AT, NEVER, ExpiryTracker, Policy, alive, expiry
-from ghosttrace.trace import Block, Markup, Tracker, find_blocks
+from ghosttrace.law.expiry import ERASE_AT, NEVER, ExpiryTracker, Policy, alive, expiry
+from ghosttrace.law.markup import Block, Markup, Tracker, find_blocks
 
 BS, BE, SS, SE, HEAD_A, HEAD_B, END = range(1, 8)
 MARKUP = Markup(BS, BE, SS, SE, assistant_header=(HEAD_A, HEAD_B), turn_end=END)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from ghosttrace.bench import load_bench
 from ghosttrace.bench.ledger import BLOCK_TOKENS, BLOCKS, DIGITS, STREAM, Ledger, grade, is_observation, ledger
 from ghosttrace.bench.problem import Problem, final_text
-from ghosttrace.checkpoint import load_tokenizer
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import ExpiryTracker, Policy
-from ghosttrace.trace import Markup, find_blocks
+from ghosttrace.law.expiry import ExpiryTracker, Policy
+from ghosttrace.law.markup import Markup, find_blocks
+from ghosttrace.model.checkpoint import load_tokenizer
 
 TOKENIZER = load_tokenizer("toy-mixed")
 MARKUP = Markup.from_tokenizer(TOKENIZER)

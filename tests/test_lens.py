@@ -6,15 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bridges import LAYOUTS, batch, checkpoint, example, lawless
-from families import FAMILIES, SIZE, tiny
+from helpers.bridges import LAYOUTS, batch, checkpoint, example, lawless
+from helpers.families import FAMILIES, SIZE, tiny
 from transformers import HunYuanDenseV1Config, HunYuanDenseV1ForCausalLM
 
-from ghosttrace import attention, lens
-from ghosttrace.checkpoint import Checkpoint
+from ghosttrace.bridges import transformer_lens as lens
 from ghosttrace.errors import UserError
-from ghosttrace.probe.states import batch_of, read_states
-from ghosttrace.trace import find_blocks
+from ghosttrace.law.markup import find_blocks
+from ghosttrace.model import attention
+from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.model.states import batch_of, read_states
 
 pytest.importorskip("transformer_lens", reason="the extra `lens` is not installed")
 FUSED = {"phi3", "phi3-window"}  # TransformerLens has no hook on their rotated keys

@@ -6,16 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bridges import LAYOUTS, batch, checkpoint, example, lawless
-from families import FAMILIES, tiny
+from helpers.bridges import LAYOUTS, batch, checkpoint, example, lawless
+from helpers.families import FAMILIES, tiny
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from ghosttrace import attention, nns
-from ghosttrace.checkpoint import load, load_tokenizer, source
+from ghosttrace.bridges import nnsight as nns
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import Policy
-from ghosttrace.probe.states import read_states
-from ghosttrace.sealed import open_layout
+from ghosttrace.law.expiry import Policy
+from ghosttrace.law.layout import open_layout
+from ghosttrace.model import attention
+from ghosttrace.model.checkpoint import load, load_tokenizer, source
+from ghosttrace.model.states import read_states
 
 nnsight = pytest.importorskip("nnsight", reason="the extra `nnsight` is not installed")
 from nnsight.modeling.transformers import TransformersModel  # noqa: E402

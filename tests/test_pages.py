@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ghosttrace.errors import UserError
-from ghosttrace.serve.pages import Mover, slots
+from ghosttrace.serving.vllm.pages import Mover, slots
 
 PAGES, HEADS, SIZE, DIM = 6, 2, 8, 4
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import NEVER, Policy, erasures, expiry
-from ghosttrace.serve.paging import SEALED, Arm, Paging
-from ghosttrace.trace import Markup
+from ghosttrace.law.expiry import NEVER, Policy, erasures, expiry
+from ghosttrace.law.markup import Markup
+from ghosttrace.serving.paging import SEALED, Arm, Paging
 
 MARKUP = Markup(4, 5, 6, 7, assistant_header=(3,), turn_end=2)
 POLICIES = [

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from paths import DATA, needs
+from helpers.paths import DATA, needs
 
 from experiments import passcode
-from ghosttrace.trace import find_blocks
+from ghosttrace.law.markup import find_blocks
 
 QWEN = "tokenizers/qwen3/tokenizer.json"
 

@@ -5,20 +5,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from families import tiny
+from helpers.families import tiny
 from rich.console import Console
 from transformers import Qwen3Config
 
-from ghosttrace.attention import attending
-from ghosttrace.channel import ARMS
-from ghosttrace.checkpoint import Geometry, load_config
+from ghosttrace.ablation.arms import ARMS
+from ghosttrace.ablation.plan import MARKUP, ArmPlan, Assumptions, Plan, arm_plan, average_trace, plan, read_again
+from ghosttrace.ablation.power import detectable, population, repetitions_needed
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import Policy, expiry
-from ghosttrace.plan import MARKUP, ArmPlan, Assumptions, Plan, arm_plan, average_trace, plan, read_again
-from ghosttrace.power import detectable, population, repetitions_needed
+from ghosttrace.law.expiry import Policy, expiry
+from ghosttrace.law.markup import find_blocks
+from ghosttrace.model.attention import attending
+from ghosttrace.model.checkpoint import Geometry, load_config
+from ghosttrace.model.session import Session
 from ghosttrace.report.plan import plan_table
-from ghosttrace.session import Session
-from ghosttrace.trace import find_blocks
 
 QWEN = Geometry.of(
     Qwen3Config(hidden_size=4096, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8, head_dim=128)
@@ -95,7 +95,7 @@ def test_a_real_session_reads_and_holds_what_was_planned(
 ) -> None:
     """A small trace through a tiny model, every token that passes it counted."""
     tokens = average_trace(4, 75, block=9, memento=4)
-    monkeypatch.setattr("ghosttrace.plan.average_trace", lambda *lengths: tokens)
+    monkeypatch.setattr("ghosttrace.ablation.plan.average_trace", lambda *lengths: tokens)
     planned = arm_plan(name, policy, 4, 75)
     read, forward = 0, Session.forward
 

@@ -1,4 +1,4 @@
-"""Closed forms of `ghosttrace.power` held to simulations of the model they describe."""
+"""Closed forms of `ghosttrace.ablation.power` held to simulations of the model they describe."""
 
 from functools import cache
 from pathlib import Path
@@ -12,8 +12,7 @@ from scipy import stats
 from scipy.special import expit, logit
 
 from experiments import paper_power
-from ghosttrace.errors import UserError
-from ghosttrace.power import (
+from ghosttrace.ablation.power import (
     detectable,
     half_width,
     log_odds,
@@ -22,6 +21,7 @@ from ghosttrace.power import (
     repetitions_needed,
     standard_error,
 )
+from ghosttrace.errors import UserError
 from ghosttrace.stats import paired_effect
 
 ROOT = Path(__file__).parent.parent

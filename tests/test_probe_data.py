@@ -7,27 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, tiny
+from helpers.families import FAMILIES, tiny
+from helpers.traces import MARKUP, trace
 from hypothesis import given
 from hypothesis import strategies as st
-from traces import MARKUP, trace
 
 import ghosttrace as gt
-from ghosttrace.attention import attending
-from ghosttrace.channel import ARMS
-from ghosttrace.checkpoint import Checkpoint
+from ghosttrace.ablation.arms import ARMS
+from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import NEVER, Policy, expiry
-from ghosttrace.probe import features as features_module
-from ghosttrace.probe.carriers import Carrier, common_places
-from ghosttrace.probe.features import Wanted, extract
-from ghosttrace.probe.ledger import ledger_task
-from ghosttrace.probe.split import split
-from ghosttrace.probe.states import read_states
-from ghosttrace.probe.task import Sample, Target, Task
-from ghosttrace.sealed import open_layout, sealed_layout
-from ghosttrace.session import Session
-from ghosttrace.trace import find_blocks
+from ghosttrace.law.expiry import NEVER, Policy, expiry
+from ghosttrace.law.layout import open_layout, sealed_layout
+from ghosttrace.law.markup import find_blocks
+from ghosttrace.model.attention import attending
+from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.model.session import Session
+from ghosttrace.model.states import read_states
+from ghosttrace.probing import features as features_module
+from ghosttrace.probing.carriers import Carrier, common_places
+from ghosttrace.probing.features import Wanted, extract
+from ghosttrace.probing.ledger import ledger_task
+from ghosttrace.probing.split import split
 
 POLICIES = [
     Policy(mask_delimiters=masked, **more)  # type: ignore[arg-type]

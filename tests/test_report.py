@@ -12,21 +12,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.reports import CONFIG, DELIMITERS, RESULTS, write_run
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from reports import CONFIG, DELIMITERS, RESULTS, write_run
 from test_law import MARKUP, policies, streams
 from typer.main import get_command
 
-from ghosttrace import cli
-from ghosttrace.ablate import Settings
+from ghosttrace.ablation.run import Settings
 from ghosttrace.bench import load_bench
-from ghosttrace.checkpoint import load
+from ghosttrace.cli import main as cli
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import NEVER, Policy, alive, expiry
-from ghosttrace.report import ablation, html, traces
-from ghosttrace.report.html import write_report
-from ghosttrace.trace import find_blocks
+from ghosttrace.law.expiry import NEVER, Policy, alive, expiry
+from ghosttrace.law.markup import find_blocks
+from ghosttrace.model.checkpoint import load
+from ghosttrace.report.ablation import page as html
+from ghosttrace.report.ablation import reader as traces
+from ghosttrace.report.ablation import run as ablation
+from ghosttrace.report.ablation.page import write_report
 
 SPELLING = dict(zip(MARKUP.delimiters, DELIMITERS, strict=True))
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pages import ARGUMENTS, CHROMIUM, Show, watching
-from reports import HOSTILE, write_pair
+from helpers.pages import ARGUMENTS, CHROMIUM, Show, watching
+from helpers.reports import HOSTILE, write_pair
 
-from ghosttrace.report.html import write_report
+from ghosttrace.report.ablation.page import write_report
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from rich.console import Console
 from test_ablate import command
 from test_durable import OPTIONS, resume
 
-from ghosttrace.ablate import Settings, plan_cells
+from ghosttrace.ablation.run import Settings, plan_cells
 from ghosttrace.bench import load_bench
-from ghosttrace.checkpoint import load
 from ghosttrace.errors import UserError
-from ghosttrace.records import SAMPLES, Log
-from ghosttrace.report.ablation import configuration, warn
-from ghosttrace.runs import check_same, is_finished, locked, run_folder
+from ghosttrace.model.checkpoint import load
+from ghosttrace.report.ablation.run import configuration, warn
+from ghosttrace.runs.folder import check_same, is_finished, locked, run_folder
+from ghosttrace.runs.records import SAMPLES, Log
 
 
 def test_versions_may_change_and_are_said() -> None:

@@ -10,28 +10,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, tiny
+from helpers.families import FAMILIES, tiny
+from helpers.paths import DATA, needs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paths import DATA, needs
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from ghosttrace.bench.ledger import STREAM, Ledger
-from ghosttrace.checkpoint import Checkpoint, load
 from ghosttrace.data.read import TraceText, encode
+from ghosttrace.data.task import Target
 from ghosttrace.data.tokens import TokenTrace, traces_of
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import NEVER, Policy, expiry
-from ghosttrace.probe.carriers import Carrier, secret_carrier
-from ghosttrace.probe.ledger import ledger_task
-from ghosttrace.probe.natural import attribute, natural_task, spelling
-from ghosttrace.probe.plant import bases_of, boundaries, by_token, decode, insert, plant, put
-from ghosttrace.probe.secrets import FIRST, LAST, digits, emails, keys, names, secret_kind, words
-from ghosttrace.probe.sweep import Settings
-from ghosttrace.probe.task import Target
-from ghosttrace.report.probe import run
-from ghosttrace.trace import DELIMITERS, Markup, find_blocks
+from ghosttrace.law.expiry import NEVER, Policy, expiry
+from ghosttrace.law.markup import DELIMITERS, Markup, find_blocks
+from ghosttrace.model.checkpoint import Checkpoint, load
+from ghosttrace.probing.carriers import Carrier, secret_carrier
+from ghosttrace.probing.ledger import ledger_task
+from ghosttrace.probing.natural import attribute, natural_task, spelling
+from ghosttrace.probing.plant import bases_of, boundaries, by_token, decode, insert, plant, put
+from ghosttrace.probing.secrets import FIRST, LAST, digits, emails, keys, names, secret_kind, words
+from ghosttrace.probing.sweep import Settings
+from ghosttrace.report.probing.run import run
 
 QWEN = "tokenizers/qwen3/tokenizer.json"
 TRACES = ["traces/memento_blog_example_response.json", "traces/memento_blog_example_code.json"]

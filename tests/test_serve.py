@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import tiny
+from helpers.families import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
 import ghosttrace as gt
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import Policy, erasures
-from ghosttrace.serve.engine import engine, read_settings
-from ghosttrace.serve.guard import JOINER, MOST, VARIABLE, Breaker, Guard, special_tokens
-from ghosttrace.serve.reader import Reader, Where
-from ghosttrace.serve.settings import Settings, check_wishes
+from ghosttrace.law.expiry import Policy, erasures
+from ghosttrace.serving.guard import JOINER, MOST, VARIABLE, Breaker, Guard, special_tokens
+from ghosttrace.serving.reader import Reader, Where
+from ghosttrace.serving.settings import Settings, check_wishes
+from ghosttrace.serving.vllm.engine import engine, read_settings
 
 CHECKPOINT = gt.load("toy-open")
 SPECIAL = special_tokens(CHECKPOINT.tokenizer, CHECKPOINT.markup)
@@ -28,7 +28,7 @@ BREAKER = Breaker(SPECIAL)
 
 def ghosttrace(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command line."""
-    told = [sys.executable, "-m", "ghosttrace.cli", *arguments]
+    told = [sys.executable, "-m", "ghosttrace", *arguments]
     return subprocess.run(told, capture_output=True, text=True)
 
 
@@ -249,7 +249,7 @@ def test_a_sealed_cache_has_not_read_the_whole_prompt() -> None:
             check_wishes(wishes, ahead=False, rereading=rereading, whole_prompt=True)
         check_wishes(wishes, ahead=False, rereading=rereading)
     check_wishes({"ghosttrace_arm": "memento"}, ahead=False, rereading=True, whole_prompt=True)
-    assert engine("toy-sealed")["logits_processors"] == ["ghosttrace.serve.forced:ForcedTokensRereading"]
+    assert engine("toy-sealed")["logits_processors"] == ["ghosttrace.serving.vllm.forced:ForcedTokensRereading"]
 
 
 def test_wishes() -> None:

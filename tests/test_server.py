@@ -21,7 +21,7 @@ import pytest
 
 import ghosttrace as gt
 from ghosttrace.bench.ledger import Ledger
-from ghosttrace.generate import Generation
+from ghosttrace.model.generate import Generation
 
 CHECKPOINT = gt.load("toy-open")
 KEY = "a-key"
@@ -41,7 +41,7 @@ def address(backend: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    told = [sys.executable, "-m", "ghosttrace.cli", "serve", "--backend", backend, "--port", str(port)]
+    told = [sys.executable, "-m", "ghosttrace", "serve", "--backend", backend, "--port", str(port)]
     told += ["--max-model-len", "512", "--api-key", KEY, "--reasoning-parser", "ghosttrace-mementos"]
     told += VLLM.split() if backend == "vllm" else []
     root = str(Path(__file__).parent.parent)
@@ -95,7 +95,7 @@ def prompts(count: int) -> list[str]:
 
 
 def written(messages: list[str], **law: int) -> list[Generation]:
-    """The same by `ghosttrace.generate`."""
+    """The same by `ghosttrace.model.generate`."""
     requests = [gt.Request(CHECKPOINT.prompt_ids(message)) for message in messages]
     policy = replace(CHECKPOINT.policy, **law)
     return gt.generate(CHECKPOINT.model, requests, CHECKPOINT.markup, policy, gt.Sampling(160, temperature=0))

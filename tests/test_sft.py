@@ -13,19 +13,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from paths import DATA, needs
+from helpers.paths import DATA, needs
+from helpers.training import QUICK, blank_model, command, ledger_rows
 from test_train import nll, packed
-from training import QUICK, blank_model, command, ledger_rows
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from ghosttrace import cli
-from ghosttrace.checkpoint import load, source
+from ghosttrace.cli import main as cli
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import Policy
-from ghosttrace.runs import run_folder
-from ghosttrace.train.examples import IGNORED, STAGES, Example
-from ghosttrace.train.recipe import Recipe
-from ghosttrace.train.sft import last_checkpoint, sft
+from ghosttrace.law.expiry import Policy
+from ghosttrace.model.checkpoint import load, source
+from ghosttrace.runs.folder import run_folder
+from ghosttrace.training.examples import IGNORED, STAGES, Example
+from ghosttrace.training.recipe import Recipe
+from ghosttrace.training.sft import last_checkpoint, sft
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_an_adapter_is_merged_into_a_model_that_loads(rows: Path, tmp_path: Path
     assert len(changed) == 8 and all("q_proj" in name or "v_proj" in name for name in changed)
 
 
-SCRIPT = ["-m", "ghosttrace.cli", "sft", "--model", "toy-open", "--stage", "memento", *QUICK]
+SCRIPT = ["-m", "ghosttrace", "sft", "--model", "toy-open", "--stage", "memento", *QUICK]
 STEPS = ["--max_steps", "14", "--save_steps", "4", "--learning_rate", "1e-3", "--logging_steps", "1"]
 
 

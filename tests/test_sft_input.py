@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES
+from helpers.families import FAMILIES
+from helpers.training import QUICK, blank_model, command, ledger_rows
 from pyarrow import Table, parquet
-from training import QUICK, blank_model, command, ledger_rows
 from transformers import AutoModelForCausalLM
 
-from ghosttrace import cli
 from ghosttrace.bench.ledger import Ledger
-from ghosttrace.checkpoint import load
+from ghosttrace.cli import main as cli
 from ghosttrace.data.read import TraceText, encode
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import NEVER, Policy, expiry
-from ghosttrace.train.delimiters import RELATED, add_delimiters
-from ghosttrace.train.examples import IGNORED, STAGES, Stage
-from ghosttrace.train.prepare import Reader, is_sealed, write_examples
-from ghosttrace.train.recipe import arguments
+from ghosttrace.law.expiry import NEVER, Policy, expiry
+from ghosttrace.model.checkpoint import load
+from ghosttrace.training.delimiters import RELATED, add_delimiters
+from ghosttrace.training.examples import IGNORED, STAGES, Stage
+from ghosttrace.training.prepare import Reader, is_sealed, write_examples
+from ghosttrace.training.recipe import arguments
 
 
 @pytest.fixture(scope="module")

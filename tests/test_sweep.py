@@ -14,16 +14,16 @@ from typer.testing import CliRunner
 
 import ghosttrace as gt
 from experiments.probe_calibration import bench, site, uniform
-from ghosttrace import cli
-from ghosttrace.probe.carriers import Carrier
-from ghosttrace.probe.evidence import CELLS, TRIVIAL, Asked
-from ghosttrace.probe.ledger import ledger_task
-from ghosttrace.probe.sweep import Settings, Sweep
-from ghosttrace.probe.task import Target, Task
-from ghosttrace.probe.text import retained, text_features, text_posterior
-from ghosttrace.records import Records
-from ghosttrace.report.probe import Probed, run
-from ghosttrace.runs import write_json, write_summary
+from ghosttrace.cli import main as cli
+from ghosttrace.data.task import Target, Task
+from ghosttrace.probing.carriers import Carrier
+from ghosttrace.probing.evidence import CELLS, TRIVIAL, Asked
+from ghosttrace.probing.ledger import ledger_task
+from ghosttrace.probing.sweep import Settings, Sweep
+from ghosttrace.probing.text import retained, text_features, text_posterior
+from ghosttrace.report.probing.run import Probed, run
+from ghosttrace.runs.folder import write_json, write_summary
+from ghosttrace.runs.records import Records
 
 QUICK = Settings(hops=(0, 1), layers=(2,), kv=("v",), pool=2, mlp=False)
 

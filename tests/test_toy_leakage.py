@@ -28,9 +28,9 @@ from experiments.cumsum import (
     train,
 )
 from experiments.toy_leakage import BLOCK, MODELS, NEAR, RECIPES, Job, figure, jobs, measure, pick, verdict
-from ghosttrace.expiry import expiry
-from ghosttrace.probe.evidence import TRIVIAL
-from ghosttrace.trace import find_blocks
+from ghosttrace.law.expiry import expiry
+from ghosttrace.law.markup import find_blocks
+from ghosttrace.probing.evidence import TRIVIAL
 
 RESULTS = Path(__file__).parents[1] / "experiments" / "results" / "toy_leakage.parquet"
 SHORT = replace(RECIPES["all"], steps=6, warm_up=2, batch=4, checked=4, snapshots=(0, 3, 6))

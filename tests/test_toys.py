@@ -9,9 +9,9 @@ import pytest
 
 from experiments.train_toys import POLICY, TOYS, gate, make_tokenizer, missed, row, train
 from ghosttrace.bench.ledger import Ledger
-from ghosttrace.checkpoint import BUNDLED, load, source
-from ghosttrace.trace import Markup
-from ghosttrace.train.examples import IGNORED
+from ghosttrace.law.markup import Markup
+from ghosttrace.model.checkpoint import BUNDLED, load, source
+from ghosttrace.training.examples import IGNORED
 
 TOKENIZER = make_tokenizer()
 IDS, MARKUP = TOKENIZER.get_vocab(), Markup.from_tokenizer(TOKENIZER)

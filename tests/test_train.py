@@ -10,23 +10,23 @@ import numpy as np
 import pyarrow
 import pytest
 import torch
-from families import FAMILIES, tiny
+from helpers.families import FAMILIES, tiny
+from helpers.traces import MARKUP, trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 from test_attention import brute_force
 from torch import Tensor
-from traces import MARKUP, trace
 from transformers import DynamicCache, PreTrainedModel
 
-from ghosttrace import attention
-from ghosttrace.attention import attending
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import Policy, erasures, expiry
-from ghosttrace.masks import Kernel
-from ghosttrace.trace import DELIMITERS, find_blocks
-from ghosttrace.train.collate import Collator
-from ghosttrace.train.examples import (
+from ghosttrace.law.expiry import Policy, erasures, expiry
+from ghosttrace.law.markup import DELIMITERS, find_blocks
+from ghosttrace.law.masks import Kernel
+from ghosttrace.model import attention
+from ghosttrace.model.attention import attending
+from ghosttrace.training.collate import Collator
+from ghosttrace.training.examples import (
     IGNORED,
     STAGES,
     Example,
@@ -40,8 +40,8 @@ from ghosttrace.train.examples import (
     stray,
     truncate,
 )
-from ghosttrace.train.prepare import Report
-from ghosttrace.train.sampled import prompts_of
+from ghosttrace.training.prepare import Report
+from ghosttrace.training.sampled import prompts_of
 
 POLICIES = [Policy(True), Policy(False), Policy(False, erase_at="before_summary_end")]
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

@@ -16,7 +16,7 @@ import torch
 
 pytest.importorskip("vllm")
 
-from engines import (
+from helpers.engines import (
     NATS,
     PAGE,
     Script,
@@ -34,11 +34,11 @@ from engines import (
 )
 
 import ghosttrace as gt
-from ghosttrace.channel import ARMS
-from ghosttrace.checkpoint import Checkpoint
+from ghosttrace.ablation.arms import ARMS
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import Policy
-from ghosttrace.trace import Markup
+from ghosttrace.law.expiry import Policy
+from ghosttrace.law.markup import Markup
+from ghosttrace.model.checkpoint import Checkpoint
 
 HERE = Path(__file__).parent
 
@@ -50,7 +50,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Preemptions, each with the keys that the request had lost to erasure by then."""
-    from ghosttrace.serve.scheduler import Erasing
+    from ghosttrace.serving.vllm.scheduler import Erasing
 
     seen: list[int] = []
     before = Erasing._preempt_request
@@ -151,8 +151,8 @@ def test_engines_that_would_be_wrong_are_refused() -> None:
     """Once more where vLLM has decided everything, whatever started it."""
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
 
-    from ghosttrace.serve.refusals import check_engine, check_pages
-    from ghosttrace.serve.settings import Settings
+    from ghosttrace.serving.settings import Settings
+    from ghosttrace.serving.vllm.refusals import check_engine, check_pages
 
     parallel = SimpleNamespace(
         decode_context_parallel_size=1, prefill_context_parallel_size=1, pipeline_parallel_size=2
@@ -186,7 +186,7 @@ def test_engines_that_would_be_wrong_are_refused() -> None:
 
 def test_an_earlier_turns_thinking_does_not_end_this_ones() -> None:
     """vLLM asks the reasoning parser of the prompt, too."""
-    from ghosttrace.serve.reasoning import Mementos
+    from ghosttrace.serving.vllm.reasoning import Mementos
 
     toy = gt.load("toy-open")
     (one,) = gt.generate(
@@ -230,7 +230,7 @@ def test_memory_of_erased_blocks_goes_to_other_requests(checkpoint: Checkpoint) 
 )
 def test_other_runners(kind: str, arm: str, tmp_path: Path) -> None:
     """The V2 model runner, and two workers that share the layers' heads or the layers."""
-    told = [sys.executable, str(HERE / "vllm_apart.py"), str(tmp_path), arm, kind]
+    told = [sys.executable, str(HERE / "helpers" / "vllm_apart.py"), str(tmp_path), arm, kind]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
     done = subprocess.run(told, env=environment, capture_output=True, text=True, timeout=600)
     assert "REPORT " in done.stdout, done.stderr[-2000:]
@@ -239,4 +239,4 @@ def test_other_runners(kind: str, arm: str, tmp_path: Path) -> None:
     runner, own = ("gpu.model_runner", "runner_v2") if kind == "v2" else ("gpu_model_runner", "runner")
     assert len(report["runners"]) == (1 if kind == "v2" else 2)
     for modules in report["runners"]:
-        assert {f"vllm.v1.worker.{runner}", f"ghosttrace.serve.{own}"} <= set(modules)
+        assert {f"vllm.v1.worker.{runner}", f"ghosttrace.serving.vllm.{own}"} <= set(modules)

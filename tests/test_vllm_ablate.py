@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from engines import PAGE
+from helpers.engines import PAGE
 
 import ghosttrace as gt
 from ghosttrace.errors import UserError
@@ -30,7 +30,7 @@ def test_both_backends_write_the_same(sampling: dict[str, Any]) -> None:
 
 
 def test_what_vllm_cannot_run_is_refused_or_left_out() -> None:
-    from ghosttrace.ablate import Settings, plan_cells
+    from ghosttrace.ablation.run import Settings, plan_cells
     from ghosttrace.bench import load_bench
 
     with pytest.raises(UserError, match="leave out swap"):

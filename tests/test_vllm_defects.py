@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("vllm")
 
-from engines import (
+from helpers.engines import (
     NATS,
     PAGE,
     Script,
@@ -30,7 +30,7 @@ from engines import (
 )
 from vllm import LLM, SamplingParams
 
-from ghosttrace.checkpoint import Checkpoint
+from ghosttrace.model.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="module")

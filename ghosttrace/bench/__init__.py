@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ghosttrace.bench.hub import SOURCES, contest, local, protocol, read_problems
+from ghosttrace.bench.contests import SOURCES, contest, local, protocol, read_problems
 from ghosttrace.bench.ledger import DIGITS, ledger
 from ghosttrace.bench.problem import Bench, Grade, Harness, Problem, Protocol, final_text
 from ghosttrace.errors import UserError

@@ -27,7 +27,7 @@ import numpy as np
 
 from ghosttrace.bench.problem import Bench, Grade, Harness, Problem, Protocol
 from ghosttrace.errors import UserError
-from ghosttrace.expiry import ExpiryTracker
+from ghosttrace.law.expiry import ExpiryTracker
 
 LEVELS = "wxyz"
 INCREMENTS = "abcdefghij"

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ghosttrace.expiry import ExpiryTracker
-from ghosttrace.prompts import PLAIN, Template
+from ghosttrace.law.expiry import ExpiryTracker
+from ghosttrace.model.prompts import PLAIN, Template
 
 Harness = Callable[[ExpiryTracker], int | None]
 """Asked before every token: the id it puts in (a tool's output, say), or None for the model's own."""

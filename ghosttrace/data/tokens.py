@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ghosttrace.bench import Bench
-from ghosttrace.checkpoint import Checkpoint
 from ghosttrace.data.read import TraceText, encode, read_traces, responses
 from ghosttrace.errors import UserError
-from ghosttrace.trace import DELIMITERS
+from ghosttrace.law.markup import DELIMITERS
+from ghosttrace.model.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from rich import box
 from rich.table import Table
 
-from ghosttrace.plan import Plan
+from ghosttrace.ablation.plan import Plan
 
 GIB = 2**30
 

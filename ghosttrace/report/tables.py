@@ -5,7 +5,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from ghosttrace.info import ModelInfo, TraceInfo
+from ghosttrace.data.info import ModelInfo, TraceInfo
 
 
 def percent(value: float, low: float, high: float, signed: bool = False) -> str:
@@ -15,7 +15,7 @@ def percent(value: float, low: float, high: float, signed: bool = False) -> str:
 
 
 def ablation_table(results: pd.DataFrame) -> Table:
-    """One row per benchmark and arm (columns of `ghosttrace.outcome.summarise`), 80 columns wide."""
+    """One row per benchmark and arm (columns of `ghosttrace.ablation.outcome.summarise`), 80 columns wide."""
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,

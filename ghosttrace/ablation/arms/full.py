@@ -1,0 +1,17 @@
+"""`full`: nothing is erased."""
+
+from dataclasses import dataclass, replace
+
+from ghosttrace.ablation.arms.arm import Arm
+from ghosttrace.law.expiry import Policy
+
+
+@dataclass(frozen=True)
+class Full(Arm):
+    """Plain causal attention over everything."""
+
+    name = "full"
+    summary = "nothing is erased"
+
+    def law(self, policy: Policy) -> Policy:
+        return replace(policy, keep_last_n_blocks=-1)

@@ -1,0 +1,117 @@
+"""`leace` and its placebo `random-direction`: directions removed from the mementos' keys and values.
+
+Which directions is up to whoever makes the arm: for `leace` those in which a linear probe can tell a
+concept (Belrose et al. 2023, "LEACE: Perfect linear concept erasure in closed form", arXiv 2306.03819).
+The tokens of the text and the kept delimiters are left alone, and so is what is not linear.
+
+The next token is then predicted by reading the last one again: its hidden state saw the block.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ghosttrace.ablation.arms.arm import Arm
+from ghosttrace.ablation.arms.seal import reread
+from ghosttrace.errors import UserError
+from ghosttrace.law.expiry import Policy
+from ghosttrace.model.session import Eraser, Hit, Session
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """An affine map that removes directions: x - left @ right @ (x - mean), at each place of a memento.
+
+    Attributes:
+        left: float[P, d, r], with d the heads' dimensions side by side; P is 1 if all tokens are treated alike.
+        right: float[P, r, d].
+        mean: float[P, d].
+    """
+
+    left: Tensor
+    right: Tensor
+    mean: Tensor
+
+    @property
+    def ranks(self) -> list[int]:
+        """How many directions are removed at each place."""
+        return [int((right.abs().amax(1) > 0).sum()) for right in self.right]
+
+    def __call__(self, states: Tensor, places: Tensor) -> Tensor:
+        """The states, float[n, d], without the directions.
+
+        Args:
+            states: of n memento tokens.
+            places: int64[n], counted from `<|summary_start|>`; those beyond the last are treated as the last.
+        """
+        places = places.clamp(max=len(self.mean) - 1)
+        cleaned = states.to(self.mean, copy=True)
+        for place in places.unique().tolist():
+            here = places == place
+            along = (cleaned[here] - self.mean[place]) @ self.right[place].T
+            cleaned[here] = cleaned[here] - along @ self.left[place].T
+        return cleaned.to(states)
+
+
+Removals = tuple[tuple[Removal, Removal], ...]
+"""For each layer, of keys and of values."""
+
+
+class Remover(Eraser):
+    """Removes directions from the keys and values of chosen mementos when their blocks expire."""
+
+    def __init__(self, session: Session, removals: Removals, numbers: tuple[int, ...]) -> None:
+        super().__init__(session)
+        self.removals, self.numbers = removals, numbers
+
+    def erase(self, hits: list[Hit]) -> None:
+        super().erase(hits)
+        cache = self.session.cache
+        found = []  # (row, slot, place in the memento) of every token to be cleaned
+        for hit in hits:
+            held, blocks = cache.held(hit.row), self.session.rows[hit.row].tracker.blocks
+            for block in hit.blocks:
+                if blocks.index(block) in self.numbers:
+                    slots = np.flatnonzero((held >= block.memento_start) & (held <= block.memento_end))
+                    found += [(hit.row, int(slot), int(held[slot]) - block.memento_start) for slot in slots]
+        if not found:
+            return
+        rows, slots, places = torch.tensor(found, device=self.session.model.device).T
+        for layer, removals in zip(cache.layers, self.removals, strict=True):
+            for states, removal in zip((layer.keys, layer.values), removals, strict=True):
+                before = states[rows, :, slots]  # [n, H, D]
+                states[rows, :, slots] = removal(before.flatten(1), places).reshape(before.shape)
+        reread(self.session, rows.unique().tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Leace(Arm):
+    """The directions of a concept removed from the mementos' keys and values.
+
+    Attributes:
+        removals: fitted beforehand, for each layer of the model; see `ghosttrace.auditing.defences.leace`.
+        numbers: of which blocks the mementos are cleaned, counted from 0.
+    """
+
+    name = "leace"
+    summary = "what tells a concept linearly removed from the mementos' keys and values"
+    removals: Removals = field(default=(), repr=False)
+    numbers: tuple[int, ...] = ()
+
+    def law(self, policy: Policy) -> Policy:
+        if policy.keep_last_n_blocks != 0:
+            raise UserError(f"{self.name} cleans mementos at their end, before others read them: keep_last_n_blocks 0")
+        return policy
+
+    def eraser(self, session: Session) -> Eraser:
+        return Remover(session, self.removals, self.numbers)
+
+
+@dataclass(frozen=True, eq=False)
+class RandomDirection(Leace):
+    """As many random directions removed: what removing costs, whatever is removed."""
+
+    name = "random-direction"
+    summary = "placebo of leace: as many random directions removed from the mementos' keys and values"

@@ -1,0 +1,51 @@
+"""`noise`: the carriers' keys and values perturbed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ghosttrace.ablation.arms.arm import Arm
+from ghosttrace.law.markup import Block
+from ghosttrace.model.sampling import noise
+from ghosttrace.model.session import Eraser, Hit, Session
+
+
+class Perturber(Eraser):
+    """Adds Gaussian noise to what is retained of each block and memento when the block expires."""
+
+    def __init__(self, session: Session, size: float) -> None:
+        super().__init__(session)
+        self.size = size
+
+    def erase(self, hits: list[Hit]) -> None:
+        super().erase(hits)
+        for hit in hits:
+            for block in hit.blocks:
+                self._perturb(hit.row, block)
+
+    def _perturb(self, row: int, block: Block) -> None:
+        held = self.session.cache.held(row)
+        slots = torch.from_numpy(np.flatnonzero((held >= block.start) & (held <= block.memento_end)))
+        draws = noise(*self.session.rows[row].key, block.start)
+        for layer in self.session.cache.layers:
+            for states in (layer.keys, layer.values):
+                part = states[row, :, slots]
+                drawn = torch.from_numpy(draws.standard_normal(part.shape)).to(part)
+                states[row, :, slots] = part + self.size * part.square().mean().sqrt() * drawn
+
+
+@dataclass(frozen=True)
+class Noise(Arm):
+    """Gaussian noise on the retained keys and values of each erased block and its memento.
+
+    Attributes:
+        size: standard deviation, relative to the root mean square of the states it is added to.
+    """
+
+    name = "noise"
+    summary = "Gaussian noise on the carriers' keys and values"
+    size: float = 0.5
+
+    def eraser(self, session: Session) -> Eraser:
+        return Perturber(session, self.size)

@@ -1,0 +1,166 @@
+"""Sampling one arm on one benchmark, sample by sample, into `Records`.
+
+A batch is always made of the same samples, in the same order, and is decoded whole even if some of
+them are on record already: the numbers that a model computes depend, in their last bits, on what else
+is in the batch, and a run that was interrupted shall end exactly as one that was not.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import torch
+
+from ghosttrace.ablation.arms import ARMS, Arm, Noise, Part, Restart, Swap
+from ghosttrace.bench import Bench, final_text
+from ghosttrace.errors import UserError
+from ghosttrace.model.checkpoint import Checkpoint, Geometry
+from ghosttrace.model.generate import Generation, Request, generate
+from ghosttrace.model.prompts import template_hash
+from ghosttrace.model.sampling import Sampling, noise
+from ghosttrace.runs.records import Key, Records
+
+SWAP_STREAM = 1_000_003  # keeps the swap's own draws apart from the sampling noise
+
+
+@dataclass
+class Donors:
+    """Counterfactual blocks for `swap`, one block a problem, and what would follow from them."""
+
+    bench: Bench
+    tokenizer: Any
+    seed: int
+    answers: dict[tuple[int, ...], str] = field(default_factory=dict)
+
+    def __call__(self, key: tuple[int, ...], number: int, length: int) -> list[int] | None:
+        draw = noise(self.seed, SWAP_STREAM, key[1])
+        problem, chosen = self.bench.problems[key[1]], int(draw.integers(self.bench.blocks))
+        if number != chosen or self.bench.counterfactual is None:
+            return None
+        text, answer = self.bench.counterfactual(problem, number, draw)
+        if len(text) != length:
+            return None
+        self.answers[key] = answer
+        return list(self.tokenizer.convert_tokens_to_ids(text))
+
+
+def make_arm(name: str, part: Part, size: float, donors: Donors) -> Arm:
+    """The arm of this name with the settings that concern it: part, noise size, donors."""
+    kind = ARMS[name]
+    if issubclass(kind, Restart):
+        return kind(part=part)
+    if issubclass(kind, Swap):
+        return kind(donors=donors)
+    return kind(size=size) if issubclass(kind, Noise) else kind()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm on one benchmark.
+
+    Attributes:
+        arm, donors: what acts on the cache, and whose blocks it swaps in.
+        repetitions: samples of each problem.
+        seed: of the draws; they belong to (seed, problem, repetition), whatever the arm.
+    """
+
+    checkpoint: Checkpoint
+    bench: Bench
+    arm: Arm
+    donors: Donors
+    sampling: Sampling
+    repetitions: int
+    seed: int
+
+    @property
+    def keys(self) -> list[Key]:
+        """Every sample of the cell, in order: (bench, arm, problem, repetition)."""
+        problems = [problem.id for problem in self.bench.problems]
+        return [(self.bench.name, self.arm.name, *job) for job in product(problems, range(self.repetitions))]
+
+    def run(
+        self, records: Records, batch_size: int, progress: Callable[[int], None], write: "Write | None" = None
+    ) -> None:
+        """Take every sample that is not on record, by `write_here` unless told; `progress` hears how many there are."""
+        keys, jobs = self.keys, list(product(range(len(self.bench.problems)), range(self.repetitions)))
+        for begin in range(0, len(keys), batch_size):
+            part = slice(begin, begin + batch_size)
+            if not all(key in records for key in keys[part]):
+                self._batch(jobs[part], records, write or write_here)
+            progress(min(begin + batch_size, len(keys)))
+
+    def _batch(self, jobs: Sequence[tuple[int, int]], records: Records, write: "Write") -> None:
+        checkpoint, requests = self.checkpoint, [self._request(*job) for job in jobs]
+        surround = template_hash(checkpoint.tokenizer, checkpoint.model.config.model_type, self.bench.template)
+
+        def keep(number: int, done: Generation) -> None:
+            records.add(self._row(jobs[number], done, self.donors.answers.get(requests[number].key), surround))
+
+        write(self, requests, keep)
+
+    def _request(self, number: int, repetition: int) -> Request:
+        problem, tokenizer = self.bench.problems[number], self.checkpoint.tokenizer
+        harness = self.bench.harness(problem, tokenizer) if self.bench.harness else None
+        return Request(self.checkpoint.prompt_ids(problem.prompt), (self.seed, number, repetition), harness)
+
+    def _row(self, job: tuple[int, int], done: Generation, donor: str | None, surround: str) -> dict[str, Any]:
+        """A finished sample under the names of `ghosttrace.runs.records.SCHEMA`."""
+        problem, decode = self.bench.problems[job[0]], self.checkpoint.tokenizer.decode
+        graded = final_text(decode(done.tokens[:-1] if done.finish == "eos" else done.tokens), done.finish)
+        grade = self.bench.grade(problem, graded)
+        return {
+            "bench": self.bench.name,
+            "arm": self.arm.name,
+            "problem": problem.id,
+            "repetition": job[1],
+            "correct": grade.correct,
+            "extracted": grade.extracted,
+            "rule": grade.rule,
+            "answer": problem.answer,
+            "donor_answer": donor,
+            "finish": done.finish,
+            "blocks": done.blocks,
+            "response_tokens": len(done.tokens),
+            "peak_kv_tokens": done.peak_kv_tokens,
+            "auc_kv_tokens": done.auc_kv_tokens,
+            "prompt_sha256": surround,
+            "prompt": problem.prompt,
+            "response": decode(done.tokens),
+            "prompt_ids": done.prompt,
+            "response_ids": done.tokens,
+        }
+
+
+Write = Callable[[Cell, Sequence[Request], Callable[[int, Generation], None]], None]
+"""What writes a batch of a cell, and tells of each response when it is done."""
+
+
+def write_here(cell: Cell, requests: Sequence[Request], keep: Callable[[int, Generation], None]) -> None:
+    """By `ghosttrace.model.generate`, with the checkpoint's own model."""
+    checkpoint, arm = cell.checkpoint, cell.arm
+    with memory_advice(checkpoint, requests, cell.sampling):
+        law = arm.law(checkpoint.policy)
+        generate(checkpoint.model, requests, checkpoint.markup, law, cell.sampling, arm.eraser, on_done=keep)
+
+
+@contextmanager
+def memory_advice(checkpoint: Checkpoint, requests: Sequence[Request], sampling: Sampling) -> Iterator[None]:
+    """Turn running out of memory into one sentence that says what to change.
+
+    Raises:
+        UserError: the batch did not fit.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch's CPU allocator raises a bare RuntimeError
+        if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)):
+            raise
+        longest = max(len(request.prompt) for request in requests) + sampling.max_new_tokens
+        a_token = Geometry.of(checkpoint.model.config).bytes_per_token(checkpoint.model.dtype)
+        gib = len(requests) * longest * a_token / 2**30
+        raise UserError(
+            f"out of memory at batch size {len(requests)}, whose KV cache can grow to {gib:.1f} GiB: "
+            f"try --batch-size {max(1, len(requests) // 2)} or a smaller --max-new-tokens"
+        ) from error

@@ -1,0 +1,181 @@
+"""`collision`: recompute the cache from every candidate block, and see which comes out the same.
+
+The white-box upper bound: the attacker knows the whole trace but for one block, and has a short list of
+what stood in it, the truth among them. Candidates are the blocks of other traces that are as long and have
+the very same memento, so that nothing retained tells them apart. The attacker runs each through the model
+under the defence, as far as it can be imitated, and compares keys and values wherever the pair leaves any: at
+its memento, and at its delimiters where these are kept.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+from ghosttrace.ablation.arms import Arm, Memento, Noise, Restart
+from ghosttrace.auditing.caches import run_session, states_at
+from ghosttrace.auditing.context import Exhibit
+from ghosttrace.auditing.evidence import Evidence, Site, mean_of, one_each, rate_of
+from ghosttrace.law.expiry import erasures
+from ghosttrace.law.markup import Block, find_blocks
+from ghosttrace.model.attention import attending
+from ghosttrace.model.states import States
+
+NAME = "collision"
+CANDIDATES = 4  # the truth included
+TRACES = 120  # of validation and of test, at most, each
+BATCH = 32  # cases
+MARGIN = 4.0  # times the largest distance seen between two runs of the same computation: what counts as none
+
+
+@dataclass(frozen=True)
+class Case:
+    """One trace with the blocks that might have been its own, its own first.
+
+    Attributes:
+        row: of the task.
+        ids: CANDIDATES token lists, up to where the block is erased.
+        places: int64[P], what the defence retains of the pair.
+    """
+
+    row: int
+    ids: list[list[int]]
+    places: np.ndarray
+
+
+def cases_of(exhibit: Exhibit, part: np.ndarray) -> list[Case]:
+    """Those of some traces for which enough others have the same memento and a block of the same length."""
+    at, samples = exhibit.checkpoint, exhibit.task.samples
+    rng = np.random.default_rng([exhibit.settings.seed, 0xC011])
+    pairs: dict[int, Block] = {}
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row in part.tolist():
+        ids = samples[row].ids
+        pairs[row] = find_blocks(ids, at.markup, at.policy.require_assistant_section)[samples[row].block]
+        pair = pairs[row]
+        groups.setdefault((pair.end - pair.start, *ids[pair.end : pair.memento_end + 1]), []).append(row)
+    cases, kept = [], not exhibit.arm.law(at.policy).mask_delimiters
+    for rows in groups.values():
+        for row in rows:
+            pair, ids = pairs[row], list(samples[row].ids)
+            end = _erased_at(exhibit, row, pair)
+            own = tuple(ids[pair.start + 1 : pair.end])
+            contents = {own: None}
+            for other in rng.permutation(rows)[: 4 * CANDIDATES].tolist():
+                theirs = pairs[other]
+                contents[tuple(samples[other].ids[theirs.start + 1 : theirs.end])] = None
+            if len(contents) >= CANDIDATES:
+                chosen = list(contents)[:CANDIDATES]
+                whole = [ids[: pair.start + 1] + list(inside) + ids[pair.end : end] for inside in chosen]
+                delimiters = [pair.start, pair.end] if kept else []
+                places = np.array([*delimiters, *range(pair.memento_start, pair.memento_end + 1)])
+                cases.append(Case(row, whole, places))
+    return [cases[place] for place in rng.permutation(len(cases))[:TRACES]]
+
+
+def _erased_at(exhibit: Exhibit, row: int, pair: Block) -> int:
+    gone = erasures(exhibit.task.samples[row].ids, exhibit.checkpoint.markup, exhibit.checkpoint.policy)
+    return next(one.at for one in gone if one.block == pair) + exhibit.checkpoint.policy.keep_last_block_for_answer
+
+
+def imitated(arm: Arm) -> Arm:
+    """The defence as an attacker runs it: all but what it draws at random."""
+    return Memento() if isinstance(arm, Noise) else arm
+
+
+def distances(exhibit: Exhibit, arm: Arm, cases: list[Case]) -> np.ndarray:
+    """float64[cases, CANDIDATES]: mean squared distance of keys and values, each relative to its own size.
+
+    What rounding leaves counts as 0: the true block is run once more by itself, and how far it then is from
+    what it was among others says what rounding can do here. Candidates are run in an order of their own, so
+    that no place in a batch can tell the truth from the others.
+    """
+    found, rounding = np.empty((len(cases), CANDIDATES)), [0.0]
+    rng = np.random.default_rng(exhibit.settings.seed)
+    with attending(exhibit.checkpoint.model):
+        for begin in range(0, len(cases), BATCH):
+            some = cases[begin : begin + BATCH]
+            real = _read(exhibit, arm, [(case, case.ids[0]) for case in some])
+            order = [(place, number) for place in range(len(some)) for number in range(CANDIDATES)]
+            rng.shuffle(order)
+            tries = _read(exhibit, imitated(arm), [(some[place], some[place].ids[number]) for place, number in order])
+            for row, (place, number) in enumerate(order):
+                found[begin + place, number] = _distance(real[place], tries[row])
+                if number == 0:
+                    (alone,) = _read(exhibit, imitated(arm), [(some[place], some[place].ids[0])])
+                    rounding.append(_distance(tries[row], alone))
+    return np.where(found <= MARGIN * max(rounding), 0.0, found)
+
+
+def _read(exhibit: Exhibit, arm: Arm, wanted: list[tuple[Case, list[int]]]) -> list[States]:
+    """The pair's retained states in each sequence, [L, H, P, D]."""
+    keys = [(exhibit.settings.seed, case.row) for case, _ in wanted]
+    session = run_session(exhibit.checkpoint, arm, [ids for _, ids in wanted], keys)
+    width = max(len(case.places) for case, _ in wanted)
+    places = [np.pad(case.places, (0, width - len(case.places)), mode="edge") for case, _ in wanted]
+    states = states_at(session, places)
+    return [
+        States(*(part[:, row, :, : len(case.places)] for part in (states.keys, states.values)))
+        for row, (case, _) in enumerate(wanted)
+    ]
+
+
+def _distance(real: States, tried: States) -> float:
+    """Of keys and values, [L, H, P, D] each; each layer's states weigh the same."""
+    found = 0.0
+    for a, b in ((real.keys, tried.keys), (real.values, tried.values)):
+        size = a.double().square().mean((1, 2, 3), keepdim=True)
+        found += float(((b.double() - a.double()).square() / size).mean())
+    return found
+
+
+def collision(exhibit: Exhibit) -> list[Evidence]:
+    """Bits that telling the true block from its fellows gives, and how often it is told, open and sealed.
+
+    Empty if too few blocks have fellows.
+    """
+    chosen, judged = (cases_of(exhibit, part) for part in (exhibit.split.validation, exhibit.split.test))
+    if min(len(chosen), len(judged)) < CANDIDATES:
+        return []
+    cluster = exhibit.split.cluster[np.array([case.row for case in judged])]
+    most, found = float(np.log2(CANDIDATES)), []
+    for condition, arm in (("open", exhibit.arm), ("sealed", Restart())):
+        sharpness = _sharpness(distances(exhibit, arm, chosen))
+        apart = distances(exhibit, arm, judged)
+        values = most + log_softmax(-sharpness * apart, axis=1)[:, 0] / np.log(2)
+        gate = condition == "open"
+        estimate = mean_of(values, cluster, exhibit.alpha if gate else 0.05, most)
+        site, n = Site(carrier_of(exhibit), 0, "all", "kv", "all"), len(judged)
+        note = f"of {CANDIDATES} candidate blocks"
+        found.append(Evidence(NAME, "block", condition, "bits", estimate, n, gate=gate, site=site, note=note))
+        first = np.all(apart[:, :1] < apart[:, 1:], axis=1)
+        single = one_each(np.arange(n), cluster, exhibit.settings.seed)
+        told = rate_of(int(first[single].sum()), len(single))
+        found.append(
+            Evidence(NAME, "block", condition, "rate", told, len(single), 1 / CANDIDATES, site=site, note=note)
+        )
+    return found
+
+
+def comparable(exhibit: Exhibit) -> bool:
+    """Whether enough blocks have fellows; the exhibit needs no features for it."""
+    split = exhibit.split
+    return all(len(cases_of(exhibit, part)) >= CANDIDATES for part in (split.validation, split.test))
+
+
+def carrier_of(exhibit: Exhibit) -> str:
+    """Where candidates are compared, in words."""
+    kept = not exhibit.arm.law(exhibit.checkpoint.policy).mask_delimiters
+    return "memento and delimiters" if kept else "memento"
+
+
+def _sharpness(apart: np.ndarray) -> float:
+    """How much a distance says, as validation has it; 0 if it says nothing."""
+    scale = float(np.mean(apart[:, 1:])) or 1.0
+
+    def loss(log_sharpness: float) -> float:
+        return -float(log_softmax(-np.exp(log_sharpness) * apart / scale, axis=1)[:, 0].mean())
+
+    best = minimize_scalar(loss, bounds=(-12.0, 12.0), method="bounded")
+    return float(np.exp(best.x)) / scale if best.fun < np.log(apart.shape[1]) - 1e-6 else 0.0

@@ -1,0 +1,45 @@
+"""Defences: what a deployment might do to the retained cache, chosen by name."""
+
+from ghosttrace.auditing.defences.defence import Defence
+from ghosttrace.auditing.defences.drop_delimiters import DropDelimitersDefence
+from ghosttrace.auditing.defences.leace import LeaceDefence
+from ghosttrace.auditing.defences.noise import NoiseDefence
+from ghosttrace.auditing.defences.none import Undefended
+from ghosttrace.auditing.defences.partial import Partial
+from ghosttrace.auditing.defences.random_direction import RandomDirectionDefence
+from ghosttrace.auditing.defences.restart import RestartDefence, RestartRenumberedDefence
+from ghosttrace.auditing.defences.scrub import Scrub
+from ghosttrace.errors import UserError
+
+DEFENCES: dict[str, type[Defence]] = {
+    kind.name: kind
+    for kind in (
+        Undefended,
+        RestartDefence,
+        RestartRenumberedDefence,
+        Partial,
+        Scrub,
+        DropDelimitersDefence,
+        LeaceDefence,
+        RandomDirectionDefence,
+        NoiseDefence,
+    )
+}
+
+
+def defence(spec: str) -> Defence:
+    """A defence as it is given on the command line: its name, and options behind a colon.
+
+    Args:
+        spec: such as `restart`, `noise:0.5` or `scrub:2,3`.
+
+    Raises:
+        UserError: no such defence, or options that it does not take.
+    """
+    name, colon, options = spec.partition(":")
+    if name not in DEFENCES:
+        raise UserError(f"no defence {name!r}: choose from {', '.join(DEFENCES)}")
+    return DEFENCES[name].of(options) if colon else DEFENCES[name]()
+
+
+__all__ = ["DEFENCES", "Defence", "defence"]

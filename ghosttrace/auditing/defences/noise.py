@@ -1,0 +1,36 @@
+"""Gaussian noise on what is retained of a block and its memento."""
+
+from dataclasses import dataclass
+from math import inf
+from typing import Self
+
+from ghosttrace.ablation.arms import Arm, Noise
+from ghosttrace.auditing.defences.defence import Defence
+from ghosttrace.model.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class NoiseDefence(Defence):
+    """Noise of a relative size. Its effect is measured, and proves nothing: see the summary.
+
+    Attributes:
+        size: standard deviation, relative to the root mean square of the states.
+    """
+
+    name = "noise"
+    summary = "Gaussian noise on the mementos' states; no privacy claim, as nothing is clipped or accounted for"
+    usage = "noise:SIZE with a size of at least 0, such as noise:0.5"
+    size: float = 0.5
+
+    @classmethod
+    def of(cls, options: str) -> Self:
+        try:
+            size = float(options)
+        except ValueError as error:
+            raise cls.misused(options) from error
+        if not 0 <= size < inf:
+            raise cls.misused(options)
+        return cls(size)
+
+    def arm(self, checkpoint: Checkpoint) -> Arm:
+        return Noise(self.size)

@@ -1,0 +1,34 @@
+"""Some layers of everything retained recomputed without the erased blocks."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from ghosttrace.ablation.arms import Arm, Part, Restart
+from ghosttrace.auditing.defences.defence import Defence
+from ghosttrace.model.checkpoint import Checkpoint, Geometry
+
+
+@dataclass(frozen=True)
+class Scrub(Defence):
+    """Chosen layers sealed.
+
+    Attributes:
+        layers: counted from 0; empty for the last one.
+    """
+
+    name = "scrub"
+    summary = "chosen layers of the retained tokens recomputed without the blocks; the last layer unless told which"
+    usage = "scrub or scrub:LAYER,LAYER,…"
+    layers: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, options: str) -> Self:
+        return cls(cls.integers(options))
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        geometry = Geometry.of(checkpoint.model.config)
+        Part(self.layers).check(geometry.layers, geometry.kv_heads)
+        super().check(checkpoint)
+
+    def arm(self, checkpoint: Checkpoint) -> Arm:
+        return Restart(Part(self.layers or (Geometry.of(checkpoint.model.config).layers - 1,)))

@@ -1,0 +1,111 @@
+"""The smallest leak that a run's probes could have seen: leaks of known size put into caches that have none.
+
+Labels drawn anew, uniform and independent of everything, are written into a sealed cache's states along
+random directions: with some probability the true label, else one drawn at random, so that the bits that
+the code holds are known. What an attacker who learns on as many traces finds of it says what the run would
+have seen. A code is the easiest kind of leak: linear, strong, at one place, and the attacker knows which. It
+is put in twice, once into the secret's first part alone and once spread over all parts, and both must be seen.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy.optimize import brentq
+from scipy.stats import entropy
+from torch import Tensor
+
+from ghosttrace.auditing.context import Exhibit
+from ghosttrace.auditing.evidence import Told, total
+from ghosttrace.probing.cells import linear_scores
+from ghosttrace.probing.evidence import Asked
+from ghosttrace.probing.sweep import Site
+
+TRIALS = 10
+SEEN = 8  # of the trials, for a leak to count as one that would have been seen
+STRENGTH = 3.0  # of the code's directions, relative to the states' spread
+LEAST = 1e-3  # spread of the states that a code is written for, relative to their size
+LADDER = (1.0, 2.0, 5.0, 10.0)  # times the leak that the gate allows
+
+
+def detectable(exhibit: Exhibit, secret: str, site: Site, max_leak: float) -> float | None:
+    """The least of some leaks, in bits a secret, that 8 of 10 runs like this one tell from none.
+
+    Args:
+        exhibit: whose sealed cache the leaks are put into.
+        secret: which secret is leaked, one part alone and all parts evenly.
+        site: where.
+        max_leak: the leaks tried are multiples of it.
+
+    Returns:
+        None if none of them is seen, or none is possible.
+    """
+    parts = exhibit.parts(secret)
+    states = site.read(exhibit.features["sealed"])
+    most = np.log2(parts[0].text.shape[1])
+    for level in (max_leak * times for times in LADDER):
+        alone = (level, *[0.0] * (len(parts) - 1))
+        evenly = (level / len(parts),) * len(parts)
+        codes = dict.fromkeys((alone, evenly))  # of a single part they are the same
+        if level < most and all(often(trials(exhibit, parts, states, bits)) for bits in codes):
+            return float(level)
+    return None
+
+
+def often(seen: Iterable[bool]) -> bool:
+    """Whether enough of the trials see the leak; no more of them are run than it takes to know."""
+    counts = {True: 0, False: 0}
+    for one in seen:
+        counts[one] += 1
+        if counts[True] == SEEN or counts[False] > TRIALS - SEEN:
+            break
+    return counts[True] >= SEEN
+
+
+def trials(exhibit: Exhibit, parts: Sequence[Asked], states: Tensor, bits: Sequence[float]) -> Iterator[bool]:
+    """Whether each of the trials sees a leak of so many bits of each part."""
+    for number in range(TRIALS):
+        rng = np.random.default_rng([exhibit.settings.seed, 0xDE7, number])
+        fresh = [relabelled(one, rng) for one in parts]
+        leaking = inject(states, fresh, bits, rng)
+        (scores,) = linear_scores(leaking[None], fresh, exhibit.split, exhibit.device)
+        found, _ = total([Told.of(score) for score in scores], exhibit.split.cluster, exhibit.alpha)
+        yield found.low > 0
+
+
+def relabelled(asked: Asked, rng: np.random.Generator) -> Asked:
+    """The target with uniform labels wherever it applies, of which nothing is known.
+
+    The real labels will not do: some may be commoner than others, and a probe would be paid for learning
+    that, whatever the states hold.
+    """
+    n, classes = asked.text.shape
+    labels = np.where(asked.labels >= 0, rng.integers(0, classes, n), -1)
+    return replace(asked, labels=labels, text=np.full((n, classes), -np.log(classes)))
+
+
+def inject(states: Tensor, parts: Sequence[Asked], bits: Sequence[float], rng: np.random.Generator) -> Tensor:
+    """States, float[N, d], with codes of so many bits of uniform labels written into them, one a part."""
+    n = len(states)
+    spread = states.std(0, correction=0).mean()
+    least = LEAST * states.square().mean().sqrt()  # where nothing varies, as in a delimiter's first layer
+    leaking = states.clone()
+    for asked, held in [pair for pair in zip(parts, bits, strict=True) if pair[1] > 0]:
+        classes = asked.text.shape[1]
+        true = (rng.random(n) < honesty(held, classes)) & (asked.labels >= 0)
+        shown = np.where(true, asked.labels, rng.integers(0, classes, n))
+        directions = torch.from_numpy(rng.standard_normal((classes, states.shape[1]))).to(states)
+        leaking += STRENGTH * torch.maximum(spread, least) * directions[torch.from_numpy(shown)]
+    return leaking
+
+
+def honesty(bits: float, classes: int) -> float:
+    """The probability with which the true label must be written for the code to hold so many bits."""
+
+    def held(share: float) -> float:
+        said = np.full(classes, (1 - share) / classes)
+        said[0] += share
+        return float(np.log2(classes) - entropy(said, base=2))
+
+    return float(brentq(lambda share: held(share) - bits, 0.0, 1.0))

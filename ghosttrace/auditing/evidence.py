@@ -1,0 +1,176 @@
+"""What one attack found of one secret: values a trace, and what they say of all traces.
+
+Intervals are Student's t over clusters of traces. Where nearly all traces agree, resampling says little:
+the interval then also allows for the share of dissenters that would have gone unseen, each of whom could
+give all of its secret away, or nothing of it (the rule of three, as in `ghosttrace.stats`). A probe that
+fell back on the text for a part of the secret says as little of that part, whatever noise of another part
+spreads the values: its upper end allows for them too.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from ghosttrace.auditing.threats import THREAT_OF
+from ghosttrace.probing.evidence import LEAST_CLUSTERS, Scores
+from ghosttrace.stats import nearly_unanimous, unseen
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an attack looked, as in the results."""
+
+    carrier: str = ""
+    hop: int = 0
+    layer: str = ""
+    kv: str = ""
+    head: str = ""
+    probe: str = ""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval.
+
+    Attributes:
+        value, low, high: the interval's ends may be infinite.
+        p: of the value being no better than its baseline.
+        allowance: whether the upper end is what may have gone unseen.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float = float("nan")
+    allowance: bool = False
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One attack, one secret, one condition.
+
+    Attributes:
+        attack: as in `ATTACKS`.
+        secret: its name, or `block` where the attack is after the block as a whole.
+        condition: `open` for what the defence leaves, else the control.
+        unit: `bits`, `exposure bits`, `AUC`, `TPR`, `epsilon` or `rate`.
+        found: the estimate.
+        n: traces behind it.
+        baseline: what an attacker without the cache gets.
+        gate: whether the verdict depends on it.
+        site: where it looked.
+        note: whatever a reader must know with the figure.
+    """
+
+    attack: str
+    secret: str
+    condition: str
+    unit: str
+    found: Estimate
+    n: int
+    baseline: float = 0.0
+    gate: bool = False
+    site: Site = field(default_factory=Site)
+    note: str = ""
+
+    def row(self, defence: str) -> dict[str, Any]:
+        """As in the results, but for p_holm, detectable and valid."""
+        named = {name: getattr(self, name) for name in ("attack", "secret", "condition", "unit", "baseline", "gate")}
+        site = {name: getattr(self.site, name) for name in ("carrier", "hop", "layer", "kv", "head", "probe")}
+        found = {"estimate": self.found.value, "low": self.found.low, "high": self.found.high, "p": self.found.p}
+        return {**named, "threat": THREAT_OF[self.attack], "defence": defence, **site, **found, "n": self.n} | {
+            "note": self.note
+        }
+
+
+@dataclass(frozen=True)
+class Told:
+    """What was said of one part of a secret: log2 of the probability of the right label.
+
+    Attributes:
+        sample: int64[n], ascending: the traces.
+        said, text: float[n], by an attacker, and by the text alone.
+    """
+
+    sample: np.ndarray
+    said: np.ndarray
+    text: np.ndarray
+
+    @classmethod
+    def of(cls, scores: Scores) -> "Told":
+        """What a probe said."""
+        return cls(scores.sample, scores.log2p, scores.text_log2p)
+
+    def on(self, rows: np.ndarray) -> "Told":
+        """The same of some of its traces, int64, ascending."""
+        at = np.searchsorted(self.sample, rows)
+        return Told(rows, self.said[at], self.text[at])
+
+
+def mean_of(values: np.ndarray, cluster: np.ndarray, alpha: float, most: float, silent: bool = False) -> Estimate:
+    """The mean over traces, the p-value against 0.
+
+    Args:
+        values: float[n], of each trace.
+        cluster: int64[n], traces that are not independent; fewer than `LEAST_CLUSTERS` give no lower end.
+        alpha: the interval misses with this probability.
+        most: the largest value that a trace could have.
+        silent: whether of some part of the secret nothing was said, see `fell_back`.
+    """
+    number = np.unique(cluster, return_inverse=True)[1]
+    count = np.bincount(number).astype(float)
+    total = np.bincount(number, values)
+    n, value = len(count), float(total.sum() / count.sum())
+    if n < 2:
+        return Estimate(value, float("-inf"), most, 1.0, allowance=True)
+    error = float((total - value * count).std(ddof=1) / (count.mean() * np.sqrt(n)))
+    reach = float(stats.t.ppf(1 - alpha / 2, n - 1)) * error
+    low, high = value - reach, value + reach
+    agree, slack = nearly_unanimous(total / count), unseen(n, alpha / 2)
+    if agree:
+        low = min(low, value - slack * max(value, 0.0))
+    allowed = value + slack * (most - value) if agree or silent else high
+    if n < LEAST_CLUSTERS:
+        low = float("-inf")
+    agreed = 0.5**n if value > 0 else 1.0  # as a test of signs has it
+    p = float(stats.t.sf(value / error, n - 1)) if error > 0 else agreed
+    return Estimate(value, low, min(max(high, allowed), most), p, allowance=allowed > high)
+
+
+def fell_back(parts: Iterable[Told]) -> bool:
+    """Whether for some part of a secret what was said, of every trace, is what the text says."""
+    return any(np.array_equal(part.said, part.text) for part in parts)
+
+
+def total(parts: Sequence[Told], cluster: np.ndarray, alpha: float) -> tuple[Estimate, np.ndarray]:
+    """Bits beyond the text, summed over a secret's parts, on the traces that all of them apply to.
+
+    Args:
+        parts: what was said of each.
+        cluster: int64[N], of all traces.
+        alpha: as `mean_of`.
+
+    Returns:
+        The mean, and the traces that it is of, int64[n].
+    """
+    rows = reduce(np.intersect1d, [part.sample for part in parts])
+    common = [part.on(rows) for part in parts]
+    values = np.sum([part.said - part.text for part in common], axis=0)
+    most = -float(np.sum([part.text.mean() for part in common]))
+    return mean_of(values, cluster[rows], alpha, most, fell_back(common)), rows
+
+
+def one_each(rows: np.ndarray, cluster: np.ndarray, seed: int) -> np.ndarray:
+    """int64, ascending: of some traces one of each cluster, drawn at random; those are independent."""
+    drawn = np.random.default_rng([seed, 0x01E]).permutation(rows)
+    return np.sort(drawn[np.unique(cluster[drawn], return_index=True)[1]])
+
+
+def rate_of(hits: int, n: int, alpha: float = 0.05) -> Estimate:
+    """A share with its exact interval (Clopper and Pearson 1934)."""
+    found = stats.binomtest(hits, n).proportion_ci(1 - alpha, "exact")
+    return Estimate(hits / n, float(found.low), float(found.high))

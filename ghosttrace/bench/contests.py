@@ -1,0 +1,214 @@
+"""Benchmarks that people wrote: contests, MATH-500, GPQA-Diamond, and any local JSONL file.
+
+Problems are read from a file if one is named, else from a folder that GHOSTTRACE_DATA names, else from
+the Hugging Face hub at a pinned commit. Their texts belong to others and are never part of this project.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ghosttrace.bench.grading import RULES
+from ghosttrace.bench.problem import Bench, Problem, Protocol
+from ghosttrace.data.parse import parse_json
+from ghosttrace.errors import HUB_ERRORS, UserError
+from ghosttrace.model.prompts import CHOICE, MATHEMATICS
+
+Rule = Literal["integer", "mathematics", "choice"]
+LETTERS = "ABCDEFGHIJ"
+DATA = "GHOSTTRACE_DATA"
+FEW = 53  # the paper samples contests of at most this many problems 64 times, larger sets twice
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a benchmark's problems are on the hub.
+
+    Attributes:
+        repo: the data set.
+        rule: how answers are compared (`ghosttrace.bench.grading.RULES`).
+        size: the number of problems.
+        revision: the commit; None where no commit has been pinned: the newest, recorded with the run.
+        split, config: which part of the data set.
+    """
+
+    repo: str
+    rule: Rule
+    size: int
+    revision: str | None
+    split: str = "train"
+    config: str | None = None
+
+
+SOURCES = {
+    "aime24": Source("HuggingFaceH4/aime_2024", "integer", 30, "2fe88a2f1091d5048c0f36abc874fb997b3dd99a"),
+    "aime25": Source("yentinglin/aime_2025", "integer", 30, "6f71d77b0b89b9dabe07ab466c51df33f514df7f"),
+    "aime26": Source("MathArena/aime_2026", "integer", 30, "d2de22f3c656b4f56cf8981212186377d1e23bc3"),
+    "hmmt-feb23": Source("MathArena/hmmt_feb_2023", "mathematics", 30, None),
+    "hmmt-feb24": Source("MathArena/hmmt_feb_2024", "mathematics", 30, None),
+    "hmmt-feb25": Source("MathArena/hmmt_feb_2025", "mathematics", 30, "6fdc4277120810ff75aa22d2d5489b91f7a262a1"),
+    "hmmt-feb26": Source("MathArena/hmmt_feb_2026", "mathematics", 33, "02fba4f74d8e68e73e66a02d540fd979c05c274c"),
+    "hmmt-nov25": Source("MathArena/hmmt_nov_2025", "mathematics", 30, "118dbfb45c4c9467c672268ed55166642897aa46"),
+    "brumo25": Source("MathArena/brumo_2025", "mathematics", 30, "6de9bc0987f5710c6376ee980e1483dbeb55cfda"),
+    "smt25": Source("MathArena/smt_2025", "mathematics", 53, "d8e99d83f1583842f46d4953cd960eea5d887e45"),
+    "cmimc25": Source("MathArena/cmimc_2025", "mathematics", 40, None),
+    "math500": Source(
+        "HuggingFaceH4/MATH-500", "mathematics", 500, "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be", split="test"
+    ),
+    "gpqa-diamond": Source(
+        "Idavidrein/gpqa", "choice", 198, "633f5ee89ab8ad4522a9f850766b73f62147ffdd", config="gpqa_diamond"
+    ),
+}
+
+
+def contest(name: str, limit: int | None = None, file: Path | None = None) -> Bench:
+    """A benchmark of `SOURCES`.
+
+    Args:
+        name: e.g. `aime24`.
+        limit: the first problems only.
+        file: a JSONL file to read its problems from instead.
+
+    Raises:
+        UserError: its problems cannot be read from anywhere.
+    """
+    source = SOURCES[name]
+    file = file or data_file(name)
+    if file is not None:
+        problems, origin = read_problems(file), _origin(file)
+    else:
+        problems, origin = fetch(name, source)
+    return _bench(name, problems, source.rule, origin, limit)
+
+
+def local(file: Path, limit: int | None = None) -> Bench:
+    """A benchmark from a JSONL file of `id`, `problem`, `answer`, named after the file.
+
+    The rule follows from the answers: all whole numbers, all single letters, or other mathematics.
+
+    Raises:
+        UserError: the file is not such a file.
+    """
+    problems = read_problems(file)
+    rule: Rule = "mathematics"
+    if all(problem.answer.isdecimal() for problem in problems):
+        rule = "integer"
+    elif all(len(problem.answer) == 1 and problem.answer in LETTERS for problem in problems):
+        rule = "choice"
+    return _bench(file.stem, problems, rule, _origin(file), limit)
+
+
+def _bench(name: str, problems: list[Problem], rule: Rule, origin: str, limit: int | None) -> Bench:
+    template, grade = CHOICE if rule == "choice" else MATHEMATICS, RULES[rule]
+    return Bench(
+        name=name,
+        problems=tuple(Problem(p.id, template.fill(p.prompt), p.answer) for p in problems[:limit]),
+        protocol=protocol(len(problems)),
+        grade=lambda problem, text: grade(problem.answer, text),
+        origin=origin,
+        template=template,
+    )
+
+
+def protocol(problems: int) -> Protocol:
+    """The paper's sampling of a benchmark with so many problems."""
+    return Protocol(0.6, 32_000, 64 if problems <= FEW else 2, top_p=0.95, top_k=20)
+
+
+def data_file(name: str) -> Path | None:
+    """The benchmark's file in the folder that GHOSTTRACE_DATA names, if there is one."""
+    folder = os.environ.get(DATA)
+    places = [Path(folder) / "bench" / f"{name}.jsonl", Path(folder) / f"{name}.jsonl"] if folder else []
+    return next((place for place in places if place.is_file()), None)
+
+
+def _origin(file: Path) -> str:
+    return f"{file.name}, sha256 {sha256(file.read_bytes()).hexdigest()}"
+
+
+def read_problems(file: Path) -> list[Problem]:
+    """The problems of a JSONL file, one object a line with `id`, `problem` and `answer`.
+
+    Raises:
+        UserError: what is wrong, and on which line.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028, which JSON allows
+    except FileNotFoundError as error:
+        raise UserError(f"no file {file}: give a JSONL file with id, problem and answer on each line") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read as UTF-8 text ({error}): give a JSONL file") from error
+    places = [(f"{file}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    return _problems(((where, parse_json(line, where)) for where, line in places), str(file))
+
+
+def _problems(rows: Iterable[tuple[str, Any]], what: str) -> list[Problem]:
+    """Problems out of rows, each with the words that say where it stands."""
+    found: dict[str, Problem] = {}
+    for where, row in rows:
+        if not isinstance(row, Mapping):
+            raise UserError(f"{where} is not a JSON object: write {{'id': …, 'problem': …, 'answer': …}}")
+        missing = [key for key in ("id", "problem", "answer") if row.get(key) is None or not str(row[key]).strip()]
+        if missing:
+            raise UserError(f"{where} has no {' and no '.join(missing)}: every line needs id, problem and answer")
+        problem = Problem(str(row["id"]), str(row["problem"]), str(row["answer"]).strip())
+        if problem.id in found:
+            raise UserError(f"{where} repeats the id {problem.id!r}: give every problem an id of its own")
+        found[problem.id] = problem
+    if not found:
+        raise UserError(f"{what} holds no problems: write one JSON object a line with id, problem and answer")
+    return list(found.values())
+
+
+def fetch(name: str, source: Source) -> tuple[list[Problem], str]:
+    """A benchmark's problems from the hub (or its cache), and where they came from, commit included.
+
+    Raises:
+        UserError: the hub cannot be reached, or wants the user to ask for access first.
+    """
+    import datasets  # slow to import, and only needed here
+    from huggingface_hub import HfApi
+
+    try:
+        commit = source.revision or HfApi().dataset_info(source.repo).sha
+        rows = datasets.load_dataset(source.repo, source.config, split=source.split, revision=commit)
+    except (*HUB_ERRORS, ValueError, datasets.exceptions.DatasetsError) as error:
+        if "gated dataset" in str(error).lower():
+            raise UserError(
+                f"{name} is gated: ask for access at https://huggingface.co/datasets/{source.repo}, "
+                "then log in with `hf auth login`"
+            ) from error
+        raise UserError(
+            f"{name} ({source.repo}) cannot be read from the hub here: give --bench-file FILE.jsonl with id, problem "
+            f"and answer on each line, or let {DATA} name a folder that holds {name}.jsonl"
+        ) from error
+    read = _multiple_choice if source.rule == "choice" else _question
+    problems = _problems(((f"{source.repo}, row {i}", read(row, i)) for i, row in enumerate(rows)), name)
+    return problems, f"{source.repo}@{commit}"
+
+
+def _question(row: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """A hub row under one set of names (MathArena numbers its problems, MATH-500 has unique_id).
+
+    What a row lacks stays None, for `_problems` to name.
+    """
+    key = next((row[name] for name in ("unique_id", "problem_idx", "id") if row.get(name) is not None), number)
+    return {"id": key, "problem": row.get("problem"), "answer": row.get("answer")}
+
+
+def _multiple_choice(row: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """A GPQA row: four answers in an order drawn from the question's own text."""
+    names = ("Question", "Correct Answer", *(f"Incorrect Answer {i}" for i in (1, 2, 3)))
+    if any(row.get(name) is None for name in names):
+        return {"id": number}
+    question, *answers = (str(row[name]).strip() for name in names)
+    draw = np.random.default_rng(list(sha256(question.encode()).digest()))
+    order = draw.permutation(len(answers))
+    shown = "\n".join(f"{LETTERS[place]}) {answers[which]}" for place, which in enumerate(order))
+    right = LETTERS[int(np.flatnonzero(order == 0)[0])]
+    return {"id": row.get("Record ID") or number, "problem": f"{question}\n\n{shown}", "answer": right}

@@ -1,0 +1,98 @@
+"""The commands `ghosttrace sft` and `ghosttrace init-tokens`: their options, and the recipe that they name."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ghosttrace.cli.options import Delimiters, KeepLast, Limit, Mapping, Out, Resume, gather_options, mapping
+from ghosttrace.errors import UserError
+
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def sft(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Option(help="Bundled name, folder or hub id, with the delimiters in its tokenizer.")],
+    data: Annotated[
+        list[str],
+        typer.Option(help="OpenMementos rows: JSON, JSONL, Parquet or a hub id, e.g. microsoft/OpenMementos:full."),
+    ],
+    stage: Annotated[str, typer.Option(help="full attention, memento attention, or over a sealed cache.")] = "memento",
+    eval_data: Annotated[list[str] | None, typer.Option(help="Rows held out, for --eval_strategy.")] = None,
+    samples: Annotated[int, typer.Option(help="Responses generated at evaluations and at the end: format valid?")] = 0,
+    limit: Limit = None,
+    sealed_share: Annotated[float, typer.Option(help="Of the traces of a memento stage: laid out sealed.")] = 0.0,
+    kernel: Annotated[
+        str | None, typer.Option(help="stretches, sdpa, flex or matmul; flex on a GPU, else stretches.")
+    ] = None,
+    bad_rows: Annotated[str, typer.Option(help="skip or refuse rows that cannot be trained on.")] = "skip",
+    mask_delimiters: Delimiters = None,
+    keep_last_n_blocks: KeepLast = None,
+    map_delimiters: Mapping = None,
+    out: Out = None,
+    resume: Resume = None,
+) -> None:
+    """Fine-tune a model to erase: one stage of the recipe. Further flags go to trl's SFTConfig and ModelConfig
+    (--learning_rate 8e-5, --packing, --use_peft, --config FILE.yaml); their defaults are the paper's.
+    """
+    options = gather_options(ctx, "sft", out, resume)
+    if options is not None:
+        if resume and ctx.args:
+            raise UserError(f"a run goes on with its own flags: leave out {' '.join(ctx.args)}")
+        options.setdefault("trainer", list(ctx.args))
+        start_sft(options, out, resume)
+
+
+def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) -> None:
+    """Run `sft` with these options of its command line."""
+    try:
+        from ghosttrace.training.recipe import Recipe
+        from ghosttrace.training.sft import sft as train
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'ghosttrace[train]'") from error
+
+    if options["kernel"] not in (None, "stretches", "sdpa", "flex", "matmul"):
+        raise UserError(f"--kernel is stretches, sdpa, flex or matmul, not {options['kernel']!r}")
+    if options["bad_rows"] not in ("skip", "refuse"):
+        raise UserError(f"--bad-rows is skip or refuse, not {options['bad_rows']!r}")
+    if (options["limit"] or 1) < 1 or options["samples"] < 0:
+        raise UserError("--limit is at least 1, --samples at least 0")
+    recipe = Recipe(
+        model=options["model"],
+        data=tuple(options["data"]),
+        eval_data=tuple(options["eval_data"] or ()),
+        policy={name: options[name] for name in ("mask_delimiters", "keep_last_n_blocks")},
+        delimiters=mapping(options["map_delimiters"]),
+        trainer=tuple(options["trainer"]),
+        **{name: options[name] for name in ("stage", "limit", "samples", "sealed_share", "kernel", "bad_rows")},
+    )
+    folder = train(recipe, out, resume, options)
+    typer.echo(f"Written to {folder}: model, examples.json, summary.json")
+
+
+def init_tokens(
+    model: Annotated[str, typer.Argument(help="Folder or hub id.")],
+    out: Annotated[Path, typer.Argument(help="A new folder for the model with its delimiters.")],
+    mask_delimiters: Delimiters = None,
+    map_delimiters: Mapping = None,
+    seed: Annotated[int, typer.Option(help="Of the noise on the new embeddings.")] = 42,
+) -> None:
+    """Add the four delimiters to a model, each embedding the mean of related words."""
+    from transformers import AutoModelForCausalLM
+
+    from ghosttrace.model.checkpoint import RECORD, load_config, load_tokenizer, recorded_policy, resolve_policy, source
+    from ghosttrace.training.delimiters import add_delimiters
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} holds something already: give a new folder")
+    config, tokenizer, names = load_config(model), load_tokenizer(model), mapping(map_delimiters)
+    if (getattr(config, RECORD, None) or {}).get("stages"):
+        raise UserError(f"{model} was trained with its delimiters already: begin from a model that has none")
+    policy = resolve_policy(recorded_policy(config), mask_delimiters=mask_delimiters, keep_last_n_blocks=-1)
+    network = AutoModelForCausalLM.from_pretrained(source(model), dtype="auto")
+    added = add_delimiters(network, tokenizer, seed, names)
+    setattr(network.config, RECORD, {"policy": policy.to_dict()} | ({"delimiters": names} if names else {}))
+    network.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    typer.echo(f"Written to {out}: {', '.join(f'{name} {number}' for name, number in added.items()) or 'none missing'}")

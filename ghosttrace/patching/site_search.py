@@ -1,0 +1,142 @@
+"""The handful of sites that carry the answer, found on one half of the traces and verified on the other.
+
+By swaps alone: single sealed states beside open ones are a mixture that no model has met, and break more
+than the whole seal does (on `toy-mixed` at h = 1 the sealed keys alone cost seven times as many bits).
+
+Sites are ranked by what each does alone. The shortest beginning of the ranking whose joint patch does
+enough is found by bisection; then, from its end, every site is dropped without which the rest still
+does. The result can lose no member, but it need not be the only such set.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.patching.cases import Case, Site, batches_of, runs_of
+from ghosttrace.patching.patch import Patch, Patcher
+from ghosttrace.patching.summary import WHOLE, summarise
+from ghosttrace.runs.records import Records
+from ghosttrace.stats import Estimate, ratio
+
+SHARE = 0.9
+SEARCHED = 32  # traces at most
+
+
+@dataclass(frozen=True)
+class Handful:
+    """Sites whose joint swap does what swapping everything does, or nearly.
+
+    Attributes:
+        source: whose.
+        sites: in order of what each does alone; single tokens (or runs of them), layers, k or v.
+        recovered: the share of the whole effect, on traces that were not searched (of a single trace, on it).
+        n_traces: how many those are.
+        enough: the search found a set that does at least `SHARE`; else `sites` are all there are.
+    """
+
+    source: str
+    sites: tuple[Site, ...]
+    recovered: Estimate
+    n_traces: int
+    enough: bool
+
+
+def find_handfuls(
+    checkpoint: Checkpoint, cases: Sequence[Case], records: Records, batch_tokens: int = 65_536, parts: int = 8
+) -> list[Handful]:
+    """One set for each source that has donors and on which swapping everything does anything.
+
+    Args:
+        checkpoint, cases, records, batch_tokens, parts: as measured.
+    """
+    runs = runs_of(cases, parts)
+    found = []
+    for source in dict.fromkeys(case.trace.source for case in cases):
+        mine = [case for case in cases if case.trace.source == source and case.donor is not None]
+        if not mine:
+            continue
+        searched, held_out = mine[::2][:SEARCHED], mine[1::2] or mine
+        ranked = _ranked(summarise(records.get((source, case.trace.name, "swap")) for case in searched))
+        if not ranked:
+            continue
+        joint = partial(_joint, checkpoint, batch_tokens, runs[source])
+        sites, enough = _search(ranked, partial(_does, joint, searched))
+        found.append(Handful(source, tuple(sites), joint(held_out, sites), len(held_out), enough))
+    return found
+
+
+def _ranked(results: pd.DataFrame) -> list[Site]:
+    """Single sites by the share that each recovers alone; none where nothing can be recovered."""
+    if results["recovered"].isna().all():
+        return []
+    single = results[(results["place"] != "all") & (results["layer"] != "all") & (results["kv"] != "kv")]
+    order = single.sort_values("recovered", ascending=False, kind="stable")
+    return [Site(row["carrier"], row["place"], row["layer"], row["kv"]) for row in order.to_dict("records")]
+
+
+def _joint(
+    checkpoint: Checkpoint, batch_tokens: int, runs: int, cases: Sequence[Case], sites: Sequence[Site]
+) -> Estimate:
+    return ratio(*joint_effect(checkpoint, cases, "swap", sites, batch_tokens, runs))
+
+
+def _does(joint: Callable[..., Estimate], cases: Sequence[Case], sites: Sequence[Site]) -> bool:
+    return bool(joint(cases, sites).value >= SHARE)
+
+
+def _search(ranked: Sequence[Site], enough: Callable[[Sequence[Site]], bool]) -> tuple[list[Site], bool]:
+    """The shortest beginning that is enough, less what it can do without."""
+    if not enough(ranked):
+        return list(ranked), False
+    low, high = 0, len(ranked)  # of the first `high` it is known
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(ranked[:middle]) else (middle, high)
+    chosen = list(ranked[:high])
+    for site in reversed(ranked[:high]):
+        rest = [other for other in chosen if other != site]
+        if rest and enough(rest):
+            chosen = rest
+    return chosen, True
+
+
+def joint_effect(
+    checkpoint: Checkpoint, cases: Sequence[Case], name: str, sites: Sequence[Site], batch_tokens: int, runs: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What patching all these sites at once does, and what patching everything does.
+
+    Args:
+        checkpoint, cases, batch_tokens: see `ghosttrace.patching.measure`.
+        name: `seal` or `swap`.
+        sites: of every case; those whose carrier a case has not are left out.
+        runs: see `ghosttrace.patching.cases.carrier_places`.
+
+    Returns:
+        float[n] each: by trace the fall of log2 p(own) - log2 p(donor's answer), or of log2 p(own)
+        where no such answer is known.
+    """
+    falls: dict[tuple[str, str], np.ndarray] = {}
+    for batch in batches_of(cases, batch_tokens):
+        patcher = Patcher(checkpoint, batch, (name,), runs)
+        cells: list[list[tuple[Site, ...]]] = [
+            [(), tuple(site for site in sites if (site.carrier, site.place) in places), (WHOLE,)]
+            for places in patcher.places
+        ]
+        worth = np.zeros((len(batch), 3))
+        for sign, which in ((1, "own"), (-1, "other")):
+            patches = [
+                Patch(number, name, cell, getattr(case, which))
+                for number, case in enumerate(batch)
+                if (name == "swap" and case.other is not None) or which == "own"
+                for cell in cells[number]
+            ]
+            scores = patcher.score(patches, batch_tokens) if patches else []
+            for at, (patch, score) in enumerate(zip(patches, scores, strict=True)):
+                worth[patch.case, at % 3] += sign * score.log2p.sum()
+        falls |= {(case.trace.source, case.trace.name): worth[n, 0] - worth[n] for n, case in enumerate(batch)}
+    found = np.array([falls[case.trace.source, case.trace.name] for case in cases])
+    return found[:, 1], found[:, 2]

@@ -1,0 +1,127 @@
+"""Fitting the probes of a sweep: on train, chosen on validation, reported once on test."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ghosttrace.probing.evidence import Asked, Scores, believed, score
+from ghosttrace.probing.grid import fit_path, select
+from ghosttrace.probing.mlp import fit_mlp
+from ghosttrace.probing.split import Split
+
+PENALTIES = (1.0, 0.1, 0.01, 0.001)
+TOLERANCE = 1e-5  # nats that a further step would still gain
+FIRST = 64  # the online code begins with a 64th of the training set, and doubles
+
+
+def linear_scores(features: Tensor, asked: Sequence[Asked], split: Split, device: torch.device) -> list[list[Scores]]:
+    """Linear probes of several feature sets.
+
+    Of a path of penalties each cell takes the one that does best on validation, its logits scaled by
+    the factor that does best there: 0, the text alone, where the features say nothing.
+
+    Args:
+        features: float[F, N, d].
+        asked: T targets.
+        split: which samples are for what.
+        device: where to fit.
+
+    Returns:
+        For each feature set, for each target.
+    """
+    posteriors = linear_posteriors(features, asked, split.train, split.validation, split.cluster, device)
+    return [
+        [score(one, posterior, split) for one, posterior in zip(asked, of_set, strict=True)] for of_set in posteriors
+    ]
+
+
+def linear_posteriors(
+    features: Tensor,
+    asked: Sequence[Asked],
+    train: np.ndarray,
+    validation: np.ndarray,
+    cluster: np.ndarray,
+    device: torch.device,
+) -> list[list[np.ndarray]]:
+    """For each feature set and target float[N, C], natural logarithms; arguments as `linear_scores`."""
+    labels, offset, n_classes = stacked(asked)
+    features, labels, offset = features.to(device), labels.to(device), offset.to(device)
+    path = fit_path(features[:, train], labels[:, train], n_classes, PENALTIES, offset[:, train], TOLERANCE)
+    probe = select(path, features[:, validation], labels[:, validation], offset[:, validation])
+    said = probe.log_probabilities(features, offset).cpu().double().numpy()
+    return [_told(of_set, asked, validation, cluster) for of_set in said]
+
+
+def _told(said: np.ndarray, asked: Sequence[Asked], validation: np.ndarray, cluster: np.ndarray) -> list[np.ndarray]:
+    """A probe's posteriors, float[T, N, C], each cut to the classes of its target, as far as they are believed."""
+    parts = zip(said, asked, strict=True)
+    return [believed(part[:, : one.text.shape[1]], one, validation, cluster) for part, one in parts]
+
+
+def stacked(asked: Sequence[Asked]) -> tuple[Tensor, Tensor, list[int]]:
+    """Labels int64[T, N], offsets float32[T, N, C], filled up with -inf, and the classes of each target."""
+    n_classes = [one.text.shape[1] for one in asked]
+    offset = np.full((len(asked), len(asked[0].labels), max(n_classes)), -np.inf, dtype=np.float32)
+    for number, one in enumerate(asked):
+        offset[number, :, : n_classes[number]] = one.text
+    return torch.from_numpy(np.stack([one.labels for one in asked])), torch.from_numpy(offset), n_classes
+
+
+def mlp_scores(features: Tensor, asked: Sequence[Asked], split: Split, seed: int, device: torch.device) -> list[Scores]:
+    """An MLP on one feature set, float[N, d], for all targets."""
+    labels, offset, n_classes = stacked(asked)
+    features, labels, offset = features.to(device), labels.to(device), offset.to(device)
+    train, validation = (torch.from_numpy(part).to(device) for part in (split.train, split.validation))
+    probe = fit_mlp(features, labels, n_classes, train, validation, offset, seed)
+    said = probe.log_probabilities(features, offset).cpu().double().numpy()
+    told = _told(said, asked, split.validation, split.cluster)
+    return [score(one, posterior, split) for one, posterior in zip(asked, told, strict=True)]
+
+
+def online_scores(
+    features: Tensor, asked: Sequence[Asked], split: Split, seed: int, device: torch.device
+) -> list[Scores]:
+    """The online code of the training labels: each portion told by a probe fitted on those before it.
+
+    Its bits beyond the text are what the features save of the labels' description length, the cost of
+    learning included (Voita and Titov 2020, arXiv 2003.12298, section 3.2). The first portion is told
+    by the text alone; a fifth of what is known serves as validation. Clusters are never cut.
+
+    Args:
+        features: float[N, d].
+        asked, split, device: as `linear_scores`.
+        seed: of the order.
+
+    Returns:
+        For each target, over the training samples.
+    """
+    rng = np.random.default_rng([seed, 0x0D1])
+    clusters = rng.permutation(np.unique(split.cluster[split.train]))
+    rank = np.argsort(clusters)[np.searchsorted(np.sort(clusters), split.cluster[split.train])]  # int64[train]
+    said = [one.text.copy() for one in asked]
+    ends = [len(clusters) * 2**power // FIRST for power in range(int(np.log2(FIRST)) + 1)]
+    for known, until in pairwise(ends):
+        before = rank < known
+        check = before & (rank % 5 == 0)
+        fitted, chosen = split.train[before & ~check], split.train[check]
+        if not len(fitted) or not len(chosen) or not _learnable(asked, fitted, chosen):
+            continue
+        next_up = split.train[(rank >= known) & (rank < until)]
+        seen = np.concatenate([fitted, chosen, next_up])
+        parts = [replace(one, labels=one.labels[seen], text=one.text[seen]) for one in asked]
+        a, b = len(fitted), len(fitted) + len(chosen)
+        cluster = split.cluster[seen]
+        (told,) = linear_posteriors(features[None, seen], parts, np.arange(a), np.arange(a, b), cluster, device)
+        for number, posterior in enumerate(told):
+            said[number][next_up] = posterior[b:]
+    whole = replace(split, test=split.train)
+    return [score(one, posterior, whole) for one, posterior in zip(asked, said, strict=True)]
+
+
+def _learnable(asked: Sequence[Asked], *parts: np.ndarray) -> bool:
+    """Whether every target has labels in every part."""
+    return all(bool((one.labels[part] >= 0).any()) for one in asked for part in parts)

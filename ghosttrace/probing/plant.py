@@ -1,0 +1,235 @@
+"""Planting secrets: a sentence with a secret in it, put into one block of a trace.
+
+The block's text is encoded anew, as its author would have had it encoded; all other tokens keep their
+ids. The sentence goes to a random boundary of sentences or lines, never into code, mathematics or a
+list's number. What a secret is, and where, is drawn independently of the trace, and a secret that
+occurs anywhere in the traces is not drawn at all.
+
+How long the block was shows in the positions of what stays. Where all secrets are spelled in the same
+number of tokens, that tells nothing about them, and the posterior given the retained text is known.
+"""
+
+import re
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ghosttrace.data.task import Sample, Target, Task
+from ghosttrace.data.tokens import TokenTrace
+from ghosttrace.errors import UserError
+from ghosttrace.law.markup import Block, find_blocks
+from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.probing.secrets import Secret, SecretKind
+
+STREAM = 0x5EC2E7
+CLOSED = re.compile(
+    r"```.*?(?:(?P<fence>```)|\Z)|\$\$.*?\$\$|\\\[.*?\\\]|\\\(.*?\\\)|\$[^$\n]*\$", re.DOTALL
+)  # code and mathematics
+BOXED = re.compile(r"\\boxed\s*\{")
+SENTENCE_END = re.compile(r"(?<=[.!?])(?=\s)")
+NO_END = re.compile(r"^\s*\d+\.$|\b(?:e\.g|i\.e|vs|cf|etc|Eq|Fig|Mr|Mrs|Ms|Dr)\.$")  # a list's number, abbreviations
+
+
+@dataclass(frozen=True)
+class Base:
+    """A trace into which secrets go, cut off behind the last memento that is looked at.
+
+    Attributes:
+        name: of the trace.
+        ids: int[T], prompt and response.
+        pair: the block and its memento.
+        text: what stands in the block.
+    """
+
+    name: str
+    ids: list[int]
+    pair: Block
+    text: str
+
+
+def bases_of(traces: Sequence[TokenTrace], checkpoint: Checkpoint, block: int, hops: int) -> list[Base]:
+    """The traces that have a block and so many others behind it.
+
+    Raises:
+        UserError: none has.
+    """
+    section = checkpoint.policy.require_assistant_section
+    found, most = [], 0
+    for trace in traces:
+        ids = trace.ids
+        pairs = find_blocks(ids, checkpoint.markup, section)
+        most = max(most, len(pairs))
+        if 0 <= block < len(pairs) - hops:
+            pair = pairs[block]
+            text = decode(checkpoint.tokenizer, ids[pair.start + 1 : pair.end])
+            found.append(Base(trace.name, ids[: pairs[block + hops].memento_end + 1], pair, text))
+    if not found:
+        raise UserError(
+            f"no trace has a block {block} (counted from 0) and {hops} more behind it: the longest has {most} blocks, "
+            "choose an earlier block or fewer hops"
+        )
+    return found
+
+
+def plant(
+    traces: Sequence[TokenTrace],
+    checkpoint: Checkpoint,
+    kind: SecretKind,
+    block: int,
+    samples: int,
+    hops: int = 1,
+    seed: int = 0,
+) -> Task:
+    """Put secrets into a block of each trace.
+
+    Args:
+        traces: the base traces; those without the blocks asked for are left out.
+        checkpoint: whose tokenizer and markup to use.
+        kind: of secret.
+        block: which finished pair the secret goes into, counted from 0.
+        samples: how many are made of each base trace.
+        hops: how many blocks behind it are needed; what follows the last one's memento is dropped.
+        seed: of secrets, sentences and places.
+
+    Returns:
+        A task with one target a part of the secret; `ids` are arrays of 32-bit integers.
+
+    Raises:
+        UserError: no such block, a secret longer than the block, too few secrets or samples, or a
+            tokenizer that does not say where its tokens stand.
+    """
+    tokenizer = checkpoint.tokenizer
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"the tokenizer of {checkpoint.name} does not say where its tokens stand: put a tokenizer.json beside it"
+        )
+    bases = bases_of(traces, checkpoint, block, hops)
+    rng = np.random.default_rng([seed, STREAM])
+    seen = "\n".join(decode(tokenizer, base.ids) for base in bases)
+    kind = kind.without(seen)
+    struck = set() if kind.is_class else kind.standing(seen)
+    secrets = kind.draw(rng, samples * len(bases), struck)
+    made = []
+    for number, base in enumerate(bases):
+        spots = boundaries(base.text)
+        for secret in secrets[number * samples : (number + 1) * samples]:
+            _check_room(base, secret, block, tokenizer)
+            ids, where = put(base, secret.text, str(rng.choice(kind.carriers)), int(rng.choice(spots)), tokenizer)
+            made.append(Sample(ids, base.name, "" if kind.is_class else secret.text, block, where, secret.labels))
+    same_length = len({len(sample.where) for sample in made}) == 1
+    shares = kind.posteriors(struck) if same_length else {}
+    exact = {name: np.tile(share, (len(made), 1)) for name, share in shares.items()}
+    task = Task(kind.name, tuple(made), kind.targets, exact)
+    task.check()
+    return task
+
+
+def _check_room(base: Base, secret: Secret, block: int, tokenizer: Any) -> None:
+    spelled, room = len(tokenizer(secret.text, add_special_tokens=False)["input_ids"]), base.pair.end - base.pair.start
+    if spelled > room - 1:
+        raise UserError(
+            f"block {block} of trace {base.name} has {room - 1} tokens and the secret {secret.text!r} {spelled}: "
+            "choose another block or a shorter secret"
+        )
+
+
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Token ids as they are spelled, nothing tidied away."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def boundaries(text: str) -> list[int]:
+    """Where a sentence may be put into a text: before it, behind it, and between lines or sentences.
+
+    Left out are places inside code fences, mathematics and `\\boxed{}`, and those behind a list's number.
+    """
+    spots = {0, len(text), *(match.end() for match in re.finditer("\n", text))}
+    for match in SENTENCE_END.finditer(text):
+        if not NO_END.search(text[text.rfind("\n", 0, match.start()) + 1 : match.start()]):
+            spots.add(match.start())
+    inside = [range(m.start() + 1, m.end()) for m in CLOSED.finditer(text)]
+    inside += [range(m.start() + 1, len(text) + 1) for m in CLOSED.finditer(text) if _is_open(m)]
+    inside += [range(m.start() + 1, _closing(text, m.end())) for m in BOXED.finditer(text)]
+    return sorted(spot for spot in spots if not any(spot in closed for closed in inside))
+
+
+def _is_open(match: re.Match[str]) -> bool:
+    return match.group().startswith("```") and match["fence"] is None
+
+
+def _closing(text: str, place: int) -> int:
+    """Behind the brace that closes the one before `place`; behind the text if none does."""
+    depth = 1
+    while depth and place < len(text):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        place += 1
+    return place + (depth > 0)
+
+
+def insert(text: str, sentence: str, spot: int) -> tuple[str, int]:
+    """A text with a sentence put in at a boundary, on a line of its own if a line begins there.
+
+    Returns:
+        The text, and where the sentence begins in it.
+    """
+    if spot == 0 or text[spot - 1] == "\n":
+        behind = "" if text[spot : spot + 1] in ("", "\n") else "\n"
+        return text[:spot] + sentence + behind + text[spot:], spot
+    before = "" if text[spot - 1].isspace() else " "
+    return text[:spot] + before + sentence + text[spot:], spot + len(before)
+
+
+def put(base: Base, secret: str, carrier: str, spot: int, tokenizer: Any) -> tuple[Sequence[int], tuple[int, ...]]:
+    """A base trace with a secret in its block.
+
+    Args:
+        base: the trace.
+        secret: what is hidden.
+        carrier: a sentence with `{}` where the secret goes.
+        spot: where the sentence goes, one of the `boundaries` of the block's text.
+        tokenizer: a fast one.
+
+    Returns:
+        int32[T'], and the places of the tokens that spell any of the secret, as merged with what is beside it.
+    """
+    text, start = insert(base.text, carrier.format(secret), spot)
+    start += carrier.index("{}")
+    stop = start + len(secret)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    begin = base.pair.start + 1
+    ids = array("i", [*base.ids[:begin], *encoded["input_ids"], *base.ids[base.pair.end :]])
+    where = [begin + at for at, (a, b) in enumerate(encoded["offset_mapping"]) if a < stop and b > start]
+    return ids, tuple(where)
+
+
+def by_token(task: Task, tokenizer: Any) -> Task:
+    """The same samples, asked for the token at each place of the secret instead of its parts.
+
+    A five-digit code is five tokens for Qwen and two for Phi-4. Where secrets differ in length, the
+    later places do not apply to the shorter ones; a place where all agree is left out.
+
+    Args:
+        task: with planted secrets.
+        tokenizer: the one it was planted with.
+
+    Raises:
+        UserError: a token occurs in one sample alone.
+    """
+    spelled = [[sample.ids[place] for place in sample.where] for sample in task.samples]
+    targets, columns = [], []
+    for place in range(max(map(len, spelled))):
+        tokens = [row[place] if place < len(row) else None for row in spelled]
+        classes = sorted({token for token in tokens if token is not None})
+        if len(classes) < 2:
+            continue  # such as the @ of an address
+        targets.append(Target(f"token-{place}", tuple(map(str, tokenizer.convert_ids_to_tokens(classes)))))
+        columns.append([-1 if token is None else classes.index(token) for token in tokens])
+    samples = [
+        replace(sample, labels=labels) for sample, labels in zip(task.samples, zip(*columns, strict=True), strict=True)
+    ]
+    asked = Task(f"{task.name}-tokens", tuple(samples), tuple(targets))
+    asked.check()
+    return asked

@@ -1,0 +1,301 @@
+"""Softmax regressions with an L2 penalty, many cells side by side.
+
+A cell is one feature set and one target. What cells can share is shared. A pass over the samples is
+two matrix products a feature set, for all of its targets. And L-BFGS (Nocedal and Wright 2006,
+"Numerical Optimization", algorithm 7.4) works in coordinates in which the curvature at the start,
+with classes and features taken apart, is the identity:
+
+    H0 = (covariance of the classes) x (X'X / N)  +  penalty
+
+so that one eigendecomposition of X'X serves every target and every penalty. Where all samples start
+at the same probabilities H0 is exact, and the first step is Newton's. A cell whose next step promises
+less than `tolerance` nats leaves the work.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ghosttrace.probing.fit import base_logits
+
+MEMORY = 8  # pairs of steps and gradients that L-BFGS remembers
+ROUND = 25  # passes until the curvature is taken anew
+SMALLEST = 1e-4  # step: a line search that gets here has met the precision of float32
+NOISE = 1e-6  # nats, of a loss whose terms are float32; of its size, as Hager and Zhang have it
+
+
+@dataclass(frozen=True)
+class Questions:
+    """T targets, ready to be fitted.
+
+    Attributes:
+        base: float[T, C, N] or [T, C, 1], added to the logits; -inf for classes that are not fitted.
+        weight: float[T, N], sums to 1 over labelled samples; 0 where a label is missing.
+        hits: float[T, C, N], that weight where the sample has the class.
+        start: float[T, C], intercepts to begin at; final for classes that are not fitted.
+        absent: bool[T, C], classes that are not fitted.
+    """
+
+    base: Tensor
+    weight: Tensor
+    hits: Tensor
+    start: Tensor
+    absent: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor, n_classes: Sequence[int], offset: Tensor | None) -> "Questions":
+        """From int64[T, N] labels, the number of classes of each target, and float[T, N, C] or no offset."""
+        classes = torch.arange(max(n_classes), device=labels.device)
+        found = labels[:, None] == classes[:, None]
+        counts = found.sum(2)
+        n = counts.sum(1, keepdim=True)
+        weight = (labels >= 0) / n
+        # The best intercepts without features; an offset holds them already.
+        start = (
+            torch.zeros_like(counts, dtype=torch.float32) if offset is not None else (counts.clamp(min=0.5) / n).log()
+        )
+        start[classes >= torch.tensor(n_classes, device=labels.device)[:, None]] = 0.0
+        base = base_logits(offset, n_classes, labels.device).masked_fill((counts == 0)[..., None], -torch.inf)
+        return cls(base, weight, found * weight[:, None], start, counts == 0)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The cells of F feature sets and T targets; cell = set * T + target.
+
+    Parameters of cells are float[cells, C, D], D = d + 1, the intercept last. Cells are given as
+    int64 on the CPU, in ascending order.
+
+    Attributes:
+        x: float[F, N, D], standardised, the last feature 1.
+        vectors, values: float[F, D, D] and [F, D], of X'X / N; eigenvectors are columns.
+        pull: float[F * T, C, D], what the labels add to the gradient.
+        questions: the targets.
+    """
+
+    x: Tensor
+    vectors: Tensor
+    values: Tensor
+    pull: Tensor
+    questions: Questions
+
+    @classmethod
+    def of(cls, features: Tensor, mean: Tensor, scale: Tensor, questions: Questions) -> "Problem":
+        """From float[F, N, d] features with their moments, float[F, d]."""
+        x = torch.ones(*features.shape[:2], features.shape[2] + 1, device=features.device)
+        torch.sub(features, mean[:, None], out=x[..., :-1])
+        x[..., :-1] /= scale[:, None]
+        gram = x.transpose(1, 2) @ x / x.shape[1]
+        # Features are centred: the intercept is an eigenvector of its own, of eigenvalue 1.
+        values, vectors = torch.ones(x.shape[::2], device=x.device), torch.zeros_like(gram)
+        vectors[:, -1, -1] = 1.0
+        # In float32 LAPACK makes NaN of whole matrices where many features repeat one another.
+        inner, turned = torch.linalg.eigh(gram[:, :-1, :-1].double())
+        values[:, :-1], vectors[:, :-1, :-1] = inner.clamp(min=0.0), turned
+        cells = torch.arange(len(x) * len(questions.weight))
+        pull = cls(x, vectors, values, x, questions).times(cells, questions.hits.repeat(len(x), 1, 1), x)
+        return cls(x, vectors, values, pull, questions)
+
+    def numbers(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Feature sets and targets of cells."""
+        targets = len(self.questions.weight)
+        return cells // targets, cells % targets
+
+    def times(self, cells: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """Each cell's float[a, b] times its feature set's, float[F, b, c]; one product a feature set."""
+        out = left.new_empty(*left.shape[:2], right.shape[2])
+        sets, counts = torch.unique_consecutive(self.numbers(cells)[0], return_counts=True)
+        first = 0
+        for number, count in zip(sets.tolist(), counts.tolist(), strict=True):
+            rows = slice(first, first + count)
+            torch.mm(left[rows].flatten(0, 1), right[number], out=out[rows].flatten(0, 1))
+            first += count
+        return out
+
+    def probabilities(self, cells: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted probabilities, float[cells, C, N], and the mean log of what they were divided by, float64[cells]."""
+        targets = self.numbers(cells)[1].to(theta.device)
+        z = self.times(cells, theta, self.x.transpose(1, 2))
+        z += self.questions.base[targets]
+        most = z.amax(1, keepdim=True)
+        total = z.sub_(most).exp_().sum(1, keepdim=True)
+        weight = self.questions.weight[targets][:, None]
+        partition = (total.log().add_(most) * weight).sum((1, 2), dtype=torch.float64)
+        return z.mul_(weight / total), partition
+
+    def evaluate(self, cells: Tensor, theta: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+        """The objective up to a constant, float64[cells], and its gradient, float[cells, C, D]."""
+        return self.objective(cells, theta, penalty, *self.probabilities(cells, theta))
+
+    def objective(
+        self, cells: Tensor, theta: Tensor, penalty: float, p: Tensor, partition: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`evaluate` where `probabilities` are known."""
+        pull = self.pull[cells.to(theta.device)]
+        shrink = penalty * theta
+        shrink[..., -1] = 0.0
+        loss = partition + (theta.double() * (shrink / 2 - pull)).sum((1, 2))
+        return loss, self.times(cells, p, self.x).sub_(pull).add_(shrink)
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """phi, float[cells, C, D], with H0 the identity: `theta = origin + classes (root * phi) features'`.
+
+    Attributes:
+        problem: whose parameters these are.
+        cells: int64[cells], which of its cells these are.
+        origin: float[cells, C, D], where phi is 0.
+        classes: float[cells, C, C], eigenvectors of the covariance of the classes.
+        root: float[cells, C, D], one over the root of H0's eigenvalues.
+    """
+
+    problem: Problem
+    cells: Tensor
+    origin: Tensor
+    classes: Tensor
+    root: Tensor
+
+    @classmethod
+    def at(cls, problem: Problem, cells: Tensor, origin: Tensor, penalty: float, p: Tensor) -> "Coordinates":
+        """Curvature at `origin`, where these cells have the weighted probabilities p, float[cells, C, N]."""
+        sets, targets = (part.to(p.device) for part in problem.numbers(cells))
+        n = (problem.questions.weight > 0).sum(1)[targets]
+        spread = torch.diag_embed(p.sum(2)) - n[:, None, None] * (p @ p.transpose(1, 2))
+        # Along a constant added to all classes the objective is flat: any curvature will do there.
+        flat = (~problem.questions.absent).to(p)[targets]
+        values, vectors = torch.linalg.eigh(spread + flat[:, :, None] * flat[:, None] / flat.shape[1])
+        curvature = values.clamp(min=0.0)[:, :, None] * problem.values[sets][:, None]
+        curvature[..., :-1] += penalty
+        return cls(problem, cells, origin, vectors, curvature.clamp(min=1e-6).rsqrt())
+
+    def theta(self, rows: Tensor, phi: Tensor) -> Tensor:
+        """Parameters of some of these cells."""
+        at = rows.to(phi.device)
+        moved = self.classes[at] @ (self.root[at] * phi)
+        return self.origin[at] + self.problem.times(self.cells[rows], moved, self.problem.vectors.transpose(1, 2))
+
+    def gradient(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """With respect to phi, of a gradient with respect to theta."""
+        at = rows.to(gradient.device)
+        turned = self.problem.times(self.cells[rows], gradient, self.problem.vectors)
+        return self.root[at] * (self.classes[at].transpose(1, 2) @ turned)
+
+
+def solve(problem: Problem, theta: Tensor, penalty: float, tolerance: float, max_passes: int) -> tuple[Tensor, Tensor]:
+    """Minimise every cell, from theta, float[cells, C, D].
+
+    Returns:
+        theta, and the nats by which each cell is still above its minimum, as its last step estimates.
+    """
+    theta, gap = theta.clone(), theta.new_full((len(theta),), torch.inf)
+    cells = torch.arange(len(theta))
+    for done in range(0, max_passes, ROUND):
+        at = cells.to(theta.device)
+        theta[at], gap[at] = _round(problem, cells, theta[at], penalty, tolerance, min(ROUND, max_passes - done))
+        cells = cells[(gap[at] > tolerance).cpu()]
+        if not len(cells):
+            break
+    return theta, gap
+
+
+def _round(
+    problem: Problem, cells: Tensor, theta: Tensor, penalty: float, tolerance: float, passes: int
+) -> tuple[Tensor, Tensor]:
+    """`solve` some cells in the coordinates of where they are now."""
+    p, partition = problem.probabilities(cells, theta)
+    coordinates = Coordinates.at(problem, cells, theta, penalty, p)
+    loss, gradient = problem.objective(cells, theta, penalty, p, partition)
+
+    def evaluate(rows: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        loss, gradient = problem.evaluate(cells[rows], coordinates.theta(rows, phi), penalty)
+        return loss, coordinates.gradient(rows, gradient)
+
+    every = torch.arange(len(cells))
+    phi, gap = minimise(evaluate, loss, coordinates.gradient(every, gradient), tolerance, passes)
+    return coordinates.theta(every, phi), gap
+
+
+def minimise(
+    evaluate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    loss: Tensor,
+    gradient: Tensor,
+    tolerance: float,
+    max_passes: int,
+) -> tuple[Tensor, Tensor]:
+    """L-BFGS from 0 on many convex functions at once, each with its own line search.
+
+    A cell whose step fails Armijo's test shortens it in the next pass, while the others go on.
+
+    Args:
+        evaluate: of functions, int64 on the CPU, ascending, and their parameters: loss, float64, and gradient.
+        loss, gradient: at 0, float64[cells] and float[cells, ...].
+        tolerance: a cell stops where its next step promises less.
+        max_passes: evaluations, the one at 0 included.
+
+    Returns:
+        The parameters, and what each cell's next step promised when it stopped, float[cells].
+    """
+    found, gaps = torch.zeros_like(gradient), gradient.new_full((len(gradient),), torch.inf)
+    cells, x = torch.arange(len(gradient)), found
+    step, history = torch.ones_like(loss), list[tuple[Tensor, Tensor, Tensor]]()
+    for left in range(max_passes - 1, -1, -1):
+        direction = _direction(gradient, history)
+        slope = _dot(gradient, direction)
+        stop = (-slope / 2 <= tolerance) | (step < SMALLEST) | (left == 0)
+        if stop.any():
+            where = cells.to(stop.device)
+            found[where[stop]], gaps[where[stop]] = x[stop], -slope[stop].float() / 2
+            going = ~stop
+            cells = cells[going.cpu()]
+            if not len(cells):
+                break
+            x, loss, gradient, direction, slope, step = (
+                part[going] for part in (x, loss, gradient, direction, slope, step)
+            )
+            history = [(s[going], y[going], rho[going]) for s, y, rho in history]
+        moved = x + _wide(step, x) * direction
+        new_loss, new_gradient = evaluate(cells, moved)
+        drop = new_loss - loss
+        # Where rounding hides the drop, the slope beyond the step tells (Hager and Zhang 2005, equation 4.1).
+        level = (drop <= NOISE) & (_dot(new_gradient, direction) <= -0.8 * slope)
+        better = (drop <= 1e-4 * step * slope) | level
+        # A refused step is remembered as none: 0, 0 with rho 0 changes nothing.
+        s, y = (torch.where(_wide(better, x), new - old, 0.0) for new, old in ((moved, x), (new_gradient, gradient)))
+        bend = _dot(s, y)
+        rho = torch.where(bend > 1e-7 * (_dot(s, s) * _dot(y, y)).sqrt(), 1 / bend, 0.0)
+        history = [*history, (s, y, rho)][-MEMORY:]
+        parabola = -slope * step.square() / (2 * (drop - slope * step))
+        step = torch.where(better, 1.0, parabola.clamp(0.1 * step, 0.5 * step).nan_to_num(0.1))
+        x, gradient = (torch.where(_wide(better, x), new, old) for new, old in ((moved, x), (new_gradient, gradient)))
+        loss = torch.where(better, new_loss, loss)
+    return found, gaps
+
+
+def _direction(gradient: Tensor, history: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """Downhill: minus the inverse curvature, as the history knows it, times the gradient."""
+    q, shares = gradient, []
+    for s, y, rho in reversed(history):
+        share = rho * _dot(s, q)
+        q = q - _wide(share, q) * y
+        shares.append(share)
+    size = torch.ones_like(_dot(q, q))
+    for _, y, rho in history:  # the newest pair that says anything sets the scale
+        size = torch.where(rho > 0, 1 / (rho * _dot(y, y)), size)
+    q = _wide(size, q) * q
+    for (s, y, rho), share in zip(history, reversed(shares), strict=True):
+        q = q + _wide(share - rho * _dot(y, q), q) * s
+    return -q
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """float64[cells]"""
+    return torch.linalg.vecdot(a.flatten(1), b.flatten(1)).double()
+
+
+def _wide(per_cell: Tensor, like: Tensor) -> Tensor:
+    """float32 or bool[cells, 1, …], to multiply or choose with."""
+    wide = per_cell[:, *[None] * (like.ndim - 1)]
+    return wide if wide.dtype == torch.bool else wide.to(like.dtype)

@@ -1,0 +1,289 @@
+"""A sweep: every site of a task probed, and every control along with it.
+
+First all sites by linear probes, layer by layer; then, at each hop, the site that did best on the
+validation set (the highest layer's, where none did anything) again: its online code length, open and sealed,
+and an MLP under every condition. What is done is on record at once, so that a run that died goes on behind it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ghosttrace.data.task import Task
+from ghosttrace.errors import UserError
+from ghosttrace.model.checkpoint import Checkpoint, Geometry
+from ghosttrace.probing.carriers import Carrier, Kind, Pool
+from ghosttrace.probing.cells import linear_scores, mlp_scores, online_scores
+from ghosttrace.probing.evidence import Asked, control_task, record, score, shuffled
+from ghosttrace.probing.features import Features, Kept, Wanted
+from ghosttrace.probing.split import Split
+from ghosttrace.probing.text import marginals, retained, text_features, text_posterior
+from ghosttrace.runs.records import Records
+
+Kv = Literal["k", "v", "kv", "hidden"]
+LOWEST = -1e4  # logarithm of what an exact posterior excludes
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to probe, and how.
+
+    Attributes:
+        kinds: carriers at hops 0 and later; each is probed at hop -1 too, as the causal control.
+        hops: blocks after the one that holds the secret.
+        layers: of the model, ascending; all of them if None.
+        kv: keys, values, both side by side, or hidden states.
+        by_head: each key-value head alone as well.
+        joint: all layers side by side as well.
+        pool: see `Carrier`.
+        mlp: probe the best site of each hop by an MLP too, and every layer of an audit in which no site shows anything.
+        describe: measure selectivity and the online code length too, on which no verdict depends; an audit does not.
+        within_traces: see `split`.
+        seed: of splits, control tasks and the MLP.
+    """
+
+    kinds: tuple[Kind, ...] = ("memento",)
+    hops: tuple[int, ...] = (0, 1, 2)
+    layers: tuple[int, ...] | None = None
+    kv: tuple[Kv, ...] = ("k", "v")
+    by_head: bool = False
+    joint: bool = False
+    pool: Pool = "all"
+    mlp: bool = True
+    describe: bool = True
+    within_traces: bool = False
+    seed: int = 0
+
+    @property
+    def carriers(self) -> tuple[Carrier, ...]:
+        """Every carrier at every hop, the causal control's first."""
+        found = [Carrier(kind, hop, self.pool) for kind in self.kinds for hop in (-1, *self.hops)]
+        # The secret's own block shows it until it is erased: that is no carrier, but the control `unerased`.
+        return tuple(carrier for carrier in found if (carrier.kind, carrier.hop) != ("block", 0))
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuse what the model does not have.
+
+        Raises:
+            UserError: a layer out of range, or hops that are none.
+        """
+        count = Geometry.of(checkpoint.model.config).layers
+        for layer in self.layers or ():
+            if not 0 <= layer < count:
+                raise UserError(f"layer {layer} is out of range: the model has {count} layers, from 0 to {count - 1}")
+        if not self.hops or min(self.hops) < 0:
+            raise UserError("--hops are 0 (the secret's own memento) and later; what comes before is always probed")
+        if all(carrier.hop < 0 for carrier in self.carriers):
+            raise UserError("blocks are probed from hop 1 on, as the secret's own holds it: give --hops 1 or later")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a probe looks: a carrier, some layers, one kind of state, and one head or all."""
+
+    carrier: Carrier
+    layers: tuple[int, ...]
+    kv: Kv
+    head: int | None = None
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """As in the results."""
+        layer = str(self.layers[0]) if len(self.layers) == 1 else "joint"
+        head = "all" if self.head is None else str(self.head)
+        return {
+            "carrier": self.carrier.name,
+            "hop": self.carrier.hop,
+            "layer": layer,
+            "kv": self.kv,
+            "head": head,
+        }
+
+    def read(self, features: Features) -> Tensor:
+        """float32[N, d]."""
+        kinds: tuple[Kept, ...] = ("k", "v") if self.kv == "kv" else (self.kv,)
+        heads = None if self.head is None else (self.head,)
+        parts = [features.load(self.carrier, layer, kind, heads) for layer in self.layers for kind in kinds]
+        return torch.cat(parts, dim=2).flatten(1)
+
+
+def wanted(checkpoint: Checkpoint, settings: Settings, secret: Carrier) -> tuple[Wanted, Wanted]:
+    """What a sweep reads of the open and of the sealed cache; `secret` holds the secret's own tokens."""
+    layers = _layers(checkpoint, settings)
+    hidden = "hidden" in settings.kv
+    later = tuple(carrier for carrier in settings.carriers if carrier.hop >= 0)
+    everything = (*settings.carriers, secret)
+    return Wanted("open", everything, layers, hidden), Wanted("sealed", later, layers, hidden)
+
+
+def _layers(checkpoint: Checkpoint, settings: Settings) -> tuple[int, ...]:
+    return settings.layers or tuple(range(Geometry.of(checkpoint.model.config).layers))
+
+
+def ask(checkpoint: Checkpoint, task: Task, split: Split) -> tuple[list[Asked], list[Asked]]:
+    """The targets, with what the text says of each.
+
+    Returns:
+        The targets as they are asked, on top of the exact posterior where it is known and else of the
+        text baseline; and the same on top of the text baseline alone.
+    """
+    texts = text_features(retained(checkpoint, task), [sample.block for sample in task.samples], split.train)
+    asked, plain = [], []
+    for number, target in enumerate(task.targets):
+        labels = task.labels(number)
+        said = Asked(target.name, labels, text_posterior(texts, labels, len(target.classes), split))
+        exact = task.exact.get(target.name)
+        plain.append(said)
+        asked.append(said if exact is None else replace(said, text=np.maximum(exact, LOWEST)))
+    return asked, plain
+
+
+def text_rows(task: Task, asked: Sequence[Asked], plain: Sequence[Asked], split: Split) -> Iterator[dict[str, Any]]:
+    """What the text alone tells of each target, beyond how often each class occurs."""
+    site = {"carrier": "text", "hop": 0, "layer": "", "kv": "", "head": ""}
+    for one, said in zip(asked, plain, strict=True):
+        base = marginals(one.labels, one.text.shape[1], split.train)
+        nothing = replace(one, text=np.tile(base, (len(one.labels), 1)))
+        yield record(score(nothing, said.text, split), condition="text", probe="text", **site)
+        if one.name in task.exact:
+            yield record(score(nothing, one.text, split), condition="exact", probe="exact", **site)
+
+
+def groups(checkpoint: Checkpoint, settings: Settings, carrier: Carrier) -> list[list[Site]]:
+    """Every site of one carrier; sites whose features have the same shape, and are read together, in one list."""
+    geometry = Geometry.of(checkpoint.model.config)
+    layers = _layers(checkpoint, settings)
+    found = [[Site(carrier, (layer,), kv)] for layer in layers for kv in settings.kv]
+    if settings.by_head:
+        heads = range(geometry.kv_heads)
+        cached = [kv for kv in settings.kv if kv != "hidden"]
+        found += [[Site(carrier, (layer,), kv, head) for head in heads] for layer in layers for kv in cached]
+    if settings.joint and len(layers) > 1:
+        found += [[Site(carrier, layers, kv)] for kv in settings.kv]
+    return found
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All that a sweep needs, ready to run.
+
+    Attributes:
+        features: of the `open` and the `sealed` cache, and of the `unerased` secret.
+        asked: see `ask`.
+        secret: the secret's own tokens.
+        device: where probes are fitted.
+    """
+
+    checkpoint: Checkpoint
+    settings: Settings
+    split: Split
+    features: dict[str, Features]
+    asked: list[Asked]
+    secret: Carrier
+    device: torch.device
+
+    def run(self, records: Records, progress: Callable[[int, int], None] | None = None) -> None:
+        """Probe every site that is not on record yet, then the best of each hop more closely."""
+        jobs = [
+            (condition, group)
+            for carrier in self._carriers()
+            for group in groups(self.checkpoint, self.settings, carrier)
+            for condition in self._conditions(group[0])
+        ]
+        for done, (condition, group) in enumerate(jobs):
+            self._linear(records, condition, group)
+            if progress:
+                progress(done + 1, len(jobs))
+        for site in self.best(records):
+            for condition in ("open", "sealed") if self.settings.describe else ():
+                self._online(records, condition, site)
+            for one in self._closely(records, site) if self.settings.mlp else ():
+                for condition in ("open", "sealed", "shuffled", "causal"):
+                    self._mlp(records, condition, one)
+
+    def best(self, records: Records) -> list[Site]:
+        """For each carrier at hop 0 and later, the site whose linear probe did best on validation.
+
+        Where none gained anything, as behind an erasure that is linear, all are tied: the highest layer then has
+        seen most, and values say more than keys.
+        """
+        found = []
+        for carrier in self._carriers():
+            if carrier.hop < 0 or carrier.kind == "secret":
+                continue
+            candidates = [site for group in groups(self.checkpoint, self.settings, carrier) for site in group]
+            gains = [(self._gain(records, site), site.layers[-1], site.kv != "k") for site in candidates]
+            found.append(candidates[max(range(len(gains)), key=gains.__getitem__)])
+        return found
+
+    def _gain(self, records: Records, site: Site) -> float:
+        """Bits on validation of a site's linear probe."""
+        rows = (records.get(_key("open", site, "linear", one.name)) for one in self.asked)
+        return float(sum(row["validation_bits"] for row in rows))
+
+    def _closely(self, records: Records, best: Site) -> list[Site]:
+        """Where to fit an MLP: the best site; in an audit, where nothing linear shows, the same of every layer."""
+        if self.settings.describe or self._gain(records, best) > 0 or len(best.layers) > 1:
+            return [best]
+        return [replace(best, layers=(layer,)) for layer in _layers(self.checkpoint, self.settings)]
+
+    def _carriers(self) -> tuple[Carrier, ...]:
+        return (*self.settings.carriers, self.secret)
+
+    def _conditions(self, site: Site) -> tuple[str, ...]:
+        """The conditions a site is probed under."""
+        if site.carrier.kind == "secret":
+            lowest = _layers(self.checkpoint, self.settings)[:1]
+            return ("unerased",) if site.layers == lowest and site.head is None else ()
+        return ("causal",) if site.carrier.hop < 0 else ("open", "sealed")
+
+    def _read(self, condition: str, site: Site) -> Tensor:
+        return site.read(self.features[condition if condition in self.features else "open"])
+
+    def _linear(self, records: Records, condition: str, group: Sequence[Site]) -> None:
+        """Sites of one shape under one condition; with the open cache also control task and shuffled labels."""
+        if all(_key(condition, site, "linear", one.name) in records for site in group for one in self.asked):
+            return
+        variants = {condition: self.asked}
+        if condition == "open":
+            memorised = {"control-task": self._memorised()} if self.settings.describe else {}
+            variants = memorised | {"shuffled": self._dealt()} | variants  # itself is put last
+        everything = [one for variant in variants.values() for one in variant]
+        features = torch.stack([self._read(condition, site) for site in group])
+        for site, scores in zip(group, linear_scores(features, everything, self.split, self.device), strict=True):
+            told = iter(scores)
+            for name, variant in variants.items():
+                for _ in variant:
+                    records.add(record(next(told), condition=name, probe="linear", **site.names))
+
+    def _mlp(self, records: Records, condition: str, site: Site) -> None:
+        """An MLP under one condition; before the secret, at the same layer and kind of state."""
+        if condition == "causal":
+            site = replace(site, carrier=replace(site.carrier, hop=-1))
+        if not all(_key(condition, site, "mlp", one.name) in records for one in self.asked):
+            features = self._read(condition, site)
+            asked = self._dealt() if condition == "shuffled" else self.asked
+            for scores in mlp_scores(features, asked, self.split, self.settings.seed, self.device):
+                records.add(record(scores, condition=condition, probe="mlp", **site.names))
+
+    def _online(self, records: Records, condition: str, site: Site) -> None:
+        if not all(_key(condition, site, "online", one.name) in records for one in self.asked):
+            features = self._read(condition, site)
+            for scores in online_scores(features, self.asked, self.split, self.settings.seed, self.device):
+                records.add(record(scores, condition=condition, probe="online", **site.names))
+
+    def _memorised(self) -> list[Asked]:
+        pairs = zip(self.asked, [*self.asked[1:], self.asked[0]], strict=True)
+        return [control_task(one, other, self.settings.seed) for one, other in pairs] if len(self.asked) > 1 else []
+
+    def _dealt(self) -> list[Asked]:
+        parts = [marginals(asked.labels, asked.text.shape[1], self.split.train) for asked in self.asked]
+        return [shuffled(asked, base, self.settings.seed) for asked, base in zip(self.asked, parts, strict=True)]
+
+
+def _key(condition: str, site: Site, probe: str, target: str) -> tuple[Any, ...]:
+    return (condition, *site.names.values(), probe, target)

@@ -1,0 +1,72 @@
+"""What to do after a privacy audit, and what it does not say, in words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ghosttrace.report.audit.words import LEAK, bits, by_threat
+
+Row = Mapping[str, Any]
+
+ADVICE = {
+    "insider": "Whoever can read the retained cache can read the secret. Give the cache the access rights, and the "
+    "time to live, of the text that was dropped from it.",
+    "tenant": "Do not pass this cache on: no prefix caching and no reuse across tenants, and clear it when its "
+    "session ends.",
+    "user": "A user who goes on prompting can draw the secret out. End the session, or recompute its cache from the "
+    "retained text, where the secret must not be known any more.",
+    "reader": "The retained text gives the secret away, and no defence of the cache helps: change what mementos say.",
+}
+"""What to do about a leak to somebody."""
+
+
+def next_steps(summary: Row) -> list[str]:
+    """What to do, which depends on the verdict and on whom the secrets leak to."""
+    verdict, defence = summary["verdict"], summary["defence"]["name"]
+    if verdict == "invalid":
+        return [
+            "Draw no conclusion from this run, neither a leak nor its absence.",
+            "Find out why the control failed: too few traces for a positive control, or a model, cache or trace file "
+            "that is not what it is said to be.",
+            "Then audit anew. A gate must treat this run as failed.",
+        ]
+    if verdict == "not enough data":
+        needed = summary["traces_needed"]
+        few = f"This run had {summary['traces']:,} traces. "
+        how = (
+            f"About {needed:,} would do." if needed else "How many would do cannot be told from so few: give ten times."
+        )
+        return [few + how, "Until then treat the retained cache as if it held the secrets."]
+    if verdict in ("not detected", "within the limit"):
+        allowed = ["Something leaks, if less than the limit: decide whether that much was meant to be allowed."]
+        return [
+            *(allowed if verdict == "within the limit" else []),
+            f"Record the ceiling of {bits(summary['ceiling_bits'])} a secret with the release; it is no clean bill.",
+            "Audit again whenever the model, the policy, the defence or the serving engine changes.",
+            "Audit traces and secrets of your own, with --traces and --secrets, before relying on this for them.",
+        ]
+    leaking = [threat["name"] for threat in by_threat(summary) if threat["state"] == LEAK]
+    steps = [ADVICE[name] for name in leaking if name in ADVICE]
+    if leaking != ["reader"]:
+        other = "another defence" if defence != "none" else "a defence, restart first"
+        steps.append(
+            f"Try {other} (--defence), and weigh what it costs in accuracy and prefill against what it leaves."
+        )
+    return [*steps, "Audit again, on new traces, before the release."]
+
+
+def unsaid(summary: Row) -> list[str]:
+    """What the audit does not say."""
+    open_rows = [row for row in summary["sites"] if row["condition"] == "open"]
+    carriers, hops = (sorted({row[name] for row in open_rows}) for name in ("carrier", "hop"))
+    limits = [
+        "Attacks outside this suite may find more, and so may these elsewhere in the cache, or of another kind of leak "
+        "than the linear codes at one place on which the probes were tried.",
+        f"Probes looked at {' and '.join(carriers) or 'nothing'}, at hops {', '.join(map(str, hops)) or 'none'} alone.",
+        *summary["left_out"],
+        "It holds for this model, policy, defence and these kinds of secrets and traces, not for others.",
+        "It looked at the retained cache and text alone, not at logs, memory that was freed, or the weights.",
+        "It is a measurement, and no legal assessment.",
+    ]
+    if summary["defence"]["name"].startswith("noise"):
+        limits.append("Noise without clipping and accounting carries no privacy guarantee, whatever was measured.")
+    return limits

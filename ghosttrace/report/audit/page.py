@@ -1,0 +1,102 @@
+"""The reports of a privacy audit: audit.sarif, card.md and report.html, from its run.json and summary.json.
+
+The page is one file, in plain words first and with its evidence below. It holds no script, its content
+security policy lets none run and nothing be fetched, and whatever a model or a trace is called is text.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup as Safe
+
+from ghosttrace.errors import UserError
+from ghosttrace.report.ablation.page import TEMPLATES, p_value, plain
+from ghosttrace.report.audit import advice, words
+from ghosttrace.report.audit.card import COSTS, card
+from ghosttrace.report.audit.charts import WIDTH, bar, heat_maps, scales, ticks
+from ghosttrace.report.audit.sarif import sarif
+from ghosttrace.runs.folder import read_configuration, read_json
+from ghosttrace.runs.records import settle
+
+NEEDED = (
+    *("valid", "failures", "verdict", "exit_code", "sentence", "max_leak_bits", "ceiling_bits", "detectable_bits"),
+    *("traces", "traces_needed", "model", "defence", "secrets", "excluded", "left_out", "threats", "results", "sites"),
+)
+SHOWN = 200  # excluded traces that the page names
+
+
+def write_reports(folder: Path) -> None:
+    """Write audit.sarif, card.md and report.html into the folder of an audit.
+
+    Args:
+        folder: with run.json and summary.json, as `ghosttrace audit` writes them.
+
+    Raises:
+        UserError: the folder is not such a run, or one of the three files cannot be written.
+    """
+    run = read_configuration(folder, "audit")
+    summary = read_json(folder / "summary.json", *NEEDED)
+    _write(folder / "audit.sarif", json.dumps(sarif(summary, run), indent=2, allow_nan=False) + "\n")
+    _write(folder / "card.md", card(summary, run))
+    _write(folder / "report.html", page(summary, run))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all."""
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        settle(partial, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): make room or rights") from error
+
+
+def page(summary: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """The page as text.
+
+    Args:
+        summary: summary.json.
+        run: run.json.
+    """
+    rows, limit = summary["results"], summary["max_leak_bits"]
+    at = scales(rows, limit)
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    environment.filters |= {"plain": plain, "p": p_value, "number": words.number, "bits": words.bits}
+    style = "\n".join((TEMPLATES / name).read_text("utf-8") for name in ("report.css", "audit.css"))
+    return environment.get_template("audit.html.j2").render(
+        summary=summary,
+        run=run,
+        words=words,
+        advice=advice,
+        threats=words.by_threat(summary),
+        groups=grouped(summary),
+        controls=words.controls(summary),
+        heats=heat_maps(summary["sites"]),
+        ticks=ticks(rows, limit),
+        bar=lambda row: bar(row, limit, at),
+        width=WIDTH,
+        costs=COSTS,
+        shown=SHOWN,
+        command=words.command(run),
+        style=Safe(style),
+    )
+
+
+def grouped(summary: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The open rows in `bits` and in `other` units, by threat: name and rows, each a row with its state.
+
+    Rows that decide the verdict come first, surest leaks before others.
+    """
+    order = (*words.ORDER, None)
+    found: dict[str, list[dict[str, Any]]] = {"bits": [], "other": []}
+    for threat in summary["threats"]:
+        mine = [row for row in summary["results"] if row["threat"] == threat["name"] and row["condition"] == "open"]
+        for kind, chosen in found.items():
+            rows = [(row, words.state(row, summary)) for row in mine if (row["unit"] in words.BITS) == (kind == "bits")]
+            rows.sort(key=lambda pair: (order.index(pair[1]), -(pair[0]["low"] or 0.0) if pair[1] else 0.0))
+            if rows:
+                chosen.append({"name": threat["name"], "rows": rows})
+    return found

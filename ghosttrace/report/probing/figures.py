@@ -1,0 +1,123 @@
+"""Figures of a run of probes, as matplotlib `Figure`s; an invalid run says so across each of them."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from ghosttrace.probing.evidence import ALPHA, headlines
+
+STYLES = {  # condition and probe: colour, marker, what it is
+    ("open", "linear"): ("#1b6e53", "o", "open, linear"),
+    ("open", "mlp"): ("#57a773", "s", "open, MLP"),
+    ("open", "online"): ("#2b6cb0", "^", "open, online code"),
+    ("sealed", "linear"): ("#b3392f", "o", "sealed, linear"),
+    ("sealed", "mlp"): ("#d77a61", "s", "sealed, MLP"),
+    ("causal", "linear"): ("#7a7a7a", "x", "before the secret"),
+}
+
+
+def mark(figure: Figure, valid: bool) -> None:
+    """Write across the figure of a run whose controls failed."""
+    if not valid:
+        figure.text(
+            0.5, 0.5, "INVALID", fontsize=44, color="#b3392f", alpha=0.35, rotation=20, ha="center", va="center"
+        )
+
+
+def heat_figure(results: pd.DataFrame, valid: bool) -> Figure:
+    """Bits beyond the text by layer and hop, linear probes on all heads; a row a target, a column a kind of state.
+
+    A dot marks cells that are not above 0 after Holm's adjustment.
+    """
+    rows = results[(results["head"] == "all") & (results["probe"] == "linear") & results["layer"].ne("joint")]
+    targets, kinds = headlines(results), list(dict.fromkeys(rows.loc[rows["condition"] == "open", "kv"]))
+    columns = [(condition, kv) for kv in kinds for condition in ("open", "sealed")]
+    width = 2.2 * len(columns) + 1.2
+    figure = Figure(figsize=(max(4.5, width), 1.0 + 1.9 * len(targets)), layout="constrained")
+    grid = figure.subplots(len(targets), len(columns), squeeze=False, sharex=True, sharey=True)
+    for line, target in zip(grid, targets, strict=True):
+        part = rows[(rows["target"] == target) & rows["condition"].isin(["open", "sealed", "causal"])]
+        highest = max(0.05, part["bits"].max())
+        for axis, (condition, kv) in zip(line, columns, strict=True):
+            here = part[(part["kv"] == kv) & part["condition"].isin([condition, "causal"])]
+            image = draw_heat(axis, here, highest, "hop")
+            axis.set_title(f"{target}\n{kv.upper() if kv != 'hidden' else kv}, {condition}", fontsize=8)
+        figure.colorbar(image, ax=line.tolist(), label="bits beyond the text", shrink=0.9)
+    for axis in grid[-1]:
+        axis.set_xlabel("hop (-1: before)", fontsize=8)
+    for axis in grid[:, 0]:
+        axis.set_ylabel("layer", fontsize=8)
+    mark(figure, valid)
+    return figure
+
+
+def draw_heat(axis: Axes, rows: pd.DataFrame, highest: float, across: str) -> AxesImage:
+    """One heat map, layers upwards; returns the image."""
+    table = rows.assign(layer=rows["layer"].astype(int)).groupby(["layer", across])[["bits", "p_holm"]].max()
+    bits, p = table["bits"].unstack(), table["p_holm"].unstack()
+    image = axis.imshow(bits, origin="lower", aspect="auto", cmap="viridis", vmin=0, vmax=highest)
+    for y, x in np.argwhere(~(p.to_numpy() <= ALPHA) & bits.notna().to_numpy()):
+        axis.text(x, y, "·", color="white", ha="center", va="center")
+    axis.set_xticks(range(bits.shape[1]), bits.columns)
+    layers = bits.index.to_list()
+    step = max(1, len(layers) // 12)
+    axis.set_yticks(range(0, len(layers), step), layers[::step])
+    axis.tick_params(labelsize=7)
+    return image
+
+
+def curves_figure(results: pd.DataFrame, valid: bool) -> Figure:
+    """Bits by hop at each hop's best site, with intervals; one panel a target."""
+    targets = headlines(results)
+    figure = Figure(figsize=(3.4 * len(targets) + 1.6, 3.2), layout="constrained")
+    axes = figure.subplots(1, len(targets), squeeze=False)[0]
+    for axis, target in zip(axes, targets, strict=True):
+        rows = results[results["target"] == target]
+        online = rows[(rows["probe"] == "online") & (rows["condition"] == "open")]
+        best = online[["carrier", "hop", "layer", "kv", "head"]]
+        chosen = pd.concat([rows.merge(best), rows[rows["condition"] == "causal"]])
+        for number, ((condition, probe), (colour, marker, label)) in enumerate(STYLES.items()):
+            part = chosen[(chosen["condition"] == condition) & (chosen["probe"] == probe)]
+            if condition == "causal":
+                part = part.nlargest(1, "bits")
+            if part.empty:
+                continue
+            part = part.sort_values("hop")
+            spread = [(part["bits"] - part["bits_low"]).tolist(), (part["bits_high"] - part["bits"]).tolist()]
+            at = part["hop"] + 0.06 * (number - 2.5)
+            axis.errorbar(at, part["bits"], spread, color=colour, marker=marker, markersize=4, label=label, capsize=2)
+        left = rows.loc[rows["condition"] == "open", "unknown"].mean()
+        axis.axhline(left, color="black", linestyle="--", linewidth=0.8)
+        axis.axhline(0, color="black", linewidth=0.7)
+        axis.set(
+            title=f"{target} (dashed: {left:.2f} bits to be known)", xlabel="hop", xticks=sorted(set(chosen["hop"]))
+        )
+        axis.title.set_fontsize(8)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("bits beyond the text")
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=7, frameon=False)
+    mark(figure, valid)
+    return figure
+
+
+def heads_figure(results: pd.DataFrame, valid: bool) -> Figure:
+    """Bits by layer and head, linear probes, open cache; a row a target and hop, a column keys or values."""
+    rows = results[(results["condition"] == "open") & results["head"].str.isdigit()]
+    rows = rows.assign(head=rows["head"].astype(int))
+    lines = [(target, hop) for target in headlines(results) for hop in sorted(set(rows["hop"]))]
+    kinds = list(dict.fromkeys(rows["kv"]))
+    figure = Figure(figsize=(2.6 * len(kinds) + 1.6, 1.9 * len(lines) + 0.6), layout="constrained")
+    grid = figure.subplots(len(lines), len(kinds), squeeze=False)
+    for line, (target, hop) in zip(grid, lines, strict=True):
+        part = rows[(rows["target"] == target) & (rows["hop"] == hop)]
+        for axis, kv in zip(line, kinds, strict=True):
+            image = draw_heat(axis, part[part["kv"] == kv], max(0.05, part["bits"].max()), "head")
+            axis.set_title(f"{target}, hop {hop}, {kv.upper()}", fontsize=8)
+        figure.colorbar(image, ax=line.tolist(), label="bits", shrink=0.9)
+    for axis in grid[-1]:
+        axis.set_xlabel("key-value head", fontsize=8)
+    mark(figure, valid)
+    return figure

@@ -1,0 +1,242 @@
+"""Run folders: what a measuring command leaves behind, and how a run that died goes on.
+
+run.json          the whole configuration, hashes, policy, seeds, versions, device, dtype
+samples.jsonl     samples as they are done; gone once the run is finished
+samples.parquet   one row per sample, once the run is finished
+summary.json      {"command": …, "valid": bool, "results": [rows]}
+figures/          png and svg
+"""
+
+import errno
+import json
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ghosttrace.errors import UserError
+from ghosttrace.runs.records import settle
+
+PACKAGES = (
+    *("ghosttrace", "torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "scikit-learn"),
+    *("datasets", "math-verify", "sympy"),
+)
+NUMERIC = (
+    "device",
+    "options.device",
+    *(f"{a}.{b}" for a in ("settings", "options") for b in ("batch_size", "batch_tokens")),
+)
+"""What may change under --resume: answers agree up to rounding."""
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+
+@contextmanager
+def run_folder(out: Path | None, command: str, model: str) -> Iterator[Path]:
+    """The folder of a new run: `out`, else `runs/<command>-<model>-<time>`. A refused run leaves none.
+
+    Raises:
+        UserError: the folder cannot be made, holds something already, or cannot be written any more.
+    """
+    if out is None:
+        name = re.sub(r"[^\w.-]+", "-", model).strip("-.")
+        out = Path("runs") / f"{command}-{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+    _check_new(out)
+    try:
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be made ({error.strerror}): give --out a folder that can") from error
+    with locked(out):
+        _check_new(out)  # again: another process may have begun, and even ended, in the meantime
+        try:
+            yield out
+        except UserError:
+            if not _has_samples(out):
+                shutil.rmtree(out)
+            raise
+
+
+def _check_new(folder: Path) -> None:
+    """Refuse a folder that holds more than a kill leaves behind before run.json is written."""
+    if not folder.is_dir():
+        return
+    figures = folder / "figures"
+    drawn = figures.is_dir() and any(figures.iterdir())
+    if drawn or {path.name for path in folder.iterdir()} - {".lock", "run.part", "figures"}:
+        is_run = (folder / "run.json").exists()
+        what = f"another run: go on with --resume {folder}, or" if is_run else "something else:"
+        raise UserError(f"{folder} holds {what} give --out a new folder")
+
+
+@contextmanager
+def open_run(
+    out: Path | None, resume: Path | None, configuration: dict[str, Any], warn: Callable[[str], None]
+) -> Iterator[Path]:
+    """The folder to work in: a new one, or that of a run to go on with.
+
+    Args:
+        out: where a new run goes; None: a new folder under runs/.
+        resume: the run to go on with, if any.
+        configuration: what run.json says, `command` and `model` among it.
+        warn: told what differs from the run to go on with and may.
+
+    Raises:
+        UserError: see `run_folder`, `check_same` and `locked`.
+    """
+    if resume is None:
+        with run_folder(out, configuration["command"], configuration["model"]) as folder:
+            write_json(folder / "run.json", configuration)
+            yield folder
+        return
+    recorded = read_configuration(resume, configuration["command"])
+    with locked(resume):  # first: another process may be about to finish it
+        if is_finished(resume):
+            raise UserError(f"{resume} is finished: nothing is left to do")
+        for difference in check_same(recorded, configuration, resume):
+            warn(difference)
+        (resume / "figures").mkdir(exist_ok=True)
+        yield resume
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other process off a run; the lock goes with the process that holds it, however it ends.
+
+    Raises:
+        UserError: another process is on it, or the folder cannot be written (any more).
+    """
+    lock = filelock.FileLock(folder / ".lock", blocking=False)
+    resume = f"what is done is kept: go on with --resume {folder}"
+    try:
+        with lock:
+            try:
+                yield
+            except UserError as error:
+                if _has_samples(folder):
+                    raise UserError(f"{error}; {resume}") from error
+                raise
+            (folder / ".lock").unlink(missing_ok=True)
+    except filelock.Timeout as error:
+        raise UserError(f"another process is working on {folder}: wait for it, or give --out another folder") from error
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        said = error.strerror or str(error)
+        raise UserError(f"{folder} cannot be written ({said}): make room or rights; {resume}") from error
+
+
+def _has_samples(folder: Path) -> bool:
+    log = folder / "samples.jsonl"
+    trained = any((folder / "checkpoints").glob("checkpoint-*"))
+    return trained or (folder / "samples.parquet").exists() or (log.exists() and log.stat().st_size > 0)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether every sample of a run has been written."""
+    return (folder / "samples.parquet").exists() and not (folder / "samples.jsonl").exists()
+
+
+def read_configuration(folder: Path, command: str) -> dict[str, Any]:
+    """The run.json of a run.
+
+    Raises:
+        UserError: there is none, it is damaged, or it belongs to another command.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a run: give the folder that ghosttrace {command} wrote, with its run.json")
+    found = read_json(path)
+    if found.get("command") != command:
+        raise UserError(f"{folder} is a run of ghosttrace {found.get('command')}, not of ghosttrace {command}")
+    return found
+
+
+def read_json(path: Path, *needed: str) -> dict[str, Any]:
+    """A JSON file of a run folder.
+
+    Args:
+        path: the file.
+        needed: what must be in it.
+
+    Raises:
+        UserError: it cannot be read, or is not such a file.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is missing or damaged: put back a copy of it, or make the run anew") from error
+    if not isinstance(found, dict) or set(needed) - found.keys():
+        raise UserError(f"{path} is not what this version writes: put back a copy of it, or make the run anew")
+    return found
+
+
+def check_same(recorded: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> list[str]:
+    """Refuse to go on with a run under another configuration.
+
+    Args:
+        recorded: what run.json says.
+        now: what this process would write there.
+        folder: the run.
+
+    Returns:
+        What differs and may (versions, device, batch size) and what that does, in words.
+
+    Raises:
+        UserError: anything else differs; the first difference is named.
+    """
+    allowed = []
+    for path, before, after in _differences(recorded, json.loads(json.dumps(now))):
+        said = f"{path} is {after!r} now and {before!r} in the run"
+        if path.split(".")[0] == "versions":
+            allowed.append(f"{said}: results may differ")
+        elif path in NUMERIC:
+            allowed.append(f"{said}: results agree up to rounding")
+        else:
+            raise UserError(f"{folder} cannot be resumed: {said}; run it as it was, or give --out a new folder")
+    return allowed
+
+
+def _differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Paths at which two JSON values differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in {**a, **b}:
+            yield from _differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)
+    elif a != b:
+        yield path, a, b
+
+
+def versions() -> dict[str, str]:
+    """What the results depend on."""
+    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file that a person can read; it appears whole or not at all."""
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    settle(partial, path)
+
+
+def write_summary(folder: Path, command: str, valid: bool, rows: Sequence[dict[str, Any]], **more: Any) -> None:
+    """Write summary.json."""
+    write_json(folder / "summary.json", {"command": command, "valid": valid, **more, "results": list(rows)})
+
+
+def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as JSON values, with null for what is missing."""
+    plain = table.astype(object).where(table.notna(), None)
+    return [{str(name): value for name, value in row.items()} for row in plain.to_dict("records")]
+
+
+def write_figure(folder: Path, name: str, figure: Figure) -> None:
+    """Write figures/<name>.png and .svg."""
+    for kind in ("png", "svg"):
+        figure.savefig(folder / "figures" / f"{name}.{kind}", dpi=150, bbox_inches="tight")

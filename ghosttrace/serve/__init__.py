@@ -1,5 +1,0 @@
-"""Serving by the law: block erasure inside stock vLLM, and a small server without it."""
-
-from ghosttrace.serve.engine import engine
-
-__all__ = ["engine"]

@@ -1,0 +1,83 @@
+"""Everything that vLLM must be told: `LLM(**ghosttrace.serving.vllm.engine("toy-open"))`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from ghosttrace.errors import UserError
+from ghosttrace.model.checkpoint import Geometry, load_config, load_tokenizer, read_law, source
+from ghosttrace.serving.paging import REREADING, Arm
+from ghosttrace.serving.settings import KEY, Settings
+
+
+def read_settings(
+    model: str,
+    delimiters: Mapping[str, str] | None = None,
+    arm: Arm | None = None,
+    max_block_tokens: int | None = None,
+    **policy: Any,
+) -> Settings:
+    """The law of a model folder, without its weights.
+
+    Args:
+        model: a bundled name, a folder or a hub id.
+        delimiters: other spellings of the delimiter tokens.
+        arm: how blocks leave; `restart` for a model that was last trained sealed, else `memento`.
+        max_block_tokens: `<|block_end|>` is forced after so many tokens of a block.
+        policy: fields of `Policy` that override what the model records.
+
+    Raises:
+        UserError: no such model, no delimiters, no policy, no assistant's header, or layers that pages do not cover.
+    """
+    config, tokenizer = load_config(model), load_tokenizer(model)
+    check_layers(model, config)
+    markup, law, stages = read_law(model, config, tokenizer, delimiters, **policy)
+    return Settings(markup, law, arm or ("restart" if stages[-1:] == ("sealed",) else "memento"), max_block_tokens)
+
+
+def check_layers(model: str, config: PreTrainedConfig) -> None:
+    """Refuse models whose cache vLLM does not hold in plain pages of every token.
+
+    Raises:
+        UserError: latent attention, sliding windows, or layers of another kind.
+    """
+    text = config.get_text_config()
+    others = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
+    if getattr(text, "kv_lora_rank", None):
+        others.add("latent attention")
+    if any(window is not None for window in Geometry.of(config).windows):
+        others.add("sliding windows")
+    if others:
+        raise UserError(
+            f"{model} has {', '.join(sorted(others))}, and vLLM's pages can be erased from full attention alone: "
+            "use a model without, or ghosttrace ablate without --backend vllm"
+        )
+
+
+def engine(model: str, async_scheduling: bool | None = None, **settings: Any) -> dict[str, Any]:
+    """Arguments for vLLM's `LLM` or `AsyncEngineArgs`.
+
+    Args:
+        model: a bundled name, a folder or a hub id.
+        async_scheduling: schedule a step ahead of the tokens; by default where that is exact and vLLM can.
+        settings: see `read_settings`.
+
+    Raises:
+        UserError: see `read_settings`; or asynchronous scheduling where it would be late.
+    """
+    law = read_settings(model, **settings)
+    if async_scheduling and law.needs_tokens:
+        raise UserError(f"{law.arm} with this policy needs the token just written: leave out async_scheduling")
+    ahead = False if law.needs_tokens else async_scheduling
+    kind = (
+        "Rereading" if law.arm in REREADING else "" if ahead is False else "Ahead"
+    )  # which refuses what the engine cannot
+    return {
+        "model": source(model),
+        "scheduler_cls": "ghosttrace.serving.vllm.scheduler.make_scheduler",
+        "worker_cls": "ghosttrace.serving.vllm.worker.ErasingWorker",
+        "logits_processors": [f"ghosttrace.serving.vllm.forced:ForcedTokens{kind}"],
+        "async_scheduling": ahead,
+        "additional_config": {KEY: law.to_dict()},
+    }

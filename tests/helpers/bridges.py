@@ -1,0 +1,48 @@
+"""What the tests of both bridges read: padded batches, open and sealed, and the examples of docs/bridges.md."""
+
+import copy
+import re
+import runpy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ghosttrace.law.expiry import NEVER, Policy
+from ghosttrace.law.layout import Layout, open_layout, sealed_layout
+from ghosttrace.model.checkpoint import Checkpoint, load_tokenizer
+from helpers.families import tiny
+from helpers.traces import MARKUP, trace
+
+DOCS = Path(__file__).parents[2] / "docs" / "bridges.md"
+LAYOUTS = {"open": open_layout, "sealed": sealed_layout}
+POLICIES = (Policy(True), Policy(False), Policy(True, erase_at="before_summary_end"))
+LENGTHS = (5, 3, 4)  # in blocks: the rows are padded
+
+
+def checkpoint(family: str) -> Checkpoint:
+    """A copy of a tiny model, as it would be loaded: TransformerLens goes by the architecture's name."""
+    model = copy.deepcopy(tiny(family))
+    model.config.architectures = [type(model).__name__]
+    return Checkpoint(family, model, load_tokenizer("toy-mixed"), MARKUP, Policy(True))
+
+
+def batch(kind: str) -> tuple[list[Layout], list[np.ndarray]]:
+    """Three sequences of different lengths under different policies, and 20 places in each, first and last included."""
+    sequences = [trace(seed, blocks) for seed, blocks in enumerate(LENGTHS)]
+    laid = [LAYOUTS[kind](tokens, MARKUP, policy) for tokens, policy in zip(sequences, POLICIES, strict=True)]
+    return laid, [np.linspace(0, len(tokens) - 1, 20).astype(np.int64) for tokens in sequences]
+
+
+def lawless(layouts: list[Layout]) -> list[Layout]:
+    """The same with nothing ever erased: plain causal attention."""
+    return [replace(layout, expiry=np.full_like(layout.expiry, NEVER)) for layout in layouts]
+
+
+def example(folder: Path, *numbers: int) -> dict[str, Any]:
+    """Run Python blocks of docs/bridges.md as typed, in one file (nnsight reads its source); what they leave."""
+    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
+    script = folder / "example.py"
+    script.write_text("\n".join(blocks[number] for number in numbers))
+    return runpy.run_path(str(script))

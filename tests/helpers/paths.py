@@ -1,0 +1,16 @@
+"""Where the tests find real data that is not part of the project."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DATA = Path(os.environ.get("GHOSTTRACE_DATA", Path(__file__).parents[3] / "shared"))
+
+
+def needs(*names: str) -> Callable[[Any], Any]:
+    """Skip where one of these files is missing."""
+    missing = [name for name in names if not (DATA / name).exists()]
+    return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)} in the folder GHOSTTRACE_DATA names")

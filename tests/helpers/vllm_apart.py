@@ -1,0 +1,90 @@
+"""vLLM in a process of its own: `python tests/helpers/vllm_apart.py FOLDER ARM (v2 | tensor | pipeline)`.
+
+`v2` is the V2 model runner under Triton's interpreter; the others are two processes of workers. Prints the
+largest difference to the reference, the one to full attention, and how many requests were preempted.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+FOLDER, ARM, KIND = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+if KIND == "v2":
+    os.environ |= {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
+    import triton.backends
+
+    # Triton looks for a driver before it interprets; there is none for a CPU.
+    cpu = type("Driver", (), {"is_active": staticmethod(lambda: True)})
+    triton.backends.backends["cpu"] = SimpleNamespace(driver=cpu, compiler=None)
+else:
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"
+
+import numpy as np
+from vllm import SamplingParams
+
+import ghosttrace as gt
+from ghosttrace.ablation.arms import ARMS
+from ghosttrace.law.expiry import Policy
+from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.model.sampling import Sampling
+from ghosttrace.serving.settings import PREFIX
+from ghosttrace.serving.vllm.backend import Draws
+from helpers.engines import Script, ask, furthest, make_model, masked, scheduler, serving, session, workload
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "v2": {"pages": 17},
+    "tensor": {"tensor_parallel_size": 2, "pages": 8},  # each holds half of a page
+    "pipeline": {"pipeline_parallel_size": 2, "enforce_eager": False, "pages": 8},
+}
+
+
+def draw(llm: Any, checkpoint: Checkpoint, scripts: Sequence[Script]) -> bool:
+    """Whether our own draws choose from the engine's logits what they choose from ours."""
+    how = Sampling(12, temperature=1.0)
+    params = [
+        SamplingParams(
+            max_tokens=12,
+            temperature=0,
+            ignore_eos=True,
+            detokenize=False,
+            extra_args={PREFIX + "draws": Draws((0, number), how)},
+        )
+        for number in range(len(scripts))
+    ]
+    outputs = llm.generate([{"prompt_token_ids": list(one.prompt)} for one in scripts], params, use_tqdm=False)
+    requests = [gt.Request(one.prompt, (0, number)) for number, one in enumerate(scripts)]
+    checkpoint.model.generation_config.eos_token_id = None
+    checkpoint.model.config.eos_token_id = None
+    expected = gt.generate(checkpoint.model, requests, checkpoint.markup, checkpoint.policy, how)
+    return [list(output.outputs[0].token_ids) for output in outputs] == [one.tokens for one in expected]
+
+
+def main() -> None:
+    """One workload under one arm."""
+    checkpoint = make_model(FOLDER)
+    scripts = workload(checkpoint, np.random.default_rng(0), 10 if KIND == "v2" else 24)
+    with serving(checkpoint.name, arm=ARM, max_num_seqs=8, **OPTIONS[KIND]) as llm:
+        planner, preempted = scheduler(llm), []
+        before = planner._preempt_request
+        planner._preempt_request = lambda *args, **kwargs: (preempted.append(args[0]), before(*args, **kwargs))[1]
+        runners = llm.collective_rpc(lambda worker: [base.__module__ for base in type(worker.model_runner).__mro__])
+        found = ask(llm, scripts)
+        drawn = draw(llm, checkpoint, scripts[:4]) if KIND == "v2" and ARM == "memento" else True
+    law = checkpoint.policy
+    expected = masked(checkpoint, scripts, law) if ARM == "memento" else session(checkpoint, scripts, ARMS[ARM]())
+    report = {
+        "runners": runners,
+        "worst": furthest(found, expected),
+        "full": furthest(found, masked(checkpoint, scripts, Policy(law.mask_delimiters, -1))),
+        "preempted": len(preempted),
+        "drawn": drawn,
+    }
+    print("REPORT " + json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from ghosttrace.law.expiry import ExpiryTracker, Policy
 from ghosttrace.law.markup import Markup
-from ghosttrace.model.checkpoint import Geometry
 from ghosttrace.model.generate import Generation, Request, generate
+from ghosttrace.model.geometry import Geometry
 from ghosttrace.model.sampling import Sampling
 
 MARKUP = Markup(4, 5, 6, 7)

@@ -30,7 +30,8 @@ from rich.table import Table
 from experiments.aime24 import random_checkpoint
 from ghosttrace.data.task import Task
 from ghosttrace.data.tokens import traces_of
-from ghosttrace.model.checkpoint import Checkpoint, Geometry, load
+from ghosttrace.model.checkpoint import Checkpoint, load
+from ghosttrace.model.geometry import Geometry
 from ghosttrace.probing.ledger import ledger_task
 from ghosttrace.probing.plant import plant
 from ghosttrace.probing.secrets import digits

@@ -8,7 +8,7 @@ run.samples        # pandas: one row per sample
 """
 
 from ghosttrace.ablation.arms import ARMS, Part
-from ghosttrace.ablation.outcome import Ablation
+from ghosttrace.ablation.result import AblationResult
 from ghosttrace.ablation.run import ablate
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER, ExpiryTracker, Policy, alive, erasures, expiry
@@ -23,7 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ARMS",
     "NEVER",
-    "Ablation",
+    "AblationResult",
     "Block",
     "Checkpoint",
     "ExpiryTracker",

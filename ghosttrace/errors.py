@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The exception and the warning that a user is meant to read."""
 
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
@@ -8,3 +8,7 @@ HUB_ERRORS = (OSError, HTTPError)
 
 class UserError(ValueError):
     """Bad input. The message is one sentence that names the fix; the CLI exits with code 2."""
+
+
+class RunWarning(UserWarning):
+    """Something about a run that its user should know and that does not stop it."""

@@ -123,7 +123,7 @@ def test_a_tokenizer_that_has_them_is_left_alone() -> None:
 
 def test_the_geometry_of_qwen3_8b_takes_144_kib_a_token() -> None:
     """The paper's figure (appendix on evaluation): 2 x 36 layers x 8 heads x 128 x 2 bytes."""
-    from ghosttrace.model.checkpoint import Geometry
+    from ghosttrace.model.geometry import Geometry
 
     config = Qwen3Config(num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8, head_dim=128)
     assert Geometry.of(config).bytes_per_token(torch.bfloat16) == 144 * 1024

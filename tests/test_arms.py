@@ -30,7 +30,8 @@ from ghosttrace.law.expiry import NEVER, Policy, expiry
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.law.masks import Visibility
 from ghosttrace.model.attention import attending, pad_batch
-from ghosttrace.model.cache import KVCache, rerotate
+from ghosttrace.model.cache import KVCache
+from ghosttrace.model.rotary import rerotate
 from ghosttrace.model.session import Session
 
 TRACES = [trace(seed, blocks) for seed, blocks in ((0, 5), (1, 6))]

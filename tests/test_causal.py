@@ -24,7 +24,7 @@ from ghosttrace.ablation.arms import Memento, Noise, Restart, Swap
 from ghosttrace.bench import load_bench
 from ghosttrace.data.tokens import TokenTrace, reference_traces
 from ghosttrace.errors import UserError
-from ghosttrace.ghost_bits.measure import log2_probabilities
+from ghosttrace.ghost_bits.likelihood import log2_probabilities
 from ghosttrace.law.expiry import NEVER, Policy, expiry
 from ghosttrace.law.layout import open_layout, sealed_layout
 from ghosttrace.law.markup import find_blocks

@@ -21,7 +21,7 @@ from ghosttrace.auditing.defences.scrub import Scrub
 from ghosttrace.bench.ledger import Ledger
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.errors import UserError
-from ghosttrace.ghost_bits.measure import log2_probabilities
+from ghosttrace.ghost_bits.likelihood import log2_probabilities
 from ghosttrace.law.expiry import Policy
 from ghosttrace.law.layout import sealed_layout
 from ghosttrace.law.markup import find_blocks

@@ -15,7 +15,8 @@ from ghosttrace.data.read import TraceText, read_traces
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER, Policy, alive, expiry
 from ghosttrace.law.markup import Markup, find_blocks
-from ghosttrace.model.checkpoint import Geometry, load_config
+from ghosttrace.model.checkpoint import load_config
+from ghosttrace.model.geometry import Geometry
 
 DATA = Path(os.environ.get("GHOSTTRACE_DATA", Path(__file__).parents[2] / "shared"))
 QWEN = DATA / "tokenizers" / "qwen3"

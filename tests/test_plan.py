@@ -16,7 +16,8 @@ from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy, expiry
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.attention import attending
-from ghosttrace.model.checkpoint import Geometry, load_config
+from ghosttrace.model.checkpoint import load_config
+from ghosttrace.model.geometry import Geometry
 from ghosttrace.model.session import Session
 from ghosttrace.report.plan import plan_table
 

@@ -5,19 +5,15 @@ them are on record already: the numbers that a model computes depend, in their l
 is in the batch, and a run that was interrupted shall end exactly as one that was not.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-import torch
-
-from ghosttrace.ablation.arms import ARMS, Arm, Noise, Part, Restart, Swap
+from ghosttrace.ablation.arms import Arm
 from ghosttrace.bench import Bench, final_text
-from ghosttrace.errors import UserError
-from ghosttrace.model.checkpoint import Checkpoint, Geometry
-from ghosttrace.model.generate import Generation, Request, generate
+from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.model.generate import Generation, Request
 from ghosttrace.model.prompts import template_hash
 from ghosttrace.model.sampling import Sampling, noise
 from ghosttrace.runs.records import Key, Records
@@ -46,16 +42,6 @@ class Donors:
         return list(self.tokenizer.convert_tokens_to_ids(text))
 
 
-def make_arm(name: str, part: Part, size: float, donors: Donors) -> Arm:
-    """The arm of this name with the settings that concern it: part, noise size, donors."""
-    kind = ARMS[name]
-    if issubclass(kind, Restart):
-        return kind(part=part)
-    if issubclass(kind, Swap):
-        return kind(donors=donors)
-    return kind(size=size) if issubclass(kind, Noise) else kind()
-
-
 @dataclass(frozen=True)
 class Cell:
     """One arm on one benchmark.
@@ -80,15 +66,20 @@ class Cell:
         problems = [problem.id for problem in self.bench.problems]
         return [(self.bench.name, self.arm.name, *job) for job in product(problems, range(self.repetitions))]
 
-    def run(
-        self, records: Records, batch_size: int, progress: Callable[[int], None], write: "Write | None" = None
-    ) -> None:
-        """Take every sample that is not on record, by `write_here` unless told; `progress` hears how many there are."""
+    def run(self, records: Records, batch_size: int, write: "Write", progress: Callable[[int], None]) -> None:
+        """Take every sample that is not on record.
+
+        Args:
+            records: where samples are kept.
+            batch_size: rows decoded together.
+            write: what decodes a batch.
+            progress: called with the number of samples done, after each batch.
+        """
         keys, jobs = self.keys, list(product(range(len(self.bench.problems)), range(self.repetitions)))
         for begin in range(0, len(keys), batch_size):
             part = slice(begin, begin + batch_size)
             if not all(key in records for key in keys[part]):
-                self._batch(jobs[part], records, write or write_here)
+                self._batch(jobs[part], records, write)
             progress(min(begin + batch_size, len(keys)))
 
     def _batch(self, jobs: Sequence[tuple[int, int]], records: Records, write: "Write") -> None:
@@ -106,7 +97,7 @@ class Cell:
         return Request(self.checkpoint.prompt_ids(problem.prompt), (self.seed, number, repetition), harness)
 
     def _row(self, job: tuple[int, int], done: Generation, donor: str | None, surround: str) -> dict[str, Any]:
-        """A finished sample under the names of `ghosttrace.runs.records.SCHEMA`."""
+        """A finished sample under the names of `ghosttrace.ablation.samples.SCHEMA`."""
         problem, decode = self.bench.problems[job[0]], self.checkpoint.tokenizer.decode
         graded = final_text(decode(done.tokens[:-1] if done.finish == "eos" else done.tokens), done.finish)
         grade = self.bench.grade(problem, graded)
@@ -134,33 +125,4 @@ class Cell:
 
 
 Write = Callable[[Cell, Sequence[Request], Callable[[int, Generation], None]], None]
-"""What writes a batch of a cell, and tells of each response when it is done."""
-
-
-def write_here(cell: Cell, requests: Sequence[Request], keep: Callable[[int, Generation], None]) -> None:
-    """By `ghosttrace.model.generate`, with the checkpoint's own model."""
-    checkpoint, arm = cell.checkpoint, cell.arm
-    with memory_advice(checkpoint, requests, cell.sampling):
-        law = arm.law(checkpoint.policy)
-        generate(checkpoint.model, requests, checkpoint.markup, law, cell.sampling, arm.eraser, on_done=keep)
-
-
-@contextmanager
-def memory_advice(checkpoint: Checkpoint, requests: Sequence[Request], sampling: Sampling) -> Iterator[None]:
-    """Turn running out of memory into one sentence that says what to change.
-
-    Raises:
-        UserError: the batch did not fit.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:  # torch's CPU allocator raises a bare RuntimeError
-        if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)):
-            raise
-        longest = max(len(request.prompt) for request in requests) + sampling.max_new_tokens
-        a_token = Geometry.of(checkpoint.model.config).bytes_per_token(checkpoint.model.dtype)
-        gib = len(requests) * longest * a_token / 2**30
-        raise UserError(
-            f"out of memory at batch size {len(requests)}, whose KV cache can grow to {gib:.1f} GiB: "
-            f"try --batch-size {max(1, len(requests) // 2)} or a smaller --max-new-tokens"
-        ) from error
+"""Decodes a batch of a cell; the callback gets the number of each request and its response."""

@@ -1,47 +1,16 @@
-"""The outcome of an ablation: effects, controls, KV curves."""
+"""From samples to findings: effects with intervals, pass@k, and whether the controls held."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ghosttrace.ablation.arms import ARMS, Memento, Part
+from ghosttrace.ablation.arms import Arm, Part
 from ghosttrace.bench import Bench
-from ghosttrace.law.expiry import Policy, alive, expiry
-from ghosttrace.law.markup import Markup
+from ghosttrace.law.expiry import Policy
+from ghosttrace.runs.folder import REFERENCE
 from ghosttrace.stats import estimate, holm, maj_at_k, paired_effect, paired_p, pass_at_k
-
-REFERENCE = Memento.name
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """The outcome.
-
-    Attributes:
-        samples: one row per sample.
-        results: one row per benchmark and arm (see `summarise`).
-        at_k: one row per benchmark, arm and k (see `at_k`).
-        failures: the controls that did not hold, in words (see `failed_controls`).
-    """
-
-    samples: pd.DataFrame
-    results: pd.DataFrame
-    at_k: pd.DataFrame
-    failures: tuple[str, ...]
-
-    @property
-    def valid(self) -> bool:
-        """Every control held."""
-        return not self.failures
-
-    def per_problem(self) -> pd.DataFrame:
-        """Correct answers of each problem, one column an arm."""
-        return self.samples.pivot_table(
-            index=["bench", "problem"], columns="arm", values="correct", aggfunc="sum", sort=False
-        ).astype(int)
 
 
 def summarise(samples: pd.DataFrame, bytes_per_token: int) -> pd.DataFrame:
@@ -130,38 +99,38 @@ def _followed(part: pd.DataFrame) -> dict[str, float | None]:
     }
 
 
-def failed_controls(results: pd.DataFrame, benches: Sequence[Bench], part: Part, policy: Policy) -> tuple[str, ...]:
-    """The controls of an ablation, and those that did not hold.
+def failed_controls(
+    results: pd.DataFrame, arms: Mapping[str, Arm], benches: Sequence[Bench], part: Part, policy: Policy
+) -> tuple[str, ...]:
+    """The controls that did not hold, in words.
 
-    `placebo` is the negative control: recomputation alone must do nothing. A known ceiling is the
-    other: no model beats it over a sealed cache unless the seal leaks. It holds where every finished
-    block is gone when the answer is written.
+    A control arm such as `placebo` is the negative control: recomputation alone must do nothing. A known
+    ceiling is the other: no model beats it over a sealed cache unless the seal leaks. It holds where every
+    finished block is gone when the answer is written.
+
+    Args:
+        results: of `summarise`.
+        arms: those that were run, by name.
+        benches: those that were run.
+        part: what the sealing arms sealed.
+        policy: the checkpoint's.
     """
     failures = []
     all_gone = policy.keep_last_n_blocks == 0 and not policy.keep_last_block_for_answer
     ceilings = {bench.name: bench.ceiling if all_gone and part.whole else None for bench in benches}
     for row in results.to_dict("records"):
-        if row["arm"] == "placebo" and not row["effect_low"] <= 0 <= row["effect_high"]:
-            failures.append(f"{row['bench']}: placebo moved accuracy by {100 * row['effect']:+.1f} points")
+        arm = arms[row["arm"]]
+        if arm.control and not row["effect_low"] <= 0 <= row["effect_high"]:
+            failures.append(f"{row['bench']}: {arm.name} moved accuracy by {100 * row['effect']:+.1f} points")
         ceiling = ceilings[row["bench"]]
-        if ARMS[row["arm"]].sealed and ceiling is not None and row["accuracy_low"] > ceiling:
+        if arm.sealed and ceiling is not None and row["accuracy_low"] > ceiling:
             failures.append(
                 f"{row['bench']}: {row['arm']} scores above {100 * ceiling:g} %, which no sealed cache allows"
             )
     return tuple(failures)
 
 
-def curves(samples: pd.DataFrame, markup: Markup, policy: Policy) -> dict[str, np.ndarray]:
-    """KV tokens held at each step, by arm, from the law alone.
-
-    Args:
-        samples: one row an arm, with token ids.
-        markup, policy: the checkpoint's.
-
-    Returns:
-        For each arm int64[steps], prompt included.
-    """
-    return {
-        row["arm"]: alive(expiry([*row["prompt_ids"], *row["response_ids"]], markup, ARMS[row["arm"]]().law(policy)))
-        for row in samples.to_dict("records")
-    }
+def headline_arm(arms: Iterable[Arm]) -> str | None:
+    """The arm that the headline of a report is about; None if no arm acts on the channel."""
+    acting = [arm for arm in arms if arm.name != REFERENCE and not arm.control]
+    return max(acting, key=lambda arm: arm.priority).name if acting else None

@@ -9,18 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ghosttrace.ablation.arms import ARMS, Memento, Restart, RestartRenumbered
+from ghosttrace.ablation.arms import ARMS, Memento
 from ghosttrace.ablation.power import detectable, half_width, population, power, repetitions_needed, standard_error
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy, alive, expiry
 from ghosttrace.law.markup import Markup
-from ghosttrace.model.checkpoint import Geometry
+from ghosttrace.model.geometry import Geometry
 
 # Averages of arXiv 2604.09852: pass@1 of Qwen3-8B on AIME24, tokens of a response, of a block, of a memento.
 ACCURACY = 0.661
 RESPONSE, BLOCK, MEMENTO = 12_750, 1_150, 194
 MARKUP = Markup(1, 2, 3, 4, assistant_header=(5,))
-SEALING = (Restart, RestartRenumbered)
 
 
 @dataclass(frozen=True)
@@ -162,10 +161,10 @@ def arm_plan(name: str, policy: Policy, prompt_tokens: int, response_tokens: int
         UserError: the arm means nothing under the policy.
     """
     times = expiry(average_trace(prompt_tokens, response_tokens), MARKUP, ARMS[name]().law(policy))
-    sealing = issubclass(ARMS[name], SEALING)
-    held = (1 + sealing) * alive(times)
+    caches = ARMS[name].caches
+    held = caches * alive(times)
     mean = float(held[prompt_tokens:].mean())
-    return ArmPlan(name, sealing, int(held.max()), mean, read_again(times) if sealing else 0)
+    return ArmPlan(name, caches > 1, int(held.max()), mean, read_again(times) if caches > 1 else 0)
 
 
 def average_trace(prompt_tokens: int, response_tokens: int, block: int = BLOCK, memento: int = MEMENTO) -> np.ndarray:
@@ -181,7 +180,7 @@ def average_trace(prompt_tokens: int, response_tokens: int, block: int = BLOCK, 
 
 
 def read_again(times: np.ndarray) -> int:
-    """Tokens that `ghosttrace.ablation.arms.seal` prefills again over a whole trace.
+    """Tokens that `ghosttrace.ablation.arms.sealer` prefills again over a whole trace.
 
     When keys expire, it reads once more what is retained and either lies behind the first of them or was
     not there at the last expiry. An arm that seals a part alone reads one token more each time.

@@ -1,96 +1,131 @@
 """`ablate`: the same checkpoint, problems and draws with the ghost channel open, closed or altered."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from math import inf
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
-import torch
-
-from ghosttrace.ablation.arms import ARMS, Part, Restart, RestartRenumbered, Swap
-from ghosttrace.ablation.collect import Cell, Donors, Write, make_arm, write_here
-from ghosttrace.ablation.outcome import REFERENCE, Ablation, at_k, failed_controls, summarise
+from ghosttrace.ablation.arms import Arm, Part
+from ghosttrace.ablation.backend import Backend, HuggingFaceBackend, rows_at_once
+from ghosttrace.ablation.collect import Cell, Donors, Write
+from ghosttrace.ablation.outcome import at_k, failed_controls, headline_arm, summarise
+from ghosttrace.ablation.result import AblationResult
+from ghosttrace.ablation.samples import LIGHT, SAMPLES
+from ghosttrace.ablation.settings import Settings
 from ghosttrace.bench import Bench, load_bench
-from ghosttrace.errors import UserError
-from ghosttrace.model.checkpoint import Checkpoint, Geometry, load
+from ghosttrace.errors import RunWarning, UserError
+from ghosttrace.law.markup import DELIMITERS
+from ghosttrace.model.checkpoint import Checkpoint, fingerprint, load
+from ghosttrace.model.geometry import Geometry
+from ghosttrace.model.prompts import template_hash
 from ghosttrace.model.sampling import Sampling
+from ghosttrace.runs.folder import REFERENCE, json_rows, read_configuration, versions
+from ghosttrace.runs.progress import Progress, silent
 from ghosttrace.runs.records import Records
-from ghosttrace.serving.paging import ARMS as PAGED
-
-MAIN_ARMS = ("memento", "full", "placebo", "restart", "restart-bare", "restart-renumbered", "rerotated", "swap")
-SEALING = tuple(name for name, arm in ARMS.items() if issubclass(arm, Restart))
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What an ablation runs.
-
-    Attributes:
-        arms: names in `ghosttrace.ablation.arms.ARMS`; `memento`, the reference, always runs. None: those
-            of `MAIN_ARMS` that mean something for the checkpoint and the benchmark.
-        repetitions: samples of each problem; None: the benchmark's protocol.
-        limit: problems of each benchmark.
-        seed: of problems and draws.
-        batch_size: rows decoded together; None: 128, or on a GPU what its memory surely holds.
-        sampling: fields of `Sampling` that override the protocol's.
-        part: what the sealing arms seal.
-        noise: relative size of the arm `noise`.
-        backend: what writes the samples: `hf`, the checkpoint's own model; or `vllm`, for the arms that it can run.
-        engine: further arguments of vLLM's `LLM`.
-    """
-
-    arms: tuple[str, ...] | None = None
-    repetitions: int | None = None
-    limit: int | None = None
-    seed: int = 0
-    batch_size: int | None = None
-    sampling: dict[str, float | int | None] = field(default_factory=dict)
-    part: Part = field(default_factory=Part)
-    noise: float = 0.5
-    backend: str = "hf"
-    engine: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in self.arms or ():
-            if name not in ARMS:
-                raise UserError(f"no arm {name!r}: choose from {', '.join(ARMS)}")
-        if not self.part.whole and not set(self.arms or MAIN_ARMS) & set(SEALING):
-            raise UserError(f"--layers, --heads and --kv choose what a sealing arm seals: add {' or '.join(SEALING)}")
-        if min(self.batch_size or 1, self.repetitions or 1) < 1 or 0 in (self.batch_size, self.repetitions):
-            raise UserError("--batch-size and --repetitions are at least 1")
-        if self.backend not in ("hf", "vllm") or (self.engine and self.backend != "vllm"):
-            raise UserError("--backend is hf or vllm, and --engine-args are vLLM's")
-        if self.seed < 0 or not 0 <= self.noise < inf:
-            raise UserError("--seed and --noise are not negative")
+from ghosttrace.runs.writer import begin_run
 
 
 def ablate(
     model: str | Checkpoint = "toy-mixed",
-    bench: str | Sequence[Bench] = "ledger",
-    progress: Callable[[str, int, int], None] | None = None,
-    **settings: Any,
-) -> Ablation:
-    """Run an ablation; every argument of `Settings` may be given by name.
+    bench: str | Bench | Sequence[Bench] = "ledger",
+    arms: Sequence[str | Arm] | None = None,
+    *,
+    repetitions: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    sampling: Mapping[str, float | int | None] | None = None,
+    part: Part | None = None,
+    noise: float = 0.5,
+    backend: Backend | None = None,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    progress: Progress | None = None,
+) -> AblationResult:
+    """Run an ablation.
 
     Args:
-        model: a name for `ghosttrace.model.checkpoint.load`, or what it returned.
+        model: a name for `ghosttrace.load`, or what it returned.
         bench: a name for `ghosttrace.bench.load_bench`, or benchmarks.
+        arms, repetitions, limit, seed, batch_size, sampling, part, noise: see `ghosttrace.ablation.settings.Settings`.
+        backend: what writes the samples; the checkpoint's own model by default.
+        out: the folder of a new run; None keeps it in memory.
+        resume: the folder of a run to go on with.
         progress: called with (what runs, samples done, samples in all).
 
     Raises:
         UserError: anything that cannot be run as asked; it is raised before anything runs.
     """
-    chosen = Settings(**settings)
+    settings = Settings(
+        arms=None if arms is None else tuple(arms),
+        repetitions=repetitions,
+        limit=limit,
+        seed=seed,
+        batch_size=batch_size,
+        sampling=dict(sampling or {}),
+        part=part or Part(),
+        noise=noise,
+    )
     checkpoint = load(model) if isinstance(model, str) else model
-    benches = load_bench(bench, chosen.limit, chosen.seed) if isinstance(bench, str) else bench
-    cells, records = plan_cells(checkpoint, benches, chosen), Records()
-    with writer(cells, chosen) as write:
-        collect(cells, records, chosen.batch_size or rows_at_once(cells), progress, write)
-    return outcome(cells, records, chosen.part)
+    benches = load_bench(bench, limit, seed) if isinstance(bench, str) else bench
+    benches = [benches] if isinstance(benches, Bench) else benches
+    return run_ablation(checkpoint, benches, settings, backend, out=out, resume=resume, progress=progress)
 
 
-def plan_cells(checkpoint: Checkpoint, benches: Sequence[Bench], settings: Settings) -> list[Cell]:
+def run_ablation(
+    checkpoint: Checkpoint,
+    benches: Sequence[Bench],
+    settings: Settings,
+    backend: Backend | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    progress: Progress | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> AblationResult:
+    """Run an ablation with these settings; `ablate` and the command line call it.
+
+    Args:
+        checkpoint, benches, settings, backend: what to run.
+        out, resume, progress: see `ablate`.
+        options: the command line's, recorded so that `--resume` needs no others.
+
+    Raises:
+        UserError: anything that cannot be run as asked. A run that has not begun leaves no folder; of one that
+            has, what is done stays.
+    """
+    backend = backend or HuggingFaceBackend()
+    cells = plan_cells(checkpoint, benches, settings, backend)
+    batch_size = settings.batch_size or _recorded_batch_size(resume) or rows_at_once(cells)
+    settings = replace(settings, batch_size=batch_size)
+    decided = configuration(cells, settings, backend, options or {})
+    for bench in benches:
+        if len(bench.problems) != min(bench.size, settings.limit or bench.size):
+            sizes = f"{bench.size} problems, and {bench.origin} holds {len(bench.problems)}"
+            warnings.warn(f"{bench.name} has {sizes}: not the same test", RunWarning, stacklevel=2)
+    with begin_run(out, resume, decided, SAMPLES) as run:
+        with backend.open(cells) as write:
+            collect(cells, run.records, batch_size, write, progress or silent)
+        order = [key for cell in cells for key in cell.keys]
+        samples = run.records.frame(order, LIGHT)
+        results = summarise(samples, Geometry.of(checkpoint.model.config).bytes_per_token(checkpoint.model.dtype))
+        arms = {cell.arm.name: cell.arm for cell in cells}
+        failures = failed_controls(results, arms, benches, settings.part, checkpoint.policy)
+        return run.finish(
+            AblationResult,
+            order,
+            not failures,
+            json_rows(results),
+            failures=list(failures),
+            headline_arm=headline_arm(arms.values()),
+            at_k=json_rows(at_k(samples)),
+        )
+
+
+def plan_cells(
+    checkpoint: Checkpoint, benches: Sequence[Bench], settings: Settings, backend: Backend | None = None
+) -> list[Cell]:
     """Every arm on every benchmark, each benchmark's reference first.
 
     Raises:
@@ -98,26 +133,27 @@ def plan_cells(checkpoint: Checkpoint, benches: Sequence[Bench], settings: Setti
     """
     geometry = Geometry.of(checkpoint.model.config)
     settings.part.check(geometry.layers, geometry.kv_heads)
-    return [cell for bench in benches for cell in _cells(checkpoint, bench, settings)]
+    backend = backend or HuggingFaceBackend()
+    return [cell for bench in benches for cell in _cells(checkpoint, bench, settings, backend)]
 
 
-def _cells(checkpoint: Checkpoint, bench: Bench, settings: Settings) -> list[Cell]:
+def _cells(checkpoint: Checkpoint, bench: Bench, settings: Settings, backend: Backend) -> list[Cell]:
     cells = []
     sampling, repetitions = sampling_for(bench, settings), settings.repetitions or bench.protocol.repetitions
-    main = MAIN_ARMS if settings.backend == "hf" else [name for name in MAIN_ARMS if name in PAGED]
-    for name in dict.fromkeys((REFERENCE, *(settings.arms or main))):
+    for arm in settings.chosen_arms():
         donors = Donors(bench, checkpoint.tokenizer, settings.seed)
-        arm = make_arm(name, settings.part, settings.noise, donors)
         try:
             arm.law(checkpoint.policy)
             arm.check(checkpoint.model)
-            if isinstance(arm, Swap) and bench.counterfactual is None:
-                raise UserError("swap needs a benchmark that can write counterfactual blocks, such as ledger")
+            if arm.needs_counterfactuals and bench.counterfactual is None:
+                raise UserError(f"{arm.name} needs a benchmark that can write counterfactual blocks, such as ledger")
+            if settings.arms is None and backend.arms is not None and arm.name not in backend.arms:
+                continue
         except UserError:
-            if settings.arms is not None or name == REFERENCE:
+            if settings.arms is not None or arm.name == REFERENCE:
                 raise
             continue
-        cells.append(Cell(checkpoint, bench, arm, donors, sampling, repetitions, settings.seed))
+        cells.append(Cell(checkpoint, bench, arm.with_donors(donors), donors, sampling, repetitions, settings.seed))
     return cells
 
 
@@ -128,74 +164,58 @@ def sampling_for(bench: Bench, settings: Settings) -> Sampling:
     return Sampling(**fields | {name: value for name, value in settings.sampling.items() if value is not None})
 
 
-def rows_at_once(cells: Sequence[Cell], most: int = 128) -> int:
-    """How many rows to decode together: `most`, or on a GPU as many as its memory holds at their longest.
-
-    Args:
-        cells: whose model and longest responses count.
-        most: never more than this.
-    """
-    model = cells[0].checkpoint.model
-    if model.device.type != "cuda":
-        return most
-    a_token = Geometry.of(model.config).bytes_per_token(model.dtype)
-    longest = max(cell.sampling.max_new_tokens * _caches(cell) for cell in cells)
-    free, _ = torch.cuda.mem_get_info(model.device)
-    return max(1, min(most, int(0.8 * free / (longest * a_token))))
-
-
-def _caches(cell: Cell) -> int:
-    """How many caches a cell's arm holds: those that seal keep a sealed one beside the live one."""
-    return 2 if isinstance(cell.arm, Restart | RestartRenumbered) else 1
-
-
 def collect(
-    cells: Sequence[Cell],
-    records: Records,
-    batch_size: int,
-    progress: Callable[[str, int, int], None] | None = None,
-    write: Write = write_here,
+    cells: Sequence[Cell], records: Records, batch_size: int, write: Write, progress: Progress = silent
 ) -> None:
     """Take every sample of the cells that is not on record yet."""
     total, before = sum(len(cell.keys) for cell in cells), 0
     for cell in cells:
 
         def show(done: int, cell: Cell = cell, before: int = before) -> None:
-            if progress:
-                progress(f"{cell.bench.name} · {cell.arm.name}", before + done, total)
+            progress(f"{cell.bench.name} · {cell.arm.name}", before + done, total)
 
-        cell.run(records, batch_size, show, write)
+        cell.run(records, batch_size, write, show)
         before += len(cell.keys)
 
 
-@contextmanager
-def writer(cells: Sequence[Cell], settings: Settings) -> Iterator[Write]:
-    """What writes the samples of these cells.
-
-    Raises:
-        UserError: it is not there, or cannot run one of the arms.
-    """
-    if settings.backend == "hf":
-        yield write_here
-        return
-    from ghosttrace.serving.vllm.backend import vllm_writer
-
-    with vllm_writer(cells[0].checkpoint, cells, settings.engine) as write:
-        yield write
+def _recorded_batch_size(resume: str | Path | None) -> int | None:
+    """The batch size of the run to go on with, if any: batches stay as they were begun."""
+    settings = {} if resume is None else read_configuration(Path(resume), "ablate").get("settings")
+    size = settings.get("batch_size") if isinstance(settings, dict) else None
+    return size if isinstance(size, int) else None
 
 
-def outcome(cells: Sequence[Cell], records: Records, part: Part, columns: Iterable[str] | None = None) -> Ablation:
-    """Effects, intervals and controls of what has been collected.
-
-    Args:
-        cells: all of them complete in `records`.
-        records: the samples.
-        part: what the sealing arms sealed.
-        columns: which columns of the samples to keep; all of them unless told otherwise.
-    """
-    checkpoint = cells[0].checkpoint
-    benches = list({cell.bench.name: cell.bench for cell in cells}.values())
-    samples = records.frame([key for cell in cells for key in cell.keys], columns)
-    bytes_per_token = Geometry.of(checkpoint.model.config).bytes_per_token(checkpoint.model.dtype)
-    results = summarise(samples, bytes_per_token)
-    return Ablation(samples, results, at_k(samples), failed_controls(results, benches, part, checkpoint.policy))
+def configuration(
+    cells: Sequence[Cell], settings: Settings, backend: Backend, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that decides a run's samples, and all that a report of it needs, for run.json."""
+    checkpoint, benches = cells[0].checkpoint, {cell.bench.name: cell.bench for cell in cells}.values()
+    family = checkpoint.model.config.model_type
+    ids = dict(zip(DELIMITERS, checkpoint.markup.delimiters, strict=True))
+    return {
+        "command": "ablate",
+        "model": checkpoint.name,
+        "options": dict(options),
+        "sha256": fingerprint(checkpoint),
+        "policy": checkpoint.policy.to_dict(),
+        "arms": {cell.arm.name: cell.arm.describe(checkpoint.policy) for cell in cells},
+        "markup": asdict(checkpoint.markup),
+        "delimiters": {name: checkpoint.tokenizer.convert_ids_to_tokens(token) for name, token in ids.items()},
+        "benches": {
+            bench.name: {
+                "origin": bench.origin,
+                "sha256": bench.digest,
+                "problems": len(bench.problems),
+                "ceiling": bench.ceiling,
+                "template": f"{bench.template.name}/{bench.template.version}",
+                "prompt_sha256": template_hash(checkpoint.tokenizer, family, bench.template),
+                "sampling": asdict(sampling_for(bench, settings)),
+                "repetitions": settings.repetitions or bench.protocol.repetitions,
+            }
+            for bench in benches
+        },
+        "settings": settings.to_dict() | {"backend": backend.name, **backend.settings()},
+        "versions": versions(),
+        "device": str(checkpoint.model.device),
+        "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
+    }

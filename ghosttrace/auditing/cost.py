@@ -16,7 +16,7 @@ from ghosttrace.ablation.collect import Cell, Donors
 from ghosttrace.ablation.run import Settings, rows_at_once, sampling_for
 from ghosttrace.bench import load_bench
 from ghosttrace.errors import UserError
-from ghosttrace.ghost_bits.measure import first_measured, log2_probabilities
+from ghosttrace.ghost_bits.likelihood import first_measured, log2_probabilities
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.attention import attending
 from ghosttrace.model.cache import KVCache

@@ -1,26 +1,29 @@
-"""Benchmarks. To add one, write a file that makes a `Bench`, or a row in `hub.SOURCES`."""
+"""Benchmarks. To add one, write a file that makes a `Bench` and name it in `GENERATED`, or add a row to `SOURCES`."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ghosttrace.bench.contests import SOURCES, contest, local, protocol, read_problems
-from ghosttrace.bench.ledger import DIGITS, ledger
+from ghosttrace.bench.ledger import LEDGERS
 from ghosttrace.bench.problem import Bench, Grade, Harness, Problem, Protocol, final_text
 from ghosttrace.errors import UserError
 
-LEDGERS = {f"ledger-h{level}": level for level in range(DIGITS + 1)}
+GENERATED: dict[str, Callable[[int | None, int], Bench]] = {**LEDGERS}
+"""Benchmarks that are drawn at random: (number of problems or None, seed) to the benchmark."""
+
 GROUPS = {"ledger": tuple(LEDGERS), "hmmt": tuple(name for name in SOURCES if name.startswith("hmmt"))}
-DEFAULT_LIMIT = 400
+BENCHES = (*GROUPS, *GENERATED, *SOURCES)
 
 
 def load_bench(name: str, limit: int | None = None, seed: int = 0, file: Path | None = None) -> list[Bench]:
     """A benchmark, or the members of a group of them.
 
     Args:
-        name: `ledger` or `hmmt` (groups), a member such as `ledger-h1`, a name of `hub.SOURCES` such as
+        name: `ledger` or `hmmt` (groups), a member such as `ledger-h1`, a name of `contests.SOURCES` such as
             `aime24`, or a JSONL file.
         limit: the number of problems of each; `ledger` draws 400 unless told otherwise.
         seed: which problems, where they are drawn at random.
-        file: a JSONL file that holds the problems of a benchmark of `hub.SOURCES`.
+        file: a JSONL file that holds the problems of a benchmark of `contests.SOURCES`.
 
     Raises:
         UserError: no such benchmark, or its problems cannot be read.
@@ -31,13 +34,23 @@ def load_bench(name: str, limit: int | None = None, seed: int = 0, file: Path | 
         raise UserError(f"--bench-file holds the problems of a benchmark such as aime24, not of {name}")
     if name.endswith(".jsonl"):
         return [local(Path(name), limit)]
-    if name not in {*GROUPS, *LEDGERS, *SOURCES}:
-        known = ", ".join([*GROUPS, *LEDGERS, *SOURCES])
-        raise UserError(f"no bench {name!r}: choose from {known}, or give a .jsonl file")
+    if name not in BENCHES:
+        raise UserError(f"no bench {name!r}: choose from {', '.join(BENCHES)}, or give a .jsonl file")
     return [
-        ledger(LEDGERS[member], limit or DEFAULT_LIMIT, seed) if member in LEDGERS else contest(member, limit, file)
+        GENERATED[member](limit, seed) if member in GENERATED else contest(member, limit, file)
         for member in GROUPS.get(name, (name,))
     ]
+
+
+def as_benches(bench: str | Bench | Sequence[Bench], limit: int | None = None, seed: int = 0) -> list[Bench]:
+    """Benchmarks by name (several names separated by commas), or as they are.
+
+    Raises:
+        UserError: see `load_bench`.
+    """
+    if isinstance(bench, str):
+        return [one for name in bench.split(",") for one in load_bench(name, limit, seed)]
+    return [bench] if isinstance(bench, Bench) else list(bench)
 
 
 def bench_size(name: str) -> tuple[int, int]:
@@ -46,23 +59,26 @@ def bench_size(name: str) -> tuple[int, int]:
     Raises:
         UserError: no such benchmark.
     """
-    if name in LEDGERS:
-        return DEFAULT_LIMIT, 1
+    if name in GENERATED:
+        bench = GENERATED[name](None, 0)
+        return bench.size, bench.protocol.repetitions
     if name not in SOURCES and not name.endswith(".jsonl"):
-        raise UserError(f"no bench {name!r}: choose from {', '.join([*LEDGERS, *SOURCES])}, or give a .jsonl file")
+        raise UserError(f"no bench {name!r}: choose from {', '.join([*GENERATED, *SOURCES])}, or give a .jsonl file")
     size = SOURCES[name].size if name in SOURCES else len(read_problems(Path(name)))
     return size, protocol(size).repetitions
 
 
 __all__ = [
+    "BENCHES",
+    "GENERATED",
     "GROUPS",
-    "LEDGERS",
     "SOURCES",
     "Bench",
     "Grade",
     "Harness",
     "Problem",
     "Protocol",
+    "as_benches",
     "bench_size",
     "final_text",
     "load_bench",

@@ -83,7 +83,7 @@ def contest(name: str, limit: int | None = None, file: Path | None = None) -> Be
         problems, origin = read_problems(file), _origin(file)
     else:
         problems, origin = fetch(name, source)
-    return _bench(name, problems, source.rule, origin, limit)
+    return _bench(name, problems, source.rule, origin, limit, source.size)
 
 
 def local(file: Path, limit: int | None = None) -> Bench:
@@ -103,7 +103,9 @@ def local(file: Path, limit: int | None = None) -> Bench:
     return _bench(file.stem, problems, rule, _origin(file), limit)
 
 
-def _bench(name: str, problems: list[Problem], rule: Rule, origin: str, limit: int | None) -> Bench:
+def _bench(
+    name: str, problems: list[Problem], rule: Rule, origin: str, limit: int | None, size: int | None = None
+) -> Bench:
     template, grade = CHOICE if rule == "choice" else MATHEMATICS, RULES[rule]
     return Bench(
         name=name,
@@ -112,6 +114,7 @@ def _bench(name: str, problems: list[Problem], rule: Rule, origin: str, limit: i
         grade=lambda problem, text: grade(problem.answer, text),
         origin=origin,
         template=template,
+        full_size=size,
     )
 
 

@@ -1,14 +1,16 @@
 """What a benchmark is: problems, a protocol, a grader, and what surrounds the model while it works."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
+from ghosttrace.data.task import Task
 from ghosttrace.law.expiry import ExpiryTracker
+from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.prompts import PLAIN, Template
 
 Harness = Callable[[ExpiryTracker], int | None]
@@ -68,6 +70,10 @@ class Bench:
             strings, under which the memento's text is the same, and the answer that follows from it.
         blocks: how many blocks a response has, where that is known; `swap` draws one of them.
         ceiling: the most that any model can score over a sealed cache, where that is known.
+        full_size: problems of the whole benchmark, where more can be missing than a limit leaves out.
+        secrets: (checkpoint, samples, seed, block) to traces whose erased block of that number holds secrets that
+            the retained text does not determine; what probes and audits look for.
+        prompts: for each of these secrets, what a user types to get it (see `--prompt` of `ghosttrace audit`).
     """
 
     name: str
@@ -81,6 +87,14 @@ class Bench:
     counterfactual: Callable[[Problem, int, np.random.Generator], tuple[list[str], str]] | None = None
     blocks: int = 0
     ceiling: float | None = None
+    full_size: int | None = None
+    secrets: Callable[[Checkpoint, int, int, int], Task] | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Problems of the whole benchmark."""
+        return len(self.problems) if self.full_size is None else self.full_size
 
     @property
     def digest(self) -> str:

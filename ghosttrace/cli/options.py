@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ghosttrace.bench import LEDGERS
 from ghosttrace.errors import UserError
 from ghosttrace.law.markup import DELIMITERS
 from ghosttrace.model.checkpoint import Checkpoint, load
@@ -30,32 +29,12 @@ Out = Annotated[Path | None, typer.Option(help="Run folder; a new one under runs
 Resume = Annotated[Path | None, typer.Option(help="Go on with this run folder, as it was begun.")]
 KeepLast = Annotated[int | None, typer.Option(help="Keep the last N finished blocks; -1 never erases.")]
 
-# What `probe` and `audit` look for, and where.
-SecretBench = Annotated[
-    str, typer.Option(help=f"Without --traces: {', '.join(LEDGERS)}, whose secrets are its own digits.")
-]
 Traces = Annotated[
     list[str] | None,
     typer.Option(help="JSON, JSONL, Parquet or text, a run of ablate, or a hub id; may be given again."),
 ]
-SecretName = Annotated[
-    str,
-    typer.Option(
-        help="What is planted in the traces: digits:N, key:N, name, email, word, word:FILE; or what their blocks "
-        "hold anyway: last-number, operation, regex:PATTERN."
-    ),
-]
-SecretBlock = Annotated[int, typer.Option(help="Which block holds the secret, counted from 0.")]
-Targets = Annotated[str | None, typer.Option(help="Parts of the secrets to look for, e.g. note-*; all by default.")]
-Samples = Annotated[int, typer.Option(help="Of a bench, or planted in each trace.")]
 Limit = Annotated[int | None, typer.Option(help="Traces of each source.")]
-Hops = Annotated[str, typer.Option(help="Blocks after the secret's own.")]
-Layers = Annotated[str | None, typer.Option(help="All of them by default, e.g. 3,35.")]
-PoolName = Annotated[str, typer.Option("--pool", help="Tokens of a carrier: all, the last N, or their mean.")]
-Mlp = Annotated[bool, typer.Option(help="Probe the best site of each hop by an MLP too.")]
-WithinTraces = Annotated[bool, typer.Option(help="Let train and test share base traces, not secrets.")]
 BatchTokens = Annotated[int, typer.Option(help="Tokens read together, padding included.")]
-Seed = Annotated[int, typer.Option(help="Of traces, secrets, splits and probes.")]
 
 
 class Number(StrEnum):

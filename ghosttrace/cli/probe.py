@@ -106,37 +106,6 @@ def start_probe(options: dict[str, Any], out: Path | None, resume: Path | None) 
     return found.valid
 
 
-def settings_of(options: dict[str, Any]) -> Settings:
-    """What to probe, from the options.
-
-    Raises:
-        UserError: an option is not of the values it can take.
-    """
-    chosen: dict[str, tuple[Any, ...]] = {}
-    layers = numbers(options["layers"], "--layers")
-    for name, known in (("carriers", CARRIERS), ("kv", get_args(Kv))):
-        chosen[name] = tuple(dict.fromkeys(options[name].split(",")))
-        if not set(chosen[name]) <= set(known):
-            raise UserError(f"--{name} is a list of {', '.join(known)}, not {options[name]!r}")
-    return Settings(
-        kinds=chosen["carriers"],
-        hops=tuple(dict.fromkeys(numbers(options["hops"], "--hops") or ())),
-        layers=tuple(sorted(set(layers))) if layers else None,
-        kv=chosen["kv"],
-        pool=pool_of(options["pool"]),
-        **{name: options[name] for name in ("by_head", "joint", "mlp", "within_traces", "seed")},
-    )
-
-
-def pool_of(text: str) -> Pool:
-    """`all`, `mean`, or a number."""
-    if text in ("all", "mean"):
-        return "all" if text == "all" else "mean"
-    if not re.fullmatch(r"[1-9]\d*", text):
-        raise UserError(f"--pool is all, mean, or how many of a carrier's last tokens to take, not {text!r}")
-    return int(text)
-
-
 def targeted(task: Task, options: dict[str, Any]) -> Task:
     """The task, asked for the targets that the options name."""
     return task if options["targets"] is None else task.only(options["targets"].split(","))

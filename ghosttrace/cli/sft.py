@@ -1,4 +1,4 @@
-"""The commands `ghosttrace sft` and `ghosttrace init-tokens`: their options, and the recipe that they name."""
+"""The command `ghosttrace sft`: its options, and the recipe that they name."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,8 +7,6 @@ import typer
 
 from ghosttrace.cli.options import Delimiters, KeepLast, Limit, Mapping, Out, Resume, gather_options, mapping
 from ghosttrace.errors import UserError
-
-PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def sft(
@@ -69,30 +67,3 @@ def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) ->
     )
     folder = train(recipe, out, resume, options)
     typer.echo(f"Written to {folder}: model, examples.json, summary.json")
-
-
-def init_tokens(
-    model: Annotated[str, typer.Argument(help="Folder or hub id.")],
-    out: Annotated[Path, typer.Argument(help="A new folder for the model with its delimiters.")],
-    mask_delimiters: Delimiters = None,
-    map_delimiters: Mapping = None,
-    seed: Annotated[int, typer.Option(help="Of the noise on the new embeddings.")] = 42,
-) -> None:
-    """Add the four delimiters to a model, each embedding the mean of related words."""
-    from transformers import AutoModelForCausalLM
-
-    from ghosttrace.model.checkpoint import RECORD, load_config, load_tokenizer, recorded_policy, resolve_policy, source
-    from ghosttrace.training.delimiters import add_delimiters
-
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} holds something already: give a new folder")
-    config, tokenizer, names = load_config(model), load_tokenizer(model), mapping(map_delimiters)
-    if (getattr(config, RECORD, None) or {}).get("stages"):
-        raise UserError(f"{model} was trained with its delimiters already: begin from a model that has none")
-    policy = resolve_policy(recorded_policy(config), mask_delimiters=mask_delimiters, keep_last_n_blocks=-1)
-    network = AutoModelForCausalLM.from_pretrained(source(model), dtype="auto")
-    added = add_delimiters(network, tokenizer, seed, names)
-    setattr(network.config, RECORD, {"policy": policy.to_dict()} | ({"delimiters": names} if names else {}))
-    network.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    typer.echo(f"Written to {out}: {', '.join(f'{name} {number}' for name, number in added.items()) or 'none missing'}")

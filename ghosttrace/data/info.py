@@ -14,7 +14,8 @@ from ghosttrace.data.read import TraceText, encode
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER, Policy, alive, erasures, expiry
 from ghosttrace.law.markup import DELIMITERS, Markup, find_blocks
-from ghosttrace.model.checkpoint import RECORD, Geometry, load_config, load_tokenizer, recorded_policy
+from ghosttrace.model.checkpoint import RECORD, load_config, load_tokenizer, recorded_policy
+from ghosttrace.model.geometry import Geometry
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ghosttrace.ablation.outcome import REFERENCE
 from ghosttrace.data.parse import parse_json
 from ghosttrace.errors import HUB_ERRORS, UserError
 from ghosttrace.model.prompts import chat_prompt
+from ghosttrace.runs.folder import REFERENCE
 
 BATCH = 256  # rows of a Parquet file in memory at once
 KINDS = ("type", "text")

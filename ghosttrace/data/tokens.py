@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ghosttrace.bench import Bench
 from ghosttrace.data.read import TraceText, encode, read_traces, responses
 from ghosttrace.errors import UserError
 from ghosttrace.law.markup import DELIMITERS
@@ -33,25 +32,31 @@ class TokenTrace:
         return [*self.prompt, *self.response]
 
 
-def traces_of(checkpoint: Checkpoint, sources: Sequence[str], limit: int | None = None) -> list[TokenTrace]:
+Sources = str | Path | Sequence[str | Path | TokenTrace]
+"""Files, run folders of ablations, hub ids of data sets, or traces in tokens."""
+
+
+def traces_of(checkpoint: Checkpoint, sources: Sources, limit: int | None = None) -> list[TokenTrace]:
     """The traces of files, of data sets on the hub, or of the reference arm of finished ablations.
 
     Args:
-        checkpoint: whose tokenizer and chat format to use; a run's token ids are taken as they are.
-        sources: paths, run folders, or hub ids. Several files count as one source.
-        limit: the first ones of each only.
+        checkpoint: whose tokenizer and chat format to use; token ids are taken as they are.
+        sources: one or more. Several files count as one source.
+        limit: the first ones of each file, folder or data set only.
 
     Raises:
         UserError: there are none to be read there, or two of them have the same source and name.
     """
-    found: list[TokenTrace] = []
-    for source in sources:
+    given = [sources] if isinstance(sources, str | Path) else list(sources)
+    found = [one for one in given if isinstance(one, TokenTrace)]
+    paths = [str(one) for one in given if not isinstance(one, TokenTrace)]
+    for source in paths:
         if Path(source).is_dir():
             found += _of_run(Path(source), limit)
             continue
         name = Path(source).name
         for number, text in enumerate(read_traces(source, limit)):
-            found.append(_encoded(checkpoint, name if len(sources) == 1 else "traces", f"{source}/{number}", text))
+            found.append(encoded(checkpoint, name if len(paths) == 1 else "traces", f"{source}/{number}", text))
     counts = Counter((trace.source, trace.name) for trace in found)
     twice = next((key for key, count in counts.items() if count > 1), None)
     if twice:
@@ -59,21 +64,8 @@ def traces_of(checkpoint: Checkpoint, sources: Sequence[str], limit: int | None 
     return found
 
 
-def reference_traces(checkpoint: Checkpoint, bench: Bench) -> list[TokenTrace]:
-    """The problems of a benchmark with the responses that a perfect model gives.
-
-    Raises:
-        UserError: the benchmark does not know them.
-    """
-    if bench.response is None:
-        raise UserError(f"{bench.name} has no traces of its own: give --traces a file, a run folder or a hub id")
-    return [
-        _encoded(checkpoint, bench.name, problem.id, TraceText(problem.prompt, bench.response(problem)))
-        for problem in bench.problems
-    ]
-
-
-def _encoded(checkpoint: Checkpoint, source: str, name: str, text: TraceText) -> TokenTrace:
+def encoded(checkpoint: Checkpoint, source: str, name: str, text: TraceText) -> TokenTrace:
+    """A trace in the tokens and the chat format of a checkpoint."""
     tokens = checkpoint.tokenizer.convert_ids_to_tokens(list(checkpoint.markup.delimiters))
     names = dict(zip(DELIMITERS, tokens, strict=True))
     family = checkpoint.model.config.model_type

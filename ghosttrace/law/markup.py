@@ -46,6 +46,11 @@ class Markup:
         return self.block_start, self.block_end, self.summary_start, self.summary_end
 
     @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "Markup":
+        """The markup that a run.json holds."""
+        return cls(**{**stored, "assistant_header": tuple(stored["assistant_header"])})
+
+    @classmethod
     def from_tokenizer(cls, tokenizer: Any, names: Mapping[str, str] | None = None) -> "Markup":
         """Find the delimiters and the assistant's header in a Hugging Face tokenizer.
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ghosttrace.ghost_bits.measure import log2_probabilities
+from ghosttrace.ghost_bits.likelihood import log2_probabilities
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.patching.cases import ALL, Case, Site, all_sites, batches_of, runs_of
 from ghosttrace.patching.patch import READINGS, Patch, Patcher, Score

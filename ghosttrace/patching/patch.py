@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ghosttrace.ablation.arms import Arm, Memento, PlaceboArm, Restart
-from ghosttrace.ghost_bits.measure import LOGIT_BYTES
+from ghosttrace.ghost_bits.likelihood import LOGIT_BYTES
 from ghosttrace.model.attention import attending
 from ghosttrace.model.cache import KVCache
 from ghosttrace.model.checkpoint import Checkpoint

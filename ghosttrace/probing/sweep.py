@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ghosttrace.data.task import Task
 from ghosttrace.errors import UserError
-from ghosttrace.model.checkpoint import Checkpoint, Geometry
+from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.model.geometry import Geometry
 from ghosttrace.probing.carriers import Carrier, Kind, Pool
 from ghosttrace.probing.cells import linear_scores, mlp_scores, online_scores
 from ghosttrace.probing.evidence import Asked, control_task, record, score, shuffled

@@ -1,109 +1,25 @@
-"""The command `ghosttrace bits`: progress, run folder, table, figure."""
+"""Ghost bits as a rich table and a figure."""
 
-from collections.abc import Mapping, Sequence
-from hashlib import sha256
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from rich import box
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
-from ghosttrace.ablation.arms import ARMS
-from ghosttrace.data.tokens import TokenTrace
-from ghosttrace.errors import UserError
-from ghosttrace.ghost_bits.measure import CONTROL, TRACES, failed_controls, first_measured, measure, summarise
-from ghosttrace.model.checkpoint import Checkpoint, fingerprint
-from ghosttrace.report.ablation.figures import COLOURS
-from ghosttrace.report.ablation.run import print_verdict, unlike, warn
-from ghosttrace.runs.folder import json_rows, open_run, versions, write_figure, write_summary
-from ghosttrace.runs.records import Log
+from ghosttrace.report.ablation.figures import colour_of
 
 
-def run(
-    checkpoint: Checkpoint,
-    traces: Sequence[TokenTrace],
-    arms: Sequence[str],
-    batch_tokens: int,
-    ceilings: dict[str, float | None],
-    out: Path | None = None,
-    resume: Path | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> pd.DataFrame:
-    """Measure ghost bits as the command does and leave a run folder behind.
+def bits_table(results: pd.DataFrame, configuration: Mapping[str, Any]) -> Table:
+    """Over all tokens and by kind of token, 80 columns wide; for control arms the total alone.
 
     Args:
-        checkpoint, traces, batch_tokens: see `ghosttrace.ghost_bits.measure.measure`.
-        arms: what to compare with `memento`; the control `placebo` always runs.
-        ceilings: of each source, how far a sealed cache can foresee its answers, where known.
-        out, resume, options: as for `ghosttrace.report.ablation.run.run`.
-
-    Returns:
-        The results (`ghosttrace.ghost_bits.measure.summarise`).
-
-    Raises:
-        UserError: anything that cannot be run as asked; no trace has a finished block.
+        results: of `ghosttrace.ghost_bits.summary.summarise`.
+        configuration: run.json.
     """
-    for name in arms:
-        ARMS[name]().law(checkpoint.policy)  # refuses a policy that erases nothing
-    markup, policy = checkpoint.markup, checkpoint.policy
-    if all(first_measured(trace.ids, markup, policy) == len(trace.ids) for trace in traces):
-        raise UserError(
-            "no trace has a finished block and memento with text behind them: "
-            "give traces with the model's delimiters in them"
-        )
-    console, arms = Console(), tuple(dict.fromkeys((*arms, CONTROL)))
-    order = [(trace.source, trace.name, arm) for trace in traces for arm in arms]
-    now = configuration(checkpoint, traces, arms, batch_tokens, options or {})
-    with open_run(out, resume, now, warn(console)) as folder:
-        log = Log(folder / "samples.jsonl", TRACES, warn(console))
-        with Progress(console=console, transient=True) as bar:
-            task = bar.add_task("traces", total=len(traces))
-            measure(checkpoint, traces, arms, log, batch_tokens, lambda done, _: bar.update(task, completed=done))
-        results = summarise(log.get(key) for key in order)
-        failures = failed_controls(results, ceilings)
-        rows = json_rows(results)
-        write_summary(folder, "bits", not failures, rows, failures=list(failures), unlike=unlike(log, console))
-        write_figure(folder, "bits", bits_figure(results))
-        log.finish(order, folder / "samples.parquet")
-    console.print(bits_table(results))
-    print_verdict(console, failures, folder)
-    return results
-
-
-def configuration(
-    checkpoint: Checkpoint,
-    traces: Sequence[TokenTrace],
-    arms: Sequence[str],
-    batch_tokens: int,
-    options: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Everything that decides a run's numbers, for run.json."""
-    digest = sha256()
-    for trace in traces:
-        digest.update(repr((trace.source, trace.name, trace.prompt, trace.response)).encode())
-    return {
-        "command": "bits",
-        "model": checkpoint.name,
-        "options": dict(options),
-        "sha256": fingerprint(checkpoint),
-        "policy": checkpoint.policy.to_dict(),
-        "arms": list(arms),
-        "traces": {"count": len(traces), "sha256": digest.hexdigest()},
-        "settings": {"batch_tokens": batch_tokens},
-        "versions": versions(),
-        "device": str(checkpoint.model.device),
-        "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
-    }
-
-
-def bits_table(results: pd.DataFrame) -> Table:
-    """Over all tokens and by kind of token, 80 columns wide; of the control the total alone."""
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -117,7 +33,7 @@ def bits_table(results: pd.DataFrame) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     previous = None
     for row in results[results["by"].isin(["all", "kind"])].to_dict("records"):
-        if row["arm"] == CONTROL and row["by"] != "all":
+        if configuration["arms"][row["arm"]]["control"] and row["by"] != "all":
             continue
         if previous != row["source"]:
             table.add_section()
@@ -129,7 +45,7 @@ def bits_table(results: pd.DataFrame) -> Table:
     return table
 
 
-def bits_figure(results: pd.DataFrame) -> Figure:
+def bits_figure(results: pd.DataFrame, configuration: Mapping[str, Any]) -> Figure:
     """Bits a token by distance after the memento and by block, one line a source and arm."""
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
@@ -146,7 +62,7 @@ def bits_figure(results: pd.DataFrame) -> Figure:
                 line["bits"],
                 np.nan_to_num(ends),
                 label=f"{source}, {arm}",
-                color=COLOURS.get(str(arm), "#999999"),
+                color=colour_of(str(arm), configuration),
                 alpha=1 - 0.7 * style / len(sources),
                 marker="osD^v"[style % 5],
                 markersize=3,

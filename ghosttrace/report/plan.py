@@ -1,19 +1,22 @@
 """A plan as rich tables."""
 
+from typing import TYPE_CHECKING
+
 from rich import box
 from rich.table import Table
 
-from ghosttrace.ablation.plan import Plan
+if TYPE_CHECKING:
+    from ghosttrace.ablation.plan import Plan
 
 GIB = 2**30
 
 
-def plan_table(plan: Plan) -> list[Table]:
+def plan_table(plan: "Plan") -> list[Table]:
     """What the ablation can find, and what it takes, in tables 80 columns wide."""
     return [_found(plan), _taken(plan)]
 
 
-def _found(plan: Plan) -> Table:
+def _found(plan: "Plan") -> Table:
     given = plan.assumptions
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -46,7 +49,7 @@ def _found(plan: Plan) -> Table:
     return table
 
 
-def _taken(plan: Plan) -> Table:
+def _taken(plan: "Plan") -> Table:
     delimiters = "erased" if plan.policy.mask_delimiters else "kept"
     table = Table(
         box=box.SIMPLE_HEAD,

@@ -12,7 +12,8 @@ import json
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
@@ -23,7 +24,7 @@ import filelock
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ghosttrace.errors import UserError
+from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.runs.records import settle
 
 PACKAGES = (
@@ -36,19 +37,25 @@ NUMERIC = (
     *(f"{a}.{b}" for a in ("settings", "options") for b in ("batch_size", "batch_tokens")),
 )
 """What may change under --resume: answers agree up to rounding."""
+REFERENCE = "memento"
+"""The arm that all others are compared with: the channel open, as the model was trained to be used."""
+
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
+def default_folder(command: str, model: str) -> Path:
+    """`runs/<command>-<model>-<time>`, where the command line puts a run unless it is given a folder."""
+    name = re.sub(r"[^\w.-]+", "-", model).strip("-.")
+    return Path("runs") / f"{command}-{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+
+
 @contextmanager
-def run_folder(out: Path | None, command: str, model: str) -> Iterator[Path]:
-    """The folder of a new run: `out`, else `runs/<command>-<model>-<time>`. A refused run leaves none.
+def run_folder(out: Path) -> Iterator[Path]:
+    """The folder of a new run. A run that is refused leaves none.
 
     Raises:
         UserError: the folder cannot be made, holds something already, or cannot be written any more.
     """
-    if out is None:
-        name = re.sub(r"[^\w.-]+", "-", model).strip("-.")
-        out = Path("runs") / f"{command}-{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
     _check_new(out)
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
@@ -77,33 +84,50 @@ def _check_new(folder: Path) -> None:
 
 
 @contextmanager
-def open_run(
-    out: Path | None, resume: Path | None, configuration: dict[str, Any], warn: Callable[[str], None]
-) -> Iterator[Path]:
-    """The folder to work in: a new one, or that of a run to go on with.
+def open_folder(out: Path | None, resume: Path | None, configuration: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder of a new run, its run.json written; or that of a run to go on with.
 
     Args:
-        out: where a new run goes; None: a new folder under runs/.
-        resume: the run to go on with, if any.
+        out: the folder of a new run; `default_folder` if None.
+        resume: the folder of a run to go on with, if any.
         configuration: what run.json says, `command` and `model` among it.
-        warn: told what differs from the run to go on with and may.
 
     Raises:
-        UserError: see `run_folder`, `check_same` and `locked`.
+        UserError: see `run_folder` and `resumed_folder`.
     """
-    if resume is None:
-        with run_folder(out, configuration["command"], configuration["model"]) as folder:
-            write_json(folder / "run.json", configuration)
+    if resume is not None and out is not None:
+        raise UserError("--resume goes on in the run's own folder: leave out --out")
+    if resume is not None:
+        with resumed_folder(resume, configuration) as folder:
             yield folder
         return
-    recorded = read_configuration(resume, configuration["command"])
-    with locked(resume):  # first: another process may be about to finish it
-        if is_finished(resume):
-            raise UserError(f"{resume} is finished: nothing is left to do")
-        for difference in check_same(recorded, configuration, resume):
-            warn(difference)
-        (resume / "figures").mkdir(exist_ok=True)
-        yield resume
+    with run_folder(out or default_folder(configuration["command"], configuration["model"])) as folder:
+        write_json(folder / "run.json", configuration)
+        yield folder
+
+
+@contextmanager
+def resumed_folder(folder: Path, configuration: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder of a run to go on with.
+
+    Args:
+        folder: of the run.
+        configuration: what run.json would say now.
+
+    Raises:
+        UserError: see `check_same` and `locked`; or nothing is left to do.
+
+    Warns:
+        RunWarning: something differs from the run as it was begun and may.
+    """
+    recorded = read_configuration(folder, configuration["command"])
+    with locked(folder):  # first: another process may be about to finish it
+        if is_finished(folder):
+            raise UserError(f"{folder} is finished: nothing is left to do")
+        for difference in check_same(recorded, configuration, folder):
+            warnings.warn(difference, RunWarning, stacklevel=3)
+        (folder / "figures").mkdir(exist_ok=True)
+        yield folder
 
 
 @contextmanager
@@ -193,7 +217,7 @@ def check_same(recorded: Mapping[str, Any], now: Mapping[str, Any], folder: Path
         UserError: anything else differs; the first difference is named.
     """
     allowed = []
-    for path, before, after in _differences(recorded, json.loads(json.dumps(now))):
+    for path, before, after in _differences(recorded, as_json(now)):
         said = f"{path} is {after!r} now and {before!r} in the run"
         if path.split(".")[0] == "versions":
             allowed.append(f"{said}: results may differ")
@@ -218,16 +242,17 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
 
 
+def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values as a file gives them back: tuples as lists, keys as strings."""
+    found: dict[str, Any] = json.loads(json.dumps(content, allow_nan=False))
+    return found
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file that a person can read; it appears whole or not at all."""
     partial = path.with_suffix(".part")
     partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     settle(partial, path)
-
-
-def write_summary(folder: Path, command: str, valid: bool, rows: Sequence[dict[str, Any]], **more: Any) -> None:
-    """Write summary.json."""
-    write_json(folder / "summary.json", {"command": command, "valid": valid, **more, "results": list(rows)})
 
 
 def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Samples, kept from the moment they are done: in memory, or in a file that survives a killed run.
+"""Rows of a run, kept from the moment they are done: in memory, or in a log that survives a killed run.
 
 The file, `samples.jsonl`, only ever grows by whole lines, each flushed to the disk before the next is
 begun; a line that a crash cut short is dropped when the file is opened again. Once a run is finished
@@ -7,7 +7,8 @@ its rows go into `samples.parquet`, in the order of the plan whatever order they
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,31 +17,8 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
-SCHEMA = pa.schema(
-    {
-        "bench": pa.string(),
-        "arm": pa.string(),
-        "problem": pa.string(),
-        "repetition": pa.int32(),
-        "correct": pa.bool_(),
-        "extracted": pa.string(),
-        "rule": pa.string(),
-        "answer": pa.string(),
-        "donor_answer": pa.string(),
-        "finish": pa.string(),
-        "blocks": pa.int32(),
-        "response_tokens": pa.int32(),
-        "peak_kv_tokens": pa.int64(),
-        "auc_kv_tokens": pa.int64(),
-        "prompt_sha256": pa.string(),
-        "prompt": pa.string(),
-        "response": pa.string(),
-        "prompt_ids": pa.list_(pa.int32()),
-        "response_ids": pa.list_(pa.int32()),
-    }
-)
-HEAVY = ("prompt", "response", "prompt_ids", "response_ids")
-LIGHT = tuple(name for name in SCHEMA.names if name not in HEAVY)
+from ghosttrace.errors import RunWarning
+
 ROWS_AT_ONCE = 256
 
 Key = tuple[Any, ...]
@@ -57,9 +35,6 @@ class Layout:
 
     schema: pa.Schema
     key: tuple[str, ...]
-
-
-SAMPLES = Layout(SCHEMA, ("bench", "arm", "problem", "repetition"))
 
 
 def settle(partial: Path, path: Path) -> None:
@@ -91,7 +66,7 @@ class Records:
         unlike: samples that came out otherwise when they were taken again.
     """
 
-    def __init__(self, layout: Layout = SAMPLES) -> None:
+    def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.unlike: list[Key] = []
         self._rows: dict[Key, dict[str, Any]] = {}
@@ -136,11 +111,19 @@ class Records:
         if rows:
             yield pa.Table.from_pylist(rows, self.layout.schema)
 
+    def write(self, order: Iterable[Key], path: Path) -> None:
+        """Write the samples in this order as one Parquet file, which appears complete or not at all."""
+        partial = path.with_suffix(".part")
+        with parquet.ParquetWriter(partial, self.layout.schema, compression="zstd") as writer:
+            for table in self.tables(order):
+                writer.write_table(table)
+        settle(partial, path)
+
     def frame(self, order: Iterable[Key], columns: Iterable[str] | None = None) -> pd.DataFrame:
         """The samples in this order; of their columns some, or all."""
         names = self.layout.schema.names if columns is None else list(columns)
         tables = [table.select(names) for table in self.tables(order)]
-        return pa.concat_tables(tables).to_pandas()
+        return pa.concat_tables([self.layout.schema.empty_table().select(names), *tables]).to_pandas()
 
 
 class Log(Records):
@@ -149,10 +132,12 @@ class Log(Records):
     Args:
         path: the file; made if it is not there.
         layout: of the rows.
-        warn: told of records that cannot be read; their samples are taken again.
+
+    Warns:
+        RunWarning: a record cannot be read; its sample is taken again.
     """
 
-    def __init__(self, path: Path, layout: Layout, warn: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, layout: Layout) -> None:
         super().__init__(layout)
         self.path = path
         self._places: dict[Key, int] = {}
@@ -162,7 +147,8 @@ class Log(Records):
         for line in self._file:
             key = self._read(line)
             if key is None:
-                warn(f"{path.name}, byte {end}: dropped a record that cannot be read; its sample is taken again")
+                dropped = f"{path.name}, byte {end}: dropped a record that cannot be read; its sample is taken again"
+                warnings.warn(dropped, RunWarning, stacklevel=2)
             else:
                 self._places[key] = end
                 whole = end + len(line)
@@ -194,11 +180,7 @@ class Log(Records):
 
     def finish(self, order: Iterable[Key], path: Path) -> None:
         """Write the samples as one Parquet file, which appears complete or not at all, and end the log."""
-        partial = path.with_suffix(".part")
-        with parquet.ParquetWriter(partial, self.layout.schema, compression="zstd") as writer:
-            for table in self.tables(order):
-                writer.write_table(table)
-        settle(partial, path)
+        self.write(order, path)
         self.close()
         self.path.unlink()
 

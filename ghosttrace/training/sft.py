@@ -24,7 +24,7 @@ from ghosttrace.errors import UserError
 from ghosttrace.law.masks import FLEX_BLOCK, Kernel
 from ghosttrace.model.attention import attending
 from ghosttrace.model.checkpoint import RECORD, load_config, load_tokenizer, source
-from ghosttrace.runs.folder import json_rows, open_run, versions, write_json, write_summary
+from ghosttrace.runs.folder import json_rows, open_folder, versions, write_json
 from ghosttrace.runs.records import settle
 from ghosttrace.training.collate import Collator
 from ghosttrace.training.examples import stage_policy
@@ -92,7 +92,7 @@ def _folder(state: PartialState, out: Path | None, resume: Path | None, decided:
     if state.num_processes > 1 and out is None and resume is None:
         raise UserError("several processes share one run folder: give --out")
     if state.is_main_process:
-        with open_run(out, resume, decided, print) as folder:
+        with open_folder(out, resume, decided) as folder:
             yield folder
         return
     found = resume or out
@@ -215,7 +215,8 @@ def finish(trainer: MementoTrainer, folder: Path) -> None:
     learned = all(bool(weights.isfinite().all()) for weights in trainer.model.parameters())
     steps = trainer.state.global_step
     last = rows.tail(1).replace([np.inf, -np.inf], np.nan)
-    write_summary(folder, "sft", learned, json_rows(last), steps=steps, sampled=json_rows(sampled))
+    summary = {"command": "sft", "valid": learned, "steps": steps, "sampled": json_rows(sampled)}
+    write_json(folder / "summary.json", summary | {"results": json_rows(last)})
     settle(partial, folder / "samples.parquet")
 
 

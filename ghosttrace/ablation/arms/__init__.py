@@ -1,30 +1,36 @@
-"""The arms of an ablation. Same checkpoint, problems and draws; only the retained cache differs."""
+"""The arms of an ablation, one a file. Same checkpoint, problems and draws; only the retained cache differs."""
 
-from ghosttrace.ablation.arms.arm import Arm, Part
+from ghosttrace.ablation.arms.arm import Arm
 from ghosttrace.ablation.arms.full import Full
 from ghosttrace.ablation.arms.memento import Memento
 from ghosttrace.ablation.arms.noise import Noise
+from ghosttrace.ablation.arms.part import Part
 from ghosttrace.ablation.arms.placebo import PlaceboArm
 from ghosttrace.ablation.arms.rerotated import Rerotated
-from ghosttrace.ablation.arms.seal import Restart, RestartBare, RestartRenumbered, SealDelimiters, SealMementos
+from ghosttrace.ablation.arms.restart import Restart
+from ghosttrace.ablation.arms.restart_bare import RestartBare
+from ghosttrace.ablation.arms.restart_renumbered import RestartRenumbered
+from ghosttrace.ablation.arms.seal_delimiters import SealDelimiters
+from ghosttrace.ablation.arms.seal_mementos import SealMementos
 from ghosttrace.ablation.arms.swap import Swap
 
 ARMS: dict[str, type[Arm]] = {
     arm.name: arm
     for arm in (
-        Full,
         Memento,
+        Full,
+        PlaceboArm,
         Restart,
         RestartBare,
         RestartRenumbered,
         Rerotated,
-        PlaceboArm,
+        Swap,
         SealDelimiters,
         SealMementos,
-        Swap,
         Noise,
     )
 }
+"""The arms that can be asked for by name, in the order in which they run."""
 
 __all__ = [
     "ARMS",

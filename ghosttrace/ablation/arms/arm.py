@@ -1,7 +1,8 @@
-"""What an arm is: a policy, and what happens to the retained cache when a block expires."""
+"""What an arm is: a policy, what happens to the retained cache when a block expires, and how it is presented."""
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
@@ -9,20 +10,42 @@ from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy
 from ghosttrace.model.session import Eraser, Session
 
+Donors = Callable[[tuple[int, ...], int, int], list[int] | None]
+"""(row key, block number, length) to the token ids of a counterfactual block, None for no swap."""
+
 
 @dataclass(frozen=True)
 class Arm:
-    """One condition of an ablation. To add one, write a file here and a row in `ARMS`.
+    """One condition of an ablation: a frozen dataclass with its own `name`, `summary` and `eraser`.
+
+    An arm of your own is passed as an object, `ghosttrace.ablate(model, arms=[MyArm()])`; to add it to the package,
+    put it in a file of its own here and name it in `ghosttrace.ablation.arms.ARMS`.
 
     Attributes:
         name: as in the results.
-        summary: one line for the help text.
+        summary: one line for the help text and the report.
+        headline: what the arm does, as the subject of a sentence: "Closing the channel".
+        colour: of its bars and lines, as a hexadecimal RGB code.
+        priority: the report's headline is about the arm with the highest priority among those that were run.
         sealed: its cache is a function of the retained text alone.
+        control: it must change nothing; where it does, the run is invalid.
+        caches: key-value caches that it holds for each row, the live one included.
+        default: it runs where no arms are asked for by name.
+        options: which of its fields the settings of an ablation fill in: `part`, `size`.
+        needs_counterfactuals: it runs only on a benchmark that writes counterfactual blocks.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    headline: ClassVar[str] = "The arm"
+    colour: ClassVar[str] = "#999999"
+    priority: ClassVar[int] = 0
     sealed: ClassVar[bool] = False
+    control: ClassVar[bool] = False
+    caches: ClassVar[int] = 1
+    default: ClassVar[bool] = False
+    options: ClassVar[tuple[str, ...]] = ()
+    needs_counterfactuals: ClassVar[bool] = False
 
     def law(self, policy: Policy) -> Policy:
         """The policy this arm runs under, given the checkpoint's.
@@ -41,51 +64,23 @@ class Arm:
             UserError: it cannot.
         """
 
+    def with_donors(self, donors: Donors) -> "Arm":
+        """The arm with a benchmark's counterfactual blocks; only arms that need them differ."""
+        return self
+
+    def without_noise(self) -> "Arm":
+        """The arm without what it draws at random, as an attacker who does not know the draws would imitate it."""
+        return self
+
     def eraser(self, session: Session) -> Eraser:
         """What acts when blocks expire in a batch."""
         return Eraser(session)
 
+    def describe(self, policy: Policy) -> dict[str, Any]:
+        """The arm as run.json records it, for reports that know nothing of arms: JSON values.
 
-@dataclass(frozen=True)
-class Part:
-    """A part of the cache: which layers, key-value heads, of keys or values, of which carrier.
-
-    None means all of them.
-
-    Attributes:
-        last: of each memento only the last so many tokens, `<|summary_end|>` included; the carrier is
-            then `mementos`.
-    """
-
-    layers: tuple[int, ...] | None = None
-    heads: tuple[int, ...] | None = None
-    kv: tuple[Literal["k", "v"], ...] = ("k", "v")
-    carrier: Literal["delimiters", "mementos"] | None = None
-    last: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.last is not None and (self.last < 1 or self.carrier != "mementos"):
-            raise UserError("the last tokens of a carrier are those of mementos, and at least 1")
-
-    @property
-    def whole(self) -> bool:
-        """Nothing is left out."""
-        return self == Part()
-
-    def check(self, n_layers: int, n_heads: int) -> None:
-        """Refuse what a model does not have.
-
-        Raises:
-            UserError: a layer or head is out of range.
+        Args:
+            policy: the checkpoint's.
         """
-        for what, chosen, count in (("layer", self.layers, n_layers), ("head", self.heads, n_heads)):
-            for number in chosen or ():
-                if not 0 <= number < count:
-                    kind = "key-value heads" if what == "head" else "layers"
-                    raise UserError(
-                        f"{what} {number} is out of range: the model has {count} {kind}, from 0 to {count - 1}"
-                    )
-
-    def of_carrier(self, carrier: Literal["delimiters", "mementos"]) -> "Part":
-        """The same part of one carrier alone."""
-        return replace(self, carrier=carrier)
+        shown = ("name", "summary", "headline", "colour", "priority", "sealed", "control")
+        return {name: getattr(self, name) for name in shown} | {"policy": self.law(policy).to_dict()}

@@ -12,6 +12,10 @@ class Full(Arm):
 
     name = "full"
     summary = "nothing is erased"
+    headline = "Erasing nothing"
+    colour = "#7a7a7a"
+    priority = 1
+    default = True
 
     def law(self, policy: Policy) -> Policy:
         return replace(policy, keep_last_n_blocks=-1)

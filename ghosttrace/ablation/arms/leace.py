@@ -1,4 +1,4 @@
-"""`leace` and its placebo `random-direction`: directions removed from the mementos' keys and values.
+"""`leace`: directions removed from the mementos' keys and values.
 
 Which directions is up to whoever makes the arm: for `leace` those in which a linear probe can tell a
 concept (Belrose et al. 2023, "LEACE: Perfect linear concept erasure in closed form", arXiv 2306.03819).
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ghosttrace.ablation.arms.arm import Arm
-from ghosttrace.ablation.arms.seal import reread
+from ghosttrace.ablation.arms.sealer import reread
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy
 from ghosttrace.model.session import Eraser, Hit, Session
@@ -107,11 +107,3 @@ class Leace(Arm):
 
     def eraser(self, session: Session) -> Eraser:
         return Remover(session, self.removals, self.numbers)
-
-
-@dataclass(frozen=True, eq=False)
-class RandomDirection(Leace):
-    """As many random directions removed: what removing costs, whatever is removed."""
-
-    name = "random-direction"
-    summary = "placebo of leace: as many random directions removed from the mementos' keys and values"

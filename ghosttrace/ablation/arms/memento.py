@@ -12,6 +12,8 @@ class Memento(Arm):
 
     name = "memento"
     summary = "normal memento attention: the reference of every effect"
+    colour = "#1b6e53"
+    default = True
 
     def law(self, policy: Policy) -> Policy:
         return policy

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ghosttrace.ablation.arms.arm import Arm
+from ghosttrace.ablation.arms.memento import Memento
 from ghosttrace.law.markup import Block
 from ghosttrace.model.sampling import noise
 from ghosttrace.model.session import Eraser, Hit, Session
@@ -45,7 +46,14 @@ class Noise(Arm):
 
     name = "noise"
     summary = "Gaussian noise on the carriers' keys and values"
+    headline = "Adding noise to what is retained"
+    colour = "#555555"
+    priority = 2
+    options = ("size",)
     size: float = 0.5
+
+    def without_noise(self) -> Arm:
+        return Memento()
 
     def eraser(self, session: Session) -> Eraser:
         return Perturber(session, self.size)

@@ -48,6 +48,9 @@ class PlaceboArm(Arm):
 
     name = "placebo"
     summary = "mementos recomputed with their block visible, by restart's schedule: numerics alone"
+    colour = "#57a773"
+    control = True
+    default = True
 
     def eraser(self, session: Session) -> Eraser:
         return Placebo(session)

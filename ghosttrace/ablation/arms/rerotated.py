@@ -6,7 +6,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from ghosttrace.ablation.arms.arm import Arm
-from ghosttrace.model.cache import check_rotary, rerotate
+from ghosttrace.model.rotary import check_rotary, rerotate
 from ghosttrace.model.session import Eraser, Hit, Session
 
 
@@ -28,6 +28,10 @@ class Rerotated(Arm):
 
     name = "rerotated"
     summary = "normal keys and values at closed-up positions: what moving alone does"
+    headline = "Closing up positions"
+    colour = "#d8a24a"
+    priority = 3
+    default = True
 
     def check(self, model: PreTrainedModel) -> None:
         check_rotary(model)

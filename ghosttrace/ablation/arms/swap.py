@@ -4,17 +4,13 @@ If the answer follows the donor, the text cannot be the reason: it is the same. 
 `restart`, this needs no cache that the model never met.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ghosttrace.ablation.arms.arm import Arm
+from ghosttrace.ablation.arms.arm import Arm, Donors
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy
 from ghosttrace.law.markup import Block
 from ghosttrace.model.session import Eraser, Hit, Session
-
-Donors = Callable[[tuple[int, ...], int, int], list[int] | None]
-"""(row key, block number, length) to the token ids of a counterfactual block, None for no swap."""
 
 
 class Swapper(Eraser):
@@ -64,6 +60,11 @@ class Swap(Arm):
 
     name = "swap"
     summary = "a memento's keys and values computed from a counterfactual block, its text the same"
+    headline = "Swapping what one memento was computed from"
+    colour = "#2b6cb0"
+    priority = 6
+    default = True
+    needs_counterfactuals = True
     donors: Donors = no_donors
 
     def law(self, policy: Policy) -> Policy:
@@ -73,6 +74,9 @@ class Swap(Arm):
                 "what comes later must not have read the block"
             )
         return policy
+
+    def with_donors(self, donors: Donors) -> Arm:
+        return replace(self, donors=donors)
 
     def eraser(self, session: Session) -> Eraser:
         return Swapper(session, self.donors)

@@ -25,7 +25,8 @@ from ghosttrace.auditing.defences.defence import Defence
 from ghosttrace.data.task import Sample, Task
 from ghosttrace.law.layout import open_layout
 from ghosttrace.law.markup import Block, find_blocks
-from ghosttrace.model.checkpoint import Checkpoint, Geometry
+from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.model.geometry import Geometry
 from ghosttrace.model.states import States, read_states
 from ghosttrace.probing.split import Split
 

@@ -11,7 +11,8 @@ from typing import Self
 from ghosttrace.ablation.arms import Arm, Part, SealMementos
 from ghosttrace.auditing.defences.defence import Defence
 from ghosttrace.errors import UserError
-from ghosttrace.model.checkpoint import Checkpoint, Geometry
+from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.model.geometry import Geometry
 
 
 @dataclass(frozen=True)

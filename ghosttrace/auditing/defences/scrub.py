@@ -5,7 +5,8 @@ from typing import Self
 
 from ghosttrace.ablation.arms import Arm, Part, Restart
 from ghosttrace.auditing.defences.defence import Defence
-from ghosttrace.model.checkpoint import Checkpoint, Geometry
+from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.model.geometry import Geometry
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,29 @@
 """Figures of an ablation, as matplotlib `Figure`s."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-COLOURS = {
-    "memento": "#1b6e53",
-    "full": "#7a7a7a",
-    "placebo": "#57a773",
-    "restart": "#b3392f",
-    "restart-bare": "#8c2d04",
-    "restart-renumbered": "#d77a61",
-    "rerotated": "#d8a24a",
-    "seal-delimiters": "#8c6bb1",
-    "seal-mementos": "#6a51a3",
-    "swap": "#2b6cb0",
-    "noise": "#555555",
-}
+from ghosttrace.law.expiry import Policy, alive, expiry
+from ghosttrace.law.markup import Markup
+
+OTHER = "#999999"
 
 
-def accuracy_figure(results: pd.DataFrame, ceilings: Mapping[str, float | None]) -> Figure:
-    """Accuracy by arm with 95 % intervals, one panel a benchmark.
+def colour_of(arm: str, configuration: Mapping[str, Any]) -> str:
+    """The colour of an arm, as its run.json records it."""
+    return str(configuration["arms"].get(arm, {}).get("colour", OTHER))
+
+
+def accuracy_figure(results: pd.DataFrame, configuration: Mapping[str, Any]) -> Figure:
+    """Accuracy by arm with 95 % intervals, one panel per benchmark; a known ceiling of a sealed cache is dashed.
 
     Args:
-        results: rows of `ghosttrace.ablation.outcome.summarise`.
-        ceilings: for each benchmark the most a sealed cache allows, drawn dashed where known.
+        results: one row per benchmark and arm.
+        configuration: run.json.
     """
     benches = list(dict.fromkeys(results["bench"]))
     arms = list(dict.fromkeys(results["arm"]))[::-1]
@@ -36,9 +33,9 @@ def accuracy_figure(results: pd.DataFrame, ceilings: Mapping[str, float | None])
         for row in results[results["bench"] == bench].to_dict("records"):
             y, value = arms.index(row["arm"]), row["accuracy"]
             spread = [[max(0.0, value - row["accuracy_low"])], [max(0.0, row["accuracy_high"] - value)]]
-            axis.barh(y, value, color=COLOURS.get(row["arm"], "#999999"), height=0.62)
+            axis.barh(y, value, color=colour_of(row["arm"], configuration), height=0.62)
             axis.errorbar(value, y, xerr=spread, color="black", capsize=2.5, linewidth=1)
-        ceiling = ceilings.get(bench)
+        ceiling = configuration["benches"].get(bench, {}).get("ceiling")
         if ceiling is not None:
             axis.axvline(ceiling, color="black", linestyle="--", linewidth=0.9)
             axis.set_xlabel(f"accuracy (dashed: a sealed cache's best, {ceiling:g})", fontsize=8)
@@ -49,11 +46,30 @@ def accuracy_figure(results: pd.DataFrame, ceilings: Mapping[str, float | None])
     return figure
 
 
-def sawtooth_figure(curves: Mapping[str, np.ndarray], title: str) -> Figure:
-    """KV tokens held against step, one line an arm; arms with the same curve share a line.
+def kv_curves(samples: pd.DataFrame, configuration: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """KV tokens held at each step, by arm, from the law alone.
+
+    Args:
+        samples: one row per arm, with `arm`, `prompt_ids` and `response_ids`.
+        configuration: run.json.
+
+    Returns:
+        For each arm int64[steps], prompt included.
+    """
+    markup = Markup.from_dict(configuration["markup"])
+    laws = {name: Policy(**arm["policy"]) for name, arm in configuration["arms"].items()}
+    return {
+        row["arm"]: alive(expiry([*row["prompt_ids"], *row["response_ids"]], markup, laws[row["arm"]]))
+        for row in samples.to_dict("records")
+    }
+
+
+def sawtooth_figure(curves: Mapping[str, np.ndarray], configuration: Mapping[str, Any], title: str) -> Figure:
+    """KV tokens held at each step, one line per arm; arms with the same curve share a line.
 
     Args:
         curves: for each arm int64[steps].
+        configuration: run.json.
         title: which problem.
     """
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
@@ -62,7 +78,7 @@ def sawtooth_figure(curves: Mapping[str, np.ndarray], title: str) -> Figure:
     for arm, curve in curves.items():
         shared.setdefault(tuple(curve.tolist()), []).append(arm)
     for order, (steps, arms) in enumerate(shared.items()):  # memento, the first, on top
-        colour = COLOURS.get(arms[0], "#999999")
+        colour = colour_of(arms[0], configuration)
         axis.step(range(len(steps)), steps, where="post", color=colour, label=", ".join(arms), zorder=9 - order)
     axis.set(xlabel="step", ylabel="KV tokens held", title=title, ylim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)

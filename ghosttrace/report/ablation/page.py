@@ -1,4 +1,4 @@
-"""`ghosttrace report`: one HTML page of a finished ablation, complete in itself.
+"""The report of an ablation: one HTML page, complete in itself.
 
 The page needs no network, no model and no other file: data travel as JSON in it, style and script are
 inlined from `templates/`, and its content security policy lets no other script run, whatever a model
@@ -14,67 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup as Safe
 
-from ghosttrace.ablation.arms import ARMS
-from ghosttrace.ablation.outcome import REFERENCE
-from ghosttrace.errors import UserError
-from ghosttrace.report.ablation.figures import COLOURS
 from ghosttrace.report.ablation.reader import answer_table, peak_ratios, quantiles, read_light, read_traces, to_json
-from ghosttrace.runs.folder import is_finished, read_configuration, read_json
+from ghosttrace.runs.folder import REFERENCE
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 SCRIPTS = ("draw.js", "charts.js", "answers.js", "reader.js", "page.js")
 UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1.0))
-
-DOING = {
-    "restart": "Closing the channel",
-    "restart-bare": "Closing the channel and dropping the delimiters",
-    "restart-renumbered": "Closing the channel and its gaps",
-    "swap": "Swapping what one memento was computed from",
-    "seal-mementos": "Sealing the mementos",
-    "seal-delimiters": "Sealing the delimiters",
-    "rerotated": "Closing up positions",
-    "noise": "Adding noise to what is retained",
-    "full": "Erasing nothing",
-}
-"""What an arm does, as the subject of a sentence; the first of them that was run is the main one."""
-
-NULL = (REFERENCE, "placebo")
-"""Arms that leave the channel alone."""
-
-
-def write_report(folder: Path) -> Path:
-    """Write report.html into the folder of a finished ablation.
-
-    Args:
-        folder: as `ghosttrace ablate` left it, with run.json, summary.json and samples.parquet.
-
-    Returns:
-        The page.
-
-    Raises:
-        UserError: the folder is not such a run, is unfinished, or cannot be written.
-    """
-    config = read_configuration(folder, "ablate")
-    if not is_finished(folder):
-        raise UserError(f"{folder} is unfinished: go on with it with ghosttrace ablate --resume {folder}")
-    summary = read_json(folder / "summary.json", "results", "failures")
-    unknown = {row["arm"] for row in summary["results"]} - set(ARMS)
-    if unknown:
-        raise UserError(f"this version knows no arm {min(unknown)}: report the run with the version that made it")
-    page, samples = folder / "report.html", folder / "samples.parquet"
-    try:
-        text = render(config, summary, samples)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{samples} is damaged: put back a copy of it, or make the run anew") from error
-    try:
-        page.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{page} cannot be written ({error.strerror}): make room or rights") from error
-    return page
 
 
 def render(config: Mapping[str, Any], summary: Mapping[str, Any], samples: Path) -> str:
@@ -88,7 +36,7 @@ def render(config: Mapping[str, Any], summary: Mapping[str, Any], samples: Path)
     results = summary["results"]
     light = read_light(samples)
     traces = read_traces(samples, light, config)
-    main = main_arm(results)
+    main = summary["headline_arm"]
     script = "\n".join((TEMPLATES / name).read_text("utf-8") for name in SCRIPTS)
     shown = sum(len(group["arms"]) for group in traces)
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
@@ -99,7 +47,7 @@ def render(config: Mapping[str, Any], summary: Mapping[str, Any], samples: Path)
         size=size(results),
         results=results,
         benches=benches(results),
-        arms={row["arm"]: ARMS[row["arm"]].summary for row in results},
+        arms={name: arm["summary"] for name, arm in config["arms"].items()},
         swaps=[row for row in results if row.get("follows_donor") is not None],
         at_k=summary.get("at_k", []),
         failures=summary["failures"],
@@ -110,7 +58,7 @@ def render(config: Mapping[str, Any], summary: Mapping[str, Any], samples: Path)
         area_unit=unit(row["auc_kv_bytes"] / 1000 for row in results),
         left_out={"shown": shown, "all": len(light)},
         command=command(config),
-        colours=COLOURS,
+        colours=colours(config),
         data=Safe(to_json(payload(config, summary, light, traces, main))),
         style=Safe((TEMPLATES / "report.css").read_text("utf-8")),
         script=Safe(script),
@@ -136,7 +84,7 @@ def payload(
     return {
         "reference": REFERENCE,
         "main": main,
-        "colours": COLOURS,
+        "colours": colours(config),
         "arms": list(dict.fromkeys(row["arm"] for row in results)),
         "benches": benches(results),
         "start": moved["bench"],
@@ -177,10 +125,9 @@ def size(results: Sequence[Mapping[str, Any]]) -> str:
     return f"{n} problems{f' of each of {len(found)} benchmarks' if len(found) > 1 else ''}, answered {times}"
 
 
-def main_arm(results: Sequence[Mapping[str, Any]]) -> str | None:
-    """The arm that the headline is about; None if none acts on the channel."""
-    acting = dict.fromkeys(row["arm"] for row in results if row["arm"] not in NULL)
-    return next((name for name in [*DOING, *acting] if name in acting), None)
+def colours(config: Mapping[str, Any]) -> dict[str, str]:
+    """The colour of each arm."""
+    return {name: arm["colour"] for name, arm in config["arms"].items()}
 
 
 def doing(arm: str, config: Mapping[str, Any]) -> str:
@@ -188,7 +135,7 @@ def doing(arm: str, config: Mapping[str, Any]) -> str:
     part = config["settings"]["part"]
     chosen = [f"{what} {', '.join(map(str, part[what]))}" for what in ("layers", "heads") if part[what] is not None]
     chosen += [{"k": "keys alone", "v": "values alone"}[part["kv"][0]]] if len(part["kv"]) == 1 else []
-    return f"{DOING.get(arm, 'The arm')} ({'; '.join([arm, *chosen])})"
+    return f"{config['arms'][arm]['headline']} ({'; '.join([arm, *chosen])})"
 
 
 def command(config: Mapping[str, Any]) -> str | None:

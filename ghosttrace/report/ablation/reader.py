@@ -16,10 +16,9 @@ import numpy as np
 import pandas as pd
 from pyarrow import compute, parquet
 
-from ghosttrace.ablation.arms import ARMS
-from ghosttrace.ablation.outcome import REFERENCE
 from ghosttrace.law.expiry import NEVER, Policy, alive, expiry
 from ghosttrace.law.markup import DELIMITERS, Block, Markup, find_blocks
+from ghosttrace.runs.folder import REFERENCE
 
 LIGHT = (
     *("bench", "arm", "problem", "repetition", "correct", "extracted", "rule", "answer", "donor_answer"),
@@ -207,21 +206,23 @@ class Reader:
     """How to read the traces of a run.
 
     Attributes:
-        markup, policy: the checkpoint's.
+        markup: the checkpoint's.
+        laws: the policy of each arm.
         spelling: the delimiters as text, by their ids.
     """
 
     markup: Markup
-    policy: Policy
+    laws: dict[str, Policy]
     spelling: dict[int, str]
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Reader":
         """As run.json says; the delimiters are spelled as Memento spells them unless it says otherwise."""
-        markup = Markup(**{**config["markup"], "assistant_header": tuple(config["markup"]["assistant_header"])})
+        markup = Markup.from_dict(config["markup"])
         names = {name: f"<|{name}|>" for name in DELIMITERS} | config.get("delimiters", {})
         spelling = {token: names[name] for name, token in zip(DELIMITERS, markup.delimiters, strict=True)}
-        return cls(markup, Policy(**config["policy"]), spelling)
+        laws = {name: Policy(**arm["policy"]) for name, arm in config["arms"].items()}
+        return cls(markup, laws, spelling)
 
     def trace(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """One response for the page.
@@ -229,7 +230,7 @@ class Reader:
         `curve` holds the corners of the KV sawtooth as [step, tokens held], `compression` is tokens of
         finished blocks over tokens of their mementos, None where there are none.
         """
-        law = ARMS[row["arm"]]().law(self.policy)
+        law = self.laws[row["arm"]]
         ids = np.array([*row["prompt_ids"], *row["response_ids"]], dtype=np.int64)
         times, blocks = expiry(ids, self.markup, law), find_blocks(ids, self.markup, law.require_assistant_section)
         written = sum(block.end - block.start - 1 for block in blocks)

@@ -6,7 +6,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ghosttrace.errors import UserError
-from ghosttrace.model.checkpoint import Geometry, load_config, load_tokenizer, read_law, source
+from ghosttrace.model.checkpoint import load_config, load_tokenizer, read_law, source
+from ghosttrace.model.geometry import Geometry
 from ghosttrace.serving.paging import REREADING, Arm
 from ghosttrace.serving.settings import KEY, Settings
 

@@ -1,4 +1,4 @@
-"""The sealing arms: retained keys and values recomputed with every erased block absent.
+"""What the sealing arms share: retained keys and values recomputed with every erased block absent.
 
 When blocks expire, everything retained that had seen them is read once more over what is retained
 alone. The result is a function of the retained text (and, with absolute positions, of the gaps: how
@@ -11,14 +11,11 @@ These arms retain what the policy retains, so that only keys and values differ f
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
-from ghosttrace.ablation.arms.arm import Arm, Part
-from ghosttrace.errors import UserError
-from ghosttrace.law.expiry import Policy
+from ghosttrace.ablation.arms.part import Part
 from ghosttrace.model.cache import KVCache
 from ghosttrace.model.session import Eraser, Hit, Row, Session
 
@@ -104,70 +101,3 @@ def _carries(row: Row, index: np.ndarray, part: Part) -> np.ndarray:
     first = blocks[:, 2] if part.last is None else np.maximum(blocks[:, 2], blocks[:, 3] + 1 - part.last)
     inside = (index[:, None] >= first) & (index[:, None] <= blocks[:, 3])
     return np.asarray(inside.any(axis=1))
-
-
-@dataclass(frozen=True)
-class Restart(Arm):
-    """Everything retained recomputed with every erased block absent, absolute positions kept."""
-
-    name = "restart"
-    sealed = True
-    summary = "retained tokens recomputed with every block absent, positions kept: the channel closed"
-    part: Part = field(default_factory=Part)
-
-    def eraser(self, session: Session) -> Eraser:
-        return Sealer(session, self.part)
-
-
-@dataclass(frozen=True)
-class RestartBare(Restart):
-    """Restart without the block delimiters that the policy keeps: what the published overlay's restart does."""
-
-    name = "restart-bare"
-    summary = "restart without the delimiters that the policy keeps, as in the published overlay"
-
-    def law(self, policy: Policy) -> Policy:
-        if policy.mask_delimiters:
-            raise UserError("restart-bare drops delimiters that stay: this policy keeps none, so take restart")
-        return replace(super().law(policy), mask_delimiters=True)
-
-
-@dataclass(frozen=True)
-class RestartRenumbered(Arm):
-    """The same as one fresh prefill, with positions closed up."""
-
-    name = "restart-renumbered"
-    sealed = True
-    summary = "the same with positions closed up, as one fresh prefill of the retained text"
-
-    def eraser(self, session: Session) -> Eraser:
-        return Sealer(session, Part(), renumber=True)
-
-
-@dataclass(frozen=True)
-class SealDelimiters(Restart):
-    """Only the retained block delimiters recomputed."""
-
-    name = "seal-delimiters"
-    sealed = False
-    summary = "only the retained block delimiters recomputed"
-
-    def law(self, policy: Policy) -> Policy:
-        if policy.mask_delimiters:
-            raise UserError("seal-delimiters needs delimiters that stay: this policy erases them (--keep-delimiters)")
-        return super().law(policy)
-
-    def eraser(self, session: Session) -> Eraser:
-        return Sealer(session, self.part.of_carrier("delimiters"))
-
-
-@dataclass(frozen=True)
-class SealMementos(Restart):
-    """Only the mementos recomputed."""
-
-    name = "seal-mementos"
-    sealed = False
-    summary = "only the mementos recomputed"
-
-    def eraser(self, session: Session) -> Eraser:
-        return Sealer(session, self.part.of_carrier("mementos"))

@@ -1,0 +1,23 @@
+"""`seal-mementos`: only the mementos are recomputed."""
+
+from dataclasses import dataclass
+
+from ghosttrace.ablation.arms.restart import Restart
+from ghosttrace.ablation.arms.sealer import Sealer
+from ghosttrace.model.session import Eraser, Session
+
+
+@dataclass(frozen=True)
+class SealMementos(Restart):
+    """Only the mementos recomputed."""
+
+    name = "seal-mementos"
+    summary = "only the mementos recomputed"
+    headline = "Sealing the mementos"
+    colour = "#6a51a3"
+    priority = 5
+    sealed = False
+    default = False
+
+    def eraser(self, session: Session) -> Eraser:
+        return Sealer(session, self.part.of_carrier("mementos"))

@@ -1,0 +1,52 @@
+"""The result of an ablation: samples, effects, figures and the HTML page."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ghosttrace.report.ablation.figures import accuracy_figure, kv_curves, sawtooth_figure
+from ghosttrace.report.ablation.page import render
+from ghosttrace.runs.result import RunResult
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AblationResult(RunResult):
+    """What an ablation found.
+
+    `results` has one row per benchmark and arm (see `ghosttrace.ablation.outcome.summarise`), `samples` one row
+    per sample (see `ghosttrace.ablation.samples.SCHEMA`).
+    """
+
+    command = "ablate"
+
+    @cached_property
+    def at_k(self) -> pd.DataFrame:
+        """pass@k and maj@k, one row per benchmark, arm and k (see `ghosttrace.ablation.outcome.at_k`)."""
+        return pd.DataFrame(self.summary["at_k"])
+
+    def per_problem(self) -> pd.DataFrame:
+        """Correct answers of each problem, one column an arm."""
+        found = self.source.frame(["bench", "problem", "arm", "correct"])
+        table = found.pivot_table(
+            index=["bench", "problem"], columns="arm", values="correct", aggfunc="sum", sort=False
+        )
+        return table.astype(int)
+
+    def figures(self) -> Mapping[str, Callable[[], Figure]]:
+        """`accuracy`: accuracy by arm; `sawtooth`: KV tokens held at each step of one response."""
+        return {"accuracy": partial(accuracy_figure, self.results, self.configuration), "sawtooth": self._sawtooth}
+
+    def _sawtooth(self) -> Figure:
+        last = self.results.iloc[-1]["bench"]
+        keys = self.source.frame(["bench", "problem", "repetition"], bench=last).iloc[0]
+        rows = self.source.frame(["arm", "prompt_ids", "response_ids"], **keys.to_dict())
+        title = f"{self.configuration['model']}, {keys['problem']}"
+        return sawtooth_figure(kv_curves(rows, self.configuration), self.configuration, title)
+
+    def page(self) -> str:
+        """Effects, answers, KV, and a reader of the traces, as one HTML page."""
+        with self.source.stored() as samples:
+            return render(self.configuration, self.summary, samples)

@@ -1,0 +1,33 @@
+"""The columns of an ablation's samples, one row per bench, arm, problem and repetition."""
+
+import pyarrow as pa
+
+from ghosttrace.runs.records import Layout
+
+SCHEMA = pa.schema(
+    {
+        "bench": pa.string(),
+        "arm": pa.string(),
+        "problem": pa.string(),
+        "repetition": pa.int32(),
+        "correct": pa.bool_(),
+        "extracted": pa.string(),
+        "rule": pa.string(),
+        "answer": pa.string(),
+        "donor_answer": pa.string(),
+        "finish": pa.string(),
+        "blocks": pa.int32(),
+        "response_tokens": pa.int32(),
+        "peak_kv_tokens": pa.int64(),
+        "auc_kv_tokens": pa.int64(),
+        "prompt_sha256": pa.string(),
+        "prompt": pa.string(),
+        "response": pa.string(),
+        "prompt_ids": pa.list_(pa.int32()),
+        "response_ids": pa.list_(pa.int32()),
+    }
+)
+HEAVY = ("prompt", "response", "prompt_ids", "response_ids")
+LIGHT = tuple(name for name in SCHEMA.names if name not in HEAVY)
+
+SAMPLES = Layout(SCHEMA, ("bench", "arm", "problem", "repetition"))

@@ -1,0 +1,125 @@
+"""The command `ghosttrace ablate`: its options, and the run that they name."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ghosttrace.ablation.arms import ARMS, Part
+from ghosttrace.ablation.backend import Backend, HuggingFaceBackend
+from ghosttrace.ablation.run import run_ablation
+from ghosttrace.ablation.settings import Settings
+from ghosttrace.bench import BENCHES, load_bench
+from ghosttrace.cli.options import (
+    Delimiters,
+    Device,
+    Dtype,
+    KeepLast,
+    Mapping,
+    ModelName,
+    Out,
+    Resume,
+    gather_options,
+    load_as_told,
+    numbers,
+)
+from ghosttrace.cli.output import print_verdict, reporting
+from ghosttrace.errors import UserError
+from ghosttrace.report.ablation.table import ablation_table, swap_table
+from ghosttrace.runs.folder import default_folder
+
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "max_block_tokens")
+
+
+def ablate(
+    ctx: typer.Context,
+    model: ModelName = "toy-mixed",
+    bench: Annotated[str, typer.Option(help=f"{', '.join(BENCHES)}, or a .jsonl file.")] = "ledger",
+    bench_file: Annotated[
+        Path | None, typer.Option(help="JSONL with id, problem and answer: the bench's problems without the hub.")
+    ] = None,
+    arms: Annotated[
+        str | None, typer.Option(help=f"Comma-separated, of {', '.join(ARMS)}; memento always runs.")
+    ] = None,
+    repetitions: Annotated[int | None, typer.Option(help="Samples of each problem; the bench says.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Problems of each benchmark.")] = None,
+    seed: Annotated[int, typer.Option(help="Of problems and draws.")] = 0,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 keeps every token.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Relative to the likeliest token.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longer responses are truncated.")] = None,
+    max_block_tokens: Annotated[int | None, typer.Option(help="Force a block to end at this length.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows decoded together; 128, or what a GPU holds.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    mask_delimiters: Delimiters = None,
+    keep_last_n_blocks: KeepLast = None,
+    map_delimiters: Mapping = None,
+    layers: Annotated[str | None, typer.Option(help="Sealing arms seal these layers alone, e.g. 1,2.")] = None,
+    heads: Annotated[str | None, typer.Option(help="… these key-value heads alone.")] = None,
+    kv: Annotated[str, typer.Option(help="… keys (k), values (v) or both (k,v).")] = "k,v",
+    noise: Annotated[float, typer.Option(help="Relative size of the arm noise.")] = 0.5,
+    backend: Annotated[str, typer.Option(help="hf, or vllm for the arms that it can run.")] = "hf",
+    engine_args: Annotated[
+        str | None, typer.Option(help='Arguments of vLLM\'s LLM as JSON, e.g. {"max_model_len": 40960}.')
+    ] = None,
+    out: Out = None,
+    resume: Resume = None,
+) -> None:
+    """Open, close or alter the ghost channel of one checkpoint, and measure what that does."""
+    options = gather_options(ctx, "ablate", out, resume)
+    if options is not None:
+        start_ablation(options, out, resume)
+
+
+def start_ablation(options: dict[str, Any], out: Path | None, resume: Path | None) -> None:
+    """Run `ablate` with these options of its command line."""
+    kinds = tuple(options["kv"].split(","))
+    if not set(kinds) <= {"k", "v"}:
+        raise UserError(f"--kv is k, v or k,v, not {options['kv']!r}")
+    whole = sorted(kinds) == ["k", "v"]
+    layers, heads = (numbers(options[name], f"--{name}") for name in ("layers", "heads"))
+    settings = Settings(
+        arms=None if options["arms"] is None else tuple(options["arms"].split(",")),
+        **{name: options[name] for name in ("repetitions", "limit", "seed", "batch_size", "noise")},
+        sampling={name: options[name] for name in SAMPLING},
+        part=Part(layers, heads, ("k", "v") if whole else kinds),
+    )
+    backend = _backend(options["backend"], options["engine_args"])
+    file = None if options["bench_file"] is None else Path(options["bench_file"])
+    benches = load_bench(options["bench"], settings.limit, settings.seed, file)
+    checkpoint, console = load_as_told(options), Console()
+    folder = None if resume else out or default_folder("ablate", checkpoint.name)
+    with reporting(console, "ablate", resume or folder or Path()) as progress:
+        result = run_ablation(
+            checkpoint, benches, settings, backend, out=folder, resume=resume, progress=progress, options=options
+        )
+    console.print(ablation_table(result.results))
+    swapped = swap_table(result.results)
+    if swapped:
+        console.print(swapped)
+    print_verdict(console, result)
+
+
+def _backend(name: str, arguments: str | None) -> Backend:
+    """The backend of this name, with vLLM's arguments as JSON.
+
+    Raises:
+        UserError: no such backend, or arguments that are not a JSON object.
+    """
+    if name not in ("hf", "vllm") or (arguments and name != "vllm"):
+        raise UserError("--backend is hf or vllm, and --engine-args are vLLM's")
+    if name == "hf":
+        return HuggingFaceBackend()
+    from ghosttrace.serving.vllm.backend import VllmBackend
+
+    try:
+        found = json.loads(arguments or "{}")
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f'--engine-args is a JSON object, such as {{"max_model_len": 40960}}, not {arguments!r}')
+    return VllmBackend(found)

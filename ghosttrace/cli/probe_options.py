@@ -1,0 +1,65 @@
+"""The options that `probe` and `audit` share: which secrets, where probes look, and how the options are read."""
+
+import re
+from typing import Annotated, Any, get_args
+
+import typer
+
+from ghosttrace.bench import GENERATED
+from ghosttrace.cli.options import numbers
+from ghosttrace.errors import UserError
+from ghosttrace.probing.carriers import Kind, Pool
+from ghosttrace.probing.sweep import Kv, Settings
+
+CARRIERS = tuple(kind for kind in get_args(Kind) if kind != "secret")
+
+SecretBench = Annotated[
+    str, typer.Option(help=f"Without --traces: a bench with secrets of its own: {', '.join(GENERATED)}.")
+]
+SecretName = Annotated[
+    str,
+    typer.Option(
+        help="What is planted in the traces: digits:N, key:N, name, email, word, word:FILE; or what their blocks "
+        "hold anyway: last-number, operation, regex:PATTERN."
+    ),
+]
+SecretBlock = Annotated[int, typer.Option(help="Which block holds the secret, counted from 0.")]
+Targets = Annotated[str | None, typer.Option(help="Parts of the secrets to look for, e.g. note-*; all by default.")]
+Samples = Annotated[int, typer.Option(help="Of a bench, or planted in each trace.")]
+Hops = Annotated[str, typer.Option(help="Blocks after the secret's own.")]
+Layers = Annotated[str | None, typer.Option(help="All of them by default, e.g. 3,35.")]
+PoolName = Annotated[str, typer.Option("--pool", help="Tokens of a carrier: all, the last N, or their mean.")]
+Mlp = Annotated[bool, typer.Option(help="Probe the best site of each hop by an MLP too.")]
+WithinTraces = Annotated[bool, typer.Option(help="Let train and test share base traces, not secrets.")]
+Seed = Annotated[int, typer.Option(help="Of traces, secrets, splits and probes.")]
+
+
+def settings_of(options: dict[str, Any]) -> Settings:
+    """What to probe, from the options.
+
+    Raises:
+        UserError: an option is not of the values it can take.
+    """
+    chosen: dict[str, tuple[Any, ...]] = {}
+    layers = numbers(options["layers"], "--layers")
+    for name, known in (("carriers", CARRIERS), ("kv", get_args(Kv))):
+        chosen[name] = tuple(dict.fromkeys(options[name].split(",")))
+        if not set(chosen[name]) <= set(known):
+            raise UserError(f"--{name} is a list of {', '.join(known)}, not {options[name]!r}")
+    return Settings(
+        kinds=chosen["carriers"],
+        hops=tuple(dict.fromkeys(numbers(options["hops"], "--hops") or ())),
+        layers=tuple(sorted(set(layers))) if layers else None,
+        kv=chosen["kv"],
+        pool=pool_of(options["pool"]),
+        **{name: options[name] for name in ("by_head", "joint", "mlp", "within_traces", "seed")},
+    )
+
+
+def pool_of(text: str) -> Pool:
+    """`all`, `mean`, or a number."""
+    if text in ("all", "mean"):
+        return "all" if text == "all" else "mean"
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise UserError(f"--pool is all, mean, or how many of a carrier's last tokens to take, not {text!r}")
+    return int(text)

@@ -14,7 +14,6 @@ report. It needs the problems and the tokenizer in the folder that GHOSTTRACE_DA
 """
 
 import argparse
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -29,13 +28,13 @@ from rich.table import Table
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from ghosttrace.ablation.arms import ARMS
-from ghosttrace.ablation.run import Settings
+from ghosttrace.ablation.run import run_ablation
+from ghosttrace.ablation.settings import Settings
 from ghosttrace.bench import Bench, Harness, Problem, load_bench
 from ghosttrace.law.expiry import ExpiryTracker, Policy
 from ghosttrace.model.checkpoint import load
-from ghosttrace.report.ablation.page import write_report
-from ghosttrace.report.ablation.run import run
-from ghosttrace.report.tables import percent
+from ghosttrace.report.ablation.table import percent
+from ghosttrace.results import open_run
 from ghosttrace.runs.folder import is_finished, read_configuration
 from ghosttrace.training.delimiters import add_delimiters
 
@@ -117,7 +116,7 @@ def rehearse(folder: Path, limit: int | None, data: Path) -> pd.DataFrame:
         random_checkpoint(partial, data / "tokenizers" / "qwen3")
         partial.replace(model)
     (bench,) = load_bench("aime24", limit, file=data / "bench" / "aime24.jsonl")
-    arms = tuple(name for name in ARMS if name != "swap")  # which needs counterfactual blocks
+    arms = tuple(name for name, kind in ARMS.items() if not kind.needs_counterfactuals)
     return measure(str(model), replace(bench, harness=scaffold), Settings(arms, 1, limit), folder, None)
 
 
@@ -129,9 +128,10 @@ def measure(model: str, bench: Bench, settings: Settings, folder: Path, mask_del
     if not is_finished(out):
         begun = (out / "run.json").exists()
         checkpoint = load(model, mask_delimiters=mask_delimiters)
-        run(checkpoint, [bench], settings, None if begun else out, out if begun else None)
-    write_report(out)
-    return pd.DataFrame(json.loads((out / "summary.json").read_text())["results"])
+        run_ablation(checkpoint, [bench], settings, out=None if begun else out, resume=out if begun else None)
+    result = open_run(out)
+    result.report()
+    return result.results
 
 
 def main(arguments: list[str] | None = None) -> pd.DataFrame:

@@ -12,7 +12,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import ghosttrace as gt
-from ghosttrace.report.ablation.figures import COLOURS
 
 ROOT = Path(__file__).parent.parent
 ARMS = ("placebo", "restart", "swap")
@@ -40,10 +39,10 @@ def draw(results: pd.DataFrame) -> Figure:
             at = [level + 0.2 * (place - 1.5) for level in range(4)]
             value, low, high = part["accuracy"], part["accuracy_low"], part["accuracy_high"]
             if arm == "swap":
-                axis.bar(at, part["follows_donor"], 0.18, color=COLOURS[arm], label="swap: answer follows the donor")
+                axis.bar(at, part["follows_donor"], 0.18, color=gt.ARMS[arm].colour, label="swap: follows the donor")
                 continue
             errors = [(value - low).tolist(), (high - value).tolist()]
-            axis.bar(at, value, 0.18, yerr=errors, capsize=2, color=COLOURS[arm], label=f"{arm}: answer right")
+            axis.bar(at, value, 0.18, yerr=errors, capsize=2, color=gt.ARMS[arm].colour, label=f"{arm}: answer right")
         axis.step(
             [-0.5, 0.5, 1.5, 2.5, 3.5], [1, 1, 0.1, 0.01, 0.001], "k--", linewidth=1, label="a sealed cache's best"
         )

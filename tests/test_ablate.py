@@ -1,7 +1,7 @@
 """`ablate` end to end on the bundled models: the numbers, the run folder, and bad input."""
 
 import json
-import shutil
+import warnings
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -11,38 +11,40 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.commands import command
 from rich.console import Console
-from typer.testing import CliRunner
 
 import ghosttrace as gt
-from ghosttrace.ablation.arms import Part
-from ghosttrace.ablation.collect import Cell, memory_advice
-from ghosttrace.ablation.outcome import Ablation, at_k, curves, failed_controls
-from ghosttrace.ablation.run import MAIN_ARMS, Settings, ablate, plan_cells, rows_at_once
+from ghosttrace.ablation.arms import ARMS, Part
+from ghosttrace.ablation.backend import memory_advice, rows_at_once
+from ghosttrace.ablation.collect import Cell
+from ghosttrace.ablation.outcome import at_k, failed_controls
+from ghosttrace.ablation.result import AblationResult
+from ghosttrace.ablation.run import ablate, plan_cells, run_ablation
+from ghosttrace.ablation.settings import Settings
 from ghosttrace.bench import load_bench
-from ghosttrace.cli import main as cli
-from ghosttrace.errors import UserError
+from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.law.expiry import Policy
-from ghosttrace.model.checkpoint import load, source
+from ghosttrace.model.checkpoint import load
 from ghosttrace.model.generate import Request
 from ghosttrace.model.sampling import Sampling
-from ghosttrace.report.ablation.run import run
-from ghosttrace.report.tables import ablation_table
+from ghosttrace.report.ablation.figures import kv_curves
+from ghosttrace.report.ablation.table import ablation_table
 
 LIMIT = 60
 
 
 @pytest.fixture(scope="module", params=["toy-mixed", "toy-open"])
-def outcome(request: pytest.FixtureRequest) -> tuple[str, Ablation]:
+def outcome(request: pytest.FixtureRequest) -> tuple[str, AblationResult]:
     return request.param, ablate(request.param, arms=("placebo", "restart", "swap"), limit=LIMIT)
 
 
-def accuracy(ablation: Ablation, arm: str) -> dict[str, float]:
+def accuracy(ablation: AblationResult, arm: str) -> dict[str, float]:
     rows = ablation.results[ablation.results["arm"] == arm]
     return dict(zip(rows["bench"], rows["accuracy"], strict=True))
 
 
-def test_the_bundled_models_show_the_channel(outcome: tuple[str, Ablation]) -> None:
+def test_the_bundled_models_show_the_channel(outcome: tuple[str, AblationResult]) -> None:
     name, ablation = outcome
     assert min(accuracy(ablation, "memento").values()) >= 0.95
     assert min(accuracy(ablation, "placebo").values()) >= 0.95
@@ -54,7 +56,7 @@ def test_the_bundled_models_show_the_channel(outcome: tuple[str, Ablation]) -> N
     assert ablation.valid, ablation.failures
 
 
-def test_swapped_answers_follow_the_donor(outcome: tuple[str, Ablation]) -> None:
+def test_swapped_answers_follow_the_donor(outcome: tuple[str, AblationResult]) -> None:
     _, ablation = outcome
     swap = ablation.results[ablation.results["arm"] == "swap"].set_index("bench")
     assert swap.loc["ledger-h0", "keeps_original"] >= 0.95
@@ -64,19 +66,18 @@ def test_swapped_answers_follow_the_donor(outcome: tuple[str, Ablation]) -> None
         assert row["follows_donor"] + row["keeps_original"] + row["neither"] == pytest.approx(1)
 
 
-def test_placebo_answers_are_mementos(outcome: tuple[str, Ablation]) -> None:
+def test_placebo_answers_are_mementos(outcome: tuple[str, AblationResult]) -> None:
     _, ablation = outcome
     by_arm = {arm: part["response"].tolist() for arm, part in ablation.samples.groupby("arm")}
     assert by_arm["placebo"] == by_arm["memento"]
     assert by_arm["restart"] != by_arm["memento"]
 
 
-def test_kv_columns_are_the_laws(outcome: tuple[str, Ablation]) -> None:
-    name, ablation = outcome
-    checkpoint = load(name)
+def test_kv_columns_are_the_laws(outcome: tuple[str, AblationResult]) -> None:
+    _, ablation = outcome
     problem = ablation.samples["problem"][0]
     rows = ablation.samples[ablation.samples["problem"] == problem]
-    held = curves(rows, checkpoint.markup, checkpoint.policy)
+    held = kv_curves(rows, ablation.configuration)
     for row in rows.to_dict("records"):
         curve = held[row["arm"]][:-1]
         response = curve[len(row["prompt_ids"]) :]
@@ -142,10 +143,11 @@ def test_controls_can_fail() -> None:
     row = {"bench": "ledger-h1", "arm": "placebo", "effect": -0.2, "effect_low": -0.3, "effect_high": -0.1}
     leak = {"bench": "ledger-h1", "arm": "restart", "accuracy": 0.5, "accuracy_low": 0.4}
     benches, policy = load_bench("ledger-h1", 1), Policy(True)
-    assert "placebo moved" in failed_controls(pd.DataFrame([row]), benches, Part(), policy)[0]
-    assert "no sealed cache allows" in failed_controls(pd.DataFrame([leak]), benches, Part(), policy)[0]
-    assert failed_controls(pd.DataFrame([leak]), benches, Part(kv=("v",)), policy) == ()
-    assert failed_controls(pd.DataFrame([leak]), benches, Part(), replace(policy, keep_last_n_blocks=1)) == ()
+    arms = {name: ARMS[name]() for name in ("placebo", "restart")}
+    assert "placebo moved" in failed_controls(pd.DataFrame([row]), arms, benches, Part(), policy)[0]
+    assert "no sealed cache allows" in failed_controls(pd.DataFrame([leak]), arms, benches, Part(), policy)[0]
+    assert failed_controls(pd.DataFrame([leak]), arms, benches, Part(kv=("v",)), policy) == ()
+    assert failed_controls(pd.DataFrame([leak]), arms, benches, Part(), replace(policy, keep_last_n_blocks=1)) == ()
 
 
 def test_at_k_counts_votes_and_passes() -> None:
@@ -171,7 +173,7 @@ def slow_holm(p: list[float]) -> list[float]:
     return [min(1.0, max(q * sum(r >= q for r in p) for q in p if q <= one)) for one in p]
 
 
-def test_p_values_are_adjusted_over_the_arms_of_each_benchmark(outcome: tuple[str, Ablation]) -> None:
+def test_p_values_are_adjusted_over_the_arms_of_each_benchmark(outcome: tuple[str, AblationResult]) -> None:
     for _, part in outcome[1].results.groupby("bench"):
         assert part.set_index("arm").loc["memento", ["p", "p_holm"]].isna().all()
         tested = part[part["arm"] != "memento"]
@@ -181,7 +183,7 @@ def test_p_values_are_adjusted_over_the_arms_of_each_benchmark(outcome: tuple[st
 
 def test_truncated_responses_are_counted(tmp_path: Path) -> None:
     settings = Settings(("restart",), limit=6, sampling={"temperature": 3.0, "max_new_tokens": 100})
-    run(load("toy-mixed"), load_bench("ledger-h1", 6), settings, tmp_path / "run")
+    run_ablation(load("toy-mixed"), load_bench("ledger-h1", 6), settings, out=tmp_path / "run")
     samples = pd.read_parquet(tmp_path / "run" / "samples.parquet")
     rows = json.loads((tmp_path / "run" / "summary.json").read_text())["results"]
     for row in rows:
@@ -226,12 +228,13 @@ def test_no_number_of_the_table_is_cut_at_80_columns() -> None:
     assert all(number in said for number in numbers)
 
 
-def test_a_bench_with_another_number_of_problems_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint, bench = load("toy-mixed"), replace(load_bench("ledger-h1", 2)[0], name="aime24", origin="mine.jsonl")
-    run(checkpoint, [bench], Settings(("full",)), tmp_path / "a")
-    assert "aime24 has 30 problems, and mine.jsonl holds 2" in capsys.readouterr().out
-    run(checkpoint, [bench], Settings(("full",), limit=2), tmp_path / "b")
-    assert "has 30 problems" not in capsys.readouterr().out
+def test_a_bench_with_another_number_of_problems_is_said() -> None:
+    bench = replace(load_bench("ledger-h1", 2)[0], name="aime24", origin="mine.jsonl", full_size=30)
+    with pytest.warns(RunWarning, match=r"aime24 has 30 problems, and mine\.jsonl holds 2"):
+        ablate("toy-mixed", bench, ["full"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RunWarning)
+        ablate("toy-mixed", bench, ["full"], limit=2)
 
 
 def test_python_api_in_five_lines() -> None:
@@ -240,15 +243,6 @@ def test_python_api_in_five_lines() -> None:
     assert list(outcome.results["arm"]) == ["memento", "restart"]
     assert outcome.per_problem().shape == (8, 2)
     assert seen[-1][1:] == (16, 16)
-
-
-def command(*arguments: str) -> int:
-    """Run the command line as a shell would; return its exit code."""
-    try:
-        cli.app(list(arguments), standalone_mode=False)
-    except UserError:
-        return 2
-    return 0
 
 
 def test_the_run_folder(tmp_path: Path) -> None:
@@ -264,7 +258,7 @@ def test_the_run_folder(tmp_path: Path) -> None:
     for row in summary["results"]:
         assert set(keys.split()) <= row.keys()
         assert 0 <= row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"] <= 1
-    arms = [arm for arm in MAIN_ARMS if arm != "restart-bare"]  # no delimiters stay on the toys
+    arms = [name for name, arm in ARMS.items() if arm.default and name != "restart-bare"]  # none stay on the toys
     assert [row["arm"] for row in summary["results"]] == arms
     samples = pd.read_parquet(out / "samples.parquet")
     assert len(samples) == 6 * len(arms)
@@ -273,78 +267,13 @@ def test_the_run_folder(tmp_path: Path) -> None:
         assert "<svg" in (out / "figures" / f"{name}.svg").read_text()
 
 
-BAD = {
-    "no model 'nowhere'": ["--model", "nowhere"],
-    "no bench 'aime99'": ["--bench", "aime99"],
-    "no arm 'restrat'": ["--arms", "restrat"],
-    "layer 9 is out of range": ["--arms", "restart", "--layers", "9"],
-    "head 4 is out of range": ["--arms", "restart", "--heads", "4"],
-    "a list of numbers": ["--arms", "restart", "--layers", "one"],
-    "--kv is k, v or k,v": ["--arms", "restart", "--kv", "q"],
-    "choose what a sealing arm seals": ["--arms", "swap", "--layers", "1"],
-    "temperature >= 0": ["--temperature", "nan"],
-    "cannot be used here": ["--device", "cuda:99"],
-    "at least 1": ["--limit", "0"],
-    "--map-delimiters is NAME=TOKEN": ["--map-delimiters", "block=x"],
-    "swap needs keep_last_n_blocks 0": ["--arms", "swap", "--keep-last-n-blocks", "1", "--limit", "2"],
-    "keep_last_n_blocks -1 erases none": ["--arms", "restart", "--keep-last-n-blocks", "-1", "--limit", "2"],
-    "seal-delimiters needs delimiters that stay": ["--arms", "seal-delimiters", "--limit", "2"],
-    "not negative": ["--seed", "-1"],
-    "no arm ''": ["--arms", ""],
-    "cannot be made": ["--out", "/proc/nowhere/run", "--limit", "1"],
-}
-
-
-@pytest.mark.parametrize("message", BAD)
-def test_bad_input_is_one_sentence_and_exit_code_2(
-    message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("sys.argv", ["ghosttrace", "ablate", *BAD[message]])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    said = capsys.readouterr().err.strip()
-    assert stopped.value.code == 2
-    assert message in said
-    assert said.startswith("ghosttrace: ")
-    assert "\n" not in said
-    assert not list(tmp_path.glob("runs/*"))
-
-
-def stripped(tmp_path: Path, **change: object) -> Path:
-    """A copy of a bundled model with its config changed; None removes a key."""
-    folder = tmp_path / "model"
-    shutil.copytree(source("toy-mixed"), folder)
-    config = json.loads((folder / "config.json").read_text())
-    config = {key: value for key, value in (config | change).items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def test_a_policy_must_be_recorded_or_given(tmp_path: Path) -> None:
-    folder = stripped(tmp_path, ghosttrace=None)
-    with pytest.raises(UserError, match="--mask-delimiters"):
-        load(str(folder))
-    assert load(str(folder), mask_delimiters=True).policy == load("toy-mixed").policy
-
-
-def test_missing_delimiters_are_named(tmp_path: Path) -> None:
-    folder = stripped(tmp_path)
-    text = (folder / "tokenizer.json").read_text().replace("<|block_end|>", "<|stop|>")
-    (folder / "tokenizer.json").write_text(text)
-    with pytest.raises(UserError, match=r"has no <\|block_end\|>: .*--map-delimiters"):
-        load(str(folder))
-    assert load(str(folder), delimiters={"block_end": "<|stop|>"}).markup == load("toy-mixed").markup
-
-
 def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     benches = load_bench("ledger-h0", 1)
     with pytest.raises(UserError, match=r"holds another run: go on with --resume .*, or give --out a new folder"):
-        run(load("toy-mixed"), benches, Settings(limit=1), tmp_path)
+        run_ablation(load("toy-mixed"), benches, Settings(limit=1), out=tmp_path)
     with pytest.raises(UserError, match="holds something else"):
-        run(load("toy-mixed"), benches, Settings(limit=1), Path(__file__).parent)
+        run_ablation(load("toy-mixed"), benches, Settings(limit=1), out=Path(__file__).parent)
 
 
 @pytest.mark.parametrize(
@@ -366,27 +295,8 @@ def test_default_arms_are_those_that_mean_something() -> None:
     """keep_last_n_blocks 1 rules out swap; asked for by name it is refused, by default it is left out."""
     keeps = load("toy-mixed", keep_last_n_blocks=1)
     found = ablate(keeps, "ledger-h1", limit=4)
-    assert set(found.results["arm"]) == set(MAIN_ARMS) - {"swap", "restart-bare"}
+    assert set(found.results["arm"]) == {name for name, arm in ARMS.items() if arm.default} - {"swap", "restart-bare"}
     assert found.valid
-
-
-def test_broken_checkpoints_are_explained(tmp_path: Path) -> None:
-    folder = stripped(tmp_path, ghosttrace={"policy": {"mask_delimiters": True, "colour": "red"}})
-    with pytest.raises(UserError, match="unknown fields colour"):
-        load(str(folder))
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="no weights"):
-        load_without_colour(folder)
-    (folder / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match="chat template"):
-        load(str(folder))
-
-
-def load_without_colour(folder: Path) -> object:
-    config = json.loads((folder / "config.json").read_text())
-    config["ghosttrace"] = {"policy": {"mask_delimiters": True}}
-    (folder / "config.json").write_text(json.dumps(config))
-    return load(str(folder))
 
 
 def test_swap_needs_a_benchmark_with_counterfactuals() -> None:
@@ -395,9 +305,3 @@ def test_swap_needs_a_benchmark_with_counterfactuals() -> None:
     with pytest.raises(UserError, match="counterfactual"):
         ablate("toy-mixed", [plain], arms=("swap",))
     assert "swap" not in set(ablate("toy-mixed", [plain]).results["arm"])
-
-
-def test_help_reads_well() -> None:
-    runner = CliRunner()
-    assert "ablate" in runner.invoke(cli.app, ["--help"]).output
-    assert "--bench" in runner.invoke(cli.app, ["ablate", "--help"], env={"COLUMNS": "200"}).output

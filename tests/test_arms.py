@@ -1,22 +1,21 @@
 """The arms, on the shared family matrix: what each guarantees, and that each can tell a difference."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from helpers.arm_matrix import ERASE, KEEP, MATRIX, TRACES, donor, other_blocks
 from helpers.families import FAMILIES, tiny
-from helpers.traces import MARKUP, trace
+from helpers.traces import MARKUP
 from torch import Tensor
 
 from ghosttrace.ablation.arms import (
     ARMS,
     Arm,
-    Full,
     Memento,
     Noise,
     Part,
-    PlaceboArm,
     Rerotated,
     Restart,
     RestartBare,
@@ -34,53 +33,6 @@ from ghosttrace.model.cache import KVCache
 from ghosttrace.model.rotary import rerotate
 from ghosttrace.model.session import Session
 
-TRACES = [trace(seed, blocks) for seed, blocks in ((0, 5), (1, 6))]
-ERASE, KEEP = Policy(True), Policy(False)
-
-
-def other_blocks(tokens: list[int], seed: int = 9) -> list[int]:
-    """The same trace with every block's content replaced by other text of equal length."""
-    rng, changed = np.random.default_rng(seed), list(tokens)
-    for block in find_blocks(tokens, MARKUP):
-        inside = slice(block.start + 1, block.end)
-        changed[inside] = rng.integers(8, 96, block.end - block.start - 1).tolist()
-    return changed
-
-
-def donor(key: tuple[int, ...], number: int, length: int) -> list[int] | None:
-    if number != 2:
-        return None
-    block = find_blocks(TRACES[key[0]], MARKUP)[2]
-    return other_blocks(TRACES[key[0]])[block.start + 1 : block.end]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One arm of the shared matrix.
-
-    `unlike_memento`: logits after the first erasure differ from memento's. `blind`: they do not
-    depend on what erased blocks said. `policy`: where the arm means something.
-    """
-
-    arm: Arm
-    unlike_memento: bool = True
-    blind: bool = False
-    policy: Policy = ERASE
-
-
-MATRIX = {
-    "full": Case(Full()),
-    "memento": Case(Memento(), unlike_memento=False),
-    "restart": Case(Restart(), blind=True),
-    "restart-bare": Case(RestartBare(), blind=True, policy=KEEP),
-    "restart-renumbered": Case(RestartRenumbered(), blind=True),
-    "rerotated": Case(Rerotated()),
-    "placebo": Case(PlaceboArm(), unlike_memento=False),
-    "seal-delimiters": Case(SealDelimiters(), policy=KEEP),
-    "seal-mementos": Case(SealMementos(), policy=KEEP),
-    "swap": Case(Swap(donor)),
-    "noise": Case(Noise(size=0.5)),
-}
 PARTS = {
     "layers": Part(layers=(1, 2)),
     "heads": Part(heads=(1,)),

@@ -9,19 +9,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.commands import command
 from helpers.families import FAMILIES, tiny
 from helpers.paths import DATA, needs
 from helpers.traces import MARKUP, trace
 from pyarrow import parquet
-from test_ablate import command
 
-from ghosttrace.ablation.arms import Memento, Restart
+from ghosttrace.ablation.arms import Memento, Noise, PlaceboArm, Restart
 from ghosttrace.bench import load_bench
+from ghosttrace.bench.reference import reference_traces
 from ghosttrace.cli import main as cli
-from ghosttrace.data.tokens import TokenTrace, reference_traces, traces_of
+from ghosttrace.data.tokens import TokenTrace, traces_of
 from ghosttrace.errors import UserError
-from ghosttrace.ghost_bits import measure as bits
-from ghosttrace.ghost_bits.measure import TRACES, failed_controls, log2_probabilities, measure, measured, summarise
+from ghosttrace.ghost_bits import likelihood
+from ghosttrace.ghost_bits import measure as measuring
+from ghosttrace.ghost_bits.likelihood import log2_probabilities
+from ghosttrace.ghost_bits.measure import TRACES, measure, measured
+from ghosttrace.ghost_bits.summary import failed_controls, summarise
 from ghosttrace.law.expiry import NEVER, Policy, expiry
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.law.masks import Visibility
@@ -30,6 +34,7 @@ from ghosttrace.model.checkpoint import Checkpoint, load
 from ghosttrace.runs.records import Records
 
 KEEP = Policy(mask_delimiters=False, require_assistant_section=False)
+COMPARED = {"restart": Restart(), "placebo": PlaceboArm()}
 LONG = [trace(seed, blocks=2 + seed) for seed in range(3)]
 
 
@@ -69,7 +74,7 @@ def test_sealed_probabilities_are_a_prefill_of_what_is_left(family: str) -> None
 
 def test_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = log2_probabilities(checkpoint_of("qwen3"), Restart(), LONG)
-    monkeypatch.setattr(bits, "LOGIT_BYTES", 4 * 96 * 3 * 5)
+    monkeypatch.setattr(likelihood, "LOGIT_BYTES", 4 * 96 * 3 * 5)
     for a, b in zip(whole, log2_probabilities(checkpoint_of("qwen3"), Restart(), LONG), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
@@ -79,7 +84,7 @@ def test_a_trace_without_blocks_among_others_is_left_out() -> None:
     (bench,) = load_bench("ledger-h0", 3)
     plain = TokenTrace(bench.name, "plain", checkpoint.prompt_ids("w042"), [4, 10, 11, 1])
     traces = [*reference_traces(checkpoint, bench), plain]
-    measure(checkpoint, traces, ("restart",), records)
+    measure(checkpoint, traces, [Restart()], records)
     results = summarise(records.get((bench.name, trace.name, "restart")) for trace in traces)
     assert set(results["n_traces"]) == {3}
 
@@ -112,10 +117,10 @@ def answers(request: pytest.FixtureRequest) -> tuple[str, pd.DataFrame, pd.DataF
     checkpoint, benches = load(request.param), load_bench("ledger", 40)
     records = Records(TRACES)
     traces = [trace for bench in benches for trace in reference_traces(checkpoint, bench)]
-    measure(checkpoint, traces, ("restart", "placebo"), records)
+    measure(checkpoint, traces, [Restart(), PlaceboArm()], records)
     order = [(trace.source, trace.name, arm) for arm in ("restart", "placebo") for trace in traces]
     results = summarise(records.get(key) for key in order)
-    assert failed_controls(results, {bench.name: bench.ceiling for bench in benches}) == ()
+    assert failed_controls(results, COMPARED, {bench.name: bench.ceiling for bench in benches}) == ()
     return request.param, results[(results["by"] == "kind") & (results["group"] == "answer")], results
 
 
@@ -150,7 +155,7 @@ def test_distances_fall_into_their_groups(answers: tuple[str, pd.DataFrame, pd.D
 
 def test_batches_are_of_similar_lengths_and_stay_under_their_size() -> None:
     traces = [TokenTrace("s", str(n), [1], [1] * (n - 1)) for n in (9, 2, 5, 3, 30)]
-    found = [[len(trace.ids) for trace in batch] for batch in bits._batches(traces, 12)]
+    found = [[len(trace.ids) for trace in batch] for batch in measuring._batches(traces, 12)]
     assert found == [[2, 3], [5], [9], [30]]
 
 
@@ -170,11 +175,11 @@ def test_groups_add_up(answers: tuple[str, pd.DataFrame, pd.DataFrame]) -> None:
 def test_controls_can_fail() -> None:
     row = {"source": "s", "arm": "placebo", "by": "all", "group": "all", "bits": 0.1, "bits_low": 0.05}
     row |= {"bits_high": 0.15, "n_tokens": 30, "n_traces": 10, "cross_entropy": 1.0}
-    assert "placebo moved" in failed_controls(pd.DataFrame([row]), {})[0]
-    assert failed_controls(pd.DataFrame([row | {"bits_low": -0.1}]), {}) == ()
+    assert "placebo moved" in failed_controls(pd.DataFrame([row]), COMPARED, {})[0]
+    assert failed_controls(pd.DataFrame([row | {"bits_low": -0.1}]), COMPARED, {}) == ()
     leak = row | {"arm": "restart", "by": "kind", "group": "answer"}
-    assert "a sealed cache leaves 3.32" in failed_controls(pd.DataFrame([leak]), {"s": 0.1})[0]
-    assert failed_controls(pd.DataFrame([leak | {"cross_entropy": 3.3}]), {"s": 0.1}) == ()
+    assert "a sealed cache leaves 3.32" in failed_controls(pd.DataFrame([leak]), COMPARED, {"s": 0.1})[0]
+    assert failed_controls(pd.DataFrame([leak | {"cross_entropy": 3.3}]), COMPARED, {"s": 0.1}) == ()
 
 
 @needs("tokenizers/qwen3/tokenizer.json", "traces/memento_blog_example_code.json")
@@ -186,7 +191,7 @@ def test_real_traces_on_a_random_model_are_within_noise_of_nothing(tmp_path: Pat
     names = [f"memento_blog_example_{name}.json" for name in ("code", "response")]
     traces = traces_of(checkpoint, [str(DATA / "traces" / name) for name in names])
     assert [trace.source for trace in traces] == ["traces", "traces"]
-    measure(checkpoint, traces, ("restart", "placebo"), records)
+    measure(checkpoint, traces, [Restart(), PlaceboArm()], records)
     results = summarise(records.get(("traces", trace.name, arm)) for arm in ("restart", "placebo") for trace in traces)
     for row in results[results["by"] == "all"].to_dict("records"):
         assert abs(row["bits"]) < 0.01
@@ -241,7 +246,7 @@ def test_noise_belongs_to_the_trace_whatever_is_in_its_batch() -> None:
     found = []
     for tokens in (1, 65_536):
         records = Records(TRACES)
-        measure(checkpoint, traces, ("noise",), records, tokens)
+        measure(checkpoint, traces, [Noise()], records, tokens)
         found.append([records.get((trace.source, trace.name, "noise"))["log2p_arm"] for trace in traces])
     for alone, together in zip(*found, strict=True):
         np.testing.assert_allclose(alone, together, atol=1e-2)
@@ -255,9 +260,9 @@ def test_what_is_measured_is_found_once_a_trace(monkeypatch: pytest.MonkeyPatch)
         seen.append(trace.name)
         return measured(trace, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(bits, "measured", counting)
+    monkeypatch.setattr(measuring, "measured", counting)
     checkpoint, (bench,) = load("toy-mixed"), load_bench("ledger-h1", 2)
-    measure(checkpoint, reference_traces(checkpoint, bench), ("restart", "placebo", "noise"), Records(TRACES))
+    measure(checkpoint, reference_traces(checkpoint, bench), [Restart(), PlaceboArm(), Noise()], Records(TRACES))
     assert len(seen) == len(set(seen)) == 2
 
 
@@ -269,7 +274,7 @@ BAD = {
     "keep_last_n_blocks -1 erases none": ["--limit", "2", "--keep-last-n-blocks", "-1"],
     "holds no samples.parquet": ["--traces", "."],
     "no trace has a finished block": ["--traces", "plain.txt"],
-    "finished block and memento with text behind": ["--traces", "ends.jsonl"],
+    "finished block and memento with text after": ["--traces", "ends.jsonl"],
     "--seed is not negative": ["--seed", "-1"],
     "device 'meta' holds no numbers": ["--device", "meta"],
     "nested too deeply": ["--traces", "deep.json"],

@@ -4,9 +4,9 @@ from copy import deepcopy
 
 import pytest
 import torch
+from helpers.arm_matrix import MATRIX, TRACES, other_blocks
 from helpers.families import FAMILIES, tiny
 from helpers.traces import MARKUP
-from test_arms import MATRIX, TRACES, other_blocks
 
 from ghosttrace.law.expiry import Policy, expiry
 from ghosttrace.model.attention import attending, pad_batch

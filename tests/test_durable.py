@@ -12,16 +12,19 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from test_ablate import command
+from helpers.commands import QUICK_ABLATION as OPTIONS
+from helpers.commands import command, resume
 
-from ghosttrace.ablation.run import Settings, ablate
+from ghosttrace.ablation.backend import write_samples
+from ghosttrace.ablation.run import ablate, run_ablation
+from ghosttrace.ablation.samples import SAMPLES
+from ghosttrace.ablation.settings import Settings
 from ghosttrace.bench import load_bench
-from ghosttrace.errors import UserError
+from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.model.checkpoint import load, source
 from ghosttrace.model.generate import generate
-from ghosttrace.report.ablation.run import run
 from ghosttrace.runs.folder import is_finished, locked
-from ghosttrace.runs.records import SAMPLES, Log, Records
+from ghosttrace.runs.records import Log, Records
 
 SETTINGS = Settings(
     arms=("restart", "swap"), limit=4, repetitions=2, batch_size=5, sampling={"temperature": 1.0, "max_new_tokens": 110}
@@ -34,8 +37,7 @@ def work(out: str | None, resume: str | None) -> None:
     import torch
 
     torch.set_num_threads(1)
-    paths = (None if path is None else Path(path) for path in (out, resume))
-    run(load("toy-mixed"), load_bench("ledger-h1", SETTINGS.limit), SETTINGS, *paths)
+    run_ablation(load("toy-mixed"), load_bench("ledger-h1", SETTINGS.limit), SETTINGS, out=out, resume=resume)
 
 
 def contents(folder: Path) -> list[bytes]:
@@ -46,7 +48,7 @@ def contents(folder: Path) -> list[bytes]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Callable[..., Any]]:
     """A run left alone, and how to begin such a process."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ghosttrace.report.ablation.run"])
+    context.set_forkserver_preload(["ghosttrace.ablation.run"])
     folder = tmp_path_factory.mktemp("runs") / "left-alone"
     child = context.Process(target=work, args=(str(folder), None))
     child.start()
@@ -106,9 +108,6 @@ def half_done(whole: Path, tmp_path: Path) -> Path:
     return folder
 
 
-OPTIONS = ("--bench", "ledger-h1", "--limit", "4", "--arms", "restart", "--batch-size", "3")
-
-
 def test_a_torn_last_record_is_dropped_with_a_warning(half_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("ablate", "--resume", str(half_done)) == 0
     assert "samples.jsonl, byte" in capsys.readouterr().out
@@ -120,8 +119,8 @@ def test_damage_in_the_middle_costs_that_record_alone(half_done: Path) -> None:
     path = half_done / "samples.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([lines[0], b"\x00" * 40 + b"\n", *lines[2:]]))
-    dropped: list[str] = []
-    log = Log(path, SAMPLES, dropped.append)
+    with pytest.warns(RunWarning) as dropped:
+        log = Log(path, SAMPLES)
     assert len(log) == 5
     assert len(dropped) == 2
     log.close()
@@ -144,12 +143,6 @@ def test_another_configuration_is_refused(change: str, half_done: Path) -> None:
     with pytest.raises(UserError, match="cannot be resumed") as refused:
         resume(half_done, *options)
     assert said in str(refused.value)
-
-
-def resume(folder: Path, *options: str) -> None:
-    from ghosttrace.cli import main as cli
-
-    cli.app(["ablate", "--resume", str(folder), *options], standalone_mode=False)
 
 
 def test_changed_weights_or_policy_under_the_same_name_are_refused(tmp_path: Path) -> None:
@@ -190,7 +183,7 @@ def test_batches_stay_as_they_were_begun(half_done: Path, monkeypatch: pytest.Mo
     config = json.loads((half_done / "run.json").read_text())
     config["options"]["batch_size"] = None
     (half_done / "run.json").write_text(json.dumps(config))
-    monkeypatch.setattr("ghosttrace.report.ablation.run.rows_at_once", lambda _: pytest.fail("sized anew"))
+    monkeypatch.setattr("ghosttrace.ablation.run.rows_at_once", lambda _: pytest.fail("sized anew"))
     resume(half_done)
     assert json.loads((half_done / "run.json").read_text())["settings"]["batch_size"] == 3
 
@@ -203,7 +196,7 @@ def test_a_batch_cut_short_is_decoded_as_a_whole(half_done: Path, monkeypatch: p
         sizes.append(len(requests))
         return generate(model, requests, *rest, **more)
 
-    monkeypatch.setattr("ghosttrace.ablation.collect.generate", counting)
+    monkeypatch.setattr("ghosttrace.ablation.backend.generate", counting)
     resume(half_done)  # eight samples in batches of 3 and 1, six of them on record
     assert sizes == [3, 1]
 
@@ -276,22 +269,22 @@ def test_a_refused_run_leaves_no_folder_and_a_begun_one_its_samples(
     with monkeypatch.context() as patch:
         fail_after(0)
         with pytest.raises(UserError, match=r"^out of memory$"):
-            run(checkpoint, benches, SETTINGS, tmp_path / "refused")
+            run_ablation(checkpoint, benches, SETTINGS, out=tmp_path / "refused")
         assert not (tmp_path / "refused").exists()
         patch.undo()
     monkeypatch.undo()
     with monkeypatch.context():
         fail_after(3)
         with pytest.raises(UserError, match=r"out of memory; what is done is kept: go on with --resume"):
-            run(checkpoint, benches, SETTINGS, tmp_path / "begun")
+            run_ablation(checkpoint, benches, SETTINGS, out=tmp_path / "begun")
     monkeypatch.undo()
-    run(checkpoint, benches, SETTINGS, resume=tmp_path / "begun")
+    run_ablation(checkpoint, benches, SETTINGS, resume=tmp_path / "begun")
     assert is_finished(tmp_path / "begun")
 
 
 def test_a_sample_is_on_record_as_soon_as_it_is_done(tmp_path: Path) -> None:
     """Not at the end of its batch: rows of one batch appear at different steps."""
-    log = Log(tmp_path / "samples.jsonl", SAMPLES, print)
+    log = Log(tmp_path / "samples.jsonl", SAMPLES)
     sizes, keep = [], Log._keep
 
     class Watching(Log):
@@ -303,7 +296,7 @@ def test_a_sample_is_on_record_as_soon_as_it_is_done(tmp_path: Path) -> None:
     from ghosttrace.ablation.run import collect, plan_cells
 
     settings = Settings(arms=("memento",), limit=8, sampling={"temperature": 3.0, "max_new_tokens": 110})
-    collect(plan_cells(load("toy-mixed"), load_bench("ledger-h1", 8), settings), log, 8)
+    collect(plan_cells(load("toy-mixed"), load_bench("ledger-h1", 8), settings), log, 8, write_samples)
     assert len({size for size, _ in sizes}) == 8
     assert [length for _, length in sizes] == sorted(length for _, length in sizes)
 
@@ -322,7 +315,7 @@ def test_what_came_out_otherwise_is_in_the_summary(half_done: Path, capsys: pyte
 
 
 def test_differences_on_repetition_are_noted() -> None:
-    records = Records()
+    records = Records(SAMPLES)
     row = {"bench": "b", "arm": "a", "problem": "p", "repetition": 0, "response_ids": [1]}
     records.add(row)
     records.add(dict(row))
@@ -333,6 +326,6 @@ def test_differences_on_repetition_are_noted() -> None:
 
 
 def test_in_memory_and_in_a_folder_the_samples_are_the_same(tmp_path: Path) -> None:
-    run(load("toy-mixed"), load_bench("ledger-h1", SETTINGS.limit), SETTINGS, tmp_path / "run")
+    run_ablation(load("toy-mixed"), load_bench("ledger-h1", SETTINGS.limit), SETTINGS, out=tmp_path / "run")
     memory = ablate("toy-mixed", "ledger-h1", **vars(SETTINGS)).samples
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "run" / "samples.parquet"), memory)

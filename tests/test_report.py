@@ -12,13 +12,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.laws import MARKUP, policies, streams
 from helpers.reports import CONFIG, DELIMITERS, RESULTS, write_run
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_law import MARKUP, policies, streams
 from typer.main import get_command
 
-from ghosttrace.ablation.run import Settings
+from ghosttrace.ablation.arms import ARMS, Arm
+from ghosttrace.ablation.outcome import headline_arm
+from ghosttrace.ablation.result import AblationResult
+from ghosttrace.ablation.run import run_ablation
+from ghosttrace.ablation.settings import Settings
 from ghosttrace.bench import load_bench
 from ghosttrace.cli import main as cli
 from ghosttrace.errors import UserError
@@ -27,10 +31,19 @@ from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.checkpoint import load
 from ghosttrace.report.ablation import page as html
 from ghosttrace.report.ablation import reader as traces
-from ghosttrace.report.ablation import run as ablation
-from ghosttrace.report.ablation.page import write_report
 
 SPELLING = dict(zip(MARKUP.delimiters, DELIMITERS, strict=True))
+
+
+class Unknown(Arm):
+    """An arm that the package does not know."""
+
+    name = "unknown"
+
+
+def write_report(folder: Path) -> Path:
+    """The report of an ablation in its folder."""
+    return AblationResult.open(folder).report()
 
 
 class Page(HTMLParser):
@@ -122,19 +135,20 @@ def test_an_invalid_run_says_so_and_why(tmp_path: Path) -> None:
 
 def test_a_run_of_the_reference_alone_and_with_fewer_columns(tmp_path: Path) -> None:
     row = {name: value for name, value in RESULTS[0].items() if name != "p_holm"}
-    words = Page(write_report(write_run(tmp_path, without=("rule", "prompt"), results=[row]))).words
+    words = Page(write_report(write_run(tmp_path, without=("rule", "prompt"), results=[row], headline_arm=None))).words
     assert "there is no effect to report" in words and "No placebo was run" in words and "p (Holm)" not in words
 
 
 def test_words_and_units() -> None:
-    part = {"settings": {"part": {"layers": [1, 2], "heads": None, "kv": ["v"]}}}
+    part = CONFIG | {"settings": {"part": {"layers": [1, 2], "heads": None, "kv": ["v"]}}}
     assert html.doing("restart", part) == "Closing the channel (restart; layers 1, 2; values alone)"
     small, large = ({"bench": bench, "n_problems": n, "n_samples": 64} for bench, n in (("aime24", 1), ("gpqa", 64)))
     said = "1 problems of aime24 answered 64 times, 64 problems of gpqa answered once"
     assert html.size([small, large]) == said and html.size([large]) == "64 problems, answered once"
     assert html.size([large, large | {"bench": "b"}]) == "64 problems of each of 2 benchmarks, answered once"
-    assert html.main_arm([{"arm": "memento"}, {"arm": "swap"}, {"arm": "restart"}]) == "restart"
-    assert html.main_arm([{"arm": "placebo"}, {"arm": "leace"}]) == "leace"
+    assert headline_arm([ARMS[name]() for name in ("memento", "swap", "restart")]) == "restart"
+    assert headline_arm([ARMS["placebo"](), Unknown()]) == "unknown"
+    assert headline_arm([ARMS["memento"](), ARMS["placebo"]()]) is None
     assert html.points(-0.0004) == "+0.0" and html.points(-0.0006) == "−0.1"
     assert html.unit([3e4, 1.9e5]) == ("MB", 1e6) and html.unit([12.0]) == ("bytes", 1.0)
     named = {"model": "m", "options": {"bench": "ledger"}}
@@ -169,7 +183,7 @@ def test_boxes_hold_the_response_and_erase_by_the_law(tokens: list[int], policy:
     prompt = min(cut, len(tokens))
     words = [SPELLING.get(token, f"{token} ") for token in tokens]
     times, blocks = expiry(tokens, MARKUP, policy), find_blocks(tokens, MARKUP, policy.require_assistant_section)
-    reader = traces.Reader(MARKUP, policy, SPELLING)
+    reader = traces.Reader(MARKUP, {}, SPELLING)
     boxes = reader.boxes("".join(words[prompt:]), np.array(tokens, dtype=np.int64), prompt, times, blocks)
     letters = [(letter, time < NEVER) for word, time in zip(words, times, strict=True) for letter in word]
     shown = [(letter, gone) for box in boxes for text, gone, _ in box.pieces for letter in text]
@@ -184,16 +198,16 @@ def test_boxes_hold_the_response_and_erase_by_the_law(tokens: list[int], policy:
 
 
 def test_a_delimiter_in_plain_letters_is_no_delimiter() -> None:
-    reader = traces.Reader(MARKUP, Policy(True), SPELLING)
+    reader = traces.Reader(MARKUP, {}, SPELLING)
     (box,) = reader.boxes("say <|block_start|>", np.array([8, 9, 10]), 0, np.full(3, NEVER), [])
     assert box == traces.Box("text", 3, (traces.Piece("say <|block_start|>", False, False),))
 
 
 def test_the_answer_stands_apart() -> None:
-    reader = traces.Reader(MARKUP, Policy(True, require_assistant_section=False), SPELLING)
+    reader, policy = traces.Reader(MARKUP, {}, SPELLING), Policy(True, require_assistant_section=False)
     ids = np.array([1, 8, 2, 3, 8, 4, 8, 9])
     response = "<|block_start|>a<|block_end|><|summary_start|>b<|summary_end|>\n</think>\n42"
-    found = reader.boxes(response, ids, 0, expiry(ids, MARKUP, reader.policy), find_blocks(ids, MARKUP, False))
+    found = reader.boxes(response, ids, 0, expiry(ids, MARKUP, policy), find_blocks(ids, MARKUP, False))
     assert [box.label for box in found] == ["block 1", "memento 1", "text", "answer"]
     assert found[-1].pieces == (traces.Piece("\n42", False, False),)
 
@@ -263,9 +277,7 @@ def test_what_is_no_finished_ablation_is_refused(tmp_path: Path) -> None:
     (folder / "report.html").mkdir()
     with pytest.raises(UserError, match=r"report.html cannot be written \(Is a directory\)"):
         write_report(folder)
-    write_run(folder, results=[*RESULTS, {**RESULTS[0], "arm": "future"}])
-    with pytest.raises(UserError, match="this version knows no arm future"):
-        write_report(folder)
+    (folder / "report.html").rmdir()
     (folder / "run.json").write_text(json.dumps({**CONFIG, "command": "probe"}))
     with pytest.raises(UserError, match="is a run of ghosttrace probe, not of ghosttrace ablate"):
         write_report(folder)
@@ -275,7 +287,7 @@ def test_a_damaged_run_is_refused_in_one_sentence(tmp_path: Path) -> None:
     for name, text in (("run.json", "{"), ("summary.json", "{"), ("summary.json", "{}"), ("samples.parquet", "no")):
         folder = write_run(tmp_path / "run")
         (folder / name).write_text(text)
-        with pytest.raises(UserError, match=f"{name} is .*: put back a copy of it, or make the run anew"):
+        with pytest.raises(UserError, match=f"{name} is .*: put back a copy of it, or make the run again"):
             write_report(folder)
 
 
@@ -292,7 +304,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy") / "run"
     given = options(["--bench", "ledger-h1", "--limit", "3", "--arms", "full,restart", "--keep-last-n-blocks", "0"])
     chosen = Settings(("full", "restart"), limit=3)
-    ablation.run(load("toy-mixed"), load_bench("ledger-h1", 3), chosen, folder, options=given)
+    run_ablation(load("toy-mixed"), load_bench("ledger-h1", 3), chosen, out=folder, options=given)
     return folder
 
 

@@ -16,13 +16,13 @@ import pytest
 from helpers.pages import ARGUMENTS, CHROMIUM, Show, watching
 from helpers.reports import HOSTILE, write_pair
 
-from ghosttrace.report.ablation.page import write_report
+from ghosttrace.ablation.result import AblationResult
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_pair(tmp_path_factory.mktemp("run"))
-    write_report(folder)
+    AblationResult.open(folder).report()
     return folder
 
 
@@ -184,7 +184,7 @@ def photograph(run: Path, picture: Path) -> None:
     with sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         window = chromium.new_page(viewport={"width": 1280, "height": 1010})
-        window.goto(write_report(run).resolve().as_uri())
+        window.goto(AblationResult.open(run).report().resolve().as_uri())
         window.screenshot(path=picture)
 
 

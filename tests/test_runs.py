@@ -3,22 +3,26 @@
 import errno
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.commands import QUICK_ABLATION as OPTIONS
+from helpers.commands import command, resume
 from rich.console import Console
-from test_ablate import command
-from test_durable import OPTIONS, resume
 
-from ghosttrace.ablation.run import Settings, plan_cells
+from ghosttrace.ablation.backend import HuggingFaceBackend
+from ghosttrace.ablation.run import configuration, plan_cells
+from ghosttrace.ablation.samples import SAMPLES
+from ghosttrace.ablation.settings import Settings
 from ghosttrace.bench import load_bench
-from ghosttrace.errors import UserError
+from ghosttrace.cli.output import reporting
+from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.model.checkpoint import load
-from ghosttrace.report.ablation.run import configuration, warn
 from ghosttrace.runs.folder import check_same, is_finished, locked, run_folder
-from ghosttrace.runs.records import SAMPLES, Log
+from ghosttrace.runs.records import Log
 
 
 def test_versions_may_change_and_are_said() -> None:
@@ -55,14 +59,14 @@ CONFIGURATION = "command model options sha256 policy arms markup delimiters benc
 
 
 def test_everything_else_that_is_recorded_must_stay() -> None:
-    settings = Settings(arms=("restart",), limit=2)
+    settings = Settings(arms=("restart",), limit=2, batch_size=3)
     cells = plan_cells(load("toy-mixed"), load_bench("ledger-h1", 2), settings)
     given = {"seed": 0, "batch_size": 3, "batch_tokens": 9, "device": "cpu", "arms": "restart"}
-    config = json.loads(json.dumps(configuration(cells, settings, 3, given)))
+    config = json.loads(json.dumps(configuration(cells, settings, HuggingFaceBackend(), given)))
     assert set(config) == set(CONFIGURATION.split())
     names = "origin sha256 problems ceiling template prompt_sha256 sampling repetitions"
     assert set(config["benches"]["ledger-h1"]) == set(names.split())
-    assert config["arms"] == ["memento", "restart"]
+    assert list(config["arms"]) == ["memento", "restart"]
     assert {"math-verify", "sympy", "tokenizers", "datasets", "scikit-learn"} <= config["versions"].keys()
     found = [path for path in leaves(config) if path[0] != "versions"]
     assert len(found) > 50
@@ -92,22 +96,22 @@ def test_a_folder_that_a_kill_left_before_run_json_counts_as_new(tmp_path: Path)
     other = tmp_path / "other"
     (other / "figures").mkdir(parents=True)
     (other / "figures" / "mine.png").touch()
-    with pytest.raises(UserError, match="holds something else"), run_folder(other, "ablate", "toy-mixed"):
+    with pytest.raises(UserError, match="holds something else"), run_folder(other):
         pass
     assert (other / "figures" / "mine.png").exists()
 
 
 def test_of_two_that_begin_in_one_folder_the_second_is_refused_and_removes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with run_folder(out, "ablate", "toy-mixed"):
+    with run_folder(out):
         with (
             pytest.raises(UserError, match="another process is working on"),
-            run_folder(out, "ablate", "toy-mixed"),
+            run_folder(out),
         ):
             pytest.fail("both are in")
         assert (out / "figures").is_dir()
         (out / "run.json").write_text("{}")
-    with pytest.raises(UserError, match="holds another run"), run_folder(out, "ablate", "toy-mixed"):
+    with pytest.raises(UserError, match="holds another run"), run_folder(out):
         pass
 
 
@@ -120,7 +124,7 @@ def test_a_run_that_ended_while_another_waited_is_not_run_over(tmp_path: Path, m
         (out / "run.json").write_text("{}")  # the other process, meanwhile
 
     monkeypatch.setattr(Path, "mkdir", slow)
-    with pytest.raises(UserError, match="holds another run"), run_folder(out, "ablate", "toy-mixed"):
+    with pytest.raises(UserError, match="holds another run"), run_folder(out):
         pytest.fail("runs over it")
     assert (out / "run.json").exists()
 
@@ -149,8 +153,9 @@ def test_paths_are_said_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert f"Written to {folder}" in capsys.readouterr().out
     assert command("ablate", "--resume", str(folder)) == 0
     assert f"{folder} is finished" in capsys.readouterr().out
-    warn(Console())("[red]x[/y]")
-    assert capsys.readouterr().out == "[red]x[/y]\n"
+    with reporting(Console(), "ablate", folder):
+        warnings.warn("[red]x[/y]", RunWarning, stacklevel=1)
+    assert "[red]x[/y]\n" in capsys.readouterr().out
 
 
 def row(number: int) -> dict[str, Any]:
@@ -185,7 +190,7 @@ def test_the_log_goes_only_when_the_samples_are_on_the_disk(begun: Path, monkeyp
         done.append(f"remove {self.name}")
         unlink(self, missing_ok)
 
-    log = Log(begun, SAMPLES, pytest.fail)
+    log = Log(begun, SAMPLES)
     keys = [log.key_of(row(number)) for number in (2, 0, 1)]
     for owner, name, other in ((os, "fsync", syncing), (Path, "replace", replacing), (Path, "unlink", unlinking)):
         monkeypatch.setattr(owner, name, other)
@@ -204,15 +209,16 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.mark.parametrize("what", DAMAGE)
 def test_a_line_that_is_no_row_is_dropped(what: str, begun: Path) -> None:
-    said: list[str] = []
     lines = begun.read_text().splitlines(keepends=True)
     begun.write_text("".join([lines[0], json.dumps(DAMAGE[what](row(1))) + "\n", lines[2]]))
-    log = Log(begun, SAMPLES, said.append)
+    with pytest.warns(RunWarning, match="dropped a record") as said:
+        log = Log(begun, SAMPLES)
     assert len(log) == 2 and len(said) == 1
     log.close()
 
 
 def test_a_deeply_nested_line_is_dropped(tmp_path: Path) -> None:
-    path, said = tmp_path / "samples.jsonl", list[str]()
+    path = tmp_path / "samples.jsonl"
     path.write_text("[" * 100_000 + "\n")
-    assert len(Log(path, SAMPLES, said.append)) == 0 and len(said) == 1
+    with pytest.warns(RunWarning, match="dropped a record"):
+        assert len(Log(path, SAMPLES)) == 0

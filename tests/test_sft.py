@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.losses import nll, packed
 from helpers.paths import DATA, needs
 from helpers.training import QUICK, blank_model, command, ledger_rows
-from test_train import nll, packed
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from ghosttrace.cli import main as cli

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow
 import pytest
 import torch
+from helpers.brute_force import brute_force
 from helpers.families import FAMILIES, tiny
+from helpers.losses import nll, packed
 from helpers.traces import MARKUP, trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
-from test_attention import brute_force
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -24,8 +25,6 @@ from ghosttrace.law.expiry import Policy, erasures, expiry
 from ghosttrace.law.markup import DELIMITERS, find_blocks
 from ghosttrace.law.masks import Kernel
 from ghosttrace.model import attention
-from ghosttrace.model.attention import attending
-from ghosttrace.training.collate import Collator
 from ghosttrace.training.examples import (
     IGNORED,
     STAGES,
@@ -63,22 +62,6 @@ def labelled(tokens: list[int]) -> list[int]:
 
 def example(tokens: list[int], stage: Stage, policy: Policy = POLICIES[0]) -> Example:
     return make_example(tokens, labelled(tokens), MARKUP, policy, stage)
-
-
-def packed(*parts: Example) -> dict[str, Any]:
-    """A row as `trl.pack_dataset` makes it."""
-    columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
-    return columns | {"seq_lengths": [len(part.input_ids) for part in parts]}
-
-
-def nll(model: PreTrainedModel, rows: list[dict[str, Any]], kernel: Kernel = "stretches") -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of each labelled column of a batch, and its labels: [B, W - 1] each."""
-    batch = Collator(0)(rows)
-    labels = batch["labels"][:, 1:]
-    inputs = {name: batch[name] for name in ("input_ids", "position_ids", "expiry", "attention_mask")}
-    with attending(model, kernel):
-        logits = model(**inputs, use_cache=False).logits[:, :-1]
-    return torch.nn.functional.cross_entropy(logits.mT, labels, ignore_index=IGNORED, reduction="none"), labels
 
 
 @pytest.mark.parametrize("family", FAMILIES)

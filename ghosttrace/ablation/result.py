@@ -41,9 +41,10 @@ class AblationResult(RunResult):
 
     def _sawtooth(self) -> Figure:
         last = self.results.iloc[-1]["bench"]
-        keys = self.source.frame(["bench", "problem", "repetition"], bench=last).iloc[0]
-        rows = self.source.frame(["arm", "prompt_ids", "response_ids"], **keys.to_dict())
-        title = f"{self.configuration['model']}, {keys['problem']}"
+        first = self.source.frame(["problem", "repetition"], bench=last).iloc[0]
+        chosen = {"bench": last, "problem": first["problem"], "repetition": int(first["repetition"])}
+        rows = self.source.frame(["arm", "prompt_ids", "response_ids"], **chosen)
+        title = f"{self.configuration['model']}, {first['problem']}"
         return sawtooth_figure(kv_curves(rows, self.configuration), self.configuration, title)
 
     def page(self) -> str:

@@ -196,9 +196,9 @@ def read_json(path: Path, *needed: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is missing or damaged: put back a copy of it, or make the run anew") from error
+        raise UserError(f"{path} is missing or damaged: put back a copy of it, or make the run again") from error
     if not isinstance(found, dict) or set(needed) - found.keys():
-        raise UserError(f"{path} is not what this version writes: put back a copy of it, or make the run anew")
+        raise UserError(f"{path} is not what this version writes: put back a copy of it, or make the run again")
     return found
 
 

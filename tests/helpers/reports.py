@@ -8,6 +8,7 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 
+from ghosttrace.ablation.arms import ARMS as KNOWN
 from ghosttrace.law.expiry import Policy, alive, expiry
 from ghosttrace.law.markup import Markup
 
@@ -20,6 +21,7 @@ HOSTILE = (
     "<!-- <script> {{ 7 * 7 }} {% raw %} ${window.pwned = 1}",
     "设 $x^2 + y^2 = r^2$，所以 \\frac{\\pi}{4} & 🙂👩‍👩‍👧 \u2028 <b>bold</b> &lt;i&gt;",
 )
+LAWS = {"full": -1, "memento": 0, "placebo": 0, "restart": 0, "swap": 0}
 CONFIG: dict[str, Any] = {
     "command": "ablate",
     "model": "ours/qwen3-8b-<memento>",
@@ -28,6 +30,14 @@ CONFIG: dict[str, Any] = {
     "markup": {**{name[2:-2]: token for name, token in DELIMITERS.items()}, "assistant_header": [3], "turn_end": 1},
     "settings": {"arms": list(ARMS), "seed": 0, "part": {"layers": None, "heads": None, "kv": ["k", "v"]}},
     "options": {"model": "ours/qwen3-8b-<memento>", "bench": "aime24", "seed": 0, "mask_delimiters": False},
+    "arms": {
+        name: {
+            **KNOWN[name]().describe(Policy(False)),
+            "policy": Policy(False, keep).to_dict(),
+        }
+        for name, keep in LAWS.items()
+    },
+    "benches": {"aime24": {"ceiling": None}, "hmmt25": {"ceiling": None}},
     "versions": {"torch": "2.13.0"},
 }
 
@@ -93,6 +103,7 @@ def row_at_k(arm: str, k: int) -> dict[str, Any]:
 
 
 SUMMARY: dict[str, Any] = {"command": "ablate", "valid": True, "failures": [], "results": RESULTS}
+SUMMARY |= {"headline_arm": "restart"}
 SUMMARY |= {"at_k": [row_at_k(arm, k) for arm in ARMS for k in (1, 2)]}
 
 

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench toys vllm-cpu clean
+.PHONY: demo test test-fast lint bench toys vllm-cpu clean
 
 demo: .venv/installed
 	$(BIN)/ghosttrace ablate
@@ -11,10 +11,14 @@ demo: .venv/installed
 test: .venv/installed-dev lint
 	$(BIN)/python -m pytest -n auto
 
+test-fast: .venv/installed-dev
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/decoding.py

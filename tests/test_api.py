@@ -1,0 +1,165 @@
+"""The Python API: every instrument the same way, results that come back from their folders, methods of one's own."""
+
+import importlib.util
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.figure
+import pandas as pd
+import pytest
+
+import ghosttrace as gt
+from ghosttrace.results import RESULTS
+from ghosttrace.runs.records import Layout, Records
+from ghosttrace.runs.samples import RecordedSamples, StoredSamples
+
+QUICK: dict[str, Any] = {"bench": "ledger-h3", "samples": 400, "layers": [3], "hops": [0], "kv": ["v"], "mlp": False}
+RUNS: dict[str, Callable[..., gt.RunResult]] = {
+    "ablate": lambda m, **run: gt.ablate(m, "ledger-h1", ["restart", "swap"], limit=6, **run),
+    "bits": lambda m, **run: gt.bits(m, bench="ledger-h1", limit=4, **run),
+    "probe": lambda m, **run: gt.probe(m, **QUICK, **run),
+    "patch": lambda m, **run: gt.patch(m, bench="ledger-h1", kind="swap", limit=3, **run),
+    "audit": lambda m, **run: gt.audit(m, attacks=["attribute"], utility_limit=4, **QUICK, **run),
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> gt.Checkpoint:
+    return gt.load("toy-mixed")
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def kept(
+    request: pytest.FixtureRequest, model: gt.Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, gt.RunResult, list[tuple[str, int, int]]]:
+    """A run of each instrument in a folder, and what its progress callback was called with."""
+    seen: list[tuple[str, int, int]] = []
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    result = RUNS[request.param](model, out=folder, progress=lambda *step: seen.append(step))
+    return request.param, result, seen
+
+
+def test_every_instrument_is_here() -> None:
+    assert RUNS.keys() == RESULTS.keys()
+
+
+@pytest.mark.slow
+def test_a_result_comes_back_from_its_folder(kept: tuple[str, gt.RunResult, Any]) -> None:
+    command, result, _ = kept
+    assert result.folder is not None
+    again = gt.open_run(result.folder)
+    assert type(again) is type(result) is RESULTS[command]
+    assert again == result
+    pd.testing.assert_frame_equal(again.results, result.results)
+    pd.testing.assert_frame_equal(again.samples, result.samples)
+    assert (again.valid, again.failures) == (result.valid, result.failures)
+
+
+@pytest.mark.slow
+def test_progress_ends_where_it_should(kept: tuple[str, gt.RunResult, list[tuple[str, int, int]]]) -> None:
+    _, _, seen = kept
+    assert seen
+    assert all(0 <= done <= total for _, done, total in seen)
+    what, done, total = seen[-1]
+    assert what and done == total
+
+
+@pytest.mark.slow
+def test_results_show_themselves(kept: tuple[str, gt.RunResult, Any], tmp_path: Path) -> None:
+    _, result, _ = kept
+    shown = result._repr_html_()
+    assert ("All controls held" in shown) == result.valid and "<table" in shown
+    assert "toy-mixed" in repr(result)
+    for name in result.figures():
+        assert isinstance(result.figure(name), matplotlib.figure.Figure)
+    with pytest.raises(gt.UserError, match="no figure 'nothing': this run has"):
+        result.figure("nothing")
+    page = result.report(tmp_path / "page.html").read_text()
+    assert "toy-mixed" in page and "</html>" in page
+
+
+@pytest.mark.slow
+def test_in_memory_a_run_finds_the_same(kept: tuple[str, gt.RunResult, Any], model: gt.Checkpoint) -> None:
+    command, result, _ = kept
+    alone = RUNS[command](model)
+    assert alone.folder is None
+    pd.testing.assert_frame_equal(alone.samples, result.samples)
+    with pytest.raises(gt.UserError, match="kept in memory: give report a path"):
+        alone.report()
+
+
+def test_two_results_that_differ_are_not_equal(model: gt.Checkpoint) -> None:
+    one, other = (gt.bits(model, bench="ledger-h1", limit=2, seed=seed) for seed in (0, 1))
+    assert one == one and one != other and one != "a result"
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(gt.UserError, match="is not a run"):
+        gt.open_run(tmp_path)
+    (tmp_path / "run.json").write_text('{"command": "sft"}')
+    with pytest.raises(gt.UserError, match="is a run of 'sft'"):
+        gt.open_run(tmp_path)
+
+
+def test_no_public_name_shadows_a_module() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(gt.__path__)}
+    assert not modules & set(gt.__all__)
+    packages = [module.name for module in pkgutil.walk_packages(gt.__path__, "ghosttrace.") if module.ispkg]
+    for name in packages:
+        if name == "ghosttrace.serving.vllm":
+            continue
+        package = importlib.import_module(name)
+        inside = {module.name for module in pkgutil.iter_modules(package.__path__)}
+        assert not inside & set(getattr(package, "__all__", ())), name
+
+
+def test_the_package_is_typed() -> None:
+    assert (Path(gt.__path__[0]) / "py.typed").exists()
+
+
+def test_samples_are_the_same_wherever_they_are(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    layout = Layout(pa.schema({"arm": pa.string(), "n": pa.int32(), "ids": pa.list_(pa.int32())}), ("arm", "n"))
+    records = Records(layout)
+    for arm, n in (("b", 0), ("a", 1), ("a", 0)):
+        records.add({"arm": arm, "n": n, "ids": [n] * 3})
+    order = [("a", 0), ("a", 1), ("b", 0)]
+    records.write(order, tmp_path / "samples.parquet")
+    memory, file = RecordedSamples(records, order), StoredSamples(tmp_path / "samples.parquet")
+    for columns, equal in ((None, {}), (["n"], {"arm": "a"}), (["ids"], {"arm": "a", "n": 1}), (["n"], {"arm": "c"})):
+        pd.testing.assert_frame_equal(memory.frame(columns, **equal), file.frame(columns, **equal))
+    with memory.stored() as path:
+        pd.testing.assert_frame_equal(StoredSamples(path).frame(), file.frame())
+    (tmp_path / "samples.parquet").write_text("no")
+    with pytest.raises(gt.UserError, match="is damaged"):
+        file.frame()
+
+
+@pytest.mark.slow
+def test_methods_of_ones_own_need_no_change_to_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    """The script defines an arm, a benchmark, a defence and an attack, and runs them."""
+    path = Path(__file__).parent.parent / "examples" / "own_methods.py"
+    specification = importlib.util.spec_from_file_location("own_methods", path)
+    assert specification is not None and specification.loader is not None
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    script.main()
+    said = capsys.readouterr().out
+    assert "zero-values" in said and "last-digit" in said
+    assert "nearest-neighbour" in said and "sealed" in said
+
+
+def test_an_arm_of_ones_own_reaches_the_report(model: gt.Checkpoint, tmp_path: Path) -> None:
+    class Own(gt.Arm):
+        """Memento under another name."""
+
+        name, summary, headline, priority = "own", "nothing at all", "Doing nothing at all", 99
+
+    run = gt.ablate(model, "ledger-h1", [Own()], limit=3, out=tmp_path / "run")
+    assert run.results["accuracy"].nunique() == 1 and run.summary["headline_arm"] == "own"
+    assert "Doing nothing at all (own) changed accuracy by" in run.report().read_text()
+    with pytest.raises(gt.UserError, match="two arms are called 'own'"):
+        gt.ablate(model, "ledger-h1", [Own(), Own()], limit=3)

@@ -1,22 +1,40 @@
-"""GhostTrace: what erased reasoning leaves in the cache, and how to measure it.
+"""GhostTrace: what erased reasoning leaves in the KV cache, and how to measure it.
 
-import ghosttrace as gt
+    import ghosttrace as gt
 
-run = gt.ablate("toy-mixed", bench="ledger-h1", arms=("restart", "swap"), limit=100)
-run.results        # pandas: accuracy and paired effect of every arm
-run.samples        # pandas: one row per sample
+    model = gt.load("toy-mixed")
+    run = gt.ablate(model, bench="ledger-h1", arms=["restart", "swap"], limit=100)
+    run.results        # pandas: accuracy and paired effect of every arm
+    run.samples        # pandas: one row per sample
+    run.figure("accuracy")
+
+`ablate`, `bits`, `probe`, `patch` and `audit` take a model, settings, a folder (`out=`) and a progress callback, and
+return a result; `open_run` gives the same result back from a finished run folder.
 """
 
-from ghosttrace.ablation.arms import ARMS, Part
+from ghosttrace.ablation.arms import ARMS, Arm, Part
 from ghosttrace.ablation.result import AblationResult
 from ghosttrace.ablation.run import ablate
-from ghosttrace.errors import UserError
+from ghosttrace.auditing.result import AuditResult
+from ghosttrace.auditing.run import audit
+from ghosttrace.bench import Bench, load_bench
+from ghosttrace.errors import RunWarning, UserError
+from ghosttrace.ghost_bits.result import BitsResult
+from ghosttrace.ghost_bits.run import bits
 from ghosttrace.law.expiry import NEVER, ExpiryTracker, Policy, alive, erasures, expiry
 from ghosttrace.law.markup import Block, Markup, find_blocks
 from ghosttrace.model.attention import attending, pad_batch
 from ghosttrace.model.checkpoint import Checkpoint, load
 from ghosttrace.model.generate import Generation, Request, generate
 from ghosttrace.model.sampling import Sampling
+from ghosttrace.model.session import Session
+from ghosttrace.patching.result import PatchResult
+from ghosttrace.patching.run import patch
+from ghosttrace.probing.result import ProbeResult
+from ghosttrace.probing.run import probe
+from ghosttrace.probing.token_states import FeatureTable, features
+from ghosttrace.results import open_run
+from ghosttrace.runs.result import RunResult
 
 __version__ = "0.1.0"
 
@@ -24,23 +42,40 @@ __all__ = [
     "ARMS",
     "NEVER",
     "AblationResult",
+    "Arm",
+    "AuditResult",
+    "Bench",
+    "BitsResult",
     "Block",
     "Checkpoint",
     "ExpiryTracker",
+    "FeatureTable",
     "Generation",
     "Markup",
     "Part",
+    "PatchResult",
     "Policy",
+    "ProbeResult",
     "Request",
+    "RunResult",
+    "RunWarning",
     "Sampling",
+    "Session",
     "UserError",
     "ablate",
     "alive",
     "attending",
+    "audit",
+    "bits",
     "erasures",
     "expiry",
+    "features",
     "find_blocks",
     "generate",
     "load",
+    "load_bench",
+    "open_run",
     "pad_batch",
+    "patch",
+    "probe",
 ]

@@ -89,7 +89,7 @@ class Paging:
         if self._done == len(self._erasures):
             return None
         erasure = self._erasures[self._done]
-        # A sealed request that found its first tokens in the prefix cache may start at its block: it computes one token.
+        # A sealed request with a prefix hit may start where its block begins: it then computes one token.
         return max(erasure.keys.start, position + 1) if self.arm in SEALED else erasure.at
 
     def settle(self, position: int) -> tuple[int, list[Compaction]]:

@@ -54,7 +54,7 @@ class Settings:
 
     @property
     def needs_tokens(self) -> bool:
-        """Whether the token just sampled decides what may be scheduled next, which rules out asynchronous scheduling."""
+        """Whether the next step depends on the token just sampled, which rules out asynchronous scheduling."""
         return self.arm in REREADING or not self.policy.erases_after_reading
 
     @property

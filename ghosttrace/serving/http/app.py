@@ -1,8 +1,8 @@
 """The FastAPI application of the small server: `ghosttrace serve --backend hf`.
 
 It offers vLLM's API on top of `ghosttrace.model.generate`, so that erasure can be tried on a laptop: chat and text
-completions, streamed or not, reasoning apart from content, overrides of a request, the prompt guard, metrics. It decodes
-one batch after another (`ghosttrace.serving.http.jobs`) and shares no prefix between requests.
+completions, streamed or not, reasoning apart from content, overrides of a request, the prompt guard, metrics. It
+decodes one batch after another (`ghosttrace.serving.http.jobs`) and shares no prefix between requests.
 """
 
 import threading

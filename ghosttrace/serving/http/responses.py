@@ -3,7 +3,8 @@
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 from uuid import uuid4
 
 from ghosttrace.serving.error_responses import error_body
@@ -12,7 +13,8 @@ from ghosttrace.serving.http.requests import ChatBody, CompletionBody
 FinishReason = Literal["stop", "length"]
 
 
-class Delta(NamedTuple):
+@dataclass(frozen=True)
+class Delta:
     """What one event of a job adds to a response.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Tokens that a request does not choose: the end of a block that has grown too long, and what a harness puts in."""
+"""vLLM's logits processor for tokens that vLLM does not sample: `max_block_tokens`, a harness, and our own draws."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,14 +10,14 @@ from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 
 from ghosttrace.law.expiry import ExpiryTracker
-from ghosttrace.serving.settings import Settings, check_wishes
+from ghosttrace.serving.settings import Settings, check_overrides
 
 
-class Forced:
-    """One request's: reads along, and says what comes next where that is not vLLM's choice.
+class RequestForcing:
+    """Follows one request's tokens and decides whether its next token is forced.
 
     Args:
-        settings: its law and its wishes.
+        settings: the law, with the request's overrides applied.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -26,16 +26,21 @@ class Forced:
 
     @property
     def known(self) -> int:
-        """Tokens read so far."""
+        """The number of tokens followed so far."""
         return self._tracker.trace.position
 
     def read(self, tokens: Sequence[int]) -> None:
-        """Take note of the tokens that follow."""
+        """Follow the next tokens."""
         for token in tokens:
             self._tracker.push(token)
 
     def apply(self, logits: Tensor, prompt: int) -> Tensor:
-        """Leave nothing but the next token, if it is known. logits: float[V]; prompt: tokens before the response."""
+        """Return logits that leave only the forced token, or the logits unchanged if none is forced.
+
+        Args:
+            logits: float[V].
+            prompt: number of tokens of the prompt.
+        """
         token = self._token()
         if token is None and self._settings.draws is not None:
             token = self._settings.draws(self.known - prompt, logits)
@@ -54,10 +59,10 @@ class Forced:
 
 
 class ForcedTokens(AdapterLogitsProcessor, LogitsProcessor):
-    """vLLM's logits processor for `max_block_tokens` and `harness`; it refuses bad wishes where a request comes in.
+    """The logits processor; it also refuses wrong overrides when a request arrives.
 
-    One class for both model runners, for which of them runs is decided later than what an engine is given: the
-    V1 runner makes it with a device and asks row by row, the V2 runner makes it with its request states.
+    One class serves both model runners, because vLLM chooses the runner after it has been given the class. The V1
+    runner makes it with a device and asks it row by row; the V2 runner makes it with its request states.
     """
 
     ahead = rereading = False
@@ -68,62 +73,67 @@ class ForcedTokens(AdapterLogitsProcessor, LogitsProcessor):
             AdapterLogitsProcessor.__init__(self, vllm_config, *where)
         else:
             (self._states,) = where
-            self._slots: dict[int, Forced] = {}
+            self._rows: dict[int, RequestForcing] = {}
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuse a request that asks for what cannot be had; vLLM asks before it is queued."""
+        """Refuse a request whose overrides are wrong or cannot be met; vLLM calls this before it queues the request."""
         asked = (sampling_params.prompt_logprobs, getattr(sampling_params, "prompt_logprob_token_ids", None))
-        check_wishes(sampling_params.extra_args, cls.ahead, cls.rereading, any(one is not None for one in asked))
+        check_overrides(sampling_params.extra_args, cls.ahead, cls.rereading, any(one is not None for one in asked))
 
     def is_argmax_invariant(self) -> bool:
-        """It changes what greedy decoding takes."""
+        """Return False: it changes which token greedy decoding takes."""
         return False
 
     def new_req_logits_processor(self, params: SamplingParams) -> Callable[..., Tensor] | None:
-        """V1: for a request that has something to force."""
-        wished = self._settings.wished(params.extra_args)
-        if not wished.forces:
+        """V1: return the processor of a request that has something to force, else None."""
+        settings = self._settings.with_overrides(params.extra_args)
+        if not settings.forces:
             return None
-        forced = Forced(wished)
+        forcing = RequestForcing(settings)
 
         def apply(prompt_ids: list[int], output_ids: list[int], logits: Tensor) -> Tensor:
-            behind = forced.known - len(prompt_ids)
-            forced.read([*prompt_ids[forced.known :], *output_ids[max(behind, 0) :]])
-            return forced.apply(logits, len(prompt_ids))
+            known_outputs = forcing.known - len(prompt_ids)
+            forcing.read([*prompt_ids[forcing.known :], *output_ids[max(known_outputs, 0) :]])
+            return forcing.apply(logits, len(prompt_ids))
 
         return apply
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
-        """V2: a request enters a slot, perhaps after one that is gone."""
-        self._slots.pop(req_idx, None)
-        wished = self._settings.wished(sampling_params.extra_args)
-        if wished.forces:
-            self._slots[req_idx] = Forced(wished)
-        return wished.forces
+        """V2: a request enters a row, which another request may have left."""
+        self._rows.pop(req_idx, None)
+        settings = self._settings.with_overrides(sampling_params.extra_args)
+        if settings.forces:
+            self._rows[req_idx] = RequestForcing(settings)
+        return settings.forces
 
     def apply(self, logits: Tensor, context: Any = None) -> Tensor:
-        """Force tokens in a batch. logits: float[rows, V]."""
+        """Force tokens in a batch.
+
+        Args:
+            logits: float[rows, V].
+            context: V2's layout of the batch; None in V1.
+        """
         if context is None:
             return super().apply(logits)
         lengths = context.seq_lens_upper_bound_np.tolist()
-        for row, (slot, length) in enumerate(zip(context.idx_mapping_np.tolist(), lengths, strict=False)):
-            forced = self._slots.get(slot)
-            if forced is not None:
-                forced.read(self._states.all_token_ids.gpu[slot, forced.known : length].tolist())
-                prompt = int(self._states.prompt_len.np[slot])
-                if forced.known == length >= prompt:  # else its tokens are still read, or again: nothing is chosen
-                    logits[row] = forced.apply(logits[row], prompt)
+        for index, (row, length) in enumerate(zip(context.idx_mapping_np.tolist(), lengths, strict=False)):
+            forcing = self._rows.get(row)
+            if forcing is not None:
+                forcing.read(self._states.all_token_ids.gpu[row, forcing.known : length].tolist())
+                prompt = int(self._states.prompt_len.np[row])
+                if forcing.known == length >= prompt:  # otherwise its known tokens are being computed: none is sampled
+                    logits[index] = forcing.apply(logits[index], prompt)
         return logits
 
 
 class ForcedTokensAhead(ForcedTokens):
-    """The same in an engine that schedules ahead of its tokens."""
+    """For an engine that schedules ahead of its tokens."""
 
     ahead = True
 
 
 class ForcedTokensRereading(ForcedTokens):
-    """The same in an engine whose requests read some tokens twice, or never, unless they choose another arm."""
+    """For an engine whose own arm computes some tokens twice, or never."""
 
     rereading = True

@@ -55,8 +55,8 @@ def texts(count: int, law: Settings) -> tuple[list[int], list[list[int]]]:
     return [2, 10, *markup.assistant_header], responses
 
 
-def told(name: str) -> dict[str, Any]:
-    """Arguments of vLLM's `LLM` for one of the ways."""
+def arguments(name: str) -> dict[str, Any]:
+    """Return arguments of vLLM's `LLM` for one of the ways."""
     if name == "stock":
         return {"model": engine_args(MODEL)["model"]}
     return engine_args(MODEL, keep_last_n_blocks=-1) if name == "keeping" else engine_args(MODEL)
@@ -68,7 +68,7 @@ def serve(name: str, pages: int, prompt: list[int], responses: list[list[int]]) 
     from vllm.distributed import cleanup_dist_env_and_memory
 
     llm = LLM(
-        **told(name) | {"logits_processors": ["scripted:Scripted"]},
+        **arguments(name) | {"logits_processors": ["scripted:Scripted"]},
         dtype="float32",
         enforce_eager=True,
         block_size=PAGE,

@@ -95,7 +95,7 @@ def test_nothing_but_a_turn_is_the_assistants_own() -> None:
 
 
 def passed(body: bytes, path: str = "/v1/chat/completions", *kinds: bytes) -> tuple[bytes, dict[bytes, bytes], int]:
-    """What the guard lets through to the server behind it, in a body of several parts; or the status of its answer."""
+    """Return the body, headers and status that the guard lets through or answers, for a body in several parts."""
     seen: dict[str, Any] = {"body": b"", "headers": {}, "status": 0}
     parts = [body[:3], body[3:]]
 
@@ -128,7 +128,7 @@ def test_the_guard_rewrites_bodies_and_their_length() -> None:
 
 
 def test_forms_pass_but_nothing_that_may_be_read_as_json() -> None:
-    """Of two kinds the server behind may take either."""
+    """Of two content types the server may take either."""
     chat, form = "/v1/chat/completions", b"multipart/form-data"
     assert passed(b"a form", chat, form)[0] == b"a form"
     assert b"<eos>" not in passed(b'{"x": "<eos>"}', chat, b"application/json", form)[0]

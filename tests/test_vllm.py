@@ -164,7 +164,7 @@ def test_engines_that_would_be_wrong_are_refused() -> None:
     check_engine(SimpleNamespace(**plain), True, law)
     deep = SimpleNamespace(**vars(parallel) | {"pipeline_parallel_size": 3})
     many = SimpleNamespace(decode_context_parallel_size=2, prefill_context_parallel_size=1, pipeline_parallel_size=1)
-    for other, ahead, told, says in (
+    for other, ahead, settings, says in (
         ({"speculative_config": 1}, True, law, "speculative"),
         ({"kv_transfer_config": 1}, True, law, "connector"),
         ({"parallel_config": many}, True, law, "context parallelism"),
@@ -175,7 +175,7 @@ def test_engines_that_would_be_wrong_are_refused() -> None:
         ({}, True, replace(law, arm="restart"), "--no-async-scheduling"),
     ):
         with pytest.raises(UserError, match=says):
-            check_engine(SimpleNamespace(**plain | other), ahead, told)
+            check_engine(SimpleNamespace(**plain | other), ahead, settings)
     size = {"block_size": 16, "num_kv_heads": 1, "head_size": 16, "dtype": torch.float32}
     full, window = FullAttentionSpec(**size), SlidingWindowSpec(**size, sliding_window=8)
     check_pages(KVCacheConfig(8, [], [KVCacheGroupSpec(["a"], full)]))

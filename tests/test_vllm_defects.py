@@ -143,7 +143,7 @@ def test_a_request_that_misses_a_step(checkpoint: Checkpoint, llm: LLM) -> None:
     right(checkpoint, scripts, found)
 
 
-@pytest.mark.parametrize("written", [10, 25, 29, 30, 31], ids=["block", "memento", "end", "erasure", "behind"])
+@pytest.mark.parametrize("written", [10, 25, 29, 30, 31], ids=["block", "memento", "end", "erasure", "after"])
 def test_abort_in_the_middle(checkpoint: Checkpoint, llm: LLM, written: int) -> None:
     """Its pages come back, and another request goes on as if nothing had been."""
     scripts = {}

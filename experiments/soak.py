@@ -79,8 +79,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
         command = [sys.executable, "-m", "ghosttrace", "serve", "--model", MODEL, "--port", str(self.port)]
-        memory = str((PAGES + 1) * PAGE_BYTES)  # vLLM keeps one page for itself
-        command += [*FLAGS.split(), "--kv-cache-memory-bytes", memory]
+        command += [*FLAGS.split(), "--kv-cache-memory-bytes", str((PAGES + 1) * PAGE_BYTES)]  # one is vLLM's own
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         LOG.parent.mkdir(exist_ok=True)
         with LOG.open("w") as log:

@@ -100,7 +100,7 @@ METHODS: dict[Part, dict[str, dict[str, str]]] = {
             "prepare_attn": "self input_batch",
             "sample": "self hidden_states input_batch grammar_output",
         },
-        "vllm.v1.worker.gpu.block_table.BlockTables": {
+        "vllm.v1.worker.gpu.block_table.BlockTables": {  # called by vLLM's `prepare_attn`, after we have compacted
             "gather_block_tables": "self idx_mapping num_reqs_padded out out_ptrs",
         },
         "vllm.v1.worker.gpu.buffer_utils.StagedWriteTensor": {
@@ -149,6 +149,9 @@ ATTRIBUTES: dict[Part, dict[str, str]] = {
     },
     "worker": {
         "vllm.v1.worker.gpu_worker.Worker": "use_v2_model_runner",
+        "vllm.v1.worker.worker_base.WorkerBase": "vllm_config device",
+        "vllm.config.compilation.CompilationConfig": "static_forward_context",
+        "vllm.model_executor.layers.attention.attention.Attention": "impl kv_cache",
         "vllm.v1.worker.gpu.sample.logits_processor.interface.LogitsProcRequestState": "all_token_ids prompt_len",
         "vllm.v1.worker.gpu.sample.logits_processor.interface.LogitsContext": "idx_mapping_np seq_lens_upper_bound_np",
     },
@@ -157,12 +160,15 @@ ATTRIBUTES: dict[Part, dict[str, str]] = {
         "kv_cache_config optimistic_seq_lens_cpu req_indices positions query_start_loc discard_request_mask",
         "vllm.v1.worker.gpu_input_batch.InputBatch": "req_ids req_id_to_index num_reqs block_table generators",
         "vllm.v1.worker.gpu_input_batch.CachedRequestState": "block_ids",
+        "vllm.v1.utils.CpuGpuBuffer": "gpu np",
     },
     "runner_v2": {
         "vllm.v1.worker.gpu.model_runner.GPUModelRunner": "compilation_config device kv_cache_config req_states "
         "block_tables",
         "vllm.v1.worker.gpu.states.RequestState": "req_id_to_index num_computed_tokens prefill_len",
         "vllm.v1.worker.gpu.block_table.BlockTables": "block_tables num_blocks",
+        "vllm.v1.worker.gpu.buffer_utils.StagedWriteTensor": "gpu",
+        "vllm.v1.worker.gpu.buffer_utils.UvaBackedTensor": "np",
         "vllm.v1.worker.gpu.input_batch.InputBatch": "req_ids num_reqs num_tokens num_scheduled_tokens positions "
         "seq_lens seq_lens_cpu_upper_bound",
     },

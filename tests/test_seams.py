@@ -35,7 +35,7 @@ class Scheduler:
 
 @pytest.fixture(autouse=True)
 def nothing_is_checked_yet() -> Iterator[None]:
-    """Every test checks anew, and leaves no result of a table that it replaced."""
+    """Clear the cached results before and after every test, because tests replace the table."""
     seam_check.check.cache_clear()
     yield
     seam_check.check.cache_clear()

@@ -23,9 +23,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ghosttrace.law.expiry import alive, expiry
-from ghosttrace.serving import engine
 from ghosttrace.serving.settings import Settings
-from ghosttrace.serving.vllm.engine import read_settings
+from ghosttrace.serving.vllm.engine_args import engine_args, read_settings
 
 ROOT = Path(__file__).parent.parent
 MODEL, PAGE, PAGE_BYTES = "toy-open", 32, 32 * 4096  # 4 layers, keys and values, 128 numbers of 4 bytes
@@ -56,11 +55,11 @@ def texts(count: int, law: Settings) -> tuple[list[int], list[list[int]]]:
     return [2, 10, *markup.assistant_header], responses
 
 
-def told(name: str) -> dict[str, Any]:
-    """Arguments of vLLM's `LLM` for one of the ways."""
+def arguments(name: str) -> dict[str, Any]:
+    """Return arguments of vLLM's `LLM` for one of the ways."""
     if name == "stock":
-        return {"model": engine(MODEL)["model"]}
-    return engine(MODEL, keep_last_n_blocks=-1) if name == "keeping" else engine(MODEL)
+        return {"model": engine_args(MODEL)["model"]}
+    return engine_args(MODEL, keep_last_n_blocks=-1) if name == "keeping" else engine_args(MODEL)
 
 
 def serve(name: str, pages: int, prompt: list[int], responses: list[list[int]]) -> Run:
@@ -69,7 +68,7 @@ def serve(name: str, pages: int, prompt: list[int], responses: list[list[int]]) 
     from vllm.distributed import cleanup_dist_env_and_memory
 
     llm = LLM(
-        **told(name) | {"logits_processors": ["scripted:Scripted"]},
+        **arguments(name) | {"logits_processors": ["scripted:Scripted"]},
         dtype="float32",
         enforce_eager=True,
         block_size=PAGE,

@@ -27,9 +27,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import psutil  # type: ignore[import-untyped]
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from scipy.stats import theilslopes
 
 import ghosttrace as gt
@@ -42,7 +39,7 @@ FLAGS = f"--backend vllm --max-model-len 512 --dtype float32 --enforce-eager --b
 CLIENTS, POOL, TOKENS, SEED = 14, 48, 160, 0
 EVERY, PATIENCE = 10, 300  # seconds from row to row of the series; to wait for an answer, or for the server to come up
 GROWTH, PREEMPTED = 0.02, 60  # memory's growth from the second quarter to the last, at most; preemptions a minute
-POLICIES: dict[str, tuple[dict[str, Any], int]] = {  # a request's wishes, and `keep_last_n_blocks` that they stand for
+POLICIES: dict[str, tuple[dict[str, Any], int]] = {  # overrides, and the `keep_last_n_blocks` that they mean
     "memento": ({}, 0),
     "full": ({"ghosttrace_arm": "full"}, -1),
     "keep-1": ({"ghosttrace_keep_last_n_blocks": 1}, 1),
@@ -82,27 +79,23 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
         command = [sys.executable, "-m", "ghosttrace", "serve", "--model", MODEL, "--port", str(self.port)]
-        command += [
-            *FLAGS.split(),
-            "--kv-cache-memory-bytes",
-            str((PAGES + 1) * PAGE_BYTES),
-        ]  # vLLM keeps one for itself
+        command += [*FLAGS.split(), "--kv-cache-memory-bytes", str((PAGES + 1) * PAGE_BYTES)]  # one is vLLM's own
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         LOG.parent.mkdir(exist_ok=True)
         with LOG.open("w") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
-    def asked(self, sent: bytes | None, key: str = KEY, path: str = CHAT) -> closing[HTTPConnection]:
-        """A connection on which a request was sent; closed behind, whatever has been read."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+    def send(self, sent: bytes | None, key: str = KEY, path: str = CHAT) -> closing[HTTPConnection]:
+        """Send a request and return its connection, which is closed on exit."""
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         connection.request("POST" if sent else "GET", path, sent, headers)
         return closing(connection)
 
-    def told(self, *request: Any, **where: Any) -> tuple[int, str]:
-        """Status and text of an answer; 0 where nobody answers."""
+    def fetch(self, *request: Any, **where: Any) -> tuple[int, str]:
+        """Return status and text of an answer; status 0 if the server does not answer."""
         try:
-            with self.asked(*request, **where) as connection:
+            with self.send(*request, **where) as connection:
                 response = connection.getresponse()
                 return response.status, response.read().decode()
         except OSError:
@@ -112,8 +105,8 @@ class Server:
         """Whether it is well (200), and what it counts."""
         if self.process.poll() is not None:
             raise SystemExit(f"the server has ended: see {LOG}")
-        found: dict[str, float] = {"health": self.told(None, path="/health")[0]}
-        for line in self.told(None, path="/metrics")[1].splitlines():
+        found: dict[str, float] = {"health": self.fetch(None, path="/health")[0]}
+        for line in self.fetch(None, path="/metrics")[1].splitlines():
             name, _, value = line.rpartition(" ")
             if (name := name.partition("{")[0]) in COUNTED:
                 found[name] = found.get(name, 0) + float(value)
@@ -142,16 +135,16 @@ class Chat:
     """A conversation under a policy, and what must be written."""
 
     messages: list[dict[str, str]]
-    wishes: dict[str, Any]
+    overrides: dict[str, Any]
     tokens: list[int]
 
     def body(self, **more: Any) -> bytes:
         """The request."""
-        return body(self.messages, vllm_xargs=self.wishes, **more)
+        return body(self.messages, vllm_xargs=self.overrides, **more)
 
 
 def conversations() -> list[list[dict[str, str]]]:
-    """Problems of `ledger`: alone, behind two pages that they share, and behind one that was answered in blocks."""
+    """Problems of `ledger`: alone, after two pages that they share, and after one that was answered in blocks."""
     rng = np.random.default_rng(SEED)
     found = []
     for number in range(POOL):
@@ -167,10 +160,10 @@ def written(checkpoint: Any) -> dict[str, list[Chat]]:
     tokenizer, chats, found = checkpoint.tokenizer, conversations(), {}
     texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
     requests = [gt.Request(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    for name, (wishes, keep) in POLICIES.items():
+    for name, (overrides, keep) in POLICIES.items():
         policy, sampling = replace(checkpoint.policy, keep_last_n_blocks=keep), gt.Sampling(TOKENS, temperature=0)
         done = gt.generate(checkpoint.model, requests, checkpoint.markup, policy, sampling)
-        found[name] = [Chat(chat, wishes, one.tokens) for chat, one in zip(chats, done, strict=True)]
+        found[name] = [Chat(chat, overrides, one.tokens) for chat, one in zip(chats, done, strict=True)]
     return found
 
 
@@ -217,7 +210,7 @@ class Load:
         kind, count = f"{'streamed' if streamed else 'whole'}, {way}, {policy}", 2 if way == "n = 2" else 1
         most = int(rng.integers(len(chat.tokens))) if way == "left" else None
         more: dict[str, Any] = {"n": 2, "temperature": 1, "top_k": 1} if count == 2 else {}  # greedy too
-        with self.server.asked(chat.body(stream=streamed, **more)) as connection:
+        with self.server.send(chat.body(stream=streamed, **more)) as connection:
             if way == "left" and not streamed:
                 time.sleep(rng.random())
                 return kind, {}
@@ -229,7 +222,7 @@ class Load:
         """Its status; and of delimiters that a user typed none is read as one."""
         kind = str(rng.choice(list(ODD)))
         sent, key, statuses = ODD[kind]
-        status, said = self.server.told(sent, key)
+        status, said = self.server.fetch(sent, key)
         right, header = status in statuses, list(self.markup.assistant_header)
         if right and status == 200:
             structure = {*self.markup.delimiters, self.markup.turn_end, *header}
@@ -283,25 +276,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--out", type=Path, default=ROOT / "experiments" / "results" / "soak.json")
-    told = parser.parse_args()
+    chosen = parser.parse_args()
     server = Server()
     try:
         load = Load(server, gt.load(MODEL))
         server.settled()
-        series, end = soak(server, load, 60 * told.minutes)
+        series, end = soak(server, load, 60 * chosen.minutes)
         memory = growth(series)
-        checks = judge(float(memory["grown"].max()), end, load, told.minutes)
+        checks = judge(float(memory["grown"].max()), end, load, chosen.minutes)
     finally:
         server.process.terminate()
         server.process.wait(PATIENCE)
-    results = {"minutes": told.minutes, "clients": CLIENTS, "pages": PAGES, "checks": checks}
+    results = {"minutes": chosen.minutes, "clients": CLIENTS, "pages": PAGES, "checks": checks}
     results |= {"counts": dict(sorted(load.counts.items())), "wrong": load.wrong, "end": end}
     results |= {"memory": memory.to_dict("index"), "series": series.round(2).to_dict("list")}
-    told.out.write_text(json.dumps(results) + "\n")
-    table = Table("requests", "", box=box.SIMPLE_HEAD, title=f"{told.minutes:g} minutes, {CLIENTS} clients")
-    for kind, count in sorted(load.counts.items()):
-        table.add_row(kind, f"{count:,}")
-    Console().print(table)
+    chosen.out.write_text(json.dumps(results) + "\n")
+    print(*(f"{count:8,}  {kind}" for kind, count in sorted(load.counts.items())), sep="\n")
     print(*(f"{'ok' if true else 'WRONG'}: {sentence}" for sentence, true in checks.items()), sep="\n")
     sys.exit(not all(checks.values()))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ghosttrace.errors import UserError
-from ghosttrace.serving.vllm.pages import Mover, slots
+from ghosttrace.serving.vllm.page_mover import PageMover, slots
 
 PAGES, HEADS, SIZE, DIM = 6, 2, 8, 4
 
@@ -82,7 +82,7 @@ def test_moved_numbers_are_those_that_were_there(backend: Plain, order: tuple[in
     before = [held(one) for one in layers]
     pages = [4, 1, 3]
     source, target = slots(pages, 7, 21, SIZE), slots(pages, 2, 16, SIZE)
-    Mover(layers).move(source, target)
+    PageMover(layers).move(source, target)
     for one, old in zip(layers, before, strict=True):
         for of, to in zip(source.tolist(), target.tolist(), strict=True):
             old[to] = old[of].clone()  # in this order nothing is written before it is read
@@ -91,4 +91,4 @@ def test_moved_numbers_are_those_that_were_there(backend: Plain, order: tuple[in
 
 def test_pages_that_cannot_be_moved_are_refused_at_once() -> None:
     with pytest.raises(UserError, match="does not keep each token"):
-        Mover([layer(Mixed(), (0, 1, 2, 3))])
+        PageMover([layer(Mixed(), (0, 1, 2, 3))])

@@ -16,20 +16,20 @@ from hypothesis import strategies as st
 import ghosttrace as gt
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy, erasures
-from ghosttrace.serving.guard import JOINER, MOST, VARIABLE, Breaker, Guard, special_tokens
-from ghosttrace.serving.reader import Reader, Where
-from ghosttrace.serving.settings import Settings, check_wishes
-from ghosttrace.serving.vllm.engine import engine, read_settings
+from ghosttrace.serving.prompt_guard import JOINER, MAX_BODY, TOKENS_VARIABLE, PromptGuard, TokenBreaker, special_tokens
+from ghosttrace.serving.reasoning_split import ReasoningSplitter, Segment
+from ghosttrace.serving.settings import Settings, check_overrides
+from ghosttrace.serving.vllm.engine_args import engine_args, read_settings
 
 CHECKPOINT = gt.load("toy-open")
 SPECIAL = special_tokens(CHECKPOINT.tokenizer, CHECKPOINT.markup)
-BREAKER = Breaker(SPECIAL)
+BREAKER = TokenBreaker(SPECIAL)
 
 
 def ghosttrace(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command line."""
-    told = [sys.executable, "-m", "ghosttrace", *arguments]
-    return subprocess.run(told, capture_output=True, text=True)
+    command = [sys.executable, "-m", "ghosttrace", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 @given(st.lists(st.one_of(st.sampled_from(SPECIAL), st.text(max_size=3))).map("".join))
@@ -95,7 +95,7 @@ def test_nothing_but_a_turn_is_the_assistants_own() -> None:
 
 
 def passed(body: bytes, path: str = "/v1/chat/completions", *kinds: bytes) -> tuple[bytes, dict[bytes, bytes], int]:
-    """What the guard lets through to the server behind it, in a body of several parts; or the status of its answer."""
+    """Return the body, headers and status that the guard lets through or answers, for a body in several parts."""
     seen: dict[str, Any] = {"body": b"", "headers": {}, "status": 0}
     parts = [body[:3], body[3:]]
 
@@ -116,7 +116,7 @@ def passed(body: bytes, path: str = "/v1/chat/completions", *kinds: bytes) -> tu
 
     headers = [(b"content-length", b"1"), (b"x", b"y"), *((b"content-type", kind) for kind in kinds)]
     scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
-    asyncio.run(Guard(app, SPECIAL)(scope, receive, send))
+    asyncio.run(PromptGuard(app, SPECIAL)(scope, receive, send))
     return seen["body"], seen["headers"], seen["status"]
 
 
@@ -128,7 +128,7 @@ def test_the_guard_rewrites_bodies_and_their_length() -> None:
 
 
 def test_forms_pass_but_nothing_that_may_be_read_as_json() -> None:
-    """Of two kinds the server behind may take either."""
+    """Of two content types the server may take either."""
     chat, form = "/v1/chat/completions", b"multipart/form-data"
     assert passed(b"a form", chat, form)[0] == b"a form"
     assert b"<eos>" not in passed(b'{"x": "<eos>"}', chat, b"application/json", form)[0]
@@ -139,7 +139,7 @@ def test_forms_pass_but_nothing_that_may_be_read_as_json() -> None:
     [
         (b"{broken", "/v1/chat/completions", 400),
         (b"[" * 100_000, "/v1/chat/completions", 400),
-        (b" " * (MOST + 1), "/v1/chat/completions", 413),
+        (b" " * (MAX_BODY + 1), "/v1/chat/completions", 413),
         (b'{"messages": []}', "/invocations", 404),
     ],
 )
@@ -147,16 +147,16 @@ def test_what_the_guard_cannot_read_goes_no_further(body: bytes, path: str, stat
     assert passed(body, path) == (b"", {}, status)
 
 
-def test_the_guard_is_told_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
+def test_the_guard_needs_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TOKENS_VARIABLE, raising=False)
     with pytest.raises(UserError, match="ghosttrace serve"):
-        Guard(lambda *args: None)  # type: ignore[arg-type, return-value]
+        PromptGuard(lambda *args: None)  # type: ignore[arg-type, return-value]
 
 
 def test_the_command_of_vllms_server() -> None:
     done = ghosttrace("serve", "--dry-run", "--port", "8123", "--tensor-parallel-size", "2", "--api-key", "k")
     assert done.returncode == 0, done.stderr
-    assert " -m vllm.entrypoints." in done.stdout and VARIABLE in done.stdout
+    assert " -m vllm.entrypoints." in done.stdout and TOKENS_VARIABLE in done.stdout
     assert "--host 127.0.0.1 --port 8123" in done.stdout
     assert done.stdout.strip().endswith("--api-key k --tensor-parallel-size 2")
 
@@ -205,9 +205,11 @@ def test_the_law_comes_from_the_model() -> None:
     """A sealed model is decoded sealed, and so is not scheduled ahead."""
     assert read_settings("toy-open") == Settings(CHECKPOINT.markup, CHECKPOINT.policy)
     assert read_settings("toy-sealed").arm == "restart"
-    assert engine("toy-sealed")["async_scheduling"] is False and engine("toy-open")["async_scheduling"] is None
-    told = read_settings("toy-open", keep_last_n_blocks=1, max_block_tokens=7)
-    assert Settings.from_dict(json.loads(json.dumps(told.to_dict()))) == told
+    assert (
+        engine_args("toy-sealed")["async_scheduling"] is False and engine_args("toy-open")["async_scheduling"] is None
+    )
+    settings = read_settings("toy-open", keep_last_n_blocks=1, max_block_tokens=7)
+    assert Settings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
 
 
 @pytest.mark.parametrize("family, says", [("olmo3", "sliding"), ("gemma3", "sliding"), ("qwen3", None)])
@@ -215,14 +217,14 @@ def test_models_whose_pages_are_not_plain_are_refused(family: str, says: str | N
     tiny(family).save_pretrained(tmp_path)  # type: ignore[arg-type]
     CHECKPOINT.tokenizer.save_pretrained(tmp_path)
     if says is None:
-        assert engine(str(tmp_path), mask_delimiters=True)["model"] == str(tmp_path)
+        assert engine_args(str(tmp_path), mask_delimiters=True)["model"] == str(tmp_path)
     else:
         with pytest.raises(UserError, match=says):
-            engine(str(tmp_path), mask_delimiters=True)
+            engine_args(str(tmp_path), mask_delimiters=True)
 
 
 @pytest.mark.parametrize(
-    "wishes, says",
+    "overrides, says",
     [
         ({"ghosttrace_arm": "swap"}, "one of full"),
         ({"ghosttrace_keep_last_n_blocks": -2}, "or a number to keep"),
@@ -233,48 +235,53 @@ def test_models_whose_pages_are_not_plain_are_refused(family: str, says: str | N
         ({"ghosttrace_arm": "restart"}, "--no-async-scheduling"),
     ],
 )
-def test_wishes_that_cannot_be_had(wishes: dict[str, Any], says: str) -> None:
+def test_overrides_that_are_refused(overrides: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        check_wishes(wishes, ahead=True)
+        check_overrides(overrides, ahead=True)
 
 
 def test_a_sealed_cache_has_not_read_the_whole_prompt() -> None:
     """And so has no log-probabilities of it."""
-    for wishes, rereading in (
+    for overrides, rereading in (
         ({"ghosttrace_arm": "restart"}, False),
         ({"ghosttrace_arm": "placebo"}, False),
         ({}, True),
     ):
         with pytest.raises(UserError, match="prompt_logprobs"):
-            check_wishes(wishes, ahead=False, rereading=rereading, whole_prompt=True)
-        check_wishes(wishes, ahead=False, rereading=rereading)
-    check_wishes({"ghosttrace_arm": "memento"}, ahead=False, rereading=True, whole_prompt=True)
-    assert engine("toy-sealed")["logits_processors"] == ["ghosttrace.serving.vllm.forced:ForcedTokensRereading"]
+            check_overrides(overrides, ahead=False, rereading=rereading, whole_prompt=True)
+        check_overrides(overrides, ahead=False, rereading=rereading)
+    check_overrides({"ghosttrace_arm": "memento"}, ahead=False, rereading=True, whole_prompt=True)
+    assert engine_args("toy-sealed")["logits_processors"] == [
+        "ghosttrace.serving.vllm.forced_tokens:ForcedTokensRereading"
+    ]
 
 
-def test_wishes() -> None:
-    check_wishes({"other": 1, "ghosttrace_arm": "restart"}, ahead=False)
-    wished = read_settings("toy-open").wished(
+def test_overrides() -> None:
+    check_overrides({"other": 1, "ghosttrace_arm": "restart"}, ahead=False)
+    settings = read_settings("toy-open").with_overrides(
         {"ghosttrace_arm": "full", "ghosttrace_keep_last_n_blocks": 2, "other": 1}
     )
-    assert wished.arm == "full" and wished.policy.keep_last_n_blocks == 2
+    assert settings.arm == "full" and settings.policy.keep_last_n_blocks == 2
 
 
 DELIMITERS = ("<|block_start|>", "<|block_end|>", "<|summary_start|>", "<|summary_end|>")
 
 
-def told(wanted: Where, pieces: list[str], thinks: bool = True) -> tuple[str, str]:
+def split(wanted: Segment, pieces: list[str], thinks: bool = True) -> tuple[str, str]:
     """Reasoning and content of a response in pieces."""
-    reader = Reader(wanted, DELIMITERS, ("<eos>", "<think>"), thinks)
-    found = [reader.feed(piece, last=number == len(pieces) - 1) for number, piece in enumerate(pieces)]
+    splitter = ReasoningSplitter(wanted, DELIMITERS, ("<eos>", "<think>"), thinks)
+    found = [splitter.feed(piece, last=number == len(pieces) - 1) for number, piece in enumerate(pieces)]
     return "".join(one for one, _ in found), "".join(one for _, one in found)
 
 
 def test_reasoning_is_what_was_asked_for() -> None:
     text = "<think><|block_start|>a b<|block_end|><|summary_start|>m<|summary_end|>x</think>42<eos>"
-    assert told("memento", [text]) == ("m", "42") and told("block", [text]) == ("a b", "42")
-    assert told("memento", ["<|block_start|>cut"]) == ("", "") and told("block", ["<|block_start|>cut"]) == ("cut", "")
-    assert told("memento", [text.replace("</think>", "")], thinks=False) == ("m", "x42")
+    assert split("memento", [text]) == ("m", "42") and split("block", [text]) == ("a b", "42")
+    assert split("memento", ["<|block_start|>cut"]) == ("", "") and split("block", ["<|block_start|>cut"]) == (
+        "cut",
+        "",
+    )
+    assert split("memento", [text.replace("</think>", "")], thinks=False) == ("m", "x42")
 
 
 @given(
@@ -282,10 +289,10 @@ def test_reasoning_is_what_was_asked_for() -> None:
     st.lists(st.integers(0, 80), max_size=6),
     st.sampled_from(["memento", "block"]),
 )
-def test_a_response_in_pieces_reads_as_a_whole(text: str, cuts: list[int], wanted: Where) -> None:
+def test_a_response_in_pieces_reads_as_a_whole(text: str, cuts: list[int], wanted: Segment) -> None:
     places = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
     pieces = [text[a:b] for a, b in pairwise(places)] or [""]
-    assert told(wanted, pieces) == told(wanted, [text])
+    assert split(wanted, pieces) == split(wanted, [text])
 
 
 @pytest.mark.parametrize(

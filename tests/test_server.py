@@ -41,14 +41,14 @@ def address(backend: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    told = [sys.executable, "-m", "ghosttrace", "serve", "--backend", backend, "--port", str(port)]
-    told += ["--max-model-len", "512", "--api-key", KEY, "--reasoning-parser", "ghosttrace-mementos"]
-    told += VLLM.split() if backend == "vllm" else []
+    command = [sys.executable, "-m", "ghosttrace", "serve", "--backend", backend, "--port", str(port)]
+    command += ["--max-model-len", "512", "--api-key", KEY, "--reasoning-parser", "ghosttrace-mementos"]
+    command += VLLM.split() if backend == "vllm" else []
     root = str(Path(__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": root, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("w") as lines:
-        server = subprocess.Popen(told, env=environment, stdout=lines, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(command, env=environment, stdout=lines, stderr=subprocess.STDOUT)
     try:
         begin = time.monotonic()
         while fetch(f"http://127.0.0.1:{port}/health")[0] != 200:
@@ -132,8 +132,8 @@ def test_reasoning_is_the_mementos_streamed_or_not(address: str) -> None:
 def test_a_request_may_choose(address: str) -> None:
     """Of what is erased, and how long a block may be."""
     message = prompts(4)[3]
-    for wishes, law in (({"arm": "full"}, {"keep_last_n_blocks": -1}), ({"keep_last_n_blocks": 1},) * 2):
-        xargs = {f"ghosttrace_{name}": value for name, value in wishes.items()}
+    for overrides, law in (({"arm": "full"}, {"keep_last_n_blocks": -1}), ({"keep_last_n_blocks": 1},) * 2):
+        xargs = {f"ghosttrace_{name}": value for name, value in overrides.items()}
         answer = chat(address, message, extra_body={"vllm_xargs": xargs}).choices[0]
         assert answer.token_ids == written([message], **law)[0].tokens
     assert written([message])[0].tokens != written([message], keep_last_n_blocks=1)[0].tokens
@@ -154,14 +154,14 @@ def test_a_text_is_gone_on_with(address: str) -> None:
     """`/v1/completions`, from text or ids, streamed too, over a prompt with finished blocks."""
     (one,) = written(prompts(1))
     cut = one.tokens.index(CHECKPOINT.markup.summary_end) + 3
-    told = {"model": "toy-open", "temperature": 0, "max_tokens": 160, "prompt": [*one.prompt, *one.tokens[:cut]]}
+    body = {"model": "toy-open", "temperature": 0, "max_tokens": 160, "prompt": [*one.prompt, *one.tokens[:cut]]}
     more = {"return_token_ids": True, "skip_special_tokens": False}
     ask = client(address).completions.create
-    whole = ask(**told, extra_body=more).choices[0]
+    whole = ask(**body, extra_body=more).choices[0]
     assert whole.token_ids == one.tokens[cut:] and whole.finish_reason == "stop"
     assert whole.text == CHECKPOINT.tokenizer.decode(one.tokens[cut:-1]) and "<|" in whole.text
-    assert "".join(piece.choices[0].text for piece in ask(**told, extra_body=more, stream=True)) == whole.text
-    assert "<|" not in ask(**told).choices[0].text
+    assert "".join(piece.choices[0].text for piece in ask(**body, extra_body=more, stream=True)) == whole.text
+    assert "<|" not in ask(**body).choices[0].text
 
 
 def test_delimiters_in_a_users_message_are_text(address: str) -> None:

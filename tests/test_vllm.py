@@ -50,16 +50,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Preemptions, each with the keys that the request had lost to erasure by then."""
-    from ghosttrace.serving.vllm.scheduler import Erasing
+    from ghosttrace.serving.vllm.scheduler import ErasingSchedulerBase
 
     seen: list[int] = []
-    before = Erasing._preempt_request
+    before = ErasingSchedulerBase._preempt_request
 
     def preempt(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
         seen.append(self.pagings[request.request_id].erased)
         before(self, request, *args, **kwargs)
 
-    monkeypatch.setattr(Erasing, "_preempt_request", preempt)
+    monkeypatch.setattr(ErasingSchedulerBase, "_preempt_request", preempt)
     return seen
 
 
@@ -152,7 +152,7 @@ def test_engines_that_would_be_wrong_are_refused() -> None:
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
 
     from ghosttrace.serving.settings import Settings
-    from ghosttrace.serving.vllm.refusals import check_engine, check_pages
+    from ghosttrace.serving.vllm.engine_checks import check_engine, check_pages
 
     parallel = SimpleNamespace(
         decode_context_parallel_size=1, prefill_context_parallel_size=1, pipeline_parallel_size=2
@@ -164,7 +164,7 @@ def test_engines_that_would_be_wrong_are_refused() -> None:
     check_engine(SimpleNamespace(**plain), True, law)
     deep = SimpleNamespace(**vars(parallel) | {"pipeline_parallel_size": 3})
     many = SimpleNamespace(decode_context_parallel_size=2, prefill_context_parallel_size=1, pipeline_parallel_size=1)
-    for other, ahead, told, says in (
+    for other, ahead, settings, says in (
         ({"speculative_config": 1}, True, law, "speculative"),
         ({"kv_transfer_config": 1}, True, law, "connector"),
         ({"parallel_config": many}, True, law, "context parallelism"),
@@ -175,7 +175,7 @@ def test_engines_that_would_be_wrong_are_refused() -> None:
         ({}, True, replace(law, arm="restart"), "--no-async-scheduling"),
     ):
         with pytest.raises(UserError, match=says):
-            check_engine(SimpleNamespace(**plain | other), ahead, told)
+            check_engine(SimpleNamespace(**plain | other), ahead, settings)
     size = {"block_size": 16, "num_kv_heads": 1, "head_size": 16, "dtype": torch.float32}
     full, window = FullAttentionSpec(**size), SlidingWindowSpec(**size, sliding_window=8)
     check_pages(KVCacheConfig(8, [], [KVCacheGroupSpec(["a"], full)]))
@@ -186,13 +186,13 @@ def test_engines_that_would_be_wrong_are_refused() -> None:
 
 def test_an_earlier_turns_thinking_does_not_end_this_ones() -> None:
     """vLLM asks the reasoning parser of the prompt, too."""
-    from ghosttrace.serving.vllm.reasoning import Mementos
+    from ghosttrace.serving.vllm.reasoning_parsers import MementoParser
 
     toy = gt.load("toy-open")
     (one,) = gt.generate(
         toy.model, [gt.Request(toy.prompt_ids("x042"))], toy.markup, toy.policy, gt.Sampling(160, temperature=0)
     )
-    turn, parser = [*one.prompt, *one.tokens], Mementos(toy.tokenizer)
+    turn, parser = [*one.prompt, *one.tokens], MementoParser(toy.tokenizer)
     assert toy.tokenizer.get_vocab()["</think>"] in one.tokens
     assert parser.is_reasoning_end(turn) and parser.is_reasoning_end(one.tokens[-6:])
     assert not parser.is_reasoning_end([*turn, *one.prompt]) and not parser.is_reasoning_end(one.tokens[:9])
@@ -230,13 +230,13 @@ def test_memory_of_erased_blocks_goes_to_other_requests(checkpoint: Checkpoint) 
 )
 def test_other_runners(kind: str, arm: str, tmp_path: Path) -> None:
     """The V2 model runner, and two workers that share the layers' heads or the layers."""
-    told = [sys.executable, str(HERE / "helpers" / "vllm_apart.py"), str(tmp_path), arm, kind]
+    command = [sys.executable, str(HERE / "helpers" / "vllm_apart.py"), str(tmp_path), arm, kind]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
-    done = subprocess.run(told, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert "REPORT " in done.stdout, done.stderr[-2000:]
     report = json.loads(done.stdout.rpartition("REPORT ")[2])
     assert report["worst"] < NATS < 1 < report["full"] and report["preempted"] >= 3 and report["drawn"]
-    runner, own = ("gpu.model_runner", "runner_v2") if kind == "v2" else ("gpu_model_runner", "runner")
+    runner, own = ("gpu.model_runner", "runner_v2") if kind == "v2" else ("gpu_model_runner", "runner_v1")
     assert len(report["runners"]) == (1 if kind == "v2" else 2)
     for modules in report["runners"]:
         assert {f"vllm.v1.worker.{runner}", f"ghosttrace.serving.vllm.{own}"} <= set(modules)

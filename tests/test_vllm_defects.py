@@ -25,8 +25,8 @@ from helpers.engines import (
     masked,
     right,
     scheduler,
+    scripted,
     serving,
-    told,
 )
 from vllm import LLM, SamplingParams
 
@@ -143,7 +143,7 @@ def test_a_request_that_misses_a_step(checkpoint: Checkpoint, llm: LLM) -> None:
     right(checkpoint, scripts, found)
 
 
-@pytest.mark.parametrize("written", [10, 25, 29, 30, 31], ids=["block", "memento", "end", "erasure", "behind"])
+@pytest.mark.parametrize("written", [10, 25, 29, 30, 31], ids=["block", "memento", "end", "erasure", "after"])
 def test_abort_in_the_middle(checkpoint: Checkpoint, llm: LLM, written: int) -> None:
     """Its pages come back, and another request goes on as if nothing had been."""
     scripts = {}
@@ -153,7 +153,7 @@ def test_abort_in_the_middle(checkpoint: Checkpoint, llm: LLM, written: int) -> 
     planner, engine = scheduler(llm), llm.llm_engine
     free, found = planner.kv_cache_manager.block_pool.get_num_free_blocks(), []
     requests = {
-        name: engine.add_request(name, {"prompt_token_ids": list(one.prompt)}, told(one))
+        name: engine.add_request(name, {"prompt_token_ids": list(one.prompt)}, scripted(one))
         for name, one in scripts.items()
     }
     while engine.has_unfinished_requests():
@@ -226,7 +226,7 @@ def test_a_prompt_that_comes_in_pieces_ends_in_an_error(checkpoint: Checkpoint, 
     """vLLM takes the last token back when more of it comes. Others go on."""
     text, engine = Writer(checkpoint, 1100), llm.llm_engine
     script = Script(tuple(text.head), (*text.pair(), *text.words(6)))
-    engine.add_request("other", {"prompt_token_ids": list(script.prompt)}, told(script))
+    engine.add_request("other", {"prompt_token_ids": list(script.prompt)}, scripted(script))
     params = SamplingParams(max_tokens=9, ignore_eos=True, detokenize=False)
     request = engine.input_processor.process_inputs(
         "pieces", {"prompt_token_ids": text.head}, params, engine.get_supported_tasks(), resumable=True

@@ -15,9 +15,9 @@ from ghosttrace.cli.options import Delimiters, Device, Dtype, KeepLast, Mapping,
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import load
 from ghosttrace.serving.paging import ARMS
-from ghosttrace.serving.reader import PARSERS
+from ghosttrace.serving.reasoning_split import PARSERS
 from ghosttrace.serving.settings import Settings
-from ghosttrace.serving.vllm.command import server_command
+from ghosttrace.serving.vllm.server_command import server_command
 
 METRICS = "PROMETHEUS_MULTIPROC_DIR"
 LAW = ("mask_delimiters", "keep_last_n_blocks", "keep_last_block_for_answer")
@@ -123,7 +123,8 @@ def start_small(options: dict[str, Any], further: list[str], asked: bool) -> Non
     """Serve by ourselves; `asked`: that is what the user wanted."""
     import uvicorn
 
-    from ghosttrace.serving.http.app import Options, make_app
+    from ghosttrace.serving.http.app import make_app
+    from ghosttrace.serving.http.completions import Options
 
     if further or options["async_scheduling"] is not None or options["dry_run"]:
         wrong = further[0] if further else "--dry-run" if options["dry_run"] else "--async-scheduling"

@@ -1,5 +1,1 @@
-"""Serving by the law: block erasure inside stock vLLM, and a small server without it."""
-
-from ghosttrace.serving.vllm.engine import engine
-
-__all__ = ["engine"]
+"""Block erasure in servers: what both share is here, vLLM is in `vllm/`, the small server without vLLM in `http/`."""

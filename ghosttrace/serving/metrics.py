@@ -1,7 +1,7 @@
-"""What erasure did, for Prometheus, beside vLLM's own metrics.
+"""Prometheus metrics of erasure, which appear beside vLLM's own.
 
-The scheduler counts in its own process; `ghosttrace serve` sets PROMETHEUS_MULTIPROC_DIR, so that the server's
-`/metrics` collects what every process has counted.
+The scheduler counts in its own process. `ghosttrace serve` sets PROMETHEUS_MULTIPROC_DIR, so that the server's
+`/metrics` adds up what every process has counted.
 """
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -17,13 +17,13 @@ RATIO = Histogram(
 )
 
 
-def finished(blocks: int, tokens: int, erased: int) -> None:
-    """A request is done.
+def count_finished(blocks: int, tokens: int, erased: int) -> None:
+    """Count a request that has ended.
 
     Args:
-        blocks: that it finished.
-        tokens: of it that were read.
-        erased: keys of these that are gone.
+        blocks: blocks that it finished.
+        tokens: tokens of it that were computed.
+        erased: keys of these tokens that were erased.
     """
     BLOCKS.observe(blocks)
     if tokens > erased:

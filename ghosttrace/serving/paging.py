@@ -1,13 +1,13 @@
-"""The law on a paged cache: where each token of a request is held. Nothing of vLLM is in here.
+"""The law on a paged cache: which slot holds which token of a request. Nothing in this file depends on vLLM.
 
-A request's tokens are counted in *places*, as the law counts them; its cache in *slots*. A token that is
-read at place p, when `erased` keys before it are gone, is held at slot p - erased. What happens to the
-slots is a function of the tokens alone, so that a request whose cache was lost, or whose prompt holds
-finished blocks, comes to the same cache by reading its tokens again.
+The law counts a request's tokens by *position*; its cache counts them by *slot*. A token at position p that is computed
+when `erased` keys before it have been erased is held in slot p - erased. What happens to the slots is a function of the
+tokens alone. A request whose cache was lost, or whose prompt holds finished blocks, therefore arrives at the same cache
+by computing its tokens again.
 
-Two ways to forget. By the law (`memento`), keys leave when the law says so, and what is behind them
-moves up. Sealed (`restart`), the cache is cut back to where the block began and what is retained
-behind it is read again, so that the next token is predicted from a `<|summary_end|>` that never saw it.
+Blocks leave in two ways. Under `memento`, keys leave when the law says so, and the slots after them move up. Under the
+sealed arms (`restart`), the cache is cut back to where the block began, and the retained tokens after the block are
+computed again, so that the next token is predicted from a `<|summary_end|>` that never saw the block.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ Arm = Literal["full", "memento", "placebo", "restart", "restart-renumbered"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 SEALED: tuple[Arm, ...] = ("restart", "restart-renumbered")
 REREADING: tuple[Arm, ...] = (*SEALED, "placebo")
-"""Arms that read some tokens twice, or never."""
+"""Arms that compute some tokens twice, or never."""
 
 
 class Compaction(NamedTuple):
-    """Slots `first` to `stop` move up to `to`; what was behind them is no longer held."""
+    """Slots `first` to `stop` are copied to `to` and following; every slot after the copy is free."""
 
     first: int
     stop: int
@@ -33,7 +33,7 @@ class Compaction(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Slots in use afterwards."""
+        """Slots in use after the compaction."""
         return self.to + self.stop - self.first
 
 
@@ -41,11 +41,11 @@ class Paging:
     """One request's tokens and the slots that hold them.
 
     Attributes:
-        arm: how it forgets.
-        tracker: the law's reading of the tokens so far.
-        erased: keys that are gone from before the next token to be read.
-        frontier: the first place that a block has ever begun at: before it, slots are places for
-            good, and may be shared with other requests; None until then.
+        arm: how blocks leave.
+        tracker: the law's state after the tokens so far.
+        erased: keys erased from before the next token to compute.
+        frontier: the position of the first block's first token, None before there is one. Before it, slots equal
+            positions for good and may be shared with other requests.
     """
 
     def __init__(self, markup: Markup, policy: Policy, arm: Arm = "memento") -> None:
@@ -58,71 +58,75 @@ class Paging:
 
     @property
     def erases(self) -> bool:
-        """Keys have left, or are about to: until then slots are places."""
+        """Whether keys have been erased or will be; until then slots equal positions."""
         return bool(self._erasures)
 
     @property
     def shared(self) -> int | None:
-        """Places before which slots may be shared with other requests; None: all of them."""
+        """The number of leading positions whose slots may be shared with other requests; None for all of them."""
         return None if self.arm == "full" else self.frontier
 
     def clear(self) -> None:
-        """The cache was lost: the tokens will be read again from the first."""
+        """Reset to an empty cache: the request's tokens will be computed again from the first."""
         self.erased = self._done = 0
-        self._since = 0  # the place at which keys last left
-        self._again = False  # placebo: what the next erasure leaves behind has been read a second time
+        self._last_erasure = 0  # position of the last erasure carried out
+        self._reread = False  # placebo: the tokens that the next erasure retains are being computed a second time
 
     def read(self, tokens: Sequence[int]) -> None:
-        """Take note of tokens, from those not seen yet; `tokens` are all of the request."""
+        """Feed the tracker the tokens that it has not seen yet; `tokens` are all tokens of the request."""
         known = self.tracker.trace.position
         if known == len(tokens):
             return
-        for place in range(known, len(tokens)):
-            found = self.tracker.push(tokens[place])
+        for position in range(known, len(tokens)):
+            found = self.tracker.push(tokens[position])
             if self.frontier is None and self.tracker.trace.in_block:
-                self.frontier = place
+                self.frontier = position
             if self.arm != "full":
                 self._erasures += [erasure for erasure in found if erasure.keys]
 
-    def limit(self, place: int) -> int | None:
-        """The place at which a run of tokens from `place` must end, for something happens there."""
+    def limit(self, position: int) -> int | None:
+        """Return where a chunk that starts at `position` must end because of the next erasure; None: nowhere."""
         if self._done == len(self._erasures):
             return None
         erasure = self._erasures[self._done]
-        # A sealed request whose first tokens are other requests' may begin where its block does: it reads one token.
-        return max(erasure.keys.start, place + 1) if self.arm in SEALED else erasure.at
+        # A sealed request with a prefix hit may start where its block begins: it then computes one token.
+        return max(erasure.keys.start, position + 1) if self.arm in SEALED else erasure.at
 
-    def settle(self, place: int) -> tuple[int, list[Compaction]]:
-        """Do what is due before `place` is read; return the place to read next, and what moves."""
+    def settle(self, position: int) -> tuple[int, list[Compaction]]:
+        """Carry out the erasures that are due before `position` is computed.
+
+        Returns:
+            The position to compute next, and the compactions in order.
+        """
         found: list[Compaction] = []
         while self._done < len(self._erasures):
             erasure = self._erasures[self._done]
             start, stop = erasure.keys.start - self.erased, erasure.keys.stop - self.erased
             if self.arm in SEALED:
-                if place < erasure.keys.start:
+                if position < erasure.keys.start:
                     break
                 found.append(Compaction(start, start, start))
-                place = erasure.keys.stop
-            elif self.arm == "placebo" and not self._again and place >= self._ends(erasure):
-                place = max(erasure.keys.stop, self._since)
-                found.append(Compaction(place - self.erased, place - self.erased, place - self.erased))
-                self._again = True
+                position = erasure.keys.stop
+            elif self.arm == "placebo" and not self._reread and position >= self._known_from(erasure):
+                position = max(erasure.keys.stop, self._last_erasure)
+                found.append(Compaction(position - self.erased, position - self.erased, position - self.erased))
+                self._reread = True
                 break
-            elif place < erasure.at:
+            elif position < erasure.at:
                 break
-            elif place > erasure.at:
+            elif position > erasure.at:
                 raise RuntimeError(
-                    f"token {place} was read past the erasure at {erasure.at}: the cache is not the law's"
+                    f"token {position} was read past the erasure at {erasure.at}: the cache is not the law's"
                 )
             else:
-                found.append(Compaction(stop, place - self.erased, start))
-                self._since, self._again = place, False
+                found.append(Compaction(stop, position - self.erased, start))
+                self._last_erasure, self._reread = position, False
             self.erased += len(erasure.keys)
             self._done += 1
-        return place, found
+        return position, found
 
     def most(self, length: int) -> int:
-        """The most slots in use at once while the first `length` tokens are read from an empty cache."""
+        """Return the most slots in use at once while the first `length` tokens are computed from an empty cache."""
         erased = most = 0
         for erasure in self._erasures:
             if erasure.at > length:
@@ -131,6 +135,6 @@ class Paging:
             erased += len(erasure.keys)
         return max(most, length - erased)
 
-    def _ends(self, erasure: Erasure) -> int:
-        """The place from which what an erasure leaves behind is known in full, its last token not yet read."""
+    def _known_from(self, erasure: Erasure) -> int:
+        """The position from which all tokens that an erasure retains are known, the last one not yet computed."""
         return erasure.at - self.tracker.policy.erases_after_reading

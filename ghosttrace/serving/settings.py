@@ -1,4 +1,4 @@
-"""What an engine is told about the law: through `additional_config`, and request by request through `extra_args`."""
+"""The law of a server: set for an engine in `additional_config`, overridden for a request in `extra_args`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -11,7 +11,7 @@ from ghosttrace.serving.paging import ARMS, REREADING, Arm, Paging
 
 KEY = "ghosttrace"
 PREFIX = "ghosttrace_"  # of a request's extra arguments, which are flat over HTTP
-WISHES: dict[str, tuple[Callable[[Any], bool], str]] = {
+REQUEST_OVERRIDES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "arm": (lambda value: value in ARMS, f"one of {', '.join(ARMS)}"),
     "keep_last_n_blocks": (
         lambda value: type(value) is int and value >= -1,
@@ -22,19 +22,21 @@ WISHES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "harness": (callable, "a callable, and so from Python alone"),
     "draws": (callable, "a callable, and so from Python alone"),
 }
+"""What a request may override: whether a value is valid, and what is valid in words."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The law of an engine or, with a request's own wishes on top, of a request.
+    """The law of an engine, or with a request's overrides applied, of that request.
 
     Attributes:
         markup: ids of the delimiters.
         policy: when blocks expire.
-        arm: how they leave.
-        max_block_tokens: `<|block_end|>` is forced after so many tokens of a block.
-        harness: a callable that is asked before every token of a response for one to put in; only from Python.
-        draws: (number of the response's token, logits) to the token that is chosen; only from Python.
+        arm: how they leave the cache.
+        max_block_tokens: `<|block_end|>` is forced after this many tokens of a block.
+        harness: called with the tracker before every token of a response; returns a token to force, or None. From
+            Python only.
+        draws: called with (index of the token in the response, logits); returns the token to sample. From Python only.
     """
 
     markup: Markup
@@ -52,87 +54,87 @@ class Settings:
 
     @property
     def needs_tokens(self) -> bool:
-        """The token just written decides whether the next one may be read: asynchronous scheduling is too late."""
+        """Whether the next step depends on the token just sampled, which rules out asynchronous scheduling."""
         return self.arm in REREADING or not self.policy.erases_after_reading
 
     @property
     def forces(self) -> bool:
-        """Some tokens are not the model's choice."""
+        """Whether some tokens are not sampled by the engine."""
         return any(one is not None for one in (self.max_block_tokens, self.harness, self.draws))
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in `additional_config`."""
+        """Return the settings as they stand in `additional_config`."""
         plain = {"arm": self.arm, "max_block_tokens": self.max_block_tokens}
         return {"markup": asdict(self.markup), "policy": self.policy.to_dict(), **plain}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Settings":
-        """The inverse of `to_dict`."""
+        """Inverse of `to_dict`."""
         markup = dict(stored["markup"])
         markup["assistant_header"] = tuple(markup["assistant_header"])
         return cls(Markup(**markup), Policy(**stored["policy"]), stored["arm"], stored["max_block_tokens"])
 
     @classmethod
     def of(cls, vllm_config: Any) -> "Settings":
-        """What an engine was started with.
+        """Read the settings that an engine was started with.
 
         Raises:
-            UserError: it was not told.
+            UserError: it was started without any.
         """
         stored = (vllm_config.additional_config or {}).get(KEY)
         if stored is None:
             raise UserError(
-                "the engine was given ghosttrace's scheduler or worker without its settings: "
-                "start it with `LLM(**ghosttrace.serving.vllm.engine(MODEL))` or `ghosttrace serve`"
+                "the engine was given ghosttrace's scheduler or worker without its settings: start it with "
+                "`LLM(**ghosttrace.serving.vllm.engine_args.engine_args(MODEL))` or `ghosttrace serve`"
             )
         return cls.from_dict(stored)
 
-    def wished(self, extra_args: Mapping[str, Any] | None) -> "Settings":
-        """The same with what a request asks for on top; `check_wishes` has seen it."""
-        wishes = _wishes(extra_args)
-        law = {field.name for field in fields(Policy)} & wishes.keys()
-        policy = replace(self.policy, **{name: wishes[name] for name in law})
-        return replace(self, policy=policy, **{name: wishes[name] for name in wishes.keys() - law})
+    def with_overrides(self, extra_args: Mapping[str, Any] | None) -> "Settings":
+        """Return the settings with a request's overrides applied; `check_overrides` must have accepted them."""
+        overrides = _overrides(extra_args)
+        law = {field.name for field in fields(Policy)} & overrides.keys()
+        policy = replace(self.policy, **{name: overrides[name] for name in law})
+        return replace(self, policy=policy, **{name: overrides[name] for name in overrides.keys() - law})
 
     def paging(self) -> Paging:
-        """A request's slots under this law."""
+        """Return the slots of a new request under this law."""
         return Paging(self.markup, self.policy, self.arm)
 
 
-def check_wishes(
+def check_overrides(
     extra_args: Mapping[str, Any] | None, ahead: bool, rereading: bool = False, whole_prompt: bool = False
 ) -> None:
-    """Refuse a request that asks for what cannot be had.
+    """Refuse a request whose overrides are wrong or cannot be met.
 
     Args:
-        extra_args: the request's; only what begins with `ghosttrace_` is read.
-        ahead: the engine may schedule ahead of its tokens.
-        rereading: requests that choose no arm read some tokens twice, or never.
-        whole_prompt: it wants log-probabilities of its prompt.
+        extra_args: the request's; only names that begin with `ghosttrace_` are read.
+        ahead: the engine may schedule a step before the previous step's tokens are known.
+        rereading: the engine's own arm computes some tokens twice, or never.
+        whole_prompt: the request asks for log-probabilities of its prompt.
 
     Raises:
-        UserError: an unknown wish, a value that it cannot have, or one that the engine cannot fulfil.
+        UserError: an unknown override, an invalid value, or one that the engine cannot meet.
     """
-    wishes = _wishes(extra_args)
-    for name, value in wishes.items():
-        if name not in WISHES:
-            known = ", ".join(PREFIX + wish for wish in WISHES)
+    overrides = _overrides(extra_args)
+    for name, value in overrides.items():
+        if name not in REQUEST_OVERRIDES:
+            known = ", ".join(PREFIX + one for one in REQUEST_OVERRIDES)
             raise UserError(f"a request has no argument {PREFIX}{name}: there are {known}")
-        fits, needed = WISHES[name]
-        if not fits(value):
+        valid, needed = REQUEST_OVERRIDES[name]
+        if not valid(value):
             raise UserError(f"{PREFIX}{name} is {needed}, not {value!r}")
-    if whole_prompt and wishes.get("arm", REREADING[0] if rereading else None) in REREADING:
+    if whole_prompt and overrides.get("arm", REREADING[0] if rereading else None) in REREADING:
         raise UserError(
             f"under {', '.join(REREADING)} some tokens of a prompt are read twice or never, so that it has no "
             "prompt_logprobs (or echo with logprobs): leave these out, or choose another ghosttrace_arm"
         )
-    if ahead and (wishes.get("arm") in REREADING or wishes.get("keep_last_block_for_answer")):
+    if ahead and (overrides.get("arm") in REREADING or overrides.get("keep_last_block_for_answer")):
         raise UserError(
             "this engine schedules ahead of its tokens, which the request does not allow: start it with "
             "--no-async-scheduling"
         )
 
 
-def _wishes(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
+def _overrides(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
     given = (extra_args or {}).items()
     return {name.removeprefix(PREFIX): value for name, value in given if name.startswith(PREFIX)}

@@ -1,4 +1,4 @@
-"""vLLM in this process, and what its answers are held to."""
+"""vLLM in this process, and the references that its log-probabilities are compared with."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +22,8 @@ from ghosttrace.law.expiry import ExpiryTracker, Policy, expiry
 from ghosttrace.model.attention import attending, pad_batch
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.session import Session
-from ghosttrace.serving import engine
 from ghosttrace.serving.settings import PREFIX
+from ghosttrace.serving.vllm.engine_args import engine_args
 
 NATS = 1e-4
 """Within which log-probabilities are the same, in float32."""
@@ -34,7 +34,7 @@ PAGE_BYTES = PAGE * 2048  # of `make_model`: 4 layers, keys and values, 2 heads 
 
 @dataclass(frozen=True)
 class Script:
-    """A harness that writes a response token by token, behind a prompt."""
+    """A harness that writes a response token by token after a prompt."""
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
@@ -46,7 +46,7 @@ class Script:
 
     @property
     def tokens(self) -> list[int]:
-        """Both."""
+        """Prompt and response."""
         return [*self.prompt, *self.response]
 
 
@@ -82,7 +82,7 @@ def serving(model: str, pages: int = 400, **options: Any) -> Iterator[LLM]:
     plain = options.pop("plain", False)
     law = {name: options.pop(name) for name in ("arm", "async_scheduling", "max_block_tokens") if name in options}
     policy = options.pop("policy", {})
-    start: dict[str, Any] = {"model": engine(model)["model"]} if plain else engine(model, **law, **policy)
+    start: dict[str, Any] = {"model": engine_args(model)["model"]} if plain else engine_args(model, **law, **policy)
     options = {"enforce_eager": True, "max_model_len": 512, "max_num_batched_tokens": 64, "max_num_seqs": 16} | options
     llm = LLM(
         **start,
@@ -103,30 +103,30 @@ def serving(model: str, pages: int = 400, **options: Any) -> Iterator[LLM]:
 
 
 def scheduler(llm: LLM) -> Any:
-    """The engine's."""
+    """Return the engine's scheduler."""
     return llm.llm_engine.engine_core.engine_core.scheduler
 
 
-def told(script: Script, **wishes: Any) -> SamplingParams:
-    """Write this script, and give all log-probabilities."""
+def scripted(script: Script, **overrides: Any) -> SamplingParams:
+    """Return parameters that write this script and ask for all log-probabilities."""
     return SamplingParams(
         max_tokens=len(script.response),
         temperature=0,
         logprobs=-1,
         ignore_eos=True,
         detokenize=False,
-        extra_args={PREFIX + name: value for name, value in {"harness": script, **wishes}.items()},
+        extra_args={PREFIX + name: value for name, value in {"harness": script, **overrides}.items()},
     )
 
 
 def logprobs(answer: Any) -> torch.Tensor:
-    """Of a response, float[n, V]."""
+    """Return the log-probabilities of a response: float[n, V]."""
     return torch.tensor([[row[token].logprob for token in range(len(row))] for row in answer.logprobs])
 
 
-def ask(llm: LLM, scripts: Sequence[Script], **wishes: Any) -> list[torch.Tensor]:
-    """Log-probabilities behind every token of each response but the last: float[n, V]."""
-    params = [told(one, **wishes) for one in scripts]
+def ask(llm: LLM, scripts: Sequence[Script], **overrides: Any) -> list[torch.Tensor]:
+    """Return log-probabilities of each token of each response: float[n, V]."""
+    params = [scripted(one, **overrides) for one in scripts]
     outputs = llm.generate([{"prompt_token_ids": list(one.prompt)} for one in scripts], params, use_tqdm=False)
     assert all(tuple(o.outputs[0].token_ids) == one.response for o, one in zip(outputs, scripts, strict=True))
     return [logprobs(output.outputs[0]) for output in outputs]
@@ -192,7 +192,7 @@ class Writer:
         self.head = [checkpoint.tokenizer.get_vocab()["<|user|>"], *self.words(6), *self._ids.assistant_header]
 
     def words(self, count: int) -> list[int]:
-        """So many."""
+        """Return this many random words."""
         self._seed += 1
         draw = torch.Generator().manual_seed(self._seed)
         return torch.randint(WORDS.start, WORDS.stop, (count,), generator=draw).tolist()
@@ -202,7 +202,7 @@ class Writer:
         return [self._ids.block_start, *self.words(length), self._ids.block_end]
 
     def memento(self, length: int = 6) -> list[int]:
-        """Of a block."""
+        """Return a memento with this many words."""
         return [self._ids.summary_start, *self.words(length), self._ids.summary_end]
 
     def pair(self, length: int = 20) -> list[int]:
@@ -217,7 +217,7 @@ def right(
     erases: bool = True,
     arm: str = "memento",
 ) -> None:
-    """They are what the law says, or the arm's session, and not full attention."""
+    """Assert that they are those of the law or of the arm's session, and not those of full attention."""
     law = masked(checkpoint, scripts, checkpoint.policy) if arm == "memento" else None
     assert furthest(found, law or session(checkpoint, scripts, ARMS[arm]())) < NATS
     full = masked(checkpoint, scripts, Policy(checkpoint.policy.mask_delimiters, -1))
@@ -227,7 +227,7 @@ def right(
 
 @contextmanager
 def before_steps(llm: LLM, act: Callable[[Any, Callable[[], Any]], Any]) -> Iterator[None]:
-    """`act(scheduler, schedule)` stands for every step of the scheduler."""
+    """Call `act(scheduler, schedule)` in place of every `schedule` of the scheduler."""
     planner = scheduler(llm)
     schedule = planner.schedule
     planner.schedule = lambda *args, **kwargs: act(planner, lambda: schedule(*args, **kwargs))

@@ -1,7 +1,7 @@
-"""The queue of a small server: who asked waits, and one thread decodes, a batch at a time.
+"""The queue of the small server: requests wait, and one thread decodes them, a batch at a time.
 
-There is no continuous batching: a batch is made of requests that wait and ask for the same law and sampling, and it
-is decoded to its end before the next one begins.
+There is no continuous batching. A batch is made of waiting requests with equal settings and sampling, and it is decoded
+to its end before the next batch begins.
 """
 
 import threading
@@ -16,105 +16,106 @@ from ghosttrace.model.generate import Generation, Request, generate, stop_ids
 from ghosttrace.model.sampling import Sampling
 from ghosttrace.serving.settings import Settings
 
-Heard = int | Generation | Exception
-"""What one who waits hears: each token, and at the end the whole response, or what went wrong."""
+JobEvent = int | Generation | Exception
+"""Sent to the client of a job: each token, then the full generation or the error."""
 
 
 @dataclass(eq=False)
 class Job:
-    """One response that somebody waits for.
+    """One response to decode.
 
     Attributes:
-        request: the prompt, and what its draws belong to.
-        law, sampling: how it is written.
-        hear: called by the decoding thread.
-        gone: nobody waits any more; it ends at its next token.
+        request: the prompt, and the key of its sampling noise.
+        settings: the law, with the request's overrides applied.
+        sampling: how tokens are chosen.
+        send: called by the decoding thread with every event.
+        cancelled: set when the client has disconnected; the response then ends at its next token.
     """
 
     request: Request
-    law: Settings
+    settings: Settings
     sampling: Sampling
-    hear: Callable[[Heard], None]
-    gone: threading.Event = field(default_factory=threading.Event)
+    send: Callable[[JobEvent], None]
+    cancelled: threading.Event = field(default_factory=threading.Event)
 
 
-class FullError(Exception):
-    """As many requests wait as may."""
+class QueueFullError(Exception):
+    """The queue has no room for a request's jobs."""
 
 
-class Jobs:
-    """Those that wait, in order.
+class JobQueue:
+    """Waiting jobs, in order of arrival.
 
     Args:
-        rows: decoded together at most.
-        room: that may wait at most.
+        batch_size: most jobs in a batch.
+        capacity: most jobs that may wait.
     """
 
-    def __init__(self, rows: int, room: int) -> None:
-        self._rows, self._room = rows, room
+    def __init__(self, batch_size: int, capacity: int) -> None:
+        self._batch_size, self._capacity = batch_size, capacity
         self._waiting: deque[Job] = deque()
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
 
     def put(self, jobs: Sequence[Job]) -> None:
-        """Take in all of these.
+        """Add all of these jobs.
 
         Raises:
-            FullError: there is no room for all.
+            QueueFullError: there is no room for all of them.
         """
-        with self._news:
-            self._waiting = deque(job for job in self._waiting if not job.gone.is_set())
-            if len(self._waiting) + len(jobs) > self._room:
-                raise FullError
+        with self._changed:
+            self._waiting = deque(job for job in self._waiting if not job.cancelled.is_set())
+            if len(self._waiting) + len(jobs) > self._capacity:
+                raise QueueFullError
             self._waiting.extend(jobs)
-            self._news.notify()
+            self._changed.notify()
 
     def take(self) -> list[Job]:
-        """The next batch, once there is one: the first that waits, and those behind it that ask for the same."""
-        with self._news:
+        """Wait for jobs and return a batch: the first job, and later ones with equal settings and sampling."""
+        with self._changed:
             batch: list[Job] = []
             while not batch:
-                self._news.wait_for(lambda: self._waiting)
-                here = [job for job in self._waiting if not job.gone.is_set()]
-                alike = [job for job in here if (job.law, job.sampling) == (here[0].law, here[0].sampling)]
-                batch = alike[: self._rows]
-                self._waiting = deque(job for job in here if job not in batch)
+                self._changed.wait_for(lambda: self._waiting)
+                live = [job for job in self._waiting if not job.cancelled.is_set()]
+                alike = [job for job in live if (job.settings, job.sampling) == (live[0].settings, live[0].sampling)]
+                batch = alike[: self._batch_size]
+                self._waiting = deque(job for job in live if job not in batch)
             return batch
 
 
 def decode(checkpoint: Checkpoint, batch: Sequence[Job]) -> None:
-    """Write a batch, and tell those who wait.
+    """Decode a batch and send its events.
 
     Args:
-        checkpoint: whose model writes.
-        batch: jobs of one law and one sampling.
+        checkpoint: the model to decode with.
+        batch: jobs with equal settings and sampling.
     """
-    law, sampling = batch[0].law, batch[0].sampling
-    arm = ARMS["full" if law.policy.keep_last_n_blocks < 0 else law.arm]()
-    requests = [replace(job.request, harness=_ends(job, checkpoint)) for job in batch]
+    settings, sampling = batch[0].settings, batch[0].sampling
+    arm = ARMS["full" if settings.policy.keep_last_n_blocks < 0 else settings.arm]()
+    requests = [replace(job.request, harness=_end_when_cancelled(job, checkpoint)) for job in batch]
     generate(
         checkpoint.model,
         requests,
         checkpoint.markup,
-        arm.law(law.policy),
+        arm.law(settings.policy),
         sampling,
         arm.eraser,
-        on_token=lambda number, token: batch[number].hear(token),
-        on_done=lambda number, done: batch[number].hear(done),
+        on_token=lambda row, token: batch[row].send(token),
+        on_done=lambda row, done: batch[row].send(done),
     )
 
 
-def _ends(job: Job, checkpoint: Checkpoint) -> Callable[[ExpiryTracker], int | None]:
-    """Ends a response that nobody waits for, where the model has a token for that."""
+def _end_when_cancelled(job: Job, checkpoint: Checkpoint) -> Callable[[ExpiryTracker], int | None]:
+    """Return a harness that ends a cancelled response, if the model has a stop token."""
     stop = min(stop_ids(checkpoint.model), default=None)
-    return lambda tracker: stop if job.gone.is_set() else None
+    return lambda tracker: stop if job.cancelled.is_set() else None
 
 
-def work(checkpoint: Checkpoint, jobs: Jobs) -> None:
-    """Decode batch after batch, for good."""
+def decode_forever(checkpoint: Checkpoint, queue: JobQueue) -> None:
+    """Decode batch after batch; the decoding thread's main function."""
     while True:
-        batch = jobs.take()
+        batch = queue.take()
         try:
             decode(checkpoint, batch)
-        except Exception as error:  # the thread must outlive a batch; those who wait are told
+        except Exception as error:  # the thread must survive a batch that fails; its clients get the error
             for job in batch:
-                job.hear(error)
+                job.send(error)

@@ -1,9 +1,9 @@
-"""vLLM's entry point `vllm.general_plugins`: the reasoning parsers, known in every process by their names."""
+"""vLLM's entry point `vllm.general_plugins`: registers the reasoning parsers by name in every process."""
 
 
 def register() -> None:
-    """Called by vLLM when it starts."""
+    """Register the parsers; vLLM calls this when it starts."""
     from vllm.reasoning import ReasoningParserManager
 
-    for name, kind in (("ghosttrace-mementos", "Mementos"), ("ghosttrace-blocks", "Blocks")):
-        ReasoningParserManager.register_lazy_module(name, "ghosttrace.serving.vllm.reasoning", kind)
+    for name, kind in (("ghosttrace-mementos", "MementoParser"), ("ghosttrace-blocks", "BlockParser")):
+        ReasoningParserManager.register_lazy_module(name, "ghosttrace.serving.vllm.reasoning_parsers", kind)

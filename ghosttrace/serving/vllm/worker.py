@@ -1,11 +1,10 @@
-"""vLLM's worker, whose model runner erases: `worker_cls="ghosttrace.serving.vllm.worker.ErasingWorker"`."""
+"""vLLM's worker with a model runner that erases: `worker_cls="ghosttrace.serving.vllm.worker.ErasingWorker"`."""
 
 from typing import TYPE_CHECKING, Any
 
 from vllm.platforms import current_platform
 
-from ghosttrace.serving.vllm.runner import ErasingRunner
-from ghosttrace.serving.vllm.runner_v2 import ErasingRunnerV2
+from ghosttrace.serving.vllm import seam_check
 
 if TYPE_CHECKING or not current_platform.is_cpu():
     from vllm.v1.worker.gpu_worker import Worker
@@ -14,11 +13,41 @@ else:
 
 
 class ErasingWorker(Worker):
-    """The platform's own worker. Its runner erases from when it is made: vLLM has no option for its class."""
+    """The platform's worker; its model runner is a subclass of vLLM's own."""
 
     def init_device(self) -> None:
-        """Make the runner, and have it erase."""
+        """Set up the device and the erasing model runner."""
+        seam_check.check("worker")
         super().init_device()
-        runner: Any = self.model_runner
-        kind, erasing = type(runner), ErasingRunnerV2 if self.use_v2_model_runner else ErasingRunner
-        runner.__class__ = type(f"Erasing{kind.__name__}", (erasing, kind), {})
+        if current_platform.is_cpu():  # vLLM's CPU worker makes its runner in `init_device`, without the hook below
+            self.model_runner = self._make_model_runner()
+
+    def _make_model_runner(self) -> Any:
+        kind = runner_class(self.use_v2_model_runner, current_platform.is_cpu())
+        return kind(self.vllm_config, self.device)
+
+
+def runner_class(v2: bool, cpu: bool) -> Any:
+    """Return the platform's model runner with erasure mixed in.
+
+    Args:
+        v2: vLLM uses its V2 model runner.
+        cpu: the platform is a CPU.
+    """
+    if v2:
+        seam_check.check("runner_v2")
+        from ghosttrace.serving.vllm.runner_v2 import ErasureV2
+
+        if cpu:
+            from vllm.v1.worker.cpu.model_runner import CPUModelRunner as RunnerV2
+        else:
+            from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
+        return type("ErasingModelRunnerV2", (ErasureV2, RunnerV2), {})
+    seam_check.check("runner")
+    from ghosttrace.serving.vllm.runner_v1 import ErasureV1
+
+    if cpu:
+        from vllm.v1.worker.cpu_model_runner import CPUModelRunner as Runner
+    else:
+        from vllm.v1.worker.gpu_model_runner import GPUModelRunner as Runner
+    return type("ErasingModelRunner", (ErasureV1, Runner), {})

@@ -1,4 +1,4 @@
-"""What block erasure does not cover in vLLM, refused when the engine starts."""
+"""Checks when an engine starts: options and caches of vLLM under which erasure would be wrong are refused."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ def check_engine(config: Any, schedules_ahead: bool, settings: Settings) -> None
     """Refuse engine options under which erasure would be wrong.
 
     Args:
-        config: vLLM's.
-        schedules_ahead: with the asynchronous scheduler.
-        settings: the law.
+        config: the configuration of vLLM.
+        schedules_ahead: it uses the asynchronous scheduler.
+        settings: the law of the engine.
 
     Raises:
         UserError: one of them is set.

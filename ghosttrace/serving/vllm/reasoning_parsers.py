@@ -1,7 +1,7 @@
 """vLLM reasoning parsers for traces: `--reasoning-parser ghosttrace-mementos` (or `ghosttrace-blocks`).
 
-A response's `reasoning` is the text of its mementos (or of its blocks), its `content` what follows the
-thinking: behind `</think>` where the tokenizer has that token, else everything outside blocks and mementos.
+A response's `reasoning` is the text of its mementos (or of its blocks). Its `content` is what follows `</think>` where
+the tokenizer has that token, and otherwise everything outside blocks and mementos.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,17 @@ from vllm.reasoning import ReasoningParser
 
 from ghosttrace.law.markup import DELIMITERS, Markup
 from ghosttrace.model.checkpoint import RECORD
-from ghosttrace.serving.reader import THINK_END, Reader, Where
+from ghosttrace.serving.reasoning_split import THINK_END, ReasoningSplitter, Segment
+from ghosttrace.serving.vllm import seam_check
 
 
 class TraceParser(ReasoningParser):
     """What both parsers share; vLLM makes one for each request."""
 
-    wanted: Where
+    wanted: Segment
 
     def __init__(self, tokenizer: Any, *args: Any, **kwargs: Any) -> None:
+        seam_check.check("reasoning")
         super().__init__(tokenizer, *args, **kwargs)
         config = getattr(self._model_config, "hf_config", None)
         spelled = (getattr(config, RECORD, None) or {}).get("delimiters", {})
@@ -28,34 +30,34 @@ class TraceParser(ReasoningParser):
         self._end = self.vocab.get(THINK_END)
         names = dict(zip(DELIMITERS, self._delimiters, strict=True))
         self._header = list(Markup.from_tokenizer(self.model_tokenizer, names).assistant_header)
-        self._reader = self._new()
+        self._splitter = self._make_splitter()
 
-    def _new(self) -> Reader:
+    def _make_splitter(self) -> ReasoningSplitter:
         special = [*self.model_tokenizer.all_special_tokens, "<think>"]
-        return Reader(self.wanted, self._delimiters, special, thinks=self._end is not None)
+        return ReasoningSplitter(self.wanted, self._delimiters, special, thinks=self._end is not None)
 
     def adjust_request(self, request: Any) -> Any:
-        """The delimiters must be in the text to be told apart."""
+        """Keep the delimiters in the text, where the splitter needs them."""
         request.skip_special_tokens = False
         return request
 
     def is_reasoning_end(self, input_ids: Sequence[int]) -> bool:
-        """`</think>` has been written in the turn under way; vLLM also asks of prompts, with their earlier turns."""
+        """Whether the last turn holds `</think>`; vLLM also asks about prompts, which hold earlier turns."""
         ids, size = list(input_ids), len(self._header)
         if not size:
             return self._end in ids
-        begins = (place for place in range(len(ids) - size, -1, -1) if ids[place : place + size] == self._header)
+        begins = (index for index in range(len(ids) - size, -1, -1) if ids[index : index + size] == self._header)
         return self._end in ids[next(begins, 0) :]
 
     def extract_content_ids(self, input_ids: list[int]) -> list[int]:
-        """Ids behind `</think>`."""
+        """Return the ids after the last `</think>`."""
         if self._end not in input_ids:
             return []
         return input_ids[len(input_ids) - input_ids[::-1].index(self._end) :]
 
     def extract_reasoning(self, model_output: str, request: Any) -> tuple[str | None, str | None]:
-        """Of a whole response."""
-        reasoning, content = self._new().feed(model_output, last=True)
+        """Return reasoning and content of a whole response."""
+        reasoning, content = self._make_splitter().feed(model_output, last=True)
         return reasoning or None, content or None
 
     def extract_reasoning_streaming(
@@ -67,18 +69,18 @@ class TraceParser(ReasoningParser):
         current_token_ids: Sequence[int],
         delta_token_ids: Sequence[int],
     ) -> DeltaMessage | None:
-        """Of the next piece."""
-        reasoning, content = self._reader.feed(delta_text)
+        """Return reasoning and content of the next piece; None if it adds neither."""
+        reasoning, content = self._splitter.feed(delta_text)
         return DeltaMessage(reasoning=reasoning or None, content=content or None) if reasoning or content else None
 
 
-class Mementos(TraceParser):
-    """The reasoning is what stays of it."""
+class MementoParser(TraceParser):
+    """Returns the text of the mementos as the reasoning."""
 
     wanted = "memento"
 
 
-class Blocks(TraceParser):
-    """The reasoning is what was thought, erased text included."""
+class BlockParser(TraceParser):
+    """Returns the text of the blocks as the reasoning, erased blocks included."""
 
     wanted = "block"

@@ -1,4 +1,4 @@
-"""Everything that vLLM must be told: `LLM(**ghosttrace.serving.vllm.engine("toy-open"))`."""
+"""Arguments that set block erasure up in vLLM: `LLM(**engine_args("toy-open"))`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,17 +19,18 @@ def read_settings(
     max_block_tokens: int | None = None,
     **policy: Any,
 ) -> Settings:
-    """The law of a model folder, without its weights.
+    """Read the law of a model, without loading its weights.
 
     Args:
         model: a bundled name, a folder or a hub id.
         delimiters: other spellings of the delimiter tokens.
-        arm: how blocks leave; `restart` for a model that was last trained sealed, else `memento`.
-        max_block_tokens: `<|block_end|>` is forced after so many tokens of a block.
+        arm: how blocks leave; by default `restart` for a model whose last training was sealed, else `memento`.
+        max_block_tokens: `<|block_end|>` is forced after this many tokens of a block.
         policy: fields of `Policy` that override what the model records.
 
     Raises:
-        UserError: no such model, no delimiters, no policy, no assistant's header, or layers that pages do not cover.
+        UserError: the model, its delimiters, its policy or its assistant's header is missing, or its cache cannot be
+            compacted.
     """
     config, tokenizer = load_config(model), load_tokenizer(model)
     check_layers(model, config)
@@ -56,29 +57,27 @@ def check_layers(model: str, config: PreTrainedConfig) -> None:
         )
 
 
-def engine(model: str, async_scheduling: bool | None = None, **settings: Any) -> dict[str, Any]:
-    """Arguments for vLLM's `LLM` or `AsyncEngineArgs`.
+def engine_args(model: str, async_scheduling: bool | None = None, **settings: Any) -> dict[str, Any]:
+    """Return arguments for vLLM's `LLM` or `AsyncEngineArgs`.
 
     Args:
         model: a bundled name, a folder or a hub id.
-        async_scheduling: schedule a step ahead of the tokens; by default where that is exact and vLLM can.
+        async_scheduling: schedule a step ahead of its tokens; by default where that is exact and vLLM supports it.
         settings: see `read_settings`.
 
     Raises:
-        UserError: see `read_settings`; or asynchronous scheduling where it would be late.
+        UserError: see `read_settings`; or asynchronous scheduling where it would be too late.
     """
     law = read_settings(model, **settings)
     if async_scheduling and law.needs_tokens:
         raise UserError(f"{law.arm} with this policy needs the token just written: leave out async_scheduling")
     ahead = False if law.needs_tokens else async_scheduling
-    kind = (
-        "Rereading" if law.arm in REREADING else "" if ahead is False else "Ahead"
-    )  # which refuses what the engine cannot
+    kind = "Rereading" if law.arm in REREADING else "" if ahead is False else "Ahead"
     return {
         "model": source(model),
         "scheduler_cls": "ghosttrace.serving.vllm.scheduler.make_scheduler",
         "worker_cls": "ghosttrace.serving.vllm.worker.ErasingWorker",
-        "logits_processors": [f"ghosttrace.serving.vllm.forced:ForcedTokens{kind}"],
+        "logits_processors": [f"ghosttrace.serving.vllm.forced_tokens:ForcedTokens{kind}"],
         "async_scheduling": ahead,
         "additional_config": {KEY: law.to_dict()},
     }

@@ -1,4 +1,4 @@
-"""The command that starts vLLM's own server with everything set."""
+"""The command that starts vLLM's own server with block erasure set up."""
 
 import json
 import sys
@@ -9,11 +9,12 @@ from typing import Any
 
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import load_tokenizer
-from ghosttrace.serving.guard import VARIABLE, special_tokens
+from ghosttrace.serving.prompt_guard import TOKENS_VARIABLE, special_tokens
 from ghosttrace.serving.settings import KEY, Settings
-from ghosttrace.serving.vllm.engine import engine
+from ghosttrace.serving.vllm.engine_args import engine_args
 
 OWN = ("--model", "--scheduler-cls", "--worker-cls", "--additional-config", "--logits-processors")
+"""Flags of `vllm serve` that this command sets."""
 
 REFUSED = {
     "--speculative-config": "tokens that may yet be rejected cannot erase anything",
@@ -29,7 +30,7 @@ REFUSED = {
 
 
 def check_flags(flags: Sequence[str]) -> None:
-    """Refuse what this command sets itself, and what does not go with erasure.
+    """Refuse flags that this command sets itself, and flags under which erasure would be wrong.
 
     Raises:
         UserError: one of them is among the flags.
@@ -44,35 +45,37 @@ def check_flags(flags: Sequence[str]) -> None:
 def server_command(
     model: str, host: str, port: int, passed_on: Sequence[str], **settings: Any
 ) -> tuple[list[str], dict[str, str]]:
-    """`vllm serve` for a model of ours.
+    """Return the command of `vllm serve` for a model, and what its environment needs besides.
 
     Args:
         model: a bundled name, a folder or a hub id; also the name that clients ask for.
-        host, port: where it listens.
+        host, port: address to listen on.
         passed_on: further flags of `vllm serve`.
-        settings: of `ghosttrace.serving.vllm.engine`.
-
-    Returns:
-        The command, and what its environment needs besides.
+        settings: of `engine_args`.
 
     Raises:
-        UserError: see `engine`, `special_tokens` and `check_flags`.
+        UserError: see `engine_args`, `special_tokens` and `check_flags`.
     """
     check_flags(passed_on)
-    told = engine(model, **settings)
-    tokens = special_tokens(load_tokenizer(model), Settings.from_dict(told["additional_config"][KEY]).markup)
-    flags = ["--scheduler-cls", told["scheduler_cls"], "--worker-cls", told["worker_cls"]]
-    flags += ["--logits-processors", *told["logits_processors"]]
-    flags += ["--additional-config", json.dumps(told["additional_config"])]
-    flags += ["--middleware", "ghosttrace.serving.guard.Guard", "--served-model-name", model]
+    arguments = engine_args(model, **settings)
+    settings_dict = arguments["additional_config"]
+    tokens = special_tokens(load_tokenizer(model), Settings.from_dict(settings_dict[KEY]).markup)
+    flags = ["--scheduler-cls", arguments["scheduler_cls"], "--worker-cls", arguments["worker_cls"]]
+    flags += ["--logits-processors", *arguments["logits_processors"]]
+    flags += ["--additional-config", json.dumps(settings_dict)]
+    flags += ["--middleware", "ghosttrace.serving.prompt_guard.PromptGuard", "--served-model-name", model]
     flags += ["--host", host, "--port", str(port)]
-    if told["async_scheduling"] is not None:
-        flags.append("--async-scheduling" if told["async_scheduling"] else "--no-async-scheduling")
-    return [sys.executable, "-m", *_server(), told["model"], *flags, *passed_on], {VARIABLE: json.dumps(tokens)}
+    if arguments["async_scheduling"] is not None:
+        flags.append("--async-scheduling" if arguments["async_scheduling"] else "--no-async-scheduling")
+    command = [sys.executable, "-m", *_server_module(), arguments["model"], *flags, *passed_on]
+    return command, {TOKENS_VARIABLE: json.dumps(tokens)}
 
 
-def _server() -> tuple[str, ...]:
-    """`vllm serve`; that command asks for the version of a package `vllm`, which the CPU build does not call itself."""
+def _server_module() -> tuple[str, ...]:
+    """Return the module and arguments of `vllm serve`.
+
+    That command asks for the version of a package called `vllm`, which the CPU build is not.
+    """
     if find_spec("vllm") and not any(distributions(name="vllm")):
         return "vllm.entrypoints.openai.api_server", "--model"
     return "vllm.entrypoints.cli.main", "serve"

@@ -1,0 +1,166 @@
+"""From a request's body to its response: tokens, jobs, and the events that come back."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import fastapi
+from fastapi import Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from ghosttrace.errors import UserError
+from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.model.generate import Request, stop_ids
+from ghosttrace.serving import metrics
+from ghosttrace.serving.http.jobs import Job, JobEvent, JobQueue
+from ghosttrace.serving.http.requests import ChatBody, CompletionBody, TextBody
+from ghosttrace.serving.http.responses import Delta, ResponseBuilder, collect, stream
+from ghosttrace.serving.http.text_stream import TextStream
+from ghosttrace.serving.reasoning_split import Segment
+from ghosttrace.serving.settings import Settings, check_overrides
+
+Events = asyncio.Queue[tuple[int, JobEvent]]
+"""Events of one request's jobs, each with the index of its choice."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the server.
+
+    Attributes:
+        name: the model's name, as clients ask for it.
+        context: most tokens of a prompt and its response.
+        batch_size: most responses decoded together.
+        capacity: most responses that may wait.
+        api_key: what clients must send; None lets every client in.
+        reasoning: which part of a chat's response is its reasoning; None returns the whole text as content.
+    """
+
+    name: str
+    context: int
+    batch_size: int = 8
+    capacity: int = 64
+    api_key: str | None = None
+    reasoning: Segment | None = None
+
+
+class Completions:
+    """Turns requests into jobs, queues them, and answers with what they send.
+
+    Args:
+        checkpoint: the model.
+        settings: the law of requests without overrides.
+        options: of the server.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, settings: Settings, options: Options) -> None:
+        self.checkpoint, self.settings, self.options = checkpoint, settings, options
+        self.queue = JobQueue(options.batch_size, options.capacity)
+        self._sampling_defaults = checkpoint.model.generation_config.to_diff_dict()
+        self._stops = stop_ids(checkpoint.model)
+
+    async def answer(self, body: CompletionBody, prompts: Sequence[list[int]], http: fastapi.Request) -> Response:
+        """Answer one request, whole or as a stream.
+
+        Raises:
+            UserError: the request asks for something that the server cannot do.
+            QueueFullError: too many responses wait.
+        """
+        events: Events = asyncio.Queue()
+        jobs = self._jobs(body, prompts, partial(_send, asyncio.get_running_loop(), events))
+        self.queue.put(jobs)
+        builder, deltas = ResponseBuilder(body, self.options.name, prompts), self._deltas(body, jobs, events)
+        if body.stream:
+            return StreamingResponse(stream(builder, deltas), media_type="text/event-stream")
+        whole = asyncio.ensure_future(collect(builder, deltas, len(jobs)))
+        while not whole.done():
+            await asyncio.wait({whole}, timeout=1)
+            if await http.is_disconnected():
+                whole.cancel()
+                return Response(status_code=499)
+        return JSONResponse(await whole)
+
+    def chat_ids(self, body: ChatBody) -> list[int]:
+        """Return a conversation's tokens, up to the assistant's header.
+
+        Raises:
+            UserError: the template does not accept the messages or the arguments.
+        """
+        turns, tokenizer = body.turns(), self.checkpoint.tokenizer
+        refused = {"chat_template", "tokenize"} & body.chat_template_kwargs.keys()
+        if refused:
+            raise UserError(f"chat_template_kwargs cannot hold {', '.join(refused)}: the template is the model's own")
+        try:
+            text = tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True, **body.chat_template_kwargs
+            )
+        except Exception as error:  # a template is a program that comes with the model, and may raise anything
+            raise UserError(f"the chat template refuses these messages: {error}") from error
+        return self._ids(text, add_special_tokens=False)
+
+    def text_ids(self, body: TextBody) -> list[list[int]]:
+        """Return the tokens of each prompt."""
+        return [self._ids(prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts()]
+
+    def _ids(self, text: str, **options: bool) -> list[int]:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UserError("the text holds half of a surrogate pair, which is no letter: leave it out")
+        return list(self.checkpoint.tokenizer(text, **options)["input_ids"])
+
+    def _check_prompts(self, body: CompletionBody, prompts: Sequence[list[int]]) -> None:
+        context, size = self.options.context, len(self.checkpoint.tokenizer)
+        for prompt in prompts:
+            if not 0 < len(prompt) < context:
+                raise UserError(
+                    f"a prompt has {len(prompt)} tokens: give 1 to {context - 1}, for {context} are all it can read"
+                )
+            if not all(0 <= token < size for token in prompt):
+                raise UserError(f"a prompt's token ids are from 0 to {size - 1}")
+        count, most = len(prompts) * body.n, self.options.capacity
+        if count > most:
+            raise UserError(f"a request asks for {count} responses: {most} at most")
+
+    def _jobs(
+        self, body: CompletionBody, prompts: Sequence[list[int]], send: Callable[[int, JobEvent], None]
+    ) -> list[Job]:
+        check_overrides(body.vllm_xargs, ahead=False)
+        settings = self.settings.with_overrides(body.vllm_xargs)
+        self._check_prompts(body, prompts)
+        seed = secrets.randbits(63) if body.seed is None else body.seed
+        jobs = []
+        for index, prompt in enumerate(prompt for prompt in prompts for _ in range(body.n)):
+            room = self.options.context - len(prompt)
+            sampling = body.sampling(self._sampling_defaults, room, settings.max_block_tokens)
+            jobs.append(Job(Request(prompt, (seed, index)), settings, sampling, partial(send, index)))
+        return jobs
+
+    async def _deltas(self, body: CompletionBody, jobs: Sequence[Job], events: Events) -> AsyncIterator[Delta]:
+        """Yield the deltas of a request until all its jobs have ended; cancel them if nobody listens any more."""
+        wanted = self.options.reasoning if isinstance(body, ChatBody) else None
+        tokenizer, delimiters = self.checkpoint.tokenizer, self.checkpoint.markup.delimiters
+        texts = [TextStream(tokenizer, delimiters, self._stops, body.skip_special_tokens, wanted) for _ in jobs]
+        running = len(jobs)
+        try:
+            while running:
+                index, event = await events.get()
+                if isinstance(event, Exception):
+                    raise event
+                if isinstance(event, int):
+                    yield Delta(index, *texts[index].feed(event), [event], None)
+                else:
+                    running -= 1
+                    erased = len(event.kv_tokens) - int(event.kv_tokens[-1])
+                    metrics.count_finished(event.blocks, len(event.kv_tokens), erased)
+                    metrics.ERASED.inc(erased)
+                    yield Delta(index, *texts[index].end(), [], "stop" if event.finish == "eos" else "length")
+        finally:
+            for job in jobs:
+                job.cancelled.set()
+
+
+def _send(loop: asyncio.AbstractEventLoop, events: Events, index: int, event: JobEvent) -> None:
+    """Hand an event from the decoding thread to the event loop, unless the server is shutting down."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(events.put_nowait, (index, event))

@@ -1,0 +1,199 @@
+"""Every private or unstable name of vLLM that GhostTrace overrides, calls or reads, as plain data.
+
+vLLM does not promise to keep any of these. The tables record them for each version that GhostTrace was written for.
+`seam_check.py` compares them with the installed version before an engine starts; `experiments/check_vllm_sources.py`
+compares them with the sources of any version, without importing it.
+
+The model runner is made by `Worker._make_model_runner`, which vLLM lets subclasses override. The page manager has no
+such hook: `Scheduler.__init__` makes a `KVCacheManager` by its name and hands it on, so that `ErasingScheduler` assigns
+its `__class__`. A second manager would have to repeat vLLM's arguments, and a wrapper would miss the manager's calls of
+its own methods.
+"""
+
+from typing import Literal, NamedTuple
+
+VERSIONS = ("0.32", "0.33")
+INSTALL = "install a version that was tried, with `pip install 'vllm>=0.32,<0.34'`"
+Part = Literal["scheduler", "worker", "runner", "runner_v2", "reasoning"]
+
+
+class Seam(NamedTuple):
+    """One name of vLLM.
+
+    Attributes:
+        part: the part of GhostTrace that depends on it.
+        module, owner: where it is, and its class.
+        name: of the method or the attribute.
+        parameters: names of a method's parameters in order; None for an attribute.
+    """
+
+    part: Part
+    module: str
+    owner: str
+    name: str
+    parameters: tuple[str, ...] | None
+
+    def __str__(self) -> str:
+        """The name with its parameters, as it stands in messages."""
+        shown = "" if self.parameters is None else f"({', '.join(self.parameters)})"
+        return f"{self.module}.{self.owner}.{self.name}{shown}"
+
+
+METHODS: dict[Part, dict[str, dict[str, str]]] = {
+    "scheduler": {
+        "vllm.v1.core.sched.scheduler.Scheduler": {
+            "__init__": "self vllm_config kv_cache_config structured_output_manager block_size hash_block_size "
+            "mm_registry include_finished_set log_stats",
+            "schedule": "self throttle_prefills",
+            "add_request": "self request",
+            "_reserve_prefill_lookahead": "self request num_computed_tokens num_new_tokens",
+            "_preempt_request": "self request timestamp drop_stale_output",
+            "_free_blocks": "self request",
+        },
+        "vllm.v1.core.kv_cache_manager.KVCacheManager": {
+            "get_computed_blocks": "self request",
+            "allocate_slots": "self request num_new_tokens num_new_computed_tokens new_computed_blocks "
+            "num_lookahead_tokens num_external_computed_tokens delay_cache_blocks num_encoder_tokens "
+            "full_sequence_must_fit reserved_blocks has_scheduled_reqs skip_zeroing_group_ids",
+            "cache_blocks": "self request num_computed_tokens",
+            "truncate_computed_blocks": "self blocks num_computed_tokens",
+        },
+        "vllm.v1.core.block_pool.BlockPool": {"free_blocks": "self ordered_blocks"},
+    },
+    "worker": {
+        "vllm.v1.worker.gpu_worker.Worker": {"init_device": "self", "_make_model_runner": "self"},
+        "vllm.v1.sample.logits_processor.AdapterLogitsProcessor": {
+            "__init__": "self vllm_config device is_pin_memory",
+            "new_req_logits_processor": "self params",
+            "apply": "self logits",
+        },
+        "vllm.v1.sample.logits_processor.interface.LogitsProcessor": {
+            "validate_params": "cls sampling_params",
+            "is_argmax_invariant": "self",
+        },
+        "vllm.v1.worker.gpu.sample.logits_processor.interface.LogitsProcessor": {
+            "__init__": "self vllm_config req_states",
+            "validate_params": "cls sampling_params",
+            "add_request": "self req_idx sampling_params",
+            "apply": "self logits ctx",
+        },
+    },
+    "runner": {
+        "vllm.v1.worker.gpu_model_runner.GPUModelRunner": {
+            "__init__": "self vllm_config device",
+            "initialize_kv_cache": "self kv_cache_config is_profiling kv_cache_allocation_context",
+            "_update_states": "self scheduler_output",
+            "_prepare_inputs": "self scheduler_output num_scheduled_tokens",
+            "_sample": "self logits spec_decode_metadata",
+            "_bookkeeping_sync": "self scheduler_output sampler_output logits hidden_states num_scheduled_tokens",
+        },
+        "vllm.v1.worker.block_table.MultiGroupBlockTable": {
+            "add_row": "self block_ids row_idx",
+            "compute_slot_mapping": "self num_reqs query_start_loc positions",
+        },
+    },
+    "runner_v2": {
+        "vllm.v1.worker.gpu.model_runner.GPUModelRunner": {
+            "__init__": "self vllm_config device",
+            "initialize_kv_cache": "self kv_cache_config is_profiling kv_cache_allocation_context",
+            "update_requests": "self scheduler_output",
+            "prepare_attn": "self input_batch",
+            "sample": "self hidden_states input_batch grammar_output",
+        },
+        "vllm.v1.worker.gpu.block_table.BlockTables": {  # called by vLLM's `prepare_attn`, after we have compacted
+            "gather_block_tables": "self idx_mapping num_reqs_padded out out_ptrs",
+        },
+        "vllm.v1.worker.gpu.buffer_utils.StagedWriteTensor": {
+            "stage_write_elem": "self index x",
+            "apply_write": "self",
+        },
+        "vllm.v1.worker.gpu.buffer_utils.UvaBackedTensor": {"copy_to_uva": "self n"},
+    },
+    "reasoning": {
+        "vllm.reasoning.abs_reasoning_parsers.ReasoningParser": {
+            "__init__": "self tokenizer *args **kwargs",
+            "adjust_request": "self request",
+            "is_reasoning_end": "self input_ids",
+            "extract_content_ids": "self input_ids",
+            "extract_reasoning": "self model_output request",
+            "extract_reasoning_streaming": "self previous_text current_text delta_text previous_token_ids "
+            "current_token_ids delta_token_ids",
+        },
+        "vllm.reasoning.abs_reasoning_parsers.ReasoningParserManager": {
+            "register_lazy_module": "cls name module_path class_name",
+        },
+    },
+}
+"""Parameters of each method in vLLM 0.32, by part and class."""
+
+CHANGED: dict[str, dict[str, str]] = {
+    "0.33": {
+        "vllm.v1.core.kv_cache_manager.KVCacheManager.get_computed_blocks": "self request max_cache_hit_length",
+        "vllm.v1.worker.gpu.block_table.BlockTables.gather_block_tables": "self idx_mapping num_reqs_padded out "
+        "out_ptrs num_computed_tokens",
+    }
+}
+"""Parameters that a later version has changed."""
+
+ATTRIBUTES: dict[Part, dict[str, str]] = {
+    "scheduler": {
+        "vllm.v1.core.sched.scheduler.Scheduler": "vllm_config kv_cache_config kv_cache_manager running "
+        "encoder_cache_mismatch_reqs",
+        "vllm.v1.core.kv_cache_manager.KVCacheManager": "coordinator block_pool",
+        "vllm.v1.core.kv_cache_coordinator.KVCacheCoordinator": "single_type_managers",
+        "vllm.v1.core.single_type_kv_cache_manager.SingleTypeKVCacheManager": "block_size req_to_blocks",
+        "vllm.v1.core.sched.output.SchedulerOutput": "num_scheduled_tokens total_num_scheduled_tokens",
+        "vllm.v1.request.Request": "request_id num_tokens num_computed_tokens sampling_params resumable _all_token_ids",
+        "vllm.v1.kv_cache_interface.KVCacheConfig": "kv_cache_groups",
+        "vllm.v1.kv_cache_interface.KVCacheGroupSpec": "kv_cache_spec layer_names",
+    },
+    "worker": {
+        "vllm.v1.worker.gpu_worker.Worker": "use_v2_model_runner",
+        "vllm.v1.worker.worker_base.WorkerBase": "vllm_config device",
+        "vllm.config.compilation.CompilationConfig": "static_forward_context",
+        "vllm.model_executor.layers.attention.attention.Attention": "impl kv_cache",
+        "vllm.v1.worker.gpu.sample.logits_processor.interface.LogitsProcRequestState": "all_token_ids prompt_len",
+        "vllm.v1.worker.gpu.sample.logits_processor.interface.LogitsContext": "idx_mapping_np seq_lens_upper_bound_np",
+    },
+    "runner": {
+        "vllm.v1.worker.gpu_model_runner.GPUModelRunner": "compilation_config device requests input_batch seq_lens "
+        "kv_cache_config optimistic_seq_lens_cpu req_indices positions query_start_loc discard_request_mask",
+        "vllm.v1.worker.gpu_input_batch.InputBatch": "req_ids req_id_to_index num_reqs block_table generators",
+        "vllm.v1.worker.gpu_input_batch.CachedRequestState": "block_ids",
+        "vllm.v1.utils.CpuGpuBuffer": "gpu np",
+    },
+    "runner_v2": {
+        "vllm.v1.worker.gpu.model_runner.GPUModelRunner": "compilation_config device kv_cache_config req_states "
+        "block_tables",
+        "vllm.v1.worker.gpu.states.RequestState": "req_id_to_index num_computed_tokens prefill_len",
+        "vllm.v1.worker.gpu.block_table.BlockTables": "block_tables num_blocks",
+        "vllm.v1.worker.gpu.buffer_utils.StagedWriteTensor": "gpu",
+        "vllm.v1.worker.gpu.buffer_utils.UvaBackedTensor": "np",
+        "vllm.v1.worker.gpu.input_batch.InputBatch": "req_ids num_reqs num_tokens num_scheduled_tokens positions "
+        "seq_lens seq_lens_cpu_upper_bound",
+    },
+    "reasoning": {
+        "vllm.reasoning.abs_reasoning_parsers.ReasoningParser": "vocab model_tokenizer _model_config",
+        "vllm.entrypoints.generate.base.protocol.DeltaMessage": "reasoning content",
+    },
+}
+"""Attributes that are read or written, by part and class: the same in all versions."""
+
+KV_UPDATE = ("self", "layer", "key", "value", "kv_cache", "slot_mapping")
+"""Parameters of `do_kv_cache_update`, which every attention backend has and `PageMover` calls."""
+
+
+def table(version: str) -> list[Seam]:
+    """Return the seams of a version in `VERSIONS`."""
+    changed, found = CHANGED.get(version, {}), list[Seam]()
+    for part, classes in METHODS.items():
+        for path, methods in classes.items():
+            module, _, owner = path.rpartition(".")
+            for name, parameters in methods.items():
+                words = changed.get(f"{path}.{name}", parameters).split()
+                found.append(Seam(part, module, owner, name, tuple(words)))
+    for part, attributes in ATTRIBUTES.items():
+        for path, names in attributes.items():
+            module, _, owner = path.rpartition(".")
+            found += [Seam(part, module, owner, name, None) for name in names.split()]
+    return found

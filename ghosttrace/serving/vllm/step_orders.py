@@ -1,0 +1,28 @@
+"""What a step's `SchedulerOutput` carries from the scheduler to the workers."""
+
+from dataclasses import dataclass, field
+
+from ghosttrace.serving.paging import Compaction
+
+
+@dataclass(frozen=True)
+class StepOrders:
+    """Erasure in one step of the engine; every mapping is by request id.
+
+    Attributes:
+        compactions: copies to carry out before anything is computed, in order.
+        erased: number of erased keys: a token at position p is held in slot p - erased.
+        renumbered: requests whose positions are closed up as well.
+        jumps: for requests that go on elsewhere, the position to compute next and the number of known tokens.
+    """
+
+    compactions: dict[str, list[Compaction]] = field(default_factory=dict)
+    erased: dict[str, int] = field(default_factory=dict)
+    renumbered: frozenset[str] = frozenset()
+    jumps: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, scheduler_output: object) -> "StepOrders":
+        """Return the orders of a `SchedulerOutput`; vLLM's own outputs, such as those of warm-up, carry none."""
+        orders: StepOrders = getattr(scheduler_output, "ghosttrace", cls())
+        return orders

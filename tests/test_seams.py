@@ -1,0 +1,189 @@
+"""The table of vLLM's private names, compared with the installed version and with sources."""
+
+import inspect
+import sys
+import zipfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from experiments.check_vllm_sources import compare, open_sources
+from ghosttrace.errors import UserError
+from ghosttrace.serving.vllm import seam_check
+from ghosttrace.serving.vllm.seams import VERSIONS, Part, Seam, table
+
+needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here")
+
+
+class Scheduler:
+    """Stands for a class of vLLM."""
+
+    def __init__(self) -> None:
+        self.running: list[Any] = []
+
+    def schedule(self, throttle_prefills: bool = False, *, urgent: bool = False) -> None:
+        """Has one parameter more than expected."""
+
+    @classmethod
+    def validate(cls, params: Any, **more: Any) -> None:
+        """A class method."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_checked_yet() -> Iterator[None]:
+    """Clear the cached results before and after every test, because tests replace the table."""
+    seam_check.check.cache_clear()
+    yield
+    seam_check.check.cache_clear()
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module `vllm_like` that holds the class above."""
+    module = ModuleType("vllm_like")
+    module.Scheduler = Scheduler  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm_like", module)
+
+
+def seam(name: str, parameters: str | None, owner: str = "Scheduler", module: str = "vllm_like") -> Seam:
+    return Seam("scheduler", module, owner, name, None if parameters is None else tuple(parameters.split()))
+
+
+def test_what_is_as_expected_passes(fake: None) -> None:
+    seam_check.check_seam(seam("schedule", "self throttle_prefills urgent"), "0.32.0")
+    seam_check.check_seam(seam("validate", "cls params **more"), "0.32.0")
+    seam_check.check_seam(seam("running", None), "0.32.0")
+
+
+@pytest.mark.parametrize(
+    "moved, says",
+    [
+        (seam("schedule", "self throttle_prefills"), "which now takes (self, throttle_prefills, urgent)"),
+        (seam("_free_blocks", "self request"), "vllm_like.Scheduler._free_blocks(self, request), which is gone"),
+        (seam("schedule", "self", owner="OtherScheduler"), "OtherScheduler.schedule(self), which is gone"),
+        (seam("schedule", "self", module="vllm_unlike"), "vllm_unlike.Scheduler.schedule(self), which is gone"),
+        (seam("waiting", None), "vllm_like.Scheduler.waiting, which is gone"),
+    ],
+)
+def test_what_has_moved_is_refused_in_one_sentence(fake: None, moved: Seam, says: str) -> None:
+    with pytest.raises(UserError) as refused:
+        seam_check.check_seam(moved, "0.32.0")
+    message = str(refused.value)
+    assert message.startswith("vLLM 0.32.0 has moved vllm_") and says in message
+    assert message.endswith("install a version that was tried, with `pip install 'vllm>=0.32,<0.34'`")
+    assert "\n" not in message and ". " not in message
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """Let vLLM have this version."""
+    module = ModuleType("vllm")
+    module.__version__ = version  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    seam_check.check.cache_clear()
+
+
+def test_check_compares_the_table_of_the_installed_version(fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = {"0.32": [seam("schedule", "self")], "0.33": [seam("running", None)]}
+    monkeypatch.setattr(seam_check, "table", tables.__getitem__)
+    installed(monkeypatch, "0.33.1")
+    seam_check.check("scheduler")
+    installed(monkeypatch, "0.32.0+cpu")
+    with pytest.raises(UserError, match=r"has moved vllm_like\.Scheduler\.schedule"):
+        seam_check.check("scheduler")
+    seam_check.check("worker")  # depends on nothing in these tables
+
+
+@pytest.mark.parametrize("version", ["0.31.2", "0.34.0", "dev"])
+def test_a_version_that_was_not_tried_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, version)
+    with pytest.raises(UserError, match=f"not tried with vLLM {version}: install a version that was tried"):
+        seam_check.check("scheduler")
+
+
+def test_a_backend_that_cannot_be_probed_is_refused() -> None:
+    class Good:
+        def do_kv_cache_update(self, layer: Any, key: Any, value: Any, kv_cache: Any, slot_mapping: Any) -> None: ...
+
+    class Other:
+        def do_kv_cache_update(self) -> None: ...
+
+    seam_check.check_backend(Good)
+    for backend in (Other, Scheduler):
+        with pytest.raises(UserError, match="choose another --attention-backend"):
+            seam_check.check_backend(backend)
+
+
+def test_versions_differ_in_what_is_known_to_have_changed() -> None:
+    old, new = (set(table(version)) for version in VERSIONS)
+    assert {one.name for one in old ^ new} == {"get_computed_blocks", "gather_block_tables"}
+    assert len(old) == len(new) == len(table("0.32"))
+
+
+def sources(parameters: str) -> str:
+    """Return a module that defines `KVCacheManager.cache_blocks` with these parameters, and little else."""
+    attributes = "    def __init__(self):\n        self.coordinator = self.block_pool = 1\n"
+    return f"class KVCacheManager:\n{attributes}\n    def cache_blocks({parameters}): ...\n"
+
+
+@pytest.mark.parametrize("kind", ["folder", "wheel"])
+def test_sources_are_compared_without_importing_them(kind: str, tmp_path: Path) -> None:
+    text = sources("self, request, tokens") + "raise RuntimeError\n"
+    path = tmp_path / "vllm" / "v1" / "core" / "kv_cache_manager.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    if kind == "wheel":
+        with zipfile.ZipFile(tmp_path / "vllm.whl", "w") as wheel:
+            wheel.write(path, path.relative_to(tmp_path))
+    found = compare(open_sources(tmp_path / "vllm.whl" if kind == "wheel" else tmp_path), "0.32")
+    about = [sentence for sentence in found if "KVCacheManager." in sentence and "SingleType" not in sentence]
+    moved = "KVCacheManager.cache_blocks(self, request, num_computed_tokens): it now takes (self, request, tokens)"
+    assert any(sentence.endswith(moved) for sentence in about) and not any("coordinator" in one for one in about)
+    assert sum("there is no such class" in sentence for sentence in found) > 50
+
+
+def test_sources_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="neither a folder nor a wheel"):
+        open_sources(tmp_path / "vllm.whl")
+
+
+@needs_vllm
+@pytest.mark.parametrize("part", ["scheduler", "worker", "runner", "reasoning"])
+def test_the_installed_vllm_passes(part: Part) -> None:
+    """The V2 runner cannot be imported without Triton; its sources are compared below, itself in `test_vllm.py`."""
+    seam_check.check(part)
+
+
+@needs_vllm
+def test_the_sources_of_the_installed_vllm_pass() -> None:
+    import vllm
+
+    version = ".".join(vllm.__version__.split(".")[:2])
+    assert compare(open_sources(Path(vllm.__file__).parent), version) == []
+    assert all(compare(open_sources(Path(vllm.__file__).parent), other) for other in VERSIONS if other != version)
+
+
+@needs_vllm
+@pytest.mark.parametrize("version", VERSIONS)
+def test_our_overrides_accept_the_parameters_of_every_version(version: str) -> None:
+    from ghosttrace.serving.vllm.kv_cache_manager import ErasingKVCacheManager
+    from ghosttrace.serving.vllm.runner_v1 import ErasureV1
+    from ghosttrace.serving.vllm.runner_v2 import ErasureV2
+    from ghosttrace.serving.vllm.scheduler import ErasingSchedulerBase
+
+    ours = {
+        "vllm.v1.core.sched.scheduler.Scheduler": ErasingSchedulerBase,
+        "vllm.v1.core.kv_cache_manager.KVCacheManager": ErasingKVCacheManager,
+        "vllm.v1.worker.gpu_model_runner.GPUModelRunner": ErasureV1,
+        "vllm.v1.worker.gpu.model_runner.GPUModelRunner": ErasureV2,
+    }
+    bound = 0
+    for one in table(version):
+        method = vars(ours.get(f"{one.module}.{one.owner}", object)).get(one.name)
+        if method is not None and one.parameters is not None:
+            inspect.signature(method).bind(*one.parameters)
+            bound += 1
+    assert bound >= 15

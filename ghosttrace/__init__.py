@@ -17,20 +17,31 @@ from ghosttrace.model.attention import attending, pad_batch
 from ghosttrace.model.checkpoint import Checkpoint, load
 from ghosttrace.model.generate import Generation, Request, generate
 from ghosttrace.model.sampling import Sampling
+from ghosttrace.patching.result import PatchResult
+from ghosttrace.patching.run import patch
+from ghosttrace.probing.probes import PROBES, Probe
+from ghosttrace.probing.result import ProbeResult
+from ghosttrace.probing.run import probe
+from ghosttrace.probing.token_states import FeatureTable, features
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ARMS",
     "NEVER",
+    "PROBES",
     "AblationResult",
     "Block",
     "Checkpoint",
     "ExpiryTracker",
+    "FeatureTable",
     "Generation",
     "Markup",
     "Part",
+    "PatchResult",
     "Policy",
+    "Probe",
+    "ProbeResult",
     "Request",
     "Sampling",
     "UserError",
@@ -39,8 +50,11 @@ __all__ = [
     "attending",
     "erasures",
     "expiry",
+    "features",
     "find_blocks",
     "generate",
     "load",
     "pad_batch",
+    "patch",
+    "probe",
 ]

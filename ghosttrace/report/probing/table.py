@@ -31,12 +31,12 @@ def probe_table(results: pd.DataFrame, valid: bool) -> Table:
         table.add_column(name, no_wrap=True)
     for name in ("right %", "bits beyond the text", "sealed"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name, part in results[results["headline"]].groupby("target", sort=False):
+    for target, part in results[results["headline"]].groupby("target", sort=False):
         rows = part.drop(columns="target")
         table.add_section()
         first = rows[rows["condition"] == "open"].iloc[0]
         chance, unknown = f"{100 * first['chance']:.1f} by chance", f"{first['unknown']:.2f} to be known"
-        table.add_row(f"[bold]{escape(str(name))}[/]", "", "", "", chance, unknown, "")
+        table.add_row(f"[bold]{escape(str(target))}[/]", "", "", "", chance, unknown, "")
         for row in rows[rows["condition"].isin(["text", "exact"])].to_dict("records"):
             _add(table, row, rows)
         for row in best_rows(rows).to_dict("records"):

@@ -15,10 +15,9 @@ holds and nothing else; and on `toy-open`, where the five note digits of a block
 """
 
 import argparse
-import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -28,16 +27,16 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.aime24 import random_checkpoint
+from ghosttrace.bench.ledger import ledger_task
 from ghosttrace.data.task import Task
 from ghosttrace.data.tokens import traces_of
 from ghosttrace.model.checkpoint import Checkpoint, load
 from ghosttrace.model.geometry import Geometry
-from ghosttrace.probing.ledger import ledger_task
 from ghosttrace.probing.plant import plant
+from ghosttrace.probing.result import ProbeResult
+from ghosttrace.probing.run import probe
 from ghosttrace.probing.secrets import digits
-from ghosttrace.probing.sweep import Settings
-from ghosttrace.report.probing.run import run
-from ghosttrace.report.tables import percent
+from ghosttrace.report.ablation.table import percent
 from ghosttrace.runs.folder import is_finished
 
 ROOT = Path(__file__).parent.parent
@@ -67,24 +66,29 @@ def passcodes(checkpoint: Checkpoint, traces: list[str], samples: int, seed: int
     return plant(traces_of(checkpoint, traces), checkpoint, digits(5), BLOCK, samples, max(HOPS), seed)
 
 
-def measure(checkpoint: Checkpoint, task: Task, folder: Path, within_traces: bool = False) -> pd.DataFrame:
+def measure(
+    checkpoint: Checkpoint, task: Task, folder: Path, pool: Literal["all", "mean"] = "mean", within_traces: bool = False
+) -> pd.DataFrame:
     """Probe a task, or go on where that stopped, and return its results, the mean over the digits.
 
     Keys and values are averaged over the tokens of a memento, as mementos differ in length; those of
-    `ledger` do not, and stand side by side.
+    `ledger` do not, and stand side by side (`pool="all"`).
     """
-    settings = Settings(
-        hops=HOPS,
-        layers=layers_of(checkpoint),
-        kv=("kv",),
-        joint=True,
-        pool="all" if task.name.startswith("ledger") else "mean",
-        within_traces=within_traces,
-    )
     if not is_finished(folder):
         begun = (folder / "run.json").exists()
-        run(checkpoint, task, settings, None if begun else folder, folder if begun else None)
-    found = pd.DataFrame(json.loads((folder / "summary.json").read_text())["results"])
+        probe(
+            checkpoint,
+            task=task,
+            hops=HOPS,
+            layers=layers_of(checkpoint),
+            kv=("kv",),
+            joint=True,
+            pool=pool,
+            within_traces=within_traces,
+            out=None if begun else folder,
+            resume=folder if begun else None,
+        )
+    found = ProbeResult.open(folder).results
     found = found[found["target"].isin(["digit-*", "note-*"])]
     return found.assign(model=Path(checkpoint.name).name, layers=len(layers_of(checkpoint)))
 
@@ -116,12 +120,12 @@ def comparison(results: pd.DataFrame, title: str) -> Table:
     spelled = {single[-1]: "last", "joint": "both"} | ({"3": "fourth"} if single[-1] != "3" else {})
     for hop, name in ((-1, "M_1"), (0, "M_2"), (1, "M_3")):
         for layer in (*single, "joint"):
-            for probe in ("linear", "mlp"):
-                found = accuracies(results, hop, layer, probe)
+            for kind in ("linear", "mlp"):
+                found = accuracies(results, hop, layer, kind)
                 if not found:
                     continue
                 paper = PAPER.get((hop, spelled.get(layer, "")), ())
-                site = f"{layer}, MLP" if probe == "mlp" else layer
+                site = f"{layer}, MLP" if kind == "mlp" else layer
                 table.add_row(name, site, ", ".join(map(str, paper)), *_cells(found))
     return table
 
@@ -180,7 +184,7 @@ def rehearse(folder: Path, data: Path, samples: int, problems: int) -> pd.DataFr
     random, toy = load(str(model)), load("toy-open")
     task = passcodes(random, [str(data / "traces" / name) for name in TRACES], samples, seed=0)
     parts = [measure(random, task, folder / "random", within_traces=True)]
-    parts.append(measure(toy, ledger_task(toy, level=0, n_samples=problems, block=BLOCK), folder / "toy"))
+    parts.append(measure(toy, ledger_task(toy, problems, block=BLOCK, level=0), folder / "toy", "all"))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -218,7 +222,7 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
     else:
         checkpoint = load(told.model, mask_delimiters=told.mask_delimiters)
         task = passcodes(checkpoint, told.traces, told.samples, seed=0)
-        results = measure(checkpoint, task, told.out / "run", told.within_traces)
+        results = measure(checkpoint, task, told.out / "run", within_traces=told.within_traces)
     for name, rows in results.groupby("model", sort=False):
         Console().print(comparison(rows, f"{name}, beside the paper's Table 4"))
     return results

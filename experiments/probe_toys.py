@@ -6,37 +6,33 @@ of `ghosttrace.probing.evidence.summarise`, and the model) and `figures/probe_to
 minutes on two cores: `python experiments/probe_toys.py`.
 """
 
-import json
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ghosttrace.model.checkpoint import load
-from ghosttrace.probing.ledger import ledger_task
-from ghosttrace.probing.sweep import Settings
+from ghosttrace.probing.result import ProbeResult
+from ghosttrace.probing.run import probe
 from ghosttrace.report.probing.figures import draw_heat
-from ghosttrace.report.probing.run import run
 from ghosttrace.runs.folder import is_finished
 
 ROOT = Path(__file__).parent.parent
-MODELS, TARGETS, LEVEL, SAMPLES = ("toy-open", "toy-mixed"), ("hidden-*", "note-*"), 3, 6000
+MODELS, TARGETS, BENCH, SAMPLES = ("toy-open", "toy-mixed"), ("hidden-*", "note-*"), "ledger-h3", 6000
 
 
 def measure(work: Path) -> pd.DataFrame:
     """Probe both models, or go on where that stopped."""
     parts = []
     for model in MODELS:
-        folder, checkpoint = work / model, load(model)
+        folder = work / model
         if not is_finished(folder):
             begun = (folder / "run.json").exists()
-            settings = Settings(kv=("k", "v", "hidden"))
-            task = ledger_task(checkpoint, LEVEL, SAMPLES)
-            run(checkpoint, task, settings, None if begun else folder, folder if begun else None)
-        summary = json.loads((folder / "summary.json").read_text())
-        if not summary["valid"]:
-            raise SystemExit(f"{model}: {summary['failures']}")
-        parts.append(pd.DataFrame(summary["results"]).assign(model=model))
+            where = {"resume": folder} if begun else {"out": folder}
+            probe(model, BENCH, samples=SAMPLES, kv=("k", "v", "hidden"), **where)
+        found = ProbeResult.open(folder)
+        if not found.valid:
+            raise SystemExit(f"{model}: {found.failures}")
+        parts.append(found.results.assign(model=model))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -1,10 +1,10 @@
 """The claim: trained, the paper's toy keeps nothing of an erased block past its own memento but what the text tells.
 
-The paper trains a small model to write running sums of random digits, probes a memento's keys and values for
-the digits of an erased block, and finds 26.2 % one block later against a chance of 10 % (arXiv 2604.09852,
-appendix A.4.2). But the retained sums tell the digits too: 16.0 %. Here the toy is trained anew, with loss on
-all tokens and with loss on what can be predicted alone, and every probe stands beside the exact posterior
-given the retained text: bits are those beyond it. The network before training is probed as well.
+The paper trains a small model to write running sums of random digits, probes a memento's keys and values for the digits
+of an erased block, and finds 26.2 % one block later against a chance of 10 % (arXiv 2604.09852, appendix A.4.2). But
+the retained sums tell the digits too: 16.0 %. Here the toy is trained again, with loss on all tokens and with loss on
+what can be predicted alone, and every probe stands beside the exact posterior given the retained text: bits are those
+beyond it. The network before training is probed as well.
 
 Writes `experiments/results/toy_leakage.parquet` and `figures/toy_leakage.{png,svg}`; goes on where it stopped.
 `python -m experiments.toy_leakage`: on one core about 35 minutes of training, then 20 of probing.
@@ -27,9 +27,10 @@ from experiments.cumsum import DIGITS, POLICY, Recipe, checkpoint, cumsum_task, 
 from ghosttrace.data.task import Task
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.carriers import Carrier
-from ghosttrace.probing.cells import linear_scores, mlp_scores
+from ghosttrace.probing.cells import linear_scores, probe_scores
 from ghosttrace.probing.evidence import ALPHA, TRIVIAL, Asked, record, summarise
 from ghosttrace.probing.features import Wanted, extract
+from ghosttrace.probing.probes import MLP
 from ghosttrace.probing.split import split
 from ghosttrace.probing.sweep import LOWEST, Site
 from ghosttrace.stats import holm
@@ -123,7 +124,7 @@ def measure(checkpoint: Checkpoint, task: Task, job: Job, folder: Path) -> pd.Da
     flat = np.full((len(task.samples), 10), -np.log(10))
     named = [(target.name, task.labels(number)) for number, target in enumerate(task.targets)]
     asked = {"text": [Asked(name, labels, np.maximum(task.exact[name], LOWEST)) for name, labels in named]}
-    asked["nothing"] = [Asked(name, labels, flat) for name, labels in named]
+    asked |= {"nothing": [Asked(name, labels, flat) for name, labels in named]}
     features = extract(checkpoint, task, job.wanted, folder)
     rows = []
     for site in job.sites:
@@ -131,7 +132,7 @@ def measure(checkpoint: Checkpoint, task: Task, job: Job, folder: Path) -> pd.Da
         (scores,) = linear_scores(states[None], [*asked["text"], *asked["nothing"]], parts, device)
         found = {("linear", "text"): scores[:DIGITS], ("linear", "nothing"): scores[DIGITS:]}
         if job.deep and site.carrier in NEAR and site.layers == (LAST,):
-            found |= {("mlp", given): mlp_scores(states, asked[given], parts, 0, device) for given in asked}
+            found |= {("mlp", given): probe_scores(MLP(), states, asked[given], parts, 0, device) for given in asked}
         condition = "causal" if site.carrier.hop < 0 else job.cache
         for (probe, given), of_digits in found.items():
             cells = [record(one, condition=condition, probe=probe, **site.names) for one in of_digits]
@@ -166,12 +167,9 @@ def run(work: Path) -> pd.DataFrame:
     everything = pd.concat(tables, ignore_index=True).drop(columns=["valid", "selectivity", "p_holm"])
     asked = (everything["condition"] == "open") & (everything["given"] == "text")
     everything.loc[asked, "p_holm"] = holm(everything.loc[asked, "p"].to_list())
-    sums = [("sum", hop, told(DIGITS * (BLOCK + hop + 1))) for hop in range(8)]
-    exact = [
-        {"condition": "exact", "carrier": carrier, "hop": hop, "accuracy": right, "bits": bits, "given": "nothing"}
-        for carrier, hop, (right, bits) in [("text", 0, told(DIGITS)), *sums]
-    ]
-    return pd.concat([everything, pd.DataFrame(exact)], ignore_index=True)
+    sums = [("text", 0, told(DIGITS)), *(("sum", hop, told(DIGITS * (BLOCK + hop + 1))) for hop in range(8))]
+    exact = pd.DataFrame([{"carrier": carrier, "hop": hop, "accuracy": a, "bits": b} for carrier, hop, (a, b) in sums])
+    return pd.concat([everything, exact.assign(condition="exact", given="nothing")], ignore_index=True)
 
 
 def pick(results: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
@@ -185,14 +183,14 @@ def pick(results: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
 
 def verdict(results: pd.DataFrame) -> list[str]:
     """What a later memento holds beyond the text: one sentence for each model, the verdict first."""
-    told_of, leaking = list[str](), dict[str, int]()
+    sentences, leaking = list[str](), dict[str, int]()
     for label, model in MODELS.items():
         rows = pick(results, given="text", **model)
         later = rows[rows["hop"] > 0]
         beyond = later[(later["p_holm"] <= ALPHA) & (later["bits"] > TRIVIAL)]
         one, most = later.iloc[0], later.iloc[later["bits"].argmax()]
         leaking[label] = len(beyond)
-        told_of.append(
+        sentences.append(
             f"{label}: {rows['bits'].iloc[0]:+.3f} bits beyond the text in its own memento, {one['bits']:+.4f} "
             f"[{one['bits_low']:+.4f}, {one['bits_high']:+.4f}] one block later; most later on {most['bits']:+.4f}, "
             f"hop {most['hop']}; {len(beyond)} of {len(later)} later mementos tell more than the text"
@@ -202,7 +200,7 @@ def verdict(results: pd.DataFrame) -> list[str]:
     untrained = "tells more than the text" if leaking["untrained"] else "tells no more than the text"
     first = f"past the block's own memento the leak {trained} the text baseline in the trained toy: one block later a "
     first += f"probe is right {alone:.1%} of the time, the text alone {right:.1%}; the untrained network {untrained}"
-    return [first, *told_of]
+    return [first, *sentences]
 
 
 def figure(results: pd.DataFrame) -> Figure:
@@ -286,7 +284,7 @@ def _over_training(axis: Axes, results: pd.DataFrame, given: str, measure: str) 
 def main() -> None:
     """Train, measure, write and draw, and print the verdict."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "toy_leakage", help="for what is made on the way")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "toy_leakage", help="folder of intermediate files")
     torch.set_num_threads(1)
     results = run(parser.parse_args().work)
     results.to_parquet(ROOT / "experiments" / "results" / "toy_leakage.parquet")

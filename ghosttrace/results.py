@@ -5,10 +5,14 @@ from pathlib import Path
 from ghosttrace.ablation.result import AblationResult
 from ghosttrace.errors import UserError
 from ghosttrace.ghost_bits.result import BitsResult
+from ghosttrace.patching.result import PatchResult
+from ghosttrace.probing.result import ProbeResult
 from ghosttrace.runs.folder import read_json
 from ghosttrace.runs.result import RunResult
 
-RESULTS: dict[str, type[RunResult]] = {kind.command: kind for kind in (AblationResult, BitsResult)}
+RESULTS: dict[str, type[RunResult]] = {
+    kind.command: kind for kind in (AblationResult, BitsResult, ProbeResult, PatchResult)
+}
 """The kind of result of each measuring command."""
 
 

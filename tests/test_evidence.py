@@ -12,19 +12,19 @@ from scipy.sparse import csr_array
 
 from experiments.probe_calibration import Code, bench, empty_sweep, simulate, site, uniform, with_labels
 from ghosttrace.data.task import Sample, Target, Task
-from ghosttrace.probing.cells import linear_scores, mlp_scores, online_scores
+from ghosttrace.probing.cells import linear_scores, online_scores, probe_scores
 from ghosttrace.probing.evidence import (
     Asked,
     _grouped,
     believed,
-    control_task,
     failed_controls,
     family,
     record,
     score,
-    shuffled,
     summarise,
 )
+from ghosttrace.probing.probes import MLP
+from ghosttrace.probing.relabelled import control_task, shuffled
 from ghosttrace.probing.split import Split
 from ghosttrace.probing.text import marginals, text_features, text_posterior
 
@@ -120,7 +120,7 @@ def test_an_mlp_finds_what_a_linear_probe_cannot() -> None:
     asked = [uniform("digit-0", labels, 2)]
     states = torch.from_numpy(features).float()
     ((line,),) = linear_scores(states[None], asked, parts, CPU)
-    (deep,) = mlp_scores(states, asked, parts, 0, CPU)
+    (deep,) = probe_scores(MLP(), states, asked, parts, 0, CPU)
     assert (line.log2p - line.text_log2p).mean() < 0.02
     assert (deep.log2p - deep.text_log2p).mean() > 0.7
 

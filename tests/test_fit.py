@@ -1,4 +1,4 @@
-"""Probe fitters: the grid equals scikit-learn and scipy, calibration falls back, MLPs learn what lines cannot."""
+"""The grid of linear probes equals scikit-learn and scipy, and calibration falls back on the text."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,48 +6,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.probes import planted, some_offset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import log_softmax
-from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from ghosttrace.errors import UserError
 from ghosttrace.probing import grid
-from ghosttrace.probing.fit import EXCLUDED, base_logits, calibrate, cross_entropy, fit_logistic, fit_ridge, moments
+from ghosttrace.probing.fit import EXCLUDED, base_logits, calibrate, cross_entropy, moments
 from ghosttrace.probing.grid import LinearProbe, fit_grid, fit_path, select
-from ghosttrace.probing.mlp import WIDTHS, fit_mlp
+from ghosttrace.probing.probes.mlp import fit_mlp
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 DEVICES = [pytest.param("cpu"), pytest.param("cuda", marks=gpu)]
 TIGHT = 1e-11  # nats
-
-
-def planted(
-    sets: int,
-    n: int,
-    d: int,
-    classes: tuple[int, ...],
-    signal: float,
-    seed: int = 0,
-    decay: float = 0.0,
-    skew: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Features [F, N, d] with a code of every target in them, and labels [T, N].
-
-    `decay` is the logarithm of the condition number of the covariance, `skew` how unevenly classes occur.
-    """
-    rng = np.random.default_rng(seed)
-    shares = [np.exp(-skew * np.arange(count)) for count in classes]
-    labels = np.stack([rng.choice(count, n, p=p / p.sum()) for count, p in zip(classes, shares, strict=True)])
-    features = []
-    for _ in range(sets):
-        codes = sum(rng.normal(size=(count, d))[row] for count, row in zip(classes, labels, strict=True))
-        mix = np.linalg.qr(rng.normal(size=(d, d)))[0]
-        axes = np.exp(-decay / 2 * np.arange(d) / d)
-        features.append(((rng.normal(size=(n, d)) + signal * codes) * axes) @ mix * 3 + rng.normal(size=d))
-    return torch.from_numpy(np.stack(features)).float(), torch.from_numpy(labels)
 
 
 def standard(features: Tensor) -> np.ndarray:
@@ -80,12 +55,6 @@ def by_scipy(features: Tensor, labels: Tensor, classes: int, penalty: float, off
     options = {"maxiter": 5000, "maxfun": 10_000, "ftol": 1e-15, "gtol": 1e-9}
     found = minimize(objective, np.zeros(size + classes), jac=True, method="L-BFGS-B", options=options).x
     return log_softmax(offset + every @ found[:size].reshape(-1, classes) + found[size:], axis=1)
-
-
-def some_offset(labels: Tensor, classes: int, seed: int = 5) -> Tensor:
-    """Log probabilities [T, N, C] that know a little about the labels."""
-    logits = torch.randn(*labels.shape, classes, generator=torch.Generator().manual_seed(seed))
-    return (logits + 0.7 * torch.nn.functional.one_hot(labels.clamp(min=0), classes)).log_softmax(-1)
 
 
 def agree(found: Tensor, expected: np.ndarray, penalty: float) -> None:
@@ -214,10 +183,8 @@ def test_a_class_that_train_lacks_stays_unlikely_and_finite() -> None:
     assert found.isfinite().all()
     assert found[known, 2].exp().mean() < 0.05
     agree(found[:, [0, 1, 3]].log_softmax(1), by_scikit_learn(x[0], y[0], 0.01), 0.01)
-    single = fit_logistic(x[0], y[0], 4, 0.01, tolerance=1e-8)
-    lines = single.log_probabilities(x[0])
-    assert lines.isfinite().all()
-    torch.testing.assert_close(found, lines, atol=3e-3, rtol=0)
+    assert (probe.weight[0, 0, :, 2] == 0).all()
+    assert probe.bias[0, 0, 2].exp() == pytest.approx(1 / (2 * int(known.sum())))
     offset = some_offset(y, 4)
     told = fit_grid(x, y, [4], 0.01, offset)
     assert (told.weight[0, 0, :, 2] == 0).all()
@@ -304,81 +271,15 @@ def test_scaling_multiplies_the_logits() -> None:
     torch.testing.assert_close(probe.scaled(alpha).logits(x), probe.logits(x) * alpha[..., None, None])
 
 
-def test_ridge_is_calibrated_and_falls_back() -> None:
-    x, y = planted(1, 1500, 10, (4,), signal=0.6, skew=0.4)
-    held = x[0, 500:1000], y[0, 500:1000]
-    probe = fit_ridge(x[0, :500], y[0, :500], 4, 0.01, held)
-    log_p = probe.log_probabilities(x[0, 1000:])
-    linear = fit_logistic(x[0, :500], y[0, :500], 4, 0.01).log_probabilities(x[0, 1000:])
-    assert cross_entropy(log_p, y[0, 1000:]) < cross_entropy(linear, y[0, 1000:]) + 0.1
-    theirs = RidgeClassifier(alpha=5.0).fit(standard(x[0])[:500], y[0, :500]).predict(standard(x[0])[1000:])
-    right = [(guess == y[0, 1000:].numpy()).mean() for guess in (log_p.argmax(1).numpy(), theirs)]
-    assert right[0] > right[1] - 0.03
-    noise = torch.randn(1500, 10, generator=torch.Generator().manual_seed(0))
-    offset = some_offset(y, 4)[0]
-    blind = fit_ridge(noise[:500], y[0, :500], 4, 0.01, (noise[500:1000], held[1]), offset[500:1000])
-    loss = cross_entropy(blind.log_probabilities(noise[1000:], offset[1000:]), y[0, 1000:])
-    assert loss < cross_entropy(offset[1000:], y[0, 1000:]) + 0.01
-
-
-def xor(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Class = parity of two signs, which no line tells."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 6, generator=generator)
-    x[:, :2] = x[:, :2].sign() + 0.2 * torch.randn(n, 2, generator=generator)
-    return x, ((x[:, 0] > 0) ^ (x[:, 1] > 0)).long()[None]
-
-
-def test_an_mlp_learns_what_lines_cannot() -> None:
-    x, y = xor(1200, 0)
-    train, held, test = torch.arange(600), torch.arange(600, 900), torch.arange(900, 1200)
-    mlp = fit_mlp(x, y, [2], train, held, epochs=15)
-    line = fit_grid(x[None, train], y[:, train], [2], 1e-3)
-    assert [len(bias) for _, bias in mlp.layers] == [*WIDTHS, 2]
-    assert cross_entropy(mlp.log_probabilities(x[test]), y[:, test]) < 0.1
-    assert cross_entropy(line.log_probabilities(x[None, test])[0], y[:, test]) > 0.6
-
-
-def test_an_mlp_adds_to_the_offset_and_falls_back_on_it() -> None:
-    x, y = planted(1, 900, 20, (3, 5), signal=1.0)
-    y[1] = torch.randint(0, 5, (900,), generator=torch.Generator().manual_seed(9))  # which no feature tells
-    y[0, ::5] = -1
-    offset = some_offset(y, 5)
-    train, held, test = torch.arange(400), torch.arange(400, 700), torch.arange(700, 900)
-    probe = fit_mlp(x[0], y, [3, 5], train, held, offset, epochs=15)
-    log_p = probe.log_probabilities(x[0, test], offset[:, test])
-    assert log_p.shape == (2, 200, 5)
-    assert (log_p[0, :, 3:] == -torch.inf).all()
-    gain = cross_entropy(offset[:, test], y[:, test]) - cross_entropy(log_p, y[:, test])
-    assert gain[0] > 0.3
-    assert abs(gain[1]) < 0.02
-
-
-def test_an_mlp_is_reproducible_and_leaves_the_random_state_alone() -> None:
-    x, y = xor(200, 1)
-    state = torch.random.get_rng_state()
-    one, two, other = (
-        fit_mlp(x, y, [2], torch.arange(150), torch.arange(150, 200), seed=s, epochs=2) for s in (3, 3, 4)
-    )
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert torch.equal(one.log_probabilities(x), two.log_probabilities(x))
-    assert not torch.equal(one.log_probabilities(x), other.log_probabilities(x))
-
-
 @pytest.mark.parametrize("device", DEVICES)
 def test_probes_live_where_the_features_are(device: str) -> None:
     x, y = planted(2, 200, 5, (3, 4), signal=1.0)
     offset = some_offset(y, 4)
     x, y, offset = (part.to(device) for part in (x, y, offset))
     path = fit_path(x, y, [3, 4], [0.1, 0.01], offset)
-    probes: list[Any] = [
-        select(path, x, y, offset),
-        fit_mlp(x[0], y, [3, 4], torch.arange(150), torch.arange(150, 200), offset, epochs=1),
-    ]
-    for probe, features in zip(probes, (x, x[0]), strict=True):
-        assert probe.log_probabilities(features, offset).device.type == device
-    for single in (fit_logistic(x[0], y[0], 3, 0.1), fit_ridge(x[0], y[0], 3, 0.1, (x[1], y[0]))):
-        assert single.log_probabilities(x[0]).device.type == device
+    mlp = fit_mlp(x[0], y, [3, 4], torch.arange(150), torch.arange(150, 200), offset, epochs=1)
+    assert select(path, x, y, offset).log_probabilities(x, offset).device.type == device
+    assert mlp.log_probabilities(x[0], offset).device.type == device
 
 
 def test_half_precision_features_are_fitted_in_float32() -> None:
@@ -419,12 +320,8 @@ def test_other_fitters_refuse_bad_features_too() -> None:
     probe = fit_grid(x, y, [3], 0.1)
     rows = torch.arange(20)
     for call in (
-        lambda: fit_logistic(NAN[1], y[0], 3, 0.1),
-        lambda: fit_ridge(NAN[1], y[0], 3, 0.1, (x[0], y[0])),
         lambda: fit_mlp(NAN[1], y, [3], rows[:10], rows[10:]),
         lambda: probe.log_probabilities(NAN[1:]),
-        lambda: fit_logistic(x[0], torch.zeros(20, dtype=torch.long), 3, 0.1),
-        lambda: fit_ridge(x[0], torch.full((20,), -1), 3, 0.1, (x[0], y[0])),
         lambda: fit_mlp(x[0], y, [3], rows[:0], rows),
     ):
         with pytest.raises(UserError):

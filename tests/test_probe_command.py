@@ -94,7 +94,7 @@ def contents(folder: Path) -> list[bytes]:
 def test_a_killed_run_ends_as_one_left_alone(tmp_path: Path) -> None:
     """SIGKILL at random moments, in the extraction and among the probes; the end is the same to the byte."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ghosttrace.report.probing.run"])
+    context.set_forkserver_preload(["ghosttrace.probing.run"])
 
     def start(*arguments: Any) -> Any:
         child = context.Process(target=work, args=([*map(str, arguments)],))
@@ -120,7 +120,7 @@ def test_a_killed_run_ends_as_one_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_failed_control_is_an_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ghosttrace.report.probing.run.failed_controls", lambda results: ("sealed: sabotaged",))
+    monkeypatch.setattr("ghosttrace.probing.run.failed_controls", lambda results: ("sealed: sabotaged",))
     done = CliRunner().invoke(cli.app, [*QUICK, "--out", str(tmp_path / "run")])
     assert done.exit_code == 12
     assert not json.loads((tmp_path / "run" / "summary.json").read_text())["valid"]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import ghosttrace as gt
 from ghosttrace.ablation.arms import ARMS
+from ghosttrace.bench.ledger import ledger_task
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER, Policy, expiry
@@ -26,7 +27,6 @@ from ghosttrace.model.states import read_states
 from ghosttrace.probing import features as features_module
 from ghosttrace.probing.carriers import Carrier, common_places
 from ghosttrace.probing.features import Wanted, extract
-from ghosttrace.probing.ledger import ledger_task
 from ghosttrace.probing.split import split
 
 POLICIES = [
@@ -284,6 +284,6 @@ def test_erased_delimiters_and_blocks_that_stay_are_refused(tmp_path: Path) -> N
 
 def test_ledger_secrets_stand_where_the_task_says() -> None:
     model = gt.load("toy-open")
-    task = ledger_task(model, 2, 20)
+    task = ledger_task(model, 20, level=2)
     spelled = [[int(model.tokenizer.decode([one.ids[place]])) for place in one.where] for one in task.samples]
     assert spelled == [list(one.labels) for one in task.samples]

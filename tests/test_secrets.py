@@ -1,95 +1,26 @@
-"""Planted secrets, natural attributes, the secrets of `ledger`: where they stand, and what no text tells of them."""
+"""Planted secrets: where they stand, and what no text tells of them."""
 
 from collections import Counter
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from helpers.families import FAMILIES, tiny
 from helpers.paths import DATA, needs
+from helpers.planted import PROSE, QWEN, TRACES, checkpoint, inside, model_for, pairs_of, trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from ghosttrace.bench.ledger import STREAM, Ledger
-from ghosttrace.data.read import TraceText, encode
+import ghosttrace as gt
 from ghosttrace.data.task import Target
-from ghosttrace.data.tokens import TokenTrace, traces_of
+from ghosttrace.data.tokens import traces_of
 from ghosttrace.errors import UserError
-from ghosttrace.law.expiry import NEVER, Policy, expiry
-from ghosttrace.law.markup import DELIMITERS, Markup, find_blocks
-from ghosttrace.model.checkpoint import Checkpoint, load
+from ghosttrace.law.expiry import NEVER, expiry
 from ghosttrace.probing.carriers import Carrier, secret_carrier
-from ghosttrace.probing.ledger import ledger_task
-from ghosttrace.probing.natural import attribute, natural_task, spelling
-from ghosttrace.probing.plant import bases_of, boundaries, by_token, decode, insert, plant, put
+from ghosttrace.probing.plant import bases_of, boundaries, decode, insert, plant, put
 from ghosttrace.probing.secrets import FIRST, LAST, digits, emails, keys, names, secret_kind, words
-from ghosttrace.probing.sweep import Settings
-from ghosttrace.report.probing.run import run
-
-QWEN = "tokenizers/qwen3/tokenizer.json"
-TRACES = ["traces/memento_blog_example_response.json", "traces/memento_blog_example_code.json"]
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-PROSE = "We add the terms. This gives 12 in all, e.g. by hand.\n\n1. First case: x = 3.\n2. Then $a. b$ follows! Done"
-
-
-def three_digits() -> Any:
-    """A byte-level tokenizer that groups up to three digits from the left, as Phi-4's does."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pairs = [(a, b) for a in "0123456789" for b in "0123456789"]
-    triples = [(a + b, c) for a, b in pairs for c in "0123456789"]
-    merges = [*pairs, *triples, *((a[0], a[1] + b) for a, b in triples)]
-    vocabulary = {token: number for number, token in enumerate(dict.fromkeys([*alphabet, *(a + b for a, b in merges)]))}
-    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    raw.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"\d{1,3}| ?[^\s\d]+|\s+"), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    raw.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, chat_template=CHATML)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    return tokenizer
-
-
-@cache
-def checkpoint(name: str) -> Checkpoint:
-    """A tokenizer with delimiters; the model is not read."""
-    tokenizer = three_digits() if name == "phi" else AutoTokenizer.from_pretrained(DATA / "tokenizers" / "qwen3")
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": [f"<|{name}|>" for name in DELIMITERS]}, replace_extra_special_tokens=False
-    )
-    return Checkpoint(name, tiny("qwen3"), tokenizer, Markup.from_tokenizer(tokenizer), Policy(True))
-
-
-def trace(at: Checkpoint, name: str, blocks: list[str], mementos: str = "Result {}.") -> TokenTrace:
-    pairs = "".join(
-        f"<|block_start|>{text}<|block_end|><|summary_start|>{mementos.format(number)}<|summary_end|>"
-        for number, text in enumerate(blocks)
-    )
-    text = TraceText("What is 6 x 7?", f"<think>\n{pairs}</think>\nThe answer is 42.")
-    spelled = {name: f"<|{name}|>" for name in DELIMITERS}
-    return TokenTrace("test", name, *encode(text, at.tokenizer, "qwen3", spelled))
-
-
-def pairs_of(at: Checkpoint, ids: Any) -> list[Any]:
-    return find_blocks(list(ids), at.markup)
-
-
-def inside(at: Checkpoint, ids: Any, block: int) -> str:
-    pair = pairs_of(at, ids)[block]
-    return decode(at.tokenizer, ids[pair.start + 1 : pair.end])
-
 
 TOKENIZERS = ["phi", pytest.param("qwen", marks=needs(QWEN))]
 KINDS = [digits(5), digits(7), keys(), names(), emails(), words()]
@@ -179,37 +110,22 @@ def test_a_sentence_gets_a_line_or_a_space_of_its_own(text: str, spot: int, foun
     assert insert(text, "S.", spot) == (found, found.index("S."))
 
 
-def test_a_code_is_five_questions_by_character_and_two_tokens_for_three_digit_groups() -> None:
-    at = checkpoint("phi")
-    task = plant([trace(at, f"t{i}", [PROSE] * 3) for i in range(3)], at, digits(4), 1, samples=300, seed=1)
-    assert [target.classes for target in task.targets] == [tuple("0123456789")] * 4
-    assert {len(sample.where) for sample in task.samples} == {2}
-    with pytest.raises(UserError, match=r"token-0 is '\d{3}' in one sample alone"):
-        by_token(task, at.tokenizer)
-    asked = by_token(replace(task, samples=task.samples * 2), at.tokenizer)
-    assert [target.name for target in asked.targets] == ["token-0", "token-1"]
-    assert len(asked.targets[1].classes) == 10
-    for sample in asked.samples[:50]:
-        spelled = [target.classes[label] for target, label in zip(asked.targets, sample.labels, strict=True)]
-        assert "".join(spelled) == sample.secret
-
-
 @needs(QWEN)
 def test_a_code_is_five_tokens_for_qwen_and_names_differ_in_length() -> None:
     at = checkpoint("qwen")
     traces = [trace(at, f"t{i}", [PROSE] * 3) for i in range(3)]
-    asked = by_token(plant(traces, at, digits(5), 1, samples=60), at.tokenizer)
-    assert [target.classes for target in asked.targets] == [tuple("0123456789")] * 5
-    assert all("".join(str(label) for label in s.labels) == s.secret for s in asked.samples)
+    codes = plant(traces, at, digits(5), 1, samples=60)
+    assert {len(sample.where) for sample in codes.samples} == {5} and len(codes.exact) == 5
     uneven = replace(words(), targets=(Target("word", ("apple", "Kowalski", "Lindqvist")),))
     people = plant(traces, at, uneven, 1, samples=20)
-    assert len({len(sample.where) for sample in people.samples}) > 1 and not people.exact
-    tokens = [[at.tokenizer.convert_ids_to_tokens(s.ids[place]) for place in s.where] for s in people.samples]
-    assert {len(spelled) for spelled in tokens} == {1, 3, 4}
-    asked = by_token(people, at.tokenizer)
-    for sample, spelled in zip(asked.samples, tokens, strict=True):
-        found = [t.classes[label] for t, label in zip(asked.targets, sample.labels, strict=True) if label >= 0]
-        assert found == spelled[:3]  # the fourth, where there is one, is always the same
+    assert {len(sample.where) for sample in people.samples} == {1, 3, 4} and not people.exact
+
+
+def test_a_code_is_two_tokens_where_digits_are_grouped_by_three() -> None:
+    at = checkpoint("phi")
+    task = plant([trace(at, f"t{i}", [PROSE] * 3) for i in range(3)], at, digits(4), 1, samples=300, seed=1)
+    assert [target.classes for target in task.targets] == [tuple("0123456789")] * 4
+    assert {len(sample.where) for sample in task.samples} == {2}
 
 
 def test_secrets_are_uniform_independent_of_the_trace_and_used_once() -> None:
@@ -318,23 +234,15 @@ def test_refusals(tmp_path: Path) -> None:
     ]
 
 
-def model_for(at: Checkpoint) -> Checkpoint:
-    """The tokenizer with a random model that knows its ids."""
-    config = FAMILIES["qwen3"]()
-    config.vocab_size, config.max_position_embeddings = len(at.tokenizer), 2048
-    torch.manual_seed(0)
-    return replace(at, model=AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval())
-
-
-def test_names_of_uneven_length_are_probed_by_the_mean_of_their_tokens(tmp_path: Path) -> None:
+def test_names_of_uneven_length_are_probed_by_the_mean_of_their_tokens() -> None:
     at = model_for(checkpoint("phi"))
     people = replace(names(), targets=(Target("first", FIRST[:5]), Target("last", LAST[:10])))
     traces = [trace(at, "t", ["One.", "Two. Three. So it is.", "Four."])]
     even, uneven = (plant(traces, at, kind, 1, 45, hops=0) for kind in (digits(2), people))
     assert secret_carrier(even.samples) == Carrier("secret", 0, "all")
     assert secret_carrier(uneven.samples) == Carrier("secret", 0, "mean")
-    settings = Settings(hops=(0,), layers=(1,), kv=("v",), mlp=False, within_traces=True)
-    results = run(at, uneven, settings, tmp_path / "run").results
+    where: dict[str, Any] = {"hops": (0,), "layers": (1,), "kv": ("v",)}
+    results = gt.probe(at, task=uneven, **where, mlp=False, within_traces=True).results
     assert set(results["condition"]) >= {"open", "sealed", "causal", "shuffled", "unerased", "text"}
     own = results[results["condition"] == "unerased"]
     assert set(own["carrier"]) == {"secret/mean"} and set(own["target"]) == {"first", "last"}
@@ -355,127 +263,3 @@ def test_real_traces() -> None:
             assert text.count(sample.secret) == 1 and len(text) - len(original) < 60
             assert original not in text or text.startswith(original) or text.endswith(original)
             assert [at.tokenizer.decode(sample.ids[place]) for place in sample.where] == list(sample.secret)
-    asked = natural_task(traces, at, "regex:(number|length|list)", hops=0, classes=2)
-    assert len(asked.samples) > 4
-
-
-@pytest.mark.parametrize(
-    "spec, text, label, shown",
-    [
-        ("last-number", "x_1 = 24, so 3.14 and 2x, 1,000.", "4", "24"),
-        ("last-number", "So it is 107.", "7", "107"),
-        ("last-number", "no numbers, x2", None, None),
-        ("operation", "a + b * c + d - e", "+", "+"),
-        ("operation", "well-known non-zero 3 \\times 4", "×", "\\times"),
-        ("operation", "- item\n- \\(x\\) − 2", "-", "−"),
-        ("operation", "\\frac{a}{b} and 2 + 3", "/", "\\frac"),
-        ("operation", "2**3", None, None),
-        ("regex:(\\w+) thing", "one thing, two thing", "one", "one"),
-        ("regex:(z)?x", "x", None, None),
-    ],
-)
-def test_attributes(spec: str, text: str, label: str | None, shown: str | None) -> None:
-    found = attribute(spec)(text)
-    assert (found and found.label) == label
-    assert (found and text[found.span.start : found.span.stop]) == shown
-
-
-def test_natural_task() -> None:
-    at = checkpoint("phi")
-    blocks = [f"So {10 * i + i % 3} it is, and {i} + {i}." for i in range(12)]
-    traces = [trace(at, f"t{number}", [*blocks, "no number here"]) for number in range(2)]
-    task = natural_task(traces, at, "regex:So (\\d+) it", hops=2, classes=11)
-    assert len(task.samples) == 20 and {sample.base for sample in task.samples} == {"t0", "t1"}
-    for sample in task.samples:
-        spelled = decode(at.tokenizer, [sample.ids[place] for place in sample.where])
-        assert spelled == task.targets[0].classes[sample.labels[0]]
-        assert len(pairs_of(at, sample.ids)) == sample.block + 3
-    few = natural_task(traces, at, "last-number", hops=0, classes=2)
-    assert len(few.targets[0].classes) == 2 and {sample.labels[0] for sample in few.samples} == {0, 1}
-    with pytest.raises(UserError, match="no block with 20 more behind it"):
-        natural_task(traces, at, "last-number", hops=20)
-    for spec, message in (("regex:(", "no regular"), ("regex:x", "no group"), ("size", "no attribute")):
-        with pytest.raises(UserError, match=message):
-            natural_task(traces, at, spec)
-    with pytest.raises(UserError, match="in one sample alone"):
-        natural_task(traces[:1], at, "last-number", hops=0)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.text(st.sampled_from("ab1é🙂漢 "), min_size=1, max_size=20), st.data())
-def test_spelling_agrees_with_offsets(text: str, data: st.DataObject) -> None:
-    tokenizer = checkpoint("phi").tokenizer
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    start = data.draw(st.integers(0, len(text) - 1))
-    stop = data.draw(st.integers(start + 1, len(text)))
-    offsets = enumerate(encoded["offset_mapping"])
-    want = [place for place, (a, b) in offsets if a < stop and b > start]
-    found = list(spelling(encoded["input_ids"], range(start, stop), tokenizer))
-    assert set(found) <= set(want)
-    assert text[start:stop] in decode(tokenizer, [encoded["input_ids"][place] for place in want])
-    if text.isascii():
-        assert found == want
-
-
-@pytest.fixture(scope="module")
-def toy() -> Checkpoint:
-    return load("toy-open")
-
-
-@pytest.mark.parametrize("level", range(4))
-def test_ledger_labels_are_what_the_trace_spells(toy: Checkpoint, level: int) -> None:
-    task = ledger_task(toy, level, 20, seed=1, block=2)
-    assert [t.name for t in task.targets] == [f"note-{i}" for i in range(5)] + [f"hidden-{i}" for i in range(level)]
-    assert len({sample.base for sample in task.samples}) == 20
-    for sample in task.samples:
-        assert "".join(toy.tokenizer.convert_ids_to_tokens([sample.ids[p] for p in sample.where])) == sample.secret
-        assert "".join(map(str, sample.labels)) == sample.secret
-        pair = pairs_of(toy, sample.ids)[2]
-        assert all(pair.start < place < pair.end for place in sample.where)
-        text = toy.tokenizer.convert_ids_to_tokens(list(sample.ids))
-        shown = text[pair.memento_start + 1 : pair.memento_end]
-        after = text[pair.end - 5 : pair.end : 2]  # the state's digits, an increment before each
-        assert text[sample.where[0]] == text[pair.start + 1]
-        assert shown == after[: 3 - level] + ["*"] * level
-        assert "".join(after[3 - level :]) == sample.secret[5:]
-        assert text[-1] == "<eos>"
-
-
-@pytest.mark.parametrize("level", [1, 2, 3])
-@pytest.mark.parametrize("block", [0, 1, 2])
-def test_ledger_digits_are_uniform_given_all_that_is_retained(toy: Checkpoint, level: int, block: int) -> None:
-    """Every hidden state is reached equally often by problems with the same retained text, answer included.
-
-    What one block adds to the hidden digits the next one takes away: a bijection between the problems
-    behind any two of the 10 ** h states. Applied to one problem it gives each state once.
-    """
-    one = Ledger.sample(np.random.default_rng(level), level)
-    texts, states = set(), Counter[str]()
-    for shift in np.ndindex(*[10] * level):
-        increments = one.increments.copy()
-        for number, sign in ((block, 1), (block + 1, -1)):
-            place = increments[number, 0, 3 - level :]
-            increments[number, 0, 3 - level :] = (place + sign * np.array(shift)) % 10
-        other = Ledger(level, one.start, one.notes, increments)
-        ids = [*toy.prompt_ids(other.prompt), *toy.tokenizer.convert_tokens_to_ids(other.response())]
-        times = expiry(ids, toy.markup, toy.policy)
-        texts.add(tuple(token for token, time in zip(ids, times, strict=True) if time == NEVER))
-        states["".join(map(str, other.states[block, -1, 3 - level :]))] += 1
-    assert len(texts) == 1
-    assert len(states) == 10**level and set(states.values()) == {1}
-
-
-def test_ledger_problems_are_new_and_bounded(toy: Checkpoint) -> None:
-    task = ledger_task(toy, 1, 30)
-    rng = np.random.default_rng([0, 1, STREAM])
-    known = {tuple(Ledger.sample(rng, 1).notes[1]) for _ in range(400)}
-    assert len(known & {sample.labels[:5] for sample in task.samples}) <= 1
-    assert ledger_task(toy, 1, 10).samples == task.samples[:10]
-    assert ledger_task(toy, 1, 10, seed=1).samples != task.samples[:10]
-    np.testing.assert_allclose(np.exp(task.exact["hidden-0"]), np.full((30, 10), 0.1))
-    assert ledger_task(toy, 0, 30, block=3).targets[-1].name == "note-4"
-    for level, block in ((4, 1), (1, 3), (0, 4), (0, -1)):
-        with pytest.raises(UserError, match="ledger has levels 0 to 3"):
-            ledger_task(toy, level, 3, block=block)
-    with pytest.raises(UserError, match="does not spell ledger"):
-        ledger_task(checkpoint("phi"), 1, 3)

@@ -10,19 +10,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.probes import ClassMeans
 from typer.testing import CliRunner
 
 import ghosttrace as gt
 from experiments.probe_calibration import bench, site, uniform
+from ghosttrace.bench.ledger import ledger_task
 from ghosttrace.cli import main as cli
 from ghosttrace.data.task import Target, Task
 from ghosttrace.probing.carriers import Carrier
 from ghosttrace.probing.evidence import CELLS, TRIVIAL, Asked
-from ghosttrace.probing.ledger import ledger_task
+from ghosttrace.probing.result import ProbeResult
+from ghosttrace.probing.run import probe
 from ghosttrace.probing.sweep import Settings, Sweep
 from ghosttrace.probing.text import retained, text_features, text_posterior
-from ghosttrace.report.probing.run import Probed, run
-from ghosttrace.runs.folder import write_json, write_summary
+from ghosttrace.results import open_run
+from ghosttrace.runs.folder import write_json
 from ghosttrace.runs.records import Records
 
 QUICK = Settings(hops=(0, 1), layers=(2,), kv=("v",), pool=2, mlp=False)
@@ -39,31 +42,35 @@ def few(task: Task, *numbers: int) -> Task:
     return replace(task, samples=samples, targets=tuple(task.targets[number] for number in numbers))
 
 
-def quick(task: Task, folder: Path, settings: Settings = QUICK) -> Probed:
-    return run(toy(), task, settings, folder / "run")
+def quick(task: Task, folder: Path | None = None, hops: tuple[int, ...] = (0, 1)) -> ProbeResult:
+    out = None if folder is None else folder / "run"
+    return probe(toy(), task=task, hops=hops, layers=(2,), kv=("v",), pool=2, mlp=False, out=out)
 
 
+@pytest.mark.slow
 def test_a_sound_run_is_valid_and_leaves_its_folder(tmp_path: Path) -> None:
-    found = quick(few(ledger_task(toy(), 3, 700), 0, 5, 6), tmp_path)
+    found = quick(few(ledger_task(toy(), 700, level=3), 0, 5, 6), tmp_path)
     assert found.valid
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["command"], summary["valid"], summary["failures"]) == ("probe", True, [])
     keys = {"target", "carrier", "hop", "layer", "kv", "probe", "condition", "n_train", "n_test", "valid"}
-    keys |= {name + end for name in ("accuracy", "bits") for end in ("", "_low", "_high")}
+    keys |= {"headline", "significant"} | {name + end for name in ("accuracy", "bits") for end in ("", "_low", "_high")}
     assert all(keys <= set(row) for row in summary["results"])
     direct = found.results.query("condition == 'open' and hop == 0 and target == 'hidden-*' and probe == 'linear'")
     assert direct["bits"].item() > 1
     assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} >= {"layers.png", "layers.svg", "hops.png"}
     assert not (tmp_path / "run" / "features").exists()
+    assert open_run(tmp_path / "run") == found and "All controls held" in found.page()
     traces = pd.read_parquet(tmp_path / "run" / "traces.parquet")
     assert len(traces) == 700
     assert set(traces["split"]) == {"train", "validation", "test"}
     assert not set(traces["secret"][traces["split"] == "train"]) & set(traces["secret"][traces["split"] == "test"])
 
 
-def test_a_baseline_that_misses_what_the_text_tells_is_caught_by_the_sealed_cache(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_baseline_that_misses_what_the_text_tells_is_caught_by_the_sealed_cache() -> None:
     """The digits that a memento shows are asked for, and the text is said not to tell them."""
-    task = ledger_task(toy(), 0, 700)
+    task = ledger_task(toy(), 700, level=0)
     shown = [tuple(toy().tokenizer.convert_ids_to_tokens(one.ids)) for one in task.samples]
     ends = [[k for k, token in enumerate(tokens) if token == "<|summary_end|>"][1] for tokens in shown]
     samples = [
@@ -71,32 +78,34 @@ def test_a_baseline_that_misses_what_the_text_tells_is_caught_by_the_sealed_cach
         for one, tokens, end in zip(task.samples, shown, ends, strict=True)
     ]
     wrong = Task("shown", tuple(samples), (Target("shown", tuple("0123456789")),), {"shown": task.exact["note-0"]})
-    found = quick(wrong, tmp_path)
+    found = quick(wrong)
     assert not found.valid
     assert any(failure.startswith("sealed: shown") for failure in found.failures)
     assert any(failure.startswith("text: shown") for failure in found.failures)
     assert not found.results["valid"].any()
 
 
-def test_a_memento_that_knows_too_early_is_caught(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_memento_that_knows_too_early_is_caught() -> None:
     """The secret is said to stand one block later than it does."""
-    task = few(ledger_task(toy(), 3, 700), 5, 6)
+    task = few(ledger_task(toy(), 700, level=3), 5, 6)
     late = replace(task, samples=tuple(replace(one, block=2) for one in task.samples))
-    found = quick(late, tmp_path, replace(QUICK, hops=(0,)))
+    found = quick(late, hops=(0,))
     assert any(failure.startswith("causal") for failure in found.failures)
 
 
-def test_a_blind_probe_is_caught(tmp_path: Path) -> None:
-    task = few(ledger_task(toy(), 3, 700), 0)
+@pytest.mark.slow
+def test_a_blind_probe_is_caught() -> None:
+    task = few(ledger_task(toy(), 700, level=3), 0)
     dealt = np.random.default_rng(0).permutation(len(task.samples))
     samples = [replace(one, labels=task.samples[other].labels) for one, other in zip(task.samples, dealt, strict=True)]
-    found = quick(replace(task, samples=tuple(samples)), tmp_path)
+    found = quick(replace(task, samples=tuple(samples)))
     assert any(failure.startswith("unerased") for failure in found.failures)
 
 
 def test_the_text_of_ledger_tells_nothing_of_the_hidden_digits() -> None:
     """The exact posterior that `ledger_task` states, held to the text baseline."""
-    task = few(ledger_task(toy(), 2, 1_500), 0, 5)
+    task = few(ledger_task(toy(), 1_500, level=2), 0, 5)
     texts = retained(toy(), task)
     _, parts = bench(1_500, 10)
     features = text_features(texts, [1] * 1_500, parts.train)
@@ -109,7 +118,7 @@ def test_the_text_of_ledger_tells_nothing_of_the_hidden_digits() -> None:
 
 def test_few_samples_are_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(gt.UserError, match="8 samples for 10 classes"):
-        quick(ledger_task(toy(), 1, 8), tmp_path)
+        quick(ledger_task(toy(), 8, level=1), tmp_path)
     assert not (tmp_path / "run").exists()
 
 
@@ -137,12 +146,14 @@ def test_every_probe_reads_the_cache_and_the_labels_of_its_condition() -> None:
     labels = np.random.default_rng(0).integers(0, 4, 400)
     caches = {"open": Simulated(labels, (0,), 1), "sealed": Simulated(labels, (), 2)}
     records = Records(CELLS)
-    sweep_of(replace(QUICK, hops=(0,), mlp=True), [uniform("digit-0", labels, 4)], caches).run(records)
+    settings = replace(QUICK, hops=(0,), mlp=True, probes=(ClassMeans(),))
+    sweep_of(settings, [uniform("digit-0", labels, 4)], caches).run(records)
     bits = {}
     for row in map(records.get, records.keys()):
         bits[row["condition"], row["probe"]] = np.mean(row["log2p"]) - np.mean(row["text_log2p"])
-    told = {("open", "linear"), ("open", "online"), ("open", "mlp"), ("unerased", "linear")}
-    blind = {(condition, probe) for condition in ("sealed", "causal", "shuffled") for probe in ("linear", "mlp")}
+    probes = ("linear", "mlp", "class-means")
+    told = {("open", name) for name in (*probes, "online")} | {("unerased", "linear")}
+    blind = {(condition, name) for condition in ("sealed", "causal", "shuffled") for name in probes}
     assert set(bits) == told | blind | {("sealed", "online")}
     assert min(bits[one] for one in told) > 0.5
     assert max(bits[one] for one in set(bits) - told) < TRIVIAL
@@ -182,6 +193,6 @@ def test_nothing_is_not_enough(option: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("valid", "code"), [(True, 0), (False, 12)])
 def test_a_finished_run_says_again_whether_it_was_valid(valid: bool, code: int, tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {"command": "probe", "options": {"seed": 0}})
-    write_summary(tmp_path, "probe", valid, [])
+    write_json(tmp_path / "summary.json", {"command": "probe", "valid": valid, "failures": [], "results": []})
     (tmp_path / "samples.parquet").touch()
     assert CliRunner().invoke(cli.app, ["probe", "--resume", str(tmp_path)]).exit_code == code

@@ -1,11 +1,11 @@
-"""The command `ghosttrace trace`: its options, and the readings that they name."""
+"""The command `ghosttrace patch`: its options, and the run that they name."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
-from ghosttrace.bench import load_bench
 from ghosttrace.cli.options import (
     Delimiters,
     Device,
@@ -18,14 +18,14 @@ from ghosttrace.cli.options import (
     gather_options,
     load_as_told,
 )
+from ghosttrace.cli.output import print_verdict, reporting
 from ghosttrace.cli.probe import CONTROL_FAILED
-from ghosttrace.data.tokens import reference_traces, traces_of
-from ghosttrace.errors import UserError
-from ghosttrace.patching import make_cases
-from ghosttrace.report import patching as report_causal
+from ghosttrace.patching.run import patch as run_patch
+from ghosttrace.report.patching import patch_table, site_set_text
+from ghosttrace.runs.folder import default_folder
 
 
-def trace(
+def patch(
     ctx: typer.Context,
     model: ModelName = "toy-mixed",
     traces: Annotated[
@@ -38,6 +38,7 @@ def trace(
         str, typer.Option(help="Without --traces: comma-separated benches that know their own, such as ledger.")
     ] = "ledger-h1,ledger-h3",
     limit: Annotated[int, typer.Option(help="Traces of each source.")] = 50,
+    kind: Annotated[str | None, typer.Option(help="seal or swap alone; both where a bench can, unless given.")] = None,
     block: Annotated[int, typer.Option(help="Whose memento, from 0; -1 is the last, -2 the one before it.")] = -1,
     parts: Annotated[int, typer.Option(help="Cut the text of longer mementos into this many runs of tokens.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the bench's problems and of the donors.")] = 0,
@@ -51,21 +52,28 @@ def trace(
     resume: Resume = None,
 ) -> None:
     """Seal and swap the cache part by part: which layer, token, keys or values carry what was erased."""
-    options = gather_options(ctx, "trace", out, resume)
-    if options is not None:
-        start_trace(options, out, resume)
-
-
-def start_trace(options: dict[str, Any], out: Path | None, resume: Path | None) -> None:
-    """Run `trace` with these options of its command line; exit code 12 if a control failed."""
-    if min(options["limit"], options["parts"], options["batch_tokens"]) < 1:
-        raise UserError("--limit, --parts and --batch-tokens are at least 1")
-    checkpoint, limit, seed = load_as_told(options), options["limit"], options["seed"]
-    names = [] if options["traces"] else options["bench"].split(",")
-    benches = [bench for name in names for bench in load_bench(name, limit, seed)]
-    found = [trace for bench in benches for trace in reference_traces(checkpoint, bench)]
-    found += traces_of(checkpoint, options["traces"] or [], limit)
-    cases = make_cases(checkpoint, found, benches, options["block"], seed)
-    results = report_causal.run(checkpoint, cases, options["batch_tokens"], options["parts"], out, resume, options)
-    if not results["valid"].all():
+    options = gather_options(ctx, "patch", out, resume)
+    if options is not None and not start_patch(options, out, resume):
         raise typer.Exit(CONTROL_FAILED)
+
+
+def start_patch(options: dict[str, Any], out: Path | None, resume: Path | None) -> bool:
+    """Run `patch` with these options of its command line; return whether its controls held."""
+    checkpoint, console = load_as_told(options), Console()
+    folder = None if resume else out or default_folder("patch", checkpoint.name)
+    with reporting(console, "patch", resume or folder or Path()) as progress:
+        result = run_patch(
+            checkpoint,
+            options["bench"],
+            options["traces"] or None,
+            **{name: options[name] for name in ("kind", "block", "parts", "limit", "seed", "batch_tokens")},
+            out=folder,
+            resume=resume,
+            progress=progress,
+            options=options,
+        )
+    console.print(patch_table(result.results))
+    for row in result.site_sets:
+        console.print(site_set_text(row), soft_wrap=True)
+    print_verdict(console, result)
+    return result.valid

@@ -1,54 +1,47 @@
-"""The command `ghosttrace probe`: its options, and the task that they name."""
+"""The command `ghosttrace probe`: its options, and the run that they name."""
 
-import re
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
-from ghosttrace.bench import LEDGERS
 from ghosttrace.cli.options import (
     BatchTokens,
     Delimiters,
     Device,
     Dtype,
-    Hops,
     KeepLast,
-    Layers,
     Limit,
     Mapping,
-    Mlp,
     ModelName,
     Out,
-    PoolName,
     Resume,
+    Traces,
+    gather_options,
+    load_as_told,
+)
+from ghosttrace.cli.output import print_verdict, reporting
+from ghosttrace.cli.probe_options import (
+    Hops,
+    Layers,
+    Mlp,
+    PoolName,
     Samples,
     SecretBench,
     SecretBlock,
     SecretName,
     Seed,
     Targets,
-    Traces,
     WithinTraces,
-    gather_options,
-    load_as_told,
-    numbers,
+    settings_of,
 )
-from ghosttrace.data.task import Task
-from ghosttrace.data.tokens import traces_of
-from ghosttrace.errors import UserError
-from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.probing.carriers import Kind, Pool
-from ghosttrace.probing.ledger import ledger_task
-from ghosttrace.probing.natural import natural_task
-from ghosttrace.probing.plant import plant
-from ghosttrace.probing.secrets import secret_kind
-from ghosttrace.probing.sweep import Kv, Settings
-from ghosttrace.runs.folder import read_json
+from ghosttrace.probing.carriers import CARRIERS
+from ghosttrace.probing.run import probe as run_probe
+from ghosttrace.report.probing.table import probe_table
+from ghosttrace.runs.folder import default_folder, read_json
 
 CONTROL_FAILED = 12  # exit code
-NATURAL = ("last-number", "operation", "regex")
-CARRIERS = tuple(kind for kind in get_args(Kind) if kind != "secret")
 
 
 def probe(
@@ -93,39 +86,25 @@ def probe(
 
 def start_probe(options: dict[str, Any], out: Path | None, resume: Path | None) -> bool:
     """Run `probe` with these options of its command line; return whether its controls held."""
-    from ghosttrace.report.probing.run import run  # brings matplotlib and scikit-learn
-
     settings = settings_of(options)
-    limit = 1 if options["limit"] is None else options["limit"]
-    if min(options["samples"], options["batch_tokens"], limit) < 1:
-        raise UserError("--samples, --limit and --batch-tokens are at least 1")
-    checkpoint = load_as_told(options)
-    settings.check(checkpoint)
-    task = targeted(task_of(options, checkpoint, max(settings.hops)), options)
-    found = run(checkpoint, task, settings, out, resume, options, options["keep_features"], options["batch_tokens"])
-    return found.valid
-
-
-def targeted(task: Task, options: dict[str, Any]) -> Task:
-    """The task, asked for the targets that the options name."""
-    return task if options["targets"] is None else task.only(options["targets"].split(","))
-
-
-def task_of(options: dict[str, Any], checkpoint: Checkpoint, hops: int) -> Task:
-    """The traces and their secrets.
-
-    Raises:
-        UserError: there are none as asked.
-    """
-    if options["block"] < 1:
-        raise UserError("--block is at least 1: a memento must stand before the secret, for the causal control")
-    if options["traces"]:
-        found = traces_of(checkpoint, options["traces"], options["limit"])
-        if options["secret"].partition(":")[0] in NATURAL:
-            return natural_task(found, checkpoint, options["secret"], hops)
-        kind = secret_kind(options["secret"])
-        return plant(found, checkpoint, kind, options["block"], options["samples"], hops, options["seed"])
-    if options["bench"] not in LEDGERS:
-        known = ", ".join(LEDGERS)
-        raise UserError(f"{options['bench']} has no secrets of its own: give --traces, or a --bench of {known}")
-    return ledger_task(checkpoint, int(options["bench"][-1]), options["samples"], options["seed"], options["block"])
+    checkpoint, console = load_as_told(options), Console()
+    folder = None if resume else out or default_folder("probe", checkpoint.name)
+    names = ("hops", "layers", "kv", "by_head", "joint", "pool", "mlp", "within_traces", "seed")
+    with reporting(console, "probe", resume or folder or Path()) as progress:
+        result = run_probe(
+            checkpoint,
+            options["bench"],
+            options["traces"] or None,
+            options["secret"],
+            targets=None if options["targets"] is None else options["targets"].split(","),
+            carriers=settings.kinds,
+            **{name: getattr(settings, name) for name in names},
+            **{name: options[name] for name in ("block", "samples", "limit", "keep_features", "batch_tokens")},
+            out=folder,
+            resume=resume,
+            progress=progress,
+            options=options,
+        )
+    console.print(probe_table(result.results, result.valid))
+    print_verdict(console, result)
+    return result.valid

@@ -1,17 +1,15 @@
 """The options that `probe` and `audit` share: which secrets, where probes look, and how the options are read."""
 
 import re
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 
 from ghosttrace.bench import GENERATED
 from ghosttrace.cli.options import numbers
 from ghosttrace.errors import UserError
-from ghosttrace.probing.carriers import Kind, Pool
-from ghosttrace.probing.sweep import Kv, Settings
-
-CARRIERS = tuple(kind for kind in get_args(Kind) if kind != "secret")
+from ghosttrace.probing.carriers import Pool
+from ghosttrace.probing.sweep import Settings
 
 SecretBench = Annotated[
     str, typer.Option(help=f"Without --traces: a bench with secrets of its own: {', '.join(GENERATED)}.")
@@ -40,17 +38,13 @@ def settings_of(options: dict[str, Any]) -> Settings:
     Raises:
         UserError: an option is not of the values it can take.
     """
-    chosen: dict[str, tuple[Any, ...]] = {}
     layers = numbers(options["layers"], "--layers")
-    for name, known in (("carriers", CARRIERS), ("kv", get_args(Kv))):
-        chosen[name] = tuple(dict.fromkeys(options[name].split(",")))
-        if not set(chosen[name]) <= set(known):
-            raise UserError(f"--{name} is a list of {', '.join(known)}, not {options[name]!r}")
+    carriers, kv = (tuple(dict.fromkeys(options[name].split(","))) for name in ("carriers", "kv"))
     return Settings(
-        kinds=chosen["carriers"],
+        kinds=carriers,
         hops=tuple(dict.fromkeys(numbers(options["hops"], "--hops") or ())),
         layers=tuple(sorted(set(layers))) if layers else None,
-        kv=chosen["kv"],
+        kv=kv,
         pool=pool_of(options["pool"]),
         **{name: options[name] for name in ("by_head", "joint", "mlp", "within_traces", "seed")},
     )

@@ -73,7 +73,7 @@ def make_cases(
     """
     policy = checkpoint.policy
     if policy.keep_last_n_blocks != 0 or policy.keep_last_block_for_answer:
-        raise UserError("trace needs keep_last_n_blocks 0 and no keep_last_block_for_answer: nothing is gone otherwise")
+        raise UserError("patch needs keep_last_n_blocks 0 and no keep_last_block_for_answer: nothing is gone otherwise")
     known = {bench.name: bench for bench in benches}
     found = []
     for draw, trace in enumerate(traces):

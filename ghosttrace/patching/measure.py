@@ -1,17 +1,19 @@
 """Sealing and swapping every site of every trace, one record a trace and intervention."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from ghosttrace.ghost_bits.likelihood import log2_probabilities
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.patching.cases import ALL, Case, Site, all_sites, batches_of, runs_of
-from ghosttrace.patching.patch import READINGS, Patch, Patcher, Score
+from ghosttrace.patching.patcher import READINGS, Patch, Patcher, Score
+from ghosttrace.runs.progress import Progress, silent
 from ghosttrace.runs.records import Key, Layout, Records
 
-INTERVENTIONS = ("seal", "swap")
+Intervention = Literal["seal", "swap"]
+INTERVENTIONS: tuple[Intervention, ...] = ("seal", "swap")
 SHORT = 8  # tokens; longer continuations are kept as sums alone
 
 PATCHES = Layout(
@@ -42,14 +44,15 @@ PATCHES = Layout(
 )
 
 
-def interventions(case: Case) -> tuple[str, ...]:
-    """What can be done to a case: a swap needs a donor."""
-    return INTERVENTIONS if case.donor is not None else INTERVENTIONS[:1]
+def interventions(case: Case, kind: Intervention | None = None) -> tuple[Intervention, ...]:
+    """What is done to a case: `kind` alone if given; a swap needs a donor."""
+    possible = INTERVENTIONS if case.donor is not None else INTERVENTIONS[:1]
+    return tuple(name for name in possible if kind in (None, name))
 
 
-def keys_of(cases: Sequence[Case]) -> list[Key]:
-    """The keys of all records, in order."""
-    return [(case.trace.source, case.trace.name, kind) for case in cases for kind in interventions(case)]
+def keys_of(cases: Sequence[Case], kind: Intervention | None = None) -> list[Key]:
+    """The keys of all records, in order; of one intervention if `kind` is given."""
+    return [(case.trace.source, case.trace.name, name) for case in cases for name in interventions(case, kind)]
 
 
 def measure(
@@ -58,7 +61,8 @@ def measure(
     records: Records,
     batch_tokens: int = 65_536,
     parts: int = 8,
-    progress: Callable[[int, int], None] | None = None,
+    kind: Intervention | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Seal and swap every site of every case that is not on record yet.
 
@@ -68,20 +72,20 @@ def measure(
         records: with layout `PATCHES`.
         batch_tokens: of traces, and of patched copies, as many are read together as have this many tokens.
         parts: the text of longer mementos is patched in this many runs of tokens.
-        progress: called with (cases done, cases in all).
+        kind: seal or swap alone; both if None.
+        progress: called with (what, cases done, cases in all).
     """
     runs, done = runs_of(cases, parts), 0
     for batch in batches_of(cases, batch_tokens):
-        if not all(key in records for key in keys_of(batch)):
-            names = tuple(dict.fromkeys(("placebo", *(name for case in batch for name in interventions(case)))))
+        if not all(key in records for key in keys_of(batch, kind)):
+            names = tuple(dict.fromkeys(("placebo", *(name for case in batch for name in interventions(case, kind)))))
             patcher = Patcher(checkpoint, batch, names, runs[batch[0].trace.source])
             arms = {name: _arm(checkpoint, batch, name) for name in names if name != "placebo"}
             for number, case in enumerate(batch):
-                for name in interventions(case):
+                for name in interventions(case, kind):
                     records.add(_record(patcher, number, name, arms[name][number], batch_tokens))
         done += len(batch)
-        if progress:
-            progress(done, len(cases))
+        progress("traces", done, len(cases))
 
 
 def _arm(checkpoint: Checkpoint, cases: Sequence[Case], name: str) -> list[float]:

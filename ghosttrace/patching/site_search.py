@@ -1,4 +1,4 @@
-"""The handful of sites that carry the answer, found on one half of the traces and verified on the other.
+"""The smallest set of sites that carries the answer, found on one half of the traces and verified on the other.
 
 By swaps alone: single sealed states beside open ones are a mixture that no model has met, and break more
 than the whole seal does (on `toy-mixed` at h = 1 the sealed keys alone cost seven times as many bits).
@@ -11,13 +11,14 @@ does. The result can lose no member, but it need not be the only such set.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.patching.cases import Case, Site, batches_of, runs_of
-from ghosttrace.patching.patch import Patch, Patcher
+from ghosttrace.patching.patcher import Patch, Patcher
 from ghosttrace.patching.summary import WHOLE, summarise
 from ghosttrace.runs.records import Records
 from ghosttrace.stats import Estimate, ratio
@@ -27,7 +28,7 @@ SEARCHED = 32  # traces at most
 
 
 @dataclass(frozen=True)
-class Handful:
+class SiteSet:
     """Sites whose joint swap does what swapping everything does, or nearly.
 
     Attributes:
@@ -44,10 +45,30 @@ class Handful:
     n_traces: int
     enough: bool
 
+    def row(self, results: pd.DataFrame) -> dict[str, Any]:
+        """As JSON values, with the text of its tokens; `results` are those of `summarise`."""
+        mine = results[(results["source"] == self.source) & (results["intervention"] == "swap")]
+        texts = {(row["carrier"], row["place"]): row["token"] for row in mine.to_dict("records")}
+        names, share = ("carrier", "place", "layer", "kv"), self.recovered
+        sites = [
+            {name: getattr(site, name) for name in names} | {"token": texts[site.carrier, site.place]}
+            for site in self.sites
+        ]
+        ends = {"recovered_low": share.low, "recovered_high": share.high}
+        return {
+            "source": self.source,
+            "sites": sites,
+            "recovered": share.value,
+            **{name: None if np.isnan(value) else value for name, value in ends.items()},
+            "n_traces": self.n_traces,
+            "enough": self.enough,
+            "valid": bool(mine["valid"].all()),
+        }
 
-def find_handfuls(
+
+def find_site_sets(
     checkpoint: Checkpoint, cases: Sequence[Case], records: Records, batch_tokens: int = 65_536, parts: int = 8
-) -> list[Handful]:
+) -> list[SiteSet]:
     """One set for each source that has donors and on which swapping everything does anything.
 
     Args:
@@ -65,7 +86,7 @@ def find_handfuls(
             continue
         joint = partial(_joint, checkpoint, batch_tokens, runs[source])
         sites, enough = _search(ranked, partial(_does, joint, searched))
-        found.append(Handful(source, tuple(sites), joint(held_out, sites), len(held_out), enough))
+        found.append(SiteSet(source, tuple(sites), joint(held_out, sites), len(held_out), enough))
     return found
 
 

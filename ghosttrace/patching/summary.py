@@ -18,7 +18,7 @@ COLUMNS = (
     *("source", "intervention", "carrier", "place", "token", "layer", "kv", "n_traces"),
     *("bits", "bits_low", "bits_high", "size", "by_token"),
     *("follows_donor", "follows_low", "follows_high", "keeps_original"),
-    *("recovered", "recovered_low", "recovered_high", "p", "p_holm"),
+    *("recovered", "recovered_low", "recovered_high", "p", "p_holm", "control"),
 )
 
 
@@ -36,8 +36,8 @@ def summarise(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
         keeps_original, the shares of greedy answers that are the donor's and that stay (an answer that
         both share counts as kept); recovered, the share of what patching everything does to log2 p(own)
         - log2 p(donor's answer), where that is anything; p of no effect on bits (t test over traces), and
-        p_holm, adjusted over the sites; valid, whether the controls of its source held. The carrier `arm`
-        is the gap between patching everything and the arm that does the same.
+        p_holm, adjusted over the sites; control, whether the row must be zero; valid, whether the controls of its
+        source held. The carrier `arm` is the gap between patching everything and the arm that does the same.
     """
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
@@ -59,7 +59,9 @@ def _lines(source: str, name: str, group: Sequence[dict[str, Any]]) -> list[dict
     gap = np.array([row["log2p_own"][at] - row["arm"] for row, at in cells[WHOLE]])
     arm = {"source": source, "intervention": name, "carrier": "arm", "place": "all", "token": "all", "layer": "all"}
     lines.append(arm | {"kv": "kv", "n_traces": len(group)} | _bits(gap))
-    tested = [line for line in lines if not is_control(line) and line["p"] is not None]
+    for line in lines:
+        line["control"] = is_control(line)
+    tested = [line for line in lines if not line["control"] and line["p"] is not None]
     for line, p in zip(tested, holm([line["p"] for line in tested]), strict=True):
         line["p_holm"] = p
     return lines
@@ -128,7 +130,7 @@ def _failures(results: pd.DataFrame) -> list[tuple[str, str]]:
     for source, part in results.groupby("source", sort=False):
         whole = part[(part["carrier"] == WHOLE.carrier) & (part["layer"] == "all") & (part["kv"] == WHOLE.kv)]
         allowed = max(ROUNDING, TOLERATED * whole["size"].max())
-        for row in part[part.apply(lambda row: is_control(row.to_dict()), axis=1)].to_dict("records"):
+        for row in part[part["control"]].to_dict("records"):
             steady = abs(row["bits"]) > ROUNDING and (row["bits_low"] > 0 or row["bits_high"] < 0)
             if steady or not row["size"] <= allowed:  # what is no number fails
                 what = "is off the arm that does the same" if row["carrier"] == "arm" else "moved the continuation"

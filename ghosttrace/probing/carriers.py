@@ -11,7 +11,7 @@ from ghosttrace.errors import UserError
 from ghosttrace.law.markup import Block
 
 Kind = Literal["memento", "delimiters", "block", "secret"]
-KINDS: tuple[Kind, ...] = ("memento", "delimiters", "block", "secret")
+CARRIERS: tuple[Kind, ...] = ("memento", "delimiters", "block")  # `secret` is a control
 Pool = int | Literal["all", "mean"]
 
 

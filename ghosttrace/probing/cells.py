@@ -8,13 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ghosttrace.errors import UserError
 from ghosttrace.probing.evidence import Asked, Scores, believed, score
 from ghosttrace.probing.grid import fit_path, select
-from ghosttrace.probing.mlp import fit_mlp
+from ghosttrace.probing.probes import Probe
+from ghosttrace.probing.probes.probe import stacked, unstacked
 from ghosttrace.probing.split import Split
 
 PENALTIES = (1.0, 0.1, 0.01, 0.001)
 TOLERANCE = 1e-5  # nats that a further step would still gain
+NORMALISED = 1e-3  # by which a posterior's sum may miss 1
 FIRST = 64  # the online code begins with a 64th of the training set, and doubles
 
 
@@ -53,33 +56,46 @@ def linear_posteriors(
     path = fit_path(features[:, train], labels[:, train], n_classes, PENALTIES, offset[:, train], TOLERANCE)
     probe = select(path, features[:, validation], labels[:, validation], offset[:, validation])
     said = probe.log_probabilities(features, offset).cpu().double().numpy()
-    return [_told(of_set, asked, validation, cluster) for of_set in said]
+    return [_believed(unstacked(of_set, asked), asked, validation, cluster) for of_set in said]
 
 
-def _told(said: np.ndarray, asked: Sequence[Asked], validation: np.ndarray, cluster: np.ndarray) -> list[np.ndarray]:
-    """A probe's posteriors, float[T, N, C], each cut to the classes of its target, as far as they are believed."""
-    parts = zip(said, asked, strict=True)
-    return [believed(part[:, : one.text.shape[1]], one, validation, cluster) for part, one in parts]
+def _believed(
+    said: Sequence[np.ndarray], asked: Sequence[Asked], validation: np.ndarray, cluster: np.ndarray
+) -> list[np.ndarray]:
+    """A probe's posteriors, for each target float[N, C], as far as they are believed."""
+    return [believed(part, one, validation, cluster) for part, one in zip(said, asked, strict=True)]
 
 
-def stacked(asked: Sequence[Asked]) -> tuple[Tensor, Tensor, list[int]]:
-    """Labels int64[T, N], offsets float32[T, N, C], filled up with -inf, and the classes of each target."""
-    n_classes = [one.text.shape[1] for one in asked]
-    offset = np.full((len(asked), len(asked[0].labels), max(n_classes)), -np.inf, dtype=np.float32)
-    for number, one in enumerate(asked):
-        offset[number, :, : n_classes[number]] = one.text
-    return torch.from_numpy(np.stack([one.labels for one in asked])), torch.from_numpy(offset), n_classes
+def probe_scores(
+    probe: Probe, features: Tensor, asked: Sequence[Asked], split: Split, seed: int, device: torch.device
+) -> list[Scores]:
+    """Another probe of one feature set, float[N, d], for all targets; it is not shown the labels of the test.
 
-
-def mlp_scores(features: Tensor, asked: Sequence[Asked], split: Split, seed: int, device: torch.device) -> list[Scores]:
-    """An MLP on one feature set, float[N, d], for all targets."""
-    labels, offset, n_classes = stacked(asked)
-    features, labels, offset = features.to(device), labels.to(device), offset.to(device)
-    train, validation = (torch.from_numpy(part).to(device) for part in (split.train, split.validation))
-    probe = fit_mlp(features, labels, n_classes, train, validation, offset, seed)
-    said = probe.log_probabilities(features, offset).cpu().double().numpy()
-    told = _told(said, asked, split.validation, split.cluster)
+    Raises:
+        UserError: the probe returns something other than log-posteriors.
+    """
+    shown = [replace(one, labels=one.labels.copy()) for one in asked]
+    for one in shown:
+        one.labels[split.test] = -1
+    said = probe.fit(features, shown, split, seed, device)
+    _check(probe, said, asked)
+    told = _believed(said, asked, split.validation, split.cluster)
     return [score(one, posterior, split) for one, posterior in zip(asked, told, strict=True)]
+
+
+def _check(probe: Probe, said: Sequence[np.ndarray], asked: Sequence[Asked]) -> None:
+    """Refuse what are no log-posteriors: bits of them would mean nothing."""
+    shapes = [part.shape for part in said]
+    if shapes != [one.text.shape for one in asked]:
+        wanted = [list(one.text.shape) for one in asked]
+        found = [list(shape) for shape in shapes]
+        raise UserError(f"probe {probe.name} returned arrays of shapes {found}: return {wanted}, one for each target")
+    for part, one in zip(said, asked, strict=True):
+        if not (np.isfinite(part).all() and np.allclose(np.exp(part).sum(axis=1), 1, atol=NORMALISED)):
+            raise UserError(
+                f"probe {probe.name} returned no log-posterior of {one.name}: return natural logarithms of "
+                "probabilities above 0 that sum to 1 for each sample"
+            )
 
 
 def online_scores(

@@ -137,27 +137,6 @@ def record(scores: Scores, **site: Any) -> dict[str, Any]:
     return {**site, **plain, **lists}
 
 
-def control_task(asked: Asked, other: Asked, seed: int) -> Asked:
-    """A target that only memorising can answer: a random label for every pair of two targets' labels.
-
-    Pairs recur between train and test. A probe that reads a code knows the digits, not these labels:
-    what it scores less here is its selectivity (Hewitt and Liang 2019, arXiv 1909.03368, section 2).
-    """
-    classes = asked.text.shape[1]
-    table = np.random.default_rng([seed, 0xC0]).integers(0, classes, (classes, other.text.shape[1]))
-    known = (asked.labels >= 0) & (other.labels >= 0)
-    labels = np.where(known, table[asked.labels, other.labels], -1)
-    return Asked(asked.name, labels, np.full(asked.text.shape, -np.log(classes)))
-
-
-def shuffled(asked: Asked, base: np.ndarray, seed: int) -> Asked:
-    """The target with its labels dealt out anew; `base` float[C] is what is known of them without features."""
-    known = np.flatnonzero(asked.labels >= 0)
-    labels = asked.labels.copy()
-    labels[known] = labels[np.random.default_rng([seed, 0x5F]).permutation(known)]
-    return Asked(asked.name, labels, np.tile(base, (len(labels), 1)))
-
-
 def summarise(rows: Iterable[Mapping[str, Any]], task: Task, split: Split) -> pd.DataFrame:
     """One row a cell and target, and one for the mean of targets that share a name (`note-*`).
 
@@ -168,7 +147,9 @@ def summarise(rows: Iterable[Mapping[str, Any]], task: Task, split: Split) -> pd
     Returns:
         The columns of `KEY`, and n_train, n_test, n_clusters, chance, unknown (bits that the text
         leaves), accuracy, bits (both with `_low` and `_high`), selectivity (open rows:
-        accuracy less that on the control task), p and p_holm (bits above 0), valid.
+        accuracy less that on the control task), p and p_holm (bits above 0), significant (p_holm at most
+        `ALPHA` and more than `TRIVIAL` bits), headline (a target to show: of targets that share a name their
+        mean alone), valid (every control held).
     """
     cells = [dict(row) for row in rows]
     chances = {target.name: _chance(task.labels(number), split) for number, target in enumerate(task.targets)}
@@ -183,6 +164,8 @@ def summarise(rows: Iterable[Mapping[str, Any]], task: Task, split: Split) -> pd
         here = found["condition"].isin(family)
         if here.any():
             found.loc[here, "p_holm"] = holm(found.loc[here, "p"].to_list())
+    found["significant"] = (found["p_holm"] <= ALPHA) & (found["bits"] > TRIVIAL)
+    found["headline"] = _headline(found["target"])
     found["valid"] = not failed_controls(found)
     return found
 
@@ -199,10 +182,10 @@ def family(target: str) -> str:
     return f"{stem}-*" if dash and number.isdigit() else target
 
 
-def headlines(results: pd.DataFrame) -> list[str]:
-    """The targets to show: those of one name as their mean, others as they are."""
-    known = set(results["target"])
-    return list(dict.fromkeys(family(name) if family(name) in known else name for name in results["target"]))
+def _headline(targets: pd.Series) -> pd.Series:
+    """Whether a target is one to show: those of one name as their mean, others as they are."""
+    known = set(targets)
+    return targets.map(lambda name: family(name) == name or family(name) not in known)
 
 
 def _grouped(cells: list[dict[str, Any]], chances: dict[str, float]) -> list[dict[str, Any]]:
@@ -270,7 +253,7 @@ def failed_controls(results: pd.DataFrame) -> tuple[str, ...]:
     clusters = int(results["n_clusters"].min())
     if clusters < LEAST_CLUSTERS:
         failures.append(f"controls: {clusters} independent traces on test are too few for a control to fail")
-    bad = results[results["condition"].isin(CONTROLS) & (results["p_holm"] <= ALPHA) & (results["bits"] > TRIVIAL)]
+    bad = results[results["condition"].isin(CONTROLS) & results["significant"]]
     for condition in dict.fromkeys(bad["condition"]):
         rows = bad[bad["condition"] == condition]
         worst = rows.nlargest(1, "bits").to_dict("records")[0]

@@ -26,6 +26,7 @@ from ghosttrace.law.expiry import erasures
 from ghosttrace.law.layout import open_layout, sealed_layout
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.checkpoint import Checkpoint, fingerprint
+from ghosttrace.model.geometry import Geometry
 from ghosttrace.model.states import States, read_states
 from ghosttrace.probing.carriers import Carrier, common_places
 
@@ -127,6 +128,19 @@ def extract(
     return Features(tuple(paths))
 
 
+def layers_of(checkpoint: Checkpoint, layers: Sequence[int] | None) -> tuple[int, ...]:
+    """The layers, ascending; all of the model's if None.
+
+    Raises:
+        UserError: the model has no such layer.
+    """
+    count = Geometry.of(checkpoint.model.config).layers
+    for layer in layers or ():
+        if not 0 <= layer < count:
+            raise UserError(f"layer {layer} is out of range: the model has {count} layers, from 0 to {count - 1}")
+    return tuple(sorted(set(layers))) if layers else tuple(range(count))
+
+
 def provenance(checkpoint: Checkpoint, task: Task, wanted: Wanted) -> str:
     """SHA-256 of all that decides the features: weights, law, traces, and what is read."""
     digest = sha256(repr((fingerprint(checkpoint), checkpoint.policy, wanted, checkpoint.model.dtype)).encode())
@@ -157,7 +171,7 @@ def _shard(
     ends = {row: _end(checkpoint, task.samples[row], int(everything[row].max()) + 1) for row in rows}
     parts: list[dict[str, Tensor]] = []
     order = sorted(rows, key=ends.__getitem__)
-    for batch in _batches(order, ends, batch_tokens):
+    for batch in batches_of(order, ends, batch_tokens):
         ids = [np.asarray(task.samples[row].ids)[: ends[row]] for row in batch]
         states = read(ids, batch, list(everything[batch]))
         weights = {carrier: weight[batch] for carrier, (_, weight) in places.items()}
@@ -190,7 +204,7 @@ def _end(checkpoint: Checkpoint, sample: Sample, end: int) -> int:
     return min((erasure.at + 1 for erasure in gone if erasure.at >= end), default=end)
 
 
-def _batches(order: Sequence[int], lengths: Mapping[int, int], tokens: int) -> list[list[int]]:
+def batches_of(order: Sequence[int], lengths: Mapping[int, int], tokens: int) -> list[list[int]]:
     """Rows in order of length, in batches that stay under so many tokens, padding included."""
     batches: list[list[int]] = [[]]
     for row in order:

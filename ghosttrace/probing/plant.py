@@ -12,12 +12,12 @@ number of tokens, that tells nothing about them, and the posterior given the ret
 import re
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ghosttrace.data.task import Sample, Target, Task
+from ghosttrace.data.task import Sample, Task
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
 from ghosttrace.law.markup import Block, find_blocks
@@ -203,33 +203,3 @@ def put(base: Base, secret: str, carrier: str, spot: int, tokenizer: Any) -> tup
     ids = array("i", [*base.ids[:begin], *encoded["input_ids"], *base.ids[base.pair.end :]])
     where = [begin + at for at, (a, b) in enumerate(encoded["offset_mapping"]) if a < stop and b > start]
     return ids, tuple(where)
-
-
-def by_token(task: Task, tokenizer: Any) -> Task:
-    """The same samples, asked for the token at each place of the secret instead of its parts.
-
-    A five-digit code is five tokens for Qwen and two for Phi-4. Where secrets differ in length, the
-    later places do not apply to the shorter ones; a place where all agree is left out.
-
-    Args:
-        task: with planted secrets.
-        tokenizer: the one it was planted with.
-
-    Raises:
-        UserError: a token occurs in one sample alone.
-    """
-    spelled = [[sample.ids[place] for place in sample.where] for sample in task.samples]
-    targets, columns = [], []
-    for place in range(max(map(len, spelled))):
-        tokens = [row[place] if place < len(row) else None for row in spelled]
-        classes = sorted({token for token in tokens if token is not None})
-        if len(classes) < 2:
-            continue  # such as the @ of an address
-        targets.append(Target(f"token-{place}", tuple(map(str, tokenizer.convert_ids_to_tokens(classes)))))
-        columns.append([-1 if token is None else classes.index(token) for token in tokens])
-    samples = [
-        replace(sample, labels=labels) for sample, labels in zip(task.samples, zip(*columns, strict=True), strict=True)
-    ]
-    asked = Task(f"{task.name}-tokens", tuple(samples), tuple(targets))
-    asked.check()
-    return asked

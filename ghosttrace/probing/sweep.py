@@ -1,13 +1,14 @@
 """A sweep: every site of a task probed, and every control along with it.
 
-First all sites by linear probes, layer by layer; then, at each hop, the site that did best on the
-validation set (the highest layer's, where none did anything) again: its online code length, open and sealed,
-and an MLP under every condition. What is done is on record at once, so that a run that died goes on behind it.
+First all sites by linear probes, layer by layer; then, at each hop, the site that did best on the validation set (the
+highest layer's, where none did anything) again: its online code length, open and sealed, and an MLP and other probes
+under every condition. Every result is on record at once, so that a run that died goes on after it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,16 +18,19 @@ from ghosttrace.data.task import Task
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.geometry import Geometry
-from ghosttrace.probing.carriers import Carrier, Kind, Pool
-from ghosttrace.probing.cells import linear_scores, mlp_scores, online_scores
-from ghosttrace.probing.evidence import Asked, control_task, record, score, shuffled
-from ghosttrace.probing.features import Features, Kept, Wanted
+from ghosttrace.probing.carriers import CARRIERS, Carrier, Kind, Pool
+from ghosttrace.probing.cells import linear_scores, online_scores, probe_scores
+from ghosttrace.probing.evidence import Asked, record, score
+from ghosttrace.probing.features import Features, Kept, Wanted, layers_of
+from ghosttrace.probing.probes import MLP, Probe
+from ghosttrace.probing.relabelled import control_tasks, shuffled_targets
 from ghosttrace.probing.split import Split
 from ghosttrace.probing.text import marginals, retained, text_features, text_posterior
 from ghosttrace.runs.records import Records
 
 Kv = Literal["k", "v", "kv", "hidden"]
 LOWEST = -1e4  # logarithm of what an exact posterior excludes
+TAKEN = ("linear", "online", "text", "exact")  # names of probes that are always fitted
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Settings:
         joint: all layers side by side as well.
         pool: see `Carrier`.
         mlp: probe the best site of each hop by an MLP too, and every layer of an audit in which no site shows anything.
+        probes: others that are fitted where the MLP is.
         describe: measure selectivity and the online code length too, on which no verdict depends; an audit does not.
         within_traces: see `split`.
         seed: of splits, control tasks and the MLP.
@@ -55,9 +60,30 @@ class Settings:
     joint: bool = False
     pool: Pool = "all"
     mlp: bool = True
+    probes: tuple[Probe, ...] = ()
     describe: bool = True
     within_traces: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, chosen, known in (("carriers", self.kinds, CARRIERS), ("kv", self.kv, get_args(Kv))):
+            if not chosen or not set(chosen) <= set(known):
+                raise UserError(f"--{name} is a list of {', '.join(known)}, not {','.join(chosen)!r}")
+        if not (self.pool in ("all", "mean") or (isinstance(self.pool, int) and self.pool > 0)):
+            raise UserError(f"--pool is all, mean, or how many of a carrier's last tokens to take, not {self.pool!r}")
+        names = [*TAKEN, *(probe.name for probe in self.closer)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice or self.seed < 0:
+            raise UserError(f"two probes are called {twice!r}: rename yours" if twice else "--seed is not negative")
+
+    @property
+    def closer(self) -> tuple[Probe, ...]:
+        """What is fitted at the best site of each hop, under every condition."""
+        return (*((MLP(),) if self.mlp else ()), *self.probes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As run.json holds it; probes as their `repr`."""
+        return asdict(replace(self, probes=())) | {"probes": list(map(repr, self.probes))}
 
     @property
     def carriers(self) -> tuple[Carrier, ...]:
@@ -72,10 +98,7 @@ class Settings:
         Raises:
             UserError: a layer out of range, or hops that are none.
         """
-        count = Geometry.of(checkpoint.model.config).layers
-        for layer in self.layers or ():
-            if not 0 <= layer < count:
-                raise UserError(f"layer {layer} is out of range: the model has {count} layers, from 0 to {count - 1}")
+        layers_of(checkpoint, self.layers)
         if not self.hops or min(self.hops) < 0:
             raise UserError("--hops are 0 (the secret's own memento) and later; what comes before is always probed")
         if all(carrier.hop < 0 for carrier in self.carriers):
@@ -96,13 +119,7 @@ class Site:
         """As in the results."""
         layer = str(self.layers[0]) if len(self.layers) == 1 else "joint"
         head = "all" if self.head is None else str(self.head)
-        return {
-            "carrier": self.carrier.name,
-            "hop": self.carrier.hop,
-            "layer": layer,
-            "kv": self.kv,
-            "head": head,
-        }
+        return {"carrier": self.carrier.name, "hop": self.carrier.hop, "layer": layer, "kv": self.kv, "head": head}
 
     def read(self, features: Features) -> Tensor:
         """float32[N, d]."""
@@ -114,15 +131,10 @@ class Site:
 
 def wanted(checkpoint: Checkpoint, settings: Settings, secret: Carrier) -> tuple[Wanted, Wanted]:
     """What a sweep reads of the open and of the sealed cache; `secret` holds the secret's own tokens."""
-    layers = _layers(checkpoint, settings)
-    hidden = "hidden" in settings.kv
+    layers, hidden = layers_of(checkpoint, settings.layers), "hidden" in settings.kv
     later = tuple(carrier for carrier in settings.carriers if carrier.hop >= 0)
     everything = (*settings.carriers, secret)
     return Wanted("open", everything, layers, hidden), Wanted("sealed", later, layers, hidden)
-
-
-def _layers(checkpoint: Checkpoint, settings: Settings) -> tuple[int, ...]:
-    return settings.layers or tuple(range(Geometry.of(checkpoint.model.config).layers))
 
 
 def ask(checkpoint: Checkpoint, task: Task, split: Split) -> tuple[list[Asked], list[Asked]]:
@@ -156,11 +168,10 @@ def text_rows(task: Task, asked: Sequence[Asked], plain: Sequence[Asked], split:
 
 def groups(checkpoint: Checkpoint, settings: Settings, carrier: Carrier) -> list[list[Site]]:
     """Every site of one carrier; sites whose features have the same shape, and are read together, in one list."""
-    geometry = Geometry.of(checkpoint.model.config)
-    layers = _layers(checkpoint, settings)
+    layers = layers_of(checkpoint, settings.layers)
     found = [[Site(carrier, (layer,), kv)] for layer in layers for kv in settings.kv]
     if settings.by_head:
-        heads = range(geometry.kv_heads)
+        heads = range(Geometry.of(checkpoint.model.config).kv_heads)
         cached = [kv for kv in settings.kv if kv != "hidden"]
         found += [[Site(carrier, (layer,), kv, head) for head in heads] for layer in layers for kv in cached]
     if settings.joint and len(layers) > 1:
@@ -202,9 +213,9 @@ class Sweep:
         for site in self.best(records):
             for condition in ("open", "sealed") if self.settings.describe else ():
                 self._online(records, condition, site)
-            for one in self._closely(records, site) if self.settings.mlp else ():
-                for condition in ("open", "sealed", "shuffled", "causal"):
-                    self._mlp(records, condition, one)
+            for one in self._closely(records, site) if self.settings.closer else ():
+                for probe, condition in product(self.settings.closer, ("open", "sealed", "shuffled", "causal")):
+                    self._fit(records, probe, condition, one)
 
     def best(self, records: Records) -> list[Site]:
         """For each carrier at hop 0 and later, the site whose linear probe did best on validation.
@@ -227,10 +238,10 @@ class Sweep:
         return float(sum(row["validation_bits"] for row in rows))
 
     def _closely(self, records: Records, best: Site) -> list[Site]:
-        """Where to fit an MLP: the best site; in an audit, where nothing linear shows, the same of every layer."""
+        """Where to fit other probes: the best site; in an audit, where nothing linear shows, that of every layer."""
         if self.settings.describe or self._gain(records, best) > 0 or len(best.layers) > 1:
             return [best]
-        return [replace(best, layers=(layer,)) for layer in _layers(self.checkpoint, self.settings)]
+        return [replace(best, layers=(layer,)) for layer in layers_of(self.checkpoint, self.settings.layers)]
 
     def _carriers(self) -> tuple[Carrier, ...]:
         return (*self.settings.carriers, self.secret)
@@ -238,7 +249,7 @@ class Sweep:
     def _conditions(self, site: Site) -> tuple[str, ...]:
         """The conditions a site is probed under."""
         if site.carrier.kind == "secret":
-            lowest = _layers(self.checkpoint, self.settings)[:1]
+            lowest = layers_of(self.checkpoint, self.settings.layers)[:1]
             return ("unerased",) if site.layers == lowest and site.head is None else ()
         return ("causal",) if site.carrier.hop < 0 else ("open", "sealed")
 
@@ -251,8 +262,8 @@ class Sweep:
             return
         variants = {condition: self.asked}
         if condition == "open":
-            memorised = {"control-task": self._memorised()} if self.settings.describe else {}
-            variants = memorised | {"shuffled": self._dealt()} | variants  # itself is put last
+            tasks = {"control-task": control_tasks(self.asked, self.settings.seed)} if self.settings.describe else {}
+            variants = tasks | {"shuffled": self._shuffled()} | variants  # itself is put last
         everything = [one for variant in variants.values() for one in variant]
         features = torch.stack([self._read(condition, site) for site in group])
         for site, scores in zip(group, linear_scores(features, everything, self.split, self.device), strict=True):
@@ -261,15 +272,15 @@ class Sweep:
                 for _ in variant:
                     records.add(record(next(told), condition=name, probe="linear", **site.names))
 
-    def _mlp(self, records: Records, condition: str, site: Site) -> None:
-        """An MLP under one condition; before the secret, at the same layer and kind of state."""
+    def _fit(self, records: Records, probe: Probe, condition: str, site: Site) -> None:
+        """A probe under one condition; before the secret, at the same layer and kind of state."""
         if condition == "causal":
             site = replace(site, carrier=replace(site.carrier, hop=-1))
-        if not all(_key(condition, site, "mlp", one.name) in records for one in self.asked):
+        if not all(_key(condition, site, probe.name, one.name) in records for one in self.asked):
             features = self._read(condition, site)
-            asked = self._dealt() if condition == "shuffled" else self.asked
-            for scores in mlp_scores(features, asked, self.split, self.settings.seed, self.device):
-                records.add(record(scores, condition=condition, probe="mlp", **site.names))
+            asked = self._shuffled() if condition == "shuffled" else self.asked
+            for scores in probe_scores(probe, features, asked, self.split, self.settings.seed, self.device):
+                records.add(record(scores, condition=condition, probe=probe.name, **site.names))
 
     def _online(self, records: Records, condition: str, site: Site) -> None:
         if not all(_key(condition, site, "online", one.name) in records for one in self.asked):
@@ -277,13 +288,8 @@ class Sweep:
             for scores in online_scores(features, self.asked, self.split, self.settings.seed, self.device):
                 records.add(record(scores, condition=condition, probe="online", **site.names))
 
-    def _memorised(self) -> list[Asked]:
-        pairs = zip(self.asked, [*self.asked[1:], self.asked[0]], strict=True)
-        return [control_task(one, other, self.settings.seed) for one, other in pairs] if len(self.asked) > 1 else []
-
-    def _dealt(self) -> list[Asked]:
-        parts = [marginals(asked.labels, asked.text.shape[1], self.split.train) for asked in self.asked]
-        return [shuffled(asked, base, self.settings.seed) for asked, base in zip(self.asked, parts, strict=True)]
+    def _shuffled(self) -> list[Asked]:
+        return shuffled_targets(self.asked, self.split, self.settings.seed)
 
 
 def _key(condition: str, site: Site, probe: str, target: str) -> tuple[Any, ...]:

@@ -1,26 +1,15 @@
-"""The command `ghosttrace trace`: progress, run folder, table, heat maps."""
+"""The results of patching as a rich table, a sentence and heat maps."""
 
 import re
-from collections.abc import Mapping, Sequence
-from hashlib import sha256
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from rich import box
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
-
-from ghosttrace.model.checkpoint import Checkpoint, fingerprint
-from ghosttrace.patching import PATCHES, Case, Handful, failed_controls, find_handfuls, keys_of, measure, summarise
-from ghosttrace.patching.summary import is_control
-from ghosttrace.report.ablation.run import warn
-from ghosttrace.runs.folder import json_rows, open_run, versions, write_figure, write_summary
-from ghosttrace.runs.records import Log
 
 SEEN = 0.005  # bits; a layer of less is not in the table
 TOP_LAYERS = 5  # in the table; all of them are in the heat maps
@@ -28,97 +17,8 @@ LABELLED = 120  # cells of a heat map; more are not labelled with their numbers
 WORDS = {"k": "keys", "v": "values"}
 
 
-def run(
-    checkpoint: Checkpoint,
-    cases: Sequence[Case],
-    batch_tokens: int = 65_536,
-    parts: int = 8,
-    out: Path | None = None,
-    resume: Path | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> pd.DataFrame:
-    """Trace as the command does and leave a run folder behind.
-
-    Args:
-        checkpoint, batch_tokens, parts: see `ghosttrace.patching.measure`.
-        cases: of `ghosttrace.patching.make_cases`.
-        out, resume, options: as for `ghosttrace.report.ablation.run.run`.
-
-    Returns:
-        The results (`ghosttrace.patching.summarise`); where a control failed, `valid` is false.
-    """
-    console = Console()
-    now = configuration(checkpoint, cases, batch_tokens, parts, options or {})
-    with open_run(out, resume, now, warn(console)) as folder:
-        log = Log(folder / "samples.jsonl", PATCHES, warn(console))
-        with Progress(console=console, transient=True) as bar:
-            task = bar.add_task("traces", total=len(cases))
-            measure(checkpoint, cases, log, batch_tokens, parts, lambda done, _: bar.update(task, completed=done))
-            bar.update(task, description="sites that carry it", completed=0, total=None)
-            results = summarise(log.get(key) for key in keys_of(cases))
-            handfuls = find_handfuls(checkpoint, cases, log, batch_tokens, parts)
-        failures = failed_controls(results)
-        kept = [handful_row(handful, results) for handful in handfuls]
-        write_summary(folder, "trace", not failures, json_rows(results), failures=list(failures), handfuls=kept)
-        for source in dict.fromkeys(results["source"]):
-            name = re.sub(r"[^\w.-]+", "-", source).strip("-.")
-            write_figure(folder, f"trace-{name}", heat_maps(results[results["source"] == source]))
-        log.finish(keys_of(cases), folder / "samples.parquet")
-    console.print(trace_table(results))
-    for row in kept:
-        console.print(handful_text(row), soft_wrap=True)
-    console.print("Controls held. Written to" if not failures else "Written to", str(folder), soft_wrap=True)
-    for failure in failures:
-        console.print(f"[bold red]INVALID[/] {failure}", soft_wrap=True)
-    return results
-
-
-def configuration(
-    checkpoint: Checkpoint, cases: Sequence[Case], batch_tokens: int, parts: int, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Everything that decides a run's numbers, for run.json."""
-    digest = sha256()
-    for case in cases:
-        trace = (case.trace.source, case.trace.name, case.trace.prompt, case.trace.response)
-        digest.update(repr((*trace, case.number, case.donor, case.other)).encode())
-    return {
-        "command": "trace",
-        "model": checkpoint.name,
-        "options": dict(options),
-        "sha256": fingerprint(checkpoint),
-        "policy": checkpoint.policy.to_dict(),
-        "traces": {"count": len(cases), "sha256": digest.hexdigest()},
-        "settings": {"batch_tokens": batch_tokens, "parts": parts},
-        "versions": versions(),
-        "device": str(checkpoint.model.device),
-        "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
-    }
-
-
-def handful_row(handful: Handful, results: pd.DataFrame) -> dict[str, Any]:
-    """A handful as JSON values, with the text of its tokens."""
-    mine = results[(results["source"] == handful.source) & (results["intervention"] == "swap")]
-    texts = {(row["carrier"], row["place"]): row["token"] for row in mine.to_dict("records")}
-    sites = [
-        {name: getattr(site, name) for name in ("carrier", "place", "layer", "kv")}
-        | {"token": texts[site.carrier, site.place]}
-        for site in handful.sites
-    ]
-    share = handful.recovered
-    ends = {"recovered_low": share.low, "recovered_high": share.high}
-    return {
-        "source": handful.source,
-        "sites": sites,
-        "recovered": share.value,
-        **{name: None if np.isnan(value) else value for name, value in ends.items()},
-        "n_traces": handful.n_traces,
-        "enough": handful.enough,
-        "valid": bool(mine["valid"].all()),
-    }
-
-
-def handful_text(row: Mapping[str, Any]) -> str:
-    """A handful in one sentence."""
+def site_set_text(row: Mapping[str, Any]) -> str:
+    """A set of sites that carries the answer (an entry of `PatchResult.site_sets`) in one sentence."""
     named = [f"layer {site['layer']} {WORDS[site['kv']]} at {_label(site)}" for site in row["sites"][:8]]
     more = f", and {len(row['sites']) - 8} more" if len(row["sites"]) > 8 else ""
     ends = [row["recovered_low"], row["recovered_high"]]
@@ -136,8 +36,12 @@ def _label(row: Mapping[Any, Any]) -> str:
     return f"token {row['place']}" if text == "varies" else f"token {row['place']} {text!r}"
 
 
-def trace_table(results: pd.DataFrame) -> Table:
-    """Carriers, tokens and the layers that matter most, 80 columns wide; controls are left out."""
+def patch_table(results: pd.DataFrame) -> Table:
+    """Carriers, tokens and the layers that matter most, 80 columns wide; controls are left out.
+
+    Args:
+        results: of `ghosttrace.patching.summary.summarise`.
+    """
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -154,7 +58,7 @@ def trace_table(results: pd.DataFrame) -> Table:
         count = part["n_traces"].max()
         table.add_section()
         table.add_row(f"[bold]{escape(str(source))}[/]", "", "", f"{kind}, {count} traces")
-        shown = part[~part.apply(lambda row: is_control(row.to_dict()), axis=1)]
+        shown = part[~part["control"]]
         everywhere = shown[shown["layer"] == "all"]
         layers = shown[(shown["carrier"] == "memento") & (shown["place"] == "all") & (shown["layer"] != "all")]
         moved = layers.assign(bits=layers["bits"].abs()).groupby("layer")["bits"].max()

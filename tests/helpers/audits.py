@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ghosttrace.probing.ledger import ledger_task
 
 import ghosttrace as gt
 import ghosttrace.report
@@ -19,7 +20,6 @@ from ghosttrace.auditing.context import Exhibit
 from ghosttrace.data.task import Sample, Task
 from ghosttrace.probing.carriers import Carrier
 from ghosttrace.probing.evidence import Asked
-from ghosttrace.probing.ledger import ledger_task
 from ghosttrace.probing.split import split
 from ghosttrace.probing.sweep import Settings, Site
 from ghosttrace.report.audit.page import write_reports

@@ -1,12 +1,12 @@
 """Figures of a run of probes, as matplotlib `Figure`s; an invalid run says so across each of them."""
 
+from itertools import cycle
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-
-from ghosttrace.probing.evidence import ALPHA, headlines
 
 STYLES = {  # condition and probe: colour, marker, what it is
     ("open", "linear"): ("#1b6e53", "o", "open, linear"),
@@ -16,6 +16,7 @@ STYLES = {  # condition and probe: colour, marker, what it is
     ("sealed", "mlp"): ("#d77a61", "s", "sealed, MLP"),
     ("causal", "linear"): ("#7a7a7a", "x", "before the secret"),
 }
+COLOURS = ("#8c6bb1", "#d8a24a", "#c05a9d", "#a0522d")  # of other probes
 
 
 def mark(figure: Figure, valid: bool) -> None:
@@ -29,7 +30,11 @@ def mark(figure: Figure, valid: bool) -> None:
 def heat_figure(results: pd.DataFrame, valid: bool) -> Figure:
     """Bits beyond the text by layer and hop, linear probes on all heads; a row a target, a column a kind of state.
 
-    A dot marks cells that are not above 0 after Holm's adjustment.
+    A dot marks cells that are not significant.
+
+    Args:
+        results: of `ghosttrace.probing.evidence.summarise`.
+        valid: whether every control held.
     """
     rows = results[(results["head"] == "all") & (results["probe"] == "linear") & results["layer"].ne("joint")]
     targets, kinds = headlines(results), list(dict.fromkeys(rows.loc[rows["condition"] == "open", "kv"]))
@@ -53,12 +58,17 @@ def heat_figure(results: pd.DataFrame, valid: bool) -> Figure:
     return figure
 
 
+def headlines(results: pd.DataFrame) -> list[str]:
+    """The targets to show."""
+    return list(dict.fromkeys(results.loc[results["headline"], "target"]))
+
+
 def draw_heat(axis: Axes, rows: pd.DataFrame, highest: float, across: str) -> AxesImage:
     """One heat map, layers upwards; returns the image."""
-    table = rows.assign(layer=rows["layer"].astype(int)).groupby(["layer", across])[["bits", "p_holm"]].max()
-    bits, p = table["bits"].unstack(), table["p_holm"].unstack()
+    cells = rows.assign(layer=rows["layer"].astype(int)).groupby(["layer", across])
+    bits, significant = cells["bits"].max().unstack(), cells["significant"].min().unstack(fill_value=False)
     image = axis.imshow(bits, origin="lower", aspect="auto", cmap="viridis", vmin=0, vmax=highest)
-    for y, x in np.argwhere(~(p.to_numpy() <= ALPHA) & bits.notna().to_numpy()):
+    for y, x in np.argwhere(bits.notna().to_numpy() & ~significant.to_numpy(dtype=bool)):
         axis.text(x, y, "·", color="white", ha="center", va="center")
     axis.set_xticks(range(bits.shape[1]), bits.columns)
     layers = bits.index.to_list()
@@ -78,7 +88,7 @@ def curves_figure(results: pd.DataFrame, valid: bool) -> Figure:
         online = rows[(rows["probe"] == "online") & (rows["condition"] == "open")]
         best = online[["carrier", "hop", "layer", "kv", "head"]]
         chosen = pd.concat([rows.merge(best), rows[rows["condition"] == "causal"]])
-        for number, ((condition, probe), (colour, marker, label)) in enumerate(STYLES.items()):
+        for number, ((condition, probe), (colour, marker, label)) in enumerate(styles_of(results).items()):
             part = chosen[(chosen["condition"] == condition) & (chosen["probe"] == probe)]
             if condition == "causal":
                 part = part.nlargest(1, "bits")
@@ -101,6 +111,15 @@ def curves_figure(results: pd.DataFrame, valid: bool) -> Figure:
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=7, frameon=False)
     mark(figure, valid)
     return figure
+
+
+def styles_of(results: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str, str]]:
+    """Colour, marker and name by condition and probe; those of a user's own probes come after the others."""
+    known = {probe for _, probe in STYLES}
+    others = [name for name in dict.fromkeys(results["probe"]) if name not in (*known, "text", "exact")]
+    colours = dict(zip(others, cycle(COLOURS)))
+    found = {("open", name): (colours[name], "D", f"open, {name}") for name in others}
+    return STYLES | found | {("sealed", name): (colours[name], "v", f"sealed, {name}") for name in others}
 
 
 def heads_figure(results: pd.DataFrame, valid: bool) -> Figure:

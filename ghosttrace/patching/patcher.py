@@ -1,4 +1,4 @@
-"""Patching: part of one reading's cache put into another's, and what the text that follows is worth then.
+"""The patcher: part of one reading's cache put into another's, and what the text that follows is worth then.
 
 A trace is read up to the end of one memento in several ways: as ever, sealed, and with a donor's block
 under the same memento text. The retained places are the same each time, so the states of any of them,

@@ -9,12 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from ghosttrace.errors import UserError
+from ghosttrace.probing.evidence import Asked
 from ghosttrace.probing.fit import base_logits, calibrate, moments, standardised
+from ghosttrace.probing.probes.probe import Probe, stacked, unstacked
+from ghosttrace.probing.split import Split
 
 WIDTHS = (512, 256, 128)
 
@@ -22,7 +26,23 @@ Layers = tuple[tuple[Tensor, Tensor], ...]
 
 
 @dataclass(frozen=True)
-class MLPProbe:
+class MLP(Probe):
+    """The paper's MLP, trained on top of the text."""
+
+    name = "mlp"
+
+    def fit(
+        self, features: Tensor, targets: Sequence[Asked], split: Split, seed: int, device: torch.device
+    ) -> list[np.ndarray]:
+        labels, offset, n_classes = stacked(targets)
+        features, labels, offset = features.to(device), labels.to(device), offset.to(device)
+        train, validation = (torch.from_numpy(part).to(device) for part in (split.train, split.validation))
+        fitted = fit_mlp(features, labels, n_classes, train, validation, offset, seed)
+        return unstacked(fitted.log_probabilities(features, offset).cpu().double().numpy(), targets)
+
+
+@dataclass(frozen=True)
+class FittedMLP:
     """One feature set, T targets, standardisation inside.
 
     Attributes:
@@ -64,7 +84,7 @@ def fit_mlp(
     batch: int = 256,
     rate: float = 1e-3,
     decay: float = 0.01,
-) -> MLPProbe:
+) -> FittedMLP:
     """Train on some samples, stop by the cross-entropy on others.
 
     The same arguments give the same probe on the same device; torch's own random state is not touched.
@@ -110,7 +130,7 @@ def fit_mlp(
             break
     logits = _forward(kept, x[validation], targets).permute(1, 2, 0)
     alpha = calibrate(logits, labels[:, validation], base[validation].permute(1, 2, 0))
-    return MLPProbe(mean, scale, kept, tuple(n_classes), alpha)
+    return FittedMLP(mean, scale, kept, tuple(n_classes), alpha)
 
 
 def _initial(widths: Sequence[int], generator: torch.Generator, device: torch.device) -> Layers:

@@ -1,0 +1,13 @@
+"""Probes that are fitted beside the linear one, at the best site of each hop and under every condition.
+
+To add one, write a file with a frozen dataclass derived from `Probe`, name it in `PROBES`, and add a row to
+`MATRIX` in tests/test_probes.py.
+"""
+
+from ghosttrace.probing.probes.mlp import MLP
+from ghosttrace.probing.probes.probe import Probe
+
+PROBES: dict[str, type[Probe]] = {kind.name: kind for kind in (MLP,)}
+"""The bundled probes by name."""
+
+__all__ = ["MLP", "PROBES", "Probe"]

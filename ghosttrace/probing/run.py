@@ -1,0 +1,170 @@
+"""`probe`: what the retained cache tells about a secret in an erased block, in bits beyond the retained text."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ghosttrace.bench import Bench
+from ghosttrace.data.task import Task
+from ghosttrace.data.tokens import Sources
+from ghosttrace.errors import UserError
+from ghosttrace.model.checkpoint import Checkpoint, fingerprint, load
+from ghosttrace.probing.carriers import Kind, Pool, secret_carrier
+from ghosttrace.probing.evidence import CELLS, CONDITIONS, failed_controls, summarise
+from ghosttrace.probing.features import extract
+from ghosttrace.probing.probes import Probe
+from ghosttrace.probing.result import ProbeResult
+from ghosttrace.probing.split import Split, split
+from ghosttrace.probing.sweep import Kv, Settings, Sweep, ask, text_rows, wanted
+from ghosttrace.probing.tasks import make_task
+from ghosttrace.probing.traces_file import write_traces
+from ghosttrace.runs.folder import json_rows, versions
+from ghosttrace.runs.progress import Progress, silent
+from ghosttrace.runs.records import Key
+from ghosttrace.runs.writer import RunWriter, begin_run
+
+
+def probe(
+    model: str | Checkpoint = "toy-open",
+    bench: str | Bench = "ledger-h3",
+    traces: Sources | None = None,
+    secret: str = "digits:5",
+    *,
+    task: Task | None = None,
+    block: int = 1,
+    targets: Sequence[str] | None = None,
+    samples: int = 6000,
+    limit: int | None = None,
+    carriers: Sequence[Kind] = ("memento",),
+    hops: Sequence[int] = (0, 1, 2),
+    layers: Sequence[int] | None = None,
+    kv: Sequence[Kv] = ("k", "v"),
+    by_head: bool = False,
+    joint: bool = False,
+    pool: Pool = "all",
+    mlp: bool = True,
+    probes: Sequence[Probe] = (),
+    within_traces: bool = False,
+    keep_features: bool = False,
+    batch_tokens: int = 16_384,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    progress: Progress | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> ProbeResult:
+    """Probe retained keys and values for a secret that stood in an erased block.
+
+    Args:
+        model: a name for `ghosttrace.load`, or what it returned.
+        bench, traces, secret, block, samples, limit: see `ghosttrace.probing.tasks.make_task`.
+        task: traces with secrets of your own, instead of those.
+        targets: which parts of the secrets to ask for, as a shell matches names (`note-*`); all if None.
+        carriers, hops, layers, kv, by_head, joint, pool, mlp, probes, within_traces, seed: see
+            `ghosttrace.probing.sweep.Settings`.
+        keep_features: leave the extracted states in the run folder; they are large.
+        batch_tokens: tokens read together, padding included.
+        out: the folder of a new run; None keeps it in memory.
+        resume: the folder of a run to go on with.
+        progress: called with (what, steps done, steps in all).
+        options: the command line's, recorded so that `--resume` needs no others.
+
+    Raises:
+        UserError: anything that cannot be run as asked.
+    """
+    settings = Settings(
+        kinds=tuple(carriers),
+        hops=tuple(hops),
+        layers=tuple(sorted(set(layers))) if layers else None,
+        kv=tuple(kv),
+        by_head=by_head,
+        joint=joint,
+        pool=pool,
+        mlp=mlp,
+        probes=tuple(probes),
+        within_traces=within_traces,
+        seed=seed,
+    )
+    if min(samples, batch_tokens, 1 if limit is None else limit) < 1:
+        raise UserError("--samples, --limit and --batch-tokens are at least 1")
+    if keep_features and out is None and resume is None:
+        raise UserError("--keep-features keeps them in the run folder: give out=FOLDER too")
+    checkpoint = load(model) if isinstance(model, str) else model
+    settings.check(checkpoint)
+    if task is None:
+        chosen: dict[str, Any] = {"block": block, "samples": samples, "hops": max(hops), "limit": limit, "seed": seed}
+        task = make_task(checkpoint, bench, traces, secret, **chosen)
+    task = task if targets is None else task.only(targets)
+    task.check()
+    parts = split(task.samples, seed, within_traces)
+    decided = configuration(checkpoint, task, settings, parts, options or {})
+    with begin_run(out, resume, decided, CELLS) as run:
+        if run.folder is not None:
+            write_traces(run.folder / "traces.parquet", checkpoint, task, parts)
+        _fit(run, checkpoint, task, settings, parts, batch_tokens, progress or silent)
+        order = sorted(run.records.keys(), key=_rank)
+        results = summarise((run.records.get(key) for key in order), task, parts)
+        failures = failed_controls(results)
+        found = run.finish(ProbeResult, order, not failures, json_rows(results), failures=list(failures))
+        if not keep_features:
+            shutil.rmtree(run.scratch / "features")
+    return found
+
+
+def _fit(
+    run: RunWriter,
+    checkpoint: Checkpoint,
+    task: Task,
+    settings: Settings,
+    parts: Split,
+    batch_tokens: int,
+    progress: Progress,
+) -> None:
+    """Extract the features and fit every probe that is not on record yet."""
+    secret, folder = secret_carrier(task.samples), run.scratch / "features"
+    features = {
+        part.cache: extract(checkpoint, task, part, folder, batch_tokens, partial(progress, f"{part.cache} cache"))
+        for part in wanted(checkpoint, settings, secret)
+    }
+    asked, plain = ask(checkpoint, task, parts)
+    for row in text_rows(task, asked, plain, parts):
+        run.records.add(row)
+    sweep = Sweep(checkpoint, settings, parts, features, asked, secret, checkpoint.model.device)
+    sweep.run(run.records, partial(progress, "probes"))
+
+
+def _rank(key: Key) -> tuple[Any, ...]:
+    """An order of cells that does not depend on how often a run was interrupted."""
+    return (CONDITIONS.index(key[0]), key[1], key[2], *(str(part).rjust(6) for part in key[3:]))
+
+
+def configuration(
+    checkpoint: Checkpoint, task: Task, settings: Settings, parts: Split, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that decides a run's numbers, for run.json."""
+    digest = sha256()
+    for sample in task.samples:
+        digest.update(
+            repr((list(map(int, sample.ids)), sample.base, sample.secret, sample.block, sample.labels)).encode()
+        )
+    return {
+        "command": "probe",
+        "model": checkpoint.name,
+        "options": dict(options),
+        "sha256": fingerprint(checkpoint),
+        "policy": checkpoint.policy.to_dict(),
+        "task": {"name": task.name, "samples": len(task.samples), "sha256": digest.hexdigest()},
+        "targets": {target.name: list(target.classes) for target in task.targets},
+        "split": {
+            "shares no": parts.shares,
+            **{name: len(getattr(parts, name)) for name in ("train", "validation", "test")},
+            "sha256": sha256(" ".join(parts.names()).encode()).hexdigest(),
+        },
+        "settings": settings.to_dict(),
+        "versions": versions(),
+        "device": str(checkpoint.model.device),
+        "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
+    }

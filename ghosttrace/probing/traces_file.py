@@ -1,0 +1,41 @@
+"""traces.parquet of a run: what was probed, with what the retained text is."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from ghosttrace.data.task import Task
+from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.probing.split import Split
+from ghosttrace.probing.text import retained
+from ghosttrace.runs.records import settle
+
+
+def write_traces(path: Path, checkpoint: Checkpoint, task: Task, parts: Split) -> None:
+    """Write one row per trace: base, secret, block, split, labels, and the retained tokens with their positions.
+
+    Args:
+        path: the file, which appears complete or not at all.
+        checkpoint: whose law says what is retained.
+        task: the traces.
+        parts: how they are split.
+    """
+    texts = retained(checkpoint, task)
+    columns: dict[str, Any] = {
+        "base": [sample.base for sample in task.samples],
+        "secret": [sample.secret for sample in task.samples],
+        "block": [sample.block for sample in task.samples],
+        "where": [list(sample.where) for sample in task.samples],
+        "split": parts.names().tolist(),
+        "retained": [tokens.tolist() for tokens, _ in texts],
+        "places": [places.tolist() for _, places in texts],
+    }
+    for number, target in enumerate(task.targets):
+        columns[target.name] = [
+            None if sample.labels[number] < 0 else target.classes[sample.labels[number]] for sample in task.samples
+        ]
+    unsettled = path.with_suffix(".part")
+    parquet.write_table(pa.table(columns), unsettled, compression="zstd")
+    settle(unsettled, path)

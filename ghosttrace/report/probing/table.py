@@ -1,0 +1,75 @@
+"""The results of probing as a rich table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+
+def probe_table(results: pd.DataFrame, valid: bool) -> Table:
+    """By target and hop: the site that did best on validation, its probes, and the sealed cache beside.
+
+    Args:
+        results: of `ghosttrace.probing.evidence.summarise`.
+        valid: whether every control held.
+    """
+    state = "" if valid else " [bold red]INVALID: a control failed.[/]"
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        caption="Bits beyond the text a target, with 95 % intervals over base traces, at the site that did best on "
+        "validation; * p <= 0.05 after Holm over the sweep and more than 0.01 bits; online: what the features save of "
+        "the labels' code length, learning included; sealed: the same site, nothing to find. "
+        f"All sites: summary.json.{state}",
+    )
+    for name in ("carrier", "hop", "site", "probe"):
+        table.add_column(name, no_wrap=True)
+    for name in ("right %", "bits beyond the text", "sealed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for target, part in results[results["headline"]].groupby("target", sort=False):
+        rows = part.drop(columns="target")
+        table.add_section()
+        first = rows[rows["condition"] == "open"].iloc[0]
+        chance, unknown = f"{100 * first['chance']:.1f} by chance", f"{first['unknown']:.2f} to be known"
+        table.add_row(f"[bold]{escape(str(target))}[/]", "", "", "", chance, unknown, "")
+        for row in rows[rows["condition"].isin(["text", "exact"])].to_dict("records"):
+            _add(table, row, rows)
+        for row in best_rows(rows).to_dict("records"):
+            _add(table, row, rows)
+    return table
+
+
+def best_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of one target: the worst causal row, and at each hop all probes of the site that did best on validation."""
+    parts = []
+    for (_, hop), part in rows.groupby(["carrier", "hop"], sort=False):
+        if int(str(hop)) < 0:
+            parts.append(part.nlargest(1, "bits"))
+            continue
+        online = part[(part["condition"] == "open") & (part["probe"] == "online")]
+        site = online[["layer", "kv", "head"]].iloc[:1]
+        parts.append(part[part["condition"] == "open"].merge(site))
+    return pd.concat(parts) if parts else rows.iloc[:0]
+
+
+def _add(table: Table, row: Mapping[Any, Any], rows: pd.DataFrame) -> None:
+    """One line of the table."""
+    same = rows[rows["condition"] == "sealed"]
+    for name in ("carrier", "hop", "layer", "kv", "head", "probe"):
+        same = same[same[name] == row[name]]
+    told = row["probe"] in ("text", "exact")
+    where = row["layer"] + " " + row["kv"] + ("" if row["head"] in ("all", "") else f" h{row['head']}")
+    table.add_row(
+        row["carrier"] if row["condition"] == "open" else row["condition"],
+        "" if told else str(row["hop"]),
+        where,
+        "" if told else escape(row["probe"]),
+        f"{100 * row['accuracy']:.1f} [{100 * row['accuracy_low']:.1f}, {100 * row['accuracy_high']:.1f}]",
+        f"{row['bits']:+.3f} [{row['bits_low']:+.3f}, {row['bits_high']:+.3f}]{'*' if row['significant'] else ' '}",
+        f"{same['bits'].iloc[0]:+.3f}" if len(same) else "",
+    )

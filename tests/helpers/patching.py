@@ -1,0 +1,45 @@
+"""Random traces with donors, and what patching them gives."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ghosttrace.data.tokens import TokenTrace
+from ghosttrace.law.expiry import Policy
+from ghosttrace.law.markup import find_blocks
+from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.patching.cases import Case
+from ghosttrace.patching.measure import PATCHES, keys_of, measure
+from ghosttrace.patching.summary import summarise
+from ghosttrace.runs.records import Records
+from helpers.families import tiny
+from helpers.traces import MARKUP, trace
+
+KEEP, ERASE = Policy(mask_delimiters=False), Policy(mask_delimiters=True)
+POLICIES = {"keep": KEEP, "erase": ERASE, "before": replace(KEEP, erase_at="before_summary_end")}
+TOKENIZER = SimpleNamespace(decode=lambda ids: f"t{ids[0]}")
+
+
+def checkpoint_of(family: str, policy: Policy = KEEP) -> Checkpoint:
+    return Checkpoint(family, tiny(family), TOKENIZER, MARKUP, policy)
+
+
+def case_of(seed: int, blocks: int = 4, number: int = -1) -> Case:
+    """A random trace with a random donor, and another end in place of its own."""
+    rng, ids = np.random.default_rng(100 + seed), [*trace(seed, blocks), 11, 12, 13]
+    found = tuple(find_blocks(ids, MARKUP))
+    number %= len(found)
+    last = number == len(found) - 1
+    stop = len(ids) if last else found[number + 1].memento_end + 1
+    case = Case(TokenTrace("random", str(seed), ids[:3], ids[3:]), found, number, stop)
+    donor = tuple(rng.integers(8, 96, case.block.end - case.block.start - 1).tolist())
+    return replace(case, donor=donor, other=(*case.own[:-2], 14, 15) if last else None)
+
+
+def results_of(checkpoint: Checkpoint, cases: list[Case], **more: Any) -> tuple[pd.DataFrame, Records]:
+    records = Records(PATCHES)
+    measure(checkpoint, cases, records, **more)
+    return summarise(records.get(key) for key in keys_of(cases)), records

@@ -1,0 +1,233 @@
+"""Patching: against states put in by hand, against the arms, and what is patched of a trace."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.families import FAMILIES
+from helpers.patching import POLICIES, case_of, checkpoint_of, results_of
+from helpers.traces import MARKUP, trace
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from ghosttrace.ablation.arms import Memento, Restart, Swap
+from ghosttrace.bench import load_bench
+from ghosttrace.bench.reference import reference_traces
+from ghosttrace.data.tokens import TokenTrace
+from ghosttrace.errors import UserError
+from ghosttrace.ghost_bits.likelihood import log2_probabilities
+from ghosttrace.law.expiry import NEVER, expiry
+from ghosttrace.law.layout import open_layout, sealed_layout
+from ghosttrace.law.markup import find_blocks
+from ghosttrace.law.masks import Visibility
+from ghosttrace.model.attention import attending
+from ghosttrace.model.checkpoint import Checkpoint, load
+from ghosttrace.model.states import read_states
+from ghosttrace.patching.cases import ALL, Case, Site, all_sites, batches_of, carrier_places, make_cases, runs_of
+from ghosttrace.patching.patcher import Patch, Patcher
+from ghosttrace.patching.summary import failed_controls
+
+
+class HeldLayer(CacheLayerMixin):
+    """A cache layer that stands before the new tokens and never changes: no code of ours."""
+
+    is_sliding = False
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values, self.is_initialized = keys, values, True
+
+    def lazy_initialization(self, *args: Any) -> None: ...
+
+    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.keys.shape[2] + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.keys.shape[2]
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+def by_hand(checkpoint: Checkpoint, case: Case, reading: str, sites: tuple[Site, ...], own: bool = True) -> np.ndarray:
+    """States of masked passes, put together with tensor operations, and one pass over what follows."""
+    model, policy, end = checkpoint.model, checkpoint.policy, case.block.memento_end + 1
+    ids = case.trace.ids[:end]
+    held = np.flatnonzero(expiry(ids, MARKUP, policy) > end)
+    clean = read_states(model, [open_layout(ids, MARKUP, policy)], [held])
+    swapped = [*ids[: case.block.start + 1], *(case.donor or ()), *ids[case.block.end :]]
+    layout = sealed_layout(ids, MARKUP, policy) if reading == "seal" else open_layout(swapped, MARKUP, policy)
+    altered = read_states(model, [layout], [held])
+    places = carrier_places(case, checkpoint, 2)
+    keys, values = clean.keys.clone(), clean.values.clone()
+    for site in sites:
+        at = np.isin(held, places[site.carrier, site.place])
+        layers = slice(None) if site.layer == ALL else slice(site.layer, site.layer + 1)
+        for letter, mine, theirs in (("k", keys, altered.keys), ("v", values, altered.values)):
+            if letter in site.kv:
+                mine[layers, ..., at, :] = theirs[layers, ..., at, :]
+    store = Cache(layers=[HeldLayer(k, v) for k, v in zip(keys, values, strict=True)])
+    following = case.own if own else case.other
+    assert following is not None
+    index = torch.from_numpy(np.arange(end, end + len(following) - 1))[None]
+    every = torch.cat([torch.from_numpy(held)[None], index], 1)
+    with attending(model), torch.no_grad():
+        sight = Visibility(index, every, torch.full_like(every, NEVER), index, every)
+        text = torch.tensor([following[:-1]])
+        logits = model(input_ids=text, position_ids=index, past_key_values=store, use_cache=True, expiry=sight).logits
+    log2p = logits[0].log_softmax(-1)[range(len(following) - 1), list(following[1:])]
+    return log2p.double().numpy() / np.log(2)
+
+
+MATRIX = [("qwen3", name) for name in POLICIES]
+MATRIX += [("phi3-window", "erase"), ("olmo3", "keep"), ("gemma3", "keep"), ("gemma3", "before")]
+
+
+@pytest.mark.parametrize(("family", "policy"), MATRIX)
+def test_patches_are_states_put_in_by_hand(family: str, policy: str) -> None:
+    checkpoint, cases = checkpoint_of(family, POLICIES[policy]), [case_of(0, 3), case_of(2, 4, 1)]
+    patcher = Patcher(checkpoint, cases, ("seal", "swap"), 2)
+    rng, patches = np.random.default_rng(0), []
+    for number, case in enumerate(cases):
+        sites = [site for site in all_sites(carrier_places(case, checkpoint, 2), 4) if site.carrier != "placebo"]
+        for reading in ("seal", "swap"):
+            single = [(sites[n],) for n in rng.choice(len(sites), 4, replace=False)]
+            joint = tuple(sites[n] for n in rng.choice(len(sites), 3, replace=False))
+            patches += [Patch(number, reading, cell, case.own) for cell in [(), *single, joint, (Site("everything"),)]]
+        if case.other is not None:
+            patches.append(Patch(number, "swap", (Site("memento", 1, 2, "v"),), case.other))
+    changed = 0
+    for patch, score in zip(patches, patcher.score(patches, 700), strict=True):
+        case = cases[patch.case]
+        expected = by_hand(checkpoint, case, patch.reading, patch.sites, patch.run == case.own)
+        np.testing.assert_allclose(score.log2p, expected, atol=1e-4)
+        plain = by_hand(checkpoint, case, patch.reading, (), patch.run == case.own)
+        changed += bool(np.abs(expected - plain).max() > 0.01)
+    assert changed > 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_patching_everything_is_the_arm(family: str) -> None:
+    checkpoint, cases = checkpoint_of(family), [case_of(0), case_of(1, 3)]
+    patcher = Patcher(checkpoint, cases, ("seal", "swap"), 2)
+
+    def donors(key: tuple[int, ...], number: int, length: int) -> list[int] | None:
+        return list(cases[key[0]].donor or ()) if number == cases[key[0]].number else None
+
+    for reading, arm in (("seal", Restart()), ("swap", Swap(donors))):
+        patches = [Patch(number, reading, (Site("everything"),), case.own) for number, case in enumerate(cases)]
+        expected = log2_probabilities(checkpoint, arm, [case.trace.ids for case in cases])
+        clean = log2_probabilities(checkpoint, Memento(), [case.trace.ids for case in cases])
+        for case, score, mine, before in zip(cases, patcher.score(patches, 10_000), expected, clean, strict=True):
+            after = slice(case.block.memento_end + 1, None)
+            np.testing.assert_allclose(score.log2p, mine[after], atol=1e-4)
+            assert np.abs(mine[after] - before[after]).max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["phi3-window", "gemma3"])
+@pytest.mark.parametrize("number", [-1, 0, 1])
+def test_nothing_happens_where_nothing_differs(family: str, number: int) -> None:
+    cases = [case_of(seed, 3, number) for seed in range(2)]
+    results, _ = results_of(checkpoint_of(family), cases, parts=1)
+    assert failed_controls(results) == () and results["valid"].all()
+    rows = results.set_index(["intervention", "carrier", "place", "layer", "kv"])["bits"].sort_index()
+    for kind in ("seal", "swap"):
+        for carrier in ("placebo", "prompt", "arm"):
+            assert abs(rows[kind, carrier, "all", "all", "kv"]) < 1e-4
+        if kind == "swap" or number == 0:
+            assert rows[kind, "delimiters", 0].abs().max() < 1e-4  # <|block_start|> has seen no block that differs
+        assert rows[kind, "memento", "all", 0].abs().max() < 1e-4  # layer 0: keys and values of the token alone
+        assert rows[kind].abs().max() > 0.01
+    if number:
+        assert rows["swap", "earlier"].abs().max() < 1e-4
+        if family == "gemma3":  # whose layer 2 sees beyond the window
+            assert rows["seal", "earlier"].abs().max() > 1e-4
+    else:
+        assert "earlier" not in set(results["carrier"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(0, 4), st.sampled_from(sorted(POLICIES)), st.data())
+def test_carriers_divide_what_is_retained(seed: int, blocks: int, number: int, name: str, data: st.DataObject) -> None:
+    ids = trace(seed, blocks)
+    for place in reversed([k for k, token in enumerate(ids) if token in MARKUP.delimiters]):
+        ids[place:place] = [20] * data.draw(st.integers(0, 1))  # text before, between and behind the pairs
+    case = replace(case_of(0), trace=TokenTrace("s", "0", [], ids), blocks=tuple(find_blocks(ids, MARKUP)))
+    case = replace(case, number=number % blocks, stop=len(ids), donor=None, other=None)
+    runs = data.draw(st.integers(0, case.block.memento_end - case.block.memento_start - 1))
+    places = carrier_places(case, checkpoint_of("llama", POLICIES[name]), runs)
+    before = ids[: case.block.memento_end + 1]
+    held = [k for k, gone in enumerate(expiry(before, MARKUP, POLICIES[name])) if gone > len(before)]
+    whole = {carrier: list(at) for (carrier, place), at in places.items() if place == ALL}
+    assert whole.pop("everything") == whole.pop("placebo") == held
+    assert sorted(k for at in whole.values() for k in at) == held
+    for carrier in ("delimiters", "memento"):
+        pieces = [k for (found, place), at in places.items() if found == carrier and place != ALL for k in at]
+        if carrier in whole and (runs or carrier == "delimiters"):
+            assert pieces == whole[carrier]
+
+
+def test_batches_do_not_matter() -> None:
+    cases = [case_of(seed, 3) for seed in range(4)]
+    assert [len(batch) for batch in batches_of(cases, 1)] == [1] * 4 and len(batches_of(cases, 10_000)) == 1
+    other = replace(cases[0], trace=replace(cases[0].trace, source="another"))
+    assert [len(batch) for batch in batches_of([*cases, other], 10_000)] == [1, 4]
+    whole, _ = results_of(checkpoint_of("olmo3"), cases)
+    small, _ = results_of(checkpoint_of("olmo3"), cases, batch_tokens=1_000)
+    np.testing.assert_allclose(whole["bits"], small["bits"], atol=1e-4)
+
+
+def test_donors_are_drawn_and_kept() -> None:
+    checkpoint = load("toy-mixed")
+    (bench,) = load_bench("ledger-h3", 6)
+    traces = reference_traces(checkpoint, bench)
+    cases = make_cases(checkpoint, traces, [bench])
+    assert cases == make_cases(checkpoint, traces, [bench]) != make_cases(checkpoint, traces, [bench], seed=1)
+    for case in cases:
+        assert case.other is not None and case.other[:1] == case.own[:1]
+        assert all(a != b for a, b in zip(case.other[1:], case.own[1:], strict=True))
+        assert case.ids(True) != case.ids(False) and len(case.ids(True)) == len(case.trace.ids)
+    early = make_cases(checkpoint, traces, [bench], number=1)
+    assert all(case.other is None and case.donor is not None and case.number == 1 for case in early)
+    assert early[0].stop == early[0].blocks[2].memento_end + 1
+    short = replace(bench, counterfactual=lambda problem, number, rng: (["1"], "1"))
+    with pytest.raises(UserError, match="a donor must be as long as its block: 1 tokens"):
+        make_cases(checkpoint, traces, [short])
+
+
+def test_what_cannot_be_patched_is_refused() -> None:
+    checkpoint = load("toy-mixed")
+    (bench,) = load_bench("ledger-h1", 2)
+    traces = reference_traces(checkpoint, bench)
+    for policy in ({"keep_last_n_blocks": 1}, {"keep_last_n_blocks": -1}, {"keep_last_block_for_answer": True}):
+        with pytest.raises(UserError, match="patch needs keep_last_n_blocks 0"):
+            make_cases(replace(checkpoint, policy=replace(checkpoint.policy, **policy)), traces)
+    plain = TokenTrace("file", "0", traces[0].prompt, [4, 10, 11])
+    end = find_blocks(traces[0].ids, checkpoint.markup)[-1].memento_end + 2 - len(traces[0].prompt)
+    ends = replace(traces[0], response=traces[0].response[:end])
+    for number, some in ((-1, [plain]), (4, traces), (-5, traces), (3, [ends])):
+        with pytest.raises(UserError, match=f"no trace has a memento of block {number}"):
+            make_cases(checkpoint, some, number=number)
+    assert len(make_cases(checkpoint, [plain, *traces])) == 2
+
+
+def test_traces_without_a_counterfactual_are_sealed_alone() -> None:
+    """Of unequal mementos: their text is cut into as many runs as the shortest has tokens."""
+    cases = [replace(case_of(seed, 3, 1), donor=None, other=None) for seed in range(4)]
+    lengths = [case.block.memento_end - case.block.memento_start - 1 for case in cases]
+    assert len(set(lengths)) > 1 and runs_of(cases, 8) == {"random": min(lengths)} and runs_of(cases, 1)["random"] == 1
+    results, _ = results_of(checkpoint_of("qwen3"), cases)
+    assert set(results["intervention"]) == {"seal"} and results["valid"].all()
+    assert results["follows_donor"].isna().all() and results["keeps_original"].isna().all()
+    memento = results[(results["carrier"] == "memento") & (results["place"] != "all")]
+    assert set(memento["place"]) == set(range(min(lengths) + 2))
+    one, _ = results_of(checkpoint_of("qwen3"), cases[:1])
+    assert one["bits_low"].isna().all() and one["valid"].all()

@@ -1,0 +1,170 @@
+"""Probes beside the linear one: those that are bundled, one of the user's own, and what is refused."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.probes import ClassMeans, planted, some_offset
+from torch import Tensor
+
+import ghosttrace as gt
+from experiments.probe_calibration import Code, bench, uniform
+from ghosttrace.errors import UserError
+from ghosttrace.probing.cells import probe_scores
+from ghosttrace.probing.evidence import Asked
+from ghosttrace.probing.fit import cross_entropy
+from ghosttrace.probing.grid import fit_grid
+from ghosttrace.probing.probes import MLP, PROBES, Probe
+from ghosttrace.probing.probes.mlp import WIDTHS, fit_mlp
+from ghosttrace.probing.split import Split
+from ghosttrace.probing.sweep import Settings
+from ghosttrace.results import open_run
+
+CPU = torch.device("cpu")
+MATRIX: dict[str, Probe] = {"mlp": MLP(), "class-means": ClassMeans()}
+"""Every bundled probe, and one of the user's own."""
+
+
+def test_every_bundled_probe_is_in_the_matrix() -> None:
+    assert PROBES.keys() <= MATRIX.keys()
+    assert all(name == probe.name for name, probe in MATRIX.items())
+
+
+def coded(n: int, strength: float) -> tuple[Tensor, Asked, Split]:
+    """float32[n, 12] with a code of ten classes in them."""
+    rng = np.random.default_rng(0)
+    _, parts = bench(n, 10)
+    labels = rng.integers(0, 10, n)
+    means = Code(10, 12, strength).means(rng)
+    return torch.from_numpy(means[labels] + rng.normal(size=(n, 12))).float(), uniform("digit-0", labels, 10), parts
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_a_probe_reads_a_code_and_falls_back_on_the_text_where_there_is_none(name: str) -> None:
+    for strength, least, most in ((5.0, 1.0, 3.33), (0.0, 0.0, 0.0)):
+        features, asked, parts = coded(1_500, strength)
+        (scores,) = probe_scores(MATRIX[name], features, [asked], parts, 0, CPU)
+        bits = (scores.log2p - scores.text_log2p).mean()
+        assert least <= bits <= most, strength
+        assert len(scores.sample) == len(parts.test) and scores.n_train == len(parts.train)
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_the_same_seed_gives_the_same_posteriors(name: str) -> None:
+    features, asked, parts = coded(300, 3.0)
+    one, two = (MATRIX[name].fit(features, [asked], parts, 1, CPU) for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@dataclass(frozen=True)
+class Returns(Probe):
+    """Whatever a function makes of the targets."""
+
+    answer: Callable[[Sequence[Asked], Split], list[np.ndarray]]
+    name = "returns"
+
+    def fit(
+        self, features: Tensor, targets: Sequence[Asked], split: Split, seed: int, device: torch.device
+    ) -> list[np.ndarray]:
+        return self.answer(targets, split)
+
+
+def test_a_probe_never_sees_the_labels_of_the_test() -> None:
+    features, asked, parts = coded(300, 0.0)
+    seen = []
+
+    def spy(targets: Sequence[Asked], split: Split) -> list[np.ndarray]:
+        seen.append(targets[0].labels)
+        return [one.text for one in targets]
+
+    probe_scores(Returns(spy), features, [asked], parts, 0, CPU)
+    known = np.concatenate([parts.train, parts.validation])
+    assert (seen[0][parts.test] == -1).all() and np.array_equal(seen[0][known], asked.labels[known])
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda targets, split: [], "one for each target"),
+        (lambda targets, split: [targets[0].text[:5]], "returned arrays of shapes"),
+        (lambda targets, split: [targets[0].text + 0.5], "that sum to 1 for each sample"),
+        (lambda targets, split: [np.exp(targets[0].text)], "natural logarithms of probabilities"),
+        (lambda targets, split: [np.where(targets[0].text < 0, -np.inf, 0.0)], "no log-posterior of digit-0"),
+    ],
+)
+def test_what_are_no_log_posteriors_is_refused(
+    answer: Callable[[Sequence[Asked], Split], list[np.ndarray]], said: str
+) -> None:
+    features, asked, parts = coded(300, 0.0)
+    with pytest.raises(UserError, match=said):
+        probe_scores(Returns(answer), features, [asked], parts, 0, CPU)
+
+
+def test_probes_have_names_of_their_own() -> None:
+    for probes in ((MLP(),), (ClassMeans(), ClassMeans(2.0))):
+        with pytest.raises(UserError, match="two probes are called"):
+            Settings(probes=probes)
+    Settings(mlp=False, probes=(MLP(),))
+    assert Settings(probes=(ClassMeans(2.0),)).to_dict()["probes"] == ["ClassMeans(spread=2.0)"]
+
+
+def test_a_probe_of_ones_own_runs_beside_the_others(tmp_path: Path) -> None:
+    """Fitted at the best site of each hop under every condition, and held to the same controls."""
+    more = {"samples": 300, "hops": (0, 1), "layers": (2,), "kv": ("v",), "pool": 2, "mlp": False}
+    found = gt.probe("toy-open", "ledger-h1", probes=[ClassMeans()], out=tmp_path / "run", **more)  # type: ignore[arg-type]
+    mine = found.results[found.results["probe"] == "class-means"]
+    assert set(mine["condition"]) == {"open", "sealed", "shuffled", "causal"} and set(mine["hop"]) == {-1, 0, 1}
+    hidden = mine[(mine["target"] == "hidden-0") & (mine["hop"] == 0)].set_index("condition")
+    assert hidden.loc["open", "bits"] > 1 and hidden.loc["open", "significant"]
+    assert abs(hidden.loc["sealed", "bits"]) < 0.05
+    assert found.valid and found.configuration["settings"]["probes"] == ["ClassMeans(spread=1.0)"]
+    assert open_run(tmp_path / "run") == found
+    names = {text.get_text() for text in found.figure("hops").legends[0].get_texts()}
+    assert {"open, class-means", "sealed, class-means"} <= names
+
+
+def xor(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Class = parity of two signs, which no line tells."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 6, generator=generator)
+    x[:, :2] = x[:, :2].sign() + 0.2 * torch.randn(n, 2, generator=generator)
+    return x, ((x[:, 0] > 0) ^ (x[:, 1] > 0)).long()[None]
+
+
+def test_an_mlp_learns_what_lines_cannot() -> None:
+    x, y = xor(1200, 0)
+    train, held, test = torch.arange(600), torch.arange(600, 900), torch.arange(900, 1200)
+    mlp = fit_mlp(x, y, [2], train, held, epochs=15)
+    line = fit_grid(x[None, train], y[:, train], [2], 1e-3)
+    assert [len(bias) for _, bias in mlp.layers] == [*WIDTHS, 2]
+    assert cross_entropy(mlp.log_probabilities(x[test]), y[:, test]) < 0.1
+    assert cross_entropy(line.log_probabilities(x[None, test])[0], y[:, test]) > 0.6
+
+
+def test_an_mlp_adds_to_the_offset_and_falls_back_on_it() -> None:
+    x, y = planted(1, 900, 20, (3, 5), signal=1.0)
+    y[1] = torch.randint(0, 5, (900,), generator=torch.Generator().manual_seed(9))  # which no feature tells
+    y[0, ::5] = -1
+    offset = some_offset(y, 5)
+    train, held, test = torch.arange(400), torch.arange(400, 700), torch.arange(700, 900)
+    probe = fit_mlp(x[0], y, [3, 5], train, held, offset, epochs=15)
+    log_p = probe.log_probabilities(x[0, test], offset[:, test])
+    assert log_p.shape == (2, 200, 5)
+    assert (log_p[0, :, 3:] == -torch.inf).all()
+    gain = cross_entropy(offset[:, test], y[:, test]) - cross_entropy(log_p, y[:, test])
+    assert gain[0] > 0.3
+    assert abs(gain[1]) < 0.02
+
+
+def test_an_mlp_is_reproducible_and_leaves_the_random_state_alone() -> None:
+    x, y = xor(200, 1)
+    state = torch.random.get_rng_state()
+    one, two, other = (
+        fit_mlp(x, y, [2], torch.arange(150), torch.arange(150, 200), seed=s, epochs=2) for s in (3, 3, 4)
+    )
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(one.log_probabilities(x), two.log_probabilities(x))
+    assert not torch.equal(one.log_probabilities(x), other.log_probabilities(x))

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from ghosttrace.ablation.result import AblationResult
+from ghosttrace.auditing.result import AuditResult
 from ghosttrace.errors import UserError
 from ghosttrace.ghost_bits.result import BitsResult
 from ghosttrace.runs.folder import read_json
 from ghosttrace.runs.result import RunResult
 
-RESULTS: dict[str, type[RunResult]] = {kind.command: kind for kind in (AblationResult, BitsResult)}
+RESULTS: dict[str, type[RunResult]] = {kind.command: kind for kind in (AblationResult, BitsResult, AuditResult)}
 """The kind of result of each measuring command."""
 
 

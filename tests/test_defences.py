@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ghosttrace.ablation.arms import Arm, Memento, Part, Restart, SealMementos
 from ghosttrace.auditing.cost import CountingSession, cost, token_utility, utility
-from ghosttrace.auditing.defences import DEFENCES, defence
+from ghosttrace.auditing.defences import DEFENCES, parse_defence
 from ghosttrace.auditing.defences.leace import LeaceDefence, fit_removals, one_hot
 from ghosttrace.auditing.defences.noise import NoiseDefence
 from ghosttrace.auditing.defences.partial import Partial
 from ghosttrace.auditing.defences.random_direction import RandomDirectionDefence
 from ghosttrace.auditing.defences.scrub import Scrub
-from ghosttrace.bench.ledger import Ledger
+from ghosttrace.bench.ledger import Ledger, ledger
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.errors import UserError
 from ghosttrace.ghost_bits.likelihood import log2_probabilities
@@ -102,24 +102,24 @@ def covariance(states: Tensor, labels: Tensor) -> float:
 def test_every_defence_is_named_as_it_is_listed() -> None:
     expected = {"none", "restart", "restart-renumbered", "partial", "scrub", "drop-delimiters", "leace"}
     assert DEFENCES.keys() == expected | {"random-direction", "noise"}
-    assert all(defence(name) == kind() and kind.name == name for name, kind in DEFENCES.items())
+    assert all(parse_defence(name) == kind() and kind.name == name for name, kind in DEFENCES.items())
     assert "no privacy claim" in NoiseDefence.summary
 
 
 def test_options_are_read() -> None:
-    assert defence("noise:0.25") == NoiseDefence(0.25)
-    assert defence("scrub:2,3") == Scrub((2, 3))
-    assert defence("partial:2") == Partial(2) and defence("partial:2,1") == Partial(2, 1)
-    assert defence("leace:0.1") == LeaceDefence(0.1)
-    assert defence("random-direction:7") == RandomDirectionDefence(7)
+    assert parse_defence("noise:0.25") == NoiseDefence(0.25)
+    assert parse_defence("scrub:2,3") == Scrub((2, 3))
+    assert parse_defence("partial:2") == Partial(2) and parse_defence("partial:2,1") == Partial(2, 1)
+    assert parse_defence("leace:0.1") == LeaceDefence(0.1)
+    assert parse_defence("random-direction:7") == RandomDirectionDefence(7)
 
 
 @pytest.mark.parametrize(
     "spec", ["restart", "partial:2,1", "scrub:2,3", "leace:0.1", "random-direction:7", "noise:0.25", "scrub:3"]
 )
 def test_a_defence_says_how_it_is_given(spec: str) -> None:
-    assert defence(spec).spec == spec
-    assert all(defence(kind().spec) == kind() for kind in DEFENCES.values() if kind is not Scrub)
+    assert parse_defence(spec).spec == spec
+    assert all(parse_defence(kind().spec) == kind() for kind in DEFENCES.values() if kind is not Scrub)
     assert Scrub().spec == "scrub"
 
 
@@ -128,7 +128,7 @@ def test_a_defence_says_how_it_is_given(spec: str) -> None:
 )
 def test_bad_options_are_refused(spec: str) -> None:
     with pytest.raises(UserError, match=f"the defence {spec.partition(':')[0]} is given as"):
-        defence(spec)
+        parse_defence(spec)
 
 
 @pytest.mark.parametrize(
@@ -136,14 +136,14 @@ def test_bad_options_are_refused(spec: str) -> None:
 )
 def test_more_bad_options_are_refused(spec: str) -> None:
     with pytest.raises(UserError, match="is given as"):
-        defence(spec)
+        parse_defence(spec)
 
 
 def test_unknown_defences_and_needless_options_are_refused() -> None:
     with pytest.raises(UserError, match="no defence 'hope': choose from none, restart,"):
-        defence("hope")
+        parse_defence("hope")
     with pytest.raises(UserError, match="takes no options: give restart alone"):
-        defence("restart:2")
+        parse_defence("restart:2")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_unknown_defences_and_needless_options_are_refused() -> None:
     ],
 )
 def test_a_defence_that_does_not_fit_is_refused(spec: str, policy: Policy, message: str) -> None:
-    one, chosen = checkpoint(policy=policy), defence(spec)
+    one, chosen = checkpoint(policy=policy), parse_defence(spec)
     with pytest.raises(UserError, match=message):
         chosen.check(one)
     with pytest.raises(UserError, match=message):
@@ -170,7 +170,7 @@ def test_a_defence_that_does_not_fit_is_refused(spec: str, policy: Policy, messa
 @pytest.mark.parametrize("policy", [ERASE, KEEP], ids=["erase", "keep"])
 def test_restart_leaves_sealed_states(family: str, policy: Policy) -> None:
     one = checkpoint(family, policy)
-    session, _ = play(one, defence("restart").fit(one, *secrets()), TRACES)
+    session, _ = play(one, parse_defence("restart").fit(one, *secrets()), TRACES)
     for row, ids in enumerate(TRACES):
         sealed = read_states(one.model, [sealed_layout(ids, MARKUP, policy)], [session.cache.held(row)])
         for layer in range(4):
@@ -182,8 +182,8 @@ def test_restart_leaves_sealed_states(family: str, policy: Policy) -> None:
 def test_no_defence_changes_nothing_and_noise_does(family: str) -> None:
     one = checkpoint(family)
     _, plain = play(one, Memento(), TRACES)
-    _, none = play(one, defence("none").fit(one, *secrets()), TRACES)
-    _, noise = play(one, defence("noise:0.5").fit(one, *secrets()), TRACES)
+    _, none = play(one, parse_defence("none").fit(one, *secrets()), TRACES)
+    _, noise = play(one, parse_defence("noise:0.5").fit(one, *secrets()), TRACES)
     first = find_blocks(TRACES[0], MARKUP)[0].memento_end
     assert torch.equal(none[0], plain[0])
     assert torch.equal(noise[0][:first], plain[0][:first]) and (noise[0] - plain[0]).abs().max() > 1e-3
@@ -193,7 +193,7 @@ def test_no_defence_changes_nothing_and_noise_does(family: str) -> None:
 def test_partial_of_whole_mementos_is_seal_mementos(policy: Policy) -> None:
     one = checkpoint("qwen3", policy)
     for spec in ("partial:99", "partial:99,0"):
-        _, partial = play(one, defence(spec).fit(one, *secrets()), TRACES)
+        _, partial = play(one, parse_defence(spec).fit(one, *secrets()), TRACES)
         _, sealed = play(one, SealMementos(), TRACES)
         assert all(torch.equal(a, b) for a, b in zip(partial, sealed, strict=True))
 
@@ -204,7 +204,7 @@ def test_partial_touches_the_last_tokens_of_upper_layers_alone() -> None:
     block = find_blocks(TRACES[0], MARKUP)[0]
     ids = [TRACES[0][: block.memento_end + 1]]
     live, sealed, mixed = (
-        play(one, arm, ids)[0] for arm in (Memento(), Restart(), defence("partial:2,1").fit(one, *secrets()))
+        play(one, arm, ids)[0] for arm in (Memento(), Restart(), parse_defence("partial:2,1").fit(one, *secrets()))
     )
     last = torch.from_numpy(live.cache.held(0) > block.memento_end - 2)
     assert last.sum() == 2
@@ -223,7 +223,7 @@ def test_a_part_of_a_carrier_is_one_of_mementos() -> None:
 def test_scrubbing_all_layers_is_restart_and_one_is_that_layer() -> None:
     one = checkpoint("qwen3")
     restart, expected = play(one, Restart(), TRACES)
-    scrubbed, logits = play(one, defence("scrub:0,1,2,3").fit(one, *secrets()), TRACES)
+    scrubbed, logits = play(one, parse_defence("scrub:0,1,2,3").fit(one, *secrets()), TRACES)
     for row in range(2):
         torch.testing.assert_close(logits[row], expected[row], atol=1e-5, rtol=1e-5)
         for a, b in zip(states(scrubbed, row), states(restart, row), strict=True):
@@ -237,7 +237,7 @@ def test_scrubbing_all_layers_is_restart_and_one_is_that_layer() -> None:
 
 def test_dropped_delimiters_are_gone_and_the_rest_is_as_it_was() -> None:
     one = checkpoint("llama", KEEP)
-    arm = defence("drop-delimiters").fit(one, *secrets())
+    arm = parse_defence("drop-delimiters").fit(one, *secrets())
     assert arm.law(KEEP) == ERASE
     block = find_blocks(TRACES[0], MARKUP)[0]
     ids = [TRACES[0][: block.memento_end + 1]]
@@ -256,7 +256,7 @@ def test_after_leace_no_linear_probe_tells_train_traces_apart(family: str, block
     fitted = split.train[::2]  # attackers learn on the others too
     labels = one_hot(task, fitted)
     before, after, random = (
-        memento_states(one, defence(name).fit(one, task, split), task, fitted, block)
+        memento_states(one, parse_defence(name).fit(one, task, split), task, fitted, block)
         for name in ("none", "leace", "random-direction")
     )
     told = 0
@@ -281,7 +281,7 @@ def test_after_leace_no_linear_probe_tells_train_traces_apart(family: str, block
 
 def test_leace_of_mementos_of_several_lengths_is_about_their_tokens_together() -> None:
     one, (task, split) = checkpoint(), secrets(0, uneven=True)
-    arm = defence("leace").fit(one, task, split)
+    arm = parse_defence("leace").fit(one, task, split)
     assert all(len(removal.mean) == 1 for both in arm.removals for removal in both)  # type: ignore[attr-defined]
     fitted = split.train[::2]
     for site in memento_states(one, arm, task, fitted, 0)[2:]:
@@ -310,8 +310,8 @@ def test_leace_learns_from_train_traces_alone_and_cleans_those_mementos_alone() 
 def test_random_directions_are_as_many_and_orthogonal() -> None:
     one, (task, split) = checkpoint(), secrets()
     leace, _ = fit_removals(one, task, split.train)
-    random = defence("random-direction:3").fit(one, task, split)
-    same = defence("random-direction:3").fit(one, task, split)
+    random = parse_defence("random-direction:3").fit(one, task, split)
+    same = parse_defence("random-direction:3").fit(one, task, split)
     for mine, theirs, again in zip(sum(random.removals, ()), sum(leace, ()), sum(same.removals, ()), strict=True):  # type: ignore[attr-defined]
         assert mine.ranks == theirs.ranks and torch.equal(mine.left, again.left)
         projected = mine.left @ mine.right
@@ -329,7 +329,7 @@ def test_a_high_tolerance_removes_nothing() -> None:
 @pytest.mark.parametrize("spec", ["leace", "random-direction", "partial:1", "scrub"])
 def test_predictions_do_not_depend_on_how_a_trace_is_cut(spec: str) -> None:
     one, (task, split) = checkpoint(), secrets(1)
-    arm = defence(spec).fit(one, task, split)
+    arm = parse_defence(spec).fit(one, task, split)
     ids = [list(task.samples[row].ids) for row in (0, 1)]
     results = [play(one, arm, ids, size)[1] for size in (1, 5, 1000)]
     _, plain = play(one, Memento(), ids)
@@ -393,7 +393,7 @@ def test_other_costs() -> None:
     blocks = find_blocks(TRACES[0], MARKUP)
     again = sum(block.memento_end + 1 - block.memento_start for block in blocks) + len(blocks)
     assert cost(one, Partial().arm(one), TRACES[:1], turns=1).extra_prefill_tokens == again
-    dropped = cost(keep, defence("drop-delimiters").arm(keep), TRACES[:1], turns=1)
+    dropped = cost(keep, parse_defence("drop-delimiters").arm(keep), TRACES[:1], turns=1)
     assert dropped.extra_prefill_tokens == 0 and dropped.kv_ratio < 1
     with pytest.raises(UserError, match="give at least one"):
         cost(one, Restart(), [])
@@ -411,7 +411,7 @@ def test_counting_changes_nothing() -> None:
 
 def test_utility_on_ledger() -> None:
     one, _ = toy()
-    none, restart = (utility(one, defence(name).arm(one), "ledger-h1", limit=10) for name in ("none", "restart"))
+    none, restart = (utility(one, parse_defence(name).arm(one), [ledger(1, 10)]) for name in ("none", "restart"))
     assert (none.defended.value, none.undefended.value, none.effect.value) == (1, 1, 0)
     assert restart.undefended.value == 1 and restart.defended.value <= 0.2
     assert restart.effect.value == pytest.approx(restart.defended.value - 1)

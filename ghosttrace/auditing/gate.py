@@ -95,7 +95,8 @@ def judge(
     probed = {one.secret: detectable.get(one.secret) for one in gated if one.one_place}
     seen, highest = least_seen(probed), max(one.found.high for one in gated)
     blind = bool(probed) and seen is None
-    ceiling = None if blind else max(highest, seen) if seen is not None else highest
+    bounded = not blind and isfinite(highest)
+    ceiling = (highest if seen is None else max(highest, seen)) if bounded else None
     if LEAK in states:
         return Verdict("leak", _leak(gated, max_leak), ceiling, states=states)
     if UNDECIDED not in states:

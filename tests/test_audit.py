@@ -199,14 +199,14 @@ def test_an_injected_leak_holds_what_it_says(bits: float, constant: bool) -> Non
 
 def test_common_labels_are_no_leak_that_was_seen() -> None:
     at, states = blank(1400, 1, [0.9, 0.1])
-    assert sum(trials(at, at.asked, states, [1e-6])) <= 1
+    assert sum(trials(at, at.targets, states, [1e-6])) <= 1
     at, states = blank(2000, 1, [0.55, *[0.05] * 9])
-    assert sum(trials(at, at.asked, states, [1.0])) >= 8
+    assert sum(trials(at, at.targets, states, [1.0])) >= 8
 
 
 def test_a_leak_counts_as_seen_only_if_it_is_seen_spread_over_all_parts_too() -> None:
     at, states = blank(1400, 5, [0.1] * 10)
-    alone, evenly = (sum(trials(at, at.asked, states, bits)) for bits in ([0.5, 0, 0, 0, 0], [0.1] * 5))
+    alone, evenly = (sum(trials(at, at.targets, states, bits)) for bits in ([0.5, 0, 0, 0, 0], [0.1] * 5))
     assert alone >= 8 > evenly
     least = detectable(replace(at, max_leak=0.5), "d-*", SITE)
     assert least is None or least > 0.5

@@ -15,6 +15,8 @@ return a result; `open_run` gives the same result back from a finished run folde
 from ghosttrace.ablation.arms import ARMS, Arm, Part
 from ghosttrace.ablation.result import AblationResult
 from ghosttrace.ablation.run import ablate
+from ghosttrace.auditing.attacks import ATTACKS, Attack
+from ghosttrace.auditing.defences import DEFENCES, Defence
 from ghosttrace.auditing.result import AuditResult
 from ghosttrace.auditing.run import audit
 from ghosttrace.bench import Bench, load_bench
@@ -30,6 +32,7 @@ from ghosttrace.model.sampling import Sampling
 from ghosttrace.model.session import Session
 from ghosttrace.patching.result import PatchResult
 from ghosttrace.patching.run import patch
+from ghosttrace.probing.probes import PROBES, Probe
 from ghosttrace.probing.result import ProbeResult
 from ghosttrace.probing.run import probe
 from ghosttrace.probing.token_states import FeatureTable, features
@@ -40,14 +43,19 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ARMS",
+    "ATTACKS",
+    "DEFENCES",
     "NEVER",
+    "PROBES",
     "AblationResult",
     "Arm",
+    "Attack",
     "AuditResult",
     "Bench",
     "BitsResult",
     "Block",
     "Checkpoint",
+    "Defence",
     "ExpiryTracker",
     "FeatureTable",
     "Generation",
@@ -55,6 +63,7 @@ __all__ = [
     "Part",
     "PatchResult",
     "Policy",
+    "Probe",
     "ProbeResult",
     "Request",
     "RunResult",

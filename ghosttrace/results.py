@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ghosttrace.ablation.result import AblationResult
+from ghosttrace.auditing.result import AuditResult
 from ghosttrace.errors import UserError
 from ghosttrace.ghost_bits.result import BitsResult
 from ghosttrace.patching.result import PatchResult
@@ -11,7 +12,7 @@ from ghosttrace.runs.folder import read_json
 from ghosttrace.runs.result import RunResult
 
 RESULTS: dict[str, type[RunResult]] = {
-    kind.command: kind for kind in (AblationResult, BitsResult, ProbeResult, PatchResult)
+    kind.command: kind for kind in (AblationResult, BitsResult, ProbeResult, PatchResult, AuditResult)
 }
 """The kind of result of each measuring command."""
 

@@ -1,4 +1,4 @@
-"""The audit's figures against hand computations, what its probes could have seen, and the gate."""
+"""The audit's figures against hand computations, and what its probes could have seen."""
 
 from dataclasses import replace
 from itertools import product
@@ -7,24 +7,24 @@ from math import log, log2
 import numpy as np
 import pytest
 import torch
-from helpers.audits import FORBIDDEN, SITE, blank, toy
+from helpers.audits import SITE, blank, toy
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from ghosttrace.ablation.arms import Restart
-from ghosttrace.auditing.attacks.membership import Claims, auc, epsilon, membership, rates, threshold
+from ghosttrace.auditing.attacks.membership import Claims, Membership, auc, epsilon, rates, threshold
 from ghosttrace.auditing.attacks.ranking import exposures
-from ghosttrace.auditing.context import Exhibit
-from ghosttrace.auditing.detect import detectable, honesty, inject, trials
-from ghosttrace.auditing.evidence import Estimate, Evidence, Told, fell_back, mean_of, one_each
+from ghosttrace.auditing.context import AuditContext
+from ghosttrace.auditing.cost import spread_over_bases
+from ghosttrace.auditing.detect import detectable, inject, label_fidelity, trials
+from ghosttrace.auditing.evidence import Evidence, LabelLogProbs, fell_back, mean_of, one_each
 from ghosttrace.auditing.gate import judge
-from ghosttrace.data.task import Sample, Task
+from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.probing.cells import linear_scores
 from ghosttrace.probing.evidence import Asked
 from ghosttrace.probing.split import Split, split
 from ghosttrace.probing.sweep import Settings
-from ghosttrace.report.audit.run import unlike_bases
 from ghosttrace.stats import unseen
 
 
@@ -86,17 +86,18 @@ def test_auc_says_no() -> None:
     assert missed <= 20
 
 
-def clustered(bases: int, copies: int, labels: np.ndarray, seed: int) -> tuple[Exhibit, list[np.ndarray]]:
+def clustered(bases: int, copies: int, labels: np.ndarray, seed: int) -> tuple[AuditContext, list[np.ndarray]]:
     """An audit judged on copies of some base traces, and what a probe of nothing says of them: alike of one base."""
     rng = np.random.default_rng(seed)
     cluster = np.repeat(np.arange(bases), copies)
     every = np.arange(len(cluster))
-    samples = tuple(Sample([], str(one), "", 0, (), (0,)) for one in cluster)
+    samples = tuple(Sample([], str(one), "", 0, (), (int(labels[one]),)) for one in cluster)
+    task = Task("marked", samples, (Target("class", tuple("0123456789")),))
     text = np.full((len(every), 10), -log(10))
     said = np.log(rng.dirichlet(np.ones(10), bases))[cluster]
     asked = [Asked("class", labels[cluster], text)]
     parts = Split(every, every, every, cluster, "")
-    return Exhibit(toy(), Task("marked", samples, ()), parts, Restart(), Settings(seed=seed), asked, {}, 0.05), [said]
+    return AuditContext(toy(), task, parts, Restart(), Settings(seed=seed), asked), [said]
 
 
 def test_the_interval_of_an_auc_knows_which_traces_are_copies() -> None:
@@ -104,7 +105,7 @@ def test_the_interval_of_an_auc_knows_which_traces_are_copies() -> None:
     missed = 0
     for seed in range(200):
         at, said = clustered(30, 30, np.random.default_rng([seed, 1]).integers(0, 10, 30), seed)
-        found = membership(at, "marked", SITE, {"open": said})[0].found
+        found = Membership().findings(at, "marked", SITE, {"open": said})[0].found
         missed += not found.low <= 0.5 <= found.high
     assert missed <= 16
 
@@ -126,7 +127,7 @@ def test_rates_are_of_one_trace_a_cluster() -> None:
     assert sorted(cluster[drawn]) == [2, 4, 9] and (np.diff(drawn) > 0).all()
     assert len({tuple(one_each(np.arange(54), cluster, seed)) for seed in range(40)}) > 20
     at, said = clustered(300, 4, np.random.default_rng(1).integers(0, 10, 300), 0)
-    rows = membership(at, "marked", SITE, {"open": said})
+    rows = Membership().findings(at, "marked", SITE, {"open": said})
     assert [(row.unit, row.n) for row in rows] == [("AUC", 1200), ("TPR", 300), ("epsilon", 300)]
     assert rows[-1].found.high == np.inf and "ceiling" in rows[-1].note
 
@@ -134,16 +135,17 @@ def test_rates_are_of_one_trace_a_cluster() -> None:
 def test_membership_says_what_it_cannot_do() -> None:
     labels = np.random.default_rng(1).integers(0, 10, 30)
     at, said = clustered(30, 30, labels, 0)
-    (row,) = membership(at, "marked", SITE, {"open": said})
+    (row,) = Membership().findings(at, "marked", SITE, {"open": said})
     assert row.note.startswith("15 independent false claims on validation cannot set a threshold for a rate of 0.01")
     assert "give 200 independent traces" in row.note
     one, said = clustered(1, 30, labels[:1], 0)
-    assert membership(one, "marked", SITE, {"open": said}) == []
+    assert Membership().findings(one, "marked", SITE, {"open": said}) == []
+    assert "no false claim" in (Membership().unavailable(one) or "") and Membership().unavailable(at) is None
 
 
 def test_utility_is_measured_on_different_base_traces() -> None:
     samples = [Sample([k], base, "", 0, (), ()) for k, base in enumerate("aaabbc")]
-    assert [one.ids[0] for one in unlike_bases(samples)] == [0, 3, 5, 1, 4, 2]
+    assert [one.ids[0] for one in spread_over_bases(samples)] == [0, 3, 5, 1, 4, 2]
 
 
 def test_a_mean_allows_for_what_went_unseen() -> None:
@@ -164,7 +166,7 @@ def test_agreement_of_few_is_no_proof_of_a_leak() -> None:
     few = mean_of(np.full(4, 0.5), np.arange(4), 0.05, 2.0)
     assert few.low == -np.inf
     row = Evidence("collision", "block", "open", "bits", few, 4, gate=True)
-    assert judge([row], [], 0.1, 0.1, 1000).exit_code == 11
+    assert judge([row], [], 0.1, {}, 1000).exit_code == 11
 
 
 def test_noise_of_one_part_does_not_hide_that_the_others_say_nothing() -> None:
@@ -173,14 +175,14 @@ def test_noise_of_one_part_does_not_hide_that_the_others_say_nothing() -> None:
     assert plain.high < 0.01
     assert silent.high == pytest.approx(silent.value + (16.6 - silent.value) * unseen(900, 0.005))
     rows, text = np.arange(3), np.full(3, -1.0)
-    told, silence = Told(rows, text + 0.1, text), Told(rows, text.copy(), text)
+    told, silence = LabelLogProbs(rows, text + 0.1, text), LabelLogProbs(rows, text.copy(), text)
     assert fell_back([told, silence]) and not fell_back([told])
 
 
 @pytest.mark.parametrize("constant", [False, True])
 @pytest.mark.parametrize("bits", [0.1, 0.5, 2.0])
 def test_an_injected_leak_holds_what_it_says(bits: float, constant: bool) -> None:
-    share, classes = honesty(bits, 10), 10
+    share, classes = label_fidelity(bits, 10), 10
     joint = np.full((classes, classes), (1 - share) / classes / classes) + np.eye(classes) * share / classes
     assert (joint * np.log2(joint * classes**2)).sum() == pytest.approx(bits)
     labels = np.random.default_rng(0).integers(0, 10, 6000)
@@ -197,78 +199,14 @@ def test_an_injected_leak_holds_what_it_says(bits: float, constant: bool) -> Non
 
 def test_common_labels_are_no_leak_that_was_seen() -> None:
     at, states = blank(1400, 1, [0.9, 0.1])
-    assert sum(trials(at, at.asked, states, [1e-6])) <= 1
+    assert sum(trials(at, at.targets, states, [1e-6])) <= 1
     at, states = blank(2000, 1, [0.55, *[0.05] * 9])
-    assert sum(trials(at, at.asked, states, [1.0])) >= 8
+    assert sum(trials(at, at.targets, states, [1.0])) >= 8
 
 
 def test_a_leak_counts_as_seen_only_if_it_is_seen_spread_over_all_parts_too() -> None:
     at, states = blank(1400, 5, [0.1] * 10)
-    alone, evenly = (sum(trials(at, at.asked, states, bits)) for bits in ([0.5, 0, 0, 0, 0], [0.1] * 5))
+    alone, evenly = (sum(trials(at, at.targets, states, bits)) for bits in ([0.5, 0, 0, 0, 0], [0.1] * 5))
     assert alone >= 8 > evenly
-    least = detectable(at, "d-*", SITE, 0.5)
+    least = detectable(replace(at, max_leak=0.5), "d-*", SITE)
     assert least is None or least > 0.5
-
-
-def evidence(low: float, value: float, high: float, gate: bool = True) -> Evidence:
-    return Evidence("attribute", "note-*", "open", "bits", Estimate(value, low, high, 0.5), 100, gate=gate)
-
-
-@pytest.mark.parametrize(
-    "rows, failures, detectable, verdict, code",
-    [
-        ([evidence(0.2, 0.3, 0.4)], [], 0.05, "leak", 10),
-        ([evidence(0.2, 0.3, 0.4, gate=False), evidence(0.0, 0.0, 0.05)], [], 0.05, "not detected", 0),
-        ([evidence(0.0, 0.0, 0.05)], [], 0.2, "not detected", 0),
-        ([evidence(0.0, 0.0, 0.05)], [], 0.5, "not enough data", 11),
-        ([evidence(0.0, 0.0, 0.05)], [], None, "not enough data", 11),
-        ([evidence(0.05, 0.09, 0.13)], [], 0.05, "not enough data", 11),
-        ([evidence(0.2, 0.3, 0.4)], ["sealed: broken"], 0.05, "invalid", 12),
-        ([evidence(0.0, 0.0, 0.05), evidence(0.11, 0.3, 0.4)], [], None, "leak", 10),
-        ([evidence(0.03, 0.06, 0.09)], [], 0.1, "within the limit", 0),
-        ([evidence(0.03, 0.06, 0.09)], [], 0.5, "not enough data", 11),
-    ],
-)
-def test_the_gate(rows: list[Evidence], failures: list[str], detectable: float | None, verdict: str, code: int) -> None:
-    said = judge(rows, failures, 0.1, detectable, 1000)
-    assert (said.verdict, said.exit_code) == (verdict, code) and not FORBIDDEN.search(said.sentence)
-    assert (said.traces_needed is not None) == (verdict == "not enough data" and detectable is not None)
-    if said.traces_needed is not None:
-        assert said.traces_needed > 1000
-    if verdict == "not detected":
-        assert said.ceiling == max(0.05, detectable or 0)
-
-
-def test_a_verdict_without_probes_does_not_depend_on_what_they_could_see() -> None:
-    row = replace(evidence(0.0, 0.0, 0.05), attack="behavioural")
-    for seen in (None, 2.0):
-        said = judge([row], [], 0.1, seen, 1000)
-        assert (said.exit_code, said.ceiling) == (0, 0.05) and "linear code" not in said.sentence
-    with_probes = judge([row, evidence(0.0, 0.0, 0.05)], [], 0.1, 0.08, 1000)
-    assert with_probes.ceiling == 0.08
-    found = judge([evidence(0.03, 0.06, 0.09)], [], 0.1, 0.1, 1000)
-    assert "attribute found 0.06 bits of note-* [0.03, 0.09], within the 0.1 allowed" in found.sentence
-    assert "no interval of this suite reaches beyond 0.09" in found.sentence and "Not detected" not in found.sentence
-    assert "a linear code of 0.08 bits at one place of the cache would have been seen in 8 of 10 runs" in (
-        with_probes.sentence
-    )
-
-
-@pytest.mark.parametrize("most", [3.3, 16.6])
-def test_as_many_traces_as_are_asked_for_would_do(most: float) -> None:
-    """Of a secret of which nothing is found: what may have gone unseen shrinks with the number of traces."""
-
-    def tested(traces: int) -> Evidence:
-        n = round(0.15 * traces)
-        found = mean_of(np.zeros(n), np.arange(n), 0.02, most)
-        return Evidence("attribute", "note-*", "open", "bits", found, n, gate=True)
-
-    said = judge([tested(300)], [], 0.1, 0.1, 300)
-    assert said.traces_needed is not None and said.traces_needed < 12_000
-    assert judge([tested(said.traces_needed)], [], 0.1, 0.1, said.traces_needed).exit_code == 0
-    assert judge([tested(said.traces_needed // 2)], [], 0.1, 0.1, said.traces_needed // 2).exit_code == 11
-
-
-def test_where_no_injected_leak_was_seen_nobody_knows_how_many_traces_would_do() -> None:
-    said = judge([evidence(0.0, 0.0, 0.05)], [], 0.1, None, 1000)
-    assert said.traces_needed is None and "cannot be told" in said.sentence

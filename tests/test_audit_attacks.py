@@ -7,22 +7,24 @@ from math import log
 import numpy as np
 import pytest
 import torch
-from helpers.audits import SITE, blank, exhibit, toy
+from helpers.audits import SITE, blank, context, toy
 
 import ghosttrace as gt
 from ghosttrace.ablation.arms import Arm, Memento, Noise, Restart
 from ghosttrace.ablation.arms.drop_delimiters import DropDelimiters
-from ghosttrace.auditing.attacks import attribute, collision, parse, tenant
+from ghosttrace.auditing.attacks.attribute import Attribute
 from ghosttrace.auditing.attacks.behavioural import LEARNED, learners, read_answers
-from ghosttrace.auditing.attacks.collision import cases_of, distances
+from ghosttrace.auditing.attacks.collision import Collision, cases_of, distances
+from ghosttrace.auditing.attacks.tenant import Tenant
 from ghosttrace.auditing.caches import run_session
-from ghosttrace.auditing.context import Exhibit
-from ghosttrace.data.task import Sample, Task
+from ghosttrace.auditing.context import AuditContext
+from ghosttrace.auditing.prompts import parse_prompt
+from ghosttrace.bench.ledger import ledger_prompts, ledger_task
+from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.errors import UserError
 from ghosttrace.model.attention import attending
 from ghosttrace.probing.carriers import Carrier
 from ghosttrace.probing.evidence import CELLS, Asked
-from ghosttrace.probing.ledger import ledger_prompts, ledger_task
 from ghosttrace.probing.split import Split, split
 from ghosttrace.probing.sweep import Settings, Sweep
 from ghosttrace.runs.records import Records
@@ -31,7 +33,7 @@ from ghosttrace.runs.records import Records
 def test_a_stray_cache_tells_nothing_by_what_is_common() -> None:
     at, _ = blank(1400, 1, [0.9, 0.1])
     at = replace(at, features={"open": at.features["sealed"]})
-    assert abs(tenant(at, "d-*", SITE).found.value) < 0.02
+    assert abs(Tenant().finding(at, "d-*", SITE).found.value) < 0.02
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,10 @@ def test_where_no_linear_probe_sees_anything_the_mlp_looks_at_every_layer(layer:
     settings = Settings(hops=(0,), describe=False)
     records = Records(CELLS)
     own = Carrier("secret")
-    at = Exhibit(toy(), Task("xor", samples, ()), split(samples), Memento(), settings, asked, caches, 0.05)  # type: ignore[arg-type]
+    task = Task("xor", samples, (Target("bit", ("0", "1")),))
+    at = AuditContext(toy(), task, split(samples), Memento(), settings, asked, caches, records=records)  # type: ignore[arg-type]
     Sweep(toy(), settings, at.split, at.features, asked, own, torch.device("cpu")).run(records)
-    rows = {(one.condition): one for one in attribute(at, records)}
+    rows = {(one.condition): one for one in Attribute().run(at)}
     assert (rows["open"].site.probe, rows["open"].site.layer) == ("mlp", str(layer)) and rows["open"].found.low > 0.3
     assert rows["sealed"].found.value < 0.05
     (best,) = Sweep(toy(), settings, at.split, at.features, asked, own, torch.device("cpu")).best(records)
@@ -71,7 +74,7 @@ def test_where_no_linear_probe_sees_anything_the_mlp_looks_at_every_layer(layer:
 
 @pytest.mark.parametrize(("arm", "told"), [(Memento(), True), (Restart(), False)])
 def test_collision_tells_blocks_apart_where_they_left_something(arm: Arm, told: bool) -> None:
-    found = {(one.condition, one.unit): one for one in collision(exhibit(arm))}
+    found = {(one.condition, one.unit): one for one in Collision().run(context(arm))}
     assert found["open", "bits"].found.value == pytest.approx(2.0 if told else 0.0, abs=0.01)
     assert found["open", "rate"].found.value == (1.0 if told else 0.0)
     assert found["sealed", "bits"].found.value == 0 and found["open", "bits"].gate
@@ -80,15 +83,15 @@ def test_collision_tells_blocks_apart_where_they_left_something(arm: Arm, told: 
 def test_half_precision_is_no_disguise() -> None:
     """What rounding does is measured, so that in bfloat16 the true block is still told, and a sealed one is not."""
     half = gt.load("toy-open", device="cpu", dtype="bfloat16")
-    at = replace(exhibit(Memento()), checkpoint=half)
-    found = {(one.condition, one.unit): one.found.value for one in collision(at)}
+    at = replace(context(Memento()), checkpoint=half)
+    found = {(one.condition, one.unit): one.found.value for one in Collision().run(at)}
     assert found["open", "rate"] >= 0.95 and found["open", "bits"] > 1.9
     assert found["sealed", "rate"] <= 0.4 and found["sealed", "bits"] < 0.05
 
 
 def test_kept_delimiters_are_compared_too() -> None:
     policy = replace(toy().policy, mask_delimiters=False)
-    keeping = replace(exhibit(Memento()), checkpoint=replace(toy(), policy=policy))
+    keeping = replace(context(Memento()), checkpoint=replace(toy(), policy=policy))
     for at, more in ((keeping, 2), (replace(keeping, arm=DropDelimiters()), 0)):
         case = cases_of(at, at.split.test)[0]
         pair = gt.find_blocks(at.task.samples[case.row].ids, toy().markup)[1]
@@ -100,7 +103,7 @@ def test_kept_delimiters_are_compared_too() -> None:
 
 
 def test_candidates_cannot_be_told_by_what_is_retained() -> None:
-    at = exhibit(Memento())
+    at = context(Memento())
     for case in cases_of(at, at.split.test)[:10]:
         assert len({tuple(ids) for ids in case.ids}) == len(case.ids) == 4
         mine = at.task.samples[case.row]
@@ -109,20 +112,20 @@ def test_candidates_cannot_be_told_by_what_is_retained() -> None:
         assert len(outside) == 1
 
 
-def _inside(at: Exhibit, row: int, place: int) -> bool:
+def _inside(at: AuditContext, row: int, place: int) -> bool:
     pair = gt.find_blocks(at.task.samples[row].ids, toy().markup)[1]
     return pair.start < place < pair.end
 
 
 def test_the_attacker_imitates_all_but_the_draws() -> None:
     """Noise as large as the states hides which block it was; a little does not."""
-    loud, quiet = (collision(exhibit(Noise(size=size)))[0].found.value for size in (30.0, 0.01))
+    loud, quiet = (Collision().run(context(Noise(size=size)))[0].found.value for size in (30.0, 0.01))
     assert loud < 0.3 and quiet == pytest.approx(2.0, abs=0.01)
 
 
 def test_answers_that_begin_alike_are_read_whole() -> None:
     """Held to sessions that read every answer from the start; the asked one stays where it is."""
-    at, rows = exhibit(Memento()), range(3)
+    at, rows = context(Memento()), range(3)
     ids = [list(at.task.samples[row].ids[:70]) for row in rows]
     spelling = toy().tokenizer.encode
     alike = [tuple(spelling(text, add_special_tokens=False)) for text in ("12", "1", "130", "4")]
@@ -144,7 +147,7 @@ def test_answers_that_begin_alike_are_read_whole() -> None:
 
 @pytest.mark.parametrize("others", [[], [(0,)]])
 def test_word_for_word_is_every_token_of_what_the_model_would_say(others: list[tuple[int, ...]]) -> None:
-    at = exhibit(Memento())
+    at = context(Memento())
     ids = [list(at.task.samples[row].ids[:70]) for row in range(2)]
     with attending(toy().model):
         session = run_session(toy(), Memento(), ids, [(0, 0), (0, 1)])
@@ -173,16 +176,16 @@ def test_learning_traces_are_of_all_clusters() -> None:
 
 
 def test_prompts_are_parsed() -> None:
-    targets = ledger_task(toy(), 3, 20).targets
+    targets = ledger_task(toy(), 20, level=3).targets
     names = [target.name for target in targets]
-    prompt = parse(ledger_prompts(2)["hidden-*"], targets, names, toy().tokenizer)
+    prompt = parse_prompt(ledger_prompts(2)["hidden-*"], targets, names, toy().tokenizer)
     assert prompt.targets == (None, "hidden-0", "hidden-1")
     assert toy().tokenizer.convert_ids_to_tokens(list(prompt.pieces[0]))[0] == "<|block_start|>"
     assert len(prompt.answers[0]) == 10
-    fewer = parse(ledger_prompts(2)["hidden-*"], targets, ["hidden-1"], toy().tokenizer)
+    fewer = parse_prompt(ledger_prompts(2)["hidden-*"], targets, ["hidden-1"], toy().tokenizer)
     assert fewer.targets == (None, None, "hidden-1") and fewer.answers == prompt.answers
     for wrong in ("what was it?", "{digit-9}"):
         with pytest.raises(UserError, match="braces"):
-            parse(wrong, targets, names, toy().tokenizer)
+            parse_prompt(wrong, targets, names, toy().tokenizer)
     with pytest.raises(UserError, match="braces"):
-        parse("{note-0}", targets, ["note-1"], toy().tokenizer)
+        parse_prompt("{note-0}", targets, ["note-1"], toy().tokenizer)

@@ -9,21 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from helpers.audits import errors, toy
 from helpers.families import FAMILIES
 from transformers import AutoModelForCausalLM
 
-from ghosttrace.auditing.defences import defence
+from ghosttrace.auditing.defences import parse_defence
 from ghosttrace.auditing.marked import marked_task, read_marks
-from ghosttrace.cli import main as cli
-from ghosttrace.cli.audit import prompts_of, retained_carriers
-from ghosttrace.cli.probe import targeted
+from ghosttrace.auditing.settings import retained_carriers
+from ghosttrace.auditing.subject import Source, make_subject
+from ghosttrace.cli import audit as cli
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy
 from ghosttrace.model.checkpoint import source
-from ghosttrace.probing.ledger import ledger_task
 from ghosttrace.report.audit.page import write_reports
+from ghosttrace.results import open_run
 
 
 def marks(folder: Path, *rows: object) -> Path:
@@ -67,7 +68,9 @@ QUICK = ["--hops", "0", "--layers", "3", "--kv", "v", "--no-mlp", "--utility-lim
 
 def command(*arguments: str) -> int:
     """The exit code of `ghosttrace audit`."""
-    return int(cli.app(["audit", *arguments], standalone_mode=False) or 0)
+    app = typer.Typer()
+    app.command()(cli.audit)
+    return int(app(list(arguments), standalone_mode=False) or 0)
 
 
 @pytest.mark.parametrize(
@@ -103,18 +106,17 @@ def test_bad_input_is_refused_in_a_sentence(options: list[str], said: str, tmp_p
 def test_built_in_prompts_fill_in_what_is_not_asked_for(
     bench: str, targets: str | None, asked: dict[str, list[str | None]]
 ) -> None:
-    options: dict[str, Any] = {"prompt": None, "secrets": None, "traces": None, "bench": bench, "targets": targets}
-    whole = ledger_task(toy(), int(bench[-1]), 100)
-    prompts = prompts_of(options, whole, targeted(whole, options), toy())
+    chosen = None if targets is None else [targets]
+    prompts = make_subject(toy(), Source(bench, samples=100), chosen).prompts
     assert {secret: list(prompt.targets) for secret, prompt in prompts.items()} == asked
     assert all(len(options) == 10 for prompt in prompts.values() for options in prompt.answers)
 
 
 def test_probes_look_at_all_that_is_retained_unless_told() -> None:
     keeping = replace(toy(), policy=replace(toy().policy, mask_delimiters=False))
-    assert retained_carriers(toy(), defence("none")) == "memento"
-    assert retained_carriers(keeping, defence("none")) == "memento,delimiters"
-    assert retained_carriers(keeping, defence("drop-delimiters")) == "memento"
+    assert retained_carriers(toy(), parse_defence("none")) == ("memento",)
+    assert retained_carriers(keeping, parse_defence("none")) == ("memento", "delimiters")
+    assert retained_carriers(keeping, parse_defence("drop-delimiters")) == ("memento",)
 
 
 def test_a_leak_is_found_and_gated(tmp_path: Path) -> None:
@@ -135,6 +137,10 @@ def test_a_leak_is_found_and_gated(tmp_path: Path) -> None:
     assert not (out / "features").exists()
     assert errors(summary) == []  # by the published schema
     assert command("--resume", str(out)) == 10
+    (out / "card.md").unlink()
+    again = open_run(out)
+    assert again.report() == out / "report.html" and (out / "card.md").exists()
+    assert set(again.figures()) == {"leak", "sites"} and (out / "figures" / "leak.svg").exists()
 
 
 def test_targets_choose_the_secrets_and_an_unwritable_report_is_named(
@@ -142,11 +148,11 @@ def test_targets_choose_the_secrets_and_an_unwritable_report_is_named(
 ) -> None:
     out, options = tmp_path / "run", ["--targets", "note-*", "--samples", "400", *QUICK, "attribute,behavioural"]
 
-    def full(folder: Path) -> None:
+    def full(folder: Path, *found: Any) -> None:
         (folder / "card.md").mkdir()
-        write_reports(folder)
+        write_reports(folder, *found)
 
-    monkeypatch.setattr("ghosttrace.report.audit.run.write_reports", full)
+    monkeypatch.setattr("ghosttrace.auditing.result.write_reports", full)
     with pytest.raises(UserError, match=r"card\.md cannot be written"):
         command(*options, "--out", str(out))
     monkeypatch.undo()

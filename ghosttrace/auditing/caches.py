@@ -1,16 +1,27 @@
-"""What an insider reads: the cache that a session under a defence leaves behind."""
+"""What an insider reads: the cache that a session under a defence leaves."""
 
 from collections.abc import Sequence
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from ghosttrace.ablation.arms import Arm
+from ghosttrace.ablation.arms import Arm, Memento, Restart
+from ghosttrace.data.task import Task
 from ghosttrace.errors import UserError
 from ghosttrace.model.attention import attending
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.session import Session
 from ghosttrace.model.states import States, check_finite, take
+from ghosttrace.probing.carriers import secret_carrier
+from ghosttrace.probing.features import Features, Wanted, extract
+from ghosttrace.probing.sweep import Settings, wanted
+from ghosttrace.runs.progress import Progress
+
+ONE_PASS: dict[Arm, str] = {Memento(): "open", Restart(): "sealed"}
+"""What one masked pass reads as a session would."""
 
 
 def run_session(
@@ -36,10 +47,10 @@ def states_at(session: Session, places: Sequence[np.ndarray]) -> States:
         UserError: one of them is not retained.
     """
     slots = []
-    for row, wanted in enumerate(places):
+    for row, asked in enumerate(places):
         held = session.cache.held(row)
-        found = np.searchsorted(held, wanted).clip(max=len(held) - 1)
-        if (held[found] != wanted).any():
+        found = np.searchsorted(held, asked).clip(max=len(held) - 1)
+        if (held[found] != asked).any():
             raise UserError("this defence evicts tokens that are to be read: choose other carriers")
         slots.append(found)
     at = torch.from_numpy(np.stack(slots)).to(session.model.device)
@@ -62,3 +73,41 @@ def read_defended(
     """A `Reader` of `ghosttrace.probing.features`, the first three arguments bound."""
     with attending(checkpoint.model):
         return states_at(run_session(checkpoint, arm, ids, [(seed, row) for row in rows]), places)
+
+
+def read_caches(
+    checkpoint: Checkpoint,
+    task: Task,
+    settings: Settings,
+    arm: Arm,
+    folder: Path,
+    batch_tokens: int,
+    progress: Progress,
+) -> dict[str, Features]:
+    """Features of the defended cache, of the sealed one, and of the secret's own tokens before they go.
+
+    Args:
+        checkpoint: the model and its law.
+        task: traces with secrets.
+        settings: where probes look.
+        arm: the defence.
+        folder: for the shards.
+        batch_tokens: traces read together, padding included.
+        progress: called with (which cache, traces done, traces in all).
+    """
+    secret = secret_carrier(task.samples)
+    defended, sealed = wanted(checkpoint, settings, secret)
+    kept = tuple(carrier for carrier in defended.carriers if carrier.kind != "secret")
+    name = ONE_PASS.get(arm, f"defended-{sha256(repr(arm).encode()).hexdigest()[:12]}")
+    parts = {
+        "open": Wanted(name, kept, defended.layers),
+        "sealed": sealed,
+        "unerased": Wanted("open", (secret,), defended.layers),
+    }
+    readers = {} if arm in ONE_PASS else {"open": partial(read_defended, checkpoint, arm, settings.seed)}
+    return {
+        part: extract(
+            checkpoint, task, what, folder / part, batch_tokens, partial(progress, f"{part} cache"), readers.get(part)
+        )
+        for part, what in parts.items()
+    }

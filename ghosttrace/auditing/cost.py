@@ -1,20 +1,25 @@
 """What a defence costs: prefill, time and memory on fixed traces, and accuracy or likelihood lost."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from statistics import median
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ghosttrace.ablation.arms import Arm, Memento
+from ghosttrace.ablation.backend import rows_at_once, write_samples
 from ghosttrace.ablation.collect import Cell, Donors
-from ghosttrace.ablation.run import Settings, rows_at_once, sampling_for
-from ghosttrace.bench import load_bench
+from ghosttrace.ablation.run import sampling_for
+from ghosttrace.ablation.samples import SAMPLES
+from ghosttrace.ablation.settings import Settings
+from ghosttrace.bench import Bench
+from ghosttrace.data.task import Sample
 from ghosttrace.errors import UserError
 from ghosttrace.ghost_bits.likelihood import first_measured, log2_probabilities
 from ghosttrace.law.markup import find_blocks
@@ -26,6 +31,8 @@ from ghosttrace.runs.records import Records
 from ghosttrace.stats import Estimate, estimate, paired_effect, ratio
 
 TURNS = 3
+COSTED = 2  # traces on which the cost of a defence is measured, token by token
+JUDGED = 50  # traces on which its utility is, where there are no graded problems
 BATCH_TOKENS = 65_536
 
 
@@ -92,6 +99,44 @@ class CountingSession(Session):
         return logits
 
 
+def price(
+    checkpoint: Checkpoint, samples: Sequence[Sample], arm: Arm, benches: Sequence[Bench], seed: int = 0
+) -> dict[str, Any]:
+    """What a defence costs, as summary.json holds it, but for its name.
+
+    Args:
+        checkpoint: the model and its law.
+        samples: of the audit; the cost is measured on the first of different base traces.
+        arm: the defence.
+        benches: graded problems on which accuracy is measured; without any, likelihood is, on the samples.
+        seed: of the draws.
+    """
+    traces = [list(sample.ids) for sample in spread_over_bases(samples)[:JUDGED]]
+    spent = cost(checkpoint, arm, traces[:COSTED])
+    worth = utility(checkpoint, arm, benches, seed) if benches else token_utility(checkpoint, arm, traces)
+    return {
+        "utility_unit": worth.unit,
+        "accuracy": worth.defended.value,
+        "accuracy_low": worth.defended.low,
+        "accuracy_high": worth.defended.high,
+        "undefended_accuracy": worth.undefended.value,
+        "effect": worth.effect.value,
+        "effect_low": worth.effect.low,
+        "effect_high": worth.effect.high,
+        **asdict(spent),
+    }
+
+
+def spread_over_bases(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples in another order: the first of every base trace, then the second of each, and so on."""
+    seen = Counter[str]()
+    turns = []
+    for sample in samples:
+        turns.append(seen[sample.base])
+        seen[sample.base] += 1
+    return [samples[row] for row in sorted(range(len(samples)), key=turns.__getitem__)]
+
+
 def cost(checkpoint: Checkpoint, arm: Arm, traces: Sequence[Sequence[int]], turns: int = TURNS) -> Cost:
     """Read the same traces under an arm and under `memento`, in turns.
 
@@ -136,27 +181,23 @@ def _read(checkpoint: Checkpoint, arm: Arm, ids: Sequence[int], number: int) -> 
     return session
 
 
-def utility(checkpoint: Checkpoint, arm: Arm, bench: str, limit: int | None = None, seed: int = 0) -> Utility:
+def utility(checkpoint: Checkpoint, arm: Arm, benches: Sequence[Bench], seed: int = 0) -> Utility:
     """Accuracy on the same problems with the same draws, under an arm and under `memento`.
 
     Args:
         checkpoint: the model and its law.
         arm: the defence.
-        bench: a name for `ghosttrace.bench.load_bench`; the members of a group are taken together.
-        limit: problems of each benchmark.
-        seed: of problems and draws.
-
-    Raises:
-        UserError: see `ghosttrace.bench.load_bench`.
+        benches: whose problems are taken together.
+        seed: of the draws.
     """
     settings, found = Settings(seed=seed), dict[str, list[np.ndarray]](arm=[], memento=[])
-    for one in load_bench(bench, limit, seed):
+    for one in benches:
         for name, act in (("arm", arm), ("memento", Memento())):
             donors = Donors(one, checkpoint.tokenizer, seed)
             repetitions = one.protocol.repetitions
             cell = Cell(checkpoint, one, act, donors, sampling_for(one, settings), repetitions, seed)
-            records = Records()
-            cell.run(records, rows_at_once([cell]), lambda done: None)
+            records = Records(SAMPLES)
+            cell.run(records, rows_at_once([cell]), write_samples, lambda done: None)
             correct = records.frame(cell.keys, ["correct"])["correct"].to_numpy(float)
             found[name].append(correct.reshape(-1, repetitions).mean(axis=1))
     mine, plain = (np.concatenate(found[name]) for name in ("arm", "memento"))

@@ -1,8 +1,8 @@
 """The smallest leak that a run's probes could have seen: leaks of known size put into caches that have none.
 
-Labels drawn anew, uniform and independent of everything, are written into a sealed cache's states along
+Fresh labels, uniform and independent of everything, are written into a sealed cache's states along
 random directions: with some probability the true label, else one drawn at random, so that the bits that
-the code holds are known. What an attacker who learns on as many traces finds of it says what the run would
+the code holds are known. Whether an attacker who learns on as many traces finds it shows what the run would
 have seen. A code is the easiest kind of leak: linear, strong, at one place, and the attacker knows which. It
 is put in twice, once into the secret's first part alone and once spread over all parts, and both must be seen.
 """
@@ -16,8 +16,8 @@ from scipy.optimize import brentq
 from scipy.stats import entropy
 from torch import Tensor
 
-from ghosttrace.auditing.context import Exhibit
-from ghosttrace.auditing.evidence import Told, total
+from ghosttrace.auditing.context import AuditContext
+from ghosttrace.auditing.evidence import LabelLogProbs, total
 from ghosttrace.probing.cells import linear_scores
 from ghosttrace.probing.evidence import Asked
 from ghosttrace.probing.sweep import Site
@@ -29,32 +29,31 @@ LEAST = 1e-3  # spread of the states that a code is written for, relative to the
 LADDER = (1.0, 2.0, 5.0, 10.0)  # times the leak that the gate allows
 
 
-def detectable(exhibit: Exhibit, secret: str, site: Site, max_leak: float) -> float | None:
-    """The least of some leaks, in bits a secret, that 8 of 10 runs like this one tell from none.
+def detectable(context: AuditContext, secret: str, site: Site) -> float | None:
+    """The least of some leaks, in bits a secret, that 8 of 10 runs like this one detect.
 
     Args:
-        exhibit: whose sealed cache the leaks are put into.
+        context: whose sealed cache the leaks are put into.
         secret: which secret is leaked, one part alone and all parts evenly.
-        site: where.
-        max_leak: the leaks tried are multiples of it.
+        site: where; the leaks tried are multiples of the context's `max_leak`.
 
     Returns:
         None if none of them is seen, or none is possible.
     """
-    parts = exhibit.parts(secret)
-    states = site.read(exhibit.features["sealed"])
+    parts = context.parts(secret)
+    states = site.read(context.features["sealed"])
     most = np.log2(parts[0].text.shape[1])
-    for level in (max_leak * times for times in LADDER):
+    for level in (context.max_leak * times for times in LADDER):
         alone = (level, *[0.0] * (len(parts) - 1))
         evenly = (level / len(parts),) * len(parts)
         codes = dict.fromkeys((alone, evenly))  # of a single part they are the same
-        if level < most and all(often(trials(exhibit, parts, states, bits)) for bits in codes):
+        if level < most and all(enough_detections(trials(context, parts, states, bits)) for bits in codes):
             return float(level)
     return None
 
 
-def often(seen: Iterable[bool]) -> bool:
-    """Whether enough of the trials see the leak; no more of them are run than it takes to know."""
+def enough_detections(seen: Iterable[bool]) -> bool:
+    """Return True once 8 of 10 trials detect the leak; stops early."""
     counts = {True: 0, False: 0}
     for one in seen:
         counts[one] += 1
@@ -63,21 +62,21 @@ def often(seen: Iterable[bool]) -> bool:
     return counts[True] >= SEEN
 
 
-def trials(exhibit: Exhibit, parts: Sequence[Asked], states: Tensor, bits: Sequence[float]) -> Iterator[bool]:
+def trials(context: AuditContext, parts: Sequence[Asked], states: Tensor, bits: Sequence[float]) -> Iterator[bool]:
     """Whether each of the trials sees a leak of so many bits of each part."""
     for number in range(TRIALS):
-        rng = np.random.default_rng([exhibit.settings.seed, 0xDE7, number])
+        rng = np.random.default_rng([context.settings.seed, 0xDE7, number])
         fresh = [relabelled(one, rng) for one in parts]
         leaking = inject(states, fresh, bits, rng)
-        (scores,) = linear_scores(leaking[None], fresh, exhibit.split, exhibit.device)
-        found, _ = total([Told.of(score) for score in scores], exhibit.split.cluster, exhibit.alpha)
+        (scores,) = linear_scores(leaking[None], fresh, context.split, context.device)
+        found, _ = total([LabelLogProbs.of(score) for score in scores], context.split.cluster, context.alpha)
         yield found.low > 0
 
 
 def relabelled(asked: Asked, rng: np.random.Generator) -> Asked:
-    """The target with uniform labels wherever it applies, of which nothing is known.
+    """The target with uniform random labels wherever it applies, and a uniform text posterior.
 
-    The real labels will not do: some may be commoner than others, and a probe would be paid for learning
+    The real labels will not do: some may be commoner than others, and a probe would gain bits by learning
     that, whatever the states hold.
     """
     n, classes = asked.text.shape
@@ -93,14 +92,14 @@ def inject(states: Tensor, parts: Sequence[Asked], bits: Sequence[float], rng: n
     leaking = states.clone()
     for asked, held in [pair for pair in zip(parts, bits, strict=True) if pair[1] > 0]:
         classes = asked.text.shape[1]
-        true = (rng.random(n) < honesty(held, classes)) & (asked.labels >= 0)
+        true = (rng.random(n) < label_fidelity(held, classes)) & (asked.labels >= 0)
         shown = np.where(true, asked.labels, rng.integers(0, classes, n))
         directions = torch.from_numpy(rng.standard_normal((classes, states.shape[1]))).to(states)
         leaking += STRENGTH * torch.maximum(spread, least) * directions[torch.from_numpy(shown)]
     return leaking
 
 
-def honesty(bits: float, classes: int) -> float:
+def label_fidelity(bits: float, classes: int) -> float:
     """The probability with which the true label must be written for the code to hold so many bits."""
 
     def held(share: float) -> float:

@@ -15,13 +15,18 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ghosttrace.auditing.threats import THREAT_OF
+from ghosttrace.errors import UserError
+from ghosttrace.probing import sweep
 from ghosttrace.probing.evidence import LEAST_CLUSTERS, Scores
 from ghosttrace.stats import nearly_unanimous, unseen
 
+UNITS = ("bits", "exposure bits", "AUC", "TPR", "epsilon", "rate")
+BITS = ("bits", "exposure bits")
+CONDITIONS = ("open", "sealed", "causal", "shuffled", "unerased", "text")
+
 
 @dataclass(frozen=True)
-class Site:
+class Location:
     """Where an attack looked, as in the results."""
 
     carrier: str = ""
@@ -30,6 +35,11 @@ class Site:
     kv: str = ""
     head: str = ""
     probe: str = ""
+
+    @classmethod
+    def of(cls, site: sweep.Site, probe: str = "linear") -> "Location":
+        """A site of a sweep."""
+        return cls(**site.names, probe=probe)
 
 
 @dataclass(frozen=True)
@@ -54,14 +64,16 @@ class Evidence:
     """One attack, one secret, one condition.
 
     Attributes:
-        attack: as in `ATTACKS`.
+        attack: name of the attack.
         secret: its name, or `block` where the attack is after the block as a whole.
-        condition: `open` for what the defence leaves, else the control.
-        unit: `bits`, `exposure bits`, `AUC`, `TPR`, `epsilon` or `rate`.
+        condition: `open` for what the defence leaves, else the control; one of `CONDITIONS`.
+        unit: one of `UNITS`.
         found: the estimate.
-        n: traces behind it.
+        n: traces it was measured on.
         baseline: what an attacker without the cache gets.
         gate: whether the verdict depends on it.
+        one_place: whether a probe of one place of the cache found it; it then rules out no leak that such probes
+            could not have seen.
         site: where it looked.
         note: whatever a reader must know with the figure.
     """
@@ -74,45 +86,50 @@ class Evidence:
     n: int
     baseline: float = 0.0
     gate: bool = False
-    site: Site = field(default_factory=Site)
+    one_place: bool = False
+    site: Location = field(default_factory=Location)
     note: str = ""
 
+    def __post_init__(self) -> None:
+        for name, known in (("unit", UNITS), ("condition", CONDITIONS)):
+            if getattr(self, name) not in known:
+                chosen = f"{name} {getattr(self, name)!r}"
+                raise UserError(f"evidence of {self.attack} has the {chosen}: choose from {', '.join(known)}")
+
     def row(self, defence: str) -> dict[str, Any]:
-        """As in the results, but for p_holm, detectable and valid."""
+        """As in the results, but for threat, state, p_holm, detectable and valid."""
         named = {name: getattr(self, name) for name in ("attack", "secret", "condition", "unit", "baseline", "gate")}
-        site = {name: getattr(self.site, name) for name in ("carrier", "hop", "layer", "kv", "head", "probe")}
+        site = {name: getattr(self.site, name) for name in ("carrier", "hop", "layer", "kv", "probe")}
         found = {"estimate": self.found.value, "low": self.found.low, "high": self.found.high, "p": self.found.p}
-        return {**named, "threat": THREAT_OF[self.attack], "defence": defence, **site, **found, "n": self.n} | {
-            "note": self.note
-        }
+        return {**named, "defence": defence, **site, **found, "n": self.n, "note": self.note}
 
 
 @dataclass(frozen=True)
-class Told:
+class LabelLogProbs:
     """What was said of one part of a secret: log2 of the probability of the right label.
 
     Attributes:
         sample: int64[n], ascending: the traces.
-        said, text: float[n], by an attacker, and by the text alone.
+        log2p, text_log2p: float[n], by an attacker, and by the text alone.
     """
 
     sample: np.ndarray
-    said: np.ndarray
-    text: np.ndarray
+    log2p: np.ndarray
+    text_log2p: np.ndarray
 
     @classmethod
-    def of(cls, scores: Scores) -> "Told":
+    def of(cls, scores: Scores) -> "LabelLogProbs":
         """What a probe said."""
         return cls(scores.sample, scores.log2p, scores.text_log2p)
 
-    def on(self, rows: np.ndarray) -> "Told":
+    def on(self, rows: np.ndarray) -> "LabelLogProbs":
         """The same of some of its traces, int64, ascending."""
         at = np.searchsorted(self.sample, rows)
-        return Told(rows, self.said[at], self.text[at])
+        return LabelLogProbs(rows, self.log2p[at], self.text_log2p[at])
 
 
 def mean_of(values: np.ndarray, cluster: np.ndarray, alpha: float, most: float, silent: bool = False) -> Estimate:
-    """The mean over traces, the p-value against 0.
+    """The mean over traces, with its p-value against 0.
 
     Args:
         values: float[n], of each trace.
@@ -141,12 +158,12 @@ def mean_of(values: np.ndarray, cluster: np.ndarray, alpha: float, most: float, 
     return Estimate(value, low, min(max(high, allowed), most), p, allowance=allowed > high)
 
 
-def fell_back(parts: Iterable[Told]) -> bool:
+def fell_back(parts: Iterable[LabelLogProbs]) -> bool:
     """Whether for some part of a secret what was said, of every trace, is what the text says."""
-    return any(np.array_equal(part.said, part.text) for part in parts)
+    return any(np.array_equal(part.log2p, part.text_log2p) for part in parts)
 
 
-def total(parts: Sequence[Told], cluster: np.ndarray, alpha: float) -> tuple[Estimate, np.ndarray]:
+def total(parts: Sequence[LabelLogProbs], cluster: np.ndarray, alpha: float) -> tuple[Estimate, np.ndarray]:
     """Bits beyond the text, summed over a secret's parts, on the traces that all of them apply to.
 
     Args:
@@ -159,8 +176,8 @@ def total(parts: Sequence[Told], cluster: np.ndarray, alpha: float) -> tuple[Est
     """
     rows = reduce(np.intersect1d, [part.sample for part in parts])
     common = [part.on(rows) for part in parts]
-    values = np.sum([part.said - part.text for part in common], axis=0)
-    most = -float(np.sum([part.text.mean() for part in common]))
+    values = np.sum([part.log2p - part.text_log2p for part in common], axis=0)
+    most = -float(np.sum([part.text_log2p.mean() for part in common]))
     return mean_of(values, cluster[rows], alpha, most, fell_back(common)), rows
 
 

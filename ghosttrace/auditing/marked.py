@@ -1,4 +1,4 @@
-"""Secrets that a user has marked in traces: what stands in a block and must not be told by what stays.
+"""Secrets that a user has marked in traces: they stand in a block, and what stays must not determine them.
 
 A JSONL file, a line a secret: `trace` (its name), `block` (counted from 0), `text` (as it stands in the
 block), and `label` where several texts are the same secret; `text` is its own label otherwise.
@@ -57,13 +57,13 @@ def read_marks(path: Path) -> list[dict[str, Any]]:
 def marked_task(
     traces: Sequence[TokenTrace], checkpoint: Checkpoint, rows: Sequence[dict[str, Any]], hops: int
 ) -> tuple[Task, list[Excluded]]:
-    """A sample for every secret that only its block tells.
+    """A sample for every secret that stands in its block alone.
 
     Args:
         traces: where they stand.
         checkpoint: whose tokenizer and markup to use.
         rows: of `read_marks`.
-        hops: how many blocks behind it are needed; what follows the last one's memento is dropped.
+        hops: how many blocks after it are needed; what follows the last one's memento is dropped.
 
     Returns:
         A task with one target, whose classes are the labels; and the secrets left out.
@@ -96,7 +96,7 @@ def _sample(trace: TokenTrace | None, checkpoint: Checkpoint, row: dict[str, Any
     ids = trace.ids
     pairs = find_blocks(ids, checkpoint.markup, checkpoint.policy.require_assistant_section)
     if not 1 <= row["block"] < len(pairs) - hops:
-        return f"block {row['block']} is the first, or has not {hops} more behind it"
+        return f"block {row['block']} is the first, or has not {hops} more after it"
     pair = pairs[row["block"]]
     inside = ids[pair.start + 1 : pair.end]
     at = decode(checkpoint.tokenizer, inside).find(row["text"])

@@ -1,207 +1,223 @@
-"""An audit: every attack on what a defence leaves, every control beside it, and the verdict."""
+"""`audit`: what can be recovered of erased blocks from the cache that a defence leaves, by whom, and a verdict."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
-
-from ghosttrace.ablation.arms import Arm, Memento, Restart
-from ghosttrace.auditing.attacks import attribute, behavioural, best_site, collision, membership, ranking, tenant
-from ghosttrace.auditing.caches import read_defended
-from ghosttrace.auditing.context import Exhibit
-from ghosttrace.auditing.detect import detectable
-from ghosttrace.auditing.evidence import Estimate, Evidence
-from ghosttrace.auditing.gate import Verdict, judge
-from ghosttrace.auditing.plan import Plan
-from ghosttrace.data.task import Task
-from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.probing.carriers import secret_carrier
-from ghosttrace.probing.evidence import ALPHA, TRIVIAL, Asked, failed_controls, summarise
-from ghosttrace.probing.features import Features, Wanted, extract
-from ghosttrace.probing.split import Split
-from ghosttrace.probing.sweep import Settings, Site, Sweep, ask, text_rows, wanted
-from ghosttrace.runs.records import Records
-from ghosttrace.stats import holm
-
-PROBES = ("attribute", "ranking", "membership")  # attacks that read the cache by a probe of one place
-CONTROLS = ("sealed", "causal", "shuffled")
-ONE_PASS: dict[Arm, str] = {Memento(): "open", Restart(): "sealed"}  # what one masked pass reads as a session would
-
-
-@dataclass(frozen=True)
-class Audited:
-    """What an audit found.
-
-    Attributes:
-        evidence: every attack, secret and condition.
-        p_holm: of each, adjusted over all open findings and sites, or over all controls; NaN where there is no test.
-        sites: the probes' own table, see `ghosttrace.probing.evidence.summarise`.
-        failures: the controls that did not hold, in words.
-        verdict: what the gate says.
-        detectable: for each secret, the smallest leak that the probes would have seen, bits; None if none of
-            those tried. Empty where no probe is among the attacks.
-        unknown, told: for each secret, bits that the text leaves open, and that it tells.
-        secrets: the targets that make up each.
-        left_out: attacks that could not be carried out, and why, a sentence each.
-    """
-
-    evidence: tuple[Evidence, ...]
-    p_holm: tuple[float, ...]
-    sites: pd.DataFrame
-    failures: tuple[str, ...]
-    verdict: Verdict
-    detectable: dict[str, float | None]
-    unknown: dict[str, float]
-    told: dict[str, float]
-    secrets: dict[str, list[int]]
-    left_out: tuple[str, ...]
+from ghosttrace.auditing.attacks import Attack
+from ghosttrace.auditing.caches import read_caches
+from ghosttrace.auditing.context import AuditContext
+from ghosttrace.auditing.cost import price
+from ghosttrace.auditing.defences import Defence
+from ghosttrace.auditing.findings import run_attacks
+from ghosttrace.auditing.result import AuditResult
+from ghosttrace.auditing.settings import (
+    AuditSettings,
+    check_attacks,
+    chosen_attacks,
+    chosen_defence,
+    retained_carriers,
+)
+from ghosttrace.auditing.subject import Source, Subject, make_subject
+from ghosttrace.auditing.summary import result_rows, summarise_audit
+from ghosttrace.bench import Bench
+from ghosttrace.data.tokens import Sources
+from ghosttrace.model.checkpoint import Checkpoint, fingerprint, load
+from ghosttrace.probing import sweep
+from ghosttrace.probing.carriers import Kind, Pool, secret_carrier
+from ghosttrace.probing.evidence import ALPHA, CELLS
+from ghosttrace.probing.split import Split, split
+from ghosttrace.probing.sweep import Kv, Sweep, ask, text_rows
+from ghosttrace.probing.traces_file import write_traces
+from ghosttrace.runs.folder import versions
+from ghosttrace.runs.progress import Progress, silent
+from ghosttrace.runs.writer import RunWriter, begin_run
 
 
-Progress = Callable[[str, int, int], None]
-
-
-def read_caches(
-    checkpoint: Checkpoint, task: Task, settings: Settings, arm: Arm, folder: Path, batch_tokens: int, show: Progress
-) -> dict[str, Features]:
-    """Features of the defended cache, of the sealed one, and of the secret's own tokens before they go."""
-    secret = secret_carrier(task.samples)
-    defended, sealed = wanted(checkpoint, settings, secret)
-    kept = tuple(carrier for carrier in defended.carriers if carrier.kind != "secret")
-    name = ONE_PASS.get(arm, f"defended-{sha256(repr(arm).encode()).hexdigest()[:12]}")
-    parts = {
-        "open": Wanted(name, kept, defended.layers),
-        "sealed": sealed,
-        "unerased": Wanted("open", (secret,), defended.layers),
-    }
-    readers = {} if arm in ONE_PASS else {"open": partial(read_defended, checkpoint, arm, settings.seed)}
-    return {
-        part: extract(
-            checkpoint, task, what, folder / part, batch_tokens, partial(show, f"{part} cache"), readers.get(part)
-        )
-        for part, what in parts.items()
-    }
-
-
-def audit(exhibit: Exhibit, plan: Plan, plain: list[Asked], records: Records, show: Progress) -> Audited:
-    """Run every attack of a plan.
+def audit(
+    model: str | Checkpoint = "toy-open",
+    bench: str | Bench = "ledger-h3",
+    traces: Sources | None = None,
+    secret: str = "digits:5",
+    *,
+    secrets: str | Path | None = None,
+    block: int = 1,
+    targets: Sequence[str] | None = None,
+    samples: int = 8000,
+    limit: int | None = None,
+    attacks: Sequence[str | Attack] | None = None,
+    defence: str | Defence = "none",
+    max_leak_bits: float = 0.1,
+    fpr: float | None = None,
+    prompts: Sequence[str] | None = None,
+    carriers: Sequence[Kind] | None = None,
+    hops: Sequence[int] = (0, 1),
+    layers: Sequence[int] | None = None,
+    kv: Sequence[Kv] = ("k", "v"),
+    pool: Pool = "all",
+    mlp: bool = True,
+    within_traces: bool = False,
+    utility_limit: int = 100,
+    batch_tokens: int = 16_384,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    progress: Progress | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> AuditResult:
+    """Audit what can be recovered of erased blocks.
 
     Args:
-        exhibit: what to attack.
-        plan: how.
-        plain: the targets on top of the text baseline alone, see `ghosttrace.probing.sweep.ask`.
-        records: of probes; what is there is not done again.
-        show: called with what is under way, steps done and steps in all.
+        model: a name for `ghosttrace.load`, or what it returned.
+        bench: without traces, a benchmark with secrets of its own, by name or as an object.
+        traces: what the secret is planted in or looked for: files, run folders, hub ids, or traces in tokens.
+        secret: what is planted, or what blocks hold anyway; see `ghosttrace.probing.tasks.make_task`.
+        secrets: instead, a file that marks secrets in the traces; see `ghosttrace.auditing.marked`.
+        block, samples, limit, targets: see `ghosttrace.probing.tasks.make_task`.
+        attacks: names in `ghosttrace.auditing.attacks.ATTACKS`, or attacks of your own; all by default.
+        defence: what is done to the retained cache, such as `noise:0.5`, or a defence of your own.
+        max_leak_bits: bits a secret that may leak.
+        fpr: target false-positive rate of the membership attack; None: 1 %, if there are traces enough.
+        prompts: what a user types to get a secret, its parts in braces; None: those of the kind of secret.
+        carriers: where probes look; None: mementos, and delimiters where the defence keeps them.
+        hops, layers, kv, pool, mlp, within_traces: see `ghosttrace.probing.sweep.Settings`.
+        utility_limit: problems on which a defence's accuracy is measured.
+        batch_tokens: tokens read together, padding included.
+        seed: of traces, secrets, splits and probes.
+        out: the folder of a new run; None keeps it in memory.
+        resume: the folder of a run to go on with.
+        progress: called with (what is under way, steps done, steps in all).
+        options: the command line's, recorded so that `--resume` needs no others.
+
+    Raises:
+        UserError: anything that cannot be audited as asked.
     """
-    for row in text_rows(exhibit.task, exhibit.asked, plain, exhibit.split):
-        records.add(row)
-    at, own = exhibit, secret_carrier(exhibit.task.samples)
-    sweep = Sweep(at.checkpoint, at.settings, at.split, at.features, at.asked, own, at.device)
-    sweep.run(records, partial(show, "probes"))
-    sites = summarise(map(records.get, sorted(records.keys())), exhibit.task, exhibit.split)
-    evidence, limits = list[Evidence](), dict[str, float | None]()
-    if "attribute" in plan.attacks:
-        evidence += attribute(exhibit, records)
-    for done, secret in enumerate(exhibit.secrets):
-        show("attacks", done, len(exhibit.secrets))
-        if set(PROBES) & set(plan.attacks):
-            site = best_site(exhibit, records, secret)
-            limits[secret] = detectable(exhibit, secret, site, plan.max_leak)
-            evidence += _at_site(exhibit, plan, secret, site)
-        if "behavioural" in plan.attacks and secret in plan.prompts:
-            evidence += behavioural(exhibit, secret, plan.prompts[secret])
-        evidence.append(_text(exhibit, secret, sites))
-    if "collision" in plan.attacks:
-        evidence += collision(exhibit)
-    return _conclude(exhibit, plan, evidence, sites, limits)
+    probes = sweep.Settings(
+        hops=tuple(dict.fromkeys(hops)),
+        layers=tuple(sorted(set(layers))) if layers else None,
+        kv=tuple(dict.fromkeys(kv)),
+        pool=pool,
+        mlp=mlp,
+        describe=False,
+        within_traces=within_traces,
+        seed=seed,
+    )
+    settings = AuditSettings(
+        chosen_attacks(attacks), chosen_defence(defence), probes, max_leak_bits, fpr, utility_limit, batch_tokens
+    )
+    checkpoint = load(model) if isinstance(model, str) else model
+    settings.defence.check(checkpoint)
+    kinds = tuple(dict.fromkeys(carriers or retained_carriers(checkpoint, settings.defence)))
+    settings = replace(settings, probes=replace(probes, kinds=kinds))
+    settings.probes.check(checkpoint)
+    marks = None if secrets is None else Path(secrets)
+    source = Source(bench, traces or None, secret, marks, block, samples, limit, max(probes.hops), seed)
+    subject = make_subject(checkpoint, source, targets, prompts, utility_limit)
+    return run_audit(
+        checkpoint, subject, settings, out=out, resume=resume, progress=progress or silent, options=options
+    )
 
 
-def _at_site(exhibit: Exhibit, plan: Plan, secret: str, site: Site) -> list[Evidence]:
-    """The attacks that look at the one place where a secret shows most."""
-    found = list[Evidence]()
-    if "attribute" in plan.attacks:
-        found.append(tenant(exhibit, secret, site))
-    if {"ranking", "membership"} & set(plan.attacks):
-        said = {condition: exhibit.posteriors(secret, site, condition) for condition in ("open", "sealed")}
-    if "ranking" in plan.attacks:
-        found += ranking(exhibit, secret, site, said)
-    if "membership" in plan.attacks:
-        found += membership(exhibit, secret, site, said, plan.fpr)
-    return found
-
-
-def _text(exhibit: Exhibit, secret: str, sites: pd.DataFrame) -> Evidence:
-    """What a reader of the text alone knows of a secret, beyond how often each class occurs."""
-    names = [exhibit.asked[number].name for number in exhibit.secrets[secret]]
-    rows = sites[sites["target"].isin(names)]
-    known = rows[rows["condition"] == "exact"]
-    rows = known if len(known) else rows[rows["condition"] == "text"]
-    half = float(((rows["bits_high"] - rows["bits"]) ** 2).sum() ** 0.5)
-    value = float(rows["bits"].sum())
-    found = Estimate(value, value - half, value + half)
-    note = "exactly, from the retained text" if len(known) else "by a probe of the retained text"
-    return Evidence("text", secret, "text", "bits", found, int(rows["n_test"].iloc[0]), note=note)
-
-
-def _conclude(
-    exhibit: Exhibit,
-    plan: Plan,
-    evidence: Sequence[Evidence],
-    sites: pd.DataFrame,
-    limits: dict[str, float | None],
-) -> Audited:
-    p_holm = _adjusted(evidence, sites)
-    failures = (*failed_controls(sites), *_failures(evidence, p_holm))
-    verdict = judge(evidence, failures, plan.max_leak, least_seen(limits), len(exhibit.task.samples))
-    told = {one.secret: one.found.value for one in evidence if one.condition == "text"}
-    unknown = {secret: exhibit.unknown(secret) for secret in exhibit.secrets}
-    left_out = plan.left_out(exhibit.secrets, evidence)
-    return Audited(tuple(evidence), p_holm, sites, failures, verdict, limits, unknown, told, exhibit.secrets, left_out)
-
-
-def least_seen(limits: Mapping[str, float | None]) -> float | None:
-    """The leak that would have been seen of every secret; None if there is none, or none was tried."""
-    known = [one for one in limits.values() if one is not None]
-    return max(known) if known and len(known) == len(limits) else None
-
-
-def _adjusted(evidence: Sequence[Evidence], sites: pd.DataFrame) -> tuple[float, ...]:
-    """Holm over all open findings together with all open sites, and over the attacks' controls."""
-    adjusted = [float("nan")] * len(evidence)
-    for conditions, others in ((("open",), sites[sites["condition"] == "open"]["p"].tolist()), (CONTROLS, [])):
-        tested = [k for k, one in enumerate(evidence) if one.condition in conditions and one.found.p == one.found.p]
-        for k, p in zip(tested, holm([evidence[k].found.p for k in tested] + others), strict=False):
-            adjusted[k] = p
-    return tuple(adjusted)
-
-
-def _failures(evidence: Sequence[Evidence], p_holm: Sequence[float]) -> list[str]:
-    """Attacks that found something where nothing can be."""
-    return [
-        f"{one.condition}: {one.attack} finds {one.found.value:+.3f} {one.unit} of {one.secret} where nothing can be"
-        for one, p in zip(evidence, p_holm, strict=True)
-        if one.condition in CONTROLS
-        and p <= ALPHA
-        and one.found.value - one.baseline > TRIVIAL
-        and one.unit != "epsilon"
-    ]
-
-
-def exhibit_of(
+def run_audit(
     checkpoint: Checkpoint,
-    task: Task,
-    split: Split,
-    arm: Arm,
-    settings: Settings,
-    features: dict[str, Features],
-    plan: Plan,
-) -> tuple[Exhibit, list[Asked]]:
-    """What the attackers work on, and the targets on top of the text baseline alone."""
-    asked, plain = ask(checkpoint, task, split)
-    exhibit = Exhibit(checkpoint, task, split, arm, settings, asked, features, ALPHA)
-    gated = len(exhibit.secrets) * ("attribute" in plan.attacks)
-    gated += len(exhibit.secrets.keys() & plan.prompts.keys()) * ("behavioural" in plan.attacks)
-    gated += "collision" in plan.attacks
-    return replace(exhibit, alpha=ALPHA / max(1, gated)), plain
+    subject: Subject,
+    settings: AuditSettings,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    progress: Progress = silent,
+    options: Mapping[str, Any] | None = None,
+) -> AuditResult:
+    """Audit a subject with these settings.
+
+    Args:
+        checkpoint: the model and its law.
+        subject: what is audited.
+        settings: how.
+        out, resume, progress, options: see `audit`.
+
+    Raises:
+        UserError: anything that cannot be audited as asked.
+    """
+    task, probes = subject.task, settings.probes
+    task.check()
+    parts = split(task.samples, probes.seed, probes.within_traces)
+    more: dict[str, Any] = {"prompts": subject.prompts, "fpr": settings.fpr, "max_leak": settings.max_leak}
+    context = AuditContext(checkpoint, task, parts, settings.defence.arm(checkpoint), probes, **more)
+    check_attacks(settings.attacks, context)
+    decided = configuration(checkpoint, subject, settings, parts, options or {})
+    with begin_run(out, resume, decided, CELLS) as run:
+        context = replace(context, arm=settings.defence.fit(checkpoint, task, parts), records=run.records)
+        context = probe_caches(context, settings, run, progress)
+        found = run_attacks(context, settings.attacks, progress)
+        progress("the defence's cost", 0, 1)
+        spent = price(checkpoint, task.samples, context.arm, subject.benches, probes.seed)
+        summary = summarise_audit(context, found, settings, subject, spent)
+        order = sorted(run.records.keys(), key=str)
+        result = run.finish(AuditResult, order, not found.failures, result_rows(found, settings), **summary)
+        if result.folder is not None:
+            shutil.rmtree(result.folder / "features")
+            result.report()
+        return result
+
+
+def probe_caches(context: AuditContext, settings: AuditSettings, run: RunWriter, progress: Progress) -> AuditContext:
+    """Read the caches and probe them at every site; the context with targets, features and records.
+
+    Args:
+        context: with the fitted defence.
+        settings: of the audit.
+        run: whose records are filled; what is there is not done again.
+        progress: called with (what is under way, steps done, steps in all).
+    """
+    checkpoint, task, probes = context.checkpoint, context.task, context.settings
+    if run.folder is not None:
+        write_traces(run.folder / "traces.parquet", checkpoint, task, context.split)
+    features = read_caches(
+        checkpoint, task, probes, context.arm, run.scratch / "features", settings.batch_tokens, progress
+    )
+    asked, plain = ask(checkpoint, task, context.split)
+    for row in text_rows(task, asked, plain, context.split):
+        run.records.add(row)
+    own = secret_carrier(task.samples)
+    Sweep(checkpoint, probes, context.split, features, asked, own, context.device).run(
+        run.records, partial(progress, "probes")
+    )
+    gated = sum(attack.n_gated(context) for attack in settings.attacks)
+    return replace(context, targets=asked, features=features, alpha=ALPHA / max(1, gated))
+
+
+def configuration(
+    checkpoint: Checkpoint, subject: Subject, settings: AuditSettings, parts: Split, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that decides an audit's numbers, for run.json."""
+    task, digest = subject.task, sha256()
+    for sample in task.samples:
+        ids = list(map(int, sample.ids))
+        digest.update(repr((ids, sample.base, sample.secret, sample.block, sample.labels)).encode())
+    return {
+        "command": "audit",
+        "model": checkpoint.name,
+        "options": dict(options),
+        "sha256": fingerprint(checkpoint),
+        "policy": checkpoint.policy.to_dict(),
+        "task": {"name": task.name, "samples": len(task.samples), "sha256": digest.hexdigest()},
+        "targets": {target.name: list(target.classes) for target in task.targets},
+        "split": {
+            "shares no": parts.shares,
+            **{name: len(getattr(parts, name)) for name in ("train", "validation", "test")},
+            "sha256": sha256(" ".join(parts.names()).encode()).hexdigest(),
+        },
+        "settings": asdict(settings.probes) | {"batch_tokens": settings.batch_tokens},
+        "defence": repr(settings.defence),
+        "attacks": [repr(attack) for attack in settings.attacks],
+        "prompts": {secret: prompt.text for secret, prompt in subject.prompts.items()},
+        "gate": {name: getattr(settings, name) for name in ("max_leak", "fpr", "utility_limit")},
+        "versions": versions(),
+        "device": str(checkpoint.model.device),
+        "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
+    }

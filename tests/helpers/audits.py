@@ -1,7 +1,8 @@
-"""Audits for tests: summaries of each verdict and the run.json beside them, and exhibits for attacks."""
+"""Audits for tests: summaries of each verdict as the gate writes them, the run.json beside them, and contexts."""
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -16,8 +17,16 @@ from ghosttrace.probing.ledger import ledger_task
 import ghosttrace as gt
 import ghosttrace.report
 from ghosttrace.ablation.arms import Arm, Restart
-from ghosttrace.auditing.context import Exhibit
-from ghosttrace.data.task import Sample, Task
+from ghosttrace.auditing.attacks import ATTACKS, TextAlone
+from ghosttrace.auditing.context import AuditContext
+from ghosttrace.auditing.defences import parse_defence
+from ghosttrace.auditing.evidence import Estimate, Evidence, Location
+from ghosttrace.auditing.findings import Findings
+from ghosttrace.auditing.gate import Verdict, judge, state_of
+from ghosttrace.auditing.settings import AuditSettings, chosen_attacks
+from ghosttrace.auditing.summary import result_rows, threat_rows
+from ghosttrace.bench.ledger import ledger_task
+from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.probing.carriers import Carrier
 from ghosttrace.probing.evidence import Asked
 from ghosttrace.probing.split import split
@@ -28,47 +37,61 @@ SCHEMA = json.loads((Path(ghosttrace.report.__file__).parent / "schemas" / "audi
 FORBIDDEN = re.compile(r"\b(erased|safe|safely|compliant|compliance|anonymous|anonymised)\b", re.IGNORECASE)
 HOSTILE = "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>|*b*\n# x"
 VERDICTS = {"leak": 10, "not detected": 0, "within the limit": 0, "not enough data": 11, "invalid": 12}
-PLACE = ("memento", 0, "2", "v", "linear")
+MEMENTO = Location("memento", 0, "2", "v", "all", "linear")
 SITE = Site(Carrier("memento"), (0,), "v")
-THREATS = [
-    ("insider", "reads the retained keys and values", ["attribute", "ranking", "membership", "collision"]),
-    ("tenant", "is handed the retained keys and values by mistake, without the text", ["tenant"]),
-    ("user", "goes on prompting the same session", ["behavioural"]),
-    ("reader", "sees the retained text alone", ["text"]),
-]
-OF = {attack: name for name, _, attacks in THREATS for attack in attacks}
+KINDS = {**ATTACKS, "text": TextAlone}
+LIMIT, TRACES, FAILED = 0.1, 4000, "sealed: attribute finds +0.412 bits where nothing can be"
 
 
-def row(attack: str, estimate: float | None, half: float, condition: str = "open", **more: Any) -> dict[str, Any]:
-    """A row of results."""
-    ends = {"low": None, "high": None} if estimate is None else {"low": estimate - half, "high": estimate + half}
-    site = dict(zip(("carrier", "hop", "layer", "kv", "probe"), PLACE, strict=True))
-    found = {"attack": attack, "threat": OF[attack], "defence": "none", "secret": "note-*", "condition": condition}
-    seen = None if attack in ("behavioural", "collision", "membership", "text") else 0.1
-    found |= {**site, "estimate": estimate, **ends, "unit": "bits", "baseline": 0.0, "detectable": seen}
-    return found | {"p": 0.01, "p_holm": 0.03, "gate": False, "n": 600, "valid": True, "note": "", **more}
+def finding(attack: str, estimate: float | None, half: float = 0.0, condition: str = "open", **more: Any) -> Evidence:
+    """A finding of one of the package's attacks; `low` and `high` replace the ends of a symmetric interval."""
+    value = float("nan") if estimate is None else estimate
+    low, high = (more.pop(name, value + sign * half) for name, sign in (("low", -1), ("high", 1)))
+    found = Estimate(value, low, high, more.pop("p", 0.01))
+    chosen: dict[str, Any] = {"secret": "note-*", "unit": "bits", "n": 600, "site": MEMENTO} | more
+    first = [chosen.pop(name) for name in ("secret", "unit", "n")]
+    return KINDS[attack]().evidence(first[0], condition, first[1], found, first[2], **chosen)
 
 
-def results(leak: float, half: float) -> list[dict[str, Any]]:
+def rows(
+    evidence: Sequence[Evidence], seen: float | None = 0.1, verdict: Verdict | None = None, limit: float = LIMIT
+) -> list[dict[str, Any]]:
+    """Findings as rows of summary.json, with the states that the gate gives them."""
+    limits = {one.secret: seen for one in evidence}
+    states = tuple(state_of(one, limit, seen) for one in evidence)
+    verdict = verdict or Verdict("leak", "", None, states=states)
+    failures = (FAILED,) if verdict.verdict == "invalid" else ()
+    p_holm = tuple(0.03 if one.found.p == one.found.p else float("nan") for one in evidence)
+    settings = AuditSettings(chosen_attacks(None), parse_defence("none"), Settings())
+    return result_rows(Findings(tuple(evidence), p_holm, failures, verdict, limits), settings)
+
+
+def row(attack: str, estimate: float | None, half: float = 0.0, condition: str = "open", **more: Any) -> dict[str, Any]:
+    """One row of results."""
+    seen = more.pop("seen", 0.1)
+    return rows([finding(attack, estimate, half, condition, **more)], seen)[0]
+
+
+def results(leak: float, half: float) -> list[Evidence]:
     """Every attack and control, of a cache that leaks so many bits."""
-    nowhere = {"carrier": "prompt", "hop": 0, "layer": "", "kv": ""}
+    prompt, nan = Location("prompt"), float("nan")
     share = min(1.0, 0.5 + leak / 4)
+    collided = Location("memento", 0, "all", "kv", "all")
     return [
-        row("attribute", leak, half, gate=True),
-        row("ranking", 0.9 * leak, half, unit="exposure bits", baseline=1.44, note="of 100000 candidates"),
-        row("membership", share, 0.02, unit="AUC", baseline=0.5),
-        row("membership", 0.01, 0.005, unit="TPR", baseline=0.01, note="at 1.0% false claims"),
-        row("membership", 0.1, 0.0, unit="epsilon", p=None, p_holm=None, note="ceiling 4.10 with so many traces")
-        | {"high": None},
-        row("collision", leak / 2, half, gate=True, secret="block", layer="all", kv="kv", probe=""),
-        row("tenant", leak, half, note="text included"),
-        row("behavioural", leak / 8, half, gate=True, **nowhere),
-        row("behavioural", None, 0.0, unit="rate", p=None, p_holm=None, **nowhere),
-        row("text", 0.0, 0.01, "text", **(nowhere | {"carrier": "", "probe": ""})),
-        row("attribute", -0.01, half, "sealed"),
-        row("attribute", 0.0, half, "shuffled"),
-        row("attribute", 0.002, half, "causal", hop=-1),
-        row("attribute", 16.2, 0.2, "unerased", carrier="secret"),
+        finding("attribute", leak, half, gate=True),
+        finding("ranking", 0.9 * leak, half, unit="exposure bits", baseline=1.44, note="of 100000 candidates"),
+        finding("membership", share, 0.02, unit="AUC", baseline=0.5),
+        finding("membership", 0.01, 0.005, unit="TPR", baseline=0.01, note="at 1.0% false claims"),
+        finding("membership", 0.1, unit="epsilon", p=nan, high=float("inf"), note="ceiling 4.10 with so many traces"),
+        finding("collision", leak / 2, half, gate=True, secret="block", site=collided),
+        finding("tenant", leak, half, note="text included"),
+        finding("behavioural", leak / 8, half, gate=True, site=prompt),
+        finding("behavioural", None, unit="rate", p=nan, site=prompt),
+        finding("text", 0.0, 0.01, "text", site=Location()),
+        finding("attribute", -0.01, half, "sealed"),
+        finding("attribute", 0.0, half, "shuffled"),
+        finding("attribute", 0.002, half, "causal", site=Location("memento", -1, "2", "v", "all", "linear")),
+        finding("attribute", 16.2, 0.2, "unerased", site=Location("secret", 0, "2", "v", "all", "linear")),
     ]
 
 
@@ -86,50 +109,51 @@ def sites() -> list[dict[str, Any]]:
     return found
 
 
-def summary(verdict: str = "leak", name: str = "toy-open", **more: Any) -> dict[str, Any]:
-    """The summary of an audit that came to some verdict."""
-    leak, half = {
-        "leak": (1.6, 0.08),
-        "within the limit": (0.06, 0.03),
-        "not enough data": (0.09, 0.2),
-    }.get(verdict, (0.002, 0.06))
-    sentence = {
-        "leak": "Leak: attribute recovers 1.60 bits of note-* [1.52, 1.68] beyond the text, more than the 0.1 allowed",
-        "not detected": (
-            "Not detected by this suite: at most 0.1 bits a secret; a linear code of 0.1 bits at one place of the "
-            "cache would have been seen in 8 of 10 runs"
-        ),
-        "within the limit": (
-            "Within the limit: attribute found 0.06 bits of note-* [0.03, 0.09], within the 0.1 allowed; at most 0.1 "
-            "by this suite; a linear code of 0.1 bits at one place of the cache would have been seen in 8 of 10 runs"
-        ),
-        "not enough data": "Not enough data to tell whether more than 0.1 bits a secret leak: about 9,000 would do",
-        "invalid": "No conclusion: a control failed (sealed: attribute finds +0.412 bits where nothing can be)",
-    }[verdict]
-    defence = {"name": "none", "summary": "no defence: the cache as the model leaves it", "utility_unit": "accuracy"}
-    defence |= {"accuracy": 0.97, "accuracy_low": 0.94, "accuracy_high": 0.99, "undefended_accuracy": 0.97}
-    defence |= {"effect": 0.0, "effect_low": -0.01, "effect_high": 0.01, "extra_prefill_tokens": 0.0}
-    defence |= {"prefill_ratio": 1.0, "latency_ratio": 1.0, "kv_ratio": 1.0}
-    failures = ["sealed: attribute finds +0.412 bits where nothing can be"] if verdict == "invalid" else []
+def summary(
+    verdict: str = "leak",
+    name: str = "toy-open",
+    evidence: Sequence[Evidence] | None = None,
+    seen: float | None = 0.1,
+    **more: Any,
+) -> dict[str, Any]:
+    """The summary of an audit: of one that comes to some verdict, or of these findings.
+
+    Args:
+        verdict: that the gate gives to the findings; with `invalid` a control failed too.
+        name: of the model.
+        evidence: the findings.
+        seen: the leak of each secret that probes would have seen.
+        more: entries to replace.
+    """
+    amounts = {"leak": (1.6, 0.08), "within the limit": (0.06, 0.03), "not enough data": (0.09, 0.2)}
+    found = results(*amounts.get(verdict, (0.002, 0.06))) if evidence is None else evidence
+    failures = [FAILED] if verdict == "invalid" else []
+    said = judge(found, failures, LIMIT, {one.secret: seen for one in found}, TRACES)
+    assert evidence is not None or said.verdict == verdict
+    defence = {"name": "none", "summary": "no defence: the cache as the model leaves it", "caveat": ""}
+    defence |= {"utility_unit": "accuracy", "accuracy": 0.97, "accuracy_low": 0.94, "accuracy_high": 0.99}
+    defence |= {"undefended_accuracy": 0.97, "effect": 0.0, "effect_low": -0.01, "effect_high": 0.01}
+    defence |= {"extra_prefill_tokens": 0.0, "prefill_ratio": 1.0, "latency_ratio": 1.0, "kv_ratio": 1.0}
     return {
         "command": "audit",
         "valid": not failures,
         "failures": failures,
-        "verdict": verdict,
-        "exit_code": VERDICTS[verdict],
-        "sentence": sentence,
-        "max_leak_bits": 0.1,
-        "ceiling_bits": None if failures else {"leak": 1.68, "not enough data": 0.29}.get(verdict, 0.1),
-        "detectable_bits": 0.2 if verdict == "not enough data" else 0.1,
-        "traces": 4000,
-        "traces_needed": 9000 if verdict == "not enough data" else None,
+        "verdict": said.verdict,
+        "exit_code": said.exit_code,
+        "sentence": said.sentence,
+        "max_leak_bits": LIMIT,
+        "ceiling_bits": said.ceiling,
+        "detectable_bits": seen,
+        "traces": TRACES,
+        "traces_needed": said.traces_needed,
         "model": name,
         "defence": defence,
         "secrets": [{"name": "note-*", "targets": 5, "unknown_bits": 16.6, "text_bits": 0.0}],
         "excluded": [{"trace": "t17", "reason": "its memento text contains the secret"}],
         "left_out": ["ranking of note-* was left out: it could be more than 1,000,000 things, too many to rank."],
-        "threats": [{"name": name, "summary": told, "attacks": attacks} for name, told, attacks in THREATS],
-        "results": results(leak, half),
+        "attacks": {name: kind().describe() for name, kind in KINDS.items()},
+        "threats": threat_rows([kind() for kind in KINDS.values()]),
+        "results": rows(found, seen, said),
         "sites": sites(),
         "unlike": [],
         **more,
@@ -165,7 +189,7 @@ def write_audit(folder: Path, found: dict[str, Any], ran: dict[str, Any]) -> Pat
     """The folder of an audit with its reports."""
     (folder / "summary.json").write_text(json.dumps(found))
     (folder / "run.json").write_text(json.dumps(ran))
-    write_reports(folder)
+    write_reports(folder, found, ran)
     return folder
 
 
@@ -181,10 +205,11 @@ def toy() -> gt.Checkpoint:
     return gt.load("toy-open", device="cpu")
 
 
-def exhibit(arm: Arm, samples: int = 300, task: Task | None = None) -> Exhibit:
-    task = task or ledger_task(toy(), 3, samples)
-    asked = [Asked(t.name, task.labels(n), task.exact[t.name]) for n, t in enumerate(task.targets)]
-    return Exhibit(toy(), task, split(task.samples), arm, Settings(hops=(0,)), asked, {}, 0.05)
+def context(arm: Arm, samples: int = 300) -> AuditContext:
+    """An audit of the ledger before any cache is read."""
+    task = ledger_task(toy(), samples, level=3)
+    targets = [Asked(t.name, task.labels(n), task.exact[t.name]) for n, t in enumerate(task.targets)]
+    return AuditContext(toy(), task, split(task.samples), arm, Settings(hops=(0,)), targets)
 
 
 @dataclass(frozen=True)
@@ -197,14 +222,16 @@ class Noise64:
         return self.states[:, None]
 
 
-def blank(n: int, parts: int, shares: list[float]) -> tuple[Exhibit, torch.Tensor]:
+def blank(n: int, parts: int, shares: list[float]) -> tuple[AuditContext, torch.Tensor]:
     """An audit of pure noise, whose labels are as common as is said."""
     rng = np.random.default_rng(3)
-    samples = tuple(Sample([], str(k), str(k), 0, (), (0,) * parts) for k in range(n))
     asked = [
         Asked(f"d-{k}", rng.choice(len(shares), n, p=shares), np.log(np.tile(shares, (n, 1)))) for k in range(parts)
     ]
     states = torch.from_numpy(rng.standard_normal((n, 64))).float()
-    task = Task("marked", samples, ())
-    at = Exhibit(toy(), task, split(samples), Restart(), Settings(), asked, {"sealed": Noise64(states)}, 0.05)  # type: ignore[dict-item]
+    labels = np.stack([one.labels for one in asked], axis=1).tolist()
+    samples = tuple(Sample([], str(k), str(k), 0, (), tuple(labels[k])) for k in range(n))
+    task = Task("marked", samples, tuple(Target(one.name, tuple(map(str, range(len(shares))))) for one in asked))
+    features = {"sealed": Noise64(states)}
+    at = AuditContext(toy(), task, split(samples), Restart(), Settings(), asked, features)  # type: ignore[arg-type]
     return at, states

@@ -13,16 +13,18 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from ghosttrace.ablation.arms import Arm, Memento, Noise, Restart
+from ghosttrace.ablation.arms import Arm, Restart
+from ghosttrace.auditing.attacks.attack import Attack
 from ghosttrace.auditing.caches import run_session, states_at
-from ghosttrace.auditing.context import Exhibit
-from ghosttrace.auditing.evidence import Evidence, Site, mean_of, one_each, rate_of
+from ghosttrace.auditing.context import AuditContext
+from ghosttrace.auditing.evidence import Evidence, Location, mean_of, one_each, rate_of
+from ghosttrace.auditing.threats import INSIDER
 from ghosttrace.law.expiry import erasures
 from ghosttrace.law.markup import Block, find_blocks
 from ghosttrace.model.attention import attending
 from ghosttrace.model.states import States
 
-NAME = "collision"
+BLOCK = "block"  # what it is after
 CANDIDATES = 4  # the truth included
 TRACES = 120  # of validation and of test, at most, each
 BATCH = 32  # cases
@@ -44,10 +46,10 @@ class Case:
     places: np.ndarray
 
 
-def cases_of(exhibit: Exhibit, part: np.ndarray) -> list[Case]:
+def cases_of(context: AuditContext, part: np.ndarray) -> list[Case]:
     """Those of some traces for which enough others have the same memento and a block of the same length."""
-    at, samples = exhibit.checkpoint, exhibit.task.samples
-    rng = np.random.default_rng([exhibit.settings.seed, 0xC011])
+    at, samples = context.checkpoint, context.task.samples
+    rng = np.random.default_rng([context.settings.seed, 0xC011])
     pairs: dict[int, Block] = {}
     groups: dict[tuple[int, ...], list[int]] = {}
     for row in part.tolist():
@@ -55,11 +57,11 @@ def cases_of(exhibit: Exhibit, part: np.ndarray) -> list[Case]:
         pairs[row] = find_blocks(ids, at.markup, at.policy.require_assistant_section)[samples[row].block]
         pair = pairs[row]
         groups.setdefault((pair.end - pair.start, *ids[pair.end : pair.memento_end + 1]), []).append(row)
-    cases, kept = [], not exhibit.arm.law(at.policy).mask_delimiters
+    cases, kept = [], not context.arm.law(at.policy).mask_delimiters
     for rows in groups.values():
         for row in rows:
             pair, ids = pairs[row], list(samples[row].ids)
-            end = _erased_at(exhibit, row, pair)
+            end = _erased_at(context, row, pair)
             own = tuple(ids[pair.start + 1 : pair.end])
             contents = {own: None}
             for other in rng.permutation(rows)[: 4 * CANDIDATES].tolist():
@@ -74,17 +76,12 @@ def cases_of(exhibit: Exhibit, part: np.ndarray) -> list[Case]:
     return [cases[place] for place in rng.permutation(len(cases))[:TRACES]]
 
 
-def _erased_at(exhibit: Exhibit, row: int, pair: Block) -> int:
-    gone = erasures(exhibit.task.samples[row].ids, exhibit.checkpoint.markup, exhibit.checkpoint.policy)
-    return next(one.at for one in gone if one.block == pair) + exhibit.checkpoint.policy.keep_last_block_for_answer
+def _erased_at(context: AuditContext, row: int, pair: Block) -> int:
+    gone = erasures(context.task.samples[row].ids, context.checkpoint.markup, context.checkpoint.policy)
+    return next(one.at for one in gone if one.block == pair) + context.checkpoint.policy.keep_last_block_for_answer
 
 
-def imitated(arm: Arm) -> Arm:
-    """The defence as an attacker runs it: all but what it draws at random."""
-    return Memento() if isinstance(arm, Noise) else arm
-
-
-def distances(exhibit: Exhibit, arm: Arm, cases: list[Case]) -> np.ndarray:
+def distances(context: AuditContext, arm: Arm, cases: list[Case]) -> np.ndarray:
     """float64[cases, CANDIDATES]: mean squared distance of keys and values, each relative to its own size.
 
     What rounding leaves counts as 0: the true block is run once more by itself, and how far it then is from
@@ -92,26 +89,28 @@ def distances(exhibit: Exhibit, arm: Arm, cases: list[Case]) -> np.ndarray:
     that no place in a batch can tell the truth from the others.
     """
     found, rounding = np.empty((len(cases), CANDIDATES)), [0.0]
-    rng = np.random.default_rng(exhibit.settings.seed)
-    with attending(exhibit.checkpoint.model):
+    rng = np.random.default_rng(context.settings.seed)
+    with attending(context.checkpoint.model):
         for begin in range(0, len(cases), BATCH):
             some = cases[begin : begin + BATCH]
-            real = _read(exhibit, arm, [(case, case.ids[0]) for case in some])
+            real = _read(context, arm, [(case, case.ids[0]) for case in some])
             order = [(place, number) for place in range(len(some)) for number in range(CANDIDATES)]
             rng.shuffle(order)
-            tries = _read(exhibit, imitated(arm), [(some[place], some[place].ids[number]) for place, number in order])
+            tries = _read(
+                context, arm.without_noise(), [(some[place], some[place].ids[number]) for place, number in order]
+            )
             for row, (place, number) in enumerate(order):
                 found[begin + place, number] = _distance(real[place], tries[row])
                 if number == 0:
-                    (alone,) = _read(exhibit, imitated(arm), [(some[place], some[place].ids[0])])
+                    (alone,) = _read(context, arm.without_noise(), [(some[place], some[place].ids[0])])
                     rounding.append(_distance(tries[row], alone))
     return np.where(found <= MARGIN * max(rounding), 0.0, found)
 
 
-def _read(exhibit: Exhibit, arm: Arm, wanted: list[tuple[Case, list[int]]]) -> list[States]:
+def _read(context: AuditContext, arm: Arm, wanted: list[tuple[Case, list[int]]]) -> list[States]:
     """The pair's retained states in each sequence, [L, H, P, D]."""
-    keys = [(exhibit.settings.seed, case.row) for case, _ in wanted]
-    session = run_session(exhibit.checkpoint, arm, [ids for _, ids in wanted], keys)
+    keys = [(context.settings.seed, case.row) for case, _ in wanted]
+    session = run_session(context.checkpoint, arm, [ids for _, ids in wanted], keys)
     width = max(len(case.places) for case, _ in wanted)
     places = [np.pad(case.places, (0, width - len(case.places)), mode="edge") for case, _ in wanted]
     states = states_at(session, places)
@@ -130,43 +129,9 @@ def _distance(real: States, tried: States) -> float:
     return found
 
 
-def collision(exhibit: Exhibit) -> list[Evidence]:
-    """Bits that telling the true block from its fellows gives, and how often it is told, open and sealed.
-
-    Empty if too few blocks have fellows.
-    """
-    chosen, judged = (cases_of(exhibit, part) for part in (exhibit.split.validation, exhibit.split.test))
-    if min(len(chosen), len(judged)) < CANDIDATES:
-        return []
-    cluster = exhibit.split.cluster[np.array([case.row for case in judged])]
-    most, found = float(np.log2(CANDIDATES)), []
-    for condition, arm in (("open", exhibit.arm), ("sealed", Restart())):
-        sharpness = _sharpness(distances(exhibit, arm, chosen))
-        apart = distances(exhibit, arm, judged)
-        values = most + log_softmax(-sharpness * apart, axis=1)[:, 0] / np.log(2)
-        gate = condition == "open"
-        estimate = mean_of(values, cluster, exhibit.alpha if gate else 0.05, most)
-        site, n = Site(carrier_of(exhibit), 0, "all", "kv", "all"), len(judged)
-        note = f"of {CANDIDATES} candidate blocks"
-        found.append(Evidence(NAME, "block", condition, "bits", estimate, n, gate=gate, site=site, note=note))
-        first = np.all(apart[:, :1] < apart[:, 1:], axis=1)
-        single = one_each(np.arange(n), cluster, exhibit.settings.seed)
-        told = rate_of(int(first[single].sum()), len(single))
-        found.append(
-            Evidence(NAME, "block", condition, "rate", told, len(single), 1 / CANDIDATES, site=site, note=note)
-        )
-    return found
-
-
-def comparable(exhibit: Exhibit) -> bool:
-    """Whether enough blocks have fellows; the exhibit needs no features for it."""
-    split = exhibit.split
-    return all(len(cases_of(exhibit, part)) >= CANDIDATES for part in (split.validation, split.test))
-
-
-def carrier_of(exhibit: Exhibit) -> str:
+def carrier_of(context: AuditContext) -> str:
     """Where candidates are compared, in words."""
-    kept = not exhibit.arm.law(exhibit.checkpoint.policy).mask_delimiters
+    kept = not context.arm.law(context.checkpoint.policy).mask_delimiters
     return "memento and delimiters" if kept else "memento"
 
 
@@ -179,3 +144,59 @@ def _sharpness(apart: np.ndarray) -> float:
 
     best = minimize_scalar(loss, bounds=(-12.0, 12.0), method="bounded")
     return float(np.exp(best.x)) / scale if best.fun < np.log(apart.shape[1]) - 1e-6 else 0.0
+
+
+@dataclass(frozen=True)
+class Collision(Attack):
+    """Bits that telling the true block from its candidates gives, and how often it is told, open and sealed."""
+
+    name = "collision"
+    title = "Collision"
+    summary = (
+        "Candidate blocks are computed anew and their keys and values matched with the retained ones: the upper "
+        "bound for a reader of the cache."
+    )
+    threat = INSIDER
+    units = ("bits", "rate")
+    counts_bits = True
+
+    def secrets(self, context: AuditContext) -> tuple[str, ...]:
+        return (BLOCK,)
+
+    def obstacle(self, context: AuditContext, secret: str) -> str | None:
+        split = context.split
+        if all(len(cases_of(context, part)) >= CANDIDATES for part in (split.validation, split.test)):
+            return None
+        return "too few blocks have others as long with the very same memento, which could stand in for them"
+
+    def n_gated(self, context: AuditContext) -> int:
+        return 1  # whether or not enough candidates are found
+
+    def run(self, context: AuditContext) -> list[Evidence]:
+        chosen, judged = (cases_of(context, part) for part in (context.split.validation, context.split.test))
+        if min(len(chosen), len(judged)) < CANDIDATES:
+            return []
+        found = []
+        for condition, arm in (("open", context.arm), ("sealed", Restart())):
+            sharpness = _sharpness(distances(context, arm, chosen))
+            found += self._findings(context, condition, sharpness, judged, distances(context, arm, judged))
+        return found
+
+    def _findings(
+        self, context: AuditContext, condition: str, sharpness: float, judged: list[Case], apart: np.ndarray
+    ) -> list[Evidence]:
+        """What the distances of the test's candidates, float[cases, CANDIDATES], tell under one condition."""
+        cluster = context.split.cluster[np.array([case.row for case in judged])]
+        most = float(np.log2(CANDIDATES))
+        values = most + log_softmax(-sharpness * apart, axis=1)[:, 0] / np.log(2)
+        gate = condition == "open"
+        estimate = mean_of(values, cluster, context.alpha if gate else 0.05, most)
+        site, n = Location(carrier_of(context), 0, "all", "kv", "all"), len(judged)
+        note = f"of {CANDIDATES} candidate blocks"
+        first = np.all(apart[:, :1] < apart[:, 1:], axis=1)
+        single = one_each(np.arange(n), cluster, context.settings.seed)
+        rate = rate_of(int(first[single].sum()), len(single))
+        return [
+            self.evidence(BLOCK, condition, "bits", estimate, n, gate=gate, site=site, note=note),
+            self.evidence(BLOCK, condition, "rate", rate, len(single), baseline=1 / CANDIDATES, site=site, note=note),
+        ]

@@ -1,33 +1,35 @@
 """`membership`: was it this secret, or another? The likelihood ratio that a probe gives the claim.
 
 Half of the traces, drawn at random, are shown with the secret that they hold, the others with one that
-they do not. The AUC is of all traces, and its interval knows which of them are not independent; thresholds,
-rates and epsilon are of one trace a cluster. The threshold is set on validation.
+they do not. The AUC is over all traces, and its interval allows for those that are not independent; thresholds,
+rates and epsilon are over one trace a cluster. The threshold is set on validation.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 from scipy import stats
 
-from ghosttrace.auditing.context import Exhibit, where
-from ghosttrace.auditing.evidence import Estimate, Evidence, one_each, rate_of
-from ghosttrace.auditing.evidence import Site as Where
+from ghosttrace.auditing.attacks.attack import Attack
+from ghosttrace.auditing.context import AuditContext, Posteriors
+from ghosttrace.auditing.evidence import Estimate, Evidence, Location, one_each, rate_of
+from ghosttrace.auditing.threats import INSIDER
+from ghosttrace.errors import UserError
 from ghosttrace.probing.sweep import Site
 from ghosttrace.stats import unseen
 
-NAME = "membership"
-RATES = (0.01, 0.001)  # false alarms an attacker may make
+RATES = (0.01, 0.001)  # false-positive rates at which the attack is judged
 ROUNDING = 1e-12  # of a standard error, below which there is none
 
 
 @dataclass(frozen=True)
 class Claims:
-    """Scores of claims, higher where they are believed.
+    """Scores of claims, higher where the attacker takes them for true.
 
     Attributes:
-        present, absent: float[n] and float[m].
+        present, absent: float[n] and float[m], of claims that are true and of claims that are false.
         present_cluster, absent_cluster: int64[n] and int64[m], claims that are not independent; all are if None.
     """
 
@@ -37,56 +39,91 @@ class Claims:
     absent_cluster: np.ndarray | None = None
 
 
-def membership(
-    exhibit: Exhibit, secret: str, site: Site, said: Mapping[str, list[np.ndarray]], fpr: float | None = None
-) -> list[Evidence]:
-    """AUC, rate of right claims at a given rate of false ones, and a lower bound on epsilon.
+@dataclass(frozen=True)
+class Membership(Attack):
+    """AUC, true-positive rate at a given false-positive rate, and a lower bound on epsilon."""
 
-    Args:
-        exhibit: what to attack.
-        secret: which secret.
-        site: where the probe looked.
-        said: by condition, its posteriors of the secret's parts, see `Exhibit.posteriors`.
-        fpr: how many of the false claims may be believed; 1 % unless told.
+    name = "membership"
+    title = "Membership inference"
+    summary = "A likelihood ratio tells true claims of what the secret is from false ones."
+    threat = INSIDER
+    units = ("AUC", "TPR", "epsilon")
+    reads_one_place = True
 
-    Returns:
-        The AUC alone where validation has too few independent traces to set a threshold, which its note says;
-        nothing where no false claim can be made, as all traces hold the same secret.
-    """
-    found, split, seed = [], exhibit.split, exhibit.settings.seed
-    fpr = RATES[0] if fpr is None else fpr
-    every = {name: exhibit.known(secret, getattr(split, name)) for name in ("validation", "test")}
-    single = {name: one_each(rows, split.cluster, seed) for name, rows in every.items()}
-    for condition, parts in said.items():
-        rng = np.random.default_rng([seed, 0x3E3B])
-        whole = _claims(exhibit, secret, parts, every["test"], rng)
-        chosen, judged = (_claims(exhibit, secret, parts, single[name], rng) for name in ("validation", "test"))
-        if whole is None:
-            continue
-        n, place = len(every["test"]), where(site)
-        few = "" if chosen and judged and len(chosen.absent) * fpr >= 1 else too_few(exhibit, chosen, fpr)
-        found.append(Evidence(NAME, secret, condition, "AUC", auc(whole), n, 0.5, site=place, note=few))
-        if chosen and judged and not few:
-            found += _rates(secret, condition, chosen, judged, fpr, place)
-    return found
+    def check(self, context: AuditContext) -> None:
+        cluster, validation = context.split.cluster, context.split.validation
+        validated, traces = (len(np.unique(part)) for part in (cluster[validation], cluster))
+        if context.fpr is not None and validated * context.fpr < 1:
+            raise UserError(
+                f"{validated} independent traces on validation cannot set a threshold for {context.fpr:g} false "
+                f"claims: give {ceil(traces / validated / context.fpr):,} independent traces, or a higher --fpr"
+            )
+
+    def obstacle(self, context: AuditContext, secret: str) -> str | None:
+        _, labels = context.labels(secret, context.split.test)
+        if len(labels) < 2 or (labels == labels[0]).all():
+            return "all its traces hold the same, so that no false claim can be made of it"
+        return None
+
+    def run(self, context: AuditContext) -> list[Evidence]:
+        found = []
+        for secret in self.reachable(context):
+            site = context.best_site(secret)
+            said = {condition: context.posteriors(secret, site, condition) for condition in ("open", "sealed")}
+            found += self.findings(context, secret, site, said)
+        return found
+
+    def findings(
+        self, context: AuditContext, secret: str, site: Site, said: Mapping[str, Posteriors]
+    ) -> list[Evidence]:
+        """What the claims about one secret show.
+
+        Args:
+            context: of the audit.
+            secret: which secret.
+            site: where the probe looked.
+            said: by condition, its posteriors of the secret's parts, see `AuditContext.posteriors`.
+
+        Returns:
+            The AUC alone where validation has too few independent traces to set a threshold, which its note says;
+            nothing where no false claim can be made, as all traces hold the same secret.
+        """
+        found, split, seed = [], context.split, context.settings.seed
+        fpr = RATES[0] if context.fpr is None else context.fpr
+        every = {name: context.known(secret, getattr(split, name)) for name in ("validation", "test")}
+        single = {name: one_each(rows, split.cluster, seed) for name, rows in every.items()}
+        for condition, parts in said.items():
+            rng = np.random.default_rng([seed, 0x3E3B])
+            whole = claims_of(context, secret, parts, every["test"], rng)
+            chosen, judged = (claims_of(context, secret, parts, single[name], rng) for name in ("validation", "test"))
+            if whole is None:
+                continue
+            n, place = len(every["test"]), Location.of(site)
+            enough = chosen and judged and len(chosen.absent) * fpr >= 1
+            few = "" if enough else too_few(context, chosen, fpr)
+            found.append(self.evidence(secret, condition, "AUC", auc(whole), n, baseline=0.5, site=place, note=few))
+            if chosen and judged and not few:
+                found += self._rates(secret, condition, chosen, judged, fpr, place)
+        return found
+
+    def _rates(
+        self, secret: str, condition: str, chosen: Claims, judged: Claims, fpr: float, place: Location
+    ) -> list[Evidence]:
+        """What independent claims show: rates at thresholds set on other traces, and epsilon."""
+        found, n = [], len(judged.present) + len(judged.absent)
+        for rate in [r for r in sorted({fpr, *RATES}, reverse=True) if r <= fpr and len(chosen.absent) * r >= 1]:
+            right, false = rates(judged, threshold(chosen.absent, rate))
+            note = f"at {rate:.1%} false claims on validation, {false.value:.1%} on test"
+            found.append(self.evidence(secret, condition, "TPR", right, n, baseline=rate, site=place, note=note))
+        bound, ceiling = epsilon(chosen, judged)
+        note = f"ceiling {ceiling:.2f} with so many traces"
+        return [*found, self.evidence(secret, condition, "epsilon", bound, n, site=place, note=note)]
 
 
-def _rates(secret: str, condition: str, chosen: Claims, judged: Claims, fpr: float, place: Where) -> list[Evidence]:
-    """What independent claims show: rates at thresholds set on other traces, and epsilon."""
-    found, n = [], len(judged.present) + len(judged.absent)
-    for rate in [r for r in sorted({fpr, *RATES}, reverse=True) if r <= fpr and len(chosen.absent) * r >= 1]:
-        right, false = rates(judged, threshold(chosen.absent, rate))
-        note = f"at {rate:.1%} false claims on validation, {false.value:.1%} on test"
-        found.append(Evidence(NAME, secret, condition, "TPR", right, n, rate, site=place, note=note))
-    bound, ceiling = epsilon(chosen, judged)
-    note = f"ceiling {ceiling:.2f} with so many traces"
-    return [*found, Evidence(NAME, secret, condition, "epsilon", bound, n, site=place, note=note)]
-
-
-def too_few(exhibit: Exhibit, chosen: Claims | None, fpr: float) -> str:
+def too_few(context: AuditContext, chosen: Claims | None, fpr: float) -> str:
     """Why no threshold was set."""
     claims = len(chosen.absent) if chosen else 0
-    clusters = len(np.unique(exhibit.split.cluster))
+    clusters = len(np.unique(context.split.cluster))
     needed = int(np.ceil(clusters / fpr / max(1, claims)))
     return (
         f"{claims} independent false claims on validation cannot set a threshold for a rate of {fpr:g}: "
@@ -94,8 +131,8 @@ def too_few(exhibit: Exhibit, chosen: Claims | None, fpr: float) -> str:
     )
 
 
-def _claims(
-    exhibit: Exhibit, secret: str, said: list[np.ndarray], part: np.ndarray, rng: np.random.Generator
+def claims_of(
+    context: AuditContext, secret: str, said: Posteriors, part: np.ndarray, rng: np.random.Generator
 ) -> Claims | None:
     """Half of a part's traces with their own secret, half with that of another trace which differs.
 
@@ -103,7 +140,7 @@ def _claims(
     """
     rows = rng.permutation(part)
     half = len(rows) // 2
-    asked = exhibit.parts(secret)
+    asked = context.parts(secret)
     own = np.stack([one.labels[rows] for one in asked], axis=1)
     if not half or (own == own[0]).all():
         return None
@@ -115,7 +152,7 @@ def _claims(
     for column, one in enumerate(asked):
         gained = said[column][rows] - one.text[rows]
         ratio += gained[np.arange(len(rows)), claimed[:, column]]
-    cluster = exhibit.split.cluster[rows]
+    cluster = context.split.cluster[rows]
     return Claims(ratio[:half], ratio[half:], cluster[:half], cluster[half:])
 
 

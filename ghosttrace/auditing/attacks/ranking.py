@@ -1,53 +1,63 @@
-"""`ranking`: all that the secret could be, in the order of the probe's posterior: where does the true one stand?
+"""`ranking`: all that the secret could be, in the order of the probe's posterior: at which rank is the true one?
 
 Exposure is log2(candidates) - log2(rank) (Carlini et al. 2019, "The Secret Sharer", arXiv 1802.08232,
-section 4.3). Of candidates that tie, each order is as likely as another, and the mean is taken; one who
+section 4.3). Of candidates that tie, each order is as likely as another, and the mean is taken; an attacker who
 cannot tell any apart has an exposure of about 1.44 bits.
 """
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import reduce
 from math import prod
 
 import numpy as np
 from scipy.special import gammaln
 
-from ghosttrace.auditing.context import Exhibit, where
-from ghosttrace.auditing.evidence import Evidence, mean_of
-from ghosttrace.probing.sweep import Site
+from ghosttrace.auditing.attacks.attack import Attack
+from ghosttrace.auditing.context import AuditContext
+from ghosttrace.auditing.evidence import Evidence, Location, mean_of
+from ghosttrace.auditing.threats import INSIDER
 
-NAME = "ranking"
 MOST = 10**6  # candidates that are ranked one by one
 
 
-def ranking(exhibit: Exhibit, secret: str, site: Site, said: Mapping[str, list[np.ndarray]]) -> list[Evidence]:
-    """Exposure of a secret beyond that from the text.
+@dataclass(frozen=True)
+class Ranking(Attack):
+    """Exposure of each secret beyond that from the text."""
 
-    Args:
-        exhibit: what to attack.
-        secret: which secret.
-        site: where the probe looked.
-        said: by condition, its posteriors of the secret's parts, see `Exhibit.posteriors`.
+    name = "ranking"
+    title = "Candidate ranking"
+    summary = (
+        "All candidates for the secret are ranked by what the retained cache says; the exposure of the true one is "
+        "its gain in rank, in bits."
+    )
+    threat = INSIDER
+    units = ("exposure bits",)
+    reads_one_place = True
 
-    Returns:
-        Nothing where the secret could be more than `MOST` things.
-    """
-    asked, rows = exhibit.parts(secret), exhibit.known(secret, exhibit.split.test)
-    count = prod(one.text.shape[1] for one in asked)
-    if count > MOST:
-        return []
-    labels = [one.labels[rows] for one in asked]
-    text = exposures([one.text[rows] for one in asked], labels)
-    found = []
-    for condition, parts in said.items():
-        gained = exposures([part[rows] for part in parts], labels) - text
-        estimate = mean_of(gained, exhibit.split.cluster[rows], 0.05, float(np.log2(count)))
-        note = f"of {count} candidates; mean exposure {float((gained + text).mean()):.2f}"
-        base = float(text.mean())
-        found.append(
-            Evidence(NAME, secret, condition, "exposure bits", estimate, len(rows), base, site=where(site), note=note)
-        )
-    return found
+    def obstacle(self, context: AuditContext, secret: str) -> str | None:
+        count = prod(len(context.task.targets[number].classes) for number in context.secrets[secret])
+        return f"it could be more than {MOST:,} things, too many to rank one by one" if count > MOST else None
+
+    def run(self, context: AuditContext) -> list[Evidence]:
+        return [one for secret in self.reachable(context) for one in self._findings(context, secret)]
+
+    def _findings(self, context: AuditContext, secret: str) -> list[Evidence]:
+        asked, rows = context.parts(secret), context.known(secret, context.split.test)
+        site, count = context.best_site(secret), prod(one.text.shape[1] for one in asked)
+        labels = [one.labels[rows] for one in asked]
+        text = exposures([one.text[rows] for one in asked], labels)
+        found, base, place = [], float(text.mean()), Location.of(site)
+        for condition in ("open", "sealed"):
+            parts = context.posteriors(secret, site, condition)
+            gained = exposures([part[rows] for part in parts], labels) - text
+            estimate = mean_of(gained, context.split.cluster[rows], 0.05, float(np.log2(count)))
+            note = f"of {count} candidates; mean exposure {float((gained + text).mean()):.2f}"
+            found.append(
+                self.evidence(
+                    secret, condition, "exposure bits", estimate, len(rows), baseline=base, site=place, note=note
+                )
+            )
+        return found
 
 
 def exposures(posteriors: list[np.ndarray], labels: list[np.ndarray]) -> np.ndarray:

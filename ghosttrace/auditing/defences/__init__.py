@@ -1,4 +1,4 @@
-"""Defences: what a deployment might do to the retained cache, chosen by name."""
+"""Defences: what a deployment might do to the retained cache, one a file."""
 
 from ghosttrace.auditing.defences.defence import Defence
 from ghosttrace.auditing.defences.drop_delimiters import DropDelimitersDefence
@@ -25,10 +25,11 @@ DEFENCES: dict[str, type[Defence]] = {
         NoiseDefence,
     )
 }
+"""The defences that can be asked for by name."""
 
 
-def defence(spec: str) -> Defence:
-    """A defence as it is given on the command line: its name, and options behind a colon.
+def parse_defence(spec: str) -> Defence:
+    """A defence as it is given on the command line: its name, and options after a colon.
 
     Args:
         spec: such as `restart`, `noise:0.5` or `scrub:2,3`.
@@ -42,4 +43,4 @@ def defence(spec: str) -> Defence:
     return DEFENCES[name].of(options) if colon else DEFENCES[name]()
 
 
-__all__ = ["DEFENCES", "Defence", "defence"]
+__all__ = ["DEFENCES", "Defence", "parse_defence"]

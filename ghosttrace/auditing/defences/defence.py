@@ -13,21 +13,26 @@ from ghosttrace.probing.split import Split
 
 @dataclass(frozen=True)
 class Defence(ABC):
-    """One defence. To add one, write a file here and a row in `DEFENCES`.
+    """One defence: a frozen dataclass with `name`, `summary` and `arm`.
+
+    A defence of your own is passed as an object, `audit(defence=MyDefence())`; to add it to the package, put it in a
+    file of its own here and name it in `ghosttrace.auditing.defences.DEFENCES`.
 
     Attributes:
         name: as on the command line and in the results.
         summary: one line for the help text.
         usage: how it is given with its options.
+        caveat: what a report must say of it whatever was measured; empty if there is nothing.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     usage: ClassVar[str] = ""
+    caveat: ClassVar[str] = ""
 
     @classmethod
     def of(cls, options: str) -> Self:
-        """The defence with options as text: what stands behind the colon.
+        """The defence with options as text: what follows the colon.
 
         Raises:
             UserError: they are not what the defence takes.

@@ -38,8 +38,8 @@ EXACT = 1e-6  # singular values below this are rounding
 class LeaceDefence(Defence):
     """Linear erasure of all targets of a task.
 
-    In the traces that it was fitted on nothing linear is left to learn from, whatever fresh ones still tell.
-    So attackers, who learn on the whole train side, get as many that it was not.
+    In the traces that it was fitted on nothing linear is left to learn from, whatever fresh ones still show.
+    So attackers, who learn on the whole train side, also get as many traces that it was not fitted on.
 
     Attributes:
         tolerance: singular values of the whitened cross-covariance that are left alone. Few traces
@@ -125,7 +125,7 @@ def _fitters(checkpoint: Checkpoint, places: int, classes: int, tolerance: float
 
 
 def _read(checkpoint: Checkpoint, samples: Sequence[Sample], secret: Sequence[Block]) -> States:
-    """The states of each memento, the places behind a shorter one filled up with its last."""
+    """The states of each memento, padded with the last state of a shorter one."""
     layouts = [
         open_layout(sample.ids[: block.memento_end + 1], checkpoint.markup, checkpoint.policy)
         for sample, block in zip(samples, secret, strict=True)

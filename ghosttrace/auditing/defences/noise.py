@@ -11,7 +11,7 @@ from ghosttrace.model.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class NoiseDefence(Defence):
-    """Noise of a relative size. Its effect is measured, and proves nothing: see the summary.
+    """Noise of a relative size. Its effect is measured, and proves nothing: see the caveat.
 
     Attributes:
         size: standard deviation, relative to the root mean square of the states.
@@ -19,6 +19,7 @@ class NoiseDefence(Defence):
 
     name = "noise"
     summary = "Gaussian noise on the mementos' states; no privacy claim, as nothing is clipped or accounted for"
+    caveat = "Noise without clipping and accounting carries no privacy guarantee, whatever was measured."
     usage = "noise:SIZE with a size of at least 0, such as noise:0.5"
     size: float = 0.5
 

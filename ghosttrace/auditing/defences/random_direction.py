@@ -6,7 +6,8 @@ from typing import Self
 import torch
 
 from ghosttrace.ablation.arms import Arm
-from ghosttrace.ablation.arms.leace import RandomDirection, Removal
+from ghosttrace.ablation.arms.leace import Removal
+from ghosttrace.ablation.arms.random_direction import RandomDirection
 from ghosttrace.auditing.defences.defence import Defence
 from ghosttrace.auditing.defences.leace import fit_removals
 from ghosttrace.data.task import Task

@@ -18,7 +18,7 @@ class Scrub(Defence):
     """
 
     name = "scrub"
-    summary = "chosen layers of the retained tokens recomputed without the blocks; the last layer unless told which"
+    summary = "chosen layers of the retained tokens recomputed without the blocks; the last layer by default"
     usage = "scrub or scrub:LAYER,LAYER,…"
     layers: tuple[int, ...] = ()
 

@@ -7,17 +7,6 @@ from ghosttrace.report.audit.words import LEAK, bits, by_threat
 
 Row = Mapping[str, Any]
 
-ADVICE = {
-    "insider": "Whoever can read the retained cache can read the secret. Give the cache the access rights, and the "
-    "time to live, of the text that was dropped from it.",
-    "tenant": "Do not pass this cache on: no prefix caching and no reuse across tenants, and clear it when its "
-    "session ends.",
-    "user": "A user who goes on prompting can draw the secret out. End the session, or recompute its cache from the "
-    "retained text, where the secret must not be known any more.",
-    "reader": "The retained text gives the secret away, and no defence of the cache helps: change what mementos say.",
-}
-"""What to do about a leak to somebody."""
-
 
 def next_steps(summary: Row) -> list[str]:
     """What to do, which depends on the verdict and on whom the secrets leak to."""
@@ -27,7 +16,7 @@ def next_steps(summary: Row) -> list[str]:
             "Draw no conclusion from this run, neither a leak nor its absence.",
             "Find out why the control failed: too few traces for a positive control, or a model, cache or trace file "
             "that is not what it is said to be.",
-            "Then audit anew. A gate must treat this run as failed.",
+            "Then audit again. A gate must treat this run as failed.",
         ]
     if verdict == "not enough data":
         needed = summary["traces_needed"]
@@ -44,9 +33,9 @@ def next_steps(summary: Row) -> list[str]:
             "Audit again whenever the model, the policy, the defence or the serving engine changes.",
             "Audit traces and secrets of your own, with --traces and --secrets, before relying on this for them.",
         ]
-    leaking = [threat["name"] for threat in by_threat(summary) if threat["state"] == LEAK]
-    steps = [ADVICE[name] for name in leaking if name in ADVICE]
-    if leaking != ["reader"]:
+    leaking = [threat for threat in by_threat(summary) if threat["state"] == LEAK]
+    steps = [threat["advice"] for threat in leaking]
+    if [threat["name"] for threat in leaking] != ["reader"]:
         other = "another defence" if defence != "none" else "a defence, restart first"
         steps.append(
             f"Try {other} (--defence), and weigh what it costs in accuracy and prefill against what it leaves."
@@ -67,6 +56,5 @@ def unsaid(summary: Row) -> list[str]:
         "It looked at the retained cache and text alone, not at logs, memory that was freed, or the weights.",
         "It is a measurement, and no legal assessment.",
     ]
-    if summary["defence"]["name"].startswith("noise"):
-        limits.append("Noise without clipping and accounting carries no privacy guarantee, whatever was measured.")
-    return limits
+    caveat = summary["defence"]["caveat"]
+    return [*limits, caveat] if caveat else limits

@@ -17,8 +17,16 @@ MOST = 30  # rows of one figure
 Row = Mapping[str, Any]
 
 
-def leak_figure(summary: Row) -> Figure | None:
-    """Leak in bits by attack with intervals, the limit dashed, controls in grey; None without a row in bits.
+def has_bits(summary: Row) -> bool:
+    """Whether there is a row for `leak_figure` to draw."""
+    return any(
+        row["unit"] in BITS and row["estimate"] is not None and row["condition"] in ("open", *CONDITIONS)
+        for row in summary["results"]
+    )
+
+
+def leak_figure(summary: Row) -> Figure:
+    """Leak in bits by attack with intervals, the limit dashed, controls in grey.
 
     One line an attack, secret and place, the largest first; a control stands on the line of its attack and
     secret where it showed most. The axis is linear up to the limit and logarithmic beyond.
@@ -27,8 +35,6 @@ def leak_figure(summary: Row) -> Figure | None:
     found = sorted((row for row in rows if row["condition"] == "open"), key=lambda row: row["estimate"])[-MOST:]
     beside = strongest_controls(rows)
     lines = [*beside, *found]
-    if not lines:
-        return None
     figure = Figure(figsize=(7.6, 0.27 * len(lines) + 1.2), layout="constrained")
     axis = figure.subplots()
     for y, row in enumerate(lines):
@@ -37,7 +43,7 @@ def leak_figure(summary: Row) -> Figure | None:
     axis.xaxis.set_major_formatter("{x:g}")
     axis.axvline(summary["max_leak_bits"], color=LIMIT, linestyle="--", linewidth=1)
     axis.axvline(0, color="black", linewidth=0.7)
-    axis.set_yticks(range(len(lines)), [label(row) for row in lines], fontsize=7)
+    axis.set_yticks(range(len(lines)), [label(row, summary) for row in lines], fontsize=7)
     if beside and found:
         axis.axhline(len(beside) - 0.5, color="#cccccc", linewidth=0.7)
     axis.set_xlabel(
@@ -67,23 +73,22 @@ def draw_interval(axis: Axes, y: int, row: Row) -> None:
     axis.plot(row["estimate"], y, marker=MARKERS[row["condition"]], color=colour, markersize=5)
 
 
-def label(row: Row) -> str:
+def label(row: Row, summary: Row) -> str:
     """What a line of the figure is."""
     if row["condition"] != "open":
-        return f"{row['condition']}: {title(row['attack']).lower()}"
+        return f"{row['condition']}: {title(row['attack'], summary).lower()}"
     where = place(row)
-    return f"{title(row['attack'])}, {row['secret']}{f' · {where}' if where else ''}"
+    return f"{title(row['attack'], summary)}, {row['secret']}{f' · {where}' if where else ''}"
 
 
-def sites_figure(summary: Row) -> Figure | None:
-    """Bits by layer and hop, as `ghosttrace probe` draws them; None where nothing was swept."""
-    sites = pd.DataFrame(summary["sites"])
-    if (
-        sites.empty
-        or not ((sites["probe"] == "linear") & sites["layer"].str.isdigit() & (sites["head"] == "all")).any()
-    ):
-        return None
-    return heat_figure(sites, not summary["failures"])
+def has_sites(summary: Row) -> bool:
+    """Whether there is a site for `sites_figure` to draw."""
+    return any(row["probe"] == "linear" and row["layer"].isdigit() and row["head"] == "all" for row in summary["sites"])
+
+
+def sites_figure(summary: Row) -> Figure:
+    """Bits by layer and hop, as `ghosttrace probe` draws them."""
+    return heat_figure(pd.DataFrame(summary["sites"]), not summary["failures"])
 
 
 def pareto_row(summary: Row) -> dict[str, Any]:
@@ -130,8 +135,8 @@ def pareto(rows: Sequence[Row], max_leak_bits: float = 0.1) -> Figure:
     axis.axhline(max_leak_bits, color=LIMIT, linestyle="--", linewidth=1)
     axis.set_xlabel(f"{rows[0]['unit'] or 'accuracy'} lost", fontsize=9)
     axis.set_ylabel(f"leak in bits a secret (dashed: the limit, {max_leak_bits:g})", fontsize=9)
-    told = "Area: prefill tokens. Green: no other is better in both. Down and left is better."
-    axis.set_title(told, fontsize=8, loc="left", color="#555555")
+    legend = "Area: prefill tokens. Green: no other is better in both. Down and left is better."
+    axis.set_title(legend, fontsize=8, loc="left", color="#555555")
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     annotate(axis, rows)

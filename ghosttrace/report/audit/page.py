@@ -18,27 +18,28 @@ from ghosttrace.report.audit import advice, words
 from ghosttrace.report.audit.card import COSTS, card
 from ghosttrace.report.audit.charts import WIDTH, bar, heat_maps, scales, ticks
 from ghosttrace.report.audit.sarif import sarif
-from ghosttrace.runs.folder import read_configuration, read_json
 from ghosttrace.runs.records import settle
 
 NEEDED = (
     *("valid", "failures", "verdict", "exit_code", "sentence", "max_leak_bits", "ceiling_bits", "detectable_bits"),
-    *("traces", "traces_needed", "model", "defence", "secrets", "excluded", "left_out", "threats", "results", "sites"),
+    *("traces", "traces_needed", "model", "defence", "secrets", "excluded", "left_out", "attacks", "threats"),
+    *("results", "sites"),
 )
+"""What a report needs of summary.json."""
 SHOWN = 200  # excluded traces that the page names
 
 
-def write_reports(folder: Path) -> None:
+def write_reports(folder: Path, summary: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     """Write audit.sarif, card.md and report.html into the folder of an audit.
 
     Args:
-        folder: with run.json and summary.json, as `ghosttrace audit` writes them.
+        folder: of the run.
+        summary: summary.json.
+        run: run.json.
 
     Raises:
-        UserError: the folder is not such a run, or one of the three files cannot be written.
+        UserError: one of the three files cannot be written.
     """
-    run = read_configuration(folder, "audit")
-    summary = read_json(folder / "summary.json", *NEEDED)
     _write(folder / "audit.sarif", json.dumps(sarif(summary, run), indent=2, allow_nan=False) + "\n")
     _write(folder / "card.md", card(summary, run))
     _write(folder / "report.html", page(summary, run))
@@ -95,7 +96,7 @@ def grouped(summary: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     for threat in summary["threats"]:
         mine = [row for row in summary["results"] if row["threat"] == threat["name"] and row["condition"] == "open"]
         for kind, chosen in found.items():
-            rows = [(row, words.state(row, summary)) for row in mine if (row["unit"] in words.BITS) == (kind == "bits")]
+            rows = [(row, row["state"]) for row in mine if (row["unit"] in words.BITS) == (kind == "bits")]
             rows.sort(key=lambda pair: (order.index(pair[1]), -(pair[0]["low"] or 0.0) if pair[1] else 0.0))
             if rows:
                 chosen.append({"name": threat["name"], "rows": rows})

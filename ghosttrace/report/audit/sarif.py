@@ -1,9 +1,8 @@
 """A privacy audit as SARIF 2.1.0, for code scanning.
 
-A leak is an error, an undecided row a warning and what is within the limit a note; what was not detected
-has no result. A run whose
-controls failed has notes alone: nothing may be concluded from its rows. A cache has no source file, so
-that a result is located in the model, by name, and in it by layer and carrier.
+A row whose state is a leak is an error, an undecided one a warning and one within the limit a note; what was not
+detected has no result. A run whose controls failed has notes alone: nothing may be concluded from its rows. A cache
+has no source file, so that a result is located in the model, by name, and in it by layer and carrier.
 """
 
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
 
-from ghosttrace.report.audit.words import ATTACKS, LEAK, UNDECIDED, WITHIN, bits, command, finding, judged, place
+from ghosttrace.report.audit.words import LEAK, UNDECIDED, WITHIN, bits, command, finding, judged, place
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 CONTROL = "control"
@@ -33,8 +32,8 @@ def sarif(summary: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
         summary: summary.json.
         run: run.json.
     """
-    attacks = [name for name in ATTACKS if any(row["attack"] == name for row in summary["results"])]
-    rules = [rule(name, ATTACKS[name].title, ATTACKS[name].summary) for name in attacks]
+    used = {row["attack"] for row in summary["results"]}
+    rules = [rule(name, one["title"], one["summary"]) for name, one in summary["attacks"].items() if name in used]
     rules.append(rule(CONTROL, "Control of the audit", "A control shows whether the audit can be trusted at all."))
     index = {entry["id"]: number for number, entry in enumerate(rules)}
     found = control_notes(summary, index) if not summary["valid"] else leak_results(summary, index)
@@ -59,7 +58,7 @@ def rule(name: str, title: str, summary: str) -> dict[str, Any]:
     help_text = (
         f"{summary} {gate}What to do is in report.html of the run."
         if name != CONTROL
-        else (f"{summary} Where one fails no conclusion may be drawn: find out why, and audit anew.")
+        else (f"{summary} Where one fails no conclusion may be drawn: find out why, and audit again.")
     )
     return {
         "id": name,
@@ -78,7 +77,7 @@ def leak_results(summary: Mapping[str, Any], index: Mapping[str, int]) -> list[d
     results = []
     for said, row in judged(summary):
         if said in LEVELS:
-            text = f"{STARTS[said]} {finding(row)}{limit}"
+            text = f"{STARTS[said]} {finding(row, summary)}{limit}"
             results.append(result(summary, index, row["attack"], LEVELS[said], text, place(row), _identity(row)))
             measures = ("threat", "secret", "defence", "estimate", "low", "high", "unit", "p_holm", "n")
             results[-1]["properties"] = {name: row[name] for name in measures}

@@ -1,67 +1,21 @@
 """What a privacy audit found, in words: the terms and sentences that its page, card and SARIF share.
 
-The words are chosen with care. A finding is "not detected by this suite", with the leak that this run
-could have seen; nothing here says that a secret is gone.
+What a row says against the limit is its `state`, which the gate computed; here it is only put into words. A finding
+is "not detected by this suite", with the leak that this run could have seen; nothing here says that a secret is gone.
 """
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 Row = Mapping[str, Any]
 
 LEAK, UNDECIDED, WITHIN, CLEAR = "leak", "undecided", "within the limit", "not detected"
 ORDER = (LEAK, UNDECIDED, WITHIN, CLEAR)
-PROBED = "attribute"  # the attack whose rows count only as far as the run's probes could have seen a leak
 BITS = ("bits", "exposure bits")
 SHARES = ("AUC", "TPR", "rate")
 KV = {"k": "keys", "v": "values", "kv": "keys and values", "hidden": "hidden states"}
 
-
-@dataclass(frozen=True)
-class Attack:
-    """An attack in words.
-
-    Attributes:
-        title: its name for people.
-        summary: what it does and what it measures, in one sentence.
-    """
-
-    title: str
-    summary: str
-
-
-ATTACKS = {
-    "attribute": Attack(
-        "Attribute inference",
-        "Probes fitted on other traces read parts of the secret off the retained keys and values; the leak is what "
-        "they add to the text, in bits.",
-    ),
-    "ranking": Attack(
-        "Candidate ranking",
-        "All candidates for the secret are ranked by what the retained cache says; the exposure of the true one is "
-        "its gain in rank, in bits.",
-    ),
-    "tenant": Attack(
-        "Stray cache",
-        "Probes read the secret off keys and values without the text; the bits include what the text would tell.",
-    ),
-    "membership": Attack(
-        "Membership inference",
-        "A likelihood ratio tells true claims of what the secret is from false ones.",
-    ),
-    "behavioural": Attack(
-        "Behavioural extraction",
-        "The session is prompted further, and the model's own answers are used to name the secret.",
-    ),
-    "collision": Attack(
-        "Collision",
-        "Candidate blocks are computed anew and their keys and values matched with the retained ones: the upper "
-        "bound for a reader of the cache.",
-    ),
-    "text": Attack("Text alone", "What can be guessed from the retained text, without any cache: the baseline."),
-}
 
 CONDITIONS = {
     "text": "what the text alone tells: the baseline of every attack",
@@ -73,31 +27,9 @@ CONDITIONS = {
 """The controls that every audit needs, and what each of them must show."""
 
 
-def state(row: Row, summary: Row) -> str | None:
-    """What a judged row says against the limit; None for controls and rows that the gate does not look at.
-
-    Probes have "not detected" nothing where they could not have seen a leak as large as the limit.
-
-    Args:
-        row: of `results`.
-        summary: summary.json of the audit.
-    """
-    if row["condition"] != "open" or not row["gate"]:
-        return None
-    limit, detectable = summary["max_leak_bits"], row["detectable"]
-    low = float("-inf") if row["low"] is None else row["low"]
-    if low > limit:
-        return LEAK
-    seeing = row["attack"] != PROBED or (detectable is not None and detectable <= limit)
-    if not seeing or row["high"] is None or row["high"] > limit:
-        return UNDECIDED
-    return WITHIN if low > 0 else CLEAR
-
-
 def judged(summary: Row) -> list[tuple[str, Row]]:
-    """The rows that decide the verdict, each with its state, surest leaks first."""
-    states = [(state(row, summary), row) for row in summary["results"]]
-    found = [(said, row) for said, row in states if said is not None]
+    """The rows that decide the verdict, each with its state as the gate recorded it, surest leaks first."""
+    found = [(row["state"], row) for row in summary["results"] if row["state"] is not None]
     return sorted(found, key=lambda pair: (ORDER.index(pair[0]), -_or_zero(pair[1]["low"])))
 
 
@@ -134,15 +66,15 @@ def place(row: Row) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def title(attack: str) -> str:
+def title(attack: str, summary: Row) -> str:
     """The name of an attack, for people."""
-    return ATTACKS[attack].title if attack in ATTACKS else attack
+    return str(summary["attacks"][attack]["title"])
 
 
-def finding(row: Row) -> str:
+def finding(row: Row, summary: Row) -> str:
     """One row as a sentence."""
     aside = "; ".join(part for part in (place(row), row["note"]) if part)
-    return f"{title(row['attack'])}: {measured(row)} of {row['secret']}{f' ({aside})' if aside else ''}."
+    return f"{title(row['attack'], summary)}: {measured(row)} of {row['secret']}{f' ({aside})' if aside else ''}."
 
 
 def by_threat(summary: Row) -> list[dict[str, Any]]:
@@ -164,7 +96,7 @@ def _outcome(threat: str, rows: Sequence[tuple[str, Row]], summary: Row) -> dict
     same = [row for said, row in rows if said == first]
     if first == LEAK:
         more = {1: "", 2: " One more such row is below."}.get(len(same), f" {len(same) - 1} more such rows are below.")
-        return {"state": LEAK, "found": finding(same[0]) + more}
+        return {"state": LEAK, "found": finding(same[0], summary) + more}
     widest = max(same, key=lambda row: float("inf") if row["high"] is None else row["high"])
     if first in (WITHIN, CLEAR):
         ends = [row[name] for _, row in rows for name in ("high", "detectable") if row[name] is not None]
@@ -172,10 +104,11 @@ def _outcome(threat: str, rows: Sequence[tuple[str, Row]], summary: Row) -> dict
         if first == CLEAR:
             return {"state": CLEAR, "found": f"Not detected: {most}."}
         row, limit = same[0], bits(summary["max_leak_bits"])
-        found = f"{title(row['attack'])} found {bits(row['estimate'])} of {row['secret']}, within the {limit} allowed"
+        what = f"{title(row['attack'], summary)} found {bits(row['estimate'])} of {row['secret']}"
+        found = f"{what}, within the {limit} allowed"
         return {"state": WITHIN, "found": f"{found}; {most}."}
     most = "No bound was reached" if widest["high"] is None else f"Up to {bits(widest['high'])} cannot be ruled out"
-    return {"state": UNDECIDED, "found": f"{most} ({title(widest['attack']).lower()}, {widest['secret']})."}
+    return {"state": UNDECIDED, "found": f"{most} ({title(widest['attack'], summary).lower()}, {widest['secret']})."}
 
 
 def _unjudged(threat: str, summary: Row) -> str:
@@ -184,7 +117,7 @@ def _unjudged(threat: str, summary: Row) -> str:
         told = (f"The text alone tells {bits(one['text_bits'])} of {one['name']}." for one in summary["secrets"])
         return " ".join(told)
     rows = [row for row in summary["results"] if row["threat"] == threat and row["condition"] == "open"]
-    return " ".join(map(finding, rows)) if rows else "None of its attacks was run."
+    return " ".join(finding(row, summary) for row in rows) if rows else "None of its attacks was run."
 
 
 def verdict(summary: Row) -> str:
@@ -203,7 +136,7 @@ def bounds(summary: Row) -> str:
     seen = "No probe decides, so none was tried on leaks of known size."
     if least is not None:
         seen = f"A linear code of {bits(least)} at one place of the cache would have been seen in 8 of 10 runs."
-    elif any(row["attack"] == PROBED for row in summary["results"]):
+    elif any(attack["reads_one_place"] for attack in summary["attacks"].values()):
         seen = "None of the codes put into the sealed cache to try the probes was seen: what they miss is unknown."
     return f"The limit is {bits(limit)} a secret. {seen} {above if summary['valid'] else ''}".rstrip()
 

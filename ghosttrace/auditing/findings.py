@@ -1,0 +1,80 @@
+"""All attacks of an audit on one context, every control beside them, and the verdict."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from ghosttrace.auditing.attacks import Attack
+from ghosttrace.auditing.context import AuditContext
+from ghosttrace.auditing.detect import detectable
+from ghosttrace.auditing.evidence import Evidence
+from ghosttrace.auditing.gate import Verdict, judge
+from ghosttrace.probing.evidence import ALPHA, CONTROLS, TRIVIAL, failed_controls
+from ghosttrace.runs.progress import Progress, silent
+from ghosttrace.stats import holm
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an audit found.
+
+    Attributes:
+        evidence: every attack, secret and condition.
+        p_holm: of each, adjusted over all open findings and sites, or over all controls; NaN where there is no test.
+        failures: the controls that did not hold, in words.
+        verdict: what the gate says, with the state of each finding.
+        detectable: for each secret, the smallest leak that probes of one place would have seen, bits; None if none of
+            those tried. Empty where no such probe is among the attacks.
+    """
+
+    evidence: tuple[Evidence, ...]
+    p_holm: tuple[float, ...]
+    failures: tuple[str, ...]
+    verdict: Verdict
+    detectable: dict[str, float | None]
+
+
+def run_attacks(context: AuditContext, attacks: Sequence[Attack], progress: Progress = silent) -> Findings:
+    """Run every attack, hold the controls, and judge.
+
+    Args:
+        context: with features and the records of a finished sweep.
+        attacks: what to run.
+        progress: called with (what is under way, steps done, steps in all).
+    """
+    evidence = list[Evidence]()
+    for done, attack in enumerate(attacks):
+        progress(f"attack {attack.name}", done, len(attacks))
+        evidence += attack.run(context)
+    limits = dict[str, float | None]()
+    if any(attack.reads_one_place for attack in attacks):
+        for done, secret in enumerate(context.secrets):
+            progress("leaks of known size", done, len(context.secrets))
+            limits[secret] = detectable(context, secret, context.best_site(secret))
+    p_holm = adjusted(evidence, context.sites)
+    failures = (*failed_controls(context.sites), *failed_attacks(evidence, p_holm))
+    verdict = judge(evidence, failures, context.max_leak, limits, len(context.task.samples))
+    return Findings(tuple(evidence), p_holm, failures, verdict, limits)
+
+
+def adjusted(evidence: Sequence[Evidence], sites: pd.DataFrame) -> tuple[float, ...]:
+    """Holm over all open findings together with all open sites, and over the attacks' controls."""
+    found = [float("nan")] * len(evidence)
+    for conditions, others in ((("open",), sites[sites["condition"] == "open"]["p"].tolist()), (CONTROLS, [])):
+        tested = [k for k, one in enumerate(evidence) if one.condition in conditions and one.found.p == one.found.p]
+        for k, p in zip(tested, holm([evidence[k].found.p for k in tested] + others), strict=False):
+            found[k] = p
+    return tuple(found)
+
+
+def failed_attacks(evidence: Sequence[Evidence], p_holm: Sequence[float]) -> list[str]:
+    """Attacks that found something where nothing can be."""
+    return [
+        f"{one.condition}: {one.attack} finds {one.found.value:+.3f} {one.unit} of {one.secret} where nothing can be"
+        for one, p in zip(evidence, p_holm, strict=True)
+        if one.condition in CONTROLS
+        and p <= ALPHA
+        and one.found.value - one.baseline > TRIVIAL
+        and one.unit != "epsilon"
+    ]

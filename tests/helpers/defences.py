@@ -1,0 +1,85 @@
+"""Tiny models, traces with a secret, and sessions under an arm, for tests of defences."""
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ghosttrace.ablation.arms import Arm
+from ghosttrace.data.task import Sample, Target, Task
+from ghosttrace.law.expiry import Policy
+from ghosttrace.law.markup import find_blocks
+from ghosttrace.model.attention import attending
+from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.model.session import Session
+from ghosttrace.probing.split import Split
+from helpers.families import tiny
+from helpers.traces import MARKUP, trace
+
+TRACES = [trace(seed, blocks) for seed, blocks in ((0, 4), (1, 5))]
+ERASE, KEEP = Policy(True), Policy(False)
+CLASSES = 3
+
+
+def checkpoint(family: str = "llama", policy: Policy = ERASE) -> Checkpoint:
+    return Checkpoint(family, tiny(family), None, MARKUP, policy)
+
+
+def play(one: Checkpoint, arm: Arm, traces: list[list[int]], size: int = 1000) -> tuple[Session, list[Tensor]]:
+    """A session under an arm as it ends, and the logits after every token."""
+    parts: list[list[Tensor]] = [[] for _ in traces]
+    with attending(one.model) as model:
+        keys = [(row,) for row in range(len(traces))]
+        session = Session(model, one.markup, arm.law(one.policy), keys, arm.eraser)
+        for begin in range(0, max(map(len, traces)), size):
+            for row, logits in enumerate(session.advance([t[begin : begin + size] for t in traces], every=True)):
+                parts[row].append(logits)
+    return session, [torch.cat(rows) for rows in parts]
+
+
+def states(session: Session, row: int) -> list[Tensor]:
+    """Keys and values that a row holds, [H, T, D] each, layer by layer."""
+    length = session.cache.slots.length[row]
+    return [s[row, :, :length].clone() for layer in session.cache.layers for s in (layer.keys, layer.values)]
+
+
+def secret_trace(rng: np.random.Generator, label: int, block: int, memento: int) -> list[int]:
+    """Three pairs; what one block says tells the label, and every memento's text is the same."""
+    tokens = [1, 20, 3]
+    for number in range(3):
+        text = rng.integers(30, 96, 3).tolist()
+        if number == block:
+            text[1] = 10 + label
+        tokens += [4, *text, 5, 6, *range(21, 21 + memento), 7]
+    return [*tokens, 25, 26]
+
+
+@cache
+def secrets(block: int = 0, uneven: bool = False, n: int = 160) -> tuple[Task, Split]:
+    """A task of one secret, and a split whose test side is a quarter."""
+    rng = np.random.default_rng(5)
+    samples = []
+    for number in range(n):
+        label = int(rng.integers(CLASSES))
+        ids = secret_trace(rng, label, block, 2 + (uneven and number % 3))
+        samples.append(Sample(ids, str(number), "", block, (), (label,)))
+    task = Task("tiny", tuple(samples), (Target("letter", tuple("abc")),))
+    train, test = np.arange(n - n // 4), np.arange(n - n // 4, n)
+    return task, Split(train, test[:0], test, np.arange(n), "base traces")
+
+
+def memento_states(one: Checkpoint, arm: Arm, task: Task, rows: np.ndarray, block: int) -> list[list[Tensor]]:
+    """For each layer and kind, for each trace float[P, d]: its memento's states in the cache that an arm leaves."""
+    found: list[list[Tensor]] = []
+    session, _ = play(one, arm, [list(task.samples[row].ids) for row in rows])
+    for place, row in enumerate(rows):
+        pair, held = find_blocks(task.samples[row].ids, MARKUP)[block], session.cache.held(place)
+        at = (held >= pair.memento_start) & (held <= pair.memento_end)
+        found.append([s[:, at].transpose(0, 1).flatten(1).double() for s in states(session, place)])
+    return [list(site) for site in zip(*found, strict=True)]
+
+
+def covariance(states: Tensor, labels: Tensor) -> float:
+    """How large the cross-covariance of float[n, d] and float[n, C] is."""
+    return float(((states - states.mean(0)).T @ (labels - labels.mean(0)) / len(states)).norm())

@@ -28,7 +28,6 @@ from ghosttrace.cli.options import (
 )
 from ghosttrace.cli.output import reporting
 from ghosttrace.cli.probe_options import (
-    CARRIERS,
     Hops,
     Layers,
     Mlp,
@@ -42,6 +41,7 @@ from ghosttrace.cli.probe_options import (
     WithinTraces,
     settings_of,
 )
+from ghosttrace.probing.carriers import CARRIERS
 from ghosttrace.report.audit.table import audit_lines, audit_table
 from ghosttrace.runs.folder import default_folder
 

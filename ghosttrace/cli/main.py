@@ -1,6 +1,7 @@
 """The command line: one file per command; bad input is one sentence and exit code 2."""
 
 import sys
+from collections.abc import Callable
 
 import typer
 from transformers.utils.logging import disable_progress_bar
@@ -33,11 +34,11 @@ def root() -> None:
     """Keep commands named even when there is only one."""
 
 
-for command in (ablate, bits, probe, patch, audit, report, plan, info):
-    app.command()(command)
-app.command("init-tokens")(init_tokens)
-for command in (sft, serve):
-    app.command(context_settings=PASSED_ON)(command)
+COMMANDS: tuple[Callable[..., None], ...] = (ablate, bits, probe, patch, audit, report, plan, info, init_tokens)
+for command in COMMANDS:
+    app.command(command.__name__.replace("_", "-"))(command)
+app.command(context_settings=PASSED_ON)(sft)
+app.command(context_settings=PASSED_ON)(serve)
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ghosttrace.probing.ledger import ledger_task
 
 import ghosttrace as gt
 import ghosttrace.report

@@ -79,6 +79,7 @@ def patch(
             show("sites that carry the answer", 0, 1)
             found_sets = find_site_sets(checkpoint, cases, run.records, batch_tokens, parts)
             rows = [one.row(results) for one in found_sets]
+            show("sites that carry the answer", 1, 1)
         more = {"failures": list(failures), "site_sets": rows}
         return run.finish(PatchResult, order, not failures, json_rows(results), **more)
 

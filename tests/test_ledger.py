@@ -1,6 +1,7 @@
 """`ledger`: its problems, its grader, and why a sealed cache cannot beat 10 ** -h."""
 
-from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,12 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghosttrace.bench import load_bench
-from ghosttrace.bench.ledger import BLOCK_TOKENS, BLOCKS, DIGITS, STREAM, Ledger, grade, is_observation, ledger
+from ghosttrace.bench.ledger import (
+    BLOCK_TOKENS,
+    BLOCKS,
+    DIGITS,
+    STREAM,
+    Ledger,
+    grade,
+    is_observation,
+    ledger,
+    ledger_task,
+)
 from ghosttrace.bench.problem import Problem, final_text
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import ExpiryTracker, Policy
 from ghosttrace.law.markup import Markup, find_blocks
-from ghosttrace.model.checkpoint import load_tokenizer
+from ghosttrace.model.checkpoint import Checkpoint, load, load_tokenizer
 
 TOKENIZER = load_tokenizer("toy-mixed")
 MARKUP = Markup.from_tokenizer(TOKENIZER)
@@ -62,22 +73,6 @@ def test_counterfactuals_leave_the_retained_text_alone(seed: int, level: int, nu
     assert hidden == [False] * (DIGITS - level) + [True] * level
 
 
-@pytest.mark.parametrize("level", range(4))
-def test_hidden_digits_are_uniform_given_the_retained_text(level: int) -> None:
-    """Enumerate every counterfactual of the last block: the text allows 10 ** h answers, equally often."""
-    one = Ledger.sample(np.random.default_rng(level), level)
-    answers: Counter[str] = Counter()
-    for shift in np.ndindex(*[10] * level):
-        increments = one.increments.copy()
-        increments[-1, 0, DIGITS - level :] = (increments[-1, 0, DIGITS - level :] + shift) % 10
-        other = Ledger(level, one.start, one.notes, increments)
-        assert retained(other) == retained(one)
-        answers[other.answer] += 1
-    assert len(answers) == 10**level
-    assert set(answers.values()) == {1}
-    assert ledger(level, 1).ceiling == pytest.approx(1 / len(answers))
-
-
 def test_the_harness_writes_observations_and_nothing_else() -> None:
     (bench,) = load_bench("ledger-h2", 3)
     one = Ledger.sample(np.random.default_rng([0, 2, STREAM]), 2)
@@ -116,3 +111,38 @@ def test_problems_are_the_same_for_the_same_seed_and_grow_by_appending() -> None
     assert {p.prompt for p in few.problems} != {p.prompt for p in other.problems}
     with pytest.raises(UserError, match="levels 0 to 3"):
         ledger(4)
+
+
+@pytest.fixture(scope="module")
+def toy() -> Checkpoint:
+    return load("toy-open")
+
+
+@pytest.mark.parametrize("level", range(4))
+def test_ledger_labels_are_what_the_trace_spells(toy: Checkpoint, level: int) -> None:
+    task = ledger_task(toy, 20, seed=1, block=2, level=level)
+    assert [t.name for t in task.targets] == [f"note-{i}" for i in range(5)] + [f"hidden-{i}" for i in range(level)]
+    for sample in task.samples:
+        assert "".join(toy.tokenizer.convert_ids_to_tokens([sample.ids[p] for p in sample.where])) == sample.secret
+        assert "".join(map(str, sample.labels)) == sample.secret
+        pair = find_blocks(sample.ids, toy.markup)[2]
+        text = toy.tokenizer.convert_ids_to_tokens(list(sample.ids))
+        shown = text[pair.memento_start + 1 : pair.memento_end]
+        after = text[pair.end - 5 : pair.end : 2]  # the state's digits, an increment before each
+        assert text[sample.where[0]] == text[pair.start + 1]
+        assert shown == after[: 3 - level] + ["*"] * level
+        assert "".join(after[3 - level :]) == sample.secret[5:]
+        assert text[-1] == "<eos>"
+
+
+def test_ledger_problems_are_new_and_bounded(toy: Checkpoint) -> None:
+    task = ledger_task(toy, 30, level=1)
+    rng = np.random.default_rng([0, 1, STREAM])
+    known = {tuple(Ledger.sample(rng, 1).notes[1]) for _ in range(400)}
+    assert len(known & {sample.labels[:5] for sample in task.samples}) <= 1
+    assert ledger_task(toy, 30, block=3, level=0).targets[-1].name == "note-4"
+    for level, block in ((4, 1), (1, 3), (0, 4), (0, -1)):
+        with pytest.raises(UserError, match="ledger has levels 0 to 3"):
+            ledger_task(toy, 3, block=block, level=level)
+    with pytest.raises(UserError, match="does not spell ledger"):
+        ledger_task(replace(toy, tokenizer=SimpleNamespace(convert_tokens_to_ids=lambda text: [None])), 3, level=1)

@@ -91,6 +91,7 @@ def contents(folder: Path) -> list[bytes]:
     return [(folder / name).read_bytes() for name in ("samples.parquet", "summary.json", "traces.parquet")]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_one_left_alone(tmp_path: Path) -> None:
     """SIGKILL at random moments, in the extraction and among the probes; the end is the same to the byte."""
     context = multiprocessing.get_context("forkserver")

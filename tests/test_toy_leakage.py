@@ -125,6 +125,7 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert 7.9e5 < sum(weight.numel() for weight in whole["model"].values()) < 8.2e5
 
 
+@pytest.mark.slow
 def test_a_probe_of_the_untrained_model(tmp_path: Path) -> None:
     """Its own memento tells the digits, open or sealed as it should; nothing is left behind."""
     train(replace(SHORT, steps=1, snapshots=(0,)), tmp_path / "all")

@@ -156,6 +156,7 @@ def run_audit(
         found = run_attacks(context, settings.attacks, progress)
         progress("the defence's cost", 0, 1)
         spent = price(checkpoint, task.samples, context.arm, subject.benches, probes.seed)
+        progress("the defence's cost", 1, 1)
         summary = summarise_audit(context, found, settings, subject, spent)
         order = sorted(run.records.keys(), key=str)
         result = run.finish(AuditResult, order, not found.failures, result_rows(found, settings), **summary)

@@ -2,7 +2,7 @@
 
 The caches are sealed ones of `toy-open`, read at the default settings of `ghosttrace audit`. They are a
 function of the retained text alone, and given that text the digits of `ledger` are uniform: digits drawn
-anew are fresh secrets over caches that hold nothing of them. Each audit is judged so, and again with a code
+again are fresh secrets over caches that hold nothing of them. Each audit is judged so, and again with a code
 written into one site, drawn at random: 0.5 bit of the first hidden digit, 0.15 bit of it, and 0.3 bit spread
 evenly over the three hidden digits. The last two are above the 0.1 bit that the gate allows, but not by much: an
 exit code of 0 on them is a miss, and is recorded as one. Probes and the user's prompts are fitted, chosen
@@ -27,20 +27,20 @@ import torch
 from torch import Tensor
 
 from ghosttrace.ablation.arms import Restart
-from ghosttrace.auditing.attacks import parse
-from ghosttrace.auditing.attacks.attribute import best_probe, evidence_of
-from ghosttrace.auditing.attacks.behavioural import learners, prompted
-from ghosttrace.auditing.context import Exhibit
+from ghosttrace.auditing.attacks.attribute import Attribute
+from ghosttrace.auditing.attacks.behavioural import Behavioural, learners, prompted
+from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.detect import detectable, inject
-from ghosttrace.auditing.evidence import Evidence, Told, total
-from ghosttrace.auditing.gate import EXIT, judge
-from ghosttrace.auditing.run import least_seen
+from ghosttrace.auditing.evidence import Evidence, LabelLogProbs, total
+from ghosttrace.auditing.gate import EXIT, judge, least_seen
+from ghosttrace.auditing.prompts import prompts_by_secret
+from ghosttrace.auditing.sites import best_probe, is_at
+from ghosttrace.bench.ledger import ledger_prompts, ledger_task
 from ghosttrace.model.checkpoint import load
 from ghosttrace.probing.carriers import secret_carrier
 from ghosttrace.probing.cells import linear_scores
 from ghosttrace.probing.evidence import ALPHA, Asked, Scores, record
 from ghosttrace.probing.features import extract
-from ghosttrace.probing.ledger import ledger_prompts, ledger_task
 from ghosttrace.probing.split import split
 from ghosttrace.probing.sweep import Settings, Site, groups, wanted
 
@@ -56,64 +56,66 @@ class Bench:
     """What all audits share.
 
     Attributes:
-        exhibit: with the labels of nobody.
+        context: with the labels of no audit.
         sites: where probes look.
         answers: for each secret, what the model finds likely over its sealed cache, float32[N, d].
-        seen: the least leak that the probes would have seen, bits a secret; None if none of those tried.
+        seen: for each secret, the least leak that the probes would have seen, bits; None if none of those tried.
     """
 
-    exhibit: Exhibit
+    context: AuditContext
     sites: list[Site]
     answers: dict[str, Tensor]
-    seen: float | None
+    seen: dict[str, float | None]
 
 
 def make_bench(work: Path) -> Bench:
     """Read the caches, or find them read."""
     checkpoint, settings = load("toy-open"), Settings(hops=(0, 1), mlp=False)
-    task = ledger_task(checkpoint, LEVEL, SAMPLES)
+    task = ledger_task(checkpoint, SAMPLES, level=LEVEL)
     parts = split(task.samples)
     _, sealed = wanted(checkpoint, settings, secret_carrier(task.samples))
     features = {"sealed": extract(checkpoint, task, sealed, work / "features")}
     asked = [Asked(t.name, task.labels(number), task.exact[t.name]) for number, t in enumerate(task.targets)]
-    exhibit = Exhibit(checkpoint, task, parts, Restart(), settings, asked, features, ALPHA / GATED)
+    context = AuditContext(
+        checkpoint, task, parts, Restart(), settings, asked, features, ALPHA / GATED, max_leak=ALLOWED
+    )
     later = [carrier for carrier in settings.carriers if carrier.hop >= 0]
     sites = [site for carrier in later for group in groups(checkpoint, settings, carrier) for site in group]
-    few, names = learners(parts, settings.seed), [target.name for target in task.targets]
+    few = learners(parts, settings.seed)
     every = np.concatenate([few.train, few.validation, few.test]).tolist()
     answers = {}
-    for secret, text in ledger_prompts(LEVEL).items():
-        prompt = parse(text, task.targets, names, checkpoint.tokenizer)
-        likely = prompted(exhibit, Restart(), prompt, every).likely
+    prompts = prompts_by_secret(ledger_prompts(LEVEL).values(), task, task, checkpoint, strict=True)
+    for secret, prompt in prompts.items():
+        likely = prompted(context, Restart(), prompt, every).likely
         answers[secret] = torch.from_numpy(np.concatenate([likely[name] for name in sorted(likely)], axis=1))
-    return Bench(exhibit, sites, answers, could_see(exhibit, sites[-1], work / "detectable.json"))
+    return Bench(context, sites, answers, could_see(context, sites[-1], work / "detectable.json"))
 
 
-def could_see(exhibit: Exhibit, site: Site, path: Path) -> float | None:
-    """What the probes of all audits would have seen; labels are dealt anew for it, so that all share it."""
+def could_see(context: AuditContext, site: Site, path: Path) -> dict[str, float | None]:
+    """What the probes of all audits would have seen of each secret; its labels are fresh, so that all share it."""
     if not path.exists():
-        limits = {secret: detectable(exhibit, secret, site, ALLOWED) for secret in exhibit.secrets}
-        path.write_text(json.dumps(limits))
-    return least_seen(json.loads(path.read_text()))
+        path.write_text(json.dumps({secret: detectable(context, secret, site) for secret in context.secrets}))
+    found: dict[str, float | None] = json.loads(path.read_text())
+    return found
 
 
 def fresh(bench: Bench, number: int) -> list[Asked]:
     """The targets of one audit, with secrets of its own."""
     rng = np.random.default_rng([number, 0xA0D])
-    return [replace(one, labels=rng.integers(0, 10, SAMPLES)) for one in bench.exhibit.asked]
+    return [replace(one, labels=rng.integers(0, 10, SAMPLES)) for one in bench.context.targets]
 
 
 def probed(bench: Bench, audits: range) -> Iterator[tuple[int, Site | str, list[Scores]]]:
     """What each attack finds of each audit's secrets where nothing leaks; features are read and factored once."""
     asked = [one for number in audits for one in fresh(bench, number)]
-    width, parts = len(bench.exhibit.asked), bench.exhibit.split
+    width, parts = len(bench.context.targets), bench.context.split
     for site in bench.sites:
-        states = site.read(bench.exhibit.features["sealed"])[None]
+        states = site.read(bench.context.features["sealed"])[None]
         (scores,) = linear_scores(states, asked, parts, torch.device("cpu"))
         for place, number in enumerate(audits):
             yield number, site, scores[place * width : (place + 1) * width]
-    few = learners(parts, bench.exhibit.settings.seed)
-    for secret, members in bench.exhibit.secrets.items():
+    few = learners(parts, bench.context.settings.seed)
+    for secret, members in bench.context.secrets.items():
         these = [fresh(bench, number)[member] for number in audits for member in members]
         (scores,) = linear_scores(bench.answers[secret][None], these, few, torch.device("cpu"))
         for place, number in enumerate(audits):
@@ -125,18 +127,18 @@ def leaking(bench: Bench, number: int, leak: float, digits: int) -> tuple[Site, 
     rng = np.random.default_rng([number, 0x1EA, round(100 * leak)])
     site = bench.sites[int(rng.integers(len(bench.sites)))]
     asked = fresh(bench, number)
-    parts = [asked[member] for member in bench.exhibit.secrets[LEAKED][:digits]]
-    states = inject(site.read(bench.exhibit.features["sealed"]), parts, [leak / digits] * digits, rng)
-    (scores,) = linear_scores(states[None], asked, bench.exhibit.split, torch.device("cpu"))
+    parts = [asked[member] for member in bench.context.secrets[LEAKED][:digits]]
+    states = inject(site.read(bench.context.features["sealed"]), parts, [leak / digits] * digits, rng)
+    (scores,) = linear_scores(states[None], asked, bench.context.split, torch.device("cpu"))
     return site, scores
 
 
 def verdict(bench: Bench, number: int, found: dict[Any, list[Scores]]) -> dict[str, Any]:
     """The gate on one audit's findings."""
-    exhibit = replace(bench.exhibit, asked=fresh(bench, number))
+    context = replace(bench.context, targets=fresh(bench, number))
     gated = list[Evidence]()
-    for secret, members in exhibit.secrets.items():
-        names = {exhibit.asked[member].name for member in members}
+    for secret in context.secrets:
+        names = {one.name for one in context.parts(secret)}
         rows = [
             record(score, condition="open", probe="linear", **site.names)
             for site, scores in found.items()
@@ -145,15 +147,15 @@ def verdict(bench: Bench, number: int, found: dict[Any, list[Scores]]) -> dict[s
             if score.target in names
         ]
         best = best_probe(rows)
-        gated.append(
-            evidence_of(exhibit, secret, "open", [row for row in rows if all(row[k] == v for k, v in best.items())])
-        )
-        estimate, judged = total([Told.of(score) for score in found[secret]], exhibit.split.cluster, exhibit.alpha)
-        gated.append(Evidence("behavioural", secret, "open", "bits", estimate, len(judged), gate=True))
+        chosen = [row for row in rows if is_at(row, best, "open")]
+        gated.append(Attribute().finding(context, secret, "open", chosen))
+        said_of = [LabelLogProbs.of(score) for score in found[secret]]
+        estimate, judged = total(said_of, context.split.cluster, context.alpha)
+        gated.append(Behavioural().evidence(secret, "open", "bits", estimate, len(judged), gate=True))
     said = judge(gated, [], ALLOWED, bench.seen, SAMPLES)
     worst = max(gated, key=lambda one: one.found.low).found
     measured = {"estimate": worst.value, "low": worst.low, "high": worst.high}
-    return {"verdict": said.verdict, **measured, "detectable": bench.seen, "ceiling": said.ceiling}
+    return {"verdict": said.verdict, **measured, "detectable": least_seen(bench.seen), "ceiling": said.ceiling}
 
 
 def run(work: Path) -> pd.DataFrame:

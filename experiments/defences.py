@@ -4,7 +4,7 @@ The five digits of a note are written in a block, never used, and erased: the se
 are erased too, and the answer hangs on them. So what an operator wants gone and what the model lives on
 go through the same channel, and a defence is worth what it takes of the one and leaves of the other.
 
-Each defence is one audit of 3,000 problems of `ledger-h3`, attackers trained anew against it, MLPs
+Each defence is one audit of 3,000 problems of `ledger-h3`, attackers trained against it, MLPs
 included; accuracy is paired, on the same 100 problems. Writes `experiments/results/defences.parquet` and
 the figure `figures/defences`.
 

@@ -143,6 +143,7 @@ def test_a_leak_is_found_and_gated(tmp_path: Path) -> None:
     assert set(again.figures()) == {"leak", "sites"} and (out / "figures" / "leak.svg").exists()
 
 
+@pytest.mark.slow
 def test_targets_choose_the_secrets_and_an_unwritable_report_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +165,7 @@ def test_targets_choose_the_secrets_and_an_unwritable_report_is_named(
     assert {row["attack"] for row in summary["results"]} >= {"attribute", "behavioural"}
 
 
+@pytest.mark.slow
 def test_an_audit_too_small_to_tell(tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--model", "toy-mixed", "--defence", "restart", "--samples", "300"]
@@ -173,6 +175,7 @@ def test_an_audit_too_small_to_tell(tmp_path: Path) -> None:
     assert "cannot be told" in summary["sentence"] and "give ten times" in (out / "card.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_sabotaged_control_makes_the_audit_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sealed cache that serves as control is not sealed."""
     from ghosttrace.probing import features
@@ -224,6 +227,7 @@ def audited(out: Path, *arguments: str) -> dict[str, Any]:
     return summary
 
 
+@pytest.mark.slow
 def test_without_probes_the_verdict_says_nothing_of_what_they_could_see(tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--targets", "note-0", "--samples", "300"]
@@ -233,6 +237,7 @@ def test_without_probes_the_verdict_says_nothing_of_what_they_could_see(tmp_path
     assert summary["traces_needed"] > 300 and "No probe decides" in (out / "card.md").read_text()
 
 
+@pytest.mark.slow
 def test_names_are_asked_for_whole(random: list[str], tmp_path: Path) -> None:
     """Letter by letter Tamara and Tanaka begin alike."""
     summary = audited(tmp_path / "run", *random, "--secret", "name", "--samples", "6")
@@ -241,6 +246,7 @@ def test_names_are_asked_for_whole(random: list[str], tmp_path: Path) -> None:
     assert rows["ranking", "open", "exposure bits"]["n"] > 20 and summary["left_out"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "ranked"), [("key:4", True), ("key", False)])
 def test_keys_that_could_be_too_many_are_not_ranked(random: list[str], tmp_path: Path, key: str, ranked: bool) -> None:
     attacks = ["--attacks", "attribute,ranking,membership"]

@@ -153,7 +153,7 @@ class Collision(Attack):
     name = "collision"
     title = "Collision"
     summary = (
-        "Candidate blocks are computed anew and their keys and values matched with the retained ones: the upper "
+        "Candidate blocks are computed again and their keys and values matched with the retained ones: the upper "
         "bound for a reader of the cache."
     )
     threat = INSIDER

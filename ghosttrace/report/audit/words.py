@@ -20,7 +20,7 @@ KV = {"k": "keys", "v": "values", "kv": "keys and values", "hidden": "hidden sta
 CONDITIONS = {
     "text": "what the text alone tells: the baseline of every attack",
     "causal": "states from before the secret: nothing can be found",
-    "shuffled": "secrets dealt out anew: nothing can be found",
+    "shuffled": "secrets dealt out again at random: nothing can be found",
     "sealed": "a cache computed from the retained text alone: nothing can be found",
     "unerased": "the secret's own tokens, still in the cache: it must be found",
 }

@@ -1,0 +1,10 @@
+"""How a measurement reports its progress: a callback that any of them takes."""
+
+from collections.abc import Callable
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, steps done, and steps in all."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Report nothing."""

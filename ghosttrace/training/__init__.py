@@ -1,1 +1,1 @@
-"""Training on the masked-attention law."""
+"""Fine-tuning on the law: examples, packing, stages, and the delimiters added to a model."""

@@ -16,11 +16,12 @@ from ghosttrace.ablation.settings import Settings
 from ghosttrace.bench import Bench, load_bench
 from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.law.markup import DELIMITERS
-from ghosttrace.model.checkpoint import Checkpoint, fingerprint, load
+from ghosttrace.model.checkpoint import Checkpoint, load
 from ghosttrace.model.geometry import Geometry
 from ghosttrace.model.prompts import template_hash
+from ghosttrace.model.provenance import provenance
 from ghosttrace.model.sampling import Sampling
-from ghosttrace.runs.folder import REFERENCE, json_rows, read_configuration, versions
+from ghosttrace.runs.folder import REFERENCE, json_rows, read_configuration
 from ghosttrace.runs.progress import Progress, silent
 from ghosttrace.runs.records import Records
 from ghosttrace.runs.writer import begin_run
@@ -192,12 +193,7 @@ def configuration(
     checkpoint, benches = cells[0].checkpoint, {cell.bench.name: cell.bench for cell in cells}.values()
     family = checkpoint.model.config.model_type
     ids = dict(zip(DELIMITERS, checkpoint.markup.delimiters, strict=True))
-    return {
-        "command": "ablate",
-        "model": checkpoint.name,
-        "options": dict(options),
-        "sha256": fingerprint(checkpoint),
-        "policy": checkpoint.policy.to_dict(),
+    return provenance("ablate", checkpoint, options) | {
         "arms": {cell.arm.name: cell.arm.describe(checkpoint.policy) for cell in cells},
         "markup": asdict(checkpoint.markup),
         "delimiters": {name: checkpoint.tokenizer.convert_ids_to_tokens(token) for name, token in ids.items()},
@@ -215,7 +211,4 @@ def configuration(
             for bench in benches
         },
         "settings": settings.to_dict() | {"backend": backend.name, **backend.settings()},
-        "versions": versions(),
-        "device": str(checkpoint.model.device),
-        "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
     }

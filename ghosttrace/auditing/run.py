@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,14 @@ from ghosttrace.auditing.subject import Source, Subject, make_subject
 from ghosttrace.auditing.summary import result_rows, summarise_audit
 from ghosttrace.bench import Bench
 from ghosttrace.data.tokens import Sources
-from ghosttrace.model.checkpoint import Checkpoint, fingerprint, load
+from ghosttrace.model.checkpoint import Checkpoint, load
+from ghosttrace.model.provenance import provenance
 from ghosttrace.probing import sweep
 from ghosttrace.probing.carriers import Kind, Pool, secret_carrier
 from ghosttrace.probing.evidence import ALPHA, CELLS
 from ghosttrace.probing.split import Split, split
 from ghosttrace.probing.sweep import Kv, Sweep, ask, text_rows
 from ghosttrace.probing.traces_file import write_traces
-from ghosttrace.runs.folder import versions
 from ghosttrace.runs.progress import Progress, silent
 from ghosttrace.runs.writer import RunWriter, begin_run
 
@@ -196,29 +195,13 @@ def configuration(
     checkpoint: Checkpoint, subject: Subject, settings: AuditSettings, parts: Split, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything that decides an audit's numbers, for run.json."""
-    task, digest = subject.task, sha256()
-    for sample in task.samples:
-        ids = list(map(int, sample.ids))
-        digest.update(repr((ids, sample.base, sample.secret, sample.block, sample.labels)).encode())
-    return {
-        "command": "audit",
-        "model": checkpoint.name,
-        "options": dict(options),
-        "sha256": fingerprint(checkpoint),
-        "policy": checkpoint.policy.to_dict(),
-        "task": {"name": task.name, "samples": len(task.samples), "sha256": digest.hexdigest()},
-        "targets": {target.name: list(target.classes) for target in task.targets},
-        "split": {
-            "shares no": parts.shares,
-            **{name: len(getattr(parts, name)) for name in ("train", "validation", "test")},
-            "sha256": sha256(" ".join(parts.names()).encode()).hexdigest(),
-        },
+    task = subject.task
+    return provenance("audit", checkpoint, options) | {
+        **task.describe(),
+        "split": parts.describe(),
         "settings": asdict(settings.probes) | {"batch_tokens": settings.batch_tokens},
         "defence": repr(settings.defence),
         "attacks": [repr(attack) for attack in settings.attacks],
         "prompts": {secret: prompt.text for secret, prompt in subject.prompts.items()},
         "gate": {name: getattr(settings, name) for name in ("max_leak", "fpr", "utility_limit")},
-        "versions": versions(),
-        "device": str(checkpoint.model.device),
-        "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
     }

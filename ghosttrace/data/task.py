@@ -3,6 +3,8 @@
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import Any
 
 import numpy as np
 
@@ -76,6 +78,17 @@ class Task:
     def labels(self, target: int) -> np.ndarray:
         """int[N], of one target."""
         return np.array([sample.labels[target] for sample in self.samples])
+
+    def describe(self) -> dict[str, Any]:
+        """The task as run.json records it: name, size, a digest of all samples, and the targets with their classes."""
+        digest = sha256()
+        for sample in self.samples:
+            ids = list(map(int, sample.ids))
+            digest.update(repr((ids, sample.base, sample.secret, sample.block, sample.labels)).encode())
+        return {
+            "task": {"name": self.name, "samples": len(self.samples), "sha256": digest.hexdigest()},
+            "targets": {target.name: list(target.classes) for target in self.targets},
+        }
 
     def check(self) -> None:
         """Refuse labels that nothing can be learned from.

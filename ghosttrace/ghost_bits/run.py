@@ -15,8 +15,9 @@ from ghosttrace.ghost_bits.likelihood import first_measured
 from ghosttrace.ghost_bits.measure import TRACES, measure
 from ghosttrace.ghost_bits.result import BitsResult
 from ghosttrace.ghost_bits.summary import failed_controls, summarise
-from ghosttrace.model.checkpoint import Checkpoint, fingerprint, load
-from ghosttrace.runs.folder import REFERENCE, json_rows, versions
+from ghosttrace.model.checkpoint import Checkpoint, load
+from ghosttrace.model.provenance import provenance
+from ghosttrace.runs.folder import REFERENCE, json_rows
 from ghosttrace.runs.progress import Progress, silent
 from ghosttrace.runs.writer import begin_run
 
@@ -102,16 +103,8 @@ def configuration(
     digest = sha256()
     for trace in traces:
         digest.update(repr((trace.source, trace.name, trace.prompt, trace.response)).encode())
-    return {
-        "command": "bits",
-        "model": checkpoint.name,
-        "options": dict(options),
-        "sha256": fingerprint(checkpoint),
-        "policy": checkpoint.policy.to_dict(),
+    return provenance("bits", checkpoint, options) | {
         "arms": {arm.name: arm.describe(checkpoint.policy) | {"settings": repr(arm)} for arm in arms},
         "traces": {"count": len(traces), "sha256": digest.hexdigest()},
         "settings": {"batch_tokens": batch_tokens},
-        "versions": versions(),
-        "device": str(checkpoint.model.device),
-        "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
     }

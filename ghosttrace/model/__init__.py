@@ -1,1 +1,1 @@
-"""A loaded checkpoint and everything that runs it: prompts, attention under the law, caches, decoding, cached states."""
+"""A checkpoint and everything that runs it: prompts, attention under the law, caches, decoding, cached states."""

@@ -9,13 +9,14 @@ from ghosttrace.bench import Bench, as_benches
 from ghosttrace.bench.reference import reference_traces
 from ghosttrace.data.tokens import Sources, traces_of
 from ghosttrace.errors import UserError
-from ghosttrace.model.checkpoint import Checkpoint, fingerprint, load
+from ghosttrace.model.checkpoint import Checkpoint, load
+from ghosttrace.model.provenance import provenance
 from ghosttrace.patching.cases import Case, make_cases
 from ghosttrace.patching.measure import INTERVENTIONS, PATCHES, Intervention, keys_of, measure
 from ghosttrace.patching.result import PatchResult
 from ghosttrace.patching.site_search import find_site_sets
 from ghosttrace.patching.summary import failed_controls, summarise
-from ghosttrace.runs.folder import json_rows, versions
+from ghosttrace.runs.folder import json_rows
 from ghosttrace.runs.progress import Progress, silent
 from ghosttrace.runs.writer import begin_run
 
@@ -97,15 +98,7 @@ def configuration(
     for case in cases:
         trace = (case.trace.source, case.trace.name, case.trace.prompt, case.trace.response)
         digest.update(repr((*trace, case.number, case.donor, case.other)).encode())
-    return {
-        "command": "patch",
-        "model": checkpoint.name,
-        "options": dict(options),
-        "sha256": fingerprint(checkpoint),
-        "policy": checkpoint.policy.to_dict(),
+    return provenance("patch", checkpoint, options) | {
         "traces": {"count": len(cases), "sha256": digest.hexdigest()},
         "settings": {"kind": kind, "batch_tokens": batch_tokens, "parts": parts},
-        "versions": versions(),
-        "device": str(checkpoint.model.device),
-        "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
     }

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ from ghosttrace.bench import Bench
 from ghosttrace.data.task import Task
 from ghosttrace.data.tokens import Sources
 from ghosttrace.errors import UserError
-from ghosttrace.model.checkpoint import Checkpoint, fingerprint, load
+from ghosttrace.model.checkpoint import Checkpoint, load
+from ghosttrace.model.provenance import provenance
 from ghosttrace.probing.carriers import Kind, Pool, secret_carrier
 from ghosttrace.probing.evidence import CELLS, CONDITIONS, failed_controls, summarise
 from ghosttrace.probing.features import extract
@@ -21,7 +21,7 @@ from ghosttrace.probing.split import Split, split
 from ghosttrace.probing.sweep import Kv, Settings, Sweep, ask, text_rows, wanted
 from ghosttrace.probing.tasks import make_task
 from ghosttrace.probing.traces_file import write_traces
-from ghosttrace.runs.folder import json_rows, versions
+from ghosttrace.runs.folder import json_rows
 from ghosttrace.runs.progress import Progress, silent
 from ghosttrace.runs.records import Key
 from ghosttrace.runs.writer import RunWriter, begin_run
@@ -145,26 +145,8 @@ def configuration(
     checkpoint: Checkpoint, task: Task, settings: Settings, parts: Split, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything that decides a run's numbers, for run.json."""
-    digest = sha256()
-    for sample in task.samples:
-        digest.update(
-            repr((list(map(int, sample.ids)), sample.base, sample.secret, sample.block, sample.labels)).encode()
-        )
-    return {
-        "command": "probe",
-        "model": checkpoint.name,
-        "options": dict(options),
-        "sha256": fingerprint(checkpoint),
-        "policy": checkpoint.policy.to_dict(),
-        "task": {"name": task.name, "samples": len(task.samples), "sha256": digest.hexdigest()},
-        "targets": {target.name: list(target.classes) for target in task.targets},
-        "split": {
-            "shares no": parts.shares,
-            **{name: len(getattr(parts, name)) for name in ("train", "validation", "test")},
-            "sha256": sha256(" ".join(parts.names()).encode()).hexdigest(),
-        },
+    return provenance("probe", checkpoint, options) | {
+        **task.describe(),
+        "split": parts.describe(),
         "settings": settings.to_dict(),
-        "versions": versions(),
-        "device": str(checkpoint.model.device),
-        "dtype": str(checkpoint.model.dtype).removeprefix("torch."),
     }

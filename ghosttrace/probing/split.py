@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -36,6 +38,11 @@ class Split:
         found = np.full(len(self.cluster), "train", dtype=object)
         found[self.validation], found[self.test] = "validation", "test"
         return found
+
+    def describe(self) -> dict[str, Any]:
+        """The split as run.json records it: what its sets do not share, their sizes, and a digest."""
+        sizes = {name: len(getattr(self, name)) for name in ("train", "validation", "test")}
+        return {"shares no": self.shares, **sizes, "sha256": sha256(" ".join(self.names()).encode()).hexdigest()}
 
 
 def split(samples: Sequence[Sample], seed: int = 0, within_traces: bool = False) -> Split:

@@ -28,6 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @needs(QWEN)
 def test_codes_are_planted_probed_and_put_beside_the_paper(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

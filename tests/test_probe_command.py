@@ -122,6 +122,6 @@ def test_a_killed_run_ends_as_one_left_alone(tmp_path: Path) -> None:
 
 def test_a_failed_control_is_an_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ghosttrace.probing.run.failed_controls", lambda results: ("sealed: sabotaged",))
-    done = CliRunner().invoke(cli.app, [*QUICK, "--out", str(tmp_path / "run")])
+    done = CliRunner().invoke(cli.app, [*QUICK, "--layers", "3", "--out", str(tmp_path / "run")])
     assert done.exit_code == 12
     assert not json.loads((tmp_path / "run" / "summary.json").read_text())["valid"]

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -199,7 +199,7 @@ def configuration(
     return provenance("audit", checkpoint, options) | {
         **task.describe(),
         "split": parts.describe(),
-        "settings": asdict(settings.probes) | {"batch_tokens": settings.batch_tokens},
+        "settings": settings.probes.to_dict() | {"batch_tokens": settings.batch_tokens},
         "defence": repr(settings.defence),
         "attacks": [repr(attack) for attack in settings.attacks],
         "prompts": {secret: prompt.text for secret, prompt in subject.prompts.items()},

@@ -12,27 +12,15 @@ from ghosttrace.ablation.backend import Backend, HuggingFaceBackend
 from ghosttrace.ablation.run import run_ablation
 from ghosttrace.ablation.settings import Settings
 from ghosttrace.bench import BENCHES, load_bench
-from ghosttrace.cli.options import (
-    Delimiters,
-    Device,
-    Dtype,
-    KeepLast,
-    Mapping,
-    ModelName,
-    Out,
-    Resume,
-    gather_options,
-    load_as_told,
-    numbers,
-)
-from ghosttrace.cli.output import print_verdict, reporting
+from ghosttrace.cli.options import ModelName, gather_options, model_options, numbers, run_options, with_options
+from ghosttrace.cli.output import print_verdict, running
 from ghosttrace.errors import UserError
 from ghosttrace.report.ablation.table import ablation_table, swap_table
-from ghosttrace.runs.folder import default_folder
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "max_block_tokens")
 
 
+@with_options(model_options, run_options)
 def ablate(
     ctx: typer.Context,
     model: ModelName = "toy-mixed",
@@ -53,11 +41,6 @@ def ablate(
     max_new_tokens: Annotated[int | None, typer.Option(help="Longer responses are truncated.")] = None,
     max_block_tokens: Annotated[int | None, typer.Option(help="Force a block to end at this length.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows decoded together; 128, or what a GPU holds.")] = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    mask_delimiters: Delimiters = None,
-    keep_last_n_blocks: KeepLast = None,
-    map_delimiters: Mapping = None,
     layers: Annotated[str | None, typer.Option(help="Sealing arms seal these layers alone, e.g. 1,2.")] = None,
     heads: Annotated[str | None, typer.Option(help="… these key-value heads alone.")] = None,
     kv: Annotated[str, typer.Option(help="… keys (k), values (v) or both (k,v).")] = "k,v",
@@ -66,16 +49,14 @@ def ablate(
     engine_args: Annotated[
         str | None, typer.Option(help='Arguments of vLLM\'s LLM as JSON, e.g. {"max_model_len": 40960}.')
     ] = None,
-    out: Out = None,
-    resume: Resume = None,
 ) -> None:
     """Open, close or alter the ghost channel of one checkpoint, and measure what that does."""
-    options = gather_options(ctx, "ablate", out, resume)
+    options = gather_options(ctx, "ablate")
     if options is not None:
-        start_ablation(options, out, resume)
+        start_ablation(ctx, options)
 
 
-def start_ablation(options: dict[str, Any], out: Path | None, resume: Path | None) -> None:
+def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> None:
     """Run `ablate` with these options of its command line."""
     kinds = tuple(options["kv"].split(","))
     if not set(kinds) <= {"k", "v"}:
@@ -91,17 +72,13 @@ def start_ablation(options: dict[str, Any], out: Path | None, resume: Path | Non
     backend = _backend(options["backend"], options["engine_args"])
     file = None if options["bench_file"] is None else Path(options["bench_file"])
     benches = load_bench(options["bench"], settings.limit, settings.seed, file)
-    checkpoint, console = load_as_told(options), Console()
-    folder = None if resume else out or default_folder("ablate", checkpoint.name)
-    with reporting(console, "ablate", resume or folder or Path()) as progress:
-        result = run_ablation(
-            checkpoint, benches, settings, backend, out=folder, resume=resume, progress=progress, options=options
-        )
-    console.print(ablation_table(result.results))
+    with running(ctx, "ablate", options) as (checkpoint, run):
+        result = run_ablation(checkpoint, benches, settings, backend, **run)
+    Console().print(ablation_table(result.results))
     swapped = swap_table(result.results)
     if swapped:
-        console.print(swapped)
-    print_verdict(console, result)
+        Console().print(swapped)
+    print_verdict(result)
 
 
 def _backend(name: str, arguments: str | None) -> Backend:

@@ -11,54 +11,22 @@ from ghosttrace.auditing.attacks import ATTACKS
 from ghosttrace.auditing.defences import DEFENCES
 from ghosttrace.auditing.result import AuditResult
 from ghosttrace.auditing.run import audit as run_audit
-from ghosttrace.cli.options import (
-    BatchTokens,
-    Delimiters,
-    Device,
-    Dtype,
-    KeepLast,
-    Limit,
-    Mapping,
-    ModelName,
-    Out,
-    Resume,
-    Traces,
-    gather_options,
-    load_as_told,
-)
-from ghosttrace.cli.output import reporting
-from ghosttrace.cli.probe_options import (
-    Hops,
-    Layers,
-    Mlp,
-    PoolName,
-    Samples,
-    SecretBench,
-    SecretBlock,
-    SecretName,
-    Seed,
-    Targets,
-    WithinTraces,
-    settings_of,
-)
+from ghosttrace.cli.options import ModelName, gather_options, model_options, run_options, with_options
+from ghosttrace.cli.output import running
+from ghosttrace.cli.probe_options import Hops, Samples, SecretBench, secret_options, settings_of
 from ghosttrace.probing.carriers import CARRIERS
 from ghosttrace.report.audit.table import audit_lines, audit_table
-from ghosttrace.runs.folder import default_folder
 
 
+@with_options(secret_options, model_options, run_options)
 def audit(
     ctx: typer.Context,
     model: ModelName = "toy-open",
     bench: SecretBench = "ledger-h3",
-    traces: Traces = None,
-    secret: SecretName = "digits:5",
     secrets: Annotated[
         Path | None, typer.Option(help="Instead: JSONL of secrets in the traces: trace, block, text, label.")
     ] = None,
-    block: SecretBlock = 1,
-    targets: Targets = None,
     samples: Samples = 8000,
-    limit: Limit = None,
     attacks: Annotated[str, typer.Option(help="A list; the text alone, the baseline, always runs.")] = ",".join(
         ATTACKS
     ),
@@ -80,21 +48,8 @@ def audit(
         typer.Option(help=f"Where probes look, of {','.join(CARRIERS)}; by default mementos and kept delimiters."),
     ] = None,
     hops: Hops = "0,1",
-    layers: Layers = None,
     kv: Annotated[str, typer.Option(help="Keys (k), values (v), both as one (kv): a list.")] = "k,v",
-    pool: PoolName = "all",
-    mlp: Mlp = True,
-    within_traces: WithinTraces = False,
     utility_limit: Annotated[int, typer.Option(help="Problems on which a defence's accuracy is measured.")] = 100,
-    batch_tokens: BatchTokens = 16_384,
-    seed: Seed = 0,
-    device: Device = None,
-    dtype: Dtype = None,
-    mask_delimiters: Delimiters = None,
-    keep_last_n_blocks: KeepLast = None,
-    map_delimiters: Mapping = None,
-    out: Out = None,
-    resume: Resume = None,
 ) -> None:
     """Audit what can be recovered of erased blocks. Exit code 0: nothing detected; 10: a leak; 11: too few traces;
     12: a control failed; 2: bad input.
@@ -103,21 +58,21 @@ def audit(
         for name, kind in DEFENCES.items():
             typer.echo(f"{kind.usage or name}: {kind.summary}")
         return
-    options = gather_options(ctx, "audit", out, resume)
-    if options is None and resume is not None:  # finished; its reports may not be written yet
-        found = AuditResult.open(resume)
-        found.report()
-        raise typer.Exit(found.exit_code)
-    raise typer.Exit(start_audit(options or {}, out, resume))
+    options = gather_options(ctx, "audit")
+    if options is None:  # finished; its reports may not be written yet
+        result = AuditResult.open(ctx.params["resume"])
+        result.report()
+    else:
+        result = start_audit(ctx, options)
+    raise typer.Exit(result.exit_code)
 
 
-def start_audit(options: dict[str, Any], out: Path | None, resume: Path | None) -> int:
-    """Run `audit` with these options of its command line; return its exit code."""
+def start_audit(ctx: typer.Context, options: dict[str, Any]) -> AuditResult:
+    """Run `audit` with these options of its command line."""
     probes = settings_of({**options, "carriers": options["carriers"] or "memento", "by_head": False, "joint": False})
-    checkpoint, console = load_as_told(options), Console()
-    folder = None if resume else out or default_folder("audit", checkpoint.name)
     plain = ("bench", "secret", "secrets", "block", "samples", "limit", "defence", "max_leak_bits", "fpr")
-    with reporting(console, "audit", resume or folder or Path()) as progress:
+    names = ("hops", "layers", "kv", "pool", "mlp", "within_traces", "seed")
+    with running(ctx, "audit", options) as (checkpoint, run):
         result = run_audit(
             checkpoint,
             traces=options["traces"] or None,
@@ -126,16 +81,11 @@ def start_audit(options: dict[str, Any], out: Path | None, resume: Path | None) 
             prompts=options["prompt"] or None,
             carriers=None if options["carriers"] is None else probes.kinds,
             **{name: options[name] for name in (*plain, "utility_limit", "batch_tokens")},
-            **{
-                name: getattr(probes, name) for name in ("hops", "layers", "kv", "pool", "mlp", "within_traces", "seed")
-            },
-            out=folder,
-            resume=resume,
-            progress=progress,
-            options=options,
+            **{name: getattr(probes, name) for name in names},
+            **run,
         )
-    print_audit(console, result)
-    return result.exit_code
+    print_audit(Console(), result)
+    return result
 
 
 def print_audit(console: Console, result: AuditResult) -> None:

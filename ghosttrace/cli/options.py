@@ -1,7 +1,10 @@
 """What the commands of the command line share: options, how they are read, and --resume."""
 
 import json
+from collections.abc import Callable
 from enum import StrEnum
+from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +51,42 @@ class Number(StrEnum):
 Dtype = Annotated[Number | None, typer.Option(help="The checkpoint's own by default.")]
 
 
+def with_options(*blocks: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command further options besides its own; it reads them from `ctx.params` (see `gather_options`).
+
+    Args:
+        blocks: functions whose parameters are the further options, such as `model_options`.
+    """
+    shared = [parameter for block in blocks for parameter in signature(block).parameters.values()]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = signature(command)
+
+        @wraps(command)
+        def run(**given: Any) -> None:
+            command(**{name: given[name] for name in own.parameters})
+
+        run.__signature__ = own.replace(parameters=[*own.parameters.values(), *shared])  # type: ignore[attr-defined]
+        run.__annotations__ = command.__annotations__ | {one.name: one.annotation for one in shared}
+        return run
+
+    return decorate
+
+
+def model_options(
+    device: Device = None,
+    dtype: Dtype = None,
+    mask_delimiters: Delimiters = None,
+    keep_last_n_blocks: KeepLast = None,
+    map_delimiters: Mapping = None,
+) -> None:
+    """How a checkpoint is loaded, and its law where it does not record one."""
+
+
+def run_options(out: Out = None, resume: Resume = None) -> None:
+    """Where a run goes, and which one to go on with."""
+
+
 def numbers(text: str | None, option: str) -> tuple[int, ...] | None:
     """`1,2,5` as integers."""
     if text is None:
@@ -66,7 +105,7 @@ def mapping(text: str | None) -> dict[str, str]:
     return {name: token for name, _, token in pairs}
 
 
-def gather_options(ctx: typer.Context, command: str, out: Path | None, resume: Path | None) -> dict[str, Any] | None:
+def gather_options(ctx: typer.Context, command: str) -> dict[str, Any] | None:
     """The options of a command line, as JSON values; with --resume those of the run, and what is given on top.
 
     Returns:
@@ -75,6 +114,7 @@ def gather_options(ctx: typer.Context, command: str, out: Path | None, resume: P
     Raises:
         UserError: the run is not one that can be gone on with, or a number is out of range.
     """
+    out, resume = ctx.params["out"], ctx.params["resume"]
     options = {name: value for name, value in ctx.params.items() if name not in ("out", "resume")}
     options = json.loads(json.dumps(options, default=str))
     if options.get("seed", 0) < 0:

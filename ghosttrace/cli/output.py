@@ -6,14 +6,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from ghosttrace.cli.options import load_as_told
 from ghosttrace.errors import RunWarning
+from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.runs.folder import default_folder
 from ghosttrace.runs.progress import Progress
 from ghosttrace.runs.result import RunResult
+
+CONTROL_FAILED = 12
+"""The exit code of a run in which a control failed."""
 
 
 @contextmanager
@@ -48,8 +55,31 @@ def reporting(console: Console, command: str, folder: Path) -> Iterator[Progress
             raise
 
 
-def print_verdict(console: Console, result: RunResult) -> None:
-    """Whether the controls held, and where everything is."""
+@contextmanager
+def running(ctx: typer.Context, command: str, options: dict[str, Any]) -> Iterator[tuple[Checkpoint, dict[str, Any]]]:
+    """The checkpoint that a command's options name, and what every measuring call takes besides its settings.
+
+    Args:
+        ctx: of the command, whose `--out` and `--resume` say where the run goes.
+        command: that is running.
+        options: of its command line (see `gather_options`).
+
+    Yields:
+        The checkpoint, and the arguments out, resume, progress and options.
+
+    Raises:
+        UserError: see `ghosttrace.model.checkpoint.load`.
+    """
+    checkpoint = load_as_told(options)
+    resume: Path | None = ctx.params["resume"]
+    out: Path = ctx.params["out"] or default_folder(command, checkpoint.name)
+    with reporting(Console(), command, resume or out) as progress:
+        yield checkpoint, {"out": None if resume else out, "resume": resume, "progress": progress, "options": options}
+
+
+def print_verdict(result: RunResult) -> None:
+    """Say whether the controls held, and where everything is."""
+    console = Console()
     held = "Controls held. " if result.valid else ""
     console.print(f"{held}Written to {escape(str(result.folder))}", soft_wrap=True)
     for failure in result.failures:

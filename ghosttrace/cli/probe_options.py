@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ghosttrace.bench import GENERATED
-from ghosttrace.cli.options import numbers
+from ghosttrace.cli.options import BatchTokens, Limit, Traces, numbers
 from ghosttrace.errors import UserError
 from ghosttrace.probing.carriers import Pool
 from ghosttrace.probing.sweep import Settings
@@ -30,6 +30,22 @@ PoolName = Annotated[str, typer.Option("--pool", help="Tokens of a carrier: all,
 Mlp = Annotated[bool, typer.Option(help="Probe the best site of each hop by an MLP too.")]
 WithinTraces = Annotated[bool, typer.Option(help="Let train and test share base traces, not secrets.")]
 Seed = Annotated[int, typer.Option(help="Of traces, secrets, splits and probes.")]
+
+
+def secret_options(
+    secret: SecretName = "digits:5",
+    block: SecretBlock = 1,
+    targets: Targets = None,
+    traces: Traces = None,
+    limit: Limit = None,
+    layers: Layers = None,
+    pool: PoolName = "all",
+    mlp: Mlp = True,
+    within_traces: WithinTraces = False,
+    batch_tokens: BatchTokens = 16_384,
+    seed: Seed = 0,
+) -> None:
+    """Which secrets, in which traces, and where probes look; what `probe` and `audit` preset alike."""
 
 
 def settings_of(options: dict[str, Any]) -> Settings:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ghosttrace.cli.options import Delimiters, Device, Dtype, KeepLast, Mapping, mapping
+from ghosttrace.cli.options import mapping, model_options, with_options
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import load
 from ghosttrace.serving.paging import ARMS
@@ -24,6 +24,7 @@ LAW = ("mask_delimiters", "keep_last_n_blocks", "keep_last_block_for_answer")
 SHARED = ("api_key", "dtype", "max_model_len", "max_num_seqs", "reasoning_parser")  # of both; vLLM's under its names
 
 
+@with_options(model_options)
 def serve(
     ctx: typer.Context,
     model: Annotated[str, typer.Option(help="Bundled name, folder or hub id.")] = "toy-open",
@@ -40,17 +41,12 @@ def serve(
     reasoning_parser: Annotated[
         str | None, typer.Option(help=f"Tell reasoning from content: {', '.join(PARSERS)}, or one of vLLM's.")
     ] = None,
-    device: Device = None,
-    dtype: Dtype = None,
     async_scheduling: Annotated[
         bool | None, typer.Option(help="vLLM: schedule ahead of the tokens; where that is exact by default.")
     ] = None,
-    mask_delimiters: Delimiters = None,
-    keep_last_n_blocks: KeepLast = None,
     keep_last_block_for_answer: Annotated[
         bool | None, typer.Option(help="A finished block stays until the next one begins.")
     ] = None,
-    map_delimiters: Mapping = None,
     dry_run: Annotated[bool, typer.Option(help="Print the command of vLLM's server, and do not start it.")] = False,
 ) -> None:
     """Serve a model that erases behind the OpenAI API: by vLLM's own server with erasure set up, where further flags

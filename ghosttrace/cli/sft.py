@@ -5,10 +5,20 @@ from typing import Annotated, Any
 
 import typer
 
-from ghosttrace.cli.options import Delimiters, KeepLast, Limit, Mapping, Out, Resume, gather_options, mapping
+from ghosttrace.cli.options import (
+    Delimiters,
+    KeepLast,
+    Limit,
+    Mapping,
+    gather_options,
+    mapping,
+    run_options,
+    with_options,
+)
 from ghosttrace.errors import UserError
 
 
+@with_options(run_options)
 def sft(
     ctx: typer.Context,
     model: Annotated[str, typer.Option(help="Bundled name, folder or hub id, with the delimiters in its tokenizer.")],
@@ -28,14 +38,13 @@ def sft(
     mask_delimiters: Delimiters = None,
     keep_last_n_blocks: KeepLast = None,
     map_delimiters: Mapping = None,
-    out: Out = None,
-    resume: Resume = None,
 ) -> None:
     """Fine-tune a model to erase: one stage of the recipe. Further flags go to trl's SFTConfig and ModelConfig
     (--learning_rate 8e-5, --packing, --use_peft, --config FILE.yaml); their defaults are the paper's.
     """
-    options = gather_options(ctx, "sft", out, resume)
+    options = gather_options(ctx, "sft")
     if options is not None:
+        out, resume = ctx.params["out"], ctx.params["resume"]
         if resume and ctx.args:
             raise UserError(f"a run goes on with its own flags: leave out {' '.join(ctx.args)}")
         options.setdefault("trainer", list(ctx.args))

@@ -27,8 +27,8 @@ def measure(work: Path) -> pd.DataFrame:
         folder = work / model
         if not is_finished(folder):
             begun = (folder / "run.json").exists()
-            where = {"resume": folder} if begun else {"out": folder}
-            probe(model, BENCH, samples=SAMPLES, kv=("k", "v", "hidden"), **where)
+            out, resume = (None, folder) if begun else (folder, None)
+            probe(model, BENCH, samples=SAMPLES, kv=("k", "v", "hidden"), out=out, resume=resume)
         found = ProbeResult.open(folder)
         if not found.valid:
             raise SystemExit(f"{model}: {found.failures}")

@@ -33,7 +33,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from ghosttrace.probing.grid import LinearProbe, fit_grid
+from ghosttrace.probing.linear_grid import LinearProbe, fit_grid
 
 CLASSES = 10
 DECADES = 4.0  # of variance, from the first principal component to the last

@@ -30,7 +30,7 @@ from ghosttrace.ablation.arms import Restart
 from ghosttrace.auditing.attacks.attribute import Attribute
 from ghosttrace.auditing.attacks.behavioural import Behavioural, learners, prompted
 from ghosttrace.auditing.context import AuditContext
-from ghosttrace.auditing.detect import detectable, inject
+from ghosttrace.auditing.detectable_leak import detectable, inject
 from ghosttrace.auditing.evidence import Evidence, LabelLogProbs, total
 from ghosttrace.auditing.gate import EXIT, judge, least_seen
 from ghosttrace.auditing.prompts import prompts_by_secret
@@ -38,9 +38,9 @@ from ghosttrace.auditing.sites import best_probe, is_at
 from ghosttrace.bench.ledger import ledger_prompts, ledger_task
 from ghosttrace.model.checkpoint import load
 from ghosttrace.probing.carriers import secret_carrier
-from ghosttrace.probing.cells import linear_scores
 from ghosttrace.probing.evidence import ALPHA, Asked, Scores, record
 from ghosttrace.probing.features import extract
+from ghosttrace.probing.fit_and_score import linear_scores
 from ghosttrace.probing.split import split
 from ghosttrace.probing.sweep import Settings, Site, groups, wanted
 

@@ -32,7 +32,7 @@ from ghosttrace.data.task import Task
 from ghosttrace.data.tokens import traces_of
 from ghosttrace.model.checkpoint import Checkpoint, load
 from ghosttrace.model.geometry import Geometry
-from ghosttrace.probing.plant import plant
+from ghosttrace.probing.planting import plant
 from ghosttrace.probing.result import ProbeResult
 from ghosttrace.probing.run import probe
 from ghosttrace.probing.secrets import digits

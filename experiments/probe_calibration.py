@@ -18,8 +18,8 @@ import pandas as pd
 import torch
 
 from ghosttrace.data.task import Sample, Target, Task
-from ghosttrace.probing.cells import linear_scores
 from ghosttrace.probing.evidence import Asked, Scores, failed_controls, record, summarise
+from ghosttrace.probing.fit_and_score import linear_scores
 from ghosttrace.probing.split import Split, split
 
 ROOT = Path(__file__).parent.parent

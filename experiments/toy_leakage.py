@@ -27,9 +27,9 @@ from experiments.cumsum import DIGITS, POLICY, Recipe, checkpoint, cumsum_task, 
 from ghosttrace.data.task import Task
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.carriers import Carrier
-from ghosttrace.probing.cells import linear_scores, probe_scores
 from ghosttrace.probing.evidence import ALPHA, TRIVIAL, Asked, record, summarise
 from ghosttrace.probing.features import Wanted, extract
+from ghosttrace.probing.fit_and_score import linear_scores, probe_scores
 from ghosttrace.probing.probes import MLP
 from ghosttrace.probing.split import split
 from ghosttrace.probing.sweep import LOWEST, Site

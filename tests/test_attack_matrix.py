@@ -16,9 +16,9 @@ from helpers.audits import errors, toy
 
 from ghosttrace.ablation.arms import Arm, Memento, Restart
 from ghosttrace.auditing.attacks import ATTACKS, Attack, TextAlone
-from ghosttrace.auditing.caches import read_caches
 from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.defences import DEFENCES, Defence, parse_defence
+from ghosttrace.auditing.defended_caches import read_caches
 from ghosttrace.auditing.evidence import Evidence, mean_of
 from ghosttrace.auditing.result import AuditResult
 from ghosttrace.auditing.run import audit

@@ -17,12 +17,12 @@ from ghosttrace.auditing.attacks.membership import Claims, Membership, auc, epsi
 from ghosttrace.auditing.attacks.ranking import exposures
 from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.cost import spread_over_bases
-from ghosttrace.auditing.detect import detectable, inject, label_fidelity, trials
+from ghosttrace.auditing.detectable_leak import detectable, inject, label_fidelity, trials
 from ghosttrace.auditing.evidence import Evidence, LabelLogProbs, fell_back, mean_of, one_each
 from ghosttrace.auditing.gate import judge
 from ghosttrace.data.task import Sample, Target, Task
-from ghosttrace.probing.cells import linear_scores
 from ghosttrace.probing.evidence import Asked
+from ghosttrace.probing.fit_and_score import linear_scores
 from ghosttrace.probing.split import Split, split
 from ghosttrace.probing.sweep import Settings
 from ghosttrace.stats import unseen

@@ -16,8 +16,8 @@ from ghosttrace.auditing.attacks.attribute import Attribute
 from ghosttrace.auditing.attacks.behavioural import LEARNED, learners, read_answers
 from ghosttrace.auditing.attacks.collision import Collision, cases_of, distances
 from ghosttrace.auditing.attacks.tenant import Tenant
-from ghosttrace.auditing.caches import run_session
 from ghosttrace.auditing.context import AuditContext
+from ghosttrace.auditing.defended_caches import run_session
 from ghosttrace.auditing.prompts import parse_prompt
 from ghosttrace.bench.ledger import ledger_prompts, ledger_task
 from ghosttrace.data.task import Sample, Target, Task

@@ -15,7 +15,7 @@ from helpers.families import FAMILIES
 from transformers import AutoModelForCausalLM
 
 from ghosttrace.auditing.defences import parse_defence
-from ghosttrace.auditing.marked import marked_task, read_marks
+from ghosttrace.auditing.marked_secrets import marked_task, read_marks
 from ghosttrace.auditing.settings import retained_carriers
 from ghosttrace.auditing.subject import Source, make_subject
 from ghosttrace.cli import audit as cli

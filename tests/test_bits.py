@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from ghosttrace.ablation.arms import Memento, Noise, PlaceboArm, Restart
 from ghosttrace.bench import load_bench
-from ghosttrace.bench.reference import reference_traces
+from ghosttrace.bench.reference_traces import reference_traces
 from ghosttrace.cli import main as cli
 from ghosttrace.data.tokens import TokenTrace, traces_of
 from ghosttrace.errors import UserError

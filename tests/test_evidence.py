@@ -12,7 +12,6 @@ from scipy.sparse import csr_array
 
 from experiments.probe_calibration import Code, bench, empty_sweep, simulate, site, uniform, with_labels
 from ghosttrace.data.task import Sample, Target, Task
-from ghosttrace.probing.cells import linear_scores, online_scores, probe_scores
 from ghosttrace.probing.evidence import (
     Asked,
     _grouped,
@@ -23,10 +22,11 @@ from ghosttrace.probing.evidence import (
     score,
     summarise,
 )
+from ghosttrace.probing.fit_and_score import linear_scores, online_scores, probe_scores
+from ghosttrace.probing.label_controls import control_task, shuffled
 from ghosttrace.probing.probes import MLP
-from ghosttrace.probing.relabelled import control_task, shuffled
 from ghosttrace.probing.split import Split
-from ghosttrace.probing.text import marginals, text_features, text_posterior
+from ghosttrace.probing.text_baseline import marginals, text_features, text_posterior
 
 CPU = torch.device("cpu")
 
@@ -328,7 +328,7 @@ def test_the_online_code_is_fitted_on_what_came_before(monkeypatch: pytest.Monke
         assert not set(parts.cluster[seen[train]]) & set(parts.cluster[seen[validation]])
         return [[np.full((len(seen), 4), -float(len(known)))]]
 
-    monkeypatch.setattr("ghosttrace.probing.cells.linear_posteriors", fitted)
+    monkeypatch.setattr("ghosttrace.probing.fit_and_score.linear_posteriors", fitted)
     numbers = torch.arange(600.0)[:, None]
     (scores,) = online_scores(numbers, [uniform("digit-0", np.zeros(600, int), 4)], parts, 0, CPU)
     said = dict(zip(scores.sample, scores.log2p * np.log(2), strict=True))

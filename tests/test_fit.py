@@ -15,9 +15,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from ghosttrace.errors import UserError
-from ghosttrace.probing import grid
+from ghosttrace.probing import linear_grid as grid
 from ghosttrace.probing.fit import EXCLUDED, base_logits, calibrate, cross_entropy, moments
-from ghosttrace.probing.grid import LinearProbe, fit_grid, fit_path, select
+from ghosttrace.probing.linear_grid import LinearProbe, fit_grid, fit_path, select
 from ghosttrace.probing.probes.mlp import fit_mlp
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

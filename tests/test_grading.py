@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ghosttrace.bench.benchmark import Grade
 from ghosttrace.bench.grading import RULES, choice, extract, integer, mathematics
-from ghosttrace.bench.problem import Grade
 
 DATA = Path(os.environ.get("GHOSTTRACE_DATA", Path(__file__).parents[2] / "shared")) / "bench"
 

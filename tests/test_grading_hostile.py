@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ghosttrace.bench import grading
+from ghosttrace.bench.benchmark import Grade
 from ghosttrace.bench.grading import LONGEST, choice, integer, mathematics
-from ghosttrace.bench.problem import Grade
 
 DATA = Path(os.environ.get("GHOSTTRACE_DATA", Path(__file__).parents[2] / "shared")) / "bench"
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghosttrace.bench import load_bench
+from ghosttrace.bench.benchmark import Problem, final_text
 from ghosttrace.bench.ledger import (
     BLOCK_TOKENS,
     BLOCKS,
@@ -20,7 +21,6 @@ from ghosttrace.bench.ledger import (
     ledger,
     ledger_task,
 )
-from ghosttrace.bench.problem import Problem, final_text
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import ExpiryTracker, Policy
 from ghosttrace.law.markup import Markup, find_blocks

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ghosttrace.data.tokens import traces_of
 from ghosttrace.errors import UserError
 from ghosttrace.probing.natural import attribute, natural_task, spelling
-from ghosttrace.probing.plant import decode
+from ghosttrace.probing.planting import decode
 
 
 @needs(QWEN, *TRACES)

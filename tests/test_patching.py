@@ -17,7 +17,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from ghosttrace.ablation.arms import Memento, Restart, Swap
 from ghosttrace.bench import load_bench
-from ghosttrace.bench.reference import reference_traces
+from ghosttrace.bench.reference_traces import reference_traces
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
 from ghosttrace.ghost_bits.likelihood import log2_probabilities

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import ghosttrace as gt
 from ghosttrace.ablation.arms import Noise
 from ghosttrace.bench import load_bench
-from ghosttrace.bench.reference import reference_traces
+from ghosttrace.bench.reference_traces import reference_traces
 from ghosttrace.cli import main as cli
 from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.model.checkpoint import Checkpoint, load

@@ -13,10 +13,10 @@ from torch import Tensor
 import ghosttrace as gt
 from experiments.probe_calibration import Code, bench, uniform
 from ghosttrace.errors import UserError
-from ghosttrace.probing.cells import probe_scores
 from ghosttrace.probing.evidence import Asked
 from ghosttrace.probing.fit import cross_entropy
-from ghosttrace.probing.grid import fit_grid
+from ghosttrace.probing.fit_and_score import probe_scores
+from ghosttrace.probing.linear_grid import fit_grid
 from ghosttrace.probing.probes import MLP, PROBES, Probe
 from ghosttrace.probing.probes.mlp import WIDTHS, fit_mlp
 from ghosttrace.probing.split import Split

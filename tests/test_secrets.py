@@ -19,7 +19,7 @@ from ghosttrace.data.tokens import traces_of
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER, expiry
 from ghosttrace.probing.carriers import Carrier, secret_carrier
-from ghosttrace.probing.plant import bases_of, boundaries, decode, insert, plant, put
+from ghosttrace.probing.planting import bases_of, boundaries, decode, insert, plant, put
 from ghosttrace.probing.secrets import FIRST, LAST, digits, emails, keys, names, secret_kind, words
 
 TOKENIZERS = ["phi", pytest.param("qwen", marks=needs(QWEN))]

@@ -23,7 +23,7 @@ from ghosttrace.probing.evidence import CELLS, TRIVIAL, Asked
 from ghosttrace.probing.result import ProbeResult
 from ghosttrace.probing.run import probe
 from ghosttrace.probing.sweep import Settings, Sweep
-from ghosttrace.probing.text import retained, text_features, text_posterior
+from ghosttrace.probing.text_baseline import retained, text_features, text_posterior
 from ghosttrace.results import open_run
 from ghosttrace.runs.folder import write_json
 from ghosttrace.runs.records import Records

@@ -9,7 +9,7 @@ from helpers.traces import MARKUP, trace
 import ghosttrace as gt
 from ghosttrace.ablation.arms import Memento, Restart
 from ghosttrace.bench import load_bench
-from ghosttrace.bench.reference import reference_traces
+from ghosttrace.bench.reference_traces import reference_traces
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER, Policy, expiry

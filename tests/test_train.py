@@ -39,8 +39,8 @@ from ghosttrace.training.examples import (
     stray,
     truncate,
 )
+from ghosttrace.training.format_samples import prompts_of
 from ghosttrace.training.prepare import Report
-from ghosttrace.training.sampled import prompts_of
 
 POLICIES = [Policy(True), Policy(False), Policy(False, erase_at="before_summary_end")]
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

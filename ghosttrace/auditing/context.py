@@ -13,12 +13,12 @@ from ghosttrace.auditing.prompts import Prompt, secret_of
 from ghosttrace.auditing.sites import Row, best_probe
 from ghosttrace.data.task import Task
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.probing.cells import linear_posteriors
 from ghosttrace.probing.evidence import ALPHA, CELLS, Asked, summarise
 from ghosttrace.probing.features import Features
+from ghosttrace.probing.fit_and_score import linear_posteriors
 from ghosttrace.probing.split import Split
 from ghosttrace.probing.sweep import Settings, Site, groups
-from ghosttrace.probing.text import marginals
+from ghosttrace.probing.text_baseline import marginals
 from ghosttrace.runs.records import Records
 
 Posteriors = list[np.ndarray]

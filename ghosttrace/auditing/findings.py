@@ -7,7 +7,7 @@ import pandas as pd
 
 from ghosttrace.auditing.attacks import Attack
 from ghosttrace.auditing.context import AuditContext
-from ghosttrace.auditing.detect import detectable
+from ghosttrace.auditing.detectable_leak import detectable
 from ghosttrace.auditing.evidence import Evidence
 from ghosttrace.auditing.gate import Verdict, judge
 from ghosttrace.probing.evidence import ALPHA, CONTROLS, TRIVIAL, failed_controls

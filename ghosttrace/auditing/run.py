@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ghosttrace.auditing.attacks import Attack
-from ghosttrace.auditing.caches import read_caches
 from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.cost import price
 from ghosttrace.auditing.defences import Defence
+from ghosttrace.auditing.defended_caches import read_caches
 from ghosttrace.auditing.findings import run_attacks
 from ghosttrace.auditing.result import AuditResult
 from ghosttrace.auditing.settings import (
@@ -75,7 +75,7 @@ def audit(
         bench: without traces, a benchmark with secrets of its own, by name or as an object.
         traces: what the secret is planted in or looked for: files, run folders, hub ids, or traces in tokens.
         secret: what is planted, or what blocks hold anyway; see `ghosttrace.probing.tasks.make_task`.
-        secrets: instead, a file that marks secrets in the traces; see `ghosttrace.auditing.marked`.
+        secrets: instead, a file that marks secrets in the traces; see `ghosttrace.auditing.marked_secrets`.
         block, samples, limit, targets: see `ghosttrace.probing.tasks.make_task`.
         attacks: names in `ghosttrace.auditing.attacks.ATTACKS`, or attacks of your own; all by default.
         defence: what is done to the retained cache, such as `noise:0.5`, or a defence of your own.

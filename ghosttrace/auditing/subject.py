@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ghosttrace.auditing.marked import Excluded, marked_task, read_marks
+from ghosttrace.auditing.marked_secrets import Excluded, marked_task, read_marks
 from ghosttrace.auditing.prompts import Prompt, prompts_by_secret
 from ghosttrace.bench import GENERATED, Bench
 from ghosttrace.data.task import Task

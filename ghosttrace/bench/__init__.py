@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ghosttrace.bench.benchmark import Bench, Grade, Harness, Problem, Protocol, final_text
 from ghosttrace.bench.contests import SOURCES, contest, local, protocol, read_problems
 from ghosttrace.bench.ledger import LEDGERS
-from ghosttrace.bench.problem import Bench, Grade, Harness, Problem, Protocol, final_text
 from ghosttrace.errors import UserError
 
 GENERATED: dict[str, Callable[[int | None, int], Bench]] = {**LEDGERS}

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ghosttrace.bench.benchmark import Bench, Problem, Protocol
 from ghosttrace.bench.grading import RULES
-from ghosttrace.bench.problem import Bench, Problem, Protocol
-from ghosttrace.data.parse import parse_json
+from ghosttrace.data.user_json import parse_json
 from ghosttrace.errors import HUB_ERRORS, UserError
 from ghosttrace.model.prompts import CHOICE, MATHEMATICS
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from subprocess import DEVNULL, PIPE
 from threading import Lock
 
-from ghosttrace.bench.problem import Grade
+from ghosttrace.bench.benchmark import Grade
 from ghosttrace.errors import UserError
 
 TIME_LIMIT = 5.0  # seconds for one comparison by math-verify, as in the paper

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from ghosttrace.bench.problem import Bench, Grade, Harness, Problem, Protocol
+from ghosttrace.bench.benchmark import Bench, Grade, Harness, Problem, Protocol
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import ExpiryTracker

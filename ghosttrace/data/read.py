@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ghosttrace.data.parse import parse_json
+from ghosttrace.data.user_json import parse_json
 from ghosttrace.errors import HUB_ERRORS, UserError
 from ghosttrace.model.prompts import chat_prompt
 from ghosttrace.runs.folder import REFERENCE

@@ -8,7 +8,7 @@ from typing import Any
 from ghosttrace.ablation.arms import ARMS, Arm, Part, PlaceboArm
 from ghosttrace.ablation.settings import make_arm
 from ghosttrace.bench import Bench, as_benches
-from ghosttrace.bench.reference import reference_traces
+from ghosttrace.bench.reference_traces import reference_traces
 from ghosttrace.data.tokens import Sources, TokenTrace, traces_of
 from ghosttrace.errors import UserError
 from ghosttrace.ghost_bits.likelihood import first_measured

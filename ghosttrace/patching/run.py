@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ghosttrace.bench import Bench, as_benches
-from ghosttrace.bench.reference import reference_traces
+from ghosttrace.bench.reference_traces import reference_traces
 from ghosttrace.data.tokens import Sources, traces_of
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import Checkpoint, load

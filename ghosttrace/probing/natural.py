@@ -16,7 +16,7 @@ from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.probing.plant import decode
+from ghosttrace.probing.planting import decode
 
 INTEGER = re.compile(r"(?<![\w.,])\d+(?!\w|[.,]\d)")
 LEFT, RIGHT = r"(?:[\w)}\]]|\\[)\]])\s*", r"(?=\s*[\w({\[\\])"  # operands

@@ -19,13 +19,13 @@ from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.geometry import Geometry
 from ghosttrace.probing.carriers import CARRIERS, Carrier, Kind, Pool
-from ghosttrace.probing.cells import linear_scores, online_scores, probe_scores
 from ghosttrace.probing.evidence import Asked, record, score
 from ghosttrace.probing.features import Features, Kept, Wanted, layers_of
+from ghosttrace.probing.fit_and_score import linear_scores, online_scores, probe_scores
+from ghosttrace.probing.label_controls import control_tasks, shuffled_targets
 from ghosttrace.probing.probes import MLP, Probe
-from ghosttrace.probing.relabelled import control_tasks, shuffled_targets
 from ghosttrace.probing.split import Split
-from ghosttrace.probing.text import marginals, retained, text_features, text_posterior
+from ghosttrace.probing.text_baseline import marginals, retained, text_features, text_posterior
 from ghosttrace.runs.records import Records
 
 Kv = Literal["k", "v", "kv", "hidden"]

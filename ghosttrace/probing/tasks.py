@@ -8,7 +8,7 @@ from ghosttrace.data.tokens import Sources, traces_of
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.natural import natural_task
-from ghosttrace.probing.plant import plant
+from ghosttrace.probing.planting import plant
 from ghosttrace.probing.secrets import secret_kind
 
 NATURAL = ("last-number", "operation", "regex")

@@ -9,7 +9,7 @@ from pyarrow import parquet
 from ghosttrace.data.task import Task
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.split import Split
-from ghosttrace.probing.text import retained
+from ghosttrace.probing.text_baseline import retained
 from ghosttrace.runs.records import settle
 
 

@@ -28,9 +28,9 @@ from ghosttrace.runs.folder import json_rows, open_folder, versions, write_json
 from ghosttrace.runs.records import settle
 from ghosttrace.training.collate import Collator
 from ghosttrace.training.examples import stage_policy
+from ghosttrace.training.format_samples import SampleFormat, prompts_of
 from ghosttrace.training.prepare import Reader, open_examples, write_examples
 from ghosttrace.training.recipe import Recipe, arguments, reader_of
-from ghosttrace.training.sampled import SampleFormat, prompts_of
 from ghosttrace.training.trainer import MementoTrainer
 
 

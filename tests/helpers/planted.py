@@ -13,7 +13,7 @@ from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.law.expiry import Policy
 from ghosttrace.law.markup import DELIMITERS, Markup, find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.probing.plant import decode
+from ghosttrace.probing.planting import decode
 from helpers.families import FAMILIES, tiny
 from helpers.paths import DATA
 

@@ -16,18 +16,18 @@ import torch
 
 from ghosttrace.ablation.arms import Arm, Restart
 from ghosttrace.auditing.attacks.attack import Attack
-from ghosttrace.auditing.caches import run_session
 from ghosttrace.auditing.context import AuditContext
+from ghosttrace.auditing.defended_caches import run_session
 from ghosttrace.auditing.evidence import Evidence, LabelLogProbs, Location, one_each, rate_of, total
 from ghosttrace.auditing.prompts import Prompt
 from ghosttrace.auditing.threats import USER
 from ghosttrace.law.expiry import erasures
 from ghosttrace.model.attention import attending
 from ghosttrace.model.session import Session
-from ghosttrace.probing.cells import linear_scores
 from ghosttrace.probing.evidence import Asked
+from ghosttrace.probing.fit_and_score import linear_scores
 from ghosttrace.probing.split import Split
-from ghosttrace.probing.text import marginals
+from ghosttrace.probing.text_baseline import marginals
 
 TOKENS = 32_768  # prompted together
 LEARNED = 500  # traces, at most, from which the attacker learns how far to trust the model's probabilities

@@ -15,8 +15,8 @@ from scipy.special import log_softmax
 
 from ghosttrace.ablation.arms import Arm, Restart
 from ghosttrace.auditing.attacks.attack import Attack
-from ghosttrace.auditing.caches import run_session, states_at
 from ghosttrace.auditing.context import AuditContext
+from ghosttrace.auditing.defended_caches import run_session, states_at
 from ghosttrace.auditing.evidence import Evidence, Location, mean_of, one_each, rate_of
 from ghosttrace.auditing.threats import INSIDER
 from ghosttrace.law.expiry import erasures

@@ -9,7 +9,7 @@ from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.evidence import Evidence, LabelLogProbs, Location, total
 from ghosttrace.auditing.threats import TENANT
 from ghosttrace.probing.sweep import Site
-from ghosttrace.probing.text import marginals
+from ghosttrace.probing.text_baseline import marginals
 
 
 @dataclass(frozen=True)

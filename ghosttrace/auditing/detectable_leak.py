@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.evidence import LabelLogProbs, total
-from ghosttrace.probing.cells import linear_scores
 from ghosttrace.probing.evidence import Asked
+from ghosttrace.probing.fit_and_score import linear_scores
 from ghosttrace.probing.sweep import Site
 
 TRIALS = 10

@@ -6,7 +6,7 @@ import numpy as np
 
 from ghosttrace.probing.evidence import Asked
 from ghosttrace.probing.split import Split
-from ghosttrace.probing.text import marginals
+from ghosttrace.probing.text_baseline import marginals
 
 
 def control_tasks(asked: Sequence[Asked], seed: int) -> list[Asked]:

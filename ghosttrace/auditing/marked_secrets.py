@@ -16,7 +16,7 @@ from ghosttrace.errors import UserError
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.natural import spelling
-from ghosttrace.probing.plant import decode
+from ghosttrace.probing.planting import decode
 
 
 @dataclass(frozen=True)

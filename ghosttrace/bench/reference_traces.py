@@ -1,6 +1,6 @@
 """The traces that a benchmark knows by itself: its problems as a perfect model answers them."""
 
-from ghosttrace.bench.problem import Bench
+from ghosttrace.bench.benchmark import Bench
 from ghosttrace.data.read import TraceText
 from ghosttrace.data.tokens import TokenTrace, encoded
 from ghosttrace.errors import UserError

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ghosttrace.errors import UserError
 from ghosttrace.probing.evidence import Asked, Scores, believed, score
-from ghosttrace.probing.grid import fit_path, select
+from ghosttrace.probing.linear_grid import fit_path, select
 from ghosttrace.probing.probes import Probe
 from ghosttrace.probing.probes.probe import stacked, unstacked
 from ghosttrace.probing.split import Split

@@ -142,3 +142,8 @@ def test_a_method_is_recorded_without_addresses() -> None:
 
     assert " at 0x" not in stable_repr(Held(object()))
     assert stable_repr(Held(object())) == stable_repr(Held(object()))
+
+
+def test_built_in_arms_may_be_given_as_objects_too() -> None:
+    arms = (gt.ARMS["memento"](), gt.ARMS["placebo"](), Restart())
+    assert [arm.name for arm in Settings(arms=arms).chosen_arms()] == ["memento", "placebo", "restart"]

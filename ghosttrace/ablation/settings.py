@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Any
 
-from ghosttrace.ablation.arms import ARMS, Arm, Memento, Part
+from ghosttrace.ablation.arms import ARMS, Arm, Part
 from ghosttrace.errors import UserError, check_method
 from ghosttrace.model.sampling import Sampling
-from ghosttrace.runs.folder import stable_repr
+from ghosttrace.runs.folder import REFERENCE, stable_repr
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         chosen = [make_arm(one, self.part, self.noise) for one in (ARMS if self.arms is None else self.arms)]
-        check_names(chosen, Memento())
+        check_names(self.arms or (), [REFERENCE])
         unknown = self.sampling.keys() - {one.name for one in fields(Sampling)}
         if unknown:
             known = ", ".join(one.name for one in fields(Sampling))
@@ -57,7 +57,7 @@ class Settings:
         """The arms to run, the reference first."""
         default = [name for name, kind in ARMS.items() if kind.default]
         asked = default if self.arms is None else self.arms
-        arms = [make_arm(one, self.part, self.noise) for one in ("memento", *asked)]
+        arms = [make_arm(one, self.part, self.noise) for one in (REFERENCE, *asked)]
         return list({arm.name: arm for arm in arms}.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,17 +85,19 @@ def make_arm(arm: str | Arm, part: Part, noise: float) -> Arm:
     return kind(**{name: options[name] for name in kind.options})
 
 
-def check_names(arms: Sequence[Arm], *always: Arm) -> None:
-    """Refuse different arms of one name: their samples could not be told apart.
+def check_names(arms: Sequence[str | Arm], always: Sequence[str]) -> None:
+    """Refuse arms of the user's own whose name another arm has: their samples could not be told apart.
 
     Args:
         arms: that were asked for.
-        always: those that run whatever is asked for.
+        always: the arms that run whatever is asked for.
 
     Raises:
         UserError: two arms have the same name.
     """
-    known = {arm.name: arm for arm in always}
-    for arm in arms:
-        if known.setdefault(arm.name, arm) != arm:
+    named = [arm for arm in arms if isinstance(arm, str)]
+    own = [arm for arm in arms if isinstance(arm, Arm)]
+    for number, arm in enumerate(own):
+        others = [*named, *(other.name for other in own[:number])]
+        if arm.name in others or (arm.name in always and type(arm) is not ARMS[arm.name]):
             raise UserError(f"two arms are called {arm.name!r}: give yours a name of its own")

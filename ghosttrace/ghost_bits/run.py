@@ -5,7 +5,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ghosttrace.ablation.arms import ARMS, Arm, Memento, Part, PlaceboArm
+from ghosttrace.ablation.arms import ARMS, Arm, Part, PlaceboArm
 from ghosttrace.ablation.settings import check_names, make_arm
 from ghosttrace.bench import Bench, as_benches
 from ghosttrace.bench.reference_traces import reference_traces
@@ -89,7 +89,7 @@ def _arms(arms: Sequence[str | Arm]) -> list[Arm]:
         if isinstance(one, str) and one not in possible:
             raise UserError(f"--arms of bits are of {', '.join(possible)}, not {one!r}")
     found = [make_arm(one, Part(), 0.5) for one in arms]
-    check_names(found, Memento(), PlaceboArm())
+    check_names(arms, [REFERENCE, PlaceboArm.name])
     return list({arm.name: arm for arm in (*found, PlaceboArm())}.values())
 
 

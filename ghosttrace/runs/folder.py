@@ -123,6 +123,9 @@ def resumed_folder(folder: Path, configuration: Mapping[str, Any]) -> Iterator[P
     """
     recorded = read_configuration(folder, configuration["command"])
     _check_unfinished(folder)
+    if recorded.get("options") and not configuration.get("options"):
+        again = f"ghosttrace {configuration['command']} --resume {folder}"
+        raise UserError(f"{folder} was begun from the command line: go on with it with {again}")
     with locked(folder):
         _check_unfinished(folder)  # again: another process may have finished it in the meantime
         for difference in check_same(recorded, configuration, folder):

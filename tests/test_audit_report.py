@@ -307,5 +307,6 @@ def test_another_kind_of_run_is_refused(tmp_path: Path) -> None:
         AuditResult.open(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps(run()))
     (tmp_path / "summary.json").write_text(json.dumps({"verdict": "leak"}))
+    (tmp_path / "samples.parquet").touch()
     with pytest.raises(UserError, match="is not what this version writes"):
         AuditResult.open(tmp_path)

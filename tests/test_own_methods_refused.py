@@ -70,6 +70,8 @@ def test_benchmarks_are_names_or_objects_and_each_has_its_own_name() -> None:
         as_benches([one, replace(one, problems=one.problems[:2])])
     with pytest.raises(gt.UserError, match="no benchmark"):
         as_benches([])
+    with pytest.raises(gt.UserError, match="repeats the id"):
+        replace(one, problems=one.problems[:1] * 2)
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,21 @@ def test_attacks_and_defences_are_objects_with_their_fields() -> None:
     untitled = dataclass(frozen=True)(type("Untitled", (gt.Attack,), {"name": "untitled", "run": Own.run}))()
     with pytest.raises(gt.UserError, match="has no title"):
         chosen_attacks([untitled])
+
+
+def test_options_of_a_defence_may_be_text() -> None:
+    @dataclass(frozen=True)
+    class Named(gt.Defence):
+        name = "named"
+        summary = "a defence"
+        usage = "named:WHAT,SIZE"
+        what: str = "x"
+        size: float = 0.5
+
+        def arm(self, checkpoint):
+            return Restart()
+
+    assert Named().spec == "named:x,0.5"
 
 
 def test_a_threat_of_ones_own_has_a_name_of_its_own() -> None:

@@ -1,5 +1,6 @@
 """A run begun from Python goes on from Python, and its result is that of its folder."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,3 +39,12 @@ def test_a_run_of_the_command_line_goes_on_there(tmp_path: Path) -> None:
         gt.bits(model, **settings, out=run, options={"bench": "ledger-h1"}, progress=stop_after(1))
     with pytest.raises(gt.UserError, match="go on with it with ghosttrace bits --resume"):
         gt.bits(model, **settings, resume=run)
+
+
+def test_runs_of_an_earlier_form_are_refused(tmp_path: Path) -> None:
+    run = gt.bits("toy-mixed", bench="ledger-h1", limit=1, out=tmp_path / "run")
+    configuration = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(configuration | {"arms": list(configuration["arms"])}))
+    assert run.valid
+    with pytest.raises(gt.UserError, match="not what this version writes"):
+        gt.open_run(tmp_path / "run")

@@ -21,6 +21,7 @@ class AblationResult(RunResult):
     """
 
     command = "ablate"
+    needed = (*RunResult.needed, "headline_arm", "at_k")
 
     @cached_property
     def at_k(self) -> pd.DataFrame:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Self
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -12,7 +11,6 @@ from matplotlib.figure import Figure
 from ghosttrace.auditing.gate import Verdict
 from ghosttrace.report.audit.figures import has_bits, has_sites, leak_figure, sites_figure
 from ghosttrace.report.audit.page import NEEDED, page, write_reports
-from ghosttrace.runs.folder import read_configuration, read_json
 from ghosttrace.runs.result import RunResult
 
 
@@ -25,12 +23,7 @@ class AuditResult(RunResult):
     """
 
     command = "audit"
-
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        read_configuration(folder, cls.command)
-        read_json(folder / "summary.json", *NEEDED)
-        return super().open(folder)
+    needed = NEEDED
 
     @cached_property
     def verdict(self) -> Verdict:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ghosttrace.data.task import Task
+from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import ExpiryTracker
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.prompts import PLAIN, Template
@@ -90,6 +91,12 @@ class Bench:
     full_size: int | None = None
     secrets: Callable[[Checkpoint, int, int, int], Task] | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ids = [problem.id for problem in self.problems]
+        if len(set(ids)) < len(ids):
+            twice = next(one for one in ids if ids.count(one) > 1)
+            raise UserError(f"{self.name} repeats the id {twice!r}: give every problem an id of its own")
 
     @property
     def size(self) -> int:

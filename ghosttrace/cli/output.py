@@ -50,6 +50,8 @@ def reporting(console: Console, command: str, folder: Path) -> Iterator[Progress
         try:
             yield show
         except KeyboardInterrupt:
+            if not (folder / "run.json").exists():
+                raise
             resume = f"ghosttrace {command} --resume {escape(str(folder))}"
             console.print(f"Stopped; what is done is kept: {resume}", soft_wrap=True)
             raise

@@ -22,6 +22,7 @@ class PatchResult(RunResult):
     """
 
     command = "patch"
+    needed = (*RunResult.needed, "site_sets")
 
     @property
     def site_sets(self) -> list[Mapping[str, Any]]:

@@ -21,6 +21,7 @@ class ProbeResult(RunResult):
     """
 
     command = "probe"
+    columns = ("significant", "headline")
 
     def figures(self) -> Mapping[str, Callable[[], Figure]]:
         """`layers`: bits by layer and hop; `hops`: at the best site of each hop; `heads`, where they were probed."""

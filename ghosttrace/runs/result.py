@@ -27,6 +27,8 @@ class RunResult:
     """
 
     command: ClassVar[str]
+    needed: ClassVar[tuple[str, ...]] = ("valid", "failures", "results")  # in summary.json
+    columns: ClassVar[tuple[str, ...]] = ()  # in each of its results, beside what every version wrote
     configuration: Mapping[str, Any]
     summary: Mapping[str, Any]
     source: Samples
@@ -42,7 +44,10 @@ class RunResult:
         configuration = read_configuration(folder, cls.command)
         if not is_finished(folder):
             raise UserError(f"{folder} is unfinished: go on with it with ghosttrace {cls.command} --resume {folder}")
-        summary = read_json(folder / "summary.json", "valid", "failures", "results")
+        summary = read_json(folder / "summary.json", *cls.needed)
+        first = next(iter(summary["results"]), dict.fromkeys(cls.columns))
+        if set(cls.columns) - first.keys() or not isinstance(configuration.get("arms", {}), dict):
+            raise UserError(f"{folder} is not what this version writes: make the run again")
         return cls(configuration, summary, StoredSamples(folder / "samples.parquet"), folder)
 
     @cached_property

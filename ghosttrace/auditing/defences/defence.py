@@ -47,7 +47,9 @@ class Defence(ABC):
 
     @staticmethod
     def _text(value: object) -> str:
-        return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"
+        if isinstance(value, tuple):
+            return ",".join(map(str, value))
+        return f"{value:g}" if isinstance(value, int | float) else str(value)
 
     @abstractmethod
     def arm(self, checkpoint: Checkpoint) -> Arm:

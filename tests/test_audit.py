@@ -19,7 +19,7 @@ from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.cost import spread_over_bases
 from ghosttrace.auditing.detectable_leak import detectable, inject, label_fidelity, trials
 from ghosttrace.auditing.evidence import Evidence, LabelLogProbs, fell_back, mean_of, one_each
-from ghosttrace.auditing.gate import judge
+from ghosttrace.auditing.verdict import judge
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.probing.evidence import Asked
 from ghosttrace.probing.fit_and_score import linear_scores

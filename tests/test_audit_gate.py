@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghosttrace.auditing.evidence import Evidence, mean_of
-from ghosttrace.auditing.gate import EXIT, SHARP, Verdict, judge
+from ghosttrace.auditing.verdict import EXIT, SHARP, Verdict, judge
 from ghosttrace.errors import UserError
 from ghosttrace.report.audit import words
 from ghosttrace.report.audit.page import page

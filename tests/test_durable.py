@@ -24,7 +24,8 @@ from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.model.checkpoint import load, source
 from ghosttrace.model.generate import generate
 from ghosttrace.runs.folder import is_finished, locked
-from ghosttrace.runs.records import Log, Records
+from ghosttrace.runs.log import Log
+from ghosttrace.runs.records import Records
 
 SETTINGS = Settings(
     arms=("restart", "swap"), limit=4, repetitions=2, batch_size=5, sampling={"temperature": 1.0, "max_new_tokens": 110}

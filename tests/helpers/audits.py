@@ -21,9 +21,9 @@ from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.defences import parse_defence
 from ghosttrace.auditing.evidence import Estimate, Evidence, Location
 from ghosttrace.auditing.findings import Findings
-from ghosttrace.auditing.gate import Verdict, judge, state_of
 from ghosttrace.auditing.settings import AuditSettings, chosen_attacks
 from ghosttrace.auditing.summary import result_rows, threat_rows
+from ghosttrace.auditing.verdict import Verdict, judge, state_of
 from ghosttrace.bench.ledger import ledger_task
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.probing.carriers import Carrier

@@ -13,10 +13,10 @@ from ghosttrace.ablation.outcome import at_k, failed_controls, headline_arm, sum
 from ghosttrace.ablation.result import AblationResult
 from ghosttrace.ablation.samples import LIGHT, SAMPLES
 from ghosttrace.ablation.settings import Settings
-from ghosttrace.bench import Bench, load_bench
+from ghosttrace.bench import Bench, as_benches
 from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.law.markup import DELIMITERS
-from ghosttrace.model.checkpoint import Checkpoint, load
+from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
 from ghosttrace.model.geometry import Geometry
 from ghosttrace.model.prompts import template_hash
 from ghosttrace.model.provenance import provenance
@@ -28,8 +28,8 @@ from ghosttrace.runs.writer import begin_run
 
 
 def ablate(
-    model: str | Checkpoint = "toy-mixed",
-    bench: str | Bench | Sequence[Bench] = "ledger",
+    model: str | Path | Checkpoint = "toy-mixed",
+    bench: str | Bench | Sequence[str | Bench] = "ledger",
     arms: Sequence[str | Arm] | None = None,
     *,
     repetitions: int | None = None,
@@ -48,7 +48,7 @@ def ablate(
 
     Args:
         model: a name for `ghosttrace.load`, or what it returned.
-        bench: a name for `ghosttrace.bench.load_bench`, or benchmarks.
+        bench: names for `ghosttrace.bench.load_bench` (separated by commas, or a list), or benchmarks.
         arms, repetitions, limit, seed, batch_size, sampling, part, noise: see `ghosttrace.ablation.settings.Settings`.
         backend: what writes the samples; the checkpoint's own model by default.
         out: the folder of a new run; None keeps it in memory.
@@ -68,9 +68,8 @@ def ablate(
         part=part or Part(),
         noise=noise,
     )
-    checkpoint = load(model) if isinstance(model, str) else model
-    benches = load_bench(bench, limit, seed) if isinstance(bench, str) else bench
-    benches = [benches] if isinstance(benches, Bench) else benches
+    checkpoint = as_checkpoint(model)
+    benches = as_benches(bench, limit, seed)
     return run_ablation(checkpoint, benches, settings, backend, out=out, resume=resume, progress=progress)
 
 

@@ -1,11 +1,15 @@
 """What an ablation runs: the settings that the command line and the Python API share."""
 
-from dataclasses import dataclass, field
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Any
 
 from ghosttrace.ablation.arms import ARMS, Arm, Part
-from ghosttrace.errors import UserError
+from ghosttrace.errors import UserError, check_method
+from ghosttrace.model.sampling import Sampling
+from ghosttrace.runs.folder import REFERENCE, stable_repr
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,12 @@ class Settings:
     noise: float = 0.5
 
     def __post_init__(self) -> None:
-        chosen = [make_arm(one, self.part, self.noise) for one in self.arms or ARMS]
-        names = [arm.name for arm in chosen]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
-            raise UserError(f"two arms are called {twice!r}: give each a name of its own")
+        chosen = [make_arm(one, self.part, self.noise) for one in (ARMS if self.arms is None else self.arms)]
+        check_names(self.arms or (), [REFERENCE])
+        unknown = self.sampling.keys() - {one.name for one in fields(Sampling)}
+        if unknown:
+            known = ", ".join(one.name for one in fields(Sampling))
+            raise UserError(f"sampling has no {min(unknown)}: its fields are {known}")
         parted = [name for name, kind in ARMS.items() if "part" in kind.options]
         acting = [arm for arm in chosen if self.arms is not None or arm.default]
         if not self.part.whole and not any("part" in arm.options for arm in acting):
@@ -51,13 +56,14 @@ class Settings:
     def chosen_arms(self) -> list[Arm]:
         """The arms to run, the reference first."""
         default = [name for name, kind in ARMS.items() if kind.default]
-        arms = [make_arm(one, self.part, self.noise) for one in ("memento", *(self.arms or default))]
+        asked = default if self.arms is None else self.arms
+        arms = [make_arm(one, self.part, self.noise) for one in (REFERENCE, *asked)]
         return list({arm.name: arm for arm in arms}.values())
 
     def to_dict(self) -> dict[str, Any]:
         """As run.json holds it; an arm of your own as its `repr`."""
         plain = {name: getattr(self, name) for name in ("repetitions", "limit", "seed", "batch_size", "noise")}
-        arms = None if self.arms is None else [one if isinstance(one, str) else repr(one) for one in self.arms]
+        arms = None if self.arms is None else [one if isinstance(one, str) else stable_repr(one) for one in self.arms]
         part = {name: getattr(self.part, name) for name in ("layers", "heads", "kv", "carrier", "last")}
         return {"arms": arms, **plain, "sampling": dict(self.sampling), "part": part}
 
@@ -68,9 +74,30 @@ def make_arm(arm: str | Arm, part: Part, noise: float) -> Arm:
     Raises:
         UserError: there is no arm of this name.
     """
-    if isinstance(arm, Arm):
+    if not isinstance(arm, str):
+        check_method(arm, Arm, "name", "summary")
+        if not re.fullmatch("#[0-9a-fA-F]{6}", arm.colour):
+            raise UserError(f"the arm {arm.name} has the colour {arm.colour!r}: give a code such as #aa3377")
         return arm
     if arm not in ARMS:
         raise UserError(f"no arm {arm!r}: choose from {', '.join(ARMS)}")
     kind, options = ARMS[arm], {"part": part, "size": noise}
     return kind(**{name: options[name] for name in kind.options})
+
+
+def check_names(arms: Sequence[str | Arm], always: Sequence[str]) -> None:
+    """Refuse arms of the user's own whose name another arm has: their samples could not be told apart.
+
+    Args:
+        arms: that were asked for.
+        always: the arms that run whatever is asked for.
+
+    Raises:
+        UserError: two arms have the same name.
+    """
+    named = [arm for arm in arms if isinstance(arm, str)]
+    own = [arm for arm in arms if isinstance(arm, Arm)]
+    for number, arm in enumerate(own):
+        others = [*named, *(other.name for other in own[:number])]
+        if arm.name in others or (arm.name in always and type(arm) is not ARMS[arm.name]):
+            raise UserError(f"two arms are called {arm.name!r}: give yours a name of its own")

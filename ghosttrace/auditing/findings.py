@@ -10,6 +10,7 @@ from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.detectable_leak import detectable
 from ghosttrace.auditing.evidence import Evidence
 from ghosttrace.auditing.verdict import Verdict, judge
+from ghosttrace.errors import UserError
 from ghosttrace.probing.evidence import ALPHA, CONTROLS, TRIVIAL, failed_controls
 from ghosttrace.runs.progress import Progress, silent
 from ghosttrace.stats import holm
@@ -46,7 +47,7 @@ def run_attacks(context: AuditContext, attacks: Sequence[Attack], progress: Prog
     evidence = list[Evidence]()
     for done, attack in enumerate(attacks):
         progress(f"attack {attack.name}", done, len(attacks))
-        evidence += attack.run(context)
+        evidence += checked(attack, attack.run(context), context)
     limits = dict[str, float | None]()
     if any(attack.reads_one_place for attack in attacks):
         for done, secret in enumerate(context.secrets):
@@ -56,6 +57,29 @@ def run_attacks(context: AuditContext, attacks: Sequence[Attack], progress: Prog
     failures = (*failed_controls(context.sites), *failed_attacks(evidence, p_holm))
     verdict = judge(evidence, failures, context.max_leak, limits, len(context.task.samples))
     return Findings(tuple(evidence), p_holm, failures, verdict, limits)
+
+
+def checked(attack: Attack, found: Sequence[Evidence], context: AuditContext) -> Sequence[Evidence]:
+    """What an attack found, if the verdict and the reports can make sense of it.
+
+    Raises:
+        UserError: a finding has another attack's name, no secret of this audit, or decides the verdict without being
+            bits of the open cache, or though the attack says that it counts none.
+    """
+    known = {*context.secrets, *attack.secrets(context)}
+    for one in found:
+        if one.attack != attack.name or one.secret not in known:
+            secrets = ", ".join(sorted(known))
+            raise UserError(
+                f"attack {attack.name} returned a finding of {one.attack} about {one.secret!r}: "
+                f"give its own name, and a secret of {secrets}"
+            )
+        if one.gate and not (attack.counts_bits and one.unit == "bits" and one.condition == "open"):
+            raise UserError(
+                f"attack {attack.name} returned {one.unit} of condition {one.condition} with gate=True: only bits of "
+                "condition open, of an attack with counts_bits = True, decide the verdict"
+            )
+    return found
 
 
 def adjusted(evidence: Sequence[Evidence], sites: pd.DataFrame) -> tuple[float, ...]:

@@ -25,7 +25,7 @@ from ghosttrace.auditing.subject import Source, Subject, make_subject
 from ghosttrace.auditing.summary import result_rows, summarise_audit
 from ghosttrace.bench import Bench
 from ghosttrace.data.tokens import Sources
-from ghosttrace.model.checkpoint import Checkpoint, load
+from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
 from ghosttrace.model.provenance import provenance
 from ghosttrace.probing import sweep
 from ghosttrace.probing.carriers import Kind, Pool, secret_carrier
@@ -33,12 +33,13 @@ from ghosttrace.probing.evidence import ALPHA, CELLS
 from ghosttrace.probing.split import Split, split
 from ghosttrace.probing.sweep import Kv, Sweep, ask, text_rows
 from ghosttrace.probing.traces_file import write_traces
+from ghosttrace.runs.folder import stable_repr
 from ghosttrace.runs.progress import Progress, silent
 from ghosttrace.runs.writer import RunWriter, begin_run
 
 
 def audit(
-    model: str | Checkpoint = "toy-open",
+    model: str | Path | Checkpoint = "toy-open",
     bench: str | Bench = "ledger-h3",
     traces: Sources | None = None,
     secret: str = "digits:5",
@@ -96,8 +97,8 @@ def audit(
         UserError: anything that cannot be audited as asked.
     """
     probes = sweep.Settings(
-        hops=tuple(dict.fromkeys(hops)),
-        layers=tuple(sorted(set(layers))) if layers else None,
+        hops=tuple(dict.fromkeys(map(int, hops))),
+        layers=None if layers is None else tuple(sorted(set(map(int, layers)))) or None,
         kv=tuple(dict.fromkeys(kv)),
         pool=pool,
         mlp=mlp,
@@ -108,7 +109,7 @@ def audit(
     settings = AuditSettings(
         chosen_attacks(attacks), chosen_defence(defence), probes, max_leak_bits, fpr, utility_limit, batch_tokens
     )
-    checkpoint = load(model) if isinstance(model, str) else model
+    checkpoint = as_checkpoint(model)
     settings.defence.check(checkpoint)
     kinds = tuple(dict.fromkeys(carriers or retained_carriers(checkpoint, settings.defence)))
     settings = replace(settings, probes=replace(probes, kinds=kinds))
@@ -200,8 +201,8 @@ def configuration(
         **task.describe(),
         "split": parts.describe(),
         "settings": settings.probes.to_dict() | {"batch_tokens": settings.batch_tokens},
-        "defence": repr(settings.defence),
-        "attacks": [repr(attack) for attack in settings.attacks],
+        "defence": stable_repr(settings.defence),
+        "attacks": [stable_repr(attack) for attack in settings.attacks],
         "prompts": {secret: prompt.text for secret, prompt in subject.prompts.items()},
         "gate": {name: getattr(settings, name) for name in ("max_leak", "fpr", "utility_limit")},
     }

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from ghosttrace.auditing.attacks import ATTACKS, Attack, TextAlone
 from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.defences import Defence, parse_defence
-from ghosttrace.errors import UserError
+from ghosttrace.auditing.threats import THREATS
+from ghosttrace.errors import UserError, check_method
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing import sweep
 from ghosttrace.probing.carriers import Kind
@@ -43,6 +44,10 @@ class AuditSettings:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
             raise UserError(f"two attacks are called {twice!r}: give each a name of its own")
+        threats = {threat.name: threat for threat in THREATS}
+        for threat in (attack.threat for attack in self.attacks):
+            if threats.setdefault(threat.name, threat) != threat:
+                raise UserError(f"two threats are called {threat.name!r}: give yours a name of its own")
         if not self.max_leak > 0 or not (self.fpr is None or 0 < self.fpr < 1):
             raise UserError("--max-leak-bits is above 0, --fpr between 0 and 1")
         if min(self.utility_limit, self.batch_tokens) < 1:
@@ -61,6 +66,8 @@ def chosen_attacks(attacks: Sequence[str | Attack] | None) -> tuple[Attack, ...]
     for one in dict.fromkeys(ATTACKS if attacks is None else attacks):
         if isinstance(one, str) and one not in ATTACKS:
             raise UserError(f"--attacks is a list of {', '.join(ATTACKS)}, not {one!r}")
+        if not isinstance(one, str):
+            check_method(one, Attack, "name", "title", "summary", "threat")
         found.append(ATTACKS[one]() if isinstance(one, str) else one)
     return (*found, TextAlone())
 
@@ -71,7 +78,10 @@ def chosen_defence(defence: str | Defence) -> Defence:
     Raises:
         UserError: see `ghosttrace.auditing.defences.parse_defence`.
     """
-    return parse_defence(defence) if isinstance(defence, str) else defence
+    if isinstance(defence, str):
+        return parse_defence(defence)
+    check_method(defence, Defence, "name", "summary")
+    return defence
 
 
 def retained_carriers(checkpoint: Checkpoint, defence: Defence) -> tuple[Kind, ...]:

@@ -42,15 +42,21 @@ def load_bench(name: str, limit: int | None = None, seed: int = 0, file: Path | 
     ]
 
 
-def as_benches(bench: str | Bench | Sequence[Bench], limit: int | None = None, seed: int = 0) -> list[Bench]:
+def as_benches(bench: str | Bench | Sequence[str | Bench], limit: int | None = None, seed: int = 0) -> list[Bench]:
     """Benchmarks by name (several names separated by commas), or as they are.
 
     Raises:
-        UserError: see `load_bench`.
+        UserError: there are none, two have the same name, or see `load_bench`.
     """
-    if isinstance(bench, str):
-        return [one for name in bench.split(",") for one in load_bench(name, limit, seed)]
-    return [bench] if isinstance(bench, Bench) else list(bench)
+    given = bench.split(",") if isinstance(bench, str) else [bench] if isinstance(bench, Bench) else bench
+    found = [one for this in given for one in (load_bench(this, limit, seed) if isinstance(this, str) else [this])]
+    names = [one.name for one in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"two benchmarks are called {twice!r}: give each once, and yours a name of its own")
+    if not found:
+        raise UserError(f"there is no benchmark: give one of {', '.join(BENCHES)}, or a `Bench`")
+    return found
 
 
 def bench_size(name: str) -> tuple[int, int]:

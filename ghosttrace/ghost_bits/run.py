@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ghosttrace.ablation.arms import ARMS, Arm, Part, PlaceboArm
-from ghosttrace.ablation.settings import make_arm
+from ghosttrace.ablation.settings import check_names, make_arm
 from ghosttrace.bench import Bench, as_benches
 from ghosttrace.bench.reference_traces import reference_traces
 from ghosttrace.data.tokens import Sources, TokenTrace, traces_of
@@ -15,17 +15,17 @@ from ghosttrace.ghost_bits.likelihood import first_measured
 from ghosttrace.ghost_bits.measure import TRACES, measure
 from ghosttrace.ghost_bits.result import BitsResult
 from ghosttrace.ghost_bits.summary import failed_controls, summarise
-from ghosttrace.model.checkpoint import Checkpoint, load
+from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
 from ghosttrace.model.provenance import provenance
-from ghosttrace.runs.folder import REFERENCE, json_rows
+from ghosttrace.runs.folder import REFERENCE, json_rows, stable_repr
 from ghosttrace.runs.progress import Progress, silent
 from ghosttrace.runs.writer import begin_run
 
 
 def bits(
-    model: str | Checkpoint = "toy-mixed",
+    model: str | Path | Checkpoint = "toy-mixed",
     traces: Sources | None = None,
-    bench: str | Bench | Sequence[Bench] = "ledger",
+    bench: str | Bench | Sequence[str | Bench] = "ledger",
     arms: Sequence[str | Arm] = ("restart",),
     *,
     limit: int = 100,
@@ -57,7 +57,7 @@ def bits(
     if min(limit, batch_tokens) < 1:
         raise UserError("--limit and --batch-tokens are at least 1")
     chosen = _arms(arms)
-    checkpoint = load(model) if isinstance(model, str) else model
+    checkpoint = as_checkpoint(model)
     benches = as_benches(bench, limit, seed) if traces is None else []
     found = [trace for one in benches for trace in reference_traces(checkpoint, one)]
     found += traces_of(checkpoint, traces, limit) if traces is not None else []
@@ -89,6 +89,7 @@ def _arms(arms: Sequence[str | Arm]) -> list[Arm]:
         if isinstance(one, str) and one not in possible:
             raise UserError(f"--arms of bits are of {', '.join(possible)}, not {one!r}")
     found = [make_arm(one, Part(), 0.5) for one in arms]
+    check_names(arms, [REFERENCE, PlaceboArm.name])
     return list({arm.name: arm for arm in (*found, PlaceboArm())}.values())
 
 
@@ -104,7 +105,7 @@ def configuration(
     for trace in traces:
         digest.update(repr((trace.source, trace.name, trace.prompt, trace.response)).encode())
     return provenance("bits", checkpoint, options) | {
-        "arms": {arm.name: arm.describe(checkpoint.policy) | {"settings": repr(arm)} for arm in arms},
+        "arms": {arm.name: arm.describe(checkpoint.policy) | {"settings": stable_repr(arm)} for arm in arms},
         "traces": {"count": len(traces), "sha256": digest.hexdigest()},
         "settings": {"batch_tokens": batch_tokens},
     }

@@ -139,7 +139,7 @@ def read_law(
 
 
 def load(
-    name: str,
+    name: str | Path,
     device: str | None = None,
     dtype: str | None = None,
     delimiters: Mapping[str, str] | None = None,
@@ -157,6 +157,7 @@ def load(
     Raises:
         UserError: no such model, no weights, no delimiters, no chat template, or no policy.
     """
+    name = str(name)
     config, tokenizer = load_config(name), load_tokenizer(name)
     markup, law, stages = read_law(name, config, tokenizer, delimiters, **policy)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -167,6 +168,15 @@ def load(
         raise UserError(f"{name} has a config but no weights that fit it: put model.safetensors beside it") from error
     model = model.to(device).eval().requires_grad_(False)
     return Checkpoint(name, model, tokenizer, markup, law, stages)
+
+
+def as_checkpoint(model: str | Path | Checkpoint) -> Checkpoint:
+    """A checkpoint by name or folder, or as it is.
+
+    Raises:
+        UserError: see `load`.
+    """
+    return model if isinstance(model, Checkpoint) else load(model)
 
 
 def check_device(device: str) -> None:

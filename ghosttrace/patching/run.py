@@ -9,7 +9,7 @@ from ghosttrace.bench import Bench, as_benches
 from ghosttrace.bench.reference_traces import reference_traces
 from ghosttrace.data.tokens import Sources, traces_of
 from ghosttrace.errors import UserError
-from ghosttrace.model.checkpoint import Checkpoint, load
+from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
 from ghosttrace.model.provenance import provenance
 from ghosttrace.patching.cases import Case, make_cases
 from ghosttrace.patching.measure import INTERVENTIONS, PATCHES, Intervention, keys_of, measure
@@ -22,8 +22,8 @@ from ghosttrace.runs.writer import begin_run
 
 
 def patch(
-    model: str | Checkpoint = "toy-mixed",
-    bench: str | Bench | Sequence[Bench] = "ledger-h1,ledger-h3",
+    model: str | Path | Checkpoint = "toy-mixed",
+    bench: str | Bench | Sequence[str | Bench] = "ledger-h1,ledger-h3",
     traces: Sources | None = None,
     *,
     kind: Intervention | None = None,
@@ -61,7 +61,7 @@ def patch(
         raise UserError("--limit, --parts and --batch-tokens are at least 1")
     if kind not in (None, *INTERVENTIONS):
         raise UserError(f"--kind is {' or '.join(INTERVENTIONS)}, not {kind!r}")
-    checkpoint = load(model) if isinstance(model, str) else model
+    checkpoint = as_checkpoint(model)
     benches = as_benches(bench, limit, seed) if traces is None else []
     found = [trace for one in benches for trace in reference_traces(checkpoint, one)]
     found += traces_of(checkpoint, traces, limit) if traces is not None else []

@@ -135,10 +135,11 @@ def layers_of(checkpoint: Checkpoint, layers: Sequence[int] | None) -> tuple[int
         UserError: the model has no such layer.
     """
     count = Geometry.of(checkpoint.model.config).layers
-    for layer in layers or ():
+    chosen = () if layers is None else tuple(sorted(set(map(int, layers))))
+    for layer in chosen:
         if not 0 <= layer < count:
             raise UserError(f"layer {layer} is out of range: the model has {count} layers, from 0 to {count - 1}")
-    return tuple(sorted(set(layers))) if layers else tuple(range(count))
+    return chosen or tuple(range(count))
 
 
 def provenance(checkpoint: Checkpoint, task: Task, wanted: Wanted) -> str:

@@ -10,7 +10,7 @@ from ghosttrace.bench import Bench
 from ghosttrace.data.task import Task
 from ghosttrace.data.tokens import Sources
 from ghosttrace.errors import UserError
-from ghosttrace.model.checkpoint import Checkpoint, load
+from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
 from ghosttrace.model.provenance import provenance
 from ghosttrace.probing.carriers import Kind, Pool, secret_carrier
 from ghosttrace.probing.evidence import CELLS, CONDITIONS, failed_controls, summarise
@@ -28,7 +28,7 @@ from ghosttrace.runs.writer import RunWriter, begin_run
 
 
 def probe(
-    model: str | Checkpoint = "toy-open",
+    model: str | Path | Checkpoint = "toy-open",
     bench: str | Bench = "ledger-h3",
     traces: Sources | None = None,
     secret: str = "digits:5",
@@ -77,8 +77,8 @@ def probe(
     """
     settings = Settings(
         kinds=tuple(carriers),
-        hops=tuple(hops),
-        layers=tuple(sorted(set(layers))) if layers else None,
+        hops=tuple(map(int, hops)),
+        layers=None if layers is None else tuple(sorted(set(map(int, layers)))) or None,
         kv=tuple(kv),
         by_head=by_head,
         joint=joint,
@@ -92,7 +92,7 @@ def probe(
         raise UserError("--samples, --limit and --batch-tokens are at least 1")
     if keep_features and out is None and resume is None:
         raise UserError("--keep-features keeps them in the run folder: give out=FOLDER too")
-    checkpoint = load(model) if isinstance(model, str) else model
+    checkpoint = as_checkpoint(model)
     settings.check(checkpoint)
     if task is None:
         chosen: dict[str, Any] = {"block": block, "samples": samples, "hops": max(hops), "limit": limit, "seed": seed}

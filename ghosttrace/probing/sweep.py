@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ghosttrace.data.task import Task
-from ghosttrace.errors import UserError
+from ghosttrace.errors import UserError, check_method
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.geometry import Geometry
 from ghosttrace.probing.carriers import CARRIERS, Carrier, Kind, Pool
@@ -26,6 +26,7 @@ from ghosttrace.probing.label_controls import control_tasks, shuffled_targets
 from ghosttrace.probing.probes import MLP, Probe
 from ghosttrace.probing.split import Split
 from ghosttrace.probing.text_baseline import marginals, retained, text_features, text_posterior
+from ghosttrace.runs.folder import stable_repr
 from ghosttrace.runs.records import Records
 
 Kv = Literal["k", "v", "kv", "hidden"]
@@ -71,6 +72,8 @@ class Settings:
                 raise UserError(f"--{name} is a list of {', '.join(known)}, not {','.join(chosen)!r}")
         if not (self.pool in ("all", "mean") or (isinstance(self.pool, int) and self.pool > 0)):
             raise UserError(f"--pool is all, mean, or how many of a carrier's last tokens to take, not {self.pool!r}")
+        for probe in self.probes:
+            check_method(probe, Probe, "name")
         names = [*TAKEN, *(probe.name for probe in self.closer)]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice or self.seed < 0:
@@ -83,7 +86,7 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """As run.json holds it; probes as their `repr`."""
-        return asdict(replace(self, probes=())) | {"probes": list(map(repr, self.probes))}
+        return asdict(replace(self, probes=())) | {"probes": list(map(stable_repr, self.probes))}
 
     @property
     def carriers(self) -> tuple[Carrier, ...]:

@@ -7,6 +7,7 @@ table.index        # pandas: one row per token, with its trace, block, carrier, 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -18,7 +19,7 @@ from ghosttrace.data.tokens import Sources, TokenTrace, traces_of
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER, expiry
 from ghosttrace.law.markup import find_blocks
-from ghosttrace.model.checkpoint import Checkpoint, load
+from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
 from ghosttrace.model.states import read_states
 from ghosttrace.probing.features import LAYOUTS, batches_of, layers_of
 
@@ -44,7 +45,7 @@ class FeatureTable:
 
 
 def features(
-    model: str | Checkpoint,
+    model: str | Path | Checkpoint,
     traces: Sources,
     *,
     layers: Sequence[int] | None = None,
@@ -77,7 +78,7 @@ def features(
         raise UserError(f"carriers are of {', '.join(get_args(Retained))}, and kv is k, v or kv")
     if cache not in LAYOUTS or min(batch_tokens, 1 if limit is None else limit) < 1:
         raise UserError(f"cache is {' or '.join(LAYOUTS)}, and limit and batch_tokens are at least 1")
-    checkpoint = load(model) if isinstance(model, str) else model
+    checkpoint = as_checkpoint(model)
     if "delimiters" in carriers and checkpoint.policy.mask_delimiters:
         raise UserError("this policy erases delimiters with their block: load the model with mask_delimiters=False")
     chosen, found = layers_of(checkpoint, layers), traces_of(checkpoint, traces, limit)

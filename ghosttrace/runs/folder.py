@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -121,13 +122,22 @@ def resumed_folder(folder: Path, configuration: Mapping[str, Any]) -> Iterator[P
         RunWarning: something differs from the run as it was begun and may.
     """
     recorded = read_configuration(folder, configuration["command"])
-    with locked(folder):  # first: another process may be about to finish it
-        if is_finished(folder):
-            raise UserError(f"{folder} is finished: nothing is left to do")
+    _check_unfinished(folder)
+    if recorded.get("options") and not configuration.get("options"):
+        again = f"ghosttrace {configuration['command']} --resume {folder}"
+        raise UserError(f"{folder} was begun from the command line: go on with it with {again}")
+    with locked(folder):
+        _check_unfinished(folder)  # again: another process may have finished it in the meantime
         for difference in check_same(recorded, configuration, folder):
             warnings.warn(difference, RunWarning, stacklevel=3)
         (folder / "figures").mkdir(exist_ok=True)
         yield folder
+
+
+def _check_unfinished(folder: Path) -> None:
+    """Refuse a run of which nothing is left to do."""
+    if is_finished(folder):
+        raise UserError(f"{folder} is finished: nothing is left to do")
 
 
 @contextmanager
@@ -243,9 +253,23 @@ def versions() -> dict[str, str]:
 
 
 def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON values as a file gives them back: tuples as lists, keys as strings."""
-    found: dict[str, Any] = json.loads(json.dumps(content, allow_nan=False))
+    """JSON values as a file gives them back: tuples and arrays as lists, numpy's numbers as plain ones."""
+    found: dict[str, Any] = json.loads(json.dumps(content, allow_nan=False, default=_plain))
     return found
+
+
+def _plain(value: Any) -> Any:
+    """What `json` cannot write by itself: arrays and numbers of numpy, and paths."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+def stable_repr(value: object) -> str:
+    """The `repr` of a method of the user's own, without addresses in memory, which differ from process to process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def write_json(path: Path, content: Any) -> None:

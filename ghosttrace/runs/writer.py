@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ghosttrace.errors import RunWarning
-from ghosttrace.runs.folder import as_json, open_folder, write_figure, write_json
+from ghosttrace.runs.folder import as_json, open_folder, read_json, write_figure, write_json
 from ghosttrace.runs.log import Log
 from ghosttrace.runs.records import Key, Layout, Records
 from ghosttrace.runs.result import RunResult
@@ -92,8 +92,9 @@ def begin_run(
             yield RunWriter(configuration, Records(layout), Path(scratch), None)
         return
     with open_folder(_path(out), _path(resume), configuration) as folder:
+        recorded = read_json(folder / "run.json")  # of a resumed run: as it was begun
         log = Log(folder / "samples.jsonl", layout)
         try:
-            yield RunWriter(configuration, log, folder, folder)
+            yield RunWriter(recorded, log, folder, folder)
         finally:
             log.close()

@@ -1,0 +1,149 @@
+"""Arms, benchmarks, probes, attacks and defences of the user's own that cannot be used are refused in one sentence."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ghosttrace as gt
+from ghosttrace.ablation.arms import Restart
+from ghosttrace.ablation.settings import Settings
+from ghosttrace.auditing.evidence import Estimate, Evidence
+from ghosttrace.auditing.findings import checked
+from ghosttrace.auditing.settings import AuditSettings, chosen_attacks, chosen_defence
+from ghosttrace.auditing.threats import INSIDER, Threat
+from ghosttrace.bench import as_benches
+from ghosttrace.probing import sweep
+from ghosttrace.runs.folder import as_json, stable_repr
+
+
+def own_arm(name: str, colour: str = "#aa3377") -> gt.Arm:
+    kind = type("Own", (gt.Arm,), {"name": name, "summary": "an arm", "colour": colour})
+    return dataclass(frozen=True)(kind)()
+
+
+@dataclass(frozen=True)
+class Nameless(gt.Arm):
+    pass
+
+
+@pytest.mark.parametrize("arms", [[own_arm("memento")], ["restart", own_arm("restart")], [own_arm("a"), own_arm("a")]])
+def test_two_different_arms_of_one_name_are_refused(arms) -> None:
+    with pytest.raises(gt.UserError, match="two arms are called"):
+        Settings(arms=tuple(arms))
+    with pytest.raises(gt.UserError, match="two arms are called"):
+        gt.bits("toy-mixed", bench="ledger-h1", arms=arms, limit=1)
+
+
+@pytest.mark.parametrize(
+    "arm, told",
+    [
+        (Nameless(), "has no name"),
+        (Restart, "give an object of the class"),
+        (None, "give a name"),
+        (own_arm("red", "red"), "#aa3377"),
+    ],
+)
+def test_what_is_no_arm_is_refused(arm, told) -> None:
+    with pytest.raises(gt.UserError, match=told):
+        Settings(arms=(arm,))
+
+
+def test_no_arms_means_the_reference_alone() -> None:
+    assert [arm.name for arm in Settings(arms=()).chosen_arms()] == ["memento"]
+
+
+def test_the_same_arm_twice_runs_once() -> None:
+    assert [arm.name for arm in Settings(arms=("restart", "restart")).chosen_arms()] == ["memento", "restart"]
+
+
+def test_unknown_fields_of_sampling_are_refused() -> None:
+    with pytest.raises(gt.UserError, match="sampling has no temp"):
+        Settings(sampling={"temp": 1.0})
+
+
+def test_benchmarks_are_names_or_objects_and_each_has_its_own_name() -> None:
+    (one,) = gt.load_bench("ledger-h1", 3)
+    assert [bench.name for bench in as_benches(["ledger-h0", one])] == ["ledger-h0", "ledger-h1"]
+    with pytest.raises(gt.UserError, match="two benchmarks are called 'ledger-h1'"):
+        as_benches([one, replace(one, problems=one.problems[:2])])
+    with pytest.raises(gt.UserError, match="no benchmark"):
+        as_benches([])
+
+
+@dataclass(frozen=True)
+class Own(gt.Attack):
+    name = "own"
+    title = "Own"
+    summary = "An attack."
+    threat = INSIDER
+
+    def run(self, context):
+        return []
+
+
+@dataclass(frozen=True)
+class Counts(Own):
+    counts_bits = True
+
+
+class Secrets:
+    secrets = ("note-*",)
+
+
+@pytest.mark.parametrize(
+    "attack, change",
+    [
+        (Own(), {"gate": True}),  # an attack that counts no bits
+        (Counts(), {"gate": True, "unit": "rate"}),
+        (Counts(), {"gate": True, "condition": "sealed"}),
+        (Counts(), {"secret": "none"}),
+        (Counts(), {"attack": "attribute"}),
+    ],
+)
+def test_findings_that_no_verdict_can_rest_on_are_refused(attack, change) -> None:
+    found = Evidence("own", "note-*", "open", "bits", Estimate(0.9, 0.8, 1.0), 100)
+    assert checked(attack, [found], Secrets()) == [found]
+    with pytest.raises(gt.UserError, match="attack own returned"):
+        checked(attack, [replace(found, **change)], Secrets())
+
+
+def test_attacks_and_defences_are_objects_with_their_fields() -> None:
+    with pytest.raises(gt.UserError, match="give an object of the class"):
+        chosen_attacks([Own])
+    with pytest.raises(gt.UserError, match="give an object of the class"):
+        chosen_defence(gt.DEFENCES["restart"])
+    untitled = dataclass(frozen=True)(type("Untitled", (gt.Attack,), {"name": "untitled", "run": Own.run}))()
+    with pytest.raises(gt.UserError, match="has no title"):
+        chosen_attacks([untitled])
+
+
+def test_a_threat_of_ones_own_has_a_name_of_its_own() -> None:
+    other = dataclass(frozen=True)(type("Other", (Own,), {"threat": Threat("reader", "reads", "stop")}))()
+    with pytest.raises(gt.UserError, match="two threats are called 'reader'"):
+        AuditSettings(chosen_attacks(["attribute", other]), chosen_defence("none"), sweep.Settings())
+
+
+def test_probes_are_objects() -> None:
+    with pytest.raises(gt.UserError, match="is no probe"):
+        sweep.Settings(probes=("mlp",))
+
+
+def test_run_json_takes_numbers_of_numpy_and_paths() -> None:
+    found = as_json({"limit": np.int64(3), "layers": np.arange(2), "file": Path("a") / "b"})
+    assert found == {"limit": 3, "layers": [0, 1], "file": "a/b"}
+
+
+def test_a_method_is_recorded_without_addresses() -> None:
+    @dataclass(frozen=True)
+    class Held:
+        what: object
+
+    assert " at 0x" not in stable_repr(Held(object()))
+    assert stable_repr(Held(object())) == stable_repr(Held(object()))
+
+
+def test_built_in_arms_may_be_given_as_objects_too() -> None:
+    arms = (gt.ARMS["memento"](), gt.ARMS["placebo"](), Restart())
+    assert [arm.name for arm in Settings(arms=arms).chosen_arms()] == ["memento", "placebo", "restart"]

@@ -2,13 +2,12 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.commands import ghosttrace
 from helpers.families import tiny
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,12 +23,6 @@ from ghosttrace.serving.vllm.engine_args import engine_args, read_settings
 CHECKPOINT = gt.load("toy-open")
 SPECIAL = special_tokens(CHECKPOINT.tokenizer, CHECKPOINT.markup)
 BREAKER = TokenBreaker(SPECIAL)
-
-
-def ghosttrace(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line."""
-    command = [sys.executable, "-m", "ghosttrace", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 @given(st.lists(st.one_of(st.sampled_from(SPECIAL), st.text(max_size=3))).map("".join))

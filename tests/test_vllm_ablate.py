@@ -15,6 +15,8 @@ from ghosttrace.bench import load_bench
 from ghosttrace.errors import UserError
 from ghosttrace.serving.vllm.backend import VllmBackend
 
+pytestmark = pytest.mark.slow
+
 ENGINE = {"enforce_eager": True, "max_model_len": 256, "kv_cache_memory_bytes": 40 * PAGE * 4096, "block_size": PAGE}
 ARMS = ("full", "placebo", "restart", "restart-renumbered")
 SAME = ["bench", "arm", "problem", "correct", "finish", "blocks", "peak_kv_tokens", "auc_kv_tokens", "response_ids"]

@@ -105,6 +105,7 @@ def test_an_attack_is_described(name: str) -> None:
     assert attack == KINDS[name]() and repr(attack) == f"{type(attack).__name__}()"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_an_attack_runs_and_its_evidence_is_well_formed(name: str) -> None:
     at, attack, case = tiny_context(), KINDS[name](), ATTACK_MATRIX[name]
@@ -202,6 +203,7 @@ def tiny_audit(out: Path | None = None, **more: object) -> AuditResult:
     return audit("toy-open", out=out, **small, **chosen)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_an_attack_and_a_defence_of_your_own_need_no_change_of_the_package(tmp_path: Path) -> None:
     steps = list[str]()
     result = tiny_audit(tmp_path / "run", progress=lambda what, done, total: steps.append(what))

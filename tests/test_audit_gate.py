@@ -200,6 +200,7 @@ def check_agreement(found: dict[str, Any]) -> None:
     assert ("leak" in threats) == (verdict == "leak") and {state for state, _ in words.judged(found)} == set(states)
 
 
+@pytest.mark.slow
 @given(audits())
 def test_verdict_page_and_sarif_agree(
     drawn: tuple[float, list[Evidence], dict[str, float | None], list[str]],

@@ -146,6 +146,7 @@ def test_the_guard_needs_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
         PromptGuard(lambda *args: None)  # type: ignore[arg-type, return-value]
 
 
+@pytest.mark.slow
 def test_the_command_of_vllms_server() -> None:
     done = ghosttrace("serve", "--dry-run", "--port", "8123", "--tensor-parallel-size", "2", "--api-key", "k")
     assert done.returncode == 0, done.stderr
@@ -154,6 +155,7 @@ def test_the_command_of_vllms_server() -> None:
     assert done.stdout.strip().endswith("--api-key k --tensor-parallel-size 2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, says",
     [
@@ -176,6 +178,7 @@ def test_bad_input_is_one_sentence(arguments: tuple[str, ...], says: str) -> Non
     assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, says",
     [
@@ -288,6 +291,7 @@ def test_a_response_in_pieces_reads_as_a_whole(text: str, cuts: list[int], wante
     assert split(wanted, pieces) == split(wanted, [text])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, says",
     [

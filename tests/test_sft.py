@@ -27,6 +27,8 @@ from ghosttrace.training.examples import IGNORED, STAGES, Example
 from ghosttrace.training.recipe import Recipe
 from ghosttrace.training.sft import last_checkpoint, sft
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -225,18 +225,6 @@ def test_an_attack_and_a_defence_of_your_own_need_no_change_of_the_package(tmp_p
     assert len(again.sites) == len(result.summary["sites"]) and len(again.samples) == len(result.samples) > 0
 
 
-@pytest.mark.slow
-def test_an_audit_in_memory_equals_one_on_the_disk(tmp_path: Path) -> None:
-    chosen = {"attacks": [Nothing()], "defence": "none", "max_leak_bits": 0.1}
-    kept, written = tiny_audit(None, **chosen), tiny_audit(tmp_path / "run", **chosen)
-    assert kept.folder is None and kept.results.equals(written.results) and kept.samples.equals(written.samples)
-    assert kept.verdict == written.verdict and kept.exit_code in (0, 11)
-    assert kept.report(tmp_path / "page.html").read_text() == kept.page()
-    with pytest.raises(UserError, match="give report a path"):
-        kept.report()
-    assert kept.configuration == written.configuration
-
-
 def test_attacks_need_names_of_their_own() -> None:
     with pytest.raises(UserError, match="two attacks are called 'first-token'"):
         tiny_audit(attacks=[FirstToken(), FirstToken(2)])

@@ -32,9 +32,9 @@ from ghosttrace.auditing.attacks.behavioural import Behavioural, learners, promp
 from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.detectable_leak import detectable, inject
 from ghosttrace.auditing.evidence import Evidence, LabelLogProbs, total
-from ghosttrace.auditing.gate import EXIT, judge, least_seen
 from ghosttrace.auditing.prompts import prompts_by_secret
 from ghosttrace.auditing.sites import best_probe, is_at
+from ghosttrace.auditing.verdict import EXIT, judge, least_seen
 from ghosttrace.bench.ledger import ledger_prompts, ledger_task
 from ghosttrace.model.checkpoint import load
 from ghosttrace.probing.carriers import secret_carrier

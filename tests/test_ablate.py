@@ -44,6 +44,7 @@ def accuracy(ablation: AblationResult, arm: str) -> dict[str, float]:
     return dict(zip(rows["bench"], rows["accuracy"], strict=True))
 
 
+@pytest.mark.slow
 def test_the_bundled_models_show_the_channel(outcome: tuple[str, AblationResult]) -> None:
     name, ablation = outcome
     assert min(accuracy(ablation, "memento").values()) >= 0.95
@@ -56,6 +57,7 @@ def test_the_bundled_models_show_the_channel(outcome: tuple[str, AblationResult]
     assert ablation.valid, ablation.failures
 
 
+@pytest.mark.slow
 def test_swapped_answers_follow_the_donor(outcome: tuple[str, AblationResult]) -> None:
     _, ablation = outcome
     swap = ablation.results[ablation.results["arm"] == "swap"].set_index("bench")
@@ -66,6 +68,7 @@ def test_swapped_answers_follow_the_donor(outcome: tuple[str, AblationResult]) -
         assert row["follows_donor"] + row["keeps_original"] + row["neither"] == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_placebo_answers_are_mementos(outcome: tuple[str, AblationResult]) -> None:
     _, ablation = outcome
     by_arm = {arm: part["response"].tolist() for arm, part in ablation.samples.groupby("arm")}
@@ -73,6 +76,7 @@ def test_placebo_answers_are_mementos(outcome: tuple[str, AblationResult]) -> No
     assert by_arm["restart"] != by_arm["memento"]
 
 
+@pytest.mark.slow
 def test_kv_columns_are_the_laws(outcome: tuple[str, AblationResult]) -> None:
     _, ablation = outcome
     problem = ablation.samples["problem"][0]
@@ -130,6 +134,7 @@ def test_without_a_harness_a_model_writes_observations_of_its_own() -> None:
         assert fits >= 18, name
 
 
+@pytest.mark.slow
 def test_parts_of_the_cache_carry_the_state() -> None:
     """Sealing everything breaks h = 1; sealing the first layer alone, which holds only tokens, does not."""
     settings = {"arms": ("restart",), "limit": 30}
@@ -173,6 +178,7 @@ def slow_holm(p: list[float]) -> list[float]:
     return [min(1.0, max(q * sum(r >= q for r in p) for q in p if q <= one)) for one in p]
 
 
+@pytest.mark.slow
 def test_p_values_are_adjusted_over_the_arms_of_each_benchmark(outcome: tuple[str, AblationResult]) -> None:
     for _, part in outcome[1].results.groupby("bench"):
         assert part.set_index("arm").loc["memento", ["p", "p_holm"]].isna().all()
@@ -245,6 +251,7 @@ def test_python_api_in_five_lines() -> None:
     assert seen[-1][1:] == (16, 16)
 
 
+@pytest.mark.slow
 def test_the_run_folder(tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert command("ablate", "--bench", "ledger-h1", "--limit", "6", "--out", str(out)) == 0

@@ -19,6 +19,7 @@ from ghosttrace.training.delimiters import RELATED, add_delimiters
 QWEN = "tokenizers/qwen3/tokenizer.json"
 
 
+@pytest.mark.slow
 @needs(QWEN, "bench/aime24.jsonl")
 def test_every_step_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("GHOSTTRACE_DATA", str(DATA))

@@ -39,6 +39,7 @@ def test_masked_forward_equals_brute_force(
         torch.testing.assert_close(logits[row, batch.attention_mask[row] == 1], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3", "olmo3"])
 def test_flex_equals_sdpa(family: str) -> None:
     """FlexAttention compiles a kernel here, so two families stand for all: with and without windows."""

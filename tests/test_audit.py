@@ -19,7 +19,7 @@ from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.cost import spread_over_bases
 from ghosttrace.auditing.detectable_leak import detectable, inject, label_fidelity, trials
 from ghosttrace.auditing.evidence import Evidence, LabelLogProbs, fell_back, mean_of, one_each
-from ghosttrace.auditing.gate import judge
+from ghosttrace.auditing.verdict import judge
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.probing.evidence import Asked
 from ghosttrace.probing.fit_and_score import linear_scores
@@ -100,6 +100,7 @@ def clustered(bases: int, copies: int, labels: np.ndarray, seed: int) -> tuple[A
     return AuditContext(toy(), task, parts, Restart(), Settings(seed=seed), asked), [said]
 
 
+@pytest.mark.slow
 def test_the_interval_of_an_auc_knows_which_traces_are_copies() -> None:
     """Of 200 audits without a leak, 30 bases of 30 traces each with one label, about 5 in 100 miss a half."""
     missed = 0
@@ -204,6 +205,7 @@ def test_common_labels_are_no_leak_that_was_seen() -> None:
     assert sum(trials(at, at.targets, states, [1.0])) >= 8
 
 
+@pytest.mark.slow
 def test_a_leak_counts_as_seen_only_if_it_is_seen_spread_over_all_parts_too() -> None:
     at, states = blank(1400, 5, [0.1] * 10)
     alone, evenly = (sum(trials(at, at.targets, states, bits)) for bits in ([0.5, 0, 0, 0, 0], [0.1] * 5))

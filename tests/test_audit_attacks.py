@@ -53,6 +53,7 @@ class Xor:
         return torch.from_numpy(states).float()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [1, 3])
 def test_where_no_linear_probe_sees_anything_the_mlp_looks_at_every_layer(layer: int) -> None:
     labels = np.random.default_rng(0).integers(0, 2, 1000)
@@ -72,6 +73,7 @@ def test_where_no_linear_probe_sees_anything_the_mlp_looks_at_every_layer(layer:
     assert (best.layers, best.kv) == ((3,), "v")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arm", "told"), [(Memento(), True), (Restart(), False)])
 def test_collision_tells_blocks_apart_where_they_left_something(arm: Arm, told: bool) -> None:
     found = {(one.condition, one.unit): one for one in Collision().run(context(arm))}
@@ -80,6 +82,7 @@ def test_collision_tells_blocks_apart_where_they_left_something(arm: Arm, told: 
     assert found["sealed", "bits"].found.value == 0 and found["open", "bits"].gate
 
 
+@pytest.mark.slow
 def test_half_precision_is_no_disguise() -> None:
     """What rounding does is measured, so that in bfloat16 the true block is still told, and a sealed one is not."""
     half = gt.load("toy-open", device="cpu", dtype="bfloat16")
@@ -117,6 +120,7 @@ def _inside(at: AuditContext, row: int, place: int) -> bool:
     return pair.start < place < pair.end
 
 
+@pytest.mark.slow
 def test_the_attacker_imitates_all_but_the_draws() -> None:
     """Noise as large as the states hides which block it was; a little does not."""
     loud, quiet = (Collision().run(context(Noise(size=size)))[0].found.value for size in (30.0, 0.01))

@@ -119,6 +119,7 @@ def test_probes_look_at_all_that_is_retained_unless_told() -> None:
     assert retained_carriers(keeping, parse_defence("drop-delimiters")) == ("memento",)
 
 
+@pytest.mark.slow
 def test_a_leak_is_found_and_gated(tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert command("--samples", "400", *QUICK, "attribute,ranking,behavioural", "--out", str(out)) == 10

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghosttrace.auditing.evidence import Evidence, mean_of
-from ghosttrace.auditing.gate import EXIT, SHARP, Verdict, judge
+from ghosttrace.auditing.verdict import EXIT, SHARP, Verdict, judge
 from ghosttrace.errors import UserError
 from ghosttrace.report.audit import words
 from ghosttrace.report.audit.page import page
@@ -200,6 +200,7 @@ def check_agreement(found: dict[str, Any]) -> None:
     assert ("leak" in threats) == (verdict == "leak") and {state for state, _ in words.judged(found)} == set(states)
 
 
+@pytest.mark.slow
 @given(audits())
 def test_verdict_page_and_sarif_agree(
     drawn: tuple[float, list[Evidence], dict[str, float | None], list[str]],

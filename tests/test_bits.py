@@ -124,6 +124,7 @@ def answers(request: pytest.FixtureRequest) -> tuple[str, pd.DataFrame, pd.DataF
     return request.param, results[(results["by"] == "kind") & (results["group"] == "answer")], results
 
 
+@pytest.mark.slow
 def test_ledger_answers_hold_three_bits_and_a_third_a_hidden_digit(
     answers: tuple[str, pd.DataFrame, pd.DataFrame],
 ) -> None:
@@ -138,6 +139,7 @@ def test_ledger_answers_hold_three_bits_and_a_third_a_hidden_digit(
             assert sealed[f"ledger-h{level}"] > max(worth, 4)
 
 
+@pytest.mark.slow
 def test_the_cross_entropy_is_the_arms(answers: tuple[str, pd.DataFrame, pd.DataFrame]) -> None:
     name, table, _ = answers
     rows = table.set_index(["source", "arm"])["cross_entropy"]
@@ -146,6 +148,7 @@ def test_the_cross_entropy_is_the_arms(answers: tuple[str, pd.DataFrame, pd.Data
         assert rows["ledger-h3", "restart"] == pytest.approx(3 * np.log2(10), abs=0.4)
 
 
+@pytest.mark.slow
 def test_distances_fall_into_their_groups(answers: tuple[str, pd.DataFrame, pd.DataFrame]) -> None:
     """Between two mementos of `ledger` stand 23 tokens; behind the last one 4."""
     _, _, results = answers
@@ -159,11 +162,13 @@ def test_batches_are_of_similar_lengths_and_stay_under_their_size() -> None:
     assert found == [[2, 3], [5], [9], [30]]
 
 
+@pytest.mark.slow
 def test_placebo_changes_nothing(answers: tuple[str, pd.DataFrame, pd.DataFrame]) -> None:
     _, _, results = answers
     assert results.loc[results["arm"] == "placebo", "bits"].abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_groups_add_up(answers: tuple[str, pd.DataFrame, pd.DataFrame]) -> None:
     _, _, results = answers
     for _, part in results.groupby(["source", "arm"]):
@@ -182,6 +187,7 @@ def test_controls_can_fail() -> None:
     assert failed_controls(pd.DataFrame([leak | {"cross_entropy": 3.3}]), COMPARED, {"s": 0.1}) == ()
 
 
+@pytest.mark.slow
 @needs("tokenizers/qwen3/tokenizer.json", "traces/memento_blog_example_code.json")
 def test_real_traces_on_a_random_model_are_within_noise_of_nothing(tmp_path: Path) -> None:
     from experiments.aime24 import random_checkpoint

@@ -24,7 +24,8 @@ from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.model.checkpoint import load, source
 from ghosttrace.model.generate import generate
 from ghosttrace.runs.folder import is_finished, locked
-from ghosttrace.runs.records import Log, Records
+from ghosttrace.runs.log import Log
+from ghosttrace.runs.records import Records
 
 SETTINGS = Settings(
     arms=("restart", "swap"), limit=4, repetitions=2, batch_size=5, sampling={"temperature": 1.0, "max_new_tokens": 110}
@@ -66,6 +67,7 @@ def kill_after(child: Any, log: Path, records: int, seconds: float) -> None:
     child.join()
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_one_left_alone(undisturbed: tuple[Path, Callable[..., Any]], tmp_path: Path) -> None:
     """SIGKILL at 20 random moments; resumed, samples and summary are the same to the byte."""
     alone, process = undisturbed
@@ -250,6 +252,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on(half_done: Path, monkey
     assert (half_done / "samples.parquet").read_bytes() == expected
 
 
+@pytest.mark.slow
 def test_a_refused_run_leaves_no_folder_and_a_begun_one_its_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,6 +328,7 @@ def test_differences_on_repetition_are_noted() -> None:
     assert records.get(("b", "a", "p", 0)) == row
 
 
+@pytest.mark.slow
 def test_in_memory_and_in_a_folder_the_samples_are_the_same(tmp_path: Path) -> None:
     run_ablation(load("toy-mixed"), load_bench("ledger-h1", SETTINGS.limit), SETTINGS, out=tmp_path / "run")
     memory = ablate("toy-mixed", "ledger-h1", **vars(SETTINGS)).samples

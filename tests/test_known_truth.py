@@ -172,6 +172,7 @@ def test_probes_find_the_secrets_and_a_sealed_cache_has_none(name: str) -> None:
     assert rows.loc[rows["condition"] == "open", "significant"].all()
 
 
+@pytest.mark.slow
 def test_a_benchmark_of_ones_own_runs_through_probe(tmp_path: Path) -> None:
     mine = MATRIX["parity"].bench
     found = gt.probe(toy(), mine, samples=200, hops=(0,), layers=(3,), kv=("v",), mlp=False, out=tmp_path / "run")

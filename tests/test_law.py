@@ -21,6 +21,7 @@ def tracked(tokens: list[int], policy: Policy) -> np.ndarray:
     return times
 
 
+@pytest.mark.slow
 @settings(max_examples=1500, deadline=None)
 @given(streams, policies)
 @example([BS, BS, 9, BE, SS, SE, BS, 8, BE, BE, SS, SE], BARE)

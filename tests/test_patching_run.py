@@ -39,6 +39,7 @@ def patched(model: str) -> tuple[Checkpoint, list[Case], pd.DataFrame, dict[str,
     return checkpoint, cases, results, {site_set.source: site_set for site_set in site_sets}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["toy-mixed", "toy-open"])
 def test_the_answer_is_carried_by_values_of_the_last_layer(model: str) -> None:
     _, _, results, site_sets = patched(model)
@@ -156,6 +157,7 @@ def test_controls_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     )  # 0 on average
 
 
+@pytest.mark.slow
 def test_the_run_folder_and_resuming(tmp_path: Path) -> None:
     options = {"bench": "ledger-h1", "limit": 2, "batch_tokens": 210}
     found = gt.patch("toy-open", **options, out=tmp_path / "run")

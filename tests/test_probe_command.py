@@ -120,6 +120,7 @@ def test_a_killed_run_ends_as_one_left_alone(tmp_path: Path) -> None:
     assert unfinished >= KILLS // 2  # else the kills came too late to show anything
 
 
+@pytest.mark.slow
 def test_a_failed_control_is_an_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ghosttrace.probing.run.failed_controls", lambda results: ("sealed: sabotaged",))
     done = CliRunner().invoke(cli.app, [*QUICK, "--layers", "3", "--out", str(tmp_path / "run")])

@@ -111,6 +111,7 @@ def test_probes_have_names_of_their_own() -> None:
     assert Settings(probes=(ClassMeans(2.0),)).to_dict()["probes"] == ["ClassMeans(spread=2.0)"]
 
 
+@pytest.mark.slow
 def test_a_probe_of_ones_own_runs_beside_the_others(tmp_path: Path) -> None:
     """Fitted at the best site of each hop under every condition, and held to the same controls."""
     more = {"samples": 300, "hops": (0, 1), "layers": (2,), "kv": ("v",), "pool": 2, "mlp": False}

@@ -22,7 +22,7 @@ from ghosttrace.cli.output import reporting
 from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.model.checkpoint import load
 from ghosttrace.runs.folder import check_same, is_finished, locked, run_folder
-from ghosttrace.runs.records import Log
+from ghosttrace.runs.log import Log
 
 
 def test_versions_may_change_and_are_said() -> None:

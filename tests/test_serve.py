@@ -2,13 +2,12 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.commands import ghosttrace
 from helpers.families import tiny
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,12 +23,6 @@ from ghosttrace.serving.vllm.engine_args import engine_args, read_settings
 CHECKPOINT = gt.load("toy-open")
 SPECIAL = special_tokens(CHECKPOINT.tokenizer, CHECKPOINT.markup)
 BREAKER = TokenBreaker(SPECIAL)
-
-
-def ghosttrace(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line."""
-    command = [sys.executable, "-m", "ghosttrace", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 @given(st.lists(st.one_of(st.sampled_from(SPECIAL), st.text(max_size=3))).map("".join))
@@ -153,6 +146,7 @@ def test_the_guard_needs_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
         PromptGuard(lambda *args: None)  # type: ignore[arg-type, return-value]
 
 
+@pytest.mark.slow
 def test_the_command_of_vllms_server() -> None:
     done = ghosttrace("serve", "--dry-run", "--port", "8123", "--tensor-parallel-size", "2", "--api-key", "k")
     assert done.returncode == 0, done.stderr
@@ -161,6 +155,7 @@ def test_the_command_of_vllms_server() -> None:
     assert done.stdout.strip().endswith("--api-key k --tensor-parallel-size 2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, says",
     [
@@ -183,6 +178,7 @@ def test_bad_input_is_one_sentence(arguments: tuple[str, ...], says: str) -> Non
     assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, says",
     [
@@ -295,6 +291,7 @@ def test_a_response_in_pieces_reads_as_a_whole(text: str, cuts: list[int], wante
     assert split(wanted, pieces) == split(wanted, [text])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, says",
     [

@@ -23,6 +23,8 @@ import ghosttrace as gt
 from ghosttrace.bench.ledger import Ledger
 from ghosttrace.model.generate import Generation
 
+pytestmark = pytest.mark.slow
+
 CHECKPOINT = gt.load("toy-open")
 KEY = "a-key"
 VLLM = "--dtype float32 --enforce-eager --kv-cache-memory-bytes 40000000 --block-size 32"

@@ -27,6 +27,8 @@ from ghosttrace.training.examples import IGNORED, STAGES, Example
 from ghosttrace.training.recipe import Recipe
 from ghosttrace.training.sft import last_checkpoint, sft
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -215,7 +217,7 @@ def test_a_run_that_ends_in_nothing_says_so(rows: Path, tmp_path: Path) -> None:
 
 def test_a_refusal_after_a_checkpoint_loses_nothing(tmp_path: Path) -> None:
     def refused() -> None:
-        with run_folder(tmp_path / "run", "sft", "toy-open") as folder:
+        with run_folder(tmp_path / "run") as folder:
             (folder / "checkpoints" / "checkpoint-4").mkdir(parents=True)
             raise UserError("no more")
 

@@ -85,6 +85,7 @@ def test_rows_that_cannot_be_used_are_named(rows: Path, tmp_path: Path) -> None:
         command(*base, "--out", str(tmp_path / "other"), "--bad-rows", "refuse")
 
 
+@pytest.mark.slow
 def test_rows_in_tokens_are_taken_as_they_are_and_their_expiry_is_checked(tmp_path: Path) -> None:
     tokenizer, markup = load("toy-open").tokenizer, load("toy-open").markup
     one = Ledger.sample(np.random.default_rng(0), 2)

@@ -236,6 +236,7 @@ def test_holm_by_hand() -> None:
     assert holm([]) == []
 
 
+@pytest.mark.slow
 def test_six_arms_without_an_effect_rarely_show_one() -> None:
     """Arms share a reference and differ by sampling alone; a family errs at most once in twenty."""
     rng, runs = np.random.default_rng(5), 500

@@ -103,6 +103,7 @@ def test_a_blind_probe_is_caught() -> None:
     assert any(failure.startswith("unerased") for failure in found.failures)
 
 
+@pytest.mark.slow
 def test_the_text_of_ledger_tells_nothing_of_the_hidden_digits() -> None:
     """The exact posterior that `ledger_task` states, held to the text baseline."""
     task = few(ledger_task(toy(), 1_500, level=2), 0, 5)

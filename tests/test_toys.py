@@ -13,6 +13,8 @@ from ghosttrace.law.markup import Markup
 from ghosttrace.model.checkpoint import BUNDLED, load, source
 from ghosttrace.training.examples import IGNORED
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = make_tokenizer()
 IDS, MARKUP = TOKENIZER.get_vocab(), Markup.from_tokenizer(TOKENIZER)
 

@@ -40,6 +40,8 @@ from ghosttrace.law.expiry import Policy
 from ghosttrace.law.markup import Markup
 from ghosttrace.model.checkpoint import Checkpoint
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 

@@ -9,7 +9,13 @@ pytest.importorskip("vllm")
 from helpers.engines import PAGE
 
 import ghosttrace as gt
+from ghosttrace.ablation.run import plan_cells
+from ghosttrace.ablation.settings import Settings
+from ghosttrace.bench import load_bench
 from ghosttrace.errors import UserError
+from ghosttrace.serving.vllm.backend import VllmBackend
+
+pytestmark = pytest.mark.slow
 
 ENGINE = {"enforce_eager": True, "max_model_len": 256, "kv_cache_memory_bytes": 40 * PAGE * 4096, "block_size": PAGE}
 ARMS = ("full", "placebo", "restart", "restart-renumbered")
@@ -21,7 +27,7 @@ def test_both_backends_write_the_same(sampling: dict[str, Any]) -> None:
     """Token for token in every arm that both can run, with a harness, under load; and so the same effects."""
     settings = {"bench": "ledger-h1", "arms": ARMS, "limit": 12, "sampling": sampling}
     here = gt.ablate("toy-mixed", **settings)
-    there = gt.ablate("toy-mixed", backend="vllm", engine=ENGINE, **settings)
+    there = gt.ablate("toy-mixed", backend=VllmBackend(ENGINE), **settings)
     one, other = (run.samples[SAME].map(lambda x: tuple(x) if hasattr(x, "__len__") else x) for run in (here, there))
     apart = (one != other).any(axis=1)
     assert apart.sum() <= (0 if not sampling else 2)  # a draw within rounding of a probability
@@ -30,10 +36,7 @@ def test_both_backends_write_the_same(sampling: dict[str, Any]) -> None:
 
 
 def test_what_vllm_cannot_run_is_refused_or_left_out() -> None:
-    from ghosttrace.ablation.run import Settings, plan_cells
-    from ghosttrace.bench import load_bench
-
     with pytest.raises(UserError, match="leave out swap"):
-        gt.ablate("toy-mixed", bench="ledger-h1", arms=("swap",), limit=2, backend="vllm", engine=ENGINE)
-    cells = plan_cells(gt.load("toy-mixed"), load_bench("ledger-h1", 2, 0), Settings(backend="vllm"))
+        gt.ablate("toy-mixed", bench="ledger-h1", arms=("swap",), limit=2, backend=VllmBackend(ENGINE))
+    cells = plan_cells(gt.load("toy-mixed"), load_bench("ledger-h1", 2, 0), Settings(), VllmBackend(ENGINE))
     assert [cell.arm.name for cell in cells] == ["memento", *ARMS]

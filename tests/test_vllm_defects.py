@@ -32,6 +32,8 @@ from vllm import LLM, SamplingParams
 
 from ghosttrace.model.checkpoint import Checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:

@@ -9,7 +9,7 @@ from ghosttrace.auditing.attacks import Attack
 from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.detectable_leak import detectable
 from ghosttrace.auditing.evidence import Evidence
-from ghosttrace.auditing.gate import Verdict, judge
+from ghosttrace.auditing.verdict import Verdict, judge
 from ghosttrace.errors import UserError
 from ghosttrace.probing.evidence import ALPHA, CONTROLS, TRIVIAL, failed_controls
 from ghosttrace.runs.progress import Progress, silent

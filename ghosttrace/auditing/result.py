@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ghosttrace.auditing.gate import Verdict
+from ghosttrace.auditing.verdict import Verdict
 from ghosttrace.report.audit.figures import has_bits, has_sites, leak_figure, sites_figure
 from ghosttrace.report.audit.page import NEEDED, page, write_reports
 from ghosttrace.runs.result import RunResult

@@ -11,10 +11,10 @@ from ghosttrace.auditing.attacks import Attack
 from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.evidence import BITS
 from ghosttrace.auditing.findings import Findings
-from ghosttrace.auditing.gate import least_seen
 from ghosttrace.auditing.settings import AuditSettings, left_out
 from ghosttrace.auditing.subject import Subject
 from ghosttrace.auditing.threats import THREATS
+from ghosttrace.auditing.verdict import least_seen
 from ghosttrace.runs.folder import json_rows
 
 

@@ -87,16 +87,16 @@ def _backend(name: str, arguments: str | None) -> Backend:
     Raises:
         UserError: no such backend, or arguments that are not a JSON object.
     """
-    if name not in ("hf", "vllm") or (arguments and name != "vllm"):
-        raise UserError("--backend is hf or vllm, and --engine-args are vLLM's")
-    if name == "hf":
-        return HuggingFaceBackend()
-    from ghosttrace.serving.vllm.backend import VllmBackend
-
     try:
         found = json.loads(arguments or "{}")
     except ValueError:
         found = None
     if not isinstance(found, dict):
         raise UserError(f'--engine-args is a JSON object, such as {{"max_model_len": 40960}}, not {arguments!r}')
+    if name not in ("hf", "vllm") or (found and name != "vllm"):
+        raise UserError("--backend is hf or vllm, and --engine-args are vLLM's")
+    if name == "hf":
+        return HuggingFaceBackend()
+    from ghosttrace.serving.vllm.backend import VllmBackend
+
     return VllmBackend(found)

@@ -10,7 +10,7 @@ from ghosttrace.data.task import Task
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.split import Split
 from ghosttrace.probing.text_baseline import retained
-from ghosttrace.runs.records import settle
+from ghosttrace.runs.atomic import settle
 
 
 def write_traces(path: Path, checkpoint: Checkpoint, task: Task, parts: Split) -> None:

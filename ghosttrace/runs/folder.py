@@ -26,7 +26,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ghosttrace.errors import RunWarning, UserError
-from ghosttrace.runs.records import settle
+from ghosttrace.runs.atomic import settle
 
 PACKAGES = (
     *("ghosttrace", "torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "scikit-learn"),

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from ghosttrace.errors import RunWarning
 from ghosttrace.runs.folder import as_json, open_folder, read_json, write_figure, write_json
-from ghosttrace.runs.records import Key, Layout, Log, Records
+from ghosttrace.runs.log import Log
+from ghosttrace.runs.records import Key, Layout, Records
 from ghosttrace.runs.result import RunResult
 from ghosttrace.runs.samples import RecordedSamples, StoredSamples
 

@@ -17,7 +17,7 @@ from ghosttrace.data.read import encode, records, trace_of
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER, Policy, alive
 from ghosttrace.law.markup import DELIMITERS, Markup
-from ghosttrace.runs.records import settle
+from ghosttrace.runs.atomic import settle
 from ghosttrace.training.examples import IGNORED, Example, Stage, check_expiry, disorder, make_example, stray, truncate
 
 BadRows = Literal["skip", "refuse"]

@@ -24,8 +24,8 @@ from ghosttrace.errors import UserError
 from ghosttrace.law.masks import FLEX_BLOCK, Kernel
 from ghosttrace.model.attention import attending
 from ghosttrace.model.checkpoint import RECORD, load_config, load_tokenizer, source
+from ghosttrace.runs.atomic import settle
 from ghosttrace.runs.folder import json_rows, open_folder, versions, write_json
-from ghosttrace.runs.records import settle
 from ghosttrace.training.collate import Collator
 from ghosttrace.training.examples import stage_policy
 from ghosttrace.training.format_samples import SampleFormat, prompts_of

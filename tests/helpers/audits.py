@@ -21,9 +21,9 @@ from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.defences import parse_defence
 from ghosttrace.auditing.evidence import Estimate, Evidence, Location
 from ghosttrace.auditing.findings import Findings
-from ghosttrace.auditing.gate import Verdict, judge, state_of
 from ghosttrace.auditing.settings import AuditSettings, chosen_attacks
 from ghosttrace.auditing.summary import result_rows, threat_rows
+from ghosttrace.auditing.verdict import Verdict, judge, state_of
 from ghosttrace.bench.ledger import ledger_task
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.probing.carriers import Carrier
@@ -104,6 +104,7 @@ def sites() -> list[dict[str, Any]]:
             one |= {"kv": kv, "head": "all", "probe": "linear", "target": "note-*", "unknown": 3.3, "valid": True}
             one |= {"n_train": 900, "n_test": 600, "n_clusters": 600, "chance": 0.1, "selectivity": 0.2, "p": 0.01}
             one |= {"accuracy": 0.4, "accuracy_low": 0.3, "accuracy_high": 0.5, "p_holm": float(bits < 0.2)}
+            one |= {"headline": True, "significant": bits >= 0.2}
             found.append(one | {"bits": bits, "bits_low": bits - 0.1, "bits_high": bits + 0.1})
     return found
 

@@ -1,6 +1,11 @@
 """Running the command line inside a test."""
 
+import io
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from subprocess import CompletedProcess
+from unittest.mock import patch
 
 from ghosttrace.cli import main as cli
 from ghosttrace.errors import UserError
@@ -15,6 +20,17 @@ def command(*arguments: str) -> int:
     except UserError:
         return 2
     return 0
+
+
+def ghosttrace(*arguments: str) -> CompletedProcess[str]:
+    """Run the command line in this process, as its entry point does: exit code and both streams."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(out), redirect_stderr(err), patch.object(sys, "argv", ["ghosttrace", *arguments]):
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+    return CompletedProcess(sys.argv, code, out.getvalue(), err.getvalue())
 
 
 def resume(folder: Path, *options: str) -> None:

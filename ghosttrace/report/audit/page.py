@@ -18,7 +18,7 @@ from ghosttrace.report.audit import advice, words
 from ghosttrace.report.audit.card import COSTS, card
 from ghosttrace.report.audit.charts import WIDTH, bar, heat_maps, scales, ticks
 from ghosttrace.report.audit.sarif import sarif
-from ghosttrace.runs.records import settle
+from ghosttrace.runs.atomic import settle
 
 NEEDED = (
     *("valid", "failures", "verdict", "exit_code", "sentence", "max_leak_bits", "ceiling_bits", "detectable_bits"),

@@ -72,6 +72,23 @@ def test_benchmarks_are_names_or_objects_and_each_has_its_own_name() -> None:
         as_benches([])
     with pytest.raises(gt.UserError, match="repeats the id"):
         replace(one, problems=one.problems[:1] * 2)
+    with pytest.raises(gt.UserError, match="holds no problems"):
+        gt.ablate("toy-mixed", replace(one, problems=()))
+
+
+def test_an_arm_that_needs_counterfactual_blocks_is_refused_where_there_are_none() -> None:
+    model, swap = gt.load("toy-mixed"), gt.ARMS["swap"]()
+    own = type("Own", (gt.Defence,), {"name": "own", "summary": "swaps", "arm": lambda self, checkpoint: swap})()
+    with pytest.raises(gt.UserError, match="needs counterfactual blocks"):
+        gt.bits(model, bench="ledger-h1", arms=[swap], limit=1)
+    with pytest.raises(gt.UserError, match="needs counterfactual blocks"):
+        own.check(model)
+
+
+def test_sources_with_like_names_have_a_figure_each() -> None:
+    (one,) = gt.load_bench("ledger-h1", 1)
+    found = gt.patch("toy-mixed", [replace(one, name="a b"), replace(one, name="a-b")], kind="seal")
+    assert list(found.figures()) == ["patch-a-b", "patch-a-b-1"]
 
 
 @dataclass(frozen=True)

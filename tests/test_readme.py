@@ -95,6 +95,13 @@ def test_files_that_the_readme_names_exist() -> None:
         assert path.exists(), path
 
 
+def test_files_that_the_other_documents_name_exist() -> None:
+    for document in (ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        said = document.read_text()
+        for name in re.findall(r"`((?:ghosttrace|tests|experiments|benchmarks|examples)/[\w./]+)`", said):
+            assert (ROOT / name).exists(), f"{document.name}: {name}"
+
+
 def test_the_gate_was_wrong_as_often_as_the_readme_says() -> None:
     results = pd.read_parquet(ROOT / "experiments" / "results" / "audit_calibration.parquet")
     counts = results.groupby("leak")["verdict"].value_counts().unstack(fill_value=0)

@@ -129,10 +129,13 @@ def plan_cells(
     """Every arm on every benchmark, each benchmark's reference first.
 
     Raises:
-        UserError: an arm that was asked for by name cannot be run.
+        UserError: an arm that was asked for by name cannot be run, or a benchmark has no problems.
     """
     geometry = Geometry.of(checkpoint.model.config)
     settings.part.check(geometry.layers, geometry.kv_heads)
+    empty = next((bench.name for bench in benches if not bench.problems), None)
+    if empty is not None:
+        raise UserError(f"{empty} holds no problems: give a benchmark that has some")
     backend = backend or HuggingFaceBackend()
     return [cell for bench in benches for cell in _cells(checkpoint, bench, settings, backend)]
 

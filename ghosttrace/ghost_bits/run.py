@@ -89,6 +89,11 @@ def _arms(arms: Sequence[str | Arm]) -> list[Arm]:
         if isinstance(one, str) and one not in possible:
             raise UserError(f"--arms of bits are of {', '.join(possible)}, not {one!r}")
     found = [make_arm(one, Part(), 0.5) for one in arms]
+    donated = next((arm.name for arm in found if arm.needs_counterfactuals), None)
+    if donated:
+        raise UserError(
+            f"{donated} needs counterfactual blocks, and bits are measured on traces as they are: leave it out"
+        )
     check_names(arms, [REFERENCE, PlaceboArm.name])
     return list({arm.name: arm for arm in (*found, PlaceboArm())}.values())
 

@@ -68,7 +68,7 @@ def measure(
 
     Args:
         checkpoint: the model and its law.
-        cases: of `ghosttrace.patching.make_cases`.
+        cases: of `ghosttrace.patching.cases.make_cases`.
         records: with layout `PATCHES`.
         batch_tokens: of traces, and of patched copies, as many are read together as have this many tokens.
         parts: the text of longer mementos is patched in this many runs of tokens.

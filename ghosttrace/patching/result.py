@@ -35,8 +35,11 @@ class PatchResult(RunResult):
 
     def figures(self) -> Mapping[str, Callable[[], Figure]]:
         """`patch-SOURCE` for each source: bits by layer and token."""
-        parts = self.results.groupby("source", sort=False)
-        return {f"patch-{_plain(str(source))}": partial(heat_maps, rows) for source, rows in parts}
+        drawn: dict[str, Callable[[], Figure]] = {}
+        for number, (source, rows) in enumerate(self.results.groupby("source", sort=False)):
+            name = f"patch-{_plain(str(source))}"
+            drawn[f"{name}-{number}" if name in drawn else name] = partial(heat_maps, rows)
+        return drawn
 
     def page(self) -> str:
         """Verdict, figures and results as one HTML page."""

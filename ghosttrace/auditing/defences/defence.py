@@ -62,6 +62,8 @@ class Defence(ABC):
             UserError: it does not; the sentence names the fix.
         """
         arm = self.arm(checkpoint)
+        if arm.needs_counterfactuals:
+            raise UserError(f"{arm.name} needs counterfactual blocks and is no defence: give one whose arm needs none")
         arm.law(checkpoint.policy)
         arm.check(checkpoint.model)
 

@@ -35,7 +35,7 @@ def control_task(asked: Asked, other: Asked, seed: int) -> Asked:
 
 
 def shuffled(asked: Asked, base: np.ndarray, seed: int) -> Asked:
-    """The target with its labels dealt out anew; `base` float[C] is what is known of them without features."""
+    """The target with its labels shuffled; `base` float[C] is what is known of them without features."""
     known = np.flatnonzero(asked.labels >= 0)
     labels = asked.labels.copy()
     labels[known] = labels[np.random.default_rng([seed, 0x5F]).permutation(known)]

@@ -1,5 +1,6 @@
 """The result of a measurement: the same object from the run itself and from its finished folder."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from ghosttrace.runs.samples import Samples, StoredSamples
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RunResult:
+class RunResult(ABC):
     """What a run measured. Two results are equal if configuration, summary and samples are.
 
     Attributes:
@@ -85,9 +86,9 @@ class RunResult:
             raise UserError(f"no figure {name!r}: this run has {', '.join(known) or 'none'}")
         return known[name]()
 
+    @abstractmethod
     def page(self) -> str:
         """The report as one HTML page."""
-        raise NotImplementedError
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the report, one HTML page that needs no other file.

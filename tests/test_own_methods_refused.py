@@ -181,3 +181,13 @@ def test_a_method_is_recorded_without_addresses() -> None:
 def test_built_in_arms_may_be_given_as_objects_too() -> None:
     arms = (gt.ARMS["memento"](), gt.ARMS["placebo"](), Restart())
     assert [arm.name for arm in Settings(arms=arms).chosen_arms()] == ["memento", "placebo", "restart"]
+
+
+def test_one_name_need_not_be_a_list() -> None:
+    one, other = (
+        gt.bits("toy-mixed", bench="ledger-h1", arms=arms, limit=2) for arms in ("restart,full", ["restart", "full"])
+    )
+    assert one == other
+    assert set(gt.ablate("toy-mixed", "ledger-h1", "restart", limit=2).results["arm"]) == {"memento", "restart"}
+    with pytest.raises(gt.UserError, match="no arm 'restrat'"):
+        gt.ablate("toy-mixed", "ledger-h1", "restrat")

@@ -12,7 +12,7 @@ from ghosttrace.ablation.collect import Cell, Donors, Write
 from ghosttrace.ablation.outcome import at_k, failed_controls, headline_arm, summarise
 from ghosttrace.ablation.result import AblationResult
 from ghosttrace.ablation.samples import LIGHT, SAMPLES
-from ghosttrace.ablation.settings import Settings
+from ghosttrace.ablation.settings import Settings, as_list
 from ghosttrace.bench import Bench, as_benches
 from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.law.markup import DELIMITERS
@@ -30,7 +30,7 @@ from ghosttrace.runs.writer import begin_run
 def ablate(
     model: str | Path | Checkpoint = "toy-mixed",
     bench: str | Bench | Sequence[str | Bench] = "ledger",
-    arms: Sequence[str | Arm] | None = None,
+    arms: str | Sequence[str | Arm] | None = None,
     *,
     repetitions: int | None = None,
     limit: int | None = None,
@@ -59,7 +59,7 @@ def ablate(
         UserError: anything that cannot be run as asked; it is raised before anything runs.
     """
     settings = Settings(
-        arms=None if arms is None else tuple(arms),
+        arms=None if arms is None else tuple(as_list(arms)),
         repetitions=repetitions,
         limit=limit,
         seed=seed,

@@ -4,12 +4,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from math import inf
-from typing import Any
+from typing import Any, TypeVar
 
 from ghosttrace.ablation.arms import ARMS, Arm, Part
 from ghosttrace.errors import UserError, check_method
 from ghosttrace.model.sampling import Sampling
 from ghosttrace.runs.folder import REFERENCE, stable_repr
+
+Item = TypeVar("Item")
+
+
+def as_list(items: str | Sequence[Item | str]) -> list[Item | str]:
+    """A sequence as a list; one string as the names in it, separated by commas, as the command line takes them."""
+    return list(items.split(",")) if isinstance(items, str) else list(items)
 
 
 @dataclass(frozen=True)

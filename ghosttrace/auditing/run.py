@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ghosttrace.ablation.settings import as_list
 from ghosttrace.auditing.attacks import Attack
 from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.cost import price
@@ -49,7 +50,7 @@ def audit(
     targets: Sequence[str] | None = None,
     samples: int = 8000,
     limit: int | None = None,
-    attacks: Sequence[str | Attack] | None = None,
+    attacks: str | Sequence[str | Attack] | None = None,
     defence: str | Defence = "none",
     max_leak_bits: float = 0.1,
     fpr: float | None = None,
@@ -107,7 +108,13 @@ def audit(
         seed=seed,
     )
     settings = AuditSettings(
-        chosen_attacks(attacks), chosen_defence(defence), probes, max_leak_bits, fpr, utility_limit, batch_tokens
+        chosen_attacks(None if attacks is None else as_list(attacks)),
+        chosen_defence(defence),
+        probes,
+        max_leak_bits,
+        fpr,
+        utility_limit,
+        batch_tokens,
     )
     checkpoint = as_checkpoint(model)
     settings.defence.check(checkpoint)

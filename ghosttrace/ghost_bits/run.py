@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ghosttrace.ablation.arms import ARMS, Arm, Part, PlaceboArm
-from ghosttrace.ablation.settings import check_names, make_arm
+from ghosttrace.ablation.settings import as_list, check_names, make_arm
 from ghosttrace.bench import Bench, as_benches
 from ghosttrace.bench.reference_traces import reference_traces
 from ghosttrace.data.tokens import Sources, TokenTrace, traces_of
@@ -26,7 +26,7 @@ def bits(
     model: str | Path | Checkpoint = "toy-mixed",
     traces: Sources | None = None,
     bench: str | Bench | Sequence[str | Bench] = "ledger",
-    arms: Sequence[str | Arm] = ("restart",),
+    arms: str | Sequence[str | Arm] = ("restart",),
     *,
     limit: int = 100,
     seed: int = 0,
@@ -56,7 +56,7 @@ def bits(
     """
     if min(limit, batch_tokens) < 1:
         raise UserError("--limit and --batch-tokens are at least 1")
-    chosen = _arms(arms)
+    chosen = _arms(as_list(arms))
     checkpoint = as_checkpoint(model)
     benches = as_benches(bench, limit, seed) if traces is None else []
     found = [trace for one in benches for trace in reference_traces(checkpoint, one)]

@@ -1,12 +1,13 @@
 """nnsight under the law: the states that we read, on every family, and the same patching as in TransformerLens."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers.bridges import LAYOUTS, batch, checkpoint, example, lawless
+from helpers.bridges import LAYOUTS, batch, check_states, checkpoint, example
 from helpers.families import FAMILIES, tiny
 from transformers import AutoModelForCausalLM, GPT2Config
 
@@ -25,15 +26,7 @@ from nnsight.modeling.transformers import TransformersModel  # noqa: E402
 @pytest.mark.parametrize("kind", LAYOUTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_states_equal_ours(family: str, kind: str) -> None:
-    """And plain causal states are far away: the positive control."""
-    layouts, places = batch(kind)
-    expected = read_states(tiny(family), layouts, places)
-    model = nns.wrap(checkpoint(family))
-    found, causal = (nns.read_states(model, laid, places) for laid in (layouts, lawless(layouts)))
-    assert found.keys.shape == (4, 3, 2, 20, expected.keys.shape[-1]) and found.hidden is None
-    for name in ("keys", "values"):
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
-        assert (getattr(causal, name) - getattr(expected, name)).abs().max() > 1e-2
+    check_states(partial(nns.read_states, nns.wrap(checkpoint(family))), family, kind)
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)

@@ -1,12 +1,13 @@
 """TransformerLens under the law: the states that we read, on every family that it shows them of."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers.bridges import LAYOUTS, batch, checkpoint, example, lawless
+from helpers.bridges import LAYOUTS, batch, check_states, checkpoint, example
 from helpers.families import FAMILIES, SIZE, tiny
 from transformers import HunYuanDenseV1Config, HunYuanDenseV1ForCausalLM
 
@@ -24,15 +25,7 @@ FUSED = {"phi3", "phi3-window"}  # TransformerLens has no hook on their rotated 
 @pytest.mark.parametrize("kind", LAYOUTS)
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - FUSED))
 def test_states_equal_ours(family: str, kind: str) -> None:
-    """And plain causal states are far away: the positive control."""
-    layouts, places = batch(kind)
-    expected = read_states(tiny(family), layouts, places)
-    bridge = lens.bridge_of(checkpoint(family))
-    found, causal = (lens.read_states(bridge, laid, places) for laid in (layouts, lawless(layouts)))
-    assert found.keys.shape == (4, 3, 2, 20, expected.keys.shape[-1]) and found.hidden is None
-    for name in ("keys", "values"):
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
-        assert (getattr(causal, name) - getattr(expected, name)).abs().max() > 1e-2
+    check_states(partial(lens.read_states, lens.bridge_of(checkpoint(family))), family, kind)
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)

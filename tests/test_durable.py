@@ -185,7 +185,7 @@ def test_batches_stay_as_they_were_begun(half_done: Path, monkeypatch: pytest.Mo
     config = json.loads((half_done / "run.json").read_text())
     config["options"]["batch_size"] = None
     (half_done / "run.json").write_text(json.dumps(config))
-    monkeypatch.setattr("ghosttrace.ablation.run.rows_at_once", lambda _: pytest.fail("sized anew"))
+    monkeypatch.setattr("ghosttrace.ablation.run.rows_at_once", lambda _: pytest.fail("batch size computed again"))
     resume(half_done)
     assert json.loads((half_done / "run.json").read_text())["settings"]["batch_size"] == 3
 

@@ -53,7 +53,7 @@ def test_natural_task() -> None:
         assert len(pairs_of(at, sample.ids)) == sample.block + 3
     few = natural_task(traces, at, "last-number", hops=0, classes=2)
     assert len(few.targets[0].classes) == 2 and {sample.labels[0] for sample in few.samples} == {0, 1}
-    with pytest.raises(UserError, match="no block with 20 more behind it"):
+    with pytest.raises(UserError, match="no block that 20 more follow"):
         natural_task(traces, at, "last-number", hops=20)
     for spec, message in (("regex:(", "no regular"), ("regex:x", "no group"), ("size", "no attribute")):
         with pytest.raises(UserError, match=message):

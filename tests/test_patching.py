@@ -159,7 +159,7 @@ def test_nothing_happens_where_nothing_differs(family: str, number: int) -> None
 def test_carriers_divide_what_is_retained(seed: int, blocks: int, number: int, name: str, data: st.DataObject) -> None:
     ids = trace(seed, blocks)
     for place in reversed([k for k, token in enumerate(ids) if token in MARKUP.delimiters]):
-        ids[place:place] = [20] * data.draw(st.integers(0, 1))  # text before, between and behind the pairs
+        ids[place:place] = [20] * data.draw(st.integers(0, 1))  # text before, between and after the pairs
     case = replace(case_of(0), trace=TokenTrace("s", "0", [], ids), blocks=tuple(find_blocks(ids, MARKUP)))
     case = replace(case, number=number % blocks, stop=len(ids), donor=None, other=None)
     runs = data.draw(st.integers(0, case.block.memento_end - case.block.memento_start - 1))

@@ -86,7 +86,7 @@ def make_cases(
         if len(case.own) >= 2:
             found.append(_with_donor(checkpoint, known.get(trace.source), case, noise(seed, STREAM, draw)))
     if not found:
-        raise UserError(f"no trace has a memento of block {number} with text behind it: give other traces or --block")
+        raise UserError(f"no trace has a memento of block {number} with text after it: give other traces or --block")
     return found
 
 

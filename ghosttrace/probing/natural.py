@@ -80,7 +80,7 @@ def attribute(spec: str) -> Callable[[str], Found | None]:
 def natural_task(
     traces: Sequence[TokenTrace], checkpoint: Checkpoint, spec: str, hops: int = 1, classes: int = 10
 ) -> Task:
-    """A sample for every block but the first that has an attribute and enough blocks behind it.
+    """A sample for every block but the first that has an attribute and enough blocks after it.
 
     Before the first block no memento stands, in which the causal control could look.
 
@@ -88,7 +88,7 @@ def natural_task(
         traces: the traces as they are.
         checkpoint: whose tokenizer and markup to use.
         spec: see `attribute`.
-        hops: how many blocks behind it are needed; what follows the last one's memento is dropped.
+        hops: how many blocks after it are needed; what follows the last one's memento is dropped.
         classes: how many labels to keep, the commonest.
 
     Returns:
@@ -112,7 +112,7 @@ def natural_task(
                 found.append((hit.label, Sample(cut, trace.name, "", number, where, ())))
     labels = [label for label, _ in Counter(label for label, _ in found).most_common(classes)]
     if not labels:
-        raise UserError(f"no block with {hops} more behind it has {spec}: give other traces, or fewer hops")
+        raise UserError(f"no block that {hops} more follow has {spec}: give other traces, or fewer hops")
     samples = [
         Sample(s.ids, s.base, s.secret, s.block, s.where, (labels.index(label),))
         for label, s in found

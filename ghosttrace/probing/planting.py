@@ -51,7 +51,7 @@ class Base:
 
 
 def bases_of(traces: Sequence[TokenTrace], checkpoint: Checkpoint, block: int, hops: int) -> list[Base]:
-    """The traces that have a block and so many others behind it.
+    """The traces that have a block and so many others after it.
 
     Raises:
         UserError: none has.
@@ -68,7 +68,7 @@ def bases_of(traces: Sequence[TokenTrace], checkpoint: Checkpoint, block: int, h
             found.append(Base(trace.name, ids[: pairs[block + hops].memento_end + 1], pair, text))
     if not found:
         raise UserError(
-            f"no trace has a block {block} (counted from 0) and {hops} more behind it: the longest has {most} blocks, "
+            f"no trace has a block {block} (counted from 0) and {hops} more after it: the longest has {most} blocks, "
             "choose an earlier block or fewer hops"
         )
     return found
@@ -91,7 +91,7 @@ def plant(
         kind: of secret.
         block: which finished pair the secret goes into, counted from 0.
         samples: how many are made of each base trace.
-        hops: how many blocks behind it are needed; what follows the last one's memento is dropped.
+        hops: how many blocks after it are needed; what follows the last one's memento is dropped.
         seed: of secrets, sentences and places.
 
     Returns:

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from ghosttrace.report.ablation.figures import colour_of
+from ghosttrace.report.tables import results_table
 
 
 def bits_table(results: pd.DataFrame, configuration: Mapping[str, Any]) -> Table:
@@ -20,11 +20,7 @@ def bits_table(results: pd.DataFrame, configuration: Mapping[str, Any]) -> Table
         results: of `ghosttrace.ghost_bits.summary.summarise`.
         configuration: run.json.
     """
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
+    table = results_table(
         caption="Bits: log2 p(token | memento) - log2 p(token | arm), mean over the tokens from the first erasure on, "
         "with 95 % intervals over traces. By block and distance: summary.json.",
     )

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from rich import box
 from rich.markup import escape
 from rich.table import Table
+
+from ghosttrace.report.tables import results_table
 
 SEEN = 0.005  # bits; a layer of less is not in the table
 TOP_LAYERS = 5  # in the table; all of them are in the heat maps
@@ -42,11 +43,7 @@ def patch_table(results: pd.DataFrame) -> Table:
     Args:
         results: of `ghosttrace.patching.summary.summarise`.
     """
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
+    table = results_table(
         caption="Bits by which log2 p(the trace's own continuation) falls when keys (k), values (v) or both (k+v) of "
         "that part alone are sealed or swapped, with 95 % intervals over traces; share: of what swapping or sealing "
         "everything does; donor: answers that become the donor's. All sites: summary.json.",

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
+from ghosttrace.report.tables import results_table
+
 if TYPE_CHECKING:
     from ghosttrace.ablation.plan import Plan
 
@@ -51,11 +53,7 @@ def _found(plan: "Plan") -> Table:
 
 def _taken(plan: "Plan") -> Table:
     delimiters = "erased" if plan.policy.mask_delimiters else "kept"
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
+    table = results_table(
         width=80,
         title_justify="left",
         caption_justify="left",

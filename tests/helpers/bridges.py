@@ -3,15 +3,18 @@
 import copy
 import re
 import runpy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ghosttrace.law.expiry import NEVER, Policy
 from ghosttrace.law.layout import Layout, open_layout, sealed_layout
 from ghosttrace.model.checkpoint import Checkpoint, load_tokenizer
+from ghosttrace.model.states import States, read_states
 from helpers.families import tiny
 from helpers.traces import MARKUP, trace
 
@@ -38,6 +41,17 @@ def batch(kind: str) -> tuple[list[Layout], list[np.ndarray]]:
 def lawless(layouts: list[Layout]) -> list[Layout]:
     """The same with nothing ever erased: plain causal attention."""
     return [replace(layout, expiry=np.full_like(layout.expiry, NEVER)) for layout in layouts]
+
+
+def check_states(read: Callable[[list[Layout], list[np.ndarray]], States], family: str, kind: str) -> None:
+    """A bridge reads the states that we read; plain causal ones, the positive control, are far away."""
+    layouts, places = batch(kind)
+    expected = read_states(tiny(family), layouts, places)
+    found, causal = read(layouts, places), read(lawless(layouts), places)
+    assert found.keys.shape == (4, 3, 2, 20, expected.keys.shape[-1]) and found.hidden is None
+    for name in ("keys", "values"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
+        assert (getattr(causal, name) - getattr(expected, name)).abs().max() > 1e-2
 
 
 def example(folder: Path, *numbers: int) -> dict[str, Any]:

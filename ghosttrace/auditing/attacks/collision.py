@@ -148,7 +148,7 @@ def _sharpness(apart: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Collision(Attack):
-    """Bits that telling the true block from its candidates gives, and how often it is told, open and sealed."""
+    """Bits gained by picking the true block from its candidates, and how often the pick is right, open and sealed."""
 
     name = "collision"
     title = "Collision"

@@ -1,9 +1,10 @@
 """The results of an ablation as rich tables."""
 
 import pandas as pd
-from rich import box
 from rich.markup import escape
 from rich.table import Table
+
+from ghosttrace.report.tables import results_table
 
 
 def percent(value: float, low: float, high: float, signed: bool = False) -> str:
@@ -14,11 +15,7 @@ def percent(value: float, low: float, high: float, signed: bool = False) -> str:
 
 def ablation_table(results: pd.DataFrame) -> Table:
     """One row per benchmark and arm (columns of `ghosttrace.ablation.outcome.summarise`), 80 columns wide."""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
+    table = results_table(
         caption="Accuracy and paired effect against memento in %, with 95 % intervals over problems; "
         "+/-: problems better and worse; mde: the smallest effect the run could have seen; "
         "KV: mean peak of tokens held; cut: responses that reached the limit.",

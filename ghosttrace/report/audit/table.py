@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from ghosttrace.report.audit.words import number, span
+from ghosttrace.report.tables import results_table
 
 COLOUR = {
     "leak": "red",
@@ -38,7 +38,7 @@ def audit_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     Args:
         rows: the results of summary.json.
     """
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table = results_table()
     table.add_column("attack", no_wrap=True, min_width=11)
     for name in ("found", "baseline", "sealed"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from rich import box
 from rich.markup import escape
 from rich.table import Table
+
+from ghosttrace.report.tables import results_table
 
 
 def probe_table(results: pd.DataFrame, valid: bool) -> Table:
@@ -17,11 +18,7 @@ def probe_table(results: pd.DataFrame, valid: bool) -> Table:
         valid: whether every control held.
     """
     state = "" if valid else " [bold red]INVALID: a control failed.[/]"
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
+    table = results_table(
         caption="Bits beyond the text a target, with 95 % intervals over base traces, at the site that did best on "
         "validation; * p <= 0.05 after Holm over the sweep and more than 0.01 bits; online: what the features save of "
         "the labels' code length, learning included; sealed: the same site, nothing to find. "

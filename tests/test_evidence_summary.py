@@ -1,0 +1,117 @@
+"""What a sweep is summed up to: means over targets, p values, controls, and which probes are believed."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.probe_calibration import site, uniform
+from ghosttrace.data.task import Sample, Target, Task
+from ghosttrace.probing.evidence import (
+    _grouped,
+    believed,
+    failed_controls,
+    family,
+    summarise,
+)
+from ghosttrace.probing.split import Split
+
+
+def test_targets_of_one_name_are_averaged() -> None:
+    assert [family(name) for name in ("note-3", "hidden-0", "last-number", "word")] == [
+        "note-*",
+        "hidden-*",
+        "last-number",
+        "word",
+    ]
+
+
+def cell(gained: list[float] | np.ndarray, **more: Any) -> dict[str, Any]:
+    """A row of `CELLS` by hand, on the first samples."""
+    row = {"condition": "open", **site(), "target": "digit-0", "n_train": 9, "validation_bits": 0.0}
+    told = {"log2p": list(gained), "text_log2p": [0.0] * len(gained), "hit": [True] * len(gained)}
+    return row | told | {"sample": list(range(len(gained)))} | more
+
+
+def world(n: int, labels: np.ndarray | None = None) -> tuple[Task, Split]:
+    """A target for every column of labels; all samples are trained on and tested."""
+    labels = np.zeros((n, 1), int) if labels is None else labels
+    everything = np.arange(n)
+    names = tuple(Target(f"digit-{number}", tuple("0123456789")) for number in range(labels.shape[1]))
+    samples = tuple(Sample((), str(row), str(row), 0, (), tuple(map(int, labels[row]))) for row in range(n))
+    return Task("made", samples, names), Split(everything, everything[:0], everything, everything, "bases")
+
+
+def test_open_rows_and_controls_are_adjusted_each_among_themselves() -> None:
+    rng = np.random.default_rng(0)
+    conditions = ("open", "sealed", "causal", "shuffled", "open", "open", "control-task")
+    rows = [
+        cell(rng.normal(0.03 * layer, 0.3, 40), condition=condition, **site(layer))
+        for layer, condition in enumerate(conditions)
+    ]
+    found = summarise(rows, *world(40))
+    for together in (("open",), ("sealed", "causal", "shuffled")):
+        here = found[found["condition"].isin(together)].sort_values("p")
+        steps = here["p"].to_numpy() * [3, 2, 1]
+        assert 0 < steps[0] < steps[1] and steps[2] < 1
+        np.testing.assert_allclose(here["p_holm"], np.maximum.accumulate(steps))
+    assert found["p_holm"].isna().to_list() == [condition == "control-task" for condition in conditions]
+
+
+def test_a_mean_over_targets_is_taken_where_all_of_them_apply() -> None:
+    gained = [[0.5, 1.0, 2.0, 4.0], [0.25, 0.5, 1.0, 8.0]]
+    rows = [
+        cell(gained[0], sample=[0, 1, 2, 3], hit=[1, 1, 0, 0], n_train=70, validation_bits=0.5),
+        cell(gained[1], target="digit-1", sample=[1, 2, 3, 5], hit=[1, 1, 1, 0], n_train=60, validation_bits=1.0),
+    ]
+    (mean,) = _grouped(rows, {"digit-0": 0.1, "digit-1": 0.3})
+    assert (mean["target"], mean["n_train"], mean["validation_bits"]) == ("digit-*", 60, 0.75)
+    assert mean["sample"] == [1, 2, 3]
+    np.testing.assert_allclose(mean["log2p"], [0.625, 1.25, 2.5])
+    np.testing.assert_allclose(mean["hit"], [1.0, 0.5, 0.5])
+    found = summarise(rows, *world(6, np.zeros((6, 2), int))).set_index("target").loc["digit-*"]
+    assert found["bits"] == pytest.approx(4.375 / 3) and found["accuracy"] == pytest.approx(2 / 3)
+    assert (found["n_train"], found["n_test"], found["n_clusters"]) == (60, 3, 3)
+
+
+def test_chance_is_how_often_the_commonest_training_class_is_right() -> None:
+    labels = np.array([[0], [1], [1], [1], [2], [1], [1], [1], [-1], [0]])
+    task, parts = world(10, labels)
+    parts = replace(parts, train=np.arange(5), test=np.arange(5, 10))
+    found = summarise([cell([0.1] * 4, sample=[5, 6, 7, 9])], task, parts)
+    assert found["chance"].item() == 0.75
+
+
+@pytest.mark.parametrize(("bits", "failed"), [(0.005, False), (0.05, True)])
+@pytest.mark.parametrize("condition", ["sealed", "causal", "shuffled"])
+def test_a_twentieth_of_a_bit_fails_a_control_and_rounding_does_not(condition: str, bits: float, failed: bool) -> None:
+    gained = bits * np.tile([0.9, 1.1], 20)
+    found = failed_controls(summarise([cell(gained, condition=condition)], *world(40)))
+    assert [failure.partition(":")[0] for failure in found] == [condition] * failed
+
+
+def test_fewer_than_five_test_clusters_are_no_control() -> None:
+    for clusters, said in ((4, "controls: 4 independent traces"), (5, "")):
+        task, parts = world(20)
+        parts = replace(parts, cluster=np.arange(20) % clusters)
+        found = failed_controls(summarise([cell([0.0] * 20)], task, parts))
+        assert "".join(found)[: len("controls: 4 independent traces")] == said
+
+
+@pytest.mark.parametrize(("errors", "trusted"), [(-1.1, False), (0.9, False), (1.1, True)])
+def test_a_probe_is_believed_beyond_one_standard_error_over_clusters(errors: float, trusted: bool) -> None:
+    spread = np.random.default_rng(0).normal(size=30)
+    spread = (spread - spread.mean()) / spread.std(ddof=1)
+    gained = np.repeat(spread + errors / np.sqrt(30), 4)  # four samples of a cluster are no more than one
+    asked = uniform("digit-0", np.zeros(150, int), 2)
+    posterior = asked.text.copy()
+    posterior[20:140, 0] += gained
+    cluster = np.concatenate([np.arange(100, 120), np.repeat(np.arange(30), 4), np.arange(200, 210)])
+    found = believed(posterior, asked, np.arange(20, 140), cluster)
+    np.testing.assert_array_equal(found, posterior if trusted else asked.text)
+
+
+def test_a_probe_chosen_on_one_cluster_is_not_believed() -> None:
+    asked = uniform("digit-0", np.zeros(10, int), 2)
+    assert believed(asked.text + 0.5, asked, np.arange(10), np.zeros(10, int)) is asked.text

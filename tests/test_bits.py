@@ -116,7 +116,7 @@ def test_what_is_measured() -> None:
 def answers(request: pytest.FixtureRequest) -> tuple[str, pd.DataFrame, pd.DataFrame]:
     checkpoint, benches = load(request.param), load_bench("ledger", 40)
     records = Records(TRACES)
-    traces = [trace for bench in benches for trace in reference_traces(checkpoint, bench)]
+    traces = reference_traces(checkpoint, *benches)
     measure(checkpoint, traces, [Restart(), PlaceboArm()], records)
     order = [(trace.source, trace.name, arm) for arm in ("restart", "placebo") for trace in traces]
     results = summarise(records.get(key) for key in order)

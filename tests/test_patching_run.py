@@ -32,7 +32,7 @@ from ghosttrace.results import open_run
 def patched(model: str) -> tuple[Checkpoint, list[Case], pd.DataFrame, dict[str, SiteSet]]:
     checkpoint = load(model)
     benches = [bench for level in (0, 1, 3) for bench in load_bench(f"ledger-h{level}", 6 if level else 2)]
-    traces = [trace for bench in benches for trace in reference_traces(checkpoint, bench)]
+    traces = reference_traces(checkpoint, *benches)
     cases = make_cases(checkpoint, traces, benches)
     results, records = results_of(checkpoint, cases)
     site_sets = find_site_sets(checkpoint, cases, records)

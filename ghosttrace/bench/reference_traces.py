@@ -7,15 +7,17 @@ from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import Checkpoint
 
 
-def reference_traces(checkpoint: Checkpoint, bench: Bench) -> list[TokenTrace]:
-    """The problems of a benchmark with the responses that a perfect model gives.
+def reference_traces(checkpoint: Checkpoint, *benches: Bench) -> list[TokenTrace]:
+    """The problems of benchmarks with the responses that a perfect model gives.
 
     Raises:
-        UserError: the benchmark does not know them.
+        UserError: a benchmark does not know them.
     """
-    if bench.response is None:
-        raise UserError(f"{bench.name} has no traces of its own: give --traces a file, a run folder or a hub id")
-    return [
-        encoded(checkpoint, bench.name, problem.id, TraceText(problem.prompt, bench.response(problem)))
-        for problem in bench.problems
-    ]
+    found = []
+    for bench in benches:
+        if bench.response is None:
+            raise UserError(f"{bench.name} has no traces of its own: give --traces a file, a run folder or a hub id")
+        for problem in bench.problems:
+            text = TraceText(problem.prompt, bench.response(problem))
+            found.append(encoded(checkpoint, bench.name, problem.id, text))
+    return found

@@ -59,8 +59,7 @@ def bits(
     chosen = _arms(as_list(arms))
     checkpoint = as_checkpoint(model)
     benches = as_benches(bench, limit, seed) if traces is None else []
-    found = [trace for one in benches for trace in reference_traces(checkpoint, one)]
-    found += traces_of(checkpoint, traces, limit) if traces is not None else []
+    found = reference_traces(checkpoint, *benches) if traces is None else traces_of(checkpoint, traces, limit)
     for arm in chosen:
         arm.law(checkpoint.policy)  # refuses a policy that erases nothing
     if all(first_measured(trace.ids, checkpoint.markup, checkpoint.policy) == len(trace.ids) for trace in found):

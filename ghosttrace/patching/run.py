@@ -63,8 +63,7 @@ def patch(
         raise UserError(f"--kind is {' or '.join(INTERVENTIONS)}, not {kind!r}")
     checkpoint = as_checkpoint(model)
     benches = as_benches(bench, limit, seed) if traces is None else []
-    found = [trace for one in benches for trace in reference_traces(checkpoint, one)]
-    found += traces_of(checkpoint, traces, limit) if traces is not None else []
+    found = reference_traces(checkpoint, *benches) if traces is None else traces_of(checkpoint, traces, limit)
     cases = make_cases(checkpoint, found, benches, block, seed)
     if kind == "swap":
         cases = [case for case in cases if case.donor is not None]

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 from ghosttrace.law.expiry import ExpiryTracker, Policy
 from ghosttrace.law.markup import Markup
 from ghosttrace.model.generate import Generation, Request, generate
-from ghosttrace.model.geometry import Geometry
+from ghosttrace.model.geometry import CacheGeometry
 from ghosttrace.model.sampling import Sampling
 
 MARKUP = Markup(4, 5, 6, 7)
@@ -73,26 +73,26 @@ def make_model(size: Size, device: str, dtype: torch.dtype, layers: int | None =
     return model.eval().requires_grad_(False)
 
 
-def delimiters(row: int) -> Callable[[ExpiryTracker], int | None]:
+def make_harness(row: int) -> Callable[[ExpiryTracker], int | None]:
     """A harness that writes blocks of 225 tokens and more, row by row, so that rows erase at their own times."""
     block = BLOCK + 5 * row
     written = {0: 4, block + 1: 5, block + 2: 6, block + MEMENTO + 3: 7}
 
     def write(tracker: ExpiryTracker) -> int | None:
-        return written.get((tracker.trace.position - PROMPT) % (block + MEMENTO + 4), 9)
+        return written.get((tracker.block_tracker.num_read - PROMPT) % (block + MEMENTO + 4), 9)
 
     return write
 
 
-def ours(model: PreTrainedModel, prompts: torch.Tensor, size: Size, erase: bool) -> list[Generation]:
+def time_ghosttrace(model: PreTrainedModel, prompts: torch.Tensor, size: Size, erase: bool) -> list[Generation]:
     """GhostTrace, erasing or not."""
     requests = [
-        Request(prompt, (0, row), delimiters(row) if erase else None) for row, prompt in enumerate(prompts.tolist())
+        Request(prompt, (0, row), make_harness(row) if erase else None) for row, prompt in enumerate(prompts.tolist())
     ]
     return generate(model, requests, MARKUP, POLICY, Sampling(size.new_tokens))
 
 
-def theirs(model: PreTrainedModel, prompts: torch.Tensor, size: Size) -> None:
+def time_transformers(model: PreTrainedModel, prompts: torch.Tensor, size: Size) -> None:
     """`transformers.generate` with its dynamic cache."""
     mask = torch.ones_like(prompts)
     model.generate(  # type: ignore[operator]
@@ -114,9 +114,9 @@ def compare(model: PreTrainedModel, size: Size, rows: int, pairs: int, device: s
     prompts = torch.randint(8, size.vocabulary, (rows, PROMPT), generator=torch.Generator().manual_seed(1))
     kept: list[Generation] = []
     ways: dict[str, Callable[[], object]] = {
-        "transformers": lambda: theirs(model, prompts.to(device), size),
-        "plain": lambda: ours(model, prompts, size, erase=False),
-        "erasing": lambda: kept.extend(ours(model, prompts, size, erase=True)),
+        "transformers": lambda: time_transformers(model, prompts.to(device), size),
+        "plain": lambda: time_ghosttrace(model, prompts, size, erase=False),
+        "erasing": lambda: kept.extend(time_ghosttrace(model, prompts, size, erase=True)),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(pairs):
@@ -128,7 +128,7 @@ def compare(model: PreTrainedModel, size: Size, rows: int, pairs: int, device: s
     }
     # What a step must read: the weights once, every row's held keys and values once.
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    a_token = Geometry.of(model.config).bytes_per_token(model.dtype)
+    a_token = CacheGeometry.from_config(model.config).bytes_per_token(model.dtype)
     full = PROMPT + size.new_tokens / 2
     held = sum(float(one.kv_tokens[PROMPT:].mean()) for one in kept) / len(kept)
     peak = PROMPT + size.new_tokens

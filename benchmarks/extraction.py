@@ -23,9 +23,9 @@ from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.law.layout import open_layout, sealed_layout
 from ghosttrace.model.attention import attending
 from ghosttrace.model.checkpoint import Checkpoint, load
-from ghosttrace.model.states import batch_of
+from ghosttrace.model.states import model_inputs
 from ghosttrace.probing.carriers import Carrier
-from ghosttrace.probing.features import Wanted, extract
+from ghosttrace.probing.features import StateSelection, extract_features
 
 BLOCKS, BATCH = 4, 4
 CARRIERS = tuple(Carrier("memento", hop) for hop in range(3))
@@ -62,14 +62,14 @@ def masked(model: PreTrainedModel, task: Task) -> None:
     layouts = [open_layout(sample.ids, MARKUP, POLICY) for sample in task.samples]
     with attending(model):
         for begin in range(0, len(layouts), BATCH):
-            model(**batch_of(layouts[begin : begin + BATCH], model), use_cache=False, logits_to_keep=1)
+            model(**model_inputs(layouts[begin : begin + BATCH], model), use_cache=False, logits_to_keep=1)
 
 
 def read(checkpoint: Checkpoint, task: Task, cache: str) -> int:
     """Extract into an empty folder and return the bytes written."""
     with tempfile.TemporaryDirectory() as folder:
-        wanted = Wanted(cache, CARRIERS, tuple(range(checkpoint.model.config.num_hidden_layers)))
-        found = extract(checkpoint, task, wanted, Path(folder), batch_tokens=BATCH * len(task.samples[0].ids))
+        wanted = StateSelection(cache, CARRIERS, tuple(range(checkpoint.model.config.num_hidden_layers)))
+        found = extract_features(checkpoint, task, wanted, Path(folder), batch_tokens=BATCH * len(task.samples[0].ids))
         return sum(path.stat().st_size for path in found.paths)
 
 

@@ -10,7 +10,7 @@ scikit-learn gets what helps it: float32, features standardised beforehand and o
 (ours standardises inside it), its own default tolerance and number of iterations. Two comparisons:
 on one core, processor time of the whole loop against that of the grid; on all cores, wall time of one
 fit a core (joblib) against the grid on as many threads. The grid is timed at its own tolerance and at
-`LOOSE`, which still ends no further from the minimum than scikit-learn does. How far the solutions are
+`LOOSE_TOLERANCE`, which still ends no further from the minimum than scikit-learn does. How far the solutions are
 apart, and from the exact minimum (scikit-learn's Newton solver in float64), is measured on test samples.
 The passive wait keeps threads from burning a core that another process needs.
 """
@@ -36,10 +36,10 @@ from threadpoolctl import threadpool_limits
 from ghosttrace.probing.linear_grid import LinearProbe, fit_grid
 
 CLASSES = 10
-DECADES = 4.0  # of variance, from the first principal component to the last
+FEATURE_SCALE_DECADES = 4.0  # of variance, from the first principal component to the last
 PENALTIES = (1e-4, 1e-3, 1e-2)  # at 10,000 samples, scikit-learn's C = 1 (its default), 0.1 and 0.01
-TOLERANCE, LOOSE = 1e-8, 1e-6  # nats; the first is `fit_grid`'s own
-REFERENCE = 6  # fits that are also solved to the exact minimum, in float64
+TOLERANCE, LOOSE_TOLERANCE = 1e-8, 1e-6  # nats; the first is `fit_grid`'s own
+N_REFERENCE_FITS = 6  # fits that are also solved to the exact minimum, in float64
 
 
 def make(sets: int, samples: int, width: int, digits: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,7 +47,7 @@ def make(sets: int, samples: int, width: int, digits: int) -> tuple[torch.Tensor
     rng = np.random.default_rng(0)
     labels = rng.integers(0, CLASSES, (digits, samples))
     features = np.empty((sets, samples, width), dtype=np.float32)
-    spread = 10 ** (-DECADES / 2 * np.arange(width) / width)
+    spread = 10 ** (-FEATURE_SCALE_DECADES / 2 * np.arange(width) / width)
     for number in range(sets):
         x = rng.standard_normal((samples, width), dtype=np.float32)
         for row, strength in zip(labels, rng.uniform(0, 0.3, digits), strict=True):
@@ -83,7 +83,7 @@ class Grid:
         self.x, self.test_x = (((part - mean) / scale).numpy() for part in (self.features, self.test))
         self.cells = [(f, t) for f in range(sets) for t in range(chosen.digits)]
 
-    def ours(self, penalty: float, tolerance: float, threads: int) -> LinearProbe:
+    def fit_grid_at_once(self, penalty: float, tolerance: float, threads: int) -> LinearProbe:
         """The grid at once."""
         torch.set_num_threads(threads)
         return fit_grid(self.features, self.labels, [CLASSES] * len(self.labels), penalty, tolerance=tolerance)
@@ -111,7 +111,9 @@ def agreement(
     theirs = torch.from_numpy(
         np.stack([m.predict_log_proba(grid.test_x[f]) for m, (f, _) in zip(models, grid.cells, strict=True)])
     ).unflatten(0, (len(grid.features), -1))
-    some = [grid.cells[number] for number in range(0, len(grid.cells), len(grid.cells) // REFERENCE)][:REFERENCE]
+    some = [grid.cells[number] for number in range(0, len(grid.cells), len(grid.cells) // N_REFERENCE_FITS)][
+        :N_REFERENCE_FITS
+    ]
     newton = {"solver": "newton-cholesky", "tol": 1e-9}
     minima = torch.stack([torch.from_numpy(_minimum(grid, penalty, f, t, **newton)) for f, t in some])
     right = (theirs.argmax(-1) == grid.test_labels).float().mean(-1)
@@ -153,13 +155,13 @@ def compare(grid: Grid, penalty: float, turns: int) -> dict[str, object]:
     cores = os.cpu_count() or 1
     one: dict[str, Callable[[], Any]] = {  # on one core, by processor time
         "scikit_learn": lambda: grid.sequential(penalty),
-        "grid": lambda: grid.ours(penalty, TOLERANCE, 1),
-        "grid_loose": lambda: grid.ours(penalty, LOOSE, 1),
+        "grid": lambda: grid.fit_grid_at_once(penalty, TOLERANCE, 1),
+        "grid_loose": lambda: grid.fit_grid_at_once(penalty, LOOSE_TOLERANCE, 1),
     }
     many: dict[str, Callable[[], Any]] = {  # on all cores, by the clock
         "scikit_learn": lambda: grid.parallel(penalty),
-        "grid": lambda: grid.ours(penalty, TOLERANCE, cores),
-        "grid_loose": lambda: grid.ours(penalty, LOOSE, cores),
+        "grid": lambda: grid.fit_grid_at_once(penalty, TOLERANCE, cores),
+        "grid_loose": lambda: grid.fit_grid_at_once(penalty, LOOSE_TOLERANCE, cores),
     }
     found: dict[str, Any] = {}
     timed = {"one_core": _timed(one, time.process_time, turns, found)}
@@ -209,7 +211,7 @@ def main() -> None:
         "features": grid.features.shape[2],
         "classes": CLASSES,
         "tolerance": TOLERANCE,
-        "tolerance_loose": LOOSE,
+        "tolerance_loose": LOOSE_TOLERANCE,
     }
     rows = []
     for penalty in chosen.penalties:

@@ -10,7 +10,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, proces
 SCRIPT = "benchmark_script"
 
 
-class Scripted(LogitsProcessor):
+class ScriptedLogitsProcessor(LogitsProcessor):
     """Forces the tokens in each request's `benchmark_script`, one after the other, for the whole batch at once."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:

@@ -23,16 +23,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ghosttrace.law.expiry import alive, expiry
-from ghosttrace.serving.settings import Settings
+from ghosttrace.serving.settings import ServingSettings
 from ghosttrace.serving.vllm.engine_args import engine_args, read_settings
 
 ROOT = Path(__file__).parent.parent
 MODEL, PAGE, PAGE_BYTES = "toy-open", 32, 32 * 4096  # 4 layers, keys and values, 128 numbers of 4 bytes
 BLOCKS, BLOCK, MEMENTO, ROWS = 9, 144, 24, 64  # the mean trace of the paper, at an eighth: 9 blocks, 1,150 and 194
-LONGEST = 4096
+MAX_MODEL_LEN = 4096
 
 
-class Run(NamedTuple):
+class RunMeasurement(NamedTuple):
     """One way, once: seconds by the clock and of this process, pages in use at every step, preemptions."""
 
     seconds: float
@@ -41,7 +41,7 @@ class Run(NamedTuple):
     preempted: int
 
 
-def texts(count: int, law: Settings) -> tuple[list[int], list[list[int]]]:
+def texts(count: int, law: ServingSettings) -> tuple[list[int], list[list[int]]]:
     """A prompt and responses: blocks and mementos of random words, of random lengths."""
     rng, markup = np.random.default_rng(0), law.markup
     responses = []
@@ -62,19 +62,19 @@ def arguments(name: str) -> dict[str, Any]:
     return engine_args(MODEL, keep_last_n_blocks=-1) if name == "keeping" else engine_args(MODEL)
 
 
-def serve(name: str, pages: int, prompt: list[int], responses: list[list[int]]) -> Run:
+def serve(name: str, pages: int, prompt: list[int], responses: list[list[int]]) -> RunMeasurement:
     """Write all responses in one of the ways."""
     from vllm import LLM, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
 
     llm = LLM(
-        **arguments(name) | {"logits_processors": ["scripted:Scripted"]},
+        **arguments(name) | {"logits_processors": ["scripted:ScriptedLogitsProcessor"]},
         dtype="float32",
         enforce_eager=True,
         block_size=PAGE,
         kv_cache_memory_bytes=(pages + 1) * PAGE_BYTES,
-        max_model_len=LONGEST,
-        hf_overrides={"max_position_embeddings": LONGEST},
+        max_model_len=MAX_MODEL_LEN,
+        hf_overrides={"max_position_embeddings": MAX_MODEL_LEN},
         max_num_seqs=ROWS,
         enable_prefix_caching=False,
     )
@@ -104,14 +104,14 @@ def serve(name: str, pages: int, prompt: list[int], responses: list[list[int]]) 
     assert all(list(o.outputs[0].token_ids) == one for o, one in zip(outputs, responses, strict=True))
     del llm
     cleanup_dist_env_and_memory()
-    return Run(seconds, cpu_seconds, used, preempted[0])
+    return RunMeasurement(seconds, cpu_seconds, used, preempted[0])
 
 
 def compare(
     names: Sequence[str], pages: int, turns: int, prompt: list[int], responses: list[list[int]]
 ) -> dict[str, Any]:
     """These ways in turns, the first of them what the others are held to."""
-    runs: dict[str, list[Run]] = {name: [] for name in names}
+    runs: dict[str, list[RunMeasurement]] = {name: [] for name in names}
     for _ in range(turns):
         for name, kept in runs.items():
             kept.append(serve(name, pages, prompt, responses))

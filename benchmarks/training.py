@@ -30,12 +30,12 @@ from ghosttrace.training.examples import Example, Stage, make_example
 
 MARKUP, POLICY = Markup(4, 5, 6, 7, assistant_header=(3,)), Policy(True)
 BLOCK, MEMENTO = 1150, 194  # arXiv 2604.09852, section 4
-WAYS: dict[str, tuple[Stage, Kernel | None]] = {
+VARIANTS: dict[str, tuple[Stage, Kernel | None]] = {
     "plain": ("full", None),
     "dense": ("memento", "sdpa"),
-    "stretches": ("memento", "stretches"),
+    "segments": ("memento", "segments"),
     "flex": ("memento", "flex"),
-    "sealed": ("sealed", "stretches"),
+    "sealed": ("sealed", "segments"),
     "sealed-flex": ("sealed", "flex"),
 }
 
@@ -48,19 +48,19 @@ def example(length: int, stage: Stage) -> Example:
     return make_example(tokens[:length], tokens[:length], MARKUP, POLICY, stage)
 
 
-def pairs(one: Example) -> int:
+def count_visible_pairs(one: Example) -> int:
     """How many pairs of query and key are visible."""
     return int((np.minimum(one.expiry, len(one.expiry)) - np.arange(len(one.expiry))).sum())
 
 
-def operations(one: Example, config: Any) -> float:
+def count_flops(one: Example, config: Any) -> float:
     """Of the linear maps and of attention, forward; backward is twice that for both."""
     heads, wide = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     linear = config.hidden_size * (2 * heads + 2 * wide + 3 * config.intermediate_size)
-    return 2.0 * len(one.expiry) * linear + 4.0 * heads * pairs(one)
+    return 2.0 * len(one.expiry) * linear + 4.0 * heads * count_visible_pairs(one)
 
 
-def passes(model: Any, one: Example, kernel: Kernel | None, backward: bool) -> Callable[[], None]:
+def forward_backward(model: Any, one: Example, kernel: Kernel | None, backward: bool) -> Callable[[], None]:
     """One forward pass, and one backward where told; without a kernel, of ids alone, as transformers does it."""
     device = model.device
     names = ("input_ids", "position_ids", "expiry")
@@ -87,8 +87,8 @@ def passes(model: Any, one: Example, kernel: Kernel | None, backward: bool) -> C
 def compare(model: Any, length: int, turns: int, backward: bool, names: list[str]) -> dict[str, Any]:
     """Ratios to plain causal attention at one length."""
     torch.compiler.reset()  # on CPUs a kernel compiled for any length fails to build (torch 2.13)
-    made = {name: example(length, WAYS[name][0]) for name in names}
-    runs = {name: passes(model, made[name], WAYS[name][1], backward) for name in names}
+    made = {name: example(length, VARIANTS[name][0]) for name in names}
+    runs = {name: forward_backward(model, made[name], VARIANTS[name][1], backward) for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
     memory = dict.fromkeys(names, 0)
     for turn in range(turns + 1):  # the first warms up, and compiles
@@ -101,7 +101,7 @@ def compare(model: Any, length: int, turns: int, backward: bool, names: list[str
                 times[name].append(time.perf_counter() - begun)
             if model.device.type == "cuda":
                 memory[name] = torch.cuda.max_memory_allocated(model.device)
-    flops = {name: operations(one, model.config) for name, one in made.items()}
+    flops = {name: count_flops(one, model.config) for name, one in made.items()}
     return {
         "length": length,
         "columns": {name: len(one.expiry) for name, one in made.items()},
@@ -109,7 +109,9 @@ def compare(model: Any, length: int, turns: int, backward: bool, names: list[str
             n: statistics.median(a / b for a, b in zip(t, times["plain"], strict=True)) for n, t in times.items()
         },
         "limit": {name: flops[name] / flops["plain"] for name in names},
-        "visible_pairs": {name: pairs(one) / pairs(made["plain"]) for name, one in made.items()},
+        "visible_pairs": {
+            name: count_visible_pairs(one) / count_visible_pairs(made["plain"]) for name, one in made.items()
+        },
         "peak_bytes": memory,
         "plain_seconds": times["plain"],
     }
@@ -133,10 +135,10 @@ def main() -> None:
     rows = []
     for length in chosen.lengths:
         flex_learns = chosen.device != "cpu"
-        both = [name for name in WAYS if flex_learns or "flex" not in name]
+        both = [name for name in VARIANTS if flex_learns or "flex" not in name]
         rows.append({"pass": "forward and backward", **compare(model, length, chosen.turns, True, both)})
         if not flex_learns:
-            forward = [name for name in WAYS if name != "sealed-flex"]  # of another length
+            forward = [name for name in VARIANTS if name != "sealed-flex"]  # of another length
             rows.append({"pass": "forward", **compare(model, length, chosen.turns, False, forward)})
         print(json.dumps(rows[-2:]), flush=True)
     record = {"torch": torch.__version__, "device": chosen.device, "threads": torch.get_num_threads(), "rows": rows}

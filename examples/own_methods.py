@@ -16,21 +16,21 @@ from ghosttrace.ablation.arms import Arm
 from ghosttrace.auditing.attacks import Attack
 from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.defences import Defence
-from ghosttrace.auditing.evidence import Evidence, Location, rate_of
+from ghosttrace.auditing.evidence import AttackSite, Evidence, rate_estimate
 from ghosttrace.auditing.threats import INSIDER
 from ghosttrace.bench import Bench, Grade, Problem, load_bench
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.model.session import Eraser, Hit
+from ghosttrace.model.session import Eraser, RowErasures
 
 
 class Zeroer(Eraser):
     """Sets the values of each memento to zero when its block expires."""
 
-    def erase(self, hits: list[Hit]) -> None:
+    def erase(self, hits: list[RowErasures]) -> None:
         super().erase(hits)
         cache = self.session.cache
         for hit in hits:
-            held = cache.held(hit.row)
+            held = cache.held_indices(hit.row)
             for block in hit.blocks:
                 inside = (held >= block.memento_start) & (held <= block.memento_end)
                 slots = torch.from_numpy(np.flatnonzero(inside))
@@ -92,13 +92,13 @@ class NearestNeighbour(Attack):
     def _found(self, context: AuditContext, secret: str, condition: str) -> Evidence:
         site, parts = context.best_site(secret), context.parts(secret)
         states = site.read(context.features[condition])
-        train, test = (context.known(secret, rows) for rows in (context.split.train, context.split.test))
+        train, test = (context.labelled_rows(secret, rows) for rows in (context.split.train, context.split.test))
         nearest = train[torch.cdist(states[test], states[train]).argmin(1).numpy()]
         right = np.concatenate([part.labels[test] == part.labels[nearest] for part in parts])
         chance = 1 / parts[0].text.shape[1]
-        found = rate_of(int(right.sum()), len(right))
+        found = rate_estimate(int(right.sum()), len(right))
         return self.evidence(
-            secret, condition, "rate", found, len(right), baseline=chance, site=Location.of(site), note="of all parts"
+            secret, condition, "rate", found, len(right), baseline=chance, site=AttackSite.of(site), note="of all parts"
         )
 
 

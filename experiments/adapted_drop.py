@@ -19,25 +19,25 @@ import torch
 from matplotlib.figure import Figure
 
 import ghosttrace as gt
-from experiments.train_toys import TOYS, Part, flags, make_tokenizer, write_rows
+from experiments.train_toys import TOYS, SftRun, flags, make_tokenizer, write_rows
 from ghosttrace.training.recipe import Recipe
 from ghosttrace.training.sft import sft
 
 ROOT = Path(__file__).parent.parent
 STEPS = (0, 50, 100, 200, 400, 800)
-RATE, LIMIT = 5e-4, 400
-CEILING = (1.0, 0.1, 0.01, 0.001)
+LEARNING_RATE, LIMIT = 5e-4, 400
+SEALED_CEILING = (1.0, 0.1, 0.01, 0.001)
 COLOURS = ("#1b6e53", "#3b7dd8", "#d8873b", "#b3392f")
 
 
-def adapted(steps: int, work: Path) -> str:
+def train_sealed(steps: int, work: Path) -> str:
     """`toy-open` after so many sealed steps: a name to load."""
     if not steps:
         return "toy-open"
     out = work / f"steps-{steps}"
     if not (out / "model").exists():
         shutil.rmtree(out, ignore_errors=True)
-        part = Part("sealed", steps, RATE, blind=False)
+        part = SftRun("sealed", steps, LEARNING_RATE, only_determined_labels=False)
         toy = replace(TOYS["toy-open"], parts=(part,), seed=7)
         rows = work / f"rows-{steps}.parquet"
         write_rows(rows, toy, 0, make_tokenizer())
@@ -51,7 +51,7 @@ def measure(work: Path) -> pd.DataFrame:
     for steps in STEPS:
         path = work / f"ablation-{steps}.parquet"
         if not path.exists():
-            found = gt.ablate(adapted(steps, work), bench="ledger", arms=("restart",), limit=LIMIT).results
+            found = gt.ablate(train_sealed(steps, work), bench="ledger", arms=("restart",), limit=LIMIT).results
             found.assign(steps=steps).to_parquet(path, index=False)
         tables.append(pd.read_parquet(path))
         print(tables[-1][["steps", "bench", "arm", "accuracy"]].to_string(), flush=True)
@@ -70,7 +70,7 @@ def draw(results: pd.DataFrame) -> Figure:
         axis.errorbar(
             places, 100 * rows["accuracy"], [100 * low, 100 * high], color=colour, marker="o", label=f"h = {level}"
         )
-        axis.axhline(100 * CEILING[level], color=colour, linestyle="--", linewidth=0.8)
+        axis.axhline(100 * SEALED_CEILING[level], color=colour, linestyle="--", linewidth=0.8)
     axis.set_xticks(range(len(STEPS)), [str(steps) for steps in STEPS])
     axis.set_xlabel("steps of sealed fine-tuning (32 problems each)")
     axis.set_ylabel("right under restart, %")

@@ -8,7 +8,7 @@ prints the result beside the paper's. It goes on where it stopped if it is run a
 
 The second runs the same code on a random model of the Qwen3 architecture with 5 million parameters and
 the real Qwen tokenizer, to which the delimiters are added as the paper adds them. Since a random model
-never writes a delimiter, a scaffold puts them in, with random tokens between. Its accuracy is zero and
+never writes a delimiter, a force_structure puts them in, with random tokens between. Its accuracy is zero and
 means nothing; what it proves is that every step holds: prompts, blocks, erasure, all arms, grading,
 report. It needs the problems and the tokenizer in the folder that GHOSTTRACE_DATA names.
 """
@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from ghosttrace.ablation.arms import ARMS
 from ghosttrace.ablation.run import run_ablation
-from ghosttrace.ablation.settings import Settings
+from ghosttrace.ablation.settings import AblationSettings
 from ghosttrace.bench import Bench, Harness, Problem, load_bench
 from ghosttrace.law.expiry import ExpiryTracker, Policy
 from ghosttrace.model.checkpoint import load
@@ -39,7 +39,7 @@ from ghosttrace.runs.folder import is_finished, read_configuration
 from ghosttrace.training.delimiters import add_delimiters
 
 PAPER = {"memento": 66.1, "restart": 50.8}  # pass@1 in %, section 6.2.1
-BLOCKS, BLOCK, MEMENTO = 3, 24, 8  # of the scaffold
+BLOCKS, BLOCK, MEMENTO = 3, 24, 8  # of the force_structure
 
 
 def random_checkpoint(folder: Path, tokenizer_folder: Path) -> None:
@@ -67,7 +67,7 @@ def random_checkpoint(folder: Path, tokenizer_folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def scaffold(problem: Problem, tokenizer: Any) -> Harness:
+def force_structure(problem: Problem, tokenizer: Any) -> Harness:
     """Put in what structures a response, and leave the rest to the model."""
     free = [None]
     block = ["<|block_start|>", *free * BLOCK, "<|block_end|>", "<|summary_start|>", *free * MEMENTO, "<|summary_end|>"]
@@ -76,8 +76,8 @@ def scaffold(problem: Problem, tokenizer: Any) -> Harness:
     begin: list[int] = []
 
     def put_in(tracker: ExpiryTracker) -> int | None:
-        begin[:] = begin or [tracker.trace.position]
-        return ids[tracker.trace.position - begin[0]]
+        begin[:] = begin or [tracker.block_tracker.num_read]
+        return ids[tracker.block_tracker.num_read - begin[0]]
 
     return put_in
 
@@ -117,10 +117,12 @@ def rehearse(folder: Path, limit: int | None, data: Path) -> pd.DataFrame:
         partial.replace(model)
     (bench,) = load_bench("aime24", limit, file=data / "bench" / "aime24.jsonl")
     arms = tuple(name for name, kind in ARMS.items() if not kind.needs_counterfactuals)
-    return measure(str(model), replace(bench, harness=scaffold), Settings(arms, 1, limit), folder, None)
+    return measure(str(model), replace(bench, harness=force_structure), AblationSettings(arms, 1, limit), folder, None)
 
 
-def measure(model: str, bench: Bench, settings: Settings, folder: Path, mask_delimiters: bool | None) -> pd.DataFrame:
+def measure(
+    model: str, bench: Bench, settings: AblationSettings, folder: Path, mask_delimiters: bool | None
+) -> pd.DataFrame:
     """Run the ablation in `folder/run`, or what is left of it, write its report, and return its results."""
     out = folder / "run"
     if is_finished(out) and (found := read_configuration(out, "ablate")["model"]) != model:
@@ -155,7 +157,7 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
         title = "Rehearsal on random weights: these accuracies mean nothing"
     else:
         (bench,) = load_bench("aime24", told.limit)
-        settings = Settings(limit=told.limit, batch_size=told.batch_size)
+        settings = AblationSettings(limit=told.limit, batch_size=told.batch_size)
         results = measure(told.model, bench, settings, told.out, told.mask_delimiters)
         title = f"{told.model} on AIME24, beside Qwen3-8B in the paper"
     Console().print(comparison(results, escape(title)))

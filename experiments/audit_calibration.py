@@ -27,156 +27,168 @@ import torch
 from torch import Tensor
 
 from ghosttrace.ablation.arms import Restart
-from ghosttrace.auditing.attacks.attribute import Attribute
-from ghosttrace.auditing.attacks.behavioural import Behavioural, learners, prompted
+from ghosttrace.auditing.attacks.attribute import AttributeAttack
+from ghosttrace.auditing.attacks.behavioural import BehaviouralAttack, calibration_split, prompt_sessions
 from ghosttrace.auditing.context import AuditContext
-from ghosttrace.auditing.detectable_leak import detectable, inject
-from ghosttrace.auditing.evidence import Evidence, LabelLogProbs, total
+from ghosttrace.auditing.detectable_leak import inject, smallest_detectable_leak
+from ghosttrace.auditing.evidence import Evidence, LabelLogProbs, total_bits
 from ghosttrace.auditing.prompts import prompts_by_secret
-from ghosttrace.auditing.sites import best_probe, is_at
-from ghosttrace.auditing.verdict import EXIT, judge, least_seen
+from ghosttrace.auditing.sites import best_probe, matches_site
+from ghosttrace.auditing.verdict import EXIT_CODES, decide_verdict, detectable_for_all_secrets
 from ghosttrace.bench.ledger import ledger_prompts, ledger_task
 from ghosttrace.model.checkpoint import load
 from ghosttrace.probing.carriers import secret_carrier
-from ghosttrace.probing.evidence import ALPHA, Asked, Scores, record
-from ghosttrace.probing.features import extract
+from ghosttrace.probing.evidence import ALPHA, ProbeTarget, Scores, record
+from ghosttrace.probing.features import extract_features
 from ghosttrace.probing.fit_and_score import linear_scores
 from ghosttrace.probing.split import split
-from ghosttrace.probing.sweep import Settings, Site, groups, wanted
+from ghosttrace.probing.sweep import ProbeSettings, ProbeSite, site_groups, state_selections
 
 ROOT = Path(__file__).parent.parent
-AUDITS, AT_ONCE, SAMPLES, LEVEL, ALLOWED = 100, 25, 6000, 3, 0.1
-LEAKS = ((0.5, 1), (0.3, 3), (0.15, 1))  # bits, and the hidden digits that they are spread over
-GATED = 5  # findings of the default audit that decide: two secrets by two attacks, and collision
-LEAKED = "hidden-*"
+AUDITS, AUDITS_PER_BATCH, SAMPLES, LEVEL, MAX_LEAK_BITS = 100, 25, 6000, 3, 0.1
+PLANTED_LEAKS = ((0.5, 1), (0.3, 3), (0.15, 1))  # bits, and the hidden digits that they are spread over
+N_GATED_FINDINGS = 5  # findings of the default audit that decide: two secrets by two attacks, and collision
+LEAK_TARGETS = "hidden-*"
 
 
 @dataclass(frozen=True)
-class Bench:
+class SharedInputs:
     """What all audits share.
 
     Attributes:
         context: with the labels of no audit.
         sites: where probes look.
         answers: for each secret, what the model finds likely over its sealed cache, float32[N, d].
-        seen: for each secret, the least leak that the probes would have seen, bits; None if none of those tried.
+        detectable_bits: for each secret, the least leak that the probes would have detectable_bits, bits; None if none of those tried.
     """
 
     context: AuditContext
-    sites: list[Site]
+    sites: list[ProbeSite]
     answers: dict[str, Tensor]
-    seen: dict[str, float | None]
+    detectable_bits: dict[str, float | None]
 
 
-def make_bench(work: Path) -> Bench:
+def make_bench(work: Path) -> SharedInputs:
     """Read the caches, or find them read."""
-    checkpoint, settings = load("toy-open"), Settings(hops=(0, 1), mlp=False)
+    checkpoint, settings = load("toy-open"), ProbeSettings(hops=(0, 1), mlp=False)
     task = ledger_task(checkpoint, SAMPLES, level=LEVEL)
     parts = split(task.samples)
-    _, sealed = wanted(checkpoint, settings, secret_carrier(task.samples))
-    features = {"sealed": extract(checkpoint, task, sealed, work / "features")}
-    asked = [Asked(t.name, task.labels(number), task.exact[t.name]) for number, t in enumerate(task.targets)]
+    _, sealed = state_selections(checkpoint, settings, secret_carrier(task.samples))
+    features = {"sealed": extract_features(checkpoint, task, sealed, work / "features")}
+    asked = [
+        ProbeTarget(t.name, task.labels(number), task.exact_log_posteriors[t.name])
+        for number, t in enumerate(task.targets)
+    ]
     context = AuditContext(
-        checkpoint, task, parts, Restart(), settings, asked, features, ALPHA / GATED, max_leak=ALLOWED
+        checkpoint, task, parts, Restart(), settings, asked, features, ALPHA / N_GATED_FINDINGS, max_leak=MAX_LEAK_BITS
     )
     later = [carrier for carrier in settings.carriers if carrier.hop >= 0]
-    sites = [site for carrier in later for group in groups(checkpoint, settings, carrier) for site in group]
-    few = learners(parts, settings.seed)
+    sites = [site for carrier in later for group in site_groups(checkpoint, settings, carrier) for site in group]
+    few = calibration_split(parts, settings.seed)
     every = np.concatenate([few.train, few.validation, few.test]).tolist()
     answers = {}
     prompts = prompts_by_secret(ledger_prompts(LEVEL).values(), task, task, checkpoint, strict=True)
     for secret, prompt in prompts.items():
-        likely = prompted(context, Restart(), prompt, every).likely
-        answers[secret] = torch.from_numpy(np.concatenate([likely[name] for name in sorted(likely)], axis=1))
-    return Bench(context, sites, answers, could_see(context, sites[-1], work / "detectable.json"))
+        answer_log_p = prompt_sessions(context, Restart(), prompt, every).answer_log_p
+        answers[secret] = torch.from_numpy(
+            np.concatenate([answer_log_p[name] for name in sorted(answer_log_p)], axis=1)
+        )
+    return SharedInputs(context, sites, answers, detectable_leaks(context, sites[-1], work / "detectable.json"))
 
 
-def could_see(context: AuditContext, site: Site, path: Path) -> dict[str, float | None]:
+def detectable_leaks(context: AuditContext, site: ProbeSite, path: Path) -> dict[str, float | None]:
     """What the probes of all audits would have seen of each secret; its labels are fresh, so that all share it."""
     if not path.exists():
-        path.write_text(json.dumps({secret: detectable(context, secret, site) for secret in context.secrets}))
+        path.write_text(
+            json.dumps({secret: smallest_detectable_leak(context, secret, site) for secret in context.secrets})
+        )
     found: dict[str, float | None] = json.loads(path.read_text())
     return found
 
 
-def fresh(bench: Bench, number: int) -> list[Asked]:
+def draw_targets(bench: SharedInputs, number: int) -> list[ProbeTarget]:
     """The targets of one audit, with secrets of its own."""
     rng = np.random.default_rng([number, 0xA0D])
     return [replace(one, labels=rng.integers(0, 10, SAMPLES)) for one in bench.context.targets]
 
 
-def probed(bench: Bench, audits: range) -> Iterator[tuple[int, Site | str, list[Scores]]]:
+def find_without_leak(bench: SharedInputs, audits: range) -> Iterator[tuple[int, ProbeSite | str, list[Scores]]]:
     """What each attack finds of each audit's secrets where nothing leaks; features are read and factored once."""
-    asked = [one for number in audits for one in fresh(bench, number)]
+    asked = [one for number in audits for one in draw_targets(bench, number)]
     width, parts = len(bench.context.targets), bench.context.split
     for site in bench.sites:
         states = site.read(bench.context.features["sealed"])[None]
         (scores,) = linear_scores(states, asked, parts, torch.device("cpu"))
         for place, number in enumerate(audits):
             yield number, site, scores[place * width : (place + 1) * width]
-    few = learners(parts, bench.context.settings.seed)
+    few = calibration_split(parts, bench.context.settings.seed)
     for secret, members in bench.context.secrets.items():
-        these = [fresh(bench, number)[member] for number in audits for member in members]
+        these = [draw_targets(bench, number)[member] for number in audits for member in members]
         (scores,) = linear_scores(bench.answers[secret][None], these, few, torch.device("cpu"))
         for place, number in enumerate(audits):
             yield number, secret, scores[place * len(members) : (place + 1) * len(members)]
 
 
-def leaking(bench: Bench, number: int, leak: float, digits: int) -> tuple[Site, list[Scores]]:
+def find_with_leak(bench: SharedInputs, number: int, leak: float, digits: int) -> tuple[ProbeSite, list[Scores]]:
     """The same audit with a code of so many bits, spread over some hidden digits, at one site."""
     rng = np.random.default_rng([number, 0x1EA, round(100 * leak)])
     site = bench.sites[int(rng.integers(len(bench.sites)))]
-    asked = fresh(bench, number)
-    parts = [asked[member] for member in bench.context.secrets[LEAKED][:digits]]
+    asked = draw_targets(bench, number)
+    parts = [asked[member] for member in bench.context.secrets[LEAK_TARGETS][:digits]]
     states = inject(site.read(bench.context.features["sealed"]), parts, [leak / digits] * digits, rng)
     (scores,) = linear_scores(states[None], asked, bench.context.split, torch.device("cpu"))
     return site, scores
 
 
-def verdict(bench: Bench, number: int, found: dict[Any, list[Scores]]) -> dict[str, Any]:
+def verdict(bench: SharedInputs, number: int, found: dict[Any, list[Scores]]) -> dict[str, Any]:
     """The gate on one audit's findings."""
-    context = replace(bench.context, targets=fresh(bench, number))
+    context = replace(bench.context, targets=draw_targets(bench, number))
     gated = list[Evidence]()
     for secret in context.secrets:
         names = {one.name for one in context.parts(secret)}
         rows = [
-            record(score, condition="open", probe="linear", **site.names)
+            record(score, condition="open", probe="linear", **site.result_columns)
             for site, scores in found.items()
-            if isinstance(site, Site)
+            if isinstance(site, ProbeSite)
             for score in scores
             if score.target in names
         ]
         best = best_probe(rows)
-        chosen = [row for row in rows if is_at(row, best, "open")]
-        gated.append(Attribute().finding(context, secret, "open", chosen))
+        chosen = [row for row in rows if matches_site(row, best, "open")]
+        gated.append(AttributeAttack().finding(context, secret, "open", chosen))
         said_of = [LabelLogProbs.of(score) for score in found[secret]]
-        estimate, judged = total(said_of, context.split.cluster, context.alpha)
-        gated.append(Behavioural().evidence(secret, "open", "bits", estimate, len(judged), gate=True))
-    said = judge(gated, [], ALLOWED, bench.seen, SAMPLES)
+        estimate, judged = total_bits(said_of, context.split.cluster, context.alpha)
+        gated.append(BehaviouralAttack().evidence(secret, "open", "bits", estimate, len(judged), gate=True))
+    said = decide_verdict(gated, [], MAX_LEAK_BITS, bench.detectable_bits, SAMPLES)
     worst = max(gated, key=lambda one: one.found.low).found
     measured = {"estimate": worst.value, "low": worst.low, "high": worst.high}
-    return {"verdict": said.verdict, **measured, "detectable": least_seen(bench.seen), "ceiling": said.ceiling}
+    return {
+        "verdict": said.verdict,
+        **measured,
+        "detectable": detectable_for_all_secrets(bench.detectable_bits),
+        "ceiling": said.ceiling,
+    }
 
 
 def run(work: Path) -> pd.DataFrame:
     """Every audit, without a leak and with each of them. Finished portions are kept in `work`."""
     bench, tables = make_bench(work), []
-    for begin in range(0, AUDITS, AT_ONCE):
+    for begin in range(0, AUDITS, AUDITS_PER_BATCH):
         path = work / f"audits-{begin:03d}.parquet"
         if not path.exists():
-            audits = range(begin, begin + AT_ONCE)
+            audits = range(begin, begin + AUDITS_PER_BATCH)
             found: dict[int, dict[Any, list[Scores]]] = {number: {} for number in audits}
-            for number, place, scores in probed(bench, audits):
+            for number, place, scores in find_without_leak(bench, audits):
                 found[number][place] = scores
             rows = []
             for number in audits:
                 rows.append(verdict(bench, number, found[number]) | {"audit": number, "leak": 0.0, "digits": 0})
-                for leak, digits in LEAKS:
-                    site, scores = leaking(bench, number, leak, digits)
+                for leak, digits in PLANTED_LEAKS:
+                    site, scores = find_with_leak(bench, number, leak, digits)
                     leaks = verdict(bench, number, found[number] | {site: scores})
                     rows.append(leaks | {"audit": number, "leak": leak, "digits": digits})
             table = pd.DataFrame(rows)
-            table["missed"] = (table["leak"] > ALLOWED) & (table["verdict"].map(EXIT) == 0)
+            table["missed"] = (table["leak"] > MAX_LEAK_BITS) & (table["verdict"].map(EXIT_CODES) == 0)
             table.to_parquet(path, index=False)
         tables.append(pd.read_parquet(path))
         print(tables[-1].groupby(["leak", "verdict"]).size().to_dict(), flush=True)

@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 
 from ghosttrace.errors import UserError
-from ghosttrace.serving.vllm.seam_check import attributes
-from ghosttrace.serving.vllm.seams import KV_UPDATE, VERSIONS, Seam, table
+from ghosttrace.serving.vllm.private_api import KV_UPDATE_PARAMETERS, SUPPORTED_VERSIONS, PrivateName, private_names
+from ghosttrace.serving.vllm.private_api_check import class_attributes
 
 BACKENDS = {
     "vllm.v1.attention.backends.cpu_attn": "CPUAttentionBackendImpl",
@@ -26,11 +26,11 @@ BACKENDS = {
 }
 """Attention backends whose `do_kv_cache_update` is compared, by module."""
 
-Read = Callable[[str], str | None]
+SourceReader = Callable[[str], str | None]
 """From a file's path below the folder `vllm` to its text; None if there is no such file."""
 
 
-def open_sources(path: Path) -> Read:
+def open_sources(path: Path) -> SourceReader:
     """Return a reader of the sources in a wheel or a folder.
 
     Raises:
@@ -47,7 +47,7 @@ def open_sources(path: Path) -> Read:
 
 
 def parameters(method: ast.FunctionDef) -> tuple[str, ...]:
-    """Return a method's parameter names in order, as `Seam.parameters` holds them."""
+    """Return a method's parameter names in order, as `PrivateName.parameters` holds them."""
     found = method.args
     names = [one.arg for one in (*found.posonlyargs, *found.args)]
     names += [f"*{found.vararg.arg}"] if found.vararg else []
@@ -55,14 +55,14 @@ def parameters(method: ast.FunctionDef) -> tuple[str, ...]:
     return tuple(names + ([f"**{found.kwarg.arg}"] if found.kwarg else []))
 
 
-class Sources:
+class TraceSources:
     """Classes of vLLM, parsed on demand.
 
     Args:
         read: see `open_sources`.
     """
 
-    def __init__(self, read: Read) -> None:
+    def __init__(self, read: SourceReader) -> None:
         self._read = read
         self.owner = cache(self._owner)
 
@@ -71,13 +71,13 @@ class Sources:
         text = self._read(f"{path}.py") or self._read(f"{path}/__init__.py") or ""
         return next((one for one in ast.parse(text).body if isinstance(one, ast.ClassDef) and one.name == name), None)
 
-    def moved(self, seam: Seam) -> str | None:
+    def describe_change(self, seam: PrivateName) -> str | None:
         """Return a sentence on what has become of a seam; None if it is as expected."""
         owner = self.owner(seam.module, seam.owner)
         if owner is None:
             return f"{seam}: there is no such class"
         if seam.parameters is None:
-            return None if seam.name in attributes(owner) else f"{seam}: there is no such attribute"
+            return None if seam.name in class_attributes(owner) else f"{seam}: there is no such attribute"
         for node in owner.body:
             if isinstance(node, ast.FunctionDef) and node.name == seam.name:
                 now = parameters(node)
@@ -85,24 +85,26 @@ class Sources:
         return f"{seam}: there is no such method"
 
 
-def compare(read: Read, version: str) -> list[str]:
+def compare(read: SourceReader, version: str) -> list[str]:
     """Return a sentence for every seam of this version that the sources do not have."""
-    backends = [Seam("runner", *pair, "do_kv_cache_update", KV_UPDATE) for pair in BACKENDS.items()]
-    sources = Sources(read)
-    return [moved for seam in (*table(version), *backends) if (moved := sources.moved(seam))]
+    backends = [PrivateName("runner", *pair, "do_kv_cache_update", KV_UPDATE_PARAMETERS) for pair in BACKENDS.items()]
+    sources = TraceSources(read)
+    return [moved for seam in (*private_names(version), *backends) if (moved := sources.describe_change(seam))]
 
 
 def main() -> None:
     """Compare the sources with the table of every version, or of one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sources", type=Path, help="a wheel of vLLM, or the folder of its sources")
-    parser.add_argument("--version", choices=VERSIONS, help="the table to compare with; all of them by default")
+    parser.add_argument(
+        "--version", choices=SUPPORTED_VERSIONS, help="the table to compare with; all of them by default"
+    )
     chosen = parser.parse_args()
     read = open_sources(chosen.sources)
     fits = []
-    for version in [chosen.version] if chosen.version else VERSIONS:
+    for version in [chosen.version] if chosen.version else SUPPORTED_VERSIONS:
         moved = compare(read, version)
-        print(f"table of {version}: {len(table(version)) + len(BACKENDS)} names, {len(moved)} moved")
+        print(f"private_names of {version}: {len(private_names(version)) + len(BACKENDS)} names, {len(moved)} moved")
         print(*(f"  {sentence}" for sentence in moved), sep="\n", end="\n" if moved else "")
         fits.append(not moved)
     sys.exit(0 if any(fits) else 1)

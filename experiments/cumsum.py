@@ -49,10 +49,10 @@ def sequences(digits: np.ndarray) -> np.ndarray:
     return np.concatenate([np.full((len(digits), 1), BOS), blocks.reshape(len(digits), -1)], axis=1)
 
 
-LAW = expiry(sequences(np.zeros((1, BLOCKS, DIGITS), dtype=np.int64))[0], MARKUP, POLICY)
-WITHIN = (np.arange(LENGTH) - 1) % PERIOD  # a place's part in its pair
-IS_SUM = (WITHIN >= DIGITS + 3) & (WITHIN < PERIOD - 1) & (np.arange(LENGTH) > 0)
-IS_DIGIT = (WITHIN >= 1) & (WITHIN <= DIGITS) & (np.arange(LENGTH) > 0)
+EXPIRY = expiry(sequences(np.zeros((1, BLOCKS, DIGITS), dtype=np.int64))[0], MARKUP, POLICY)
+INDEX_IN_PERIOD = (np.arange(LENGTH) - 1) % PERIOD  # a place's part in its pair
+IS_SUM = (INDEX_IN_PERIOD >= DIGITS + 3) & (INDEX_IN_PERIOD < PERIOD - 1) & (np.arange(LENGTH) > 0)
+IS_DIGIT = (INDEX_IN_PERIOD >= 1) & (INDEX_IN_PERIOD <= DIGITS) & (np.arange(LENGTH) > 0)
 
 
 def counts(n: int) -> np.ndarray:
@@ -72,7 +72,7 @@ def posterior(n: int) -> np.ndarray:
         return np.asarray(np.log(ways / ways.sum(1, keepdims=True)))
 
 
-def told(n: int) -> tuple[float, float]:
+def text_information(n: int) -> tuple[float, float]:
     """What the sum of n digits tells of one of them: how often its best guess is right, and bits."""
     share, log = counts(n) / 10.0**n, posterior(n)
     plogp = np.where(np.isinf(log), 0.0, np.exp(log) * np.where(np.isinf(log), 0.0, log))
@@ -110,7 +110,7 @@ class Recipe:
 
     `digit_weight` is the loss on the random digits, which nothing can predict: 1 is the paper's loss on all tokens.
     The learning rate falls to 0 at `steps`; the run ends at the last of `snapshots`, which may come earlier.
-    `checked` is on how many sequences the share of right mementos is measured.
+    `eval_sequences` is on how many sequences the share of right mementos is measured.
     """
 
     name: str
@@ -121,7 +121,7 @@ class Recipe:
     batch: int = 32
     learning_rate: float = 1.5e-3
     warm_up: int = 200
-    checked: int = 256
+    eval_sequences: int = 256
 
 
 def make_model(seed: int) -> Qwen3ForCausalLM:
@@ -148,16 +148,16 @@ def make_model(seed: int) -> Qwen3ForCausalLM:
 def logits(model: Qwen3ForCausalLM, tokens: Tensor) -> Tensor:
     """float[n, 121, 15], under the law; inside `attending`."""
     with torch.autocast(tokens.device.type, dtype=torch.bfloat16):
-        return model(input_ids=tokens, expiry=law(tokens), use_cache=False).logits.float()
+        return model(input_ids=tokens, expiry=batch_expiry(tokens), use_cache=False).logits.float()
 
 
-def law(tokens: Tensor) -> Tensor:
+def batch_expiry(tokens: Tensor) -> Tensor:
     """int64[n, 121]: the same expiry for every sequence."""
-    return torch.from_numpy(LAW).to(tokens.device).expand(tokens.shape)
+    return torch.from_numpy(EXPIRY).to(tokens.device).expand(tokens.shape)
 
 
 @torch.no_grad()
-def right(model: Qwen3ForCausalLM, n: int, seed: int = 99) -> float:
+def memento_accuracy(model: Qwen3ForCausalLM, n: int, seed: int = 99) -> float:
     """Share of mementos whose three digits are each the likeliest, teacher-forced."""
     tokens = torch.from_numpy(sequences(sample(n, np.random.default_rng(seed)))).to(model.device)
     with attending(model, "matmul"):
@@ -190,7 +190,7 @@ def train(recipe: Recipe, folder: Path) -> None:
             _save(
                 {name: part.state_dict() for name, part in parts.items()}
                 | row
-                | {"exact": right(model, recipe.checked)},
+                | {"exact": memento_accuracy(model, recipe.eval_sequences)},
                 folder,
             )
         if step == recipe.snapshots[-1]:
@@ -204,7 +204,10 @@ def train(recipe: Recipe, folder: Path) -> None:
         schedule.step()
         if step % LOG_EVERY == 0:
             with (folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps(row | {"loss": loss.item(), "exact": right(model, recipe.checked)}) + "\n")
+                log.write(
+                    json.dumps(row | {"loss": loss.item(), "exact": memento_accuracy(model, recipe.eval_sequences)})
+                    + "\n"
+                )
 
 
 def _loss(model: Qwen3ForCausalLM, tokens: Tensor, weights: Tensor) -> Tensor:

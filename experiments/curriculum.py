@@ -21,18 +21,21 @@ import torch
 from matplotlib.figure import Figure
 
 import ghosttrace as gt
-from experiments.train_toys import FULL, TOYS, Part, Toy, train
+from experiments.train_toys import FULL, TOYS, SftRun, Toy, train
 
 ROOT = Path(__file__).parent.parent
-SEEDS, HALF, LIMIT = (0, 1), 700, 200
-RATE = FULL.learning_rate
+SEEDS, STEPS_PER_HALF, LIMIT = (0, 1), 700, 200
+LEARNING_RATE = FULL.learning_rate
 
 
-def ways(seed: int) -> dict[str, Toy]:
+def curricula(seed: int) -> dict[str, Toy]:
     """The two curricula, equally long."""
     toy = replace(TOYS["toy-open"], seed=seed)
-    staged = (replace(FULL, steps=HALF), Part("memento", HALF, RATE))
-    at_once = (Part("memento", HALF, RATE, "constant_with_warmup"), Part("memento", HALF, RATE))
+    staged = (replace(FULL, steps=STEPS_PER_HALF), SftRun("memento", STEPS_PER_HALF, LEARNING_RATE))
+    at_once = (
+        SftRun("memento", STEPS_PER_HALF, LEARNING_RATE, "constant_with_warmup"),
+        SftRun("memento", STEPS_PER_HALF, LEARNING_RATE),
+    )
     return {"staged": replace(toy, parts=staged), "at once": replace(toy, parts=at_once)}
 
 
@@ -40,7 +43,7 @@ def measure(work: Path, seeds: tuple[int, ...]) -> tuple[pd.DataFrame, pd.DataFr
     """Accuracy by curriculum, seed and level; and the losses on the way, by step."""
     tables, curves = [], []
     for seed in seeds:
-        for name, toy in ways(seed).items():
+        for name, toy in curricula(seed).items():
             path = work / f"{name.replace(' ', '-')}-{seed}.parquet"
             folder = path.with_suffix("")
             whose: dict[str, Any] = {"curriculum": name, "seed": seed}
@@ -54,7 +57,7 @@ def measure(work: Path, seeds: tuple[int, ...]) -> tuple[pd.DataFrame, pd.DataFr
             for part in range(len(toy.parts)):
                 log = pd.read_parquet(folder / f"part-{part}" / "samples.parquet")
                 losses = log[["step", "loss_block", "loss_memento", "loss_answer"]]
-                curves.append(losses.assign(**whose, part=part, step=losses["step"] + part * HALF))
+                curves.append(losses.assign(**whose, part=part, step=losses["step"] + part * STEPS_PER_HALF))
             print(tables[-1][["curriculum", "seed", "bench", "arm", "accuracy"]].to_string(), flush=True)
     return pd.concat(tables, ignore_index=True), pd.concat(curves, ignore_index=True)
 
@@ -68,7 +71,7 @@ def draw(curves: pd.DataFrame) -> Figure:
         for number, (_, one) in enumerate(mine.groupby("seed")):
             label = {"staged": "full, then memento", "at once": "memento at once"}[name] if number == 0 else None
             axis.plot(one["step"], one["loss_answer"].clip(lower=1e-4), color=colour, label=label, linewidth=1.4)
-    axis.axvline(HALF, color="#888888", linewidth=0.8, linestyle=":")
+    axis.axvline(STEPS_PER_HALF, color="#888888", linewidth=0.8, linestyle=":")
     axis.set_yscale("log")
     axis.set_xlabel("steps of 32 problems (dotted: the stage changes)")
     axis.set_ylabel("loss on answers, nats a token")

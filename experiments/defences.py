@@ -21,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 
-from ghosttrace.report.audit.figures import pareto, pareto_row
+from ghosttrace.report.audit.figures import pareto_figure, pareto_row
 
 ROOT = Path(__file__).parent.parent
 SEALED = "sealed training"  # not a defence of this model: another one, trained over sealed caches and restarted
@@ -43,7 +43,7 @@ DEFENCES = (
     "noise:1",
 )
 AUDIT = "--bench ledger-h3 --targets note-* --samples 3000 --attacks attribute,behavioural"
-TOLD = (0, 10, 11)  # exit codes of an audit that came to a conclusion
+ACCEPTED_EXIT_CODES = (0, 10, 11)  # exit codes of an audit that came to a conclusion
 
 
 def audit(defence: str, folder: Path) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def audit(defence: str, folder: Path) -> dict[str, Any]:
         told = ["toy-sealed", "--defence", "restart"] if defence == SEALED else ["toy-open", "--defence", defence]
         where = ["--resume", str(folder)] if begun else [*AUDIT.split(), "--out", str(folder), "--model", *told]
         done = subprocess.run([sys.executable, "-m", "ghosttrace", "audit", *where], check=False)
-        if done.returncode not in TOLD:
+        if done.returncode not in ACCEPTED_EXIT_CODES:
             raise SystemExit(f"the audit of {defence} ended with {done.returncode}")
     found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     return found
@@ -81,7 +81,7 @@ def main() -> None:
     results = pd.DataFrame(rows)
     results.to_parquet(ROOT / "experiments" / "results" / "defences.parquet", index=False)
     for kind in ("png", "svg"):
-        pareto(rows).savefig(ROOT / "figures" / f"defences.{kind}", dpi=150)
+        pareto_figure(rows).savefig(ROOT / "figures" / f"defences.{kind}", dpi=150)
 
 
 if __name__ == "__main__":

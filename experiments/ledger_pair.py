@@ -2,7 +2,7 @@
 
 Two models of the same architecture and task, one of which met sealed caches in training, run the
 same arms on the same problems. Writes `experiments/results/ledger_pair.parquet` (columns of
-`ghosttrace.ablation.outcome.summarise`, and the model) and `figures/ledger_pair.{png,svg}`. About three
+`ghosttrace.ablation.summary.summarise`, and the model) and `figures/ledger_pair.{png,svg}`. About three
 minutes on two cores: `python experiments/ledger_pair.py`.
 """
 

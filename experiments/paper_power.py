@@ -16,13 +16,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ghosttrace.ablation.power import Population, half_width, population, power, standard_error
+from ghosttrace.ablation.power import Population, half_width, population_with_effect, power, standard_error
 from ghosttrace.stats import paired_effect
 
 ROOT = Path(__file__).parent.parent
 PROBLEMS, RUNS, ACCURACY, PAPER = 30, 2000, 0.661, (64, 8)
 EFFECTS, CONCENTRATIONS, REPETITIONS = (0.153, 0.05), (0.5, 1.0, 2.0), (2, 4, 8, 16, 32, 64)
-NORMAL = 1.96
+Z_95 = 1.96
 COLOURS = {0.5: "#8c6bb1", 1.0: "#1b6e53", 2.0: "#d8a24a"}
 
 
@@ -59,7 +59,7 @@ def intervals(reference: np.ndarray, arm: np.ndarray, repetitions: tuple[int, in
         (scores * (1 - scores) / (n - 1)).sum(axis=1) / PROBLEMS**2
         for n, scores in zip(repetitions, (reference, arm), strict=True)
     )
-    around = np.stack([-NORMAL * np.ones(RUNS), NORMAL * np.ones(RUNS)], axis=1)
+    around = np.stack([-Z_95 * np.ones(RUNS), Z_95 * np.ones(RUNS)], axis=1)
     effects = [paired_effect(mine, other) for mine, other in zip(arm, reference, strict=True)]
     return {
         "unpaired": difference[:, None] + around * np.sqrt(over_problems)[:, None],
@@ -70,16 +70,16 @@ def intervals(reference: np.ndarray, arm: np.ndarray, repetitions: tuple[int, in
 
 def planned(drop: Population, way: str, repetitions: tuple[int, int]) -> tuple[float, float | None]:
     """Half-width and, paired, power as `ghosttrace.ablation.power` has them in closed form."""
-    between = {"paired": drop.paired, "unpaired": drop.unpaired, "fixed": 0.0}[way]
-    error = standard_error(PROBLEMS, between, drop.within(*repetitions))
+    between = {"paired": drop.paired_variance, "unpaired": drop.unpaired_variance, "fixed": 0.0}[way]
+    error = standard_error(PROBLEMS, between, drop.within_problem_variance(*repetitions))
     if way != "paired":
-        return NORMAL * error, None
+        return Z_95 * error, None
     return half_width(error, PROBLEMS - 1), power(drop.effect, error, PROBLEMS - 1)
 
 
 def simulate(effect: float, concentration: float, repetitions: tuple[int, int]) -> list[dict[str, float | str | None]]:
     """One row a way of reading, see `measure`."""
-    drop = population(ACCURACY, effect, concentration)
+    drop = population_with_effect(ACCURACY, effect, concentration)
     drawn = draw(drop, concentration, repetitions)
     found = intervals(drawn["reference"], drawn["arm"], repetitions)
     widths = {way: ends[:, 1] - ends[:, 0] for way, ends in found.items()}
@@ -120,7 +120,7 @@ def figure(results: pd.DataFrame) -> Figure:
     return drawn
 
 
-SHOWN = {
+SHOWN_DESIGNS = {
     "64 and 8, unpaired": (64, 8, "unpaired"),
     "64 and 8, paired": (64, 8, "paired"),
     "8 and 8, paired": (8, 8, "paired"),
@@ -131,7 +131,7 @@ SHOWN = {
 
 def _draw_intervals(axis: Axes, results: pd.DataFrame) -> None:
     indexed = results.set_index(["repetitions", "arm_repetitions", "way", "concentration"])["half_width"]
-    for place, design in enumerate(SHOWN.values()):
+    for place, design in enumerate(SHOWN_DESIGNS.values()):
         for shift, concentration in zip((0.22, 0.0, -0.22), CONCENTRATIONS, strict=True):
             axis.errorbar(
                 -100 * EFFECTS[0],
@@ -144,7 +144,7 @@ def _draw_intervals(axis: Axes, results: pd.DataFrame) -> None:
                 label=f"a + b = {concentration:g}" if place == 0 else None,
             )
     axis.axvline(0, color="black", linewidth=0.8)
-    axis.set(yticks=[-place for place in range(len(SHOWN))], yticklabels=list(SHOWN))
+    axis.set(yticks=[-place for place in range(len(SHOWN_DESIGNS))], yticklabels=list(SHOWN_DESIGNS))
     axis.set(xlabel="effect in points, mean 95 % interval", title="a drop of 15.3 points, 30 problems")
     axis.legend(fontsize=7, frameon=False, loc="lower left")
 

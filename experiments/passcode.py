@@ -29,13 +29,13 @@ from rich.table import Table
 from experiments.aime24 import random_checkpoint
 from ghosttrace.bench.ledger import ledger_task
 from ghosttrace.data.task import Task
-from ghosttrace.data.tokens import traces_of
+from ghosttrace.data.tokens import load_traces
 from ghosttrace.model.checkpoint import Checkpoint, load
-from ghosttrace.model.geometry import Geometry
-from ghosttrace.probing.planting import plant
+from ghosttrace.model.geometry import CacheGeometry
+from ghosttrace.probing.planting import plant_secrets
 from ghosttrace.probing.result import ProbeResult
 from ghosttrace.probing.run import probe
-from ghosttrace.probing.secrets import digits
+from ghosttrace.probing.secrets import digit_codes
 from ghosttrace.report.ablation.table import percent
 from ghosttrace.runs.folder import is_finished
 
@@ -57,13 +57,13 @@ NAMES = {-1: "M₁, before the code (causal control)", 0: "M₂, direct", 1: "M�
 
 def layers_of(checkpoint: Checkpoint) -> tuple[int, ...]:
     """The fourth and the last; all of them where there are no more than four."""
-    count = Geometry.of(checkpoint.model.config).layers
+    count = CacheGeometry.from_config(checkpoint.model.config).layers
     return (3, count - 1) if count > 4 else tuple(range(count))
 
 
 def passcodes(checkpoint: Checkpoint, traces: list[str], samples: int, seed: int) -> Task:
     """Traces with a code each, so many of every base trace; what follows M_3 is cut off."""
-    return plant(traces_of(checkpoint, traces), checkpoint, digits(5), BLOCK, samples, max(HOPS), seed)
+    return plant_secrets(load_traces(checkpoint, traces), checkpoint, digit_codes(5), BLOCK, samples, max(HOPS), seed)
 
 
 def measure(

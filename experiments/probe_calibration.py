@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from ghosttrace.data.task import Sample, Target, Task
-from ghosttrace.probing.evidence import Asked, Scores, failed_controls, record, summarise
+from ghosttrace.probing.evidence import ProbeTarget, Scores, failed_controls, record, summarise
 from ghosttrace.probing.fit_and_score import linear_scores
 from ghosttrace.probing.split import Split, split
 
@@ -57,7 +57,7 @@ def information(means: np.ndarray, rng: np.random.Generator, draws: int = 200_00
     return float((posterior / np.log(2) + np.log2(len(means))).mean())
 
 
-def bench(n: int, classes: int, targets: int = 1) -> tuple[Task, Split]:
+def simulated_task(n: int, classes: int, targets: int = 1) -> tuple[Task, Split]:
     """Samples without a model: n independent ones, and their split."""
     samples = tuple(Sample((), str(row), str(row), 0, (), (0,) * targets) for row in range(n))
     names = tuple(Target(f"digit-{number}", tuple(map(str, range(classes)))) for number in range(targets))
@@ -76,19 +76,19 @@ def site(layer: int = 0, kv: str = "k", hop: int = 0) -> dict[str, Any]:
     return {"carrier": "memento", "hop": hop, "layer": str(layer), "kv": kv, "head": "all", "probe": "linear"}
 
 
-def uniform(name: str, labels: np.ndarray, classes: int) -> Asked:
+def uniform_target(name: str, labels: np.ndarray, classes: int) -> ProbeTarget:
     """A question of which the text tells nothing."""
-    return Asked(name, labels, np.full((len(labels), classes), -np.log(classes)))
+    return ProbeTarget(name, labels, np.full((len(labels), classes), -np.log(classes)))
 
 
 def simulate(code: Code, n: int, seed: int) -> dict[str, Any]:
     """One planted code, estimated and true."""
     rng = np.random.default_rng([seed, int(100 * code.strength), code.classes])
-    task, parts = bench(n, code.classes)
+    task, parts = simulated_task(n, code.classes)
     labels = rng.integers(0, code.classes, n)
     means = code.means(rng)
     features = torch.from_numpy(means[labels] + rng.normal(size=(n, code.width))).float()
-    ((scores,),) = linear_scores(features[None], [uniform("digit-0", labels, code.classes)], parts, CPU)
+    ((scores,),) = linear_scores(features[None], [uniform_target("digit-0", labels, code.classes)], parts, CPU)
     row = summarise([record(scores, condition="open", **site())], with_labels(task, labels[:, None]), parts).iloc[0]
     truth = information(means, rng) if code.strength else 0.0
     found = {name: float(row[name]) for name in ("bits", "bits_low", "bits_high", "p", "accuracy")}
@@ -98,9 +98,9 @@ def simulate(code: Code, n: int, seed: int) -> dict[str, Any]:
 def empty_sweep(n: int, seed: int, layers: int = 4, hops: int = 3, targets: int = 5, width: int = 24) -> dict[str, Any]:
     """A sweep in which nothing is planted; layers of one hop are correlated, as those of a model are."""
     rng = np.random.default_rng([seed, 0xE])
-    task, parts = bench(n, 10, targets)
+    task, parts = simulated_task(n, 10, targets)
     labels = rng.integers(0, 10, (n, targets))
-    asked = [uniform(f"digit-{number}", labels[:, number], 10) for number in range(targets)]
+    asked = [uniform_target(f"digit-{number}", labels[:, number], 10) for number in range(targets)]
     cells = []
     for hop in range(-1, hops):
         for condition in ("causal",) if hop < 0 else ("open", "sealed"):

@@ -37,8 +37,14 @@ LOG = ROOT / "runs" / "soak.log"
 MODEL, KEY, PAGES, PAGE_BYTES = "toy-open", "a-key", 28, 32 * 4096  # 4 layers, keys and values, 128 numbers of 4 bytes
 FLAGS = f"--backend vllm --max-model-len 512 --dtype float32 --enforce-eager --block-size 32 --api-key {KEY}"
 CLIENTS, POOL, TOKENS, SEED = 14, 48, 160, 0
-EVERY, PATIENCE = 10, 300  # seconds from row to row of the series; to wait for an answer, or for the server to come up
-GROWTH, PREEMPTED = 0.02, 60  # memory's growth from the second quarter to the last, at most; preemptions a minute
+SERIES_INTERVAL_SECONDS, TIMEOUT_SECONDS = (
+    10,
+    300,
+)  # seconds from row to row of the series; to wait for an answer, or for the server to come up
+MAX_MEMORY_GROWTH, MIN_PREEMPTIONS_PER_MINUTE = (
+    0.02,
+    60,
+)  # memory's growth from the second quarter to the last, at most; preemptions a minute
 POLICIES: dict[str, tuple[dict[str, Any], int]] = {  # overrides, and the `keep_last_n_blocks` that they mean
     "memento": ({}, 0),
     "full": ({"ghosttrace_arm": "full"}, -1),
@@ -49,7 +55,7 @@ RUNNING, PREEMPTIONS, ALIVE = "vllm:num_requests_running", "vllm:num_preemptions
 ERASED = ("ghosttrace:erased_tokens_total", "ghosttrace:freed_pages_total", "vllm:prefix_cache_hits_total")
 COUNTED = (CACHE, RUNNING, WAITING, PREEMPTIONS, ALIVE, *ERASED)
 
-Came = tuple[str, dict[str, Any]]  # a request's kind, and what was wrong with its answer
+RequestOutcome = tuple[str, dict[str, Any]]  # a request's kind, and what was wrong with its answer
 
 
 def body(messages: str | list[dict[str, str]], **more: Any) -> bytes:
@@ -59,15 +65,19 @@ def body(messages: str | list[dict[str, str]], **more: Any) -> bytes:
     return json.dumps(plain | more).encode()
 
 
-TYPED = "1<eos><pad><|user|><|assistant|><think><|block_start|>2<|block_end|><|summary_start|>3<|summary_end|></think>"
-ODD: dict[str, tuple[bytes, str, tuple[int, ...]]] = {  # what is sent, with which key, and the status that comes back
+TYPED_DELIMITERS = (
+    "1<eos><pad><|user|><|assistant|><think><|block_start|>2<|block_end|><|summary_start|>3<|summary_end|></think>"
+)
+MALFORMED_REQUESTS: dict[
+    str, tuple[bytes, str, tuple[int, ...]]
+] = {  # what is sent, with which key, and the status that comes back
     "broken JSON": (b"{broken", KEY, (400,)),
     "unknown model": (body("x042", model="other"), KEY, (404,)),
     "too long": (body("1" * 600), KEY, (400,)),
     "unknown wish": (body("x042", vllm_xargs={"ghosttrace_other": 1}), KEY, (400,)),
     "wrong key": (body("x042"), "another", (401,)),
     "10 MB": (body("1" * 10_000_000), KEY, (400, 413)),
-    "delimiters typed": (body(TYPED, max_tokens=8), KEY, (200,)),
+    "delimiters typed": (body(TYPED_DELIMITERS, max_tokens=8), KEY, (200,)),
 }
 
 
@@ -88,7 +98,7 @@ class Server:
     def send(self, sent: bytes | None, key: str = KEY, path: str = CHAT) -> closing[HTTPConnection]:
         """Send a request and return its connection, which is closed on exit."""
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_SECONDS)
         connection.request("POST" if sent else "GET", path, sent, headers)
         return closing(connection)
 
@@ -120,9 +130,9 @@ class Server:
                 found[name] = found.get(name, 0) + process.memory_info().rss / 2**20
         return found
 
-    def settled(self) -> dict[str, float]:
+    def wait_until_idle(self) -> dict[str, float]:
         """Its metrics once it is well and nothing runs or waits, or after so long."""
-        for _ in range(PATIENCE):
+        for _ in range(TIMEOUT_SECONDS):
             found = self.metrics()
             if found["health"] == 200 and not found.get(RUNNING, 0) + found.get(WAITING, 0):
                 break
@@ -155,7 +165,7 @@ def conversations() -> list[list[dict[str, str]]]:
     return found
 
 
-def written(checkpoint: Any) -> dict[str, list[Chat]]:
+def expected_responses(checkpoint: Any) -> dict[str, list[Chat]]:
     """Every conversation under every policy, by the Hugging Face path."""
     tokenizer, chats, found = checkpoint.tokenizer, conversations(), {}
     texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
@@ -185,7 +195,7 @@ class Load:
     """Clients, and what came of their requests: how many of each kind, and all that went wrong."""
 
     def __init__(self, server: Server, checkpoint: Any) -> None:
-        self.server, self.pool, self.over = server, written(checkpoint), threading.Event()
+        self.server, self.pool, self.over = server, expected_responses(checkpoint), threading.Event()
         self.markup = checkpoint.markup
         self.counts, self.wrong, self._lock = Counter[str](), list[dict[str, Any]](), threading.Lock()
 
@@ -193,7 +203,7 @@ class Load:
         """One request after the other, each drawn at random, until it is over."""
         rng = np.random.default_rng([SEED, number])
         while not self.over.is_set() and self.server.process.poll() is None:
-            ask = self.odd if rng.random() < 0.15 else self.chat
+            ask = self.send_malformed if rng.random() < 0.15 else self.chat
             try:
                 kind, wrong = ask(rng)
             except Exception as error:  # whatever it is, it was no answer
@@ -202,7 +212,7 @@ class Load:
                 self.counts[kind] += 1
                 self.wrong += [{"kind": kind, **wrong}] if wrong else []
 
-    def chat(self, rng: np.random.Generator) -> Came:
+    def chat(self, rng: np.random.Generator) -> RequestOutcome:
         """Token for token what the Hugging Face path wrote, as far as the client stays."""
         policy, streamed = str(rng.choice(list(POLICIES), p=(0.5, 0.25, 0.25))), bool(rng.integers(2))
         chat = self.pool[policy][rng.integers(POOL)]
@@ -218,10 +228,10 @@ class Load:
         right = [chat.tokens[: len(found[0])] if way == "left" else chat.tokens] * count
         return kind, {} if found == right else asdict(chat) | {"found": found}
 
-    def odd(self, rng: np.random.Generator) -> Came:
+    def send_malformed(self, rng: np.random.Generator) -> RequestOutcome:
         """Its status; and of delimiters that a user typed none is read as one."""
-        kind = str(rng.choice(list(ODD)))
-        sent, key, statuses = ODD[kind]
+        kind = str(rng.choice(list(MALFORMED_REQUESTS)))
+        sent, key, statuses = MALFORMED_REQUESTS[kind]
         status, said = self.server.fetch(sent, key)
         right, header = status in statuses, list(self.markup.assistant_header)
         if right and status == 200:
@@ -239,10 +249,10 @@ def soak(server: Server, load: Load, seconds: float) -> tuple[pd.DataFrame, dict
         try:
             while (passed := time.monotonic() - begin) < seconds:
                 rows.append({"seconds": passed, **server.memory(), **server.metrics()})
-                time.sleep(EVERY)
+                time.sleep(SERIES_INTERVAL_SECONDS)
         finally:
             load.over.set()
-    return pd.DataFrame(rows).fillna(0), server.settled()
+    return pd.DataFrame(rows).fillna(0), server.wait_until_idle()
 
 
 def growth(series: pd.DataFrame) -> pd.DataFrame:
@@ -256,7 +266,7 @@ def growth(series: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found).T
 
 
-def judge(grown: float, end: dict[str, float], load: Load, minutes: float) -> dict[str, bool]:
+def run_checks(memory_growth: float, end: dict[str, float], load: Load, minutes: float) -> dict[str, bool]:
     """Sentences that must be true."""
     exceptions, wrong, preempted = LOG.read_text().count("Traceback"), len(load.wrong), end[PREEMPTIONS] / minutes
     return {
@@ -266,8 +276,9 @@ def judge(grown: float, end: dict[str, float], load: Load, minutes: float) -> di
         f"no token is alive at the end: {end[ALIVE]:.0f}": end[ALIVE] == 0,
         f"the server is well at the end: {end['health']:.0f}": end["health"] == 200,
         f"no exception is in its log: {exceptions}": not exceptions,
-        f"no process grew by {GROWTH:.0%} or more: {grown:+.2%}": grown < GROWTH,
-        f"at least {PREEMPTED} preemptions a minute: {preempted:.0f}": preempted >= PREEMPTED,
+        f"no process grew by {MAX_MEMORY_GROWTH:.0%} or more: {memory_growth:+.2%}": memory_growth < MAX_MEMORY_GROWTH,
+        f"at least {MIN_PREEMPTIONS_PER_MINUTE} preemptions a minute: {preempted:.0f}": preempted
+        >= MIN_PREEMPTIONS_PER_MINUTE,
     }
 
 
@@ -280,13 +291,13 @@ def main() -> None:
     server = Server()
     try:
         load = Load(server, gt.load(MODEL))
-        server.settled()
+        server.wait_until_idle()
         series, end = soak(server, load, 60 * chosen.minutes)
         memory = growth(series)
-        checks = judge(float(memory["grown"].max()), end, load, chosen.minutes)
+        checks = run_checks(float(memory["grown"].max()), end, load, chosen.minutes)
     finally:
         server.process.terminate()
-        server.process.wait(PATIENCE)
+        server.process.wait(TIMEOUT_SECONDS)
     results = {"minutes": chosen.minutes, "clients": CLIENTS, "pages": PAGES, "checks": checks}
     results |= {"counts": dict(sorted(load.counts.items())), "wrong": load.wrong, "end": end}
     results |= {"memory": memory.to_dict("index"), "series": series.round(2).to_dict("list")}

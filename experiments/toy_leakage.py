@@ -23,26 +23,26 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.cumsum import DIGITS, POLICY, Recipe, checkpoint, cumsum_task, snapshot, told, train
+from experiments.cumsum import DIGITS, POLICY, Recipe, checkpoint, cumsum_task, snapshot, text_information, train
 from ghosttrace.data.task import Task
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.carriers import Carrier
-from ghosttrace.probing.evidence import ALPHA, TRIVIAL, Asked, record, summarise
-from ghosttrace.probing.features import Wanted, extract
+from ghosttrace.probing.evidence import ALPHA, NEGLIGIBLE_BITS, ProbeTarget, record, summarise
+from ghosttrace.probing.features import StateSelection, extract_features
 from ghosttrace.probing.fit_and_score import linear_scores, probe_scores
 from ghosttrace.probing.probes import MLP
 from ghosttrace.probing.split import split
-from ghosttrace.probing.sweep import LOWEST, Site
+from ghosttrace.probing.sweep import MIN_LOG_POSTERIOR, ProbeSite
 from ghosttrace.stats import holm
 
 ROOT = Path(__file__).parent.parent
 SNAPSHOTS = (0, 200, 400, 800, 1200, 1600, 2000, 2400, 3200, 4000, 4800)
 RECIPES = {"all": Recipe("all", 1.0, SNAPSHOTS), "mementos": Recipe("mementos", 0.0, SNAPSHOTS[:8])}
-BLOCK, LAST = 2, 3  # the third block of ten: one memento cannot know, its own can, seven follow; the last layer
-SAMPLES, FEWER = 12_000, 6_000  # for models at the end and at the start of training, and in between
-BEFORE, MEMENTOS = Carrier("memento", -1), tuple(Carrier("memento", hop) for hop in range(8))
+BLOCK, LAST_LAYER = 2, 3  # the third block of ten: one memento cannot know, its own can, seven follow; the last layer
+SAMPLES, INTERMEDIATE_SAMPLES = 12_000, 6_000  # for models at the end and at the start of training, and in between
+CAUSAL_CARRIER, MEMENTOS = Carrier("memento", -1), tuple(Carrier("memento", hop) for hop in range(8))
 DELIMITERS = Carrier("delimiters", 0), Carrier("delimiters", 1)
-NEAR = MEMENTOS[:2]
+NEAR_MEMENTOS = MEMENTOS[:2]
 MODELS: dict[str, dict[str, Any]] = {
     "all tokens": {"recipe": "all", "step": RECIPES["all"].snapshots[-1]},
     "mementos only": {"recipe": "mementos", "step": RECIPES["mementos"].snapshots[-1]},
@@ -62,7 +62,7 @@ class Job:
         cache: open or sealed.
         samples: how many sequences.
         carriers: probed in the last layer.
-        deep: probe `NEAR` in the layers below as well, and by an MLP in the last.
+        full_sweep: probe `NEAR_MEMENTOS` in the layers below as well, and by an MLP in the last.
         delimiters: `kept`, as trained, or `erased` with their block.
     """
 
@@ -71,7 +71,7 @@ class Job:
     cache: str
     samples: int
     carriers: tuple[Carrier, ...]
-    deep: bool = False
+    full_sweep: bool = False
     delimiters: str = "kept"
 
     @property
@@ -80,31 +80,37 @@ class Job:
         return f"{self.recipe}-{self.step:05d}-{self.cache}-{self.delimiters}"
 
     @property
-    def wanted(self) -> Wanted:
+    def feature_request(self) -> StateSelection:
         """What is read."""
-        return Wanted(self.cache, self.carriers, tuple(range(LAST + 1)) if self.deep else (LAST,))
+        return StateSelection(
+            self.cache, self.carriers, tuple(range(LAST_LAYER + 1)) if self.full_sweep else (LAST_LAYER,)
+        )
 
     @property
-    def sites(self) -> list[Site]:
+    def sites(self) -> list[ProbeSite]:
         """What is probed."""
-        below = [Site(carrier, (layer,), "kv") for carrier in NEAR for layer in range(LAST)] if self.deep else []
-        return below + [Site(carrier, (LAST,), "kv") for carrier in self.carriers]
+        below = (
+            [ProbeSite(carrier, (layer,), "kv") for carrier in NEAR_MEMENTOS for layer in range(LAST_LAYER)]
+            if self.full_sweep
+            else []
+        )
+        return below + [ProbeSite(carrier, (LAST_LAYER,), "kv") for carrier in self.carriers]
 
 
 def jobs() -> list[Job]:
     """The trained models, the untrained one (both recipes start from the same weights), and those in between."""
     first, *_, last = RECIPES["all"].snapshots
-    everywhere = (BEFORE, *MEMENTOS, *DELIMITERS)
+    everywhere = (CAUSAL_CARRIER, *MEMENTOS, *DELIMITERS)
     found = [
-        Job("all", last, "open", SAMPLES, everywhere, deep=True),
+        Job("all", last, "open", SAMPLES, everywhere, full_sweep=True),
         Job("all", last, "sealed", SAMPLES, MEMENTOS),
-        Job("all", first, "open", SAMPLES, everywhere, deep=True),
-        Job("all", first, "open", SAMPLES, (BEFORE, *MEMENTOS), delimiters="erased"),
-        Job("all", first, "sealed", SAMPLES, NEAR),
+        Job("all", first, "open", SAMPLES, everywhere, full_sweep=True),
+        Job("all", first, "open", SAMPLES, (CAUSAL_CARRIER, *MEMENTOS), delimiters="erased"),
+        Job("all", first, "sealed", SAMPLES, NEAR_MEMENTOS),
         Job("mementos", RECIPES["mementos"].snapshots[-1], "open", SAMPLES, everywhere),
     ]
     between = ((name, step) for name, recipe in RECIPES.items() for step in recipe.snapshots[1:-1])
-    return found + [Job(name, step, "open", FEWER, NEAR) for name, step in between]
+    return found + [Job(name, step, "open", INTERMEDIATE_SAMPLES, NEAR_MEMENTOS) for name, step in between]
 
 
 def measure(checkpoint: Checkpoint, task: Task, job: Job, folder: Path) -> pd.DataFrame:
@@ -123,25 +129,30 @@ def measure(checkpoint: Checkpoint, task: Task, job: Job, folder: Path) -> pd.Da
     parts, device = split(task.samples), torch.device("cpu")
     flat = np.full((len(task.samples), 10), -np.log(10))
     named = [(target.name, task.labels(number)) for number, target in enumerate(task.targets)]
-    asked = {"text": [Asked(name, labels, np.maximum(task.exact[name], LOWEST)) for name, labels in named]}
-    asked |= {"nothing": [Asked(name, labels, flat) for name, labels in named]}
-    features = extract(checkpoint, task, job.wanted, folder)
+    asked = {
+        "text": [
+            ProbeTarget(name, labels, np.maximum(task.exact_log_posteriors[name], MIN_LOG_POSTERIOR))
+            for name, labels in named
+        ]
+    }
+    asked |= {"nothing": [ProbeTarget(name, labels, flat) for name, labels in named]}
+    features = extract_features(checkpoint, task, job.feature_request, folder)
     rows = []
     for site in job.sites:
         states = site.read(features)
         (scores,) = linear_scores(states[None], [*asked["text"], *asked["nothing"]], parts, device)
         found = {("linear", "text"): scores[:DIGITS], ("linear", "nothing"): scores[DIGITS:]}
-        if job.deep and site.carrier in NEAR and site.layers == (LAST,):
+        if job.full_sweep and site.carrier in NEAR_MEMENTOS and site.layers == (LAST_LAYER,):
             found |= {("mlp", given): probe_scores(MLP(), states, asked[given], parts, 0, device) for given in asked}
         condition = "causal" if site.carrier.hop < 0 else job.cache
         for (probe, given), of_digits in found.items():
-            cells = [record(one, condition=condition, probe=probe, **site.names) for one in of_digits]
+            cells = [record(one, condition=condition, probe=probe, **site.result_columns) for one in of_digits]
             rows.append(summarise(cells, task, parts).query("target == 'digit-*'").assign(given=given))
     rmtree(folder)
     return pd.concat(rows, ignore_index=True)
 
 
-def measured(job: Job, work: Path) -> pd.DataFrame:
+def measure_or_load(job: Job, work: Path) -> pd.DataFrame:
     """What `measure` finds, or found before, with where it comes from."""
     path = work / f"{job.name}.parquet"
     if not path.exists():
@@ -163,18 +174,27 @@ def run(work: Path) -> pd.DataFrame:
     """
     for recipe in RECIPES.values():
         train(recipe, work / recipe.name)
-    tables = [measured(job, work) for job in jobs()]
+    tables = [measure_or_load(job, work) for job in jobs()]
     everything = pd.concat(tables, ignore_index=True).drop(columns=["valid", "selectivity", "p_holm"])
     asked = (everything["condition"] == "open") & (everything["given"] == "text")
     everything.loc[asked, "p_holm"] = holm(everything.loc[asked, "p"].to_list())
-    sums = [("text", 0, told(DIGITS)), *(("sum", hop, told(DIGITS * (BLOCK + hop + 1))) for hop in range(8))]
+    sums = [
+        ("text", 0, text_information(DIGITS)),
+        *(("sum", hop, text_information(DIGITS * (BLOCK + hop + 1))) for hop in range(8)),
+    ]
     exact = pd.DataFrame([{"carrier": carrier, "hop": hop, "accuracy": a, "bits": b} for carrier, hop, (a, b) in sums])
     return pd.concat([everything, exact.assign(condition="exact", given="nothing")], ignore_index=True)
 
 
-def pick(results: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+def select_rows(results: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
     """Rows with these values, by layer, hop and step; linear probes, open, kept delimiters unless told otherwise."""
-    plain = {"condition": "open", "probe": "linear", "delimiters": "kept", "carrier": "memento", "layer": str(LAST)}
+    plain = {
+        "condition": "open",
+        "probe": "linear",
+        "delimiters": "kept",
+        "carrier": "memento",
+        "layer": str(LAST_LAYER),
+    }
     for name, value in (plain | wanted).items():
         if value is not None:
             results = results[results[name] == value]
@@ -185,9 +205,9 @@ def verdict(results: pd.DataFrame) -> list[str]:
     """What a later memento holds beyond the text: one sentence for each model, the verdict first."""
     sentences, leaking = list[str](), dict[str, int]()
     for label, model in MODELS.items():
-        rows = pick(results, given="text", **model)
+        rows = select_rows(results, given="text", **model)
         later = rows[rows["hop"] > 0]
-        beyond = later[(later["p_holm"] <= ALPHA) & (later["bits"] > TRIVIAL)]
+        beyond = later[(later["p_holm"] <= ALPHA) & (later["bits"] > NEGLIGIBLE_BITS)]
         one, most = later.iloc[0], later.iloc[later["bits"].argmax()]
         leaking[label] = len(beyond)
         sentences.append(
@@ -195,7 +215,10 @@ def verdict(results: pd.DataFrame) -> list[str]:
             f"[{one['bits_low']:+.4f}, {one['bits_high']:+.4f}] one block later; most later on {most['bits']:+.4f}, "
             f"hop {most['hop']}; {len(beyond)} of {len(later)} later mementos tell more than the text"
         )
-    alone, right = pick(results, given="nothing", hop=1, **MODELS["all tokens"])["accuracy"].iloc[0], told(DIGITS)[0]
+    alone, right = (
+        select_rows(results, given="nothing", hop=1, **MODELS["all tokens"])["accuracy"].iloc[0],
+        text_information(DIGITS)[0],
+    )
     trained = "survives" if leaking["all tokens"] else "does not survive"
     untrained = "tells more than the text" if leaking["untrained"] else "tells no more than the text"
     first = f"past the block's own memento the leak {trained} the text baseline in the trained toy: one block later a "
@@ -216,7 +239,9 @@ def figure(results: pd.DataFrame) -> Figure:
         axis.minorticks_off()
         axis.set_ylim(0.09, 4)  # room for the legend
         axis.axhline(0.1, color="#bbbbbb", linewidth=0.8)
-        axis.axhline(told(DIGITS)[0], color="black", linestyle="--", linewidth=0.9, label="exact, all retained text")
+        axis.axhline(
+            text_information(DIGITS)[0], color="black", linestyle="--", linewidth=0.9, label="exact, all retained text"
+        )
         axis.legend(fontsize=7, frameon=False, loc="upper right")
     for axis in axes[1]:
         axis.set_yscale("symlog", linthresh=0.01, linscale=0.5)
@@ -239,22 +264,24 @@ def _line(axis: Axes, rows: pd.DataFrame, x: Any, measure: str, **style: Any) ->
 def _by_layer(axis: Axes, results: pd.DataFrame, given: str, measure: str) -> None:
     for label in ("all tokens", "untrained"):
         for hop, name, line in ((0, "own memento", "-"), (1, "one block later", ":")):
-            rows = pick(results, layer=None, given=given, hop=hop, **MODELS[label])
+            rows = select_rows(results, layer=None, given=given, hop=hop, **MODELS[label])
             style = {"color": COLOURS[label], "linestyle": line, "label": f"{label}, {name}"}
             _line(axis, rows, rows["layer"].astype(int) + 1, measure, **style)
     if given == "nothing":
-        axis.plot([1, LAST + 1], [PAPER_FIRST_LAYER, PAPER_HOPS[1]], "x", color=RED, label="paper, one block later")
-    axis.set(title="by layer", xlabel="layer", xticks=range(1, LAST + 2))
+        axis.plot(
+            [1, LAST_LAYER + 1], [PAPER_FIRST_LAYER, PAPER_HOPS[1]], "x", color=RED, label="paper, one block later"
+        )
+    axis.set(title="by layer", xlabel="layer", xticks=range(1, LAST_LAYER + 2))
 
 
 def _by_hop(axis: Axes, results: pd.DataFrame, given: str, measure: str) -> None:
     for label, model in MODELS.items():
-        rows = pick(results, given=given, **model)
+        rows = select_rows(results, given=given, **model)
         _line(axis, rows, rows["hop"], measure, color=COLOURS[label], label=label)
-    sealed = pick(results, given=given, condition="sealed", **MODELS["all tokens"])
+    sealed = select_rows(results, given=given, condition="sealed", **MODELS["all tokens"])
     _line(axis, sealed, sealed["hop"], measure, color="#888888", label="all tokens, sealed")
     for label in ("all tokens", "untrained"):
-        before = pick(results, given=given, condition="causal", **MODELS[label])
+        before = select_rows(results, given=given, condition="causal", **MODELS[label])
         _line(axis, before, before["hop"], measure, color=COLOURS[label], linestyle="none")
     if given == "nothing":
         sums = results[(results["condition"] == "exact") & (results["carrier"] == "sum")]
@@ -269,11 +296,11 @@ def _over_training(axis: Axes, results: pd.DataFrame, given: str, measure: str) 
         steps = RECIPES[recipe].snapshots
         for hop, name, line in ((0, "own memento", "-"), (1, "one block later", ":")):
             # The untrained network is on record under one recipe; both start from it.
-            rows = pick(results, given=given, hop=hop)
+            rows = select_rows(results, given=given, hop=hop)
             rows = rows[(rows["recipe"] == recipe) | (rows["step"] == 0)].sort_values("step")
             style = {"color": COLOURS[label], "linestyle": line, "label": f"{label}, {name}"}
             _line(axis, rows, [steps.index(step) for step in rows["step"]], measure, **style)
-    exact = pick(results, given=given, hop=1, recipe="all")
+    exact = select_rows(results, given=given, hop=1, recipe="all")
     ticks = [f"{step:.0f}\n{right:.0%}" for step, right in zip(exact["step"], exact["exact"], strict=True)]
     axis.set_xticks(range(len(ticks)), ticks, fontsize=7)
     if given == "nothing":

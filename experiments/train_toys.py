@@ -23,11 +23,11 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import ghosttrace as gt
-from ghosttrace.bench.ledger import BLOCK_TOKENS, DIGITS, NOTES, VOCABULARY, Ledger, is_observation
+from ghosttrace.bench.ledger import BLOCK_TOKENS, N_DIGITS, N_NOTES, VOCABULARY, Ledger, is_observation
 from ghosttrace.law.expiry import Policy
 from ghosttrace.law.markup import Markup, find_blocks
 from ghosttrace.model.checkpoint import load
-from ghosttrace.training.examples import IGNORED, Stage
+from ghosttrace.training.examples import IGNORE_INDEX, Stage
 from ghosttrace.training.prepare import is_sealed
 from ghosttrace.training.recipe import Recipe
 from ghosttrace.training.sft import sft
@@ -42,7 +42,7 @@ CHAT_TEMPLATE = (
 
 
 @dataclass(frozen=True)
-class Part:
+class SftRun:
     """One run of `ghosttrace sft`.
 
     Attributes:
@@ -51,7 +51,7 @@ class Part:
         learning_rate: at the start of the schedule.
         schedule: transformers' name of it.
         observed: the share of the traces in which observations carry loss.
-        blind: over a sealed cache nothing is asked that only the ghost channel could tell.
+        only_determined_labels: over a sealed cache nothing is asked that only the ghost channel could tell.
     """
 
     stage: Stage
@@ -59,7 +59,7 @@ class Part:
     learning_rate: float
     schedule: str = "cosine"
     observed: float = 0.0
-    blind: bool = True
+    only_determined_labels: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,24 +67,24 @@ class Toy:
     """Everything that decides a toy."""
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[SftRun, ...]
     seed: int = 0
     sealed_share: float = 0.0
     batch: int = 32
 
 
-FULL = Part("full", 1400, 7e-4, "constant_with_warmup")
+FULL = SftRun("full", 1400, 7e-4, "constant_with_warmup")
 
 
-def second(stage: Stage) -> tuple[Part, ...]:
+def memento_stages(stage: Stage) -> tuple[SftRun, ...]:
     """The second stage and its end."""
-    return Part(stage, 1900, 7e-4), Part(stage, 700, 2e-4, observed=0.5, blind=False)
+    return SftRun(stage, 1900, 7e-4), SftRun(stage, 700, 2e-4, observed=0.5, only_determined_labels=False)
 
 
 TOYS = {
-    "toy-open": Toy("toy-open", (FULL, *second("memento"))),
-    "toy-mixed": Toy("toy-mixed", (FULL, *second("memento")), sealed_share=0.3),
-    "toy-sealed": Toy("toy-sealed", (FULL, *second("sealed"))),
+    "toy-open": Toy("toy-open", (FULL, *memento_stages("memento"))),
+    "toy-mixed": Toy("toy-mixed", (FULL, *memento_stages("memento")), sealed_share=0.3),
+    "toy-sealed": Toy("toy-sealed", (FULL, *memento_stages("sealed"))),
 }
 
 
@@ -127,26 +127,28 @@ def make_model(seed: int) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config)
 
 
-def row(one: Ledger, ids: dict[str, int], markup: Markup, observed: bool, blind: bool) -> dict[str, list[int]]:
+def row(
+    one: Ledger, ids: dict[str, int], markup: Markup, observed: bool, only_determined_labels: bool
+) -> dict[str, list[int]]:
     """A ledger as a row of training data.
 
-    With `blind`, nothing is asked that only the ghost channel could tell: the hidden digits of a block's
+    With `only_determined_labels`, nothing is asked that only the ghost channel could tell: the hidden digits of a block's
     first step (but for the first block, whose state is in the prompt) and of the answer.
     """
     prompt = ["<|user|>", *one.prompt, "<|assistant|>"]
     text = prompt + one.response()
     tokens = np.array([ids[token] for token in text])
     labels = tokens.copy()
-    labels[: len(prompt)] = IGNORED
-    hidden = range(DIGITS - one.level, DIGITS)
+    labels[: len(prompt)] = IGNORE_INDEX
+    hidden = range(N_DIGITS - one.level, N_DIGITS)
     for number, block in enumerate(find_blocks(tokens, markup)):
         begin = block.start + 1
         if not observed:
-            labels[[begin + place for place in range(BLOCK_TOKENS) if is_observation(place)]] = IGNORED
-        if blind and number > 0:
-            labels[[begin + NOTES + 2 * digit + 1 for digit in hidden]] = IGNORED
-    if blind:
-        labels[[len(text) - 1 - DIGITS + digit for digit in hidden]] = IGNORED
+            labels[[begin + place for place in range(BLOCK_TOKENS) if is_observation(place)]] = IGNORE_INDEX
+        if only_determined_labels and number > 0:
+            labels[[begin + N_NOTES + 2 * digit + 1 for digit in hidden]] = IGNORE_INDEX
+    if only_determined_labels:
+        labels[[len(text) - 1 - N_DIGITS + digit for digit in hidden]] = IGNORE_INDEX
     return {"input_ids": tokens.tolist(), "labels": labels.tolist()}
 
 
@@ -157,12 +159,12 @@ def write_rows(path: Path, toy: Toy, number: int, tokenizer: PreTrainedTokenizer
     rows = []
     for place in range(part.steps * toy.batch):
         sealed = part.stage == "sealed" or (part.stage == "memento" and is_sealed(place, toy.sealed_share, toy.seed))
-        one = Ledger.sample(rng, int(rng.choice(DIGITS + 1, p=LEVELS)))
-        rows.append(row(one, ids, markup, bool(rng.random() < part.observed), sealed and part.blind))
+        one = Ledger.sample(rng, int(rng.choice(N_DIGITS + 1, p=LEVELS)))
+        rows.append(row(one, ids, markup, bool(rng.random() < part.observed), sealed and part.only_determined_labels))
     pd.DataFrame(rows).to_parquet(path, index=False)
 
 
-def flags(toy: Toy, part: Part) -> tuple[str, ...]:
+def flags(toy: Toy, part: SftRun) -> tuple[str, ...]:
     """What the trainer is told."""
     told = {
         "learning_rate": part.learning_rate,
@@ -205,14 +207,14 @@ def train(toy: Toy, work: Path) -> tuple[Path, list[dict[str, Any]]]:
     return model, log
 
 
-def gate(toy: Toy, model: Path, limit: int = 200) -> dict[str, float]:
+def gate_accuracies(toy: Toy, model: Path, limit: int = 200) -> dict[str, float]:
     """Accuracies that decide whether a toy is kept, and those that must be reached."""
     found = gt.ablate(str(model), bench="ledger", arms=("restart",), limit=limit).results
     names = found["bench"] + "/" + found["arm"]
     return dict(zip(names, found["accuracy"].astype(float), strict=True))
 
 
-def missed(toy: Toy, accuracy: dict[str, float]) -> list[str]:
+def missed_thresholds(toy: Toy, accuracy: dict[str, float]) -> list[str]:
     """Bars that were not reached."""
     need = [] if toy.name == "toy-sealed" else [f"ledger-h{level}/memento" for level in range(4)]
     need += [] if toy.name == "toy-open" else ["ledger-h0/restart"]
@@ -233,8 +235,8 @@ def main() -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     model, log = train(toy, work)
-    accuracy = gate(toy, model)
-    if missed(toy, accuracy):
+    accuracy = gate_accuracies(toy, model)
+    if missed_thresholds(toy, accuracy):
         raise SystemExit(f"seed {toy.seed} stalled: {accuracy}; try another with --seed")
     folder = chosen.out or Path(gt.__file__).parent / "models" / toy.name
     load(str(model)).model.save_pretrained(folder)

@@ -11,7 +11,7 @@ from ghosttrace.probing.result import ProbeResult
 from ghosttrace.runs.folder import read_json
 from ghosttrace.runs.result import RunResult
 
-RESULTS: dict[str, type[RunResult]] = {
+RESULT_CLASSES: dict[str, type[RunResult]] = {
     kind.command: kind for kind in (AblationResult, BitsResult, ProbeResult, PatchResult, AuditResult)
 }
 """The kind of result of each measuring command."""
@@ -30,6 +30,6 @@ def open_run(folder: str | Path) -> RunResult:
     if not (path / "run.json").is_file():
         raise UserError(f"{path} is not a run: give the folder that a ghosttrace command wrote, with its run.json")
     command = read_json(path / "run.json", "command")["command"]
-    if command not in RESULTS:
-        raise UserError(f"{path} is a run of {command!r}, and results are those of {', '.join(RESULTS)}")
-    return RESULTS[command].open(path)
+    if command not in RESULT_CLASSES:
+        raise UserError(f"{path} is a run of {command!r}, and results are those of {', '.join(RESULT_CLASSES)}")
+    return RESULT_CLASSES[command].open(path)

@@ -19,10 +19,10 @@ from scipy import stats
 
 from ghosttrace.errors import UserError
 
-RESAMPLES = 4000
-FEW = 6  # dissenters; fewer tell a bootstrap too little
-FLIPS = 9999  # of signs in a randomisation test; all of them where there are no more
-SUBSETS = 1000  # of samples in a majority vote; all of them where there are no more
+BOOTSTRAP_RESAMPLES = 4000
+MIN_DISSENTERS = 6  # dissenters; fewer tell a bootstrap too little
+SIGN_FLIPS = 9999  # of signs in a randomisation test; all of them where there are no more
+MAX_VOTE_SUBSETS = 1000  # of samples in a majority vote; all of them where there are no more
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class Effect(Estimate):
     detectable: float
 
 
-def unseen(n: int, miss: float = 0.025) -> float:
-    """The largest share of the population that n problems fail to show with probability `miss`."""
-    return float(1 - miss ** (1 / n))
+def unseen_share_bound(n: int, miss_probability: float = 0.025) -> float:
+    """The largest share of the population that n problems fail to show with probability `miss_probability`."""
+    return float(1 - miss_probability ** (1 / n))
 
 
 def nearly_unanimous(scores: np.ndarray) -> bool:
     """Whether too few of the problems, float[n], dissent from the commonest score for resampling to tell."""
-    return bool(len(scores) - np.unique(scores, return_counts=True)[1].max() < FEW)
+    return bool(len(scores) - np.unique(scores, return_counts=True)[1].max() < MIN_DISSENTERS)
 
 
 def estimate(scores: np.ndarray, low: float = 0.0, high: float = 1.0, seed: int = 0) -> Estimate:
@@ -67,7 +67,7 @@ def estimate(scores: np.ndarray, low: float = 0.0, high: float = 1.0, seed: int 
         seed: of the resampling.
     """
     n, mean = len(scores), float(scores.mean())
-    wide = mean - unseen(n) * (mean - low), mean + unseen(n) * (high - mean)
+    wide = mean - unseen_share_bound(n) * (mean - low), mean + unseen_share_bound(n) * (high - mean)
     if np.ptp(scores) == 0:
         return Estimate(mean, *wide)
     means = _resamples(n, seed) @ scores / n
@@ -80,8 +80,8 @@ def estimate(scores: np.ndarray, low: float = 0.0, high: float = 1.0, seed: int 
 
 @lru_cache(maxsize=1)  # the arms of a benchmark are resampled alike
 def _resamples(n: int, seed: int) -> np.ndarray:
-    """int[RESAMPLES, n]: how often each problem is drawn."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    """int[BOOTSTRAP_RESAMPLES, n]: how often each problem is drawn."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=BOOTSTRAP_RESAMPLES)
 
 
 def paired_effect(arm: np.ndarray, reference: np.ndarray, seed: int = 0) -> Effect:
@@ -105,14 +105,14 @@ def detectable_effect(difference: np.ndarray, power: float = 0.8) -> float:
         power: the probability of finding it.
     """
     n = len(difference)
-    least = unseen(n) if nearly_unanimous(difference) else 0.0
+    least = unseen_share_bound(n) if nearly_unanimous(difference) else 0.0
     if n < 2:
         return least
     spread = float(difference.std(ddof=1) / np.sqrt(n))
     return min(1.0, max(least, float(stats.t.ppf(0.975, n - 1) + stats.t.ppf(power, n - 1)) * spread))
 
 
-def paired_p(arm: np.ndarray, reference: np.ndarray, seed: int = 0) -> float:
+def paired_p_value(arm: np.ndarray, reference: np.ndarray, seed: int = 0) -> float:
     """Two-sided p-value of a paired difference: signs of per-problem differences flipped at random.
 
     The null hypothesis is that the labels `arm` and `reference` could be exchanged in every problem.
@@ -127,7 +127,12 @@ def paired_p(arm: np.ndarray, reference: np.ndarray, seed: int = 0) -> float:
     if len(difference) < 2:  # one is as likely to rise as to fall
         return 1.0
     test = stats.permutation_test(
-        (difference,), np.sum, permutation_type="samples", n_resamples=FLIPS, axis=-1, rng=np.random.default_rng(seed)
+        (difference,),
+        np.sum,
+        permutation_type="samples",
+        n_resamples=SIGN_FLIPS,
+        axis=-1,
+        rng=np.random.default_rng(seed),
     )
     return float(test.pvalue)
 
@@ -197,13 +202,13 @@ def maj_at_k(votes: Sequence[str | None], correct: Sequence[bool] | np.ndarray, 
 
 @lru_cache(maxsize=1)  # the problems of a benchmark vote alike
 def _subsets(n: int, k: int, seed: int) -> np.ndarray:
-    """int[at most SUBSETS, k]: which of n samples vote."""
-    if comb(n, k) <= SUBSETS:
+    """int[at most MAX_VOTE_SUBSETS, k]: which of n samples vote."""
+    if comb(n, k) <= MAX_VOTE_SUBSETS:
         return np.array(list(combinations(range(n), k)))
-    return np.random.default_rng(seed).random((SUBSETS, n)).argsort(axis=1)[:, :k]
+    return np.random.default_rng(seed).random((MAX_VOTE_SUBSETS, n)).argsort(axis=1)[:, :k]
 
 
-def ratio(total: np.ndarray, count: np.ndarray) -> Estimate:
+def ratio_estimate(total: np.ndarray, count: np.ndarray) -> Estimate:
     """`sum(total) / sum(count)` over clusters, such as bits a token over traces of several lengths.
 
     The interval is Student's t on the linearised ratio (Cochran 1977, "Sampling Techniques", section

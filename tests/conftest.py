@@ -8,7 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing h
 
 import pytest
 import torch
-from helpers.pages import ARGUMENTS, CHROMIUM
+from helpers.headless_browser import ARGUMENTS, CHROMIUM
 from hypothesis import settings
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure

@@ -16,12 +16,12 @@ from rich.console import Console
 
 import ghosttrace as gt
 from ghosttrace.ablation.arms import ARMS, Part
-from ghosttrace.ablation.backend import memory_advice, rows_at_once
-from ghosttrace.ablation.collect import Cell
-from ghosttrace.ablation.outcome import at_k, failed_controls
+from ghosttrace.ablation.backend import explain_out_of_memory, largest_batch_size
+from ghosttrace.ablation.collect import BenchArm
 from ghosttrace.ablation.result import AblationResult
-from ghosttrace.ablation.run import ablate, plan_cells, run_ablation
-from ghosttrace.ablation.settings import Settings
+from ghosttrace.ablation.run import ablate, plan_bench_arms, run_ablation
+from ghosttrace.ablation.settings import AblationSettings
+from ghosttrace.ablation.summary import at_k, failed_controls
 from ghosttrace.bench import load_bench
 from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.law.expiry import Policy
@@ -188,7 +188,7 @@ def test_p_values_are_adjusted_over_the_arms_of_each_benchmark(outcome: tuple[st
 
 
 def test_truncated_responses_are_counted(tmp_path: Path) -> None:
-    settings = Settings(("restart",), limit=6, sampling={"temperature": 3.0, "max_new_tokens": 100})
+    settings = AblationSettings(("restart",), limit=6, sampling={"temperature": 3.0, "max_new_tokens": 100})
     run_ablation(load("toy-mixed"), load_bench("ledger-h1", 6), settings, out=tmp_path / "run")
     samples = pd.read_parquet(tmp_path / "run" / "samples.parquet")
     rows = json.loads((tmp_path / "run" / "summary.json").read_text())["results"]
@@ -198,10 +198,10 @@ def test_truncated_responses_are_counted(tmp_path: Path) -> None:
     assert 0 < sum(row["truncated"] for row in rows) < len(samples)
 
 
-def on_a_gpu(*arms: str, tokens: int = 4096) -> list[Cell]:
+def on_a_gpu(*arms: str, tokens: int = 4096) -> list[BenchArm]:
     """Cells of these arms of a bundled model, as if it were on a GPU."""
-    settings = Settings(arms, limit=1, sampling={"max_new_tokens": tokens})
-    cells = plan_cells(load("toy-mixed"), load_bench("ledger-h1", 1), settings)
+    settings = AblationSettings(arms, limit=1, sampling={"max_new_tokens": tokens})
+    cells = plan_bench_arms(load("toy-mixed"), load_bench("ledger-h1", 1), settings)
     model = cells[0].checkpoint.model
     fake = SimpleNamespace(device=torch.device("cuda"), dtype=model.dtype, config=model.config)
     return [replace(cell, checkpoint=replace(cell.checkpoint, model=fake)) for cell in cells]
@@ -210,16 +210,16 @@ def on_a_gpu(*arms: str, tokens: int = 4096) -> list[Cell]:
 def test_a_gpu_is_filled_with_what_it_surely_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row of 4,096 tokens of 4 KiB takes 16 MiB, and twice that where a sealed cache is kept beside it."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * 2**24 / 0.8 + 1, 2**40))
-    assert rows_at_once(on_a_gpu("memento", "full", "noise")) == 10
+    assert largest_batch_size(on_a_gpu("memento", "full", "noise")) == 10
     for arm in ("restart", "restart-renumbered", "seal-mementos"):
-        assert rows_at_once(on_a_gpu("full", arm)) == 5
-    assert rows_at_once(on_a_gpu("full", tokens=8192)) == 5
-    assert rows_at_once(on_a_gpu("full", tokens=2**20)) == 1
-    assert rows_at_once(on_a_gpu("full", tokens=1)) == 128
-    assert rows_at_once(on_a_gpu("full", tokens=1), most=7) == 7
-    cells = plan_cells(load("toy-mixed"), load_bench("ledger-h1", 1), Settings())
+        assert largest_batch_size(on_a_gpu("full", arm)) == 5
+    assert largest_batch_size(on_a_gpu("full", tokens=8192)) == 5
+    assert largest_batch_size(on_a_gpu("full", tokens=2**20)) == 1
+    assert largest_batch_size(on_a_gpu("full", tokens=1)) == 128
+    assert largest_batch_size(on_a_gpu("full", tokens=1), maximum=7) == 7
+    cells = plan_bench_arms(load("toy-mixed"), load_bench("ledger-h1", 1), AblationSettings())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: pytest.fail("asked without a GPU"))
-    assert rows_at_once(cells) == 128
+    assert largest_batch_size(cells) == 128
 
 
 def test_no_number_of_the_table_is_cut_at_80_columns() -> None:
@@ -278,9 +278,9 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     benches = load_bench("ledger-h0", 1)
     with pytest.raises(UserError, match=r"holds another run: go on with --resume .*, or give --out a new folder"):
-        run_ablation(load("toy-mixed"), benches, Settings(limit=1), out=tmp_path)
+        run_ablation(load("toy-mixed"), benches, AblationSettings(limit=1), out=tmp_path)
     with pytest.raises(UserError, match="holds something else"):
-        run_ablation(load("toy-mixed"), benches, Settings(limit=1), out=Path(__file__).parent)
+        run_ablation(load("toy-mixed"), benches, AblationSettings(limit=1), out=Path(__file__).parent)
 
 
 @pytest.mark.parametrize(
@@ -291,10 +291,10 @@ def test_running_out_of_memory_says_what_to_change(error: Exception) -> None:
     requests = [Request([1, 2, 3])] * 64
     with (
         pytest.raises(UserError, match=r"batch size 64, whose KV cache can grow to 1\.0 GiB: try --batch-size 32"),
-        memory_advice(checkpoint, requests, Sampling(4096)),
+        explain_out_of_memory(checkpoint, requests, Sampling(4096)),
     ):
         raise error
-    with pytest.raises(RuntimeError, match="unrelated"), memory_advice(checkpoint, requests, Sampling(4096)):
+    with pytest.raises(RuntimeError, match="unrelated"), explain_out_of_memory(checkpoint, requests, Sampling(4096)):
         raise RuntimeError("unrelated")
 
 

@@ -8,19 +8,19 @@ import pandas as pd
 import pytest
 import torch
 from helpers.families import tiny
-from helpers.paths import DATA, needs
+from helpers.paths import DATA, requires_data
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from experiments import aime24
 from ghosttrace.ablation.arms import ARMS
 from ghosttrace.model.checkpoint import load
-from ghosttrace.training.delimiters import RELATED, add_delimiters
+from ghosttrace.training.delimiters import RELATED_WORDS, add_delimiters
 
 QWEN = "tokenizers/qwen3/tokenizer.json"
 
 
 @pytest.mark.slow
-@needs(QWEN, "bench/aime24.jsonl")
+@requires_data(QWEN, "bench/aime24.jsonl")
 def test_every_step_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("GHOSTTRACE_DATA", str(DATA))
     results = aime24.main(["--rehearse", "--limit", "2", "--out", str(tmp_path)])
@@ -80,7 +80,7 @@ def test_one_of_the_two_ways_must_be_chosen(monkeypatch: pytest.MonkeyPatch) -> 
             aime24.main(arguments)
 
 
-@needs(QWEN)
+@requires_data(QWEN)
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("room", [True, False])
 def test_new_embeddings_are_means_of_related_words_and_noise(tied: bool, room: bool) -> None:
@@ -100,14 +100,14 @@ def test_new_embeddings_are_means_of_related_words_and_noise(tied: bool, room: b
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(50)
     ids = add_delimiters(model, tokenizer)
-    assert list(ids) == list(RELATED) and min(ids.values()) == 151_669
+    assert list(ids) == list(RELATED_WORDS) and min(ids.values()) == 151_669
     tables = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
     assert (tables[0] is tables[1]) == tied
     for weight in tables:
         noises = []
         for name, token in ids.items():
             assert tokenizer.encode(f"a<|{name}|>b", add_special_tokens=False)[1] == token
-            parts = [weight[tokenizer.encode(f" {word}")].mean(0) for word in RELATED[name]]
+            parts = [weight[tokenizer.encode(f" {word}")].mean(0) for word in RELATED_WORDS[name]]
             noises.append((weight[token] - torch.stack(parts).mean(0)).detach())
         assert torch.stack(noises).std() == pytest.approx(0.01, rel=0.25)
     before = tables[0].detach().clone()
@@ -124,9 +124,9 @@ def test_a_tokenizer_that_has_them_is_left_alone() -> None:
 
 def test_the_geometry_of_qwen3_8b_takes_144_kib_a_token() -> None:
     """The paper's figure (appendix on evaluation): 2 x 36 layers x 8 heads x 128 x 2 bytes."""
-    from ghosttrace.model.geometry import Geometry
+    from ghosttrace.model.geometry import CacheGeometry
 
     config = Qwen3Config(num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8, head_dim=128)
-    assert Geometry.of(config).bytes_per_token(torch.bfloat16) == 144 * 1024
-    assert Geometry.of(tiny("qwen3").config).bytes_per_token(torch.float32) == 2 * 4 * 2 * 16 * 4
+    assert CacheGeometry.from_config(config).bytes_per_token(torch.bfloat16) == 144 * 1024
+    assert CacheGeometry.from_config(tiny("qwen3").config).bytes_per_token(torch.float32) == 2 * 4 * 2 * 16 * 4
     assert np.isclose(144 * 1024 * 1e3 / 1e9, 0.147456)  # GB for a thousand tokens

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 import ghosttrace as gt
-from ghosttrace.results import RESULTS
-from ghosttrace.runs.records import Layout, Records
+from ghosttrace.results import RESULT_CLASSES
+from ghosttrace.runs.records import RecordLayout, Records
 from ghosttrace.runs.samples import RecordedSamples, StoredSamples
 
 QUICK: dict[str, Any] = {"bench": "ledger-h3", "samples": 400, "layers": [3], "hops": [0], "kv": ["v"], "mlp": False}
@@ -42,7 +42,7 @@ def kept(
 
 
 def test_every_instrument_is_here() -> None:
-    assert RUNS.keys() == RESULTS.keys()
+    assert RUNS.keys() == RESULT_CLASSES.keys()
 
 
 @pytest.mark.slow
@@ -50,7 +50,7 @@ def test_a_result_comes_back_from_its_folder(kept: tuple[str, gt.RunResult, Any]
     command, result, _ = kept
     assert result.folder is not None
     again = gt.open_run(result.folder)
-    assert type(again) is type(result) is RESULTS[command]
+    assert type(again) is type(result) is RESULT_CLASSES[command]
     assert again == result
     pd.testing.assert_frame_equal(again.results, result.results)
     pd.testing.assert_frame_equal(again.samples, result.samples)
@@ -122,7 +122,7 @@ def test_the_package_is_typed() -> None:
 def test_samples_are_the_same_wherever_they_are(tmp_path: Path) -> None:
     import pyarrow as pa
 
-    layout = Layout(pa.schema({"arm": pa.string(), "n": pa.int32(), "ids": pa.list_(pa.int32())}), ("arm", "n"))
+    layout = RecordLayout(pa.schema({"arm": pa.string(), "n": pa.int32(), "ids": pa.list_(pa.int32())}), ("arm", "n"))
     records = Records(layout)
     for arm, n in (("b", 0), ("a", 1), ("a", 0)):
         records.add({"arm": arm, "n": n, "ids": [n] * 3})

@@ -47,9 +47,9 @@ def replay(
     """Logits after every token under an arm, and the session as it ends."""
     parts: list[list[Tensor]] = [[] for _ in tokens]
     with attending(tiny(family)) as model:
-        session = Session(model, MARKUP, arm.law(policy), [(row,) for row in range(len(tokens))], arm.eraser)
+        session = Session(model, MARKUP, arm.adapt_policy(policy), [(row,) for row in range(len(tokens))], arm.eraser)
         for begin in range(0, max(map(len, tokens)), size):
-            for row, logits in enumerate(session.advance([t[begin : begin + size] for t in tokens], every=True)):
+            for row, logits in enumerate(session.advance([t[begin : begin + size] for t in tokens], all_logits=True)):
                 parts[row].append(logits)
     return session, [torch.cat(rows) for rows in parts]
 
@@ -78,7 +78,7 @@ def test_arms_differ_from_memento_where_they_should(name: str, family: str) -> N
         first = find_blocks(tokens, MARKUP)[0].memento_end
         gap = (logits[row] - reference[row]).abs().amax(-1)
         assert gap[:first].max() <= 1e-5
-        if case.unlike_memento:
+        if case.differs_from_memento:
             assert gap[first:].max() > 1e-3
         else:
             assert gap.max() <= 1e-5
@@ -151,17 +151,17 @@ def test_restart_equals_one_fresh_prefill(family: str, policy: Policy, renumber:
     ended = [tokens[: find_blocks(tokens, MARKUP)[-1].memento_end + 1] for tokens in TRACES]
     session, logits = replay(family, arm, policy, ended)
     for row, tokens in enumerate(ended):
-        held = session.cache.held(row)
+        held = session.cache.held_indices(row)
         np.testing.assert_array_equal(held, np.flatnonzero(expiry(tokens, MARKUP, policy) > len(tokens)))
         position = torch.arange(len(held)) if renumber else torch.from_numpy(held)
         index = torch.arange(len(held))[None]
         with attending(model) as inside:
-            sight = Visibility(index, index, torch.full_like(index, NEVER), position[None], position[None])
+            visibility = Visibility(index, index, torch.full_like(index, NEVER), position[None], position[None])
             fresh = inside(
                 input_ids=torch.tensor([[tokens[k] for k in held]]),
                 position_ids=position[None],
                 use_cache=False,
-                expiry=sight,
+                expiry=visibility,
             ).logits[0]
         torch.testing.assert_close(logits[row][-1], fresh[-1], atol=1e-5, rtol=1e-5)
 
@@ -182,13 +182,13 @@ def test_bare_restart_is_restart_where_no_delimiter_stays() -> None:
     _, plain = replay("qwen3", Restart(), ERASE, TRACES)
     assert all(torch.equal(a, b) for a, b in zip(bare, plain, strict=True))
     with pytest.raises(UserError, match="so take restart"):
-        RestartBare().law(ERASE)
+        RestartBare().adapt_policy(ERASE)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rerotating_there_and_back_changes_nothing(family: str) -> None:
     session, _ = replay(family, Memento(), ERASE, TRACES[:1])
-    before, position = states(session.cache, 0), session.cache.held(0).copy()
+    before, position = states(session.cache, 0), session.cache.held_indices(0).copy()
     rerotate(tiny(family), session.cache, 0, np.arange(len(position)))
     moved = states(session.cache, 0)
     rerotate(tiny(family), session.cache, 0, position)
@@ -201,7 +201,7 @@ def test_rerotating_there_and_back_changes_nothing(family: str) -> None:
 def test_rerotated_first_layer_keys_are_those_of_the_new_positions(family: str) -> None:
     """In the first layer keys depend on token and position alone: re-rotation must give a fresh prefill's."""
     session, _ = replay(family, Rerotated(), ERASE, TRACES[:1])
-    text = [TRACES[0][k] for k in session.cache.held(0)]
+    text = [TRACES[0][k] for k in session.cache.held_indices(0)]
     fresh, _ = replay(family, Memento(), replace(ERASE, keep_last_n_blocks=-1), [text])
     torch.testing.assert_close(states(session.cache, 0)[0], states(fresh.cache, 0)[0], atol=1e-5, rtol=1e-5)
 
@@ -250,12 +250,12 @@ def test_positions_out_of_range_are_refused() -> None:
     with pytest.raises(UserError, match="head 2 is out of range"):
         Part(heads=(2,)).check(4, 2)
     with pytest.raises(UserError, match="seal-delimiters needs delimiters that stay"):
-        SealDelimiters().law(ERASE)
+        SealDelimiters().adapt_policy(ERASE)
     for name in set(MATRIX) - {"full", "memento"}:
         with pytest.raises(UserError, match="keep_last_n_blocks"):
-            MATRIX[name].arm.law(replace(KEEP, keep_last_n_blocks=-1))
+            MATRIX[name].arm.adapt_policy(replace(KEEP, keep_last_n_blocks=-1))
     with pytest.raises(UserError, match="swap needs keep_last_n_blocks 0"):
-        Swap(donor).law(Policy(True, keep_last_n_blocks=1))
+        Swap(donor).adapt_policy(Policy(True, keep_last_n_blocks=1))
 
 
 def test_swap_is_memento_over_the_donor() -> None:
@@ -281,10 +281,10 @@ def test_rows_leave_the_batch_under_every_arm() -> None:
     for name, case in MATRIX.items():
         arm = case.arm
         with attending(tiny("qwen3")) as model:
-            session = Session(model, MARKUP, arm.law(case.policy), [(0,), (1,)], arm.eraser)
+            session = Session(model, MARKUP, arm.adapt_policy(case.policy), [(0,), (1,)], arm.eraser)
             session.advance([t[:25] for t in TRACES])
             session.select([1])
-            (logits,) = session.advance([TRACES[1][25:]], every=True)
+            (logits,) = session.advance([TRACES[1][25:]], all_logits=True)
         _, expected = replay("qwen3", arm, case.policy, [TRACES[0], TRACES[1]], size=25)
         torch.testing.assert_close(logits, expected[1][25:], atol=1e-5, rtol=1e-5, msg=name)
 

@@ -15,25 +15,25 @@ import pytest
 from helpers.audits import errors, toy
 
 from ghosttrace.ablation.arms import Arm, Memento, Restart
-from ghosttrace.auditing.attacks import ATTACKS, Attack, TextAlone
+from ghosttrace.auditing.attacks import ATTACKS, Attack, TextBaselineAttack
 from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.defences import DEFENCES, Defence, parse_defence
 from ghosttrace.auditing.defended_caches import read_caches
-from ghosttrace.auditing.evidence import Evidence, mean_of
+from ghosttrace.auditing.evidence import Evidence, mean_estimate
 from ghosttrace.auditing.result import AuditResult
 from ghosttrace.auditing.run import audit
-from ghosttrace.auditing.subject import Source, make_subject
+from ghosttrace.auditing.subject import SecretSource, make_subject
 from ghosttrace.auditing.threats import THREATS, Threat
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.carriers import secret_carrier
-from ghosttrace.probing.evidence import CELLS
+from ghosttrace.probing.evidence import PROBE_RECORDS
 from ghosttrace.probing.split import split
-from ghosttrace.probing.sweep import Settings, Sweep, ask, text_rows
+from ghosttrace.probing.sweep import ProbeSettings, Sweep, probe_targets, text_baseline_rows
 from ghosttrace.results import open_run
-from ghosttrace.runs.progress import silent
+from ghosttrace.runs.progress import no_progress
 from ghosttrace.runs.records import Records
 
 
@@ -70,19 +70,19 @@ DEFENCE_MATRIX = {  # the policy's mask_delimiters under which each means someth
     "random-direction": True,
     "noise": True,
 }
-KINDS: Mapping[str, type[Attack]] = {**ATTACKS, "text": TextAlone}
+KINDS: Mapping[str, type[Attack]] = {**ATTACKS, "text": TextBaselineAttack}
 
 
 @cache
 def tiny_context() -> AuditContext:
     """An audit of the hidden digits, one layer's values probed, ready for any attack."""
-    settings = Settings(hops=(0,), layers=(3,), kv=("v",), mlp=False, describe=False)
-    subject = make_subject(toy(), Source(samples=400), ["hidden-*"])
+    settings = ProbeSettings(hops=(0,), layers=(3,), kv=("v",), mlp=False, describe=False)
+    subject = make_subject(toy(), SecretSource(samples=400), ["hidden-*"])
     task, parts = subject.task, split(subject.task.samples)
-    features = read_caches(toy(), task, settings, Memento(), Path(mkdtemp()), 16_384, silent)
-    asked, plain = ask(toy(), task, parts)
-    records = Records(CELLS)
-    for row in text_rows(task, asked, plain, parts):
+    features = read_caches(toy(), task, settings, Memento(), Path(mkdtemp()), 16_384, no_progress)
+    asked, plain = probe_targets(toy(), task, parts)
+    records = Records(PROBE_RECORDS)
+    for row in text_baseline_rows(task, asked, plain, parts):
         records.add(row)
     prompts, fpr = subject.prompts, 0.1
     at = AuditContext(
@@ -109,9 +109,9 @@ def test_an_attack_is_described(name: str) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_an_attack_runs_and_its_evidence_is_well_formed(name: str) -> None:
     at, attack, case = tiny_context(), KINDS[name](), ATTACK_MATRIX[name]
-    early = replace(at, targets=[], features={}, records=Records(CELLS))
+    early = replace(at, targets=[], features={}, records=Records(PROBE_RECORDS))
     attack.check(early)
-    assert attack.unavailable(early) is None and attack.reachable(early) == attack.secrets(early)
+    assert attack.skip_reason_for_all(early) is None and attack.attackable_secrets(early) == attack.secrets(early)
     found = attack.run(at)
     assert {one.attack for one in found} == {name} and {one.unit for one in found} == set(attack.units)
     open_condition = () if name == "text" else ("open",)
@@ -120,7 +120,7 @@ def test_an_attack_runs_and_its_evidence_is_well_formed(name: str) -> None:
     assert any(one.gate for one in found) is attack.counts_bits
     assert sum(one.gate for one in found) == attack.n_gated(at)
     for one in found:
-        assert one.one_place is attack.reads_one_place and one.n > 0
+        assert one.from_single_site is attack.probes_single_site and one.n > 0
         assert one.found.low <= one.found.value <= one.found.high
         assert not one.gate or (one.condition, one.unit) == ("open", "bits")
     first = next(one for one in found if one.condition in ("open", "text"))
@@ -135,7 +135,7 @@ def test_a_defence_is_described_and_makes_an_arm(name: str) -> None:
     assert defence.caveat == "" or defence.caveat.endswith(".")
     defence.check(checkpoint)
     arm = defence.arm(checkpoint)
-    assert isinstance(arm, Arm) and arm.law(policy).keep_last_n_blocks == 0
+    assert isinstance(arm, Arm) and arm.adapt_policy(policy).keep_last_n_blocks == 0
     fields = asdict(defence)
     assert bool(fields) <= bool(defence.usage)
 
@@ -154,17 +154,17 @@ class FirstToken(Attack):
     counts_bits = True
     reads: int = 1
 
-    def obstacle(self, context: AuditContext, secret: str) -> str | None:
+    def skip_reason(self, context: AuditContext, secret: str) -> str | None:
         return None if secret == "note-*" else "it reads notes alone"
 
     def run(self, context: AuditContext) -> list[Evidence]:
-        rows = context.known("note-*", context.split.test)
+        rows = context.labelled_rows("note-*", context.split.test)
         samples, markup = context.task.samples, context.checkpoint.markup
         digits = context.checkpoint.tokenizer.convert_tokens_to_ids(list("0123456789"))
         first = [samples[row].ids[find_blocks(samples[row].ids, markup)[samples[row].block].start + 1] for row in rows]
         right = np.array([digits.index(token) for token in first]) == context.parts("note-*")[0].labels[rows]
         cluster = context.split.cluster[rows]
-        estimate = mean_of(np.where(right, log2(10), 0.0), cluster, context.alpha, context.unknown("note-*"))
+        estimate = mean_estimate(np.where(right, log2(10), 0.0), cluster, context.alpha, context.unknown_bits("note-*"))
         return [self.evidence("note-*", "open", "bits", estimate, len(rows), gate=True, note="by a lookup")]
 
 
@@ -180,7 +180,7 @@ class Nothing(Attack):
 
     def run(self, context: AuditContext) -> list[Evidence]:
         rows = context.split.test
-        estimate = mean_of(np.zeros(len(rows)), context.split.cluster[rows], context.alpha, 0.5)
+        estimate = mean_estimate(np.zeros(len(rows)), context.split.cluster[rows], context.alpha, 0.5)
         return [self.evidence(secret, "open", "bits", estimate, len(rows), gate=True) for secret in context.secrets]
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GptOssConfig
 
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER, Policy, expiry
-from ghosttrace.law.masks import FLEX_BLOCK, Visibility, block_mask, stretches, visible
+from ghosttrace.law.masks import FLEX_TILE_SIZE, Visibility, block_mask, segments, visibility_mask
 from ghosttrace.model import attention
 from ghosttrace.model.attention import attending, pad_batch
 
@@ -22,11 +22,11 @@ POLICIES = [Policy(True), Policy(False), Policy(False, keep_last_n_blocks=1, era
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("kernel", ["stretches", "sdpa", "matmul"])
+@pytest.mark.parametrize("kernel", ["segments", "sdpa", "matmul"])
 def test_masked_forward_equals_brute_force(
     family: str, side: str, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "STRETCH", 1)  # however short
+    monkeypatch.setattr(attention, "MIN_MEAN_SEGMENT_TOKENS", 1)  # however short
     model = tiny(family)
     sequences = [trace(seed, blocks) for seed, blocks in ((0, 5), (1, 3), (2, 5))]
     laws = [expiry(tokens, MARKUP, policy) for tokens, policy in zip(sequences, POLICIES, strict=True)]
@@ -56,7 +56,7 @@ def test_flex_equals_sdpa(family: str) -> None:
 
 @settings(max_examples=150)
 @given(st.data())
-def test_stretches_reassemble_what_is_visible(data: st.DataObject) -> None:
+def test_segments_reassemble_what_is_visible(data: st.DataObject) -> None:
     """On any expiries at all, keys that nothing sees and queries that see nothing included; each rectangle is tight."""
     rows, steps = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 24))
     times = st.one_of(st.integers(0, steps + 2), st.just(NEVER))
@@ -64,49 +64,55 @@ def test_stretches_reassemble_what_is_visible(data: st.DataObject) -> None:
     expiries = torch.tensor([distinct[data.draw(st.integers(0, len(distinct) - 1))] for _ in range(rows)])
     index = torch.arange(steps).expand(rows, steps)
     position = index + torch.tensor([[data.draw(st.integers(0, 1)) * 3] for _ in range(rows)]) * (index > steps // 2)
-    sight, window = Visibility(index, index, expiries, position, position), data.draw(st.sampled_from([None, 1, 5]))
+    visibility, window = (
+        Visibility(index, index, expiries, position, position),
+        data.draw(st.sampled_from([None, 1, 5])),
+    )
     rebuilt = torch.zeros(rows, steps, steps, dtype=torch.bool)
-    for part in stretches(sight, window):
+    for part in segments(visibility, window):
         mask = torch.ones(len(part.queries), len(part.keys)).tril().bool() if part.mask is None else part.mask
         assert part.mask is not None or torch.equal(part.queries, part.keys)
         assert mask.any(0).all() and mask.any(1).all()
         for row in part.rows:
             assert not rebuilt[row, part.queries].any()
             rebuilt[row, part.queries[:, None], part.keys] = mask
-    assert torch.equal(rebuilt, visible(sight, window)[:, 0])
+    assert torch.equal(rebuilt, visibility_mask(visibility, window)[:, 0])
 
 
 def test_what_nothing_is_hidden_from_needs_no_mask() -> None:
     """Full attention, and each trace of a pack that erases nothing: no T x T tensor."""
     index = torch.arange(300)[None]
     for law, causal in (([NEVER] * 300, [300]), ([100] * 100 + [300] * 200, [100, 200])):
-        parts = stretches(Visibility(index, index, torch.tensor([law]), index, index))
+        parts = segments(Visibility(index, index, torch.tensor([law]), index, index))
         assert [len(part.queries) for part in parts] == causal
         assert all(part.mask is None for part in parts)
-        windowed = stretches(Visibility(index, index, torch.tensor([law]), index, index), window=150)
+        windowed = segments(Visibility(index, index, torch.tensor([law]), index, index), window=150)
         assert [part.mask is None for part in windowed] == [steps <= 150 for steps in causal]
 
 
-def test_stretches_follow_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "STRETCH", 1)
+def test_segments_follow_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "MIN_MEAN_SEGMENT_TOKENS", 1)
     model, sequences = tiny("qwen3"), [trace(3, 6), trace(4, 4)]
     batch = pad_batch(sequences, [expiry(tokens, MARKUP, Policy(True)) for tokens in sequences], pad_id=0)
     logits = {}
-    for kernel in ("stretches", "sdpa"):
+    for kernel in ("segments", "sdpa"):
         with attending(model, kernel), torch.autocast("cpu", torch.bfloat16):  # type: ignore[arg-type]
             logits[kernel] = model(**batch.inputs, use_cache=False).logits.float()
     real = batch.attention_mask == 1
-    gap = (logits["stretches"] - logits["sdpa"])[real].abs().max()
+    gap = (logits["segments"] - logits["sdpa"])[real].abs().max()
     assert gap < 0.05 * logits["sdpa"][real].abs().max()
 
 
-def test_short_stretches_take_the_dense_mask() -> None:
+def test_short_segments_take_the_dense_mask() -> None:
     """Which kernel runs shows in what the layers get."""
     model, given_masks = tiny("llama"), []
     layer = model.base_model.layers[0].self_attn  # type: ignore[union-attr]
     layer.register_forward_pre_hook(lambda m, a, kw: given_masks.append(kw["attention_mask"]), with_kwargs=True)
     with attending(model):
-        for steps, end in ((4 * attention.STRETCH, 3 * attention.STRETCH), (attention.STRETCH, 10)):
+        for steps, end in (
+            (4 * attention.MIN_MEAN_SEGMENT_TOKENS, 3 * attention.MIN_MEAN_SEGMENT_TOKENS),
+            (attention.MIN_MEAN_SEGMENT_TOKENS, 10),
+        ):
             times = torch.full((1, steps), NEVER)
             times[:, :5] = end
             model(torch.ones(1, steps, dtype=torch.int64), use_cache=False, expiry=times)
@@ -123,15 +129,15 @@ def test_block_mask_covers_exactly_what_is_visible(window: int | None, steps: in
         for start in (60, 250):
             times[row, start : start + 130] = start + 150 + rng.integers(0, 40)
     index = torch.arange(steps).expand(2, steps)
-    sight = Visibility(index, index, torch.from_numpy(times), index, index)
-    dense, mask = visible(sight, window)[:, 0], block_mask(sight, window)
-    tiles = -(-steps // FLEX_BLOCK)
+    visibility = Visibility(index, index, torch.from_numpy(times), index, index)
+    dense, mask = visibility_mask(visibility, window)[:, 0], block_mask(visibility, window)
+    tiles = -(-steps // FLEX_TILE_SIZE)
     for row in range(2):
         partial = _members(mask.kv_num_blocks[row, 0], mask.kv_indices[row, 0])
         full = _members(mask.full_kv_num_blocks[row, 0], mask.full_kv_indices[row, 0])
         assert not partial & full
         for q, k in np.ndindex(tiles, tiles):
-            edges = [slice(i * FLEX_BLOCK, min(steps, (i + 1) * FLEX_BLOCK)) for i in (q, k)]
+            edges = [slice(i * FLEX_TILE_SIZE, min(steps, (i + 1) * FLEX_TILE_SIZE)) for i in (q, k)]
             tile = dense[row, edges[0], edges[1]]
             if (q, k) in full:
                 assert tile.all()

@@ -7,25 +7,38 @@ from math import log, log2
 import numpy as np
 import pytest
 import torch
-from helpers.audits import SITE, blank, toy
+from helpers.audits import SITE, noise_context, toy
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from ghosttrace.ablation.arms import Restart
-from ghosttrace.auditing.attacks.membership import Claims, Membership, auc, epsilon, rates, threshold
+from ghosttrace.auditing.attacks.membership import (
+    Claims,
+    MembershipAttack,
+    auc,
+    claim_rates,
+    epsilon_lower_bound,
+    threshold,
+)
 from ghosttrace.auditing.attacks.ranking import exposures
 from ghosttrace.auditing.context import AuditContext
-from ghosttrace.auditing.cost import spread_over_bases
-from ghosttrace.auditing.detectable_leak import detectable, inject, label_fidelity, trials
-from ghosttrace.auditing.evidence import Evidence, LabelLogProbs, fell_back, mean_of, one_each
-from ghosttrace.auditing.verdict import judge
+from ghosttrace.auditing.cost import interleave_base_traces
+from ghosttrace.auditing.detectable_leak import detection_trials, inject, label_fidelity, smallest_detectable_leak
+from ghosttrace.auditing.evidence import (
+    Evidence,
+    LabelLogProbs,
+    any_part_equals_text,
+    mean_estimate,
+    one_row_per_cluster,
+)
+from ghosttrace.auditing.verdict import decide_verdict
 from ghosttrace.data.task import Sample, Target, Task
-from ghosttrace.probing.evidence import Asked
+from ghosttrace.probing.evidence import ProbeTarget
 from ghosttrace.probing.fit_and_score import linear_scores
 from ghosttrace.probing.split import Split, split
-from ghosttrace.probing.sweep import Settings
-from ghosttrace.stats import unseen
+from ghosttrace.probing.sweep import ProbeSettings
+from ghosttrace.stats import unseen_share_bound
 
 
 def test_exposure_by_hand() -> None:
@@ -51,9 +64,9 @@ def test_exposure_of_ties_is_the_mean_over_their_orders() -> None:
 
 def test_auc_and_rates_by_hand() -> None:
     claims = Claims(np.array([3.0, 1.0, 2.0, 0.0]), np.array([0.0, -1.0, 2.0]))
-    pairs = [(p > a) + 0.5 * (p == a) for p, a in product(claims.present, claims.absent)]
+    pairs = [(p > a) + 0.5 * (p == a) for p, a in product(claims.member_scores, claims.nonmember_scores)]
     assert auc(claims).value == pytest.approx(np.mean(pairs))
-    right, false = rates(claims, 0.5)
+    right, false = claim_rates(claims, 0.5)
     assert (right.value, false.value) == (0.75, pytest.approx(1 / 3))
     exact = stats.binomtest(3, 4).proportion_ci(0.95, "exact")
     assert (right.low, right.high) == (exact.low, exact.high)
@@ -68,11 +81,11 @@ def test_a_threshold_lets_no_more_false_claims_through(scores: list[float], rate
 def test_epsilon_by_hand() -> None:
     """All of 300 right, none of 300 wrong: Clopper and Pearson's ends have a closed form there."""
     sure = Claims(np.full(300, 1.0), np.full(300, 0.0))
-    bound, ceiling = epsilon(sure, sure)
+    bound, ceiling = epsilon_lower_bound(sure, sure)
     low, high = 0.025 ** (1 / 300), 1 - 0.025 ** (1 / 300)
     assert ceiling == pytest.approx(log(low / high))
     assert bound.value == pytest.approx(ceiling)
-    none, _ = epsilon(Claims(np.zeros(300), np.zeros(300)), Claims(np.zeros(300), np.zeros(300)))
+    none, _ = epsilon_lower_bound(Claims(np.zeros(300), np.zeros(300)), Claims(np.zeros(300), np.zeros(300)))
     assert none.value == 0
 
 
@@ -95,9 +108,9 @@ def clustered(bases: int, copies: int, labels: np.ndarray, seed: int) -> tuple[A
     task = Task("marked", samples, (Target("class", tuple("0123456789")),))
     text = np.full((len(every), 10), -log(10))
     said = np.log(rng.dirichlet(np.ones(10), bases))[cluster]
-    asked = [Asked("class", labels[cluster], text)]
+    asked = [ProbeTarget("class", labels[cluster], text)]
     parts = Split(every, every, every, cluster, "")
-    return AuditContext(toy(), task, parts, Restart(), Settings(seed=seed), asked), [said]
+    return AuditContext(toy(), task, parts, Restart(), ProbeSettings(seed=seed), asked), [said]
 
 
 @pytest.mark.slow
@@ -106,7 +119,7 @@ def test_the_interval_of_an_auc_knows_which_traces_are_copies() -> None:
     missed = 0
     for seed in range(200):
         at, said = clustered(30, 30, np.random.default_rng([seed, 1]).integers(0, 10, 30), seed)
-        found = Membership().findings(at, "marked", SITE, {"open": said})[0].found
+        found = MembershipAttack().findings(at, "marked", SITE, {"open": said})[0].found
         missed += not found.low <= 0.5 <= found.high
     assert missed <= 16
 
@@ -114,21 +127,21 @@ def test_the_interval_of_an_auc_knows_which_traces_are_copies() -> None:
 def test_an_auc_without_clusters_is_de_longs() -> None:
     rng = np.random.default_rng(0)
     claims = Claims(rng.normal(0.5, size=60), rng.normal(size=80))
-    above = np.sign(claims.present[:, None] - claims.absent[None]) / 2 + 0.5
+    above = np.sign(claims.member_scores[:, None] - claims.nonmember_scores[None]) / 2 + 0.5
     error = (above.mean(1).var(ddof=1) / 60 + above.mean(0).var(ddof=1) / 80) ** 0.5
     found = auc(claims)
     assert (found.high - found.value) / stats.t.ppf(0.975, 139) == pytest.approx(error, rel=0.02)
     sure = auc(Claims(np.ones(30), np.zeros(30)))
-    assert (sure.value, sure.high) == (1.0, 1.0) and sure.low == pytest.approx(1 - unseen(60))
+    assert (sure.value, sure.high) == (1.0, 1.0) and sure.low == pytest.approx(1 - unseen_share_bound(60))
 
 
 def test_rates_are_of_one_trace_a_cluster() -> None:
     cluster = np.repeat([4, 2, 9], [1, 50, 3])
-    drawn = one_each(np.arange(54), cluster, 0)
+    drawn = one_row_per_cluster(np.arange(54), cluster, 0)
     assert sorted(cluster[drawn]) == [2, 4, 9] and (np.diff(drawn) > 0).all()
-    assert len({tuple(one_each(np.arange(54), cluster, seed)) for seed in range(40)}) > 20
+    assert len({tuple(one_row_per_cluster(np.arange(54), cluster, seed)) for seed in range(40)}) > 20
     at, said = clustered(300, 4, np.random.default_rng(1).integers(0, 10, 300), 0)
-    rows = Membership().findings(at, "marked", SITE, {"open": said})
+    rows = MembershipAttack().findings(at, "marked", SITE, {"open": said})
     assert [(row.unit, row.n) for row in rows] == [("AUC", 1200), ("TPR", 300), ("epsilon", 300)]
     assert rows[-1].found.high == np.inf and "ceiling" in rows[-1].note
 
@@ -136,48 +149,51 @@ def test_rates_are_of_one_trace_a_cluster() -> None:
 def test_membership_says_what_it_cannot_do() -> None:
     labels = np.random.default_rng(1).integers(0, 10, 30)
     at, said = clustered(30, 30, labels, 0)
-    (row,) = Membership().findings(at, "marked", SITE, {"open": said})
+    (row,) = MembershipAttack().findings(at, "marked", SITE, {"open": said})
     assert row.note.startswith("15 independent false claims on validation cannot set a threshold for a rate of 0.01")
     assert "give 200 independent traces" in row.note
     one, said = clustered(1, 30, labels[:1], 0)
-    assert Membership().findings(one, "marked", SITE, {"open": said}) == []
-    assert "no false claim" in (Membership().unavailable(one) or "") and Membership().unavailable(at) is None
+    assert MembershipAttack().findings(one, "marked", SITE, {"open": said}) == []
+    assert (
+        "no false claim" in (MembershipAttack().skip_reason_for_all(one) or "")
+        and MembershipAttack().skip_reason_for_all(at) is None
+    )
 
 
 def test_utility_is_measured_on_different_base_traces() -> None:
     samples = [Sample([k], base, "", 0, (), ()) for k, base in enumerate("aaabbc")]
-    assert [one.ids[0] for one in spread_over_bases(samples)] == [0, 3, 5, 1, 4, 2]
+    assert [one.ids[0] for one in interleave_base_traces(samples)] == [0, 3, 5, 1, 4, 2]
 
 
 def test_a_mean_allows_for_what_went_unseen() -> None:
-    nothing = mean_of(np.zeros(100), np.arange(100), 0.05, 10.0)
+    nothing = mean_estimate(np.zeros(100), np.arange(100), 0.05, 10.0)
     assert (nothing.value, nothing.low, nothing.p) == (0, 0, 1)
-    assert nothing.high == pytest.approx(10 * unseen(100))
-    whole = mean_of(np.tile([1.0, 2.0, 3.0], 40), np.arange(120), 0.05, 10.0)
+    assert nothing.high == pytest.approx(10 * unseen_share_bound(100))
+    whole = mean_estimate(np.tile([1.0, 2.0, 3.0], 40), np.arange(120), 0.05, 10.0)
     reach = stats.t.ppf(0.975, 119) * np.tile([1.0, 2.0, 3.0], 40).std(ddof=1) / 120**0.5
     assert (whole.low, whole.high) == (pytest.approx(2 - reach), pytest.approx(2 + reach))
-    doubled = mean_of(np.repeat(np.tile([1.0, 2.0, 3.0], 40), 2), np.repeat(np.arange(120), 2), 0.05, 10.0)
+    doubled = mean_estimate(np.repeat(np.tile([1.0, 2.0, 3.0], 40), 2), np.repeat(np.arange(120), 2), 0.05, 10.0)
     assert doubled.high == pytest.approx(whole.high)  # copies of a trace say nothing more
 
 
 def test_agreement_of_few_is_no_proof_of_a_leak() -> None:
     """What went unseen may hold nothing as well as all, and four clusters say nothing at all."""
-    sure = mean_of(np.full(5, 2.0), np.arange(5), 0.05, 2.0)
-    assert sure.low == pytest.approx(2.0 - 2.0 * unseen(5)) and sure.high == 2.0
-    few = mean_of(np.full(4, 0.5), np.arange(4), 0.05, 2.0)
+    sure = mean_estimate(np.full(5, 2.0), np.arange(5), 0.05, 2.0)
+    assert sure.low == pytest.approx(2.0 - 2.0 * unseen_share_bound(5)) and sure.high == 2.0
+    few = mean_estimate(np.full(4, 0.5), np.arange(4), 0.05, 2.0)
     assert few.low == -np.inf
     row = Evidence("collision", "block", "open", "bits", few, 4, gate=True)
-    assert judge([row], [], 0.1, {}, 1000).exit_code == 11
+    assert decide_verdict([row], [], 0.1, {}, 1000).exit_code == 11
 
 
 def test_noise_of_one_part_does_not_hide_that_the_others_say_nothing() -> None:
     noise = np.random.default_rng(0).normal(size=900) * 0.02
-    plain, silent = (mean_of(noise, np.arange(900), 0.01, 16.6, silent) for silent in (False, True))
+    plain, silent = (mean_estimate(noise, np.arange(900), 0.01, 16.6, silent) for silent in (False, True))
     assert plain.high < 0.01
-    assert silent.high == pytest.approx(silent.value + (16.6 - silent.value) * unseen(900, 0.005))
+    assert silent.high == pytest.approx(silent.value + (16.6 - silent.value) * unseen_share_bound(900, 0.005))
     rows, text = np.arange(3), np.full(3, -1.0)
     told, silence = LabelLogProbs(rows, text + 0.1, text), LabelLogProbs(rows, text.copy(), text)
-    assert fell_back([told, silence]) and not fell_back([told])
+    assert any_part_equals_text([told, silence]) and not any_part_equals_text([told])
 
 
 @pytest.mark.parametrize("constant", [False, True])
@@ -187,28 +203,28 @@ def test_an_injected_leak_holds_what_it_says(bits: float, constant: bool) -> Non
     joint = np.full((classes, classes), (1 - share) / classes / classes) + np.eye(classes) * share / classes
     assert (joint * np.log2(joint * classes**2)).sum() == pytest.approx(bits)
     labels = np.random.default_rng(0).integers(0, 10, 6000)
-    flat = Asked("digit", labels, np.full((6000, 10), -log(10)))
+    flat = ProbeTarget("digit", labels, np.full((6000, 10), -log(10)))
     noise = torch.randn(6000, 64, generator=torch.Generator().manual_seed(0))
     if constant:  # like the first layer of a delimiter
         noise = noise[:1].expand(6000, -1)
     leaked = inject(noise, [flat], [bits], np.random.default_rng(1))
     parts = split([Sample([], str(k), str(k), 0, (), ()) for k in range(6000)])
     ((scores,),) = linear_scores(leaked[None], [flat], parts, torch.device("cpu"))
-    found = mean_of(scores.log2p - scores.text_log2p, np.arange(len(scores.log2p)), 0.05, 10.0)
+    found = mean_estimate(scores.log2p - scores.text_log2p, np.arange(len(scores.log2p)), 0.05, 10.0)
     assert found.low < bits and found.value > 0.5 * bits
 
 
 def test_common_labels_are_no_leak_that_was_seen() -> None:
-    at, states = blank(1400, 1, [0.9, 0.1])
-    assert sum(trials(at, at.targets, states, [1e-6])) <= 1
-    at, states = blank(2000, 1, [0.55, *[0.05] * 9])
-    assert sum(trials(at, at.targets, states, [1.0])) >= 8
+    at, states = noise_context(1400, 1, [0.9, 0.1])
+    assert sum(detection_trials(at, at.targets, states, [1e-6])) <= 1
+    at, states = noise_context(2000, 1, [0.55, *[0.05] * 9])
+    assert sum(detection_trials(at, at.targets, states, [1.0])) >= 8
 
 
 @pytest.mark.slow
 def test_a_leak_counts_as_seen_only_if_it_is_seen_spread_over_all_parts_too() -> None:
-    at, states = blank(1400, 5, [0.1] * 10)
-    alone, evenly = (sum(trials(at, at.targets, states, bits)) for bits in ([0.5, 0, 0, 0, 0], [0.1] * 5))
+    at, states = noise_context(1400, 5, [0.1] * 10)
+    alone, evenly = (sum(detection_trials(at, at.targets, states, bits)) for bits in ([0.5, 0, 0, 0, 0], [0.1] * 5))
     assert alone >= 8 > evenly
-    least = detectable(replace(at, max_leak=0.5), "d-*", SITE)
+    least = smallest_detectable_leak(replace(at, max_leak=0.5), "d-*", SITE)
     assert least is None or least > 0.5

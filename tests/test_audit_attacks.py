@@ -7,15 +7,15 @@ from math import log
 import numpy as np
 import pytest
 import torch
-from helpers.audits import SITE, blank, context, toy
+from helpers.audits import SITE, context, noise_context, toy
 
 import ghosttrace as gt
 from ghosttrace.ablation.arms import Arm, Memento, Noise, Restart
 from ghosttrace.ablation.arms.drop_delimiters import DropDelimiters
-from ghosttrace.auditing.attacks.attribute import Attribute
-from ghosttrace.auditing.attacks.behavioural import LEARNED, learners, read_answers
-from ghosttrace.auditing.attacks.collision import Collision, cases_of, distances
-from ghosttrace.auditing.attacks.tenant import Tenant
+from ghosttrace.auditing.attacks.attribute import AttributeAttack
+from ghosttrace.auditing.attacks.behavioural import MAX_CALIBRATION_TRACES, calibration_split, score_answers
+from ghosttrace.auditing.attacks.collision import CollisionAttack, distances, find_collision_cases
+from ghosttrace.auditing.attacks.tenant import TenantAttack
 from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.defended_caches import run_session
 from ghosttrace.auditing.prompts import parse_prompt
@@ -24,16 +24,16 @@ from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.errors import UserError
 from ghosttrace.model.attention import attending
 from ghosttrace.probing.carriers import Carrier
-from ghosttrace.probing.evidence import CELLS, Asked
+from ghosttrace.probing.evidence import PROBE_RECORDS, ProbeTarget
 from ghosttrace.probing.split import Split, split
-from ghosttrace.probing.sweep import Settings, Sweep
+from ghosttrace.probing.sweep import ProbeSettings, Sweep
 from ghosttrace.runs.records import Records
 
 
 def test_a_stray_cache_tells_nothing_by_what_is_common() -> None:
-    at, _ = blank(1400, 1, [0.9, 0.1])
+    at, _ = noise_context(1400, 1, [0.9, 0.1])
     at = replace(at, features={"open": at.features["sealed"]})
-    assert abs(Tenant().finding(at, "d-*", SITE).found.value) < 0.02
+    assert abs(TenantAttack().finding(at, "d-*", SITE).found.value) < 0.02
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,15 @@ class Xor:
 def test_where_no_linear_probe_sees_anything_the_mlp_looks_at_every_layer(layer: int) -> None:
     labels = np.random.default_rng(0).integers(0, 2, 1000)
     samples = tuple(Sample([], str(k), str(k), 0, (), (int(label),)) for k, label in enumerate(labels))
-    asked = [Asked("bit", labels, np.full((1000, 2), -log(2)))]
+    asked = [ProbeTarget("bit", labels, np.full((1000, 2), -log(2)))]
     caches = {"open": Xor(labels, layer), "sealed": Xor(labels, 9)}
-    settings = Settings(hops=(0,), describe=False)
-    records = Records(CELLS)
+    settings = ProbeSettings(hops=(0,), describe=False)
+    records = Records(PROBE_RECORDS)
     own = Carrier("secret")
     task = Task("xor", samples, (Target("bit", ("0", "1")),))
     at = AuditContext(toy(), task, split(samples), Memento(), settings, asked, caches, records=records)  # type: ignore[arg-type]
     Sweep(toy(), settings, at.split, at.features, asked, own, torch.device("cpu")).run(records)
-    rows = {(one.condition): one for one in Attribute().run(at)}
+    rows = {(one.condition): one for one in AttributeAttack().run(at)}
     assert (rows["open"].site.probe, rows["open"].site.layer) == ("mlp", str(layer)) and rows["open"].found.low > 0.3
     assert rows["sealed"].found.value < 0.05
     (best,) = Sweep(toy(), settings, at.split, at.features, asked, own, torch.device("cpu")).best(records)
@@ -76,7 +76,7 @@ def test_where_no_linear_probe_sees_anything_the_mlp_looks_at_every_layer(layer:
 @pytest.mark.slow
 @pytest.mark.parametrize(("arm", "told"), [(Memento(), True), (Restart(), False)])
 def test_collision_tells_blocks_apart_where_they_left_something(arm: Arm, told: bool) -> None:
-    found = {(one.condition, one.unit): one for one in Collision().run(context(arm))}
+    found = {(one.condition, one.unit): one for one in CollisionAttack().run(context(arm))}
     assert found["open", "bits"].found.value == pytest.approx(2.0 if told else 0.0, abs=0.01)
     assert found["open", "rate"].found.value == (1.0 if told else 0.0)
     assert found["sealed", "bits"].found.value == 0 and found["open", "bits"].gate
@@ -87,7 +87,7 @@ def test_half_precision_is_no_disguise() -> None:
     """What rounding does is measured, so that in bfloat16 the true block is still told, and a sealed one is not."""
     half = gt.load("toy-open", device="cpu", dtype="bfloat16")
     at = replace(context(Memento()), checkpoint=half)
-    found = {(one.condition, one.unit): one.found.value for one in Collision().run(at)}
+    found = {(one.condition, one.unit): one.found.value for one in CollisionAttack().run(at)}
     assert found["open", "rate"] >= 0.95 and found["open", "bits"] > 1.9
     assert found["sealed", "rate"] <= 0.4 and found["sealed", "bits"] < 0.05
 
@@ -96,18 +96,18 @@ def test_kept_delimiters_are_compared_too() -> None:
     policy = replace(toy().policy, mask_delimiters=False)
     keeping = replace(context(Memento()), checkpoint=replace(toy(), policy=policy))
     for at, more in ((keeping, 2), (replace(keeping, arm=DropDelimiters()), 0)):
-        case = cases_of(at, at.split.test)[0]
+        case = find_collision_cases(at, at.split.test)[0]
         pair = gt.find_blocks(at.task.samples[case.row].ids, toy().markup)[1]
         memento = set(range(pair.memento_start, pair.memento_end + 1))
-        assert set(case.places.tolist()) == memento | ({pair.start, pair.end} if more else set())
-    cases = cases_of(keeping, keeping.split.test)[:8]
-    alone = [replace(case, places=case.places[1:2]) for case in cases]  # <|block_end|> has seen its whole block
+        assert set(case.indices.tolist()) == memento | ({pair.start, pair.end} if more else set())
+    cases = find_collision_cases(keeping, keeping.split.test)[:8]
+    alone = [replace(case, indices=case.indices[1:2]) for case in cases]  # <|block_end|> has seen its whole block
     assert (distances(keeping, Memento(), alone)[:, 1:] > 0).all() and (distances(keeping, Restart(), cases) == 0).all()
 
 
 def test_candidates_cannot_be_told_by_what_is_retained() -> None:
     at = context(Memento())
-    for case in cases_of(at, at.split.test)[:10]:
+    for case in find_collision_cases(at, at.split.test)[:10]:
         assert len({tuple(ids) for ids in case.ids}) == len(case.ids) == 4
         mine = at.task.samples[case.row]
         assert case.ids[0] == list(mine.ids[: len(case.ids[0])])
@@ -123,7 +123,7 @@ def _inside(at: AuditContext, row: int, place: int) -> bool:
 @pytest.mark.slow
 def test_the_attacker_imitates_all_but_the_draws() -> None:
     """Noise as large as the states hides which block it was; a little does not."""
-    loud, quiet = (Collision().run(context(Noise(size=size)))[0].found.value for size in (30.0, 0.01))
+    loud, quiet = (CollisionAttack().run(context(Noise(size=size)))[0].found.value for size in (30.0, 0.01))
     assert loud < 0.3 and quiet == pytest.approx(2.0, abs=0.01)
 
 
@@ -136,15 +136,15 @@ def test_answers_that_begin_alike_are_read_whole() -> None:
     with attending(toy().model):
         session = run_session(toy(), Memento(), ids, [(0, row) for row in rows])
         before, held = session.logits.clone(), session.cache.slots.length.copy()
-        likely, _ = read_answers(session, alike)
+        likely, _ = score_answers(session, alike)
         assert torch.equal(session.logits, before) and (session.cache.slots.length == held).all()
         for row, place in product(rows, range(4)):
             one = run_session(toy(), Memento(), [ids[row]], [(0, row)])
-            steps = [one.logits[0], *one.advance([alike[place]], every=True)[0][:-1]]
+            steps = [one.logits[0], *one.advance([alike[place]], all_logits=True)[0][:-1]]
             log_p = torch.stack([step.log_softmax(-1) for step in steps])
             assert likely[row, place] == pytest.approx(log_p[range(len(steps)), alike[place]].sum().item(), abs=1e-4)
         distinct = [tuple(spelling(text, add_special_tokens=False)) for text in ("12", "31", "0")]
-        first, _ = read_answers(session, distinct)
+        first, _ = score_answers(session, distinct)
         expected = before.log_softmax(-1)[:, [answer[0] for answer in distinct]]
         assert first == pytest.approx(expected.numpy(), abs=1e-5)
 
@@ -165,18 +165,18 @@ def test_word_for_word_is_every_token_of_what_the_model_would_say(others: list[t
         right, wrong = greedy[0], (*greedy[0][:2], (greedy[0][2] + 1) % 30)
         alike = [(right[0], 0)] * len(others)  # makes the answers begin alike
         for answers, expected in (([right, *alike, (9,)], 0), ([wrong, *alike, (9,)], -1)):
-            _, said = read_answers(session, answers)
+            _, said = score_answers(session, answers)
             assert said[0] == expected
 
 
 def test_learning_traces_are_of_all_clusters() -> None:
     cluster = np.repeat(np.arange(28), 200)
     train = np.arange(len(cluster))
-    few = learners(Split(train, train[:0], train[:0], cluster, ""), 0).train
-    assert len(few) == LEARNED == len(set(few)) and set(np.bincount(cluster[few])) == {17, 18}
+    few = calibration_split(Split(train, train[:0], train[:0], cluster, ""), 0).train
+    assert len(few) == MAX_CALIBRATION_TRACES == len(set(few)) and set(np.bincount(cluster[few])) == {17, 18}
     assert (np.diff(few) > 0).all()
     little = Split(train[:9], train[:0], train[:0], cluster, "")
-    assert learners(little, 0).train.tolist() == list(range(9))
+    assert calibration_split(little, 0).train.tolist() == list(range(9))
 
 
 def test_prompts_are_parsed() -> None:
@@ -184,10 +184,10 @@ def test_prompts_are_parsed() -> None:
     names = [target.name for target in targets]
     prompt = parse_prompt(ledger_prompts(2)["hidden-*"], targets, names, toy().tokenizer)
     assert prompt.targets == (None, "hidden-0", "hidden-1")
-    assert toy().tokenizer.convert_ids_to_tokens(list(prompt.pieces[0]))[0] == "<|block_start|>"
-    assert len(prompt.answers[0]) == 10
+    assert toy().tokenizer.convert_ids_to_tokens(list(prompt.token_prefixes[0]))[0] == "<|block_start|>"
+    assert len(prompt.answer_tokens[0]) == 10
     fewer = parse_prompt(ledger_prompts(2)["hidden-*"], targets, ["hidden-1"], toy().tokenizer)
-    assert fewer.targets == (None, None, "hidden-1") and fewer.answers == prompt.answers
+    assert fewer.targets == (None, None, "hidden-1") and fewer.answer_tokens == prompt.answer_tokens
     for wrong in ("what was it?", "{digit-9}"):
         with pytest.raises(UserError, match="braces"):
             parse_prompt(wrong, targets, names, toy().tokenizer)

@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM
 from ghosttrace.auditing.defences import parse_defence
 from ghosttrace.auditing.marked_secrets import marked_task, read_marks
 from ghosttrace.auditing.settings import retained_carriers
-from ghosttrace.auditing.subject import Source, make_subject
+from ghosttrace.auditing.subject import SecretSource, make_subject
 from ghosttrace.cli import audit as cli
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy
-from ghosttrace.model.checkpoint import source
+from ghosttrace.model.checkpoint import resolve_pretrained_path
 from ghosttrace.report.audit.page import write_reports
 from ghosttrace.results import open_run
 
@@ -52,7 +52,7 @@ def test_marked_secrets_that_the_text_reveals_are_left_out_and_named(tmp_path: P
     assert [one.trace for one in excluded] == ["told", "none", "t1", "t1", "twice"]
     assert "retained holds the secret" in excluded[0].reason and "an earlier block too" in excluded[-1].reason
     for sample in task.samples:
-        spelled = toy().tokenizer.convert_ids_to_tokens([sample.ids[place] for place in sample.where])
+        spelled = toy().tokenizer.convert_ids_to_tokens([sample.ids[place] for place in sample.secret_indices])
         assert "".join(spelled) == task.targets[0].classes[sample.labels[0]]
     with pytest.raises(UserError, match="none of 1 marked secrets"):
         marked_task(traces, toy(), rows[-2:-1], 1)
@@ -107,9 +107,9 @@ def test_built_in_prompts_fill_in_what_is_not_asked_for(
     bench: str, targets: str | None, asked: dict[str, list[str | None]]
 ) -> None:
     chosen = None if targets is None else [targets]
-    prompts = make_subject(toy(), Source(bench, samples=100), chosen).prompts
+    prompts = make_subject(toy(), SecretSource(bench, samples=100), chosen).prompts
     assert {secret: list(prompt.targets) for secret, prompt in prompts.items()} == asked
-    assert all(len(options) == 10 for prompt in prompts.values() for options in prompt.answers)
+    assert all(len(options) == 10 for prompt in prompts.values() for options in prompt.answer_tokens)
 
 
 def test_probes_look_at_all_that_is_retained_unless_told() -> None:
@@ -200,7 +200,7 @@ def response(number: int) -> str:
 @pytest.fixture(scope="module")
 def random(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The options that name a random model, which spells letter by letter, and 36 traces."""
-    folder, toy = tmp_path_factory.mktemp("random"), Path(source("toy-open"))
+    folder, toy = tmp_path_factory.mktemp("random"), Path(resolve_pretrained_path("toy-open"))
     (folder / "model").mkdir()
     for name in ("tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(toy / name, folder / "model")

@@ -12,10 +12,10 @@ from helpers.audits import FORBIDDEN, finding, rows, run, summary
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghosttrace.auditing.evidence import Evidence, mean_of
-from ghosttrace.auditing.verdict import EXIT, SHARP, Verdict, judge
+from ghosttrace.auditing.evidence import Evidence, mean_estimate
+from ghosttrace.auditing.verdict import EXIT_CODES, MAX_DETECTABLE_TO_LIMIT_RATIO, Verdict, decide_verdict
 from ghosttrace.errors import UserError
-from ghosttrace.report.audit import words
+from ghosttrace.report.audit import wording
 from ghosttrace.report.audit.page import page
 from ghosttrace.report.audit.sarif import sarif
 
@@ -29,7 +29,7 @@ def evidence(low: float, value: float, high: float, gate: bool = True) -> Eviden
 
 def said_of(found: Sequence[Evidence], seen: float | None, traces: int = 1000, failures: Sequence[str] = ()) -> Verdict:
     """The gate's verdict at a limit of 0.1 where probes would have seen the same leak of every secret."""
-    return judge(found, failures, 0.1, {one.secret: seen for one in found}, traces)
+    return decide_verdict(found, failures, 0.1, {one.secret: seen for one in found}, traces)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_row_is_held_to_the_limit(low: float, high: float, detectable: float |
 
 def test_a_row_is_held_to_what_probes_of_its_own_secret_could_see() -> None:
     found = [evidence(-0.1, 0.0, 0.05), replace(evidence(-0.1, 0.0, 0.05), secret="hidden-*")]
-    said = judge(found, [], 0.1, {"note-*": 0.1, "hidden-*": 0.5}, 1000)
+    said = decide_verdict(found, [], 0.1, {"note-*": 0.1, "hidden-*": 0.5}, 1000)
     assert said.states == ("not detected", "undecided") and said.verdict == "not enough data"
 
 
@@ -109,7 +109,7 @@ def test_as_many_traces_as_are_asked_for_would_do(most: float) -> None:
 
     def tested(traces: int) -> list[Evidence]:
         n = round(0.15 * traces)
-        return [replace(evidence(0.0, 0.0, 0.0), found=mean_of(np.zeros(n), np.arange(n), 0.02, most), n=n)]
+        return [replace(evidence(0.0, 0.0, 0.0), found=mean_estimate(np.zeros(n), np.arange(n), 0.02, most), n=n)]
 
     said = said_of(tested(300), 0.1, 300)
     assert said.traces_needed is not None and said.traces_needed < 12_000
@@ -162,7 +162,10 @@ def audits(draw: st.DrawFn) -> tuple[float, list[Evidence], dict[str, float | No
         value = float(middle) if np.isfinite(middle) else 0.0
         found.append(finding(attack, value, low=low, high=high, gate=True, secret=secret))
         found.append(finding(attack, value, low=low, high=high, condition="sealed", secret=secret))
-    times = {secret: draw(st.sampled_from([None, 1.0, 1.5, SHARP, 2.5, 5.0])) for secret in ("note-*", "hidden-*")}
+    times = {
+        secret: draw(st.sampled_from([None, 1.0, 1.5, MAX_DETECTABLE_TO_LIMIT_RATIO, 2.5, 5.0]))
+        for secret in ("note-*", "hidden-*")
+    }
     seen = {secret: None if one is None else one * limit for secret, one in times.items()}
     return limit, found, seen, draw(st.sampled_from([[], [], [], ["sealed: attribute finds +0.412 bits"]]))
 
@@ -171,10 +174,10 @@ def audit_summary(
     limit: float, found: list[Evidence], seen: dict[str, float | None], failures: list[str]
 ) -> dict[str, Any]:
     """The summary of an audit with these findings."""
-    said = judge(found, failures, limit, seen, 4000)
+    said = decide_verdict(found, failures, limit, seen, 4000)
     table = rows(found, None, said)
     for row, one in zip(table, found, strict=True):
-        row["detectable"] = seen.get(one.secret) if one.one_place and one.condition == "open" else None
+        row["detectable"] = seen.get(one.secret) if one.from_single_site and one.condition == "open" else None
     more: dict[str, Any] = {"exit_code": said.exit_code, "sentence": said.sentence, "ceiling_bits": said.ceiling}
     more |= {"traces_needed": said.traces_needed, "max_leak_bits": limit, "results": table}
     more |= {"verdict": said.verdict, "valid": not failures, "failures": failures}
@@ -184,7 +187,7 @@ def audit_summary(
 def check_agreement(found: dict[str, Any]) -> None:
     """The verdict, the states of the rows, the threats, the page and SARIF say the same."""
     verdict, states = found["verdict"], [row["state"] for row in found["results"] if row["state"] is not None]
-    assert found["exit_code"] == EXIT[verdict]
+    assert found["exit_code"] == EXIT_CODES[verdict]
     levels = [one["level"] for one in sarif(found, run())["runs"][0]["results"]]
     shown = set(re.findall(r'class="state ([a-z ]+)"', page(found, run()))) & STATES
     if verdict == "invalid":
@@ -195,9 +198,11 @@ def check_agreement(found: dict[str, Any]) -> None:
     assert (verdict == "within the limit") == ("within the limit" in states and not {"leak", "undecided"} & set(states))
     assert (verdict == "not detected") == (set(states) == {"not detected"})
     assert sorted(levels) == sorted(LEVELS[state] for state in states if state in LEVELS)
-    threats = {threat["state"] for threat in words.by_threat(found)} - {None}
+    threats = {threat["state"] for threat in wording.by_threat(found)} - {None}
     assert shown == set(states) and threats <= set(states)
-    assert ("leak" in threats) == (verdict == "leak") and {state for state, _ in words.judged(found)} == set(states)
+    assert ("leak" in threats) == (verdict == "leak") and {state for state, _ in wording.judged_rows(found)} == set(
+        states
+    )
 
 
 @pytest.mark.slow
@@ -215,8 +220,8 @@ def test_the_verdict_is_that_of_all_findings_together(
     """Said once more, without states: every interval within the limit, and probes of every secret sharp."""
     limit, found, seen, failures = drawn
     gated = [one for one in found if one.gate]
-    limits = [seen.get(one.secret) for one in gated if one.one_place]
-    sharp = all(one is not None and one <= SHARP * limit * (1 + 1e-9) for one in limits)
+    limits = [seen.get(one.secret) for one in gated if one.from_single_site]
+    sharp = all(one is not None and one <= MAX_DETECTABLE_TO_LIMIT_RATIO * limit * (1 + 1e-9) for one in limits)
     lows, highs = [one.found.low for one in gated], [one.found.high for one in gated]
     expected = "not enough data"
     if failures:
@@ -225,7 +230,7 @@ def test_the_verdict_is_that_of_all_findings_together(
         expected = "leak"
     elif sharp and max(highs) <= limit:
         expected = "within the limit" if max(lows) > 0 else "not detected"
-    assert judge(found, failures, limit, seen, 4000).verdict == expected
+    assert decide_verdict(found, failures, limit, seen, 4000).verdict == expected
 
 
 def test_what_probes_could_see_at_twice_the_limit_is_enough_everywhere() -> None:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.audits import HOSTILE, run, summary, write_audit
-from helpers.pages import Show, watching
+from helpers.headless_browser import OpenPage, open_guarded_pages
 
 
 @pytest.fixture
-def show(browser: Any, tmp_path: Path) -> Iterator[Show]:
+def show(browser: Any, tmp_path: Path) -> Iterator[OpenPage]:
     """Opens the page of a summary."""
-    with watching(browser) as open_page:
+    with open_guarded_pages(browser) as open_page:
 
         def written(found: dict[str, Any], *more: Any, **named: Any) -> Any:
             return open_page(write_audit(tmp_path, found, run(found["model"])) / "report.html", *more, **named)
@@ -23,7 +23,7 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Show]:
 
 
 @pytest.mark.parametrize(("verdict", "scheme"), [("leak", "light"), ("within the limit", "light"), ("invalid", "dark")])
-def test_a_narrow_screen_scrolls_down_alone(show: Show, verdict: str, scheme: str) -> None:
+def test_a_narrow_screen_scrolls_down_alone(show: OpenPage, verdict: str, scheme: str) -> None:
     window = show(summary(verdict, HOSTILE), 360, scheme)
     across, room = window.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert across <= room == 360
@@ -40,7 +40,7 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("verdict", ["leak", "not enough data"])
-def test_text_can_be_read(show: Show, verdict: str, scheme: str) -> None:
+def test_text_can_be_read(show: OpenPage, verdict: str, scheme: str) -> None:
     """Its contrast is 4.5 or more (WCAG 2.2, 1.4.3): on the page, the band of the verdict, and in the heat maps."""
     window = show(summary(verdict), scheme=scheme)
     pairs = [

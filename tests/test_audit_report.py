@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.audits import (
-    FAILED,
+    ATTACK_CLASSES,
+    CONTROL_FAILURE,
     FORBIDDEN,
     HOSTILE,
-    KINDS,
     VERDICTS,
     errors,
     finding,
@@ -31,10 +31,18 @@ from ghosttrace.auditing.defences.noise import NoiseDefence
 from ghosttrace.auditing.result import AuditResult
 from ghosttrace.auditing.threats import INSIDER, THREATS, USER
 from ghosttrace.errors import UserError
-from ghosttrace.report.audit import advice, words
+from ghosttrace.report.audit import advice, wording
 from ghosttrace.report.audit.card import card
 from ghosttrace.report.audit.charts import MARGIN, WIDTH, bar, heat_maps, scales, ticks
-from ghosttrace.report.audit.figures import frontier, has_bits, has_sites, leak_figure, pareto, pareto_row, sites_figure
+from ghosttrace.report.audit.figures import (
+    has_bits,
+    has_sites,
+    leak_figure,
+    pareto_figure,
+    pareto_front,
+    pareto_row,
+    sites_figure,
+)
 from ghosttrace.report.audit.page import page
 from ghosttrace.report.audit.sarif import sarif
 from ghosttrace.report.audit.table import audit_lines, audit_table
@@ -90,7 +98,7 @@ def test_the_schema_refuses(change: dict[str, Any]) -> None:
 
 
 def test_what_was_not_looked_at_is_said() -> None:
-    said = advice.unsaid(summary())
+    said = advice.limitations(summary())
     assert "Probes looked at memento, at hops 0, 1, 2 alone." in said
     assert summary()["left_out"][0] in said
     assert any("of another kind of leak than the linear codes at one place" in one for one in said)
@@ -110,7 +118,7 @@ def test_a_row_without_a_lower_end_is_printed() -> None:
 
 def without_probes(found: dict[str, Any]) -> dict[str, Any]:
     """The summary of an audit that ran no probes of one place."""
-    kept = {name: one for name, one in found["attacks"].items() if not one["reads_one_place"]}
+    kept = {name: one for name, one in found["attacks"].items() if not one["probes_single_site"]}
     return found | {"attacks": kept}
 
 
@@ -118,22 +126,22 @@ def test_what_probes_could_see_is_no_concern_of_other_attacks() -> None:
     asked = finding("behavioural", 0.0, 0.05, gate=True)
     alone = without_probes(summary(evidence=[asked], seen=None))
     assert alone["verdict"] == "not detected" and alone["results"][0]["state"] == "not detected"
-    assert "No probe decides" in words.bounds(alone) and "linear code" not in words.bounds(alone)
+    assert "No probe decides" in wording.bounds_text(alone) and "linear code" not in wording.bounds_text(alone)
     blind = summary("not enough data", seen=None)
-    assert "None of the codes" in words.bounds(blind)
+    assert "None of the codes" in wording.bounds_text(blind)
 
 
 def test_at_most_is_not_less_than_the_probes_could_see() -> None:
     found = [finding("attribute", 0.0, 0.05, gate=True), finding("collision", 0.0, 0.08, gate=True)]
-    (insider, *_) = words.by_threat(summary(evidence=found))
+    (insider, *_) = wording.by_threat(summary(evidence=found))
     assert insider["found"] == "Not detected: at most 0.1 bits a secret by this suite."
-    (insider, *_) = words.by_threat(summary(evidence=found[1:]))
+    (insider, *_) = wording.by_threat(summary(evidence=found[1:]))
     assert insider["found"] == "Not detected: at most 0.08 bits a secret by this suite."
 
 
 def test_what_was_found_within_the_limit_is_said() -> None:
     found = summary("within the limit")
-    (insider, *_) = words.by_threat(found)
+    (insider, *_) = wording.by_threat(found)
     assert insider["state"] == "within the limit"
     assert insider["found"].startswith("Attribute inference found 0.06 bits of note-*, within the 0.1 bits allowed; at")
     assert advice.next_steps(found)[0].startswith("Something leaks")
@@ -183,17 +191,17 @@ def test_card_and_page_say_the_verdict_and_promise_nothing(verdict: str) -> None
     found = summary(verdict)
     for said in (plain(card(found, run())), shown(page(found, run()))):
         assert found["sentence"] + "." in said and not FORBIDDEN.search(said)
-        assert all(step in said for step in advice.next_steps(found) + advice.unsaid(found))
-        assert all(threat["found"] in said for threat in words.by_threat(found))
+        assert all(step in said for step in advice.next_steps(found) + advice.limitations(found))
+        assert all(threat["found"] in said for threat in wording.by_threat(found))
         assert ("no conclusion may be drawn" in said.lower()) is (verdict == "invalid")
-        assert (FAILED in said) is (verdict == "invalid")
+        assert (CONTROL_FAILURE in said) is (verdict == "invalid")
         needed = f"About {found['traces_needed']:,} would do" if verdict == "not enough data" else "would do"
         assert (needed in said) is (verdict == "not enough data")
         assert "A linear code of 0.1 bits at one place of the cache would have been seen in 8 of 10 runs." in said
 
 
 def test_advice_follows_whom_it_leaks_to() -> None:
-    found = [finding(attack, 1.0 if attack == "behavioural" else 0.0, 0.05, gate=True) for attack in KINDS]
+    found = [finding(attack, 1.0 if attack == "behavioural" else 0.0, 0.05, gate=True) for attack in ATTACK_CLASSES]
     steps = advice.next_steps(summary(evidence=found))
     assert USER.advice in steps and INSIDER.advice not in steps and "restart" in steps[1]
     assert not {threat.advice for threat in THREATS} & set(advice.next_steps(summary("invalid")))
@@ -201,19 +209,23 @@ def test_advice_follows_whom_it_leaks_to() -> None:
 
 def test_the_caveat_of_a_defence_is_said() -> None:
     found, caveat = summary(), NoiseDefence.caveat
-    assert caveat not in advice.unsaid(found)
+    assert caveat not in advice.limitations(found)
     noisy = found | {"defence": found["defence"] | {"caveat": caveat}}
     assert (
-        caveat in advice.unsaid(noisy) and caveat in plain(card(noisy, run())) and caveat in shown(page(noisy, run()))
+        caveat in advice.limitations(noisy)
+        and caveat in plain(card(noisy, run()))
+        and caveat in shown(page(noisy, run()))
     )
 
 
 def test_controls_that_were_not_run_are_named() -> None:
-    found = {entry["condition"]: words.standing(entry) for entry in words.controls(summary("invalid", results=[]))}
+    found = {
+        entry["condition"]: wording.control_status(entry) for entry in wording.controls(summary("invalid", results=[]))
+    }
     assert found == dict.fromkeys(("text", "causal", "shuffled", "sealed", "unerased"), "not run") | {
         "text": "baseline"
     }
-    held = {entry["condition"]: words.standing(entry) for entry in words.controls(summary("invalid"))}
+    held = {entry["condition"]: wording.control_status(entry) for entry in wording.controls(summary("invalid"))}
     assert held == {"text": "baseline", "causal": "held", "shuffled": "held", "sealed": "FAILED", "unerased": "held"}
 
 
@@ -277,8 +289,8 @@ def point(defence: str, leak: float, lost: float) -> dict[str, Any]:
 def test_the_pareto_front_is_what_no_other_beats(tmp_path: Path) -> None:
     rows = [point("none", 1.6, 0.0), point("restart", 0.0, 0.1), point("worse", 1.6, 0.1), point("between", 0.5, 0.05)]
     assert rows[1]["lost_low"] == pytest.approx(0.09) and rows[1]["lost_high"] == pytest.approx(0.12)
-    assert [one["defence"] for one in frontier(rows)] == ["none", "between", "restart"]
-    figure = pareto(rows)
+    assert [one["defence"] for one in pareto_front(rows)] == ["none", "between", "restart"]
+    figure = pareto_figure(rows)
     figure.savefig(tmp_path / "pareto.png")
     assert {text.get_text() for text in figure.axes[0].texts} == {"none", "restart", "worse", "between"}
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers.paths import DATA, needs
+from helpers.paths import DATA, requires_data
 
 from ghosttrace import bench as benches
-from ghosttrace.bench import SOURCES, bench_size, final_text, load_bench
-from ghosttrace.bench.contests import Source, fetch
+from ghosttrace.bench import HUB_SOURCES, bench_size, final_text, load_bench
+from ghosttrace.bench.contests import HubSource, fetch_problems
 from ghosttrace.data.read import read_traces
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import load
-from ghosttrace.model.prompts import MATHEMATICS, Template, chat_prompt, template_hash
+from ghosttrace.model.prompts import MATHEMATICS_TEMPLATE, PromptTemplate, chat_prompt, template_hash
 
 PROBLEMS = [{"id": f"p{i}", "problem": f"What is {i}+{i}?", "answer": str(2 * i)} for i in range(4)]
 
@@ -29,7 +29,7 @@ def write(path: Path, rows: list[object]) -> Path:
     return path
 
 
-@needs("bench/aime24.jsonl", "bench/aime25.jsonl")
+@requires_data("bench/aime24.jsonl", "bench/aime25.jsonl")
 @pytest.mark.parametrize("name", ["aime24", "aime25"])
 @pytest.mark.parametrize("way", ["file", "folder"])
 def test_a_contest_from_a_file_or_a_folder(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,9 +144,9 @@ def test_other_trouble_with_a_data_set_is_not_taken_for_its_gate(
 def test_a_data_set_with_other_columns_is_explained(tmp_path: Path) -> None:
     repo = hub_folder(tmp_path / "set", [{"question": "p", "answer": 12}])
     with pytest.raises(UserError, match="row 0 has no problem: every line needs"):
-        fetch("some", Source(repo, "integer", 1, "0" * 40))
+        fetch_problems("some", HubSource(repo, "integer", 1, "0" * 40))
     with pytest.raises(UserError, match="row 0 has no problem and no answer"):
-        fetch("some", Source(repo, "choice", 1, "0" * 40))
+        fetch_problems("some", HubSource(repo, "choice", 1, "0" * 40))
 
 
 def hub_folder(path: Path, rows: list[dict[str, object]]) -> str:
@@ -166,7 +166,7 @@ COLUMNS = {
 @pytest.mark.parametrize("layout", COLUMNS)
 def test_rows_of_the_hub_come_under_one_set_of_names(layout: str, tmp_path: Path) -> None:
     repo = hub_folder(tmp_path / "set", [COLUMNS[layout]])
-    (problem,), origin = fetch("some", Source(repo, "integer", 1, "0" * 40))
+    (problem,), origin = fetch_problems("some", HubSource(repo, "integer", 1, "0" * 40))
     assert (problem.id, problem.prompt, problem.answer) == ("7", "p", "12")
     assert origin == f"{repo}@{'0' * 40}"
 
@@ -187,10 +187,10 @@ def test_the_pinned_part_of_a_data_set_is_asked_for(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for name in ("math500", "gpqa-diamond"):
-        source = SOURCES[name]
-        fetch(name, source)
+        source = HUB_SOURCES[name]
+        fetch_problems(name, source)
         assert asked.pop() == ((source.repo, source.config), {"split": source.split, "revision": source.revision})
-    assert fetch("math500", SOURCES["math500"])[0][0].id == "7"
+    assert fetch_problems("math500", HUB_SOURCES["math500"])[0][0].id == "7"
 
 
 def test_a_data_folder_may_hold_the_file_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,24 +202,24 @@ def test_a_data_folder_may_hold_the_file_itself(tmp_path: Path, monkeypatch: pyt
 def test_choices_are_shuffled_by_the_question_alone(tmp_path: Path) -> None:
     wrong = {f"Incorrect Answer {i}": f"wrong {i}" for i in (1, 2, 3)}
     rows = [{"Question": f"q{i}?", "Correct Answer": "right", "Record ID": f"r{i}"} | wrong for i in range(40)]
-    problems, _ = fetch("some", Source(hub_folder(tmp_path / "a", rows), "choice", 40, "0" * 40))
+    problems, _ = fetch_problems("some", HubSource(hub_folder(tmp_path / "a", rows), "choice", 40, "0" * 40))
     for problem in problems:
         assert f"{problem.answer}) right" in problem.prompt
     assert Counter(problem.answer for problem in problems).keys() == set("ABCD")
-    reversed_, _ = fetch("some", Source(hub_folder(tmp_path / "b", rows[::-1]), "choice", 40, "0" * 40))
+    reversed_, _ = fetch_problems("some", HubSource(hub_folder(tmp_path / "b", rows[::-1]), "choice", 40, "0" * 40))
     assert reversed_ == problems[::-1]
 
 
 def test_sources_are_pinned_or_say_that_they_are_not() -> None:
-    for name, source in SOURCES.items():
+    for name, source in HUB_SOURCES.items():
         assert source.revision is None or len(source.revision) == 40, name
         assert source.size == 198 or source.rule != "choice"
-    assert {name for name, source in SOURCES.items() if source.revision is None} == {
+    assert {name for name, source in HUB_SOURCES.items() if source.revision is None} == {
         "hmmt-feb23",
         "hmmt-feb24",
         "cmimc25",
     }
-    assert benches.GROUPS["hmmt"] == ("hmmt-feb23", "hmmt-feb24", "hmmt-feb25", "hmmt-feb26", "hmmt-nov25")
+    assert benches.BENCH_GROUPS["hmmt"] == ("hmmt-feb23", "hmmt-feb24", "hmmt-feb25", "hmmt-feb26", "hmmt-nov25")
 
 
 @pytest.mark.parametrize(
@@ -258,19 +258,21 @@ def test_system_prompts_by_family() -> None:
 
 
 def test_the_hash_covers_all_that_surrounds_a_problem() -> None:
-    plain = template_hash(Talk(""), "phi3", MATHEMATICS)
-    changed = Template(MATHEMATICS.name, MATHEMATICS.version + 1, MATHEMATICS.text + " Be brief.")
-    others = [template_hash(Talk(""), "phi3", changed), template_hash(Talk("Be good."), "phi3", MATHEMATICS)]
+    plain = template_hash(Talk(""), "phi3", MATHEMATICS_TEMPLATE)
+    changed = PromptTemplate(
+        MATHEMATICS_TEMPLATE.name, MATHEMATICS_TEMPLATE.version + 1, MATHEMATICS_TEMPLATE.text + " Be brief."
+    )
+    others = [template_hash(Talk(""), "phi3", changed), template_hash(Talk("Be good."), "phi3", MATHEMATICS_TEMPLATE)]
     assert len({plain, *others}) == 3
-    assert template_hash(Talk("Be good."), "qwen3", MATHEMATICS) == plain
+    assert template_hash(Talk("Be good."), "qwen3", MATHEMATICS_TEMPLATE) == plain
 
 
-@needs("tokenizers/qwen3/tokenizer.json")
+@requires_data("tokenizers/qwen3/tokenizer.json")
 def test_the_real_qwen_prompt() -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(DATA / "tokenizers" / "qwen3")
-    text = chat_prompt(tokenizer, "qwen3", MATHEMATICS.fill("1+1?"))
+    text = chat_prompt(tokenizer, "qwen3", MATHEMATICS_TEMPLATE.fill("1+1?"))
     assert text == (
         "<|im_start|>user\n1+1?\n\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
         "<|im_start|>assistant\n"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.commands import command
 from helpers.families import FAMILIES, tiny
-from helpers.paths import DATA, needs
+from helpers.paths import DATA, requires_data
 from helpers.traces import MARKUP, trace
 from pyarrow import parquet
 
@@ -19,12 +19,12 @@ from ghosttrace.ablation.arms import Memento, Noise, PlaceboArm, Restart
 from ghosttrace.bench import load_bench
 from ghosttrace.bench.reference_traces import reference_traces
 from ghosttrace.cli import main as cli
-from ghosttrace.data.tokens import TokenTrace, traces_of
+from ghosttrace.data.tokens import TokenTrace, load_traces
 from ghosttrace.errors import UserError
 from ghosttrace.ghost_bits import likelihood
 from ghosttrace.ghost_bits import measure as measuring
 from ghosttrace.ghost_bits.likelihood import log2_probabilities
-from ghosttrace.ghost_bits.measure import TRACES, measure, measured
+from ghosttrace.ghost_bits.measure import BITS_TABLE, measure, measured_tokens
 from ghosttrace.ghost_bits.summary import failed_controls, summarise
 from ghosttrace.law.expiry import NEVER, Policy, expiry
 from ghosttrace.law.markup import find_blocks
@@ -55,15 +55,15 @@ def test_open_probabilities_are_one_masked_pass(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "olmo3"])
 def test_sealed_probabilities_are_a_prefill_of_what_is_left(family: str) -> None:
-    """Token by token behind the last memento: one pass over the retained text, no block in sight."""
+    """Token by token behind the last memento: one pass over the retained text, no block in view."""
     ids = LONG[1]
     (found,) = log2_probabilities(checkpoint_of(family), Restart(), [ids])
     held = np.flatnonzero(expiry(ids, MARKUP, KEEP) == NEVER)
     index, position = torch.arange(len(held))[None], torch.from_numpy(held)[None]
     with attending(tiny(family)) as model:
-        sight = Visibility(index, index, torch.full_like(index, NEVER), position, position)
+        visibility = Visibility(index, index, torch.full_like(index, NEVER), position, position)
         text = torch.tensor([[ids[k] for k in held]])
-        logits = model(input_ids=text, position_ids=position, use_cache=False, expiry=sight).logits[0]
+        logits = model(input_ids=text, position_ids=position, use_cache=False, expiry=visibility).logits[0]
     last = find_blocks(ids, MARKUP, False)[-1].memento_end
     after = [place for place in range(len(held) - 1) if held[place] >= last]
     assert after
@@ -74,13 +74,13 @@ def test_sealed_probabilities_are_a_prefill_of_what_is_left(family: str) -> None
 
 def test_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = log2_probabilities(checkpoint_of("qwen3"), Restart(), LONG)
-    monkeypatch.setattr(likelihood, "LOGIT_BYTES", 4 * 96 * 3 * 5)
+    monkeypatch.setattr(likelihood, "MAX_LOGIT_BYTES", 4 * 96 * 3 * 5)
     for a, b in zip(whole, log2_probabilities(checkpoint_of("qwen3"), Restart(), LONG), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_a_trace_without_blocks_among_others_is_left_out() -> None:
-    records, checkpoint = Records(TRACES), load("toy-mixed")
+    records, checkpoint = Records(BITS_TABLE), load("toy-mixed")
     (bench,) = load_bench("ledger-h0", 3)
     plain = TokenTrace(bench.name, "plain", checkpoint.prompt_ids("w042"), [4, 10, 11, 1])
     traces = [*reference_traces(checkpoint, bench), plain]
@@ -95,27 +95,27 @@ def test_what_is_measured() -> None:
     think_end = [50, 51]
     response = [b, 20, 21, e, s, 30, m, 40, b, 22, e, s, 31, m, *think_end, 60, 61]
     one = TokenTrace("file", "0", [9, *think_end], response)
-    table = measured(one, MARKUP, KEEP, think_end)
+    table = measured_tokens(one, MARKUP, KEEP, think_end)
     first = 3 + response.index(m) + 1
     assert table["position"].tolist() == list(range(first, 3 + len(response)))
     kinds = "other delimiter block delimiter delimiter memento delimiter other other answer answer"
     assert table["kind"].tolist() == kinds.split()
     assert table["block"].tolist() == [1] * 7 + [2] * 4
     assert table["distance"].tolist() == [*range(1, 8), *range(1, 5)]
-    nothing = measured(TokenTrace("file", "1", [9], [20, 21, 22]), MARKUP, KEEP, think_end)
+    nothing = measured_tokens(TokenTrace("file", "1", [9], [20, 21, 22]), MARKUP, KEEP, think_end)
     assert nothing.empty
-    kept = measured(one, MARKUP, replace(KEEP, keep_last_n_blocks=1), think_end)
+    kept = measured_tokens(one, MARKUP, replace(KEEP, keep_last_n_blocks=1), think_end)
     assert kept["position"].min() == 3 + len(response) - 4
     twice = TokenTrace("file", "2", [9], [*response, *think_end, 62])
-    assert measured(twice, MARKUP, KEEP, think_end)["kind"].tolist()[-5:] == ["other"] * 4 + ["answer"]
-    unthought = measured(TokenTrace("file", "3", [9, *think_end], response[:8]), MARKUP, KEEP, think_end)
+    assert measured_tokens(twice, MARKUP, KEEP, think_end)["kind"].tolist()[-5:] == ["other"] * 4 + ["answer"]
+    unthought = measured_tokens(TokenTrace("file", "3", [9, *think_end], response[:8]), MARKUP, KEEP, think_end)
     assert "answer" not in set(unthought["kind"])
 
 
 @pytest.fixture(scope="module", params=["toy-mixed", "toy-open"])
 def answers(request: pytest.FixtureRequest) -> tuple[str, pd.DataFrame, pd.DataFrame]:
     checkpoint, benches = load(request.param), load_bench("ledger", 40)
-    records = Records(TRACES)
+    records = Records(BITS_TABLE)
     traces = reference_traces(checkpoint, *benches)
     measure(checkpoint, traces, [Restart(), PlaceboArm()], records)
     order = [(trace.source, trace.name, arm) for arm in ("restart", "placebo") for trace in traces]
@@ -188,14 +188,14 @@ def test_controls_can_fail() -> None:
 
 
 @pytest.mark.slow
-@needs("tokenizers/qwen3/tokenizer.json", "traces/memento_blog_example_code.json")
+@requires_data("tokenizers/qwen3/tokenizer.json", "traces/memento_blog_example_code.json")
 def test_real_traces_on_a_random_model_are_within_noise_of_nothing(tmp_path: Path) -> None:
     from experiments.aime24 import random_checkpoint
 
     random_checkpoint(tmp_path, DATA / "tokenizers" / "qwen3")
-    checkpoint, records = load(str(tmp_path)), Records(TRACES)
+    checkpoint, records = load(str(tmp_path)), Records(BITS_TABLE)
     names = [f"memento_blog_example_{name}.json" for name in ("code", "response")]
-    traces = traces_of(checkpoint, [str(DATA / "traces" / name) for name in names])
+    traces = load_traces(checkpoint, [str(DATA / "traces" / name) for name in names])
     assert [trace.source for trace in traces] == ["traces", "traces"]
     measure(checkpoint, traces, [Restart(), PlaceboArm()], records)
     results = summarise(records.get(("traces", trace.name, arm)) for arm in ("restart", "placebo") for trace in traces)
@@ -227,13 +227,13 @@ def test_the_command_its_folder_and_resuming(tmp_path: Path) -> None:
 def test_a_finished_ablation_is_a_source(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert command("ablate", "--bench", "ledger-h1", "--limit", "3", "--arms", "restart", "--out", str(run)) == 0
-    traces = traces_of(load("toy-mixed"), [str(run)])
+    traces = load_traces(load("toy-mixed"), [str(run)])
     assert [(trace.source, trace.name) for trace in traces] == [
         ("ledger-h1", f"ledger-h1-0-{i:04d}/0") for i in range(3)
     ]
     assert command("bits", "--traces", str(run), "--out", str(tmp_path / "bits")) == 0
     with pytest.raises(UserError, match=r"bits/samples\.parquet is damaged or no ablation's: give the folder"):
-        traces_of(load("toy-mixed"), [str(tmp_path / "bits")])
+        load_traces(load("toy-mixed"), [str(tmp_path / "bits")])
 
 
 def test_two_runs_of_one_bench_are_refused(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_two_runs_of_one_bench_are_refused(tmp_path: Path) -> None:
     for folder in runs:
         assert command("ablate", "--bench", "ledger-h1", "--limit", "1", "--arms", "restart", "--out", folder) == 0
     with pytest.raises(UserError, match=r"ledger-h1, ledger-h1-0-0000/0 is there twice: .*one run of each bench"):
-        traces_of(load("toy-mixed"), runs)
+        load_traces(load("toy-mixed"), runs)
 
 
 def test_noise_belongs_to_the_trace_whatever_is_in_its_batch() -> None:
@@ -251,7 +251,7 @@ def test_noise_belongs_to_the_trace_whatever_is_in_its_batch() -> None:
     traces.append(replace(traces[0], name="again"))
     found = []
     for tokens in (1, 65_536):
-        records = Records(TRACES)
+        records = Records(BITS_TABLE)
         measure(checkpoint, traces, [Noise()], records, tokens)
         found.append([records.get((trace.source, trace.name, "noise"))["log2p_arm"] for trace in traces])
     for alone, together in zip(*found, strict=True):
@@ -264,11 +264,11 @@ def test_what_is_measured_is_found_once_a_trace(monkeypatch: pytest.MonkeyPatch)
 
     def counting(trace: TokenTrace, *rest: object) -> pd.DataFrame:
         seen.append(trace.name)
-        return measured(trace, *rest)  # type: ignore[arg-type]
+        return measured_tokens(trace, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(measuring, "measured", counting)
     checkpoint, (bench,) = load("toy-mixed"), load_bench("ledger-h1", 2)
-    measure(checkpoint, reference_traces(checkpoint, bench), [Restart(), PlaceboArm(), Noise()], Records(TRACES))
+    measure(checkpoint, reference_traces(checkpoint, bench), [Restart(), PlaceboArm(), Noise()], Records(BITS_TABLE))
     assert len(seen) == len(set(seen)) == 2
 
 
@@ -314,9 +314,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 def test_traces_of_nothing_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match="holds no traces"):
-        traces_of(load("toy-mixed"), [str(tmp_path / "empty.jsonl")])
+        load_traces(load("toy-mixed"), [str(tmp_path / "empty.jsonl")])
     pd.DataFrame([{"problem": "x042", "response": "<think>1"}]).to_parquet(tmp_path / "rows.parquet")
-    assert len(traces_of(load("toy-mixed"), [str(tmp_path / "rows.parquet")])) == 1
+    assert len(load_traces(load("toy-mixed"), [str(tmp_path / "rows.parquet")])) == 1
     (tmp_path / "broken.parquet").write_text("no")
     with pytest.raises(UserError, match="is not a Parquet file"):
-        traces_of(load("toy-mixed"), [str(tmp_path / "broken.parquet")])
+        load_traces(load("toy-mixed"), [str(tmp_path / "broken.parquet")])

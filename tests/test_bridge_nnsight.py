@@ -16,7 +16,7 @@ from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy
 from ghosttrace.law.layout import open_layout
 from ghosttrace.model import attention
-from ghosttrace.model.checkpoint import load, load_tokenizer, source
+from ghosttrace.model.checkpoint import load, load_tokenizer, resolve_pretrained_path
 from ghosttrace.model.states import read_states
 
 nnsight = pytest.importorskip("nnsight", reason="the extra `nnsight` is not installed")
@@ -43,7 +43,7 @@ def test_weights_that_nnsight_has_not_loaded_yet_are_loaded() -> None:
     bundled = load("toy-mixed", device="cpu")
     tokens = bundled.prompt_ids("x042")
     layouts, places = [open_layout(tokens, bundled.markup, Policy(True))], [np.arange(len(tokens))]
-    model = TransformersModel(source("toy-mixed"), task="text-generation")
+    model = TransformersModel(resolve_pretrained_path("toy-mixed"), task="text-generation")
     assert not model.dispatched
     found, expected = nns.read_states(model, layouts, places), read_states(bundled.model, layouts, places)
     assert torch.equal(found.keys, expected.keys) and torch.equal(found.values, expected.values)
@@ -65,12 +65,12 @@ def test_everything_is_put_back() -> None:
         with model.trace(tokens, expiry=expiry) as tracer:
             model.model.layers[1].output.save()
             tracer.stop()
-        assert attention._SIGHT.get() is None
+        assert attention._VISIBILITY.get() is None
     with pytest.raises(KeyError, match="in a trace"), nns.attending(model):  # noqa: PT012, SIM117
         with model.trace(tokens, expiry=expiry):
             model.model.layers[2].output.save()
             raise KeyError("in a trace")
-    assert attention._SIGHT.get() is None
+    assert attention._VISIBILITY.get() is None
     assert plain.config._attn_implementation == "sdpa" and not plain._forward_pre_hooks and not plain._forward_hooks
     assert torch.equal(plain(tokens).logits, before)
 
@@ -82,7 +82,7 @@ def test_bad_input_is_answered_in_a_sentence(monkeypatch: pytest.MonkeyPatch) ->
     other = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4))
     with pytest.raises(UserError, match=r"GPT2LMHeadModel has no .* attention_interface"):
         nns.read_states(nnsight.NNsight(other), *batch("open"))
-    assert other.config._attn_implementation != attention.NAME
+    assert other.config._attn_implementation != attention.ATTENTION_NAME
     with torch.no_grad():
         given.model.model.layers[2].self_attn.v_proj.weight[0, 0] = torch.nan
     with pytest.raises(UserError, match="values of layer 2 are not finite"):

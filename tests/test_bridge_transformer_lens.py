@@ -16,7 +16,7 @@ from ghosttrace.errors import UserError
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.model import attention
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.model.states import batch_of, read_states
+from ghosttrace.model.states import model_inputs, read_states
 
 pytest.importorskip("transformer_lens", reason="the extra `lens` is not installed")
 FUSED = {"phi3", "phi3-window"}  # TransformerLens has no hook on their rotated keys
@@ -32,7 +32,7 @@ def test_states_equal_ours(family: str, kind: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_follow_the_law(family: str, kind: str) -> None:
     """On every family, Phi3 and windows included, whatever hooks there are."""
-    inputs = batch_of(batch(kind)[0], tiny(family))
+    inputs = model_inputs(batch(kind)[0], tiny(family))
     bridge = lens.bridge_of(checkpoint(family))
     with attention.attending(tiny(family)), lens.attending(bridge), torch.no_grad():
         expected = tiny(family)(**inputs, use_cache=False).logits
@@ -102,11 +102,11 @@ def test_everything_is_put_back() -> None:
         assert (bridge(tokens, expiry=expiry) - before).abs().max() > 1e-2
         assert torch.equal(bridge(tokens), before)
         bridge(tokens, expiry=expiry, stop_at_layer=2)
-        assert attention._SIGHT.get() is None
+        assert attention._VISIBILITY.get() is None
         assert torch.equal(bridge(tokens), before)
     with pytest.raises(KeyError, match="in a hook"), lens.attending(bridge):
         bridge.run_with_hooks(tokens, fwd_hooks=[("blocks.2.attn.hook_rot_k", fail)], expiry=expiry)
-    assert attention._SIGHT.get() is None
+    assert attention._VISIBILITY.get() is None
     assert model.config._attn_implementation == "eager" and not model._forward_pre_hooks and not model._forward_hooks
     assert not any(point.fwd_hooks for point in bridge.hook_dict.values())
     assert torch.equal(bridge(tokens), before)

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from ghosttrace.errors import UserError
-from ghosttrace.model.checkpoint import load, source
+from ghosttrace.model.checkpoint import load, resolve_pretrained_path
 
 
 def stripped(tmp_path: Path, **change: object) -> Path:
     """A copy of a bundled model with its config changed; None removes a key."""
     folder = tmp_path / "model"
-    shutil.copytree(source("toy-mixed"), folder)
+    shutil.copytree(resolve_pretrained_path("toy-mixed"), folder)
     config = json.loads((folder / "config.json").read_text())
     config = {key: value for key, value in (config | change).items() if value is not None}
     (folder / "config.json").write_text(json.dumps(config))

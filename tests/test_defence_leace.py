@@ -10,7 +10,7 @@ from helpers.defences import (
     checkpoint,
     covariance,
     memento_states,
-    play,
+    run_session,
     secrets,
 )
 from helpers.traces import MARKUP
@@ -106,8 +106,8 @@ def test_predictions_do_not_depend_on_how_a_trace_is_cut(spec: str) -> None:
     one, (task, split) = checkpoint(), secrets(1)
     arm = parse_defence(spec).fit(one, task, split)
     ids = [list(task.samples[row].ids) for row in (0, 1)]
-    results = [play(one, arm, ids, size)[1] for size in (1, 5, 1000)]
-    _, plain = play(one, Memento(), ids)
+    results = [run_session(one, arm, ids, size)[1] for size in (1, 5, 1000)]
+    _, plain = run_session(one, Memento(), ids)
     assert (results[0][0] - plain[0]).abs().max() > 1e-3
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
@@ -120,8 +120,8 @@ def test_the_token_behind_a_cleaned_memento_is_predicted_from_the_cleaned_cache(
     end = find_blocks(task.samples[0].ids, MARKUP)[0].memento_end
     ids = [list(task.samples[0].ids)[: end + 1]]
     arm = LeaceDefence().fit(one, task, split)
-    session, logits = play(one, arm, ids)
-    again = session.cache.take([0])
+    session, logits = run_session(one, arm, ids)
+    again = session.cache.copy_rows([0])
     again.truncate(0, end)
     with attending(one.model):
         fresh = session.forward(again, [[7]], [np.array([end])], [np.array([end])])

@@ -11,7 +11,7 @@ from helpers.defences import (
     KEEP,
     TRACES,
     checkpoint,
-    play,
+    run_session,
     secrets,
     states,
 )
@@ -19,13 +19,13 @@ from helpers.families import FAMILIES
 from helpers.traces import MARKUP
 
 from ghosttrace.ablation.arms import Memento, Part, Restart, SealMementos
-from ghosttrace.auditing.cost import CountingSession, cost, token_utility, utility
+from ghosttrace.auditing.cost import CountingSession, accuracy_utility, cost, likelihood_utility
 from ghosttrace.auditing.defences import DEFENCES, parse_defence
 from ghosttrace.auditing.defences.leace import LeaceDefence
 from ghosttrace.auditing.defences.noise import NoiseDefence
-from ghosttrace.auditing.defences.partial import Partial
+from ghosttrace.auditing.defences.partial import PartialDefence
 from ghosttrace.auditing.defences.random_direction import RandomDirectionDefence
-from ghosttrace.auditing.defences.scrub import Scrub
+from ghosttrace.auditing.defences.scrub import ScrubDefence
 from ghosttrace.bench.ledger import Ledger, ledger
 from ghosttrace.errors import UserError
 from ghosttrace.ghost_bits.likelihood import log2_probabilities
@@ -46,8 +46,8 @@ def test_every_defence_is_named_as_it_is_listed() -> None:
 
 def test_options_are_read() -> None:
     assert parse_defence("noise:0.25") == NoiseDefence(0.25)
-    assert parse_defence("scrub:2,3") == Scrub((2, 3))
-    assert parse_defence("partial:2") == Partial(2) and parse_defence("partial:2,1") == Partial(2, 1)
+    assert parse_defence("scrub:2,3") == ScrubDefence((2, 3))
+    assert parse_defence("partial:2") == PartialDefence(2) and parse_defence("partial:2,1") == PartialDefence(2, 1)
     assert parse_defence("leace:0.1") == LeaceDefence(0.1)
     assert parse_defence("random-direction:7") == RandomDirectionDefence(7)
 
@@ -57,8 +57,8 @@ def test_options_are_read() -> None:
 )
 def test_a_defence_says_how_it_is_given(spec: str) -> None:
     assert parse_defence(spec).spec == spec
-    assert all(parse_defence(kind().spec) == kind() for kind in DEFENCES.values() if kind is not Scrub)
-    assert Scrub().spec == "scrub"
+    assert all(parse_defence(kind().spec) == kind() for kind in DEFENCES.values() if kind is not ScrubDefence)
+    assert ScrubDefence().spec == "scrub"
 
 
 @pytest.mark.parametrize(
@@ -108,9 +108,9 @@ def test_a_defence_that_does_not_fit_is_refused(spec: str, policy: Policy, messa
 @pytest.mark.parametrize("policy", [ERASE, KEEP], ids=["erase", "keep"])
 def test_restart_leaves_sealed_states(family: str, policy: Policy) -> None:
     one = checkpoint(family, policy)
-    session, _ = play(one, parse_defence("restart").fit(one, *secrets()), TRACES)
+    session, _ = run_session(one, parse_defence("restart").fit(one, *secrets()), TRACES)
     for row, ids in enumerate(TRACES):
-        sealed = read_states(one.model, [sealed_layout(ids, MARKUP, policy)], [session.cache.held(row)])
+        sealed = read_states(one.model, [sealed_layout(ids, MARKUP, policy)], [session.cache.held_indices(row)])
         for layer in range(4):
             for found, kind in zip(states(session, row)[2 * layer :], (sealed.keys, sealed.values)):  # noqa: B905
                 torch.testing.assert_close(found, kind[layer, 0], atol=1e-5, rtol=1e-5)
@@ -119,9 +119,9 @@ def test_restart_leaves_sealed_states(family: str, policy: Policy) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_defence_changes_nothing_and_noise_does(family: str) -> None:
     one = checkpoint(family)
-    _, plain = play(one, Memento(), TRACES)
-    _, none = play(one, parse_defence("none").fit(one, *secrets()), TRACES)
-    _, noise = play(one, parse_defence("noise:0.5").fit(one, *secrets()), TRACES)
+    _, plain = run_session(one, Memento(), TRACES)
+    _, none = run_session(one, parse_defence("none").fit(one, *secrets()), TRACES)
+    _, noise = run_session(one, parse_defence("noise:0.5").fit(one, *secrets()), TRACES)
     first = find_blocks(TRACES[0], MARKUP)[0].memento_end
     assert torch.equal(none[0], plain[0])
     assert torch.equal(noise[0][:first], plain[0][:first]) and (noise[0] - plain[0]).abs().max() > 1e-3
@@ -131,8 +131,8 @@ def test_no_defence_changes_nothing_and_noise_does(family: str) -> None:
 def test_partial_of_whole_mementos_is_seal_mementos(policy: Policy) -> None:
     one = checkpoint("qwen3", policy)
     for spec in ("partial:99", "partial:99,0"):
-        _, partial = play(one, parse_defence(spec).fit(one, *secrets()), TRACES)
-        _, sealed = play(one, SealMementos(), TRACES)
+        _, partial = run_session(one, parse_defence(spec).fit(one, *secrets()), TRACES)
+        _, sealed = run_session(one, SealMementos(), TRACES)
         assert all(torch.equal(a, b) for a, b in zip(partial, sealed, strict=True))
 
 
@@ -142,9 +142,10 @@ def test_partial_touches_the_last_tokens_of_upper_layers_alone() -> None:
     block = find_blocks(TRACES[0], MARKUP)[0]
     ids = [TRACES[0][: block.memento_end + 1]]
     live, sealed, mixed = (
-        play(one, arm, ids)[0] for arm in (Memento(), Restart(), parse_defence("partial:2,1").fit(one, *secrets()))
+        run_session(one, arm, ids)[0]
+        for arm in (Memento(), Restart(), parse_defence("partial:2,1").fit(one, *secrets()))
     )
-    last = torch.from_numpy(live.cache.held(0) > block.memento_end - 2)
+    last = torch.from_numpy(live.cache.held_indices(0) > block.memento_end - 2)
     assert last.sum() == 2
     for number, (a, b, c) in enumerate(zip(states(live, 0), states(sealed, 0), states(mixed, 0), strict=True)):
         inside = last if number // 2 >= 1 else torch.zeros_like(last)
@@ -160,14 +161,16 @@ def test_a_part_of_a_carrier_is_one_of_mementos() -> None:
 
 def test_scrubbing_all_layers_is_restart_and_one_is_that_layer() -> None:
     one = checkpoint("qwen3")
-    restart, expected = play(one, Restart(), TRACES)
-    scrubbed, logits = play(one, parse_defence("scrub:0,1,2,3").fit(one, *secrets()), TRACES)
+    restart, expected = run_session(one, Restart(), TRACES)
+    scrubbed, logits = run_session(one, parse_defence("scrub:0,1,2,3").fit(one, *secrets()), TRACES)
     for row in range(2):
         torch.testing.assert_close(logits[row], expected[row], atol=1e-5, rtol=1e-5)
         for a, b in zip(states(scrubbed, row), states(restart, row), strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     ids = [TRACES[0][: find_blocks(TRACES[0], MARKUP)[0].memento_end + 1]]
-    live, sealed, last = (states(play(one, arm, ids)[0], 0) for arm in (Memento(), Restart(), Scrub().arm(one)))
+    live, sealed, last = (
+        states(run_session(one, arm, ids)[0], 0) for arm in (Memento(), Restart(), ScrubDefence().arm(one))
+    )
     assert all(torch.equal(a, b) for a, b in zip(last[:6], live[:6], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(last[6:], sealed[6:], strict=True))
     assert not torch.equal(live[7], sealed[7])
@@ -176,12 +179,12 @@ def test_scrubbing_all_layers_is_restart_and_one_is_that_layer() -> None:
 def test_dropped_delimiters_are_gone_and_the_rest_is_as_it_was() -> None:
     one = checkpoint("llama", KEEP)
     arm = parse_defence("drop-delimiters").fit(one, *secrets())
-    assert arm.law(KEEP) == ERASE
+    assert arm.adapt_policy(KEEP) == ERASE
     block = find_blocks(TRACES[0], MARKUP)[0]
     ids = [TRACES[0][: block.memento_end + 1]]
-    live, dropped = (play(one, which, ids)[0] for which in (Memento(), arm))
-    kept = ~np.isin(live.cache.held(0), [block.start, block.end])
-    np.testing.assert_array_equal(dropped.cache.held(0), live.cache.held(0)[kept])
+    live, dropped = (run_session(one, which, ids)[0] for which in (Memento(), arm))
+    kept = ~np.isin(live.cache.held_indices(0), [block.start, block.end])
+    np.testing.assert_array_equal(dropped.cache.held_indices(0), live.cache.held_indices(0)[kept])
     for a, b in zip(states(live, 0), states(dropped, 0), strict=True):
         torch.testing.assert_close(a[:, torch.from_numpy(kept)], b, atol=1e-6, rtol=1e-6)
 
@@ -215,7 +218,7 @@ def test_other_costs() -> None:
     assert (free.extra_prefill_tokens, free.prefill_ratio, free.kv_ratio) == (0, 1, 1)
     blocks = find_blocks(TRACES[0], MARKUP)
     again = sum(block.memento_end + 1 - block.memento_start for block in blocks) + len(blocks)
-    assert cost(one, Partial().arm(one), TRACES[:1], turns=1).extra_prefill_tokens == again
+    assert cost(one, PartialDefence().arm(one), TRACES[:1], turns=1).extra_prefill_tokens == again
     dropped = cost(keep, parse_defence("drop-delimiters").arm(keep), TRACES[:1], turns=1)
     assert dropped.extra_prefill_tokens == 0 and dropped.kv_ratio < 1
     with pytest.raises(UserError, match="give at least one"):
@@ -227,14 +230,16 @@ def test_counting_changes_nothing() -> None:
     with attending(one.model) as model:
         session = CountingSession(model, one.markup, one.policy, [(0,)])
         session.advance([traces[0]])
-    assert session.forwarded == len(traces[0])
-    plain, _ = play(one, Memento(), traces[:1])
+    assert session.forwarded_tokens == len(traces[0])
+    plain, _ = run_session(one, Memento(), traces[:1])
     assert all(torch.equal(a, b) for a, b in zip(states(session, 0), states(plain, 0), strict=True))
 
 
 def test_utility_on_ledger() -> None:
     one, _ = toy()
-    none, restart = (utility(one, parse_defence(name).arm(one), [ledger(1, 10)]) for name in ("none", "restart"))
+    none, restart = (
+        accuracy_utility(one, parse_defence(name).arm(one), [ledger(1, 10)]) for name in ("none", "restart")
+    )
     assert (none.defended.value, none.undefended.value, none.effect.value) == (1, 1, 0)
     assert restart.undefended.value == 1 and restart.defended.value <= 0.2
     assert restart.effect.value == pytest.approx(restart.defended.value - 1)
@@ -243,7 +248,7 @@ def test_utility_on_ledger() -> None:
 
 def test_token_utility_is_the_mean_gap_behind_the_first_erasure() -> None:
     one, traces = toy()
-    found = token_utility(one, Restart(), [traces[0], traces[0][:10], traces[1]])
+    found = likelihood_utility(one, Restart(), [traces[0], traces[0][:10], traces[1]])
     gaps = []
     for ids in traces:
         first = find_blocks(ids, one.markup)[0].memento_end + 1
@@ -251,6 +256,6 @@ def test_token_utility_is_the_mean_gap_behind_the_first_erasure() -> None:
         gaps.append(mine - plain)
     assert found.effect.value == pytest.approx(np.concatenate(gaps).mean(), abs=1e-4) and found.effect.value < -0.5
     assert found.n == 2 and found.defended.value - found.undefended.value == pytest.approx(found.effect.value)
-    assert token_utility(one, Memento(), traces).effect.value == 0
+    assert likelihood_utility(one, Memento(), traces).effect.value == 0
     with pytest.raises(UserError, match="give traces with finished mementos"):
-        token_utility(one, Memento(), [traces[0][:10]])
+        likelihood_utility(one, Memento(), [traces[0][:10]])

@@ -27,8 +27,8 @@ def test_eviction_equals_masking(family: str, dtype: torch.dtype, device: str) -
     batch = pad_batch(TRACES, laws, pad_id=0, device=device)
     with attending(model):
         masked = model(**batch.inputs, use_cache=False).logits.float()
-        evicted = Session(model, MARKUP, Policy(True), [(0,), (1,)]).advance(TRACES, every=True)
-        unerased = Session(model, MARKUP, Policy(True, -1), [(0,), (1,)]).advance(TRACES, every=True)
+        evicted = Session(model, MARKUP, Policy(True), [(0,), (1,)]).advance(TRACES, all_logits=True)
+        unerased = Session(model, MARKUP, Policy(True, -1), [(0,), (1,)]).advance(TRACES, all_logits=True)
     for row in range(len(TRACES)):
         expected = masked[row, : len(TRACES[row])]
         gaps = [(found[row].float() - expected).abs().mean() / expected.std() for found in (evicted, unerased)]
@@ -45,7 +45,7 @@ def test_arms_hold_their_promises(family: str, dtype: torch.dtype, device: str) 
     def last(name: str, tokens: list[list[int]]) -> torch.Tensor:
         case = MATRIX[name]
         with attending(model):
-            session = Session(model, MARKUP, case.arm.law(case.policy), [(0,), (1,)], case.arm.eraser)
+            session = Session(model, MARKUP, case.arm.adapt_policy(case.policy), [(0,), (1,)], case.arm.eraser)
             session.advance(tokens)
         return session.logits.float()
 
@@ -54,5 +54,5 @@ def test_arms_hold_their_promises(family: str, dtype: torch.dtype, device: str) 
         assert found.isfinite().all()
         if case.policy == MATRIX["memento"].policy:
             gap = (found - reference).abs().mean() / reference.std()
-            assert (gap > TOLERANCE[dtype]) == case.unlike_memento, (name, gap)
-        assert torch.equal(found, last(name, [other_blocks(t) for t in TRACES])) == case.blind, name
+            assert (gap > TOLERANCE[dtype]) == case.differs_from_memento, (name, gap)
+        assert torch.equal(found, last(name, [other_blocks(t) for t in TRACES])) == case.ignores_block_content, name

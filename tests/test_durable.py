@@ -17,17 +17,17 @@ from helpers.commands import command, resume
 
 from ghosttrace.ablation.backend import write_samples
 from ghosttrace.ablation.run import ablate, run_ablation
-from ghosttrace.ablation.samples import SAMPLES
-from ghosttrace.ablation.settings import Settings
+from ghosttrace.ablation.samples import SAMPLE_TABLE
+from ghosttrace.ablation.settings import AblationSettings
 from ghosttrace.bench import load_bench
 from ghosttrace.errors import RunWarning, UserError
-from ghosttrace.model.checkpoint import load, source
+from ghosttrace.model.checkpoint import load, resolve_pretrained_path
 from ghosttrace.model.generate import generate
-from ghosttrace.runs.folder import is_finished, locked
-from ghosttrace.runs.log import Log
+from ghosttrace.runs.folder import is_finished, lock_folder
+from ghosttrace.runs.record_log import RecordLog
 from ghosttrace.runs.records import Records
 
-SETTINGS = Settings(
+SETTINGS = AblationSettings(
     arms=("restart", "swap"), limit=4, repetitions=2, batch_size=5, sampling={"temperature": 1.0, "max_new_tokens": 110}
 )
 KILLS = 20
@@ -122,7 +122,7 @@ def test_damage_in_the_middle_costs_that_record_alone(half_done: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([lines[0], b"\x00" * 40 + b"\n", *lines[2:]]))
     with pytest.warns(RunWarning) as dropped:
-        log = Log(path, SAMPLES)
+        log = RecordLog(path, SAMPLE_TABLE)
     assert len(log) == 5
     assert len(dropped) == 2
     log.close()
@@ -149,7 +149,7 @@ def test_another_configuration_is_refused(change: str, half_done: Path) -> None:
 
 def test_changed_weights_or_policy_under_the_same_name_are_refused(tmp_path: Path) -> None:
     model, folder = tmp_path / "model", tmp_path / "run"
-    shutil.copytree(source("toy-mixed"), model)
+    shutil.copytree(resolve_pretrained_path("toy-mixed"), model)
     assert command("ablate", *OPTIONS, "--model", str(model), "--out", str(folder)) == 0
     (folder / "samples.parquet").unlink()
     config = (model / "config.json").read_text()
@@ -157,7 +157,7 @@ def test_changed_weights_or_policy_under_the_same_name_are_refused(tmp_path: Pat
     with pytest.raises(UserError, match=r"policy\.keep_last_n_blocks is 1 now and 0 in the run"):
         resume(folder)
     (model / "config.json").write_text(config)
-    shutil.copy(Path(source("toy-open")) / "model.safetensors", model)
+    shutil.copy(Path(resolve_pretrained_path("toy-open")) / "model.safetensors", model)
     with pytest.raises(UserError, match=r"sha256\.model is"):
         resume(folder)
 
@@ -185,7 +185,9 @@ def test_batches_stay_as_they_were_begun(half_done: Path, monkeypatch: pytest.Mo
     config = json.loads((half_done / "run.json").read_text())
     config["options"]["batch_size"] = None
     (half_done / "run.json").write_text(json.dumps(config))
-    monkeypatch.setattr("ghosttrace.ablation.run.rows_at_once", lambda _: pytest.fail("batch size computed again"))
+    monkeypatch.setattr(
+        "ghosttrace.ablation.run.largest_batch_size", lambda _: pytest.fail("batch size computed again")
+    )
     resume(half_done)
     assert json.loads((half_done / "run.json").read_text())["settings"]["batch_size"] == 3
 
@@ -204,7 +206,7 @@ def test_a_batch_cut_short_is_decoded_as_a_whole(half_done: Path, monkeypatch: p
 
 
 def test_a_second_process_is_refused(half_done: Path) -> None:
-    with locked(half_done), pytest.raises(UserError, match="another process is working on"):
+    with lock_folder(half_done), pytest.raises(UserError, match="another process is working on"):
         resume(half_done)
     assert command("ablate", "--resume", str(half_done)) == 0
 
@@ -237,14 +239,14 @@ def test_what_cannot_be_resumed_is_explained(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on(half_done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every write to the log fails as on a full disk; with room again, the run ends as it should."""
-    begin = Log.__init__
+    begin = RecordLog.__init__
 
-    def begin_on_a_full_disk(self: Log, *args: Any) -> None:
+    def begin_on_a_full_disk(self: RecordLog, *args: Any) -> None:
         begin(self, *args)
         os.dup2(os.open("/dev/full", os.O_WRONLY), self._file.fileno())
 
     with monkeypatch.context() as patch:
-        patch.setattr(Log, "__init__", begin_on_a_full_disk)
+        patch.setattr(RecordLog, "__init__", begin_on_a_full_disk)
         with pytest.raises(UserError, match=r"cannot be written \(No space left on device\): .*--resume"):
             resume(half_done)
     resume(half_done)
@@ -259,15 +261,15 @@ def test_a_refused_run_leaves_no_folder_and_a_begun_one_its_samples(
     checkpoint, benches, taken = load("toy-mixed"), load_bench("ledger-h1", 4), []
 
     def fail_after(count: int) -> None:
-        keep = Log._keep
+        keep = RecordLog._keep
 
-        def counting(self: Log, key: Any, row: dict[str, Any]) -> None:
+        def counting(self: RecordLog, key: Any, row: dict[str, Any]) -> None:
             if len(taken) == count:
                 raise UserError("out of memory")
             taken.append(key)
             keep(self, key, row)
 
-        monkeypatch.setattr(Log, "_keep", counting)
+        monkeypatch.setattr(RecordLog, "_keep", counting)
 
     with monkeypatch.context() as patch:
         fail_after(0)
@@ -287,44 +289,44 @@ def test_a_refused_run_leaves_no_folder_and_a_begun_one_its_samples(
 
 def test_a_sample_is_on_record_as_soon_as_it_is_done(tmp_path: Path) -> None:
     """Not at the end of its batch: rows of one batch appear at different steps."""
-    log = Log(tmp_path / "samples.jsonl", SAMPLES)
-    sizes, keep = [], Log._keep
+    log = RecordLog(tmp_path / "samples.jsonl", SAMPLE_TABLE)
+    sizes, keep = [], RecordLog._keep
 
-    class Watching(Log):
+    class Watching(RecordLog):
         def _keep(self, key: Any, row: dict[str, Any]) -> None:
             keep(self, key, row)
             sizes.append((self.path.stat().st_size, row["response_tokens"]))
 
     log.__class__ = Watching
-    from ghosttrace.ablation.run import collect, plan_cells
+    from ghosttrace.ablation.run import collect, plan_bench_arms
 
-    settings = Settings(arms=("memento",), limit=8, sampling={"temperature": 3.0, "max_new_tokens": 110})
-    collect(plan_cells(load("toy-mixed"), load_bench("ledger-h1", 8), settings), log, 8, write_samples)
+    settings = AblationSettings(arms=("memento",), limit=8, sampling={"temperature": 3.0, "max_new_tokens": 110})
+    collect(plan_bench_arms(load("toy-mixed"), load_bench("ledger-h1", 8), settings), log, 8, write_samples)
     assert len({size for size, _ in sizes}) == 8
     assert [length for _, length in sizes] == sorted(length for _, length in sizes)
 
 
 def test_what_came_out_otherwise_is_in_the_summary(half_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert json.loads((half_done / "summary.json").read_text())["unlike"] == []
+    assert json.loads((half_done / "summary.json").read_text())["changed_on_resume"] == []
     path = half_done / "samples.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     row = json.loads(lines[4])
     lines[4] = json.dumps(row | {"response": "otherwise"}) + "\n"
     path.write_text("".join(lines))
     resume(half_done)
-    unlike = json.loads((half_done / "summary.json").read_text())["unlike"]
-    assert unlike == [["ledger-h1", "restart", row["problem"], 0]]
+    changed = json.loads((half_done / "summary.json").read_text())["changed_on_resume"]
+    assert changed == [["ledger-h1", "restart", row["problem"], 0]]
     assert "1 came out otherwise" in capsys.readouterr().out
 
 
 def test_differences_on_repetition_are_noted() -> None:
-    records = Records(SAMPLES)
+    records = Records(SAMPLE_TABLE)
     row = {"bench": "b", "arm": "a", "problem": "p", "repetition": 0, "response_ids": [1]}
     records.add(row)
     records.add(dict(row))
-    assert not records.unlike
+    assert not records.changed_on_resume
     records.add(row | {"response_ids": [2]})
-    assert records.unlike == [("b", "a", "p", 0)]
+    assert records.changed_on_resume == [("b", "a", "p", 0)]
     assert records.get(("b", "a", "p", 0)) == row
 
 

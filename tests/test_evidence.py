@@ -9,20 +9,20 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-from experiments.probe_calibration import Code, bench, empty_sweep, simulate, site, uniform, with_labels
+from experiments.probe_calibration import Code, empty_sweep, simulate, simulated_task, site, uniform_target, with_labels
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.probing.evidence import (
-    Asked,
+    ProbeTarget,
     failed_controls,
     record,
     score,
     summarise,
 )
 from ghosttrace.probing.fit_and_score import linear_scores, online_scores, probe_scores
-from ghosttrace.probing.label_controls import control_task, shuffled
+from ghosttrace.probing.label_controls import control_task, shuffle_labels
 from ghosttrace.probing.probes import MLP
 from ghosttrace.probing.split import Split
-from ghosttrace.probing.text_baseline import marginals, text_features, text_posterior
+from ghosttrace.probing.text_baseline import fit_text_posterior, log_marginals, text_features
 
 CPU = torch.device("cpu")
 
@@ -63,7 +63,7 @@ def test_the_recorded_calibration_holds_what_it_must() -> None:
 
 def planted(n: int = 3_000, strength: float = 2.0, seed: int = 0) -> tuple[torch.Tensor, np.ndarray, Split, Task]:
     rng = np.random.default_rng(seed)
-    task, parts = bench(n, 10)
+    task, parts = simulated_task(n, 10)
     labels = rng.integers(0, 10, n)
     means = Code(10, 12, strength).means(rng)
     return torch.from_numpy(means[labels] + rng.normal(size=(n, 12))).float(), labels, parts, task
@@ -73,7 +73,7 @@ def test_bits_are_what_the_features_add_to_the_text() -> None:
     """Where the text tells parity, a code of the digit is worth less than alone, and never more than is left."""
     features, labels, parts, task = planted(strength=6.0)
     told = np.where((np.arange(10) % 2)[None] == (labels % 2)[:, None], np.log(0.2), np.log(1e-9))
-    asked = [uniform("alone", labels, 10), Asked("after-text", labels, told)]
+    asked = [uniform_target("alone", labels, 10), ProbeTarget("after-text", labels, told)]
     (scores,) = linear_scores(features[None], asked, parts, CPU)
     names = Task("two", task.samples, (Target("alone", tuple("0123456789")), Target("after-text", tuple("0123456789"))))
     found = summarise(
@@ -91,7 +91,7 @@ def test_intervals_are_those_of_a_cluster_bootstrap() -> None:
     cluster = np.repeat(np.arange(60), 5)
     gained = rng.normal(0.4, 1, 300) + np.repeat(rng.normal(0, 1, 60), 5)
     parts = Split(np.arange(0), np.arange(0), np.arange(300), cluster, "bases")
-    task = with_labels(bench(300, 2)[0], np.zeros((300, 1)))
+    task = with_labels(simulated_task(300, 2)[0], np.zeros((300, 1)))
     cell = {"sample": list(range(300)), "log2p": gained.tolist(), "text_log2p": [0.0] * 300, "hit": [True] * 300}
     found = summarise(
         [{"condition": "open", **site(), "target": "digit-0", "n_train": 9, **cell}],
@@ -110,10 +110,10 @@ def test_intervals_are_those_of_a_cluster_bootstrap() -> None:
 
 def test_an_mlp_finds_what_a_linear_probe_cannot() -> None:
     rng = np.random.default_rng(1)
-    _, parts = bench(4_000, 2)
+    _, parts = simulated_task(4_000, 2)
     features = rng.normal(size=(4_000, 6))
     labels = ((features[:, 0] > 0) ^ (features[:, 1] > 0)).astype(np.int64)
-    asked = [uniform("digit-0", labels, 2)]
+    asked = [uniform_target("digit-0", labels, 2)]
     states = torch.from_numpy(features).float()
     ((line,),) = linear_scores(states[None], asked, parts, CPU)
     (deep,) = probe_scores(MLP(), states, asked, parts, 0, CPU)
@@ -123,7 +123,7 @@ def test_an_mlp_finds_what_a_linear_probe_cannot() -> None:
 
 def test_the_online_code_pays_for_learning_and_is_silent_without_a_signal() -> None:
     features, labels, parts, _ = planted(strength=3.0)
-    asked = [uniform("digit-0", labels, 10)]
+    asked = [uniform_target("digit-0", labels, 10)]
     ((full,),) = linear_scores(features[None], asked, parts, CPU)
     (online,) = online_scores(features, asked, parts, 0, CPU)
     saved = (online.log2p - online.text_log2p).mean()
@@ -139,10 +139,10 @@ def test_selectivity_tells_reading_from_memorising() -> None:
     """A linear probe of two one-hot digits reads them, and cannot answer a random label for every pair."""
     rng = np.random.default_rng(2)
     n = 6_000
-    task, parts = bench(n, 10, 2)
+    task, parts = simulated_task(n, 10, 2)
     labels = rng.integers(0, 10, (n, 2))
     features = torch.from_numpy(np.concatenate([np.eye(10)[labels[:, 0]], np.eye(10)[labels[:, 1]]], axis=1)).float()
-    asked = [uniform(f"digit-{number}", labels[:, number], 10) for number in range(2)]
+    asked = [uniform_target(f"digit-{number}", labels[:, number], 10) for number in range(2)]
     controls = [control_task(asked[0], asked[1], 0), control_task(asked[1], asked[0], 0)]
     (found,) = linear_scores(features[None], asked + controls, parts, CPU)
     rows = [
@@ -156,7 +156,7 @@ def test_selectivity_tells_reading_from_memorising() -> None:
 
 def test_shuffled_labels_are_the_same_labels_elsewhere() -> None:
     labels = np.array([0, 1, 2, -1] * 20)
-    dealt = shuffled(uniform("digit-0", labels, 3), np.log(np.full(3, 1 / 3)), 0)
+    dealt = shuffle_labels(uniform_target("digit-0", labels, 3), np.log(np.full(3, 1 / 3)), 0)
     assert sorted(dealt.labels) == sorted(labels)
     assert ((dealt.labels < 0) == (labels < 0)).all()
     assert (dealt.labels != labels).any()
@@ -165,7 +165,7 @@ def test_shuffled_labels_are_the_same_labels_elsewhere() -> None:
 def text_world(n: int, told: bool, seed: int = 0) -> tuple[csr_array, np.ndarray, Split]:
     """Retained texts of which one token is the label, or is not."""
     rng = np.random.default_rng(seed)
-    _, parts = bench(n, 4)
+    _, parts = simulated_task(n, 4)
     labels = rng.integers(0, 4, n)
     shown = labels if told else rng.integers(0, 4, n)
     texts = [(np.array([9, 10 + shown[row], 11 + rng.integers(0, 3)]), np.array([0, 5, 6])) for row in range(n)]
@@ -175,7 +175,7 @@ def text_world(n: int, told: bool, seed: int = 0) -> tuple[csr_array, np.ndarray
 def test_the_text_baseline_reads_what_stands_there_and_nothing_else() -> None:
     for told in (True, False):
         features, labels, parts = text_world(1_500, told)
-        posterior = text_posterior(features, labels, 4, parts)
+        posterior = fit_text_posterior(features, labels, 4, parts)
         np.testing.assert_allclose(np.exp(posterior).sum(axis=1), 1, atol=1e-6)
         for rows in (parts.train, parts.test):  # training rows are told by folds that have not seen them
             loss = -posterior[rows, labels[rows]].mean() / np.log(2)
@@ -185,35 +185,35 @@ def test_the_text_baseline_reads_what_stands_there_and_nothing_else() -> None:
 def test_gaps_are_part_of_the_text() -> None:
     """Who holds a cache sees how much was erased."""
     rng = np.random.default_rng(3)
-    _, parts = bench(800, 2)
+    _, parts = simulated_task(800, 2)
     labels = rng.integers(0, 2, 800)
     texts = [(np.array([1, 2]), np.array([0, 5 + labels[row]])) for row in range(800)]
-    posterior = text_posterior(text_features(texts, [0] * 800, parts.train), labels, 2, parts)
+    posterior = fit_text_posterior(text_features(texts, [0] * 800, parts.train), labels, 2, parts)
     assert -posterior[parts.test, labels[parts.test]].mean() / np.log(2) < 0.2
 
 
 def test_marginals_never_rule_a_class_out() -> None:
-    found = marginals(np.array([0, 0, 1, -1]), 3, np.arange(4))
+    found = log_marginals(np.array([0, 0, 1, -1]), 3, np.arange(4))
     np.testing.assert_allclose(np.exp(found), [0.5, 1 / 3, 1 / 6])
 
 
 def test_shuffled_labels_that_can_be_told_are_caught() -> None:
     labels = np.arange(400) % 2
-    task, parts = bench(400, 2)
+    task, parts = simulated_task(400, 2)
     sure = np.where(np.arange(2)[None] == labels[:, None], np.log(0.9), np.log(0.1))
-    row = record(score(uniform("digit-0", labels, 2), sure, parts), condition="shuffled", **site())
+    row = record(score(uniform_target("digit-0", labels, 2), sure, parts), condition="shuffled", **site())
     results = summarise([row], with_labels(task, labels[:, None]), parts)
     assert failed_controls(results)[0].startswith("shuffled")
 
 
 def test_a_sample_is_what_its_place_says() -> None:
     one = Sample([1, 2], "b", "s", 0, (1,), (0,))
-    assert one.ids[one.where[0]] == 2
+    assert one.ids[one.secret_indices[0]] == 2
 
 
 def test_the_online_code_is_fitted_on_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """A probe that only says how many it was fitted on: each training sample is told by those before it, once."""
-    _, parts = bench(600, 4)
+    _, parts = simulated_task(600, 4)
     parts = replace(parts, cluster=np.arange(600) // 3)
     calls = []
 
@@ -227,7 +227,7 @@ def test_the_online_code_is_fitted_on_what_came_before(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("ghosttrace.probing.fit_and_score.linear_posteriors", fitted)
     numbers = torch.arange(600.0)[:, None]
-    (scores,) = online_scores(numbers, [uniform("digit-0", np.zeros(600, int), 4)], parts, 0, CPU)
+    (scores,) = online_scores(numbers, [uniform_target("digit-0", np.zeros(600, int), 4)], parts, 0, CPU)
     said = dict(zip(scores.sample, scores.log2p * np.log(2), strict=True))
     before: set[int] = set()
     for known, told in calls:
@@ -241,11 +241,11 @@ def test_the_online_code_is_fitted_on_what_came_before(monkeypatch: pytest.Monke
 def test_training_traces_are_told_by_folds_that_have_not_seen_them() -> None:
     """Many words that mean nothing: who has seen the labels would seem to know them."""
     rng = np.random.default_rng(0)
-    _, parts = bench(800, 2)
+    _, parts = simulated_task(800, 2)
     labels = rng.integers(0, 2, 800)
     told = np.where(rng.random(800) < 0.85, labels, 1 - labels)
     words = np.concatenate([told[:, None], rng.random((800, 200)) < 0.2], axis=1)
-    posterior = text_posterior(csr_array(words.astype(float)), labels, 2, parts)
+    posterior = fit_text_posterior(csr_array(words.astype(float)), labels, 2, parts)
     loss = {
         name: -posterior[rows, labels[rows]].mean() / np.log(2)
         for name, rows in (("train", parts.train), ("test", parts.test))

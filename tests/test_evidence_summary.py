@@ -6,20 +6,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.probe_calibration import site, uniform
+from experiments.probe_calibration import site, uniform_target
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.probing.evidence import (
     _grouped,
-    believed,
     failed_controls,
-    family,
+    fall_back_to_text,
     summarise,
+    target_family,
 )
 from ghosttrace.probing.split import Split
 
 
 def test_targets_of_one_name_are_averaged() -> None:
-    assert [family(name) for name in ("note-3", "hidden-0", "last-number", "word")] == [
+    assert [target_family(name) for name in ("note-3", "hidden-0", "last-number", "word")] == [
         "note-*",
         "hidden-*",
         "last-number",
@@ -28,7 +28,7 @@ def test_targets_of_one_name_are_averaged() -> None:
 
 
 def cell(gained: list[float] | np.ndarray, **more: Any) -> dict[str, Any]:
-    """A row of `CELLS` by hand, on the first samples."""
+    """A row of `PROBE_RECORDS` by hand, on the first samples."""
     row = {"condition": "open", **site(), "target": "digit-0", "n_train": 9, "validation_bits": 0.0}
     told = {"log2p": list(gained), "text_log2p": [0.0] * len(gained), "hit": [True] * len(gained)}
     return row | told | {"sample": list(range(len(gained)))} | more
@@ -104,14 +104,14 @@ def test_a_probe_is_believed_beyond_one_standard_error_over_clusters(errors: flo
     spread = np.random.default_rng(0).normal(size=30)
     spread = (spread - spread.mean()) / spread.std(ddof=1)
     gained = np.repeat(spread + errors / np.sqrt(30), 4)  # four samples of a cluster are no more than one
-    asked = uniform("digit-0", np.zeros(150, int), 2)
+    asked = uniform_target("digit-0", np.zeros(150, int), 2)
     posterior = asked.text.copy()
     posterior[20:140, 0] += gained
     cluster = np.concatenate([np.arange(100, 120), np.repeat(np.arange(30), 4), np.arange(200, 210)])
-    found = believed(posterior, asked, np.arange(20, 140), cluster)
+    found = fall_back_to_text(posterior, asked, np.arange(20, 140), cluster)
     np.testing.assert_array_equal(found, posterior if trusted else asked.text)
 
 
 def test_a_probe_chosen_on_one_cluster_is_not_believed() -> None:
-    asked = uniform("digit-0", np.zeros(10, int), 2)
-    assert believed(asked.text + 0.5, asked, np.arange(10), np.zeros(10, int)) is asked.text
+    asked = uniform_target("digit-0", np.zeros(10, int), 2)
+    assert fall_back_to_text(asked.text + 0.5, asked, np.arange(10), np.zeros(10, int)) is asked.text

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ghosttrace.errors import UserError
 from ghosttrace.probing import linear_grid as grid
-from ghosttrace.probing.fit import EXCLUDED, base_logits, calibrate, cross_entropy, moments
-from ghosttrace.probing.linear_grid import LinearProbe, fit_grid, fit_path, select
+from ghosttrace.probing.fitter_utils import EXCLUDED_LOG_PROB, base_logits, calibrate, cross_entropy, moments
+from ghosttrace.probing.linear_grid import LinearProbe, fit_grid, fit_path, select_penalty
 from ghosttrace.probing.probes.mlp import fit_mlp
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -119,7 +119,11 @@ def test_offsets_equal_scipy(penalty: float) -> None:
     found = fit_grid(x, y, [4, 4], penalty, offset, tolerance=TIGHT).log_probabilities(x, offset)
     assert found.isfinite().all()
     for t in range(2):
-        agree(found[0, t], by_scipy(x[0], y[t], 4, penalty, offset[t].clamp(min=EXCLUDED).double().numpy()), penalty)
+        agree(
+            found[0, t],
+            by_scipy(x[0], y[t], 4, penalty, offset[t].clamp(min=EXCLUDED_LOG_PROB).double().numpy()),
+            penalty,
+        )
 
 
 @settings(max_examples=15, deadline=None)
@@ -169,7 +173,7 @@ def test_a_path_equals_its_fits_and_a_warm_start_moves_nothing() -> None:
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = planted(5, 200, 8, (3, 4), signal=0.5)
     whole = fit_grid(x, y, [3, 4], 0.01, tolerance=TIGHT)
-    monkeypatch.setattr(grid, "CACHED", 200 * (8 + 8) * 2)
+    monkeypatch.setattr(grid, "CPU_BATCH_FLOATS", 200 * (8 + 8) * 2)
     parts = fit_grid(x, y, [3, 4], 0.01, tolerance=TIGHT)
     torch.testing.assert_close(whole.weight, parts.weight, atol=1e-3, rtol=0)
     assert parts.weight.shape == (5, 2, 8, 4)
@@ -239,7 +243,7 @@ def test_without_signal_the_grid_falls_back_on_the_offset() -> None:
     offset = some_offset(y, 4)
     train, held = slice(0, 300), slice(300, 600)
     path = fit_path(x[:, train], y[:, train], [4, 4], [1.0, 1e-2], offset[:, train])
-    chosen = select(path, x[:, held], y[:, held], offset[:, held])
+    chosen = select_penalty(path, x[:, held], y[:, held], offset[:, held])
     text = cross_entropy(offset[:, held], y[:, held])
     loss = cross_entropy(chosen.log_probabilities(x[:, held], offset[:, held]), y[:, held])
     raw = cross_entropy(path[1].log_probabilities(x[:, held], offset[:, held]), y[:, held])
@@ -253,7 +257,7 @@ def test_selection_takes_the_best_of_each_cell() -> None:
     x[1] = torch.randn(800, 30, generator=torch.Generator().manual_seed(3))
     train, held = slice(0, 400), slice(400, 800)
     path = fit_path(x[:, train], y[:, train], [5, 5], [10.0, 0.1, 1e-4])
-    chosen = select(path, x[:, held], y[:, held])
+    chosen = select_penalty(path, x[:, held], y[:, held])
     base = base_logits(None, [5, 5], x.device)
     for f, t in np.ndindex(2, 2):
         one, losses = slice(f, f + 1), []
@@ -278,7 +282,7 @@ def test_probes_live_where_the_features_are(device: str) -> None:
     x, y, offset = (part.to(device) for part in (x, y, offset))
     path = fit_path(x, y, [3, 4], [0.1, 0.01], offset)
     mlp = fit_mlp(x[0], y, [3, 4], torch.arange(150), torch.arange(150, 200), offset, epochs=1)
-    assert select(path, x, y, offset).log_probabilities(x, offset).device.type == device
+    assert select_penalty(path, x, y, offset).log_probabilities(x, offset).device.type == device
     assert mlp.log_probabilities(x[0], offset).device.type == device
 
 

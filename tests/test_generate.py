@@ -43,7 +43,7 @@ def replay(family: str, policy: Policy, size: int) -> tuple[Session, list[torch.
     with attending(tiny(family)) as model:
         session = Session(model, MARKUP, policy, [(row,) for row in range(len(TRACES))])
         for begin in range(0, max(map(len, TRACES)), size):
-            for row, logits in enumerate(session.advance([t[begin : begin + size] for t in TRACES], every=True)):
+            for row, logits in enumerate(session.advance([t[begin : begin + size] for t in TRACES], all_logits=True)):
                 parts[row].append(logits)
     return session, [torch.cat(rows) for rows in parts]
 
@@ -73,7 +73,7 @@ def test_memory_is_what_the_law_says(policy: Policy) -> None:
     for row, tokens in enumerate(TRACES):
         times = expiry(tokens, MARKUP, policy)
         assert session.rows[row].kv_tokens == alive(times).tolist()
-        np.testing.assert_array_equal(session.cache.held(row), np.flatnonzero(times > len(tokens)))
+        np.testing.assert_array_equal(session.cache.held_indices(row), np.flatnonzero(times > len(tokens)))
     slots, layer = session.cache.slots, session.cache.layers[0]
     assert layer.keys.shape[2] == slots.capacity <= max(map(max, (r.kv_tokens for r in session.rows))) * 9 // 8 + 65
 
@@ -94,7 +94,7 @@ def forced(tokens: list[int]):  # type: ignore[no-untyped-def]
     begin = tokens.index(3) + 1
 
     def put(tracker: ExpiryTracker) -> int | None:
-        at = tracker.trace.position
+        at = tracker.block_tracker.num_read
         return tokens[at] if begin <= at < len(tokens) else None
 
     return Request(tokens[:begin], (0, begin), put)
@@ -137,7 +137,7 @@ def test_greedy_decoding_equals_transformers(family: str) -> None:
     for prompt, generation in zip(prompts, done, strict=True):
         out = model.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)[0].tolist()
         assert generation.prompt + generation.tokens == out
-        assert generation.finish == ("eos" if out[-1] == 2 else "length")
+        assert generation.finish_reason == ("eos" if out[-1] == 2 else "length")
 
 
 def test_stop_at_eos_and_stream() -> None:
@@ -146,12 +146,12 @@ def test_stop_at_eos_and_stream() -> None:
     done = generate(
         tiny("llama"), ends, MARKUP, Policy(True), Sampling(20), on_token=lambda row, token: heard.append((row, token))
     )
-    assert [g.tokens for g in done] == [[9, 9, 2], [9, 9, 9, 9, 9, 2]] and {g.finish for g in done} == {"eos"}
+    assert [g.tokens for g in done] == [[9, 9, 2], [9, 9, 9, 9, 9, 2]] and {g.finish_reason for g in done} == {"eos"}
     assert [token for row, token in heard if row == 1] == done[1].tokens
 
 
 def test_max_block_tokens_forces_the_block_to_end() -> None:
-    request = Request([1, 3], (0,), lambda tracker: 4 if tracker.trace.position == 2 else None)
+    request = Request([1, 3], (0,), lambda tracker: 4 if tracker.block_tracker.num_read == 2 else None)
     (done,) = generate(tiny("llama"), [request], MARKUP, Policy(True), Sampling(12, max_block_tokens=5))
     assert done.tokens[0] == 4 and done.tokens.index(5) <= 6
 

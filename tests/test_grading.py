@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghosttrace.bench.benchmark import Grade
-from ghosttrace.bench.grading import RULES, choice, extract, integer, mathematics
+from ghosttrace.bench.grading import GRADERS, choice, extract, integer, mathematics
 
 DATA = Path(os.environ.get("GHOSTTRACE_DATA", Path(__file__).parents[2] / "shared")) / "bench"
 
@@ -264,7 +264,7 @@ def negated(answer: str) -> str:
 
 @pytest.mark.parametrize("name, rule", [("aime24", "integer"), ("aime25", "integer"), ("math500_sub50", "mathematics")])
 def test_answers_of_the_data(name: str, rule: str) -> None:
-    answers, grade = golds(name), RULES[rule]
+    answers, grade = golds(name), GRADERS[rule]
 
     def right(gold: str, answer: str) -> bool:
         return grade(gold, rf"Therefore, as $x=3$, it is \boxed{{{answer}}}. Done, in $4$ steps.").correct
@@ -299,9 +299,9 @@ SPELLINGS: list[Callable[[int], str]] = [
 @given(NUMBERS, NUMBERS, st.sampled_from(SPELLINGS), st.sampled_from(["integer", "mathematics"]))
 def test_integers_in_any_spelling(n: int, m: int, spelling: Callable[[int], str], rule: str) -> None:
     text = rf"\boxed{{{spelling(n)}}}"
-    assert RULES[rule](str(n), text) == Grade(True, str(n), "boxed/integer")
-    assert RULES[rule](str(m), text).correct == (m == n)
-    assert not RULES[rule](str(n + 1), text).correct
+    assert GRADERS[rule](str(n), text) == Grade(True, str(n), "boxed/integer")
+    assert GRADERS[rule](str(m), text).correct == (m == n)
+    assert not GRADERS[rule](str(n + 1), text).correct
 
 
 PIECES = st.sampled_from(

@@ -10,7 +10,7 @@ import pytest
 
 from ghosttrace.bench import grading
 from ghosttrace.bench.benchmark import Grade
-from ghosttrace.bench.grading import LONGEST, choice, integer, mathematics
+from ghosttrace.bench.grading import MAX_ANSWER_CHARACTERS, choice, integer, mathematics
 
 DATA = Path(os.environ.get("GHOSTTRACE_DATA", Path(__file__).parents[2] / "shared")) / "bench"
 
@@ -28,7 +28,7 @@ HOSTILE = [
     "**" * 50_000,
     "A " * 50_000,
     r"\boxed{" + "9" * 100_000 + "}",
-    r"\boxed{" + "9" * LONGEST + "}",
+    r"\boxed{" + "9" * MAX_ANSWER_CHARACTERS + "}",
     r"\boxed{" + "{" * 400 + "33" + "}" * 400 + "}",
     r"\boxed{" + "1+" * 400 + "1}",
     r"\boxed{" + r"\text{" * 100 + "}" * 100 + "}",
@@ -44,15 +44,15 @@ HOSTILE = [
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_answers_are_wrong_and_end(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(grading, "TIME_LIMIT", 0.3)
+        patch.setattr(grading, "TIME_LIMIT_SECONDS", 0.3)
         assert not mathematics("34", text).correct and not choice("34", text).correct
     assert mathematics("1/2", r"\boxed{2/4}").correct  # the next answer is graded as ever
 
 
 def test_what_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grading, "TIME_LIMIT", 0.3)
+    monkeypatch.setattr(grading, "TIME_LIMIT_SECONDS", 0.3)
     assert integer("34", r"\boxed{10^{10^{10}}}") == Grade(False, "10^{10^{10}}", "boxed/gave-up")
-    assert integer("34", r"\boxed{" + "3" * (LONGEST + 1) + "}").rule == "boxed/too-long"
+    assert integer("34", r"\boxed{" + "3" * (MAX_ANSWER_CHARACTERS + 1) + "}").rule == "boxed/too-long"
 
 
 def test_an_interrupted_question_leaves_no_answer_behind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER, Policy, alive, expiry
 from ghosttrace.law.markup import Markup, find_blocks
 from ghosttrace.model.checkpoint import load_config
-from ghosttrace.model.geometry import Geometry
+from ghosttrace.model.geometry import CacheGeometry
 
 DATA = Path(os.environ.get("GHOSTTRACE_DATA", Path(__file__).parents[2] / "shared"))
 QWEN = DATA / "tokenizers" / "qwen3"
@@ -68,10 +68,10 @@ def test_real_traces(qwen: str, name: str, mask_delimiters: bool) -> None:
     held = steps + 1
     for row in found.blocks.itertuples():
         held = held - np.where(steps >= row.erased_at, row.erased_keys, 0)
-        assert row.held_before == found.curve[row.erased_at - 1]
+        assert row.held_before == found.kv_tokens_held[row.erased_at - 1]
         assert row.held_after == row.held_before - row.erased_keys
-    np.testing.assert_array_equal(found.curve, held)
-    assert found.curve.max() < found.tokens / 1.9
+    np.testing.assert_array_equal(found.kv_tokens_held, held)
+    assert found.kv_tokens_held.max() < found.tokens / 1.9
 
 
 @real
@@ -94,10 +94,10 @@ def test_info_of_a_bundled_model(capsys: pytest.CaptureFixture[str], tmp_path: P
 
 def test_geometry_of_windows() -> None:
     config = Olmo3Config(num_hidden_layers=4, sliding_window=4096)
-    windows = Geometry.of(config).windows
+    windows = CacheGeometry.from_config(config).windows
     assert windows.count(4096) == 3
     assert windows.count(None) == 1
-    assert set(Geometry.of(load_config("toy-open")).windows) == {None}
+    assert set(CacheGeometry.from_config(load_config("toy-open")).windows) == {None}
 
 
 @pytest.mark.parametrize(
@@ -128,6 +128,6 @@ def test_openmementos_rows(tmp_path: Path) -> None:
     found = trace_info(model, traces[0], Policy(True))
     ids = model.tokenizer("<|user|>w1<|assistant|>" + response)["input_ids"]
     times = expiry(ids, Markup.from_tokenizer(model.tokenizer), Policy(True))
-    assert found.curve.tolist() == alive(times).tolist()
+    assert found.kv_tokens_held.tolist() == alive(times).tolist()
     assert (times < NEVER).sum() == found.blocks["erased_keys"][0] == 4
     assert len(find_blocks(ids, Markup.from_tokenizer(model.tokenizer))) == 1

@@ -12,15 +12,15 @@ from ghosttrace.ablation.arms import ARMS
 from ghosttrace.model.generate import Generation, Request
 from ghosttrace.model.sampling import Sampling
 from ghosttrace.serving.http.jobs import Job, JobEvent, JobQueue, QueueFullError, decode, decode_forever
-from ghosttrace.serving.settings import Settings
+from ghosttrace.serving.settings import ServingSettings
 
 CHECKPOINT = gt.load("toy-mixed")
-SETTINGS = Settings(CHECKPOINT.markup, CHECKPOINT.policy)
+SETTINGS = ServingSettings(CHECKPOINT.markup, CHECKPOINT.policy)
 GREEDY = Sampling(160, temperature=0)
 
 
 def job(
-    message: str = "x042", settings: Settings = SETTINGS, sampling: Sampling = GREEDY
+    message: str = "x042", settings: ServingSettings = SETTINGS, sampling: Sampling = GREEDY
 ) -> tuple[Job, list[JobEvent]]:
     """A job, and the list of events that it sends."""
     events: list[JobEvent] = []
@@ -71,7 +71,7 @@ def test_arms(arm: str) -> None:
     one, events = job(settings=replace(SETTINGS, arm=arm))
     decode(CHECKPOINT, [one])
     known = ARMS[arm]()
-    law, requests = known.law(CHECKPOINT.policy), [one.request]
+    law, requests = known.adapt_policy(CHECKPOINT.policy), [one.request]
     (expected,) = gt.generate(CHECKPOINT.model, requests, CHECKPOINT.markup, law, GREEDY, known.eraser)
     assert events[:-1] == expected.tokens
     assert isinstance(events[-1], Generation) and (events[-1].kv_tokens == expected.kv_tokens).all()

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import ghosttrace as gt
-from ghosttrace.bench import GENERATED, Bench, Grade, Protocol
-from ghosttrace.bench.ledger import DIGITS, NOTES, SECRET_STREAM, Ledger, ledger, ledger_task
+from ghosttrace.bench import GENERATED_BENCHES, Bench, Grade, Protocol
+from ghosttrace.bench.ledger import N_DIGITS, N_NOTES, SECRET_STREAM, Ledger, ledger, ledger_task
 from ghosttrace.data.task import Target, Task
 from ghosttrace.law.expiry import NEVER, expiry
 from ghosttrace.law.markup import find_blocks
@@ -73,25 +73,30 @@ def ledger_worlds(level: int, block: int, target: str) -> Iterator[World]:
     for shift in np.ndindex(*[10] * level):
         increments = one.increments.copy()
         for number, sign in ((block, 1), (block + 1, -1)):
-            increments[number, 0, DIGITS - level :] += sign * np.array(shift)
+            increments[number, 0, N_DIGITS - level :] += sign * np.array(shift)
         other = replace(one, increments=increments % 10)
-        yield ids_of(other), str(other.states[block, -1, DIGITS - level + int(place)])
+        yield ids_of(other), str(other.states[block, -1, N_DIGITS - level + int(place)])
 
 
 def ledger_answers(level: int) -> Iterator[tuple[tuple[int, ...], str]]:
     one = Ledger.sample(np.random.default_rng(level), level)
     for shift in np.ndindex(*[10] * level):
         increments = one.increments.copy()
-        increments[-1, 0, DIGITS - level :] += np.array(shift, dtype=np.int64)
+        increments[-1, 0, N_DIGITS - level :] += np.array(shift, dtype=np.int64)
         other = replace(one, increments=increments % 10)
-        yield retained(ids_of(other))[: -DIGITS - 1], other.answer
+        yield retained(ids_of(other))[: -N_DIGITS - 1], other.answer
 
 
 def parity_task(checkpoint: Checkpoint, samples: int, seed: int, block: int) -> Task:
     """Of each trace of `ledger` whether the first digit that a memento hides is odd."""
     found = ledger_task(checkpoint, samples, seed, block, level=3)
     odd = [
-        replace(one, where=one.where[NOTES : NOTES + 1], labels=(one.labels[NOTES] % 2,), secret=one.secret[NOTES:])
+        replace(
+            one,
+            secret_indices=one.secret_indices[N_NOTES : N_NOTES + 1],
+            labels=(one.labels[N_NOTES] % 2,),
+            secret=one.secret[N_NOTES:],
+        )
         for one in found.samples
     ]
     exact = {"parity": np.full((samples, 2), -np.log(2))}
@@ -121,21 +126,21 @@ def task_of(name: str, samples: int, seed: int = 0, block: int = 1) -> Task:
 
 
 def test_every_benchmark_with_secrets_is_in_the_matrix() -> None:
-    assert {name for name, make in GENERATED.items() if make(1, 0).secrets} <= MATRIX.keys()
+    assert {name for name, make in GENERATED_BENCHES.items() if make(1, 0).secrets} <= MATRIX.keys()
 
 
 @pytest.mark.parametrize(("name", "block"), PLACES)
 def test_the_exact_posterior_is_what_enumeration_gives(name: str, block: int) -> None:
     task = task_of(name, 4, block=block)
     first = list(task.samples[0].ids)
-    assert task.exact.keys() == {target.name for target in task.targets}
+    assert task.exact_log_posteriors.keys() == {target.name for target in task.targets}
     for number, target in enumerate(task.targets):
         worlds = list(MATRIX[name].worlds(block, target.name))
         counts = Counter(label for _, label in worlds)
         assert {retained(ids) for ids, _ in worlds} == {retained(first)}
         assert (first, target.classes[task.samples[0].labels[number]]) in worlds
         shares = [counts[label] / len(worlds) for label in target.classes]
-        np.testing.assert_allclose(np.exp(task.exact[target.name][0]), shares)
+        np.testing.assert_allclose(np.exp(task.exact_log_posteriors[target.name][0]), shares)
 
 
 @pytest.mark.parametrize("name", [name for name, truth in MATRIX.items() if truth.answers])
@@ -154,9 +159,9 @@ def test_secrets_stand_in_their_block_and_are_drawn_again(name: str, block: int)
     assert len({sample.base for sample in task.samples}) == 30
     for sample in task.samples:
         pair = find_blocks(sample.ids, toy().markup)[block]
-        assert sample.block == block and all(pair.start < place < pair.end for place in sample.where)
+        assert sample.block == block and all(pair.start < place < pair.end for place in sample.secret_indices)
         assert all(0 <= label < len(t.classes) for label, t in zip(sample.labels, task.targets, strict=True))
-    for posterior in task.exact.values():
+    for posterior in task.exact_log_posteriors.values():
         np.testing.assert_allclose(np.exp(posterior).sum(axis=1), 1)
     assert task_of(name, 10, block=block).samples == task.samples[:10]
     assert task_of(name, 30, seed=1, block=block).samples != task.samples

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from helpers.laws import BARE, BE, BS, HEAD_A, HEAD_B, MARKUP, SE, SS, policies, streams
+from helpers.token_strategies import BE, BS, HEAD_A, HEAD_B, MARKUP, NO_HEADER_POLICY, SE, SS, policies, streams
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import ERASE_AT, NEVER, ExpiryTracker, Policy, alive, expiry
-from ghosttrace.law.markup import Block, Markup, Tracker, find_blocks
+from ghosttrace.law.markup import Block, BlockTracker, Markup, find_blocks
 
 
 def tracked(tokens: list[int], policy: Policy) -> np.ndarray:
@@ -16,15 +16,15 @@ def tracked(tokens: list[int], policy: Policy) -> np.ndarray:
     times = np.full(len(tokens), NEVER, dtype=np.int64)
     for position, token in enumerate(tokens):
         for erasure in tracker.push(token):
-            assert erasure.at in (position, position + 1)
-            times[erasure.keys.start : erasure.keys.stop] = erasure.at
+            assert erasure.expires_at in (position, position + 1)
+            times[erasure.keys.start : erasure.keys.stop] = erasure.expires_at
     return times
 
 
 @pytest.mark.slow
 @settings(max_examples=1500, deadline=None)
 @given(streams, policies)
-@example([BS, BS, 9, BE, SS, SE, BS, 8, BE, BE, SS, SE], BARE)
+@example([BS, BS, 9, BE, SS, SE, BS, 8, BE, BE, SS, SE], NO_HEADER_POLICY)
 @example([HEAD_A, BS, BE, SS, SE, HEAD_A, HEAD_A, HEAD_B, BS, BE, SS, SE, BS], Policy(True, 0, ERASE_AT[0], True))
 def test_vector_form_equals_tracker(tokens: list[int], policy: Policy) -> None:
     np.testing.assert_array_equal(expiry(tokens, MARKUP, policy), tracked(tokens, policy))
@@ -46,7 +46,7 @@ def test_only_finished_blocks_of_the_assistant_expire(tokens: list[int], policy:
     times = expiry(tokens, MARKUP, policy)
     allowed = np.zeros(len(tokens), dtype=bool)
     for block in find_blocks(tokens, MARKUP, policy.require_assistant_section):
-        keys = policy.erased(block)
+        keys = policy.erased_indices(block)
         allowed[keys.start : keys.stop] = True
         assert [tokens[p] for p in block] == [BS, BE, SS, SE]
         assert not set(tokens[block.start + 1 : block.end]) & {BS, BE, SS, SE}
@@ -94,7 +94,7 @@ def test_blocks_in_the_prompt_count_only_without_a_section() -> None:
 
 
 def test_tracker_reports_the_block_under_way() -> None:
-    tracker = Tracker(MARKUP, require_assistant_section=False)
+    tracker = BlockTracker(MARKUP, require_assistant_section=False)
     for token in (9, BS, 9, 9):
         tracker.push(token)
     assert tracker.in_block and tracker.block_tokens == 2
@@ -112,4 +112,4 @@ def test_bad_policies_and_markups_are_refused() -> None:
     with pytest.raises(UserError, match="four ids"):
         Markup(1, 2, 3, 3)
     with pytest.raises(UserError, match="require_assistant_section"):
-        Tracker(Markup(1, 2, 3, 4))
+        BlockTracker(Markup(1, 2, 3, 4))

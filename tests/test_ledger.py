@@ -12,9 +12,9 @@ from ghosttrace.bench import load_bench
 from ghosttrace.bench.benchmark import Problem, final_text
 from ghosttrace.bench.ledger import (
     BLOCK_TOKENS,
-    BLOCKS,
-    DIGITS,
-    STREAM,
+    N_BLOCKS,
+    N_DIGITS,
+    PROBLEM_STREAM,
     Ledger,
     grade,
     is_observation,
@@ -39,7 +39,7 @@ def retained(one: Ledger) -> tuple[str, ...]:
     text = text_of(one)
     blocks = find_blocks(TOKENIZER.convert_tokens_to_ids(text), MARKUP)
     gone = {place for block in blocks for place in range(block.start, block.end + 1)}
-    return tuple(t for place, t in enumerate(text[: -DIGITS - 1]) if place not in gone)
+    return tuple(t for place, t in enumerate(text[: -N_DIGITS - 1]) if place not in gone)
 
 
 @settings(max_examples=200, deadline=None)
@@ -47,18 +47,18 @@ def retained(one: Ledger) -> tuple[str, ...]:
 def test_every_ledger_is_consistent(seed: int, level: int) -> None:
     one = Ledger.sample(np.random.default_rng(seed), level)
     state = one.start.copy()
-    for number in range(BLOCKS):
+    for number in range(N_BLOCKS):
         block = one.block(number)
         assert len(block) == BLOCK_TOKENS
         for place, token in enumerate(block):
-            digit = (place - 5) // 2 % DIGITS
+            digit = (place - 5) // 2 % N_DIGITS
             if place >= 5 and is_observation(place):
                 state[digit] = (state[digit] + ord(token) - ord("a")) % 10
             elif place >= 5:
                 assert int(token) == state[digit]
     assert one.answer == "".join(map(str, state))
     assert grade(Problem("", one.prompt, one.answer), final_text("".join(one.response()[:-1]), "eos")).correct
-    assert "".join(retained(one)).count("*") == BLOCKS * level
+    assert "".join(retained(one)).count("*") == N_BLOCKS * level
 
 
 @settings(max_examples=200, deadline=None)
@@ -70,12 +70,12 @@ def test_counterfactuals_leave_the_retained_text_alone(seed: int, level: int, nu
     assert retained(one) == retained(other)
     assert one.block(number) != other.block(number)
     hidden = [a != b for a, b in zip(one.answer, other.answer, strict=True)]
-    assert hidden == [False] * (DIGITS - level) + [True] * level
+    assert hidden == [False] * (N_DIGITS - level) + [True] * level
 
 
 def test_the_harness_writes_observations_and_nothing_else() -> None:
     (bench,) = load_bench("ledger-h2", 3)
-    one = Ledger.sample(np.random.default_rng([0, 2, STREAM]), 2)
+    one = Ledger.sample(np.random.default_rng([0, 2, PROBLEM_STREAM]), 2)
     harness = bench.harness(bench.problems[0], TOKENIZER)  # type: ignore[misc]
     tracker = ExpiryTracker(MARKUP, Policy(True))
     put_in = 0
@@ -84,7 +84,7 @@ def test_the_harness_writes_observations_and_nothing_else() -> None:
         assert forced in (None, token)
         put_in += forced is not None
         tracker.push(token)
-    assert put_in == BLOCKS * sum(map(is_observation, range(BLOCK_TOKENS)))
+    assert put_in == N_BLOCKS * sum(map(is_observation, range(BLOCK_TOKENS)))
 
 
 @pytest.mark.parametrize(
@@ -123,13 +123,16 @@ def test_ledger_labels_are_what_the_trace_spells(toy: Checkpoint, level: int) ->
     task = ledger_task(toy, 20, seed=1, block=2, level=level)
     assert [t.name for t in task.targets] == [f"note-{i}" for i in range(5)] + [f"hidden-{i}" for i in range(level)]
     for sample in task.samples:
-        assert "".join(toy.tokenizer.convert_ids_to_tokens([sample.ids[p] for p in sample.where])) == sample.secret
+        assert (
+            "".join(toy.tokenizer.convert_ids_to_tokens([sample.ids[p] for p in sample.secret_indices]))
+            == sample.secret
+        )
         assert "".join(map(str, sample.labels)) == sample.secret
         pair = find_blocks(sample.ids, toy.markup)[2]
         text = toy.tokenizer.convert_ids_to_tokens(list(sample.ids))
         shown = text[pair.memento_start + 1 : pair.memento_end]
         after = text[pair.end - 5 : pair.end : 2]  # the state's digits, an increment before each
-        assert text[sample.where[0]] == text[pair.start + 1]
+        assert text[sample.secret_indices[0]] == text[pair.start + 1]
         assert shown == after[: 3 - level] + ["*"] * level
         assert "".join(after[3 - level :]) == sample.secret[5:]
         assert text[-1] == "<eos>"
@@ -137,7 +140,7 @@ def test_ledger_labels_are_what_the_trace_spells(toy: Checkpoint, level: int) ->
 
 def test_ledger_problems_are_new_and_bounded(toy: Checkpoint) -> None:
     task = ledger_task(toy, 30, level=1)
-    rng = np.random.default_rng([0, 1, STREAM])
+    rng = np.random.default_rng([0, 1, PROBLEM_STREAM])
     known = {tuple(Ledger.sample(rng, 1).notes[1]) for _ in range(400)}
     assert len(known & {sample.labels[:5] for sample in task.samples}) <= 1
     assert ledger_task(toy, 30, block=3, level=0).targets[-1].name == "note-4"

@@ -1,21 +1,21 @@
 """Natural attributes: what blocks say anyway, and which tokens show it."""
 
 import pytest
-from helpers.paths import DATA, needs
-from helpers.planted import QWEN, TRACES, checkpoint, pairs_of, trace
+from helpers.paths import DATA, requires_data
+from helpers.text_traces import QWEN, TRACES, checkpoint, pairs_of, trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ghosttrace.data.tokens import traces_of
+from ghosttrace.data.tokens import load_traces
 from ghosttrace.errors import UserError
-from ghosttrace.probing.natural import attribute, natural_task, spelling
+from ghosttrace.probing.natural import attribute_finder, natural_task, token_range
 from ghosttrace.probing.planting import decode
 
 
-@needs(QWEN, *TRACES)
+@requires_data(QWEN, *TRACES)
 def test_real_traces() -> None:
     at = checkpoint("qwen")
-    traces = traces_of(at, [str(DATA / name) for name in TRACES])
+    traces = load_traces(at, [str(DATA / name) for name in TRACES])
     asked = natural_task(traces, at, "regex:(number|length|list)", hops=0, classes=2)
     assert len(asked.samples) > 4
 
@@ -36,7 +36,7 @@ def test_real_traces() -> None:
     ],
 )
 def test_attributes(spec: str, text: str, label: str | None, shown: str | None) -> None:
-    found = attribute(spec)(text)
+    found = attribute_finder(spec)(text)
     assert (found and found.label) == label
     assert (found and text[found.span.start : found.span.stop]) == shown
 
@@ -48,7 +48,7 @@ def test_natural_task() -> None:
     task = natural_task(traces, at, "regex:So (\\d+) it", hops=2, classes=11)
     assert len(task.samples) == 20 and {sample.base for sample in task.samples} == {"t0", "t1"}
     for sample in task.samples:
-        spelled = decode(at.tokenizer, [sample.ids[place] for place in sample.where])
+        spelled = decode(at.tokenizer, [sample.ids[place] for place in sample.secret_indices])
         assert spelled == task.targets[0].classes[sample.labels[0]]
         assert len(pairs_of(at, sample.ids)) == sample.block + 3
     few = natural_task(traces, at, "last-number", hops=0, classes=2)
@@ -71,7 +71,7 @@ def test_spelling_agrees_with_offsets(text: str, data: st.DataObject) -> None:
     stop = data.draw(st.integers(start + 1, len(text)))
     offsets = enumerate(encoded["offset_mapping"])
     want = [place for place, (a, b) in offsets if a < stop and b > start]
-    found = list(spelling(encoded["input_ids"], range(start, stop), tokenizer))
+    found = list(token_range(encoded["input_ids"], range(start, stop), tokenizer))
     assert set(found) <= set(want)
     assert text[start:stop] in decode(tokenizer, [encoded["input_ids"][place] for place in want])
     if text.isascii():

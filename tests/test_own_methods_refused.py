@@ -8,10 +8,10 @@ import pytest
 
 import ghosttrace as gt
 from ghosttrace.ablation.arms import Restart
-from ghosttrace.ablation.settings import Settings
-from ghosttrace.auditing.evidence import Estimate, Evidence
-from ghosttrace.auditing.findings import checked
-from ghosttrace.auditing.settings import AuditSettings, chosen_attacks, chosen_defence
+from ghosttrace.ablation.settings import AblationSettings
+from ghosttrace.auditing.evidence import AttackEstimate, Evidence
+from ghosttrace.auditing.findings import check_findings
+from ghosttrace.auditing.settings import AuditSettings, resolve_attacks, resolve_defence
 from ghosttrace.auditing.threats import INSIDER, Threat
 from ghosttrace.bench import as_benches
 from ghosttrace.probing import sweep
@@ -31,7 +31,7 @@ class Nameless(gt.Arm):
 @pytest.mark.parametrize("arms", [[own_arm("memento")], ["restart", own_arm("restart")], [own_arm("a"), own_arm("a")]])
 def test_two_different_arms_of_one_name_are_refused(arms) -> None:
     with pytest.raises(gt.UserError, match="two arms are called"):
-        Settings(arms=tuple(arms))
+        AblationSettings(arms=tuple(arms))
     with pytest.raises(gt.UserError, match="two arms are called"):
         gt.bits("toy-mixed", bench="ledger-h1", arms=arms, limit=1)
 
@@ -47,20 +47,20 @@ def test_two_different_arms_of_one_name_are_refused(arms) -> None:
 )
 def test_what_is_no_arm_is_refused(arm, told) -> None:
     with pytest.raises(gt.UserError, match=told):
-        Settings(arms=(arm,))
+        AblationSettings(arms=(arm,))
 
 
 def test_no_arms_means_the_reference_alone() -> None:
-    assert [arm.name for arm in Settings(arms=()).chosen_arms()] == ["memento"]
+    assert [arm.name for arm in AblationSettings(arms=()).chosen_arms()] == ["memento"]
 
 
 def test_the_same_arm_twice_runs_once() -> None:
-    assert [arm.name for arm in Settings(arms=("restart", "restart")).chosen_arms()] == ["memento", "restart"]
+    assert [arm.name for arm in AblationSettings(arms=("restart", "restart")).chosen_arms()] == ["memento", "restart"]
 
 
 def test_unknown_fields_of_sampling_are_refused() -> None:
     with pytest.raises(gt.UserError, match="sampling has no temp"):
-        Settings(sampling={"temp": 1.0})
+        AblationSettings(sampling={"temp": 1.0})
 
 
 def test_benchmarks_are_names_or_objects_and_each_has_its_own_name() -> None:
@@ -122,20 +122,20 @@ class Secrets:
     ],
 )
 def test_findings_that_no_verdict_can_rest_on_are_refused(attack, change) -> None:
-    found = Evidence("own", "note-*", "open", "bits", Estimate(0.9, 0.8, 1.0), 100)
-    assert checked(attack, [found], Secrets()) == [found]
+    found = Evidence("own", "note-*", "open", "bits", AttackEstimate(0.9, 0.8, 1.0), 100)
+    assert check_findings(attack, [found], Secrets()) == [found]
     with pytest.raises(gt.UserError, match="attack own returned"):
-        checked(attack, [replace(found, **change)], Secrets())
+        check_findings(attack, [replace(found, **change)], Secrets())
 
 
 def test_attacks_and_defences_are_objects_with_their_fields() -> None:
     with pytest.raises(gt.UserError, match="give an object of the class"):
-        chosen_attacks([Own])
+        resolve_attacks([Own])
     with pytest.raises(gt.UserError, match="give an object of the class"):
-        chosen_defence(gt.DEFENCES["restart"])
+        resolve_defence(gt.DEFENCES["restart"])
     untitled = dataclass(frozen=True)(type("Untitled", (gt.Attack,), {"name": "untitled", "run": Own.run}))()
     with pytest.raises(gt.UserError, match="has no title"):
-        chosen_attacks([untitled])
+        resolve_attacks([untitled])
 
 
 def test_options_of_a_defence_may_be_text() -> None:
@@ -156,12 +156,12 @@ def test_options_of_a_defence_may_be_text() -> None:
 def test_a_threat_of_ones_own_has_a_name_of_its_own() -> None:
     other = dataclass(frozen=True)(type("Other", (Own,), {"threat": Threat("reader", "reads", "stop")}))()
     with pytest.raises(gt.UserError, match="two threats are called 'reader'"):
-        AuditSettings(chosen_attacks(["attribute", other]), chosen_defence("none"), sweep.Settings())
+        AuditSettings(resolve_attacks(["attribute", other]), resolve_defence("none"), sweep.ProbeSettings())
 
 
 def test_probes_are_objects() -> None:
     with pytest.raises(gt.UserError, match="is no probe"):
-        sweep.Settings(probes=("mlp",))
+        sweep.ProbeSettings(probes=("mlp",))
 
 
 def test_run_json_takes_numbers_of_numpy_and_paths() -> None:
@@ -180,7 +180,7 @@ def test_a_method_is_recorded_without_addresses() -> None:
 
 def test_built_in_arms_may_be_given_as_objects_too() -> None:
     arms = (gt.ARMS["memento"](), gt.ARMS["placebo"](), Restart())
-    assert [arm.name for arm in Settings(arms=arms).chosen_arms()] == ["memento", "placebo", "restart"]
+    assert [arm.name for arm in AblationSettings(arms=arms).chosen_arms()] == ["memento", "placebo", "restart"]
 
 
 def test_one_name_need_not_be_a_list() -> None:

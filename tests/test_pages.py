@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ghosttrace.errors import UserError
-from ghosttrace.serving.vllm.page_mover import PageMover, slots
+from ghosttrace.serving.vllm.page_mover import PageMover, slot_mapping
 
 PAGES, HEADS, SIZE, DIM = 6, 2, 8, 4
 
@@ -81,7 +81,7 @@ def test_moved_numbers_are_those_that_were_there(backend: Plain, order: tuple[in
 
     before = [held(one) for one in layers]
     pages = [4, 1, 3]
-    source, target = slots(pages, 7, 21, SIZE), slots(pages, 2, 16, SIZE)
+    source, target = slot_mapping(pages, 7, 21, SIZE), slot_mapping(pages, 2, 16, SIZE)
     PageMover(layers).move(source, target)
     for one, old in zip(layers, before, strict=True):
         for of, to in zip(source.tolist(), target.tolist(), strict=True):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers.paths import DATA, needs
+from helpers.paths import DATA, requires_data
 
 from experiments import passcode
 from ghosttrace.law.markup import find_blocks
@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@needs(QWEN)
+@requires_data(QWEN)
 def test_codes_are_planted_probed_and_put_beside_the_paper(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,15 +54,15 @@ def test_codes_are_planted_probed_and_put_beside_the_paper(
     assert "M₂, direct" in labels and "M₁, sealed" not in labels and "M₃, sealed" in labels
 
 
-@needs(QWEN, *(f"traces/{name}" for name in passcode.TRACES))
+@requires_data(QWEN, *(f"traces/{name}" for name in passcode.TRACES))
 def test_real_traces_end_behind_the_third_memento(model: Path) -> None:
     checkpoint = passcode.load(str(model))
     task = passcode.passcodes(checkpoint, [str(DATA / "traces" / name) for name in passcode.TRACES], 40, 0)
-    assert len(task.samples) == 80 and set(task.exact) == {f"digit-{place}" for place in range(5)}
+    assert len(task.samples) == 80 and set(task.exact_log_posteriors) == {f"digit-{place}" for place in range(5)}
     for sample in task.samples:
         pairs = find_blocks(sample.ids, checkpoint.markup)
         assert len(pairs) == 3 and pairs[2].memento_end == len(sample.ids) - 1
-        assert pairs[1].start < min(sample.where) <= max(sample.where) < pairs[1].end
+        assert pairs[1].start < min(sample.secret_indices) <= max(sample.secret_indices) < pairs[1].end
 
 
 def test_a_model_needs_traces_and_a_rehearsal_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,16 @@ from ghosttrace.law.masks import Visibility
 from ghosttrace.model.attention import attending
 from ghosttrace.model.checkpoint import Checkpoint, load
 from ghosttrace.model.states import read_states
-from ghosttrace.patching.cases import ALL, Case, Site, all_sites, batches_of, carrier_places, make_cases, runs_of
+from ghosttrace.patching.cases import (
+    ALL,
+    PatchCase,
+    PatchSite,
+    all_sites,
+    batch_cases,
+    carrier_token_indices,
+    count_memento_runs,
+    make_cases,
+)
 from ghosttrace.patching.patcher import Patch, Patcher
 from ghosttrace.patching.summary import failed_controls
 
@@ -57,7 +66,9 @@ class HeldLayer(CacheLayerMixin):
         return -1
 
 
-def by_hand(checkpoint: Checkpoint, case: Case, reading: str, sites: tuple[Site, ...], own: bool = True) -> np.ndarray:
+def by_hand(
+    checkpoint: Checkpoint, case: PatchCase, reading: str, sites: tuple[PatchSite, ...], own: bool = True
+) -> np.ndarray:
     """States of masked passes, put together with tensor operations, and one pass over what follows."""
     model, policy, end = checkpoint.model, checkpoint.policy, case.block.memento_end + 1
     ids = case.trace.ids[:end]
@@ -66,7 +77,7 @@ def by_hand(checkpoint: Checkpoint, case: Case, reading: str, sites: tuple[Site,
     swapped = [*ids[: case.block.start + 1], *(case.donor or ()), *ids[case.block.end :]]
     layout = sealed_layout(ids, MARKUP, policy) if reading == "seal" else open_layout(swapped, MARKUP, policy)
     altered = read_states(model, [layout], [held])
-    places = carrier_places(case, checkpoint, 2)
+    places = carrier_token_indices(case, checkpoint, 2)
     keys, values = clean.keys.clone(), clean.values.clone()
     for site in sites:
         at = np.isin(held, places[site.carrier, site.place])
@@ -75,14 +86,16 @@ def by_hand(checkpoint: Checkpoint, case: Case, reading: str, sites: tuple[Site,
             if letter in site.kv:
                 mine[layers, ..., at, :] = theirs[layers, ..., at, :]
     store = Cache(layers=[HeldLayer(k, v) for k, v in zip(keys, values, strict=True)])
-    following = case.own if own else case.other
+    following = case.own_continuation if own else case.donor_continuation
     assert following is not None
     index = torch.from_numpy(np.arange(end, end + len(following) - 1))[None]
     every = torch.cat([torch.from_numpy(held)[None], index], 1)
     with attending(model), torch.no_grad():
-        sight = Visibility(index, every, torch.full_like(every, NEVER), index, every)
+        visibility = Visibility(index, every, torch.full_like(every, NEVER), index, every)
         text = torch.tensor([following[:-1]])
-        logits = model(input_ids=text, position_ids=index, past_key_values=store, use_cache=True, expiry=sight).logits
+        logits = model(
+            input_ids=text, position_ids=index, past_key_values=store, use_cache=True, expiry=visibility
+        ).logits
     log2p = logits[0].log_softmax(-1)[range(len(following) - 1), list(following[1:])]
     return log2p.double().numpy() / np.log(2)
 
@@ -97,19 +110,22 @@ def test_patches_are_states_put_in_by_hand(family: str, policy: str) -> None:
     patcher = Patcher(checkpoint, cases, ("seal", "swap"), 2)
     rng, patches = np.random.default_rng(0), []
     for number, case in enumerate(cases):
-        sites = [site for site in all_sites(carrier_places(case, checkpoint, 2), 4) if site.carrier != "placebo"]
+        sites = [site for site in all_sites(carrier_token_indices(case, checkpoint, 2), 4) if site.carrier != "placebo"]
         for reading in ("seal", "swap"):
             single = [(sites[n],) for n in rng.choice(len(sites), 4, replace=False)]
             joint = tuple(sites[n] for n in rng.choice(len(sites), 3, replace=False))
-            patches += [Patch(number, reading, cell, case.own) for cell in [(), *single, joint, (Site("everything"),)]]
-        if case.other is not None:
-            patches.append(Patch(number, "swap", (Site("memento", 1, 2, "v"),), case.other))
+            patches += [
+                Patch(number, reading, cell, case.own_continuation)
+                for cell in [(), *single, joint, (PatchSite("everything"),)]
+            ]
+        if case.donor_continuation is not None:
+            patches.append(Patch(number, "swap", (PatchSite("memento", 1, 2, "v"),), case.donor_continuation))
     changed = 0
     for patch, score in zip(patches, patcher.score(patches, 700), strict=True):
-        case = cases[patch.case]
-        expected = by_hand(checkpoint, case, patch.reading, patch.sites, patch.run == case.own)
+        case = cases[patch.case_index]
+        expected = by_hand(checkpoint, case, patch.cache_name, patch.sites, patch.continuation == case.own_continuation)
         np.testing.assert_allclose(score.log2p, expected, atol=1e-4)
-        plain = by_hand(checkpoint, case, patch.reading, (), patch.run == case.own)
+        plain = by_hand(checkpoint, case, patch.cache_name, (), patch.continuation == case.own_continuation)
         changed += bool(np.abs(expected - plain).max() > 0.01)
     assert changed > 3
 
@@ -123,7 +139,10 @@ def test_patching_everything_is_the_arm(family: str) -> None:
         return list(cases[key[0]].donor or ()) if number == cases[key[0]].number else None
 
     for reading, arm in (("seal", Restart()), ("swap", Swap(donors))):
-        patches = [Patch(number, reading, (Site("everything"),), case.own) for number, case in enumerate(cases)]
+        patches = [
+            Patch(number, reading, (PatchSite("everything"),), case.own_continuation)
+            for number, case in enumerate(cases)
+        ]
         expected = log2_probabilities(checkpoint, arm, [case.trace.ids for case in cases])
         clean = log2_probabilities(checkpoint, Memento(), [case.trace.ids for case in cases])
         for case, score, mine, before in zip(cases, patcher.score(patches, 10_000), expected, clean, strict=True):
@@ -163,7 +182,7 @@ def test_carriers_divide_what_is_retained(seed: int, blocks: int, number: int, n
     case = replace(case_of(0), trace=TokenTrace("s", "0", [], ids), blocks=tuple(find_blocks(ids, MARKUP)))
     case = replace(case, number=number % blocks, stop=len(ids), donor=None, other=None)
     runs = data.draw(st.integers(0, case.block.memento_end - case.block.memento_start - 1))
-    places = carrier_places(case, checkpoint_of("llama", POLICIES[name]), runs)
+    places = carrier_token_indices(case, checkpoint_of("llama", POLICIES[name]), runs)
     before = ids[: case.block.memento_end + 1]
     held = [k for k, gone in enumerate(expiry(before, MARKUP, POLICIES[name])) if gone > len(before)]
     whole = {carrier: list(at) for (carrier, place), at in places.items() if place == ALL}
@@ -177,9 +196,9 @@ def test_carriers_divide_what_is_retained(seed: int, blocks: int, number: int, n
 
 def test_batches_do_not_matter() -> None:
     cases = [case_of(seed, 3) for seed in range(4)]
-    assert [len(batch) for batch in batches_of(cases, 1)] == [1] * 4 and len(batches_of(cases, 10_000)) == 1
+    assert [len(batch) for batch in batch_cases(cases, 1)] == [1] * 4 and len(batch_cases(cases, 10_000)) == 1
     other = replace(cases[0], trace=replace(cases[0].trace, source="another"))
-    assert [len(batch) for batch in batches_of([*cases, other], 10_000)] == [1, 4]
+    assert [len(batch) for batch in batch_cases([*cases, other], 10_000)] == [1, 4]
     whole, _ = results_of(checkpoint_of("olmo3"), cases)
     small, _ = results_of(checkpoint_of("olmo3"), cases, batch_tokens=1_000)
     np.testing.assert_allclose(whole["bits"], small["bits"], atol=1e-4)
@@ -192,12 +211,12 @@ def test_donors_are_drawn_and_kept() -> None:
     cases = make_cases(checkpoint, traces, [bench])
     assert cases == make_cases(checkpoint, traces, [bench]) != make_cases(checkpoint, traces, [bench], seed=1)
     for case in cases:
-        assert case.other is not None and case.other[:1] == case.own[:1]
-        assert all(a != b for a, b in zip(case.other[1:], case.own[1:], strict=True))
+        assert case.donor_continuation is not None and case.donor_continuation[:1] == case.own_continuation[:1]
+        assert all(a != b for a, b in zip(case.donor_continuation[1:], case.own_continuation[1:], strict=True))
         assert case.ids(True) != case.ids(False) and len(case.ids(True)) == len(case.trace.ids)
     early = make_cases(checkpoint, traces, [bench], number=1)
-    assert all(case.other is None and case.donor is not None and case.number == 1 for case in early)
-    assert early[0].stop == early[0].blocks[2].memento_end + 1
+    assert all(case.donor_continuation is None and case.donor is not None and case.block_index == 1 for case in early)
+    assert early[0].end_index == early[0].blocks[2].memento_end + 1
     short = replace(bench, counterfactual=lambda problem, number, rng: (["1"], "1"))
     with pytest.raises(UserError, match="a donor must be as long as its block: 1 tokens"):
         make_cases(checkpoint, traces, [short])
@@ -223,7 +242,11 @@ def test_traces_without_a_counterfactual_are_sealed_alone() -> None:
     """Of unequal mementos: their text is cut into as many runs as the shortest has tokens."""
     cases = [replace(case_of(seed, 3, 1), donor=None, other=None) for seed in range(4)]
     lengths = [case.block.memento_end - case.block.memento_start - 1 for case in cases]
-    assert len(set(lengths)) > 1 and runs_of(cases, 8) == {"random": min(lengths)} and runs_of(cases, 1)["random"] == 1
+    assert (
+        len(set(lengths)) > 1
+        and count_memento_runs(cases, 8) == {"random": min(lengths)}
+        and count_memento_runs(cases, 1)["random"] == 1
+    )
     results, _ = results_of(checkpoint_of("qwen3"), cases)
     assert set(results["intervention"]) == {"seal"} and results["valid"].all()
     assert results["follows_donor"].isna().all() and results["keeps_original"].isna().all()

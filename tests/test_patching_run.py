@@ -21,15 +21,15 @@ from ghosttrace.bench.reference_traces import reference_traces
 from ghosttrace.cli import main as cli
 from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.model.checkpoint import Checkpoint, load
-from ghosttrace.patching.cases import ALL, Case, Site, make_cases
-from ghosttrace.patching.patcher import READINGS
+from ghosttrace.patching.cases import ALL, PatchCase, PatchSite, make_cases
+from ghosttrace.patching.patcher import CACHE_ARMS
 from ghosttrace.patching.site_search import SiteSet, _search, find_site_sets, joint_effect
-from ghosttrace.patching.summary import failed_controls, share_of, summarise
+from ghosttrace.patching.summary import failed_controls, recovered_share, summarise
 from ghosttrace.results import open_run
 
 
 @cache
-def patched(model: str) -> tuple[Checkpoint, list[Case], pd.DataFrame, dict[str, SiteSet]]:
+def patched(model: str) -> tuple[Checkpoint, list[PatchCase], pd.DataFrame, dict[str, SiteSet]]:
     checkpoint = load(model)
     benches = [bench for level in (0, 1, 3) for bench in load_bench(f"ledger-h{level}", 6 if level else 2)]
     traces = reference_traces(checkpoint, *benches)
@@ -82,12 +82,12 @@ def test_each_hidden_digit_sits_on_a_token_of_its_own() -> None:
 def test_a_joint_patch_of_everything_is_everything() -> None:
     checkpoint, cases, _, _ = patched("toy-open")
     some = [case for case in cases if case.trace.source == "ledger-h3"][:4]
-    pieces = [Site("memento", place, layer, kv) for place in range(5) for layer in range(4) for kv in "kv"]
+    pieces = [PatchSite("memento", place, layer, kv) for place in range(5) for layer in range(4) for kv in "kv"]
     for name in ("swap", "seal"):
-        joint, whole = joint_effect(checkpoint, some, name, [*pieces, Site("earlier")], 2_000, 3)
+        joint, whole = joint_effect(checkpoint, some, name, [*pieces, PatchSite("earlier")], 2_000, 3)
         np.testing.assert_allclose(joint, whole, atol=1e-3)
     cases = [case_of(seed, blocks) for seed, blocks in ((1, 4), (0, 2), (2, 3))]  # of falling and rising lengths
-    sites = [Site("memento", place, 1, "v") for place in range(2)]
+    sites = [PatchSite("memento", place, 1, "v") for place in range(2)]
     forwards, _ = joint_effect(checkpoint_of("qwen3"), cases, "swap", sites, 65_536, 1)
     backwards, _ = joint_effect(checkpoint_of("qwen3"), cases[::-1], "swap", sites, 120, 1)
     np.testing.assert_allclose(backwards[::-1], forwards, atol=1e-4)
@@ -96,7 +96,7 @@ def test_a_joint_patch_of_everything_is_everything() -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.01, 1.2))
 def test_no_member_of_a_set_can_be_left_out(weights: list[float], wanted: float) -> None:
-    worth = dict(zip([Site("memento", n) for n in range(len(weights))], weights, strict=True))
+    worth = dict(zip([PatchSite("memento", n) for n in range(len(weights))], weights, strict=True))
 
     def enough(sites: Any) -> bool:
         return sum(worth[site] for site in sites) >= wanted * sum(weights) - 1e-12
@@ -134,7 +134,7 @@ def test_what_a_site_is_worth() -> None:
     assert summarise(rows[:1]).set_index("carrier").loc["memento", "bits"] == 3
     nothing = [row | {"log2p_own": [-1.0, -1.0], "log2p_other": [-12.0, -12.0], "arm": -1.0} for row in rows]
     assert summarise(nothing)["recovered"].isna().all()
-    assert share_of(np.array([1.0, 0.5]), np.array([2.0, -2.0])) is None  # no whole effect to take a share of
+    assert recovered_share(np.array([1.0, 0.5]), np.array([2.0, -2.0])) is None  # no whole effect to take a share of
 
 
 def test_controls_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_controls_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     assert failed_controls(
         summarise([row_of("a", float("nan"), -8.0, (True, False), carrier=["everything", "prompt"])])
     )
-    monkeypatch.setitem(READINGS, "placebo", Noise(0.5))
+    monkeypatch.setitem(CACHE_ARMS, "placebo", Noise(0.5))
     results, _ = results_of(checkpoint_of("llama"), [case_of(seed, 3) for seed in range(6)], parts=1)
     failures = failed_controls(results)
     assert failures and all("of placebo moved the continuation" in failure for failure in failures)
@@ -205,7 +205,7 @@ def test_one_kind_alone_leaves_the_other_out() -> None:
 
 
 def test_a_failed_control_invalidates_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(READINGS, "placebo", Noise(2.0))
+    monkeypatch.setitem(CACHE_ARMS, "placebo", Noise(2.0))
     command = ["patch", "--bench", "ledger-h1", "--limit", "3", "--out", str(tmp_path / "run")]
     done = CliRunner().invoke(cli.app, command)
     assert done.exit_code == 12 and "INVALID" in done.output

@@ -10,18 +10,27 @@ from rich.console import Console
 from transformers import Qwen3Config
 
 from ghosttrace.ablation.arms import ARMS
-from ghosttrace.ablation.plan import MARKUP, ArmPlan, Assumptions, Plan, arm_plan, average_trace, plan, read_again
-from ghosttrace.ablation.power import detectable, population, repetitions_needed
+from ghosttrace.ablation.plan import (
+    MARKUP,
+    ArmPlan,
+    Assumptions,
+    Plan,
+    arm_plan,
+    average_trace,
+    count_recomputed_tokens,
+    plan,
+)
+from ghosttrace.ablation.power import detectable, population_with_effect, repetitions_needed
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy, expiry
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.attention import attending
 from ghosttrace.model.checkpoint import load_config
-from ghosttrace.model.geometry import Geometry
+from ghosttrace.model.geometry import CacheGeometry
 from ghosttrace.model.session import Session
 from ghosttrace.report.plan import plan_table
 
-QWEN = Geometry.of(
+QWEN = CacheGeometry.from_config(
     Qwen3Config(hidden_size=4096, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8, head_dim=128)
 )
 AIME = Assumptions(n_problems=30, repetitions=64, effect=0.05, arms=("restart",))
@@ -37,7 +46,7 @@ def test_qwen3_8b_takes_144_kib_a_token() -> None:
 
 
 def test_a_config_is_enough() -> None:
-    done = plan(Geometry.of(load_config("toy-mixed")), torch.float32, KEEP, AIME)
+    done = plan(CacheGeometry.from_config(load_config("toy-mixed")), torch.float32, KEEP, AIME)
     assert done.bytes_per_token == 4096
 
 
@@ -48,8 +57,8 @@ def test_counts_by_hand() -> None:
     assert done.tokens == 1920 * 3 * 2000
     assert done.seconds == done.tokens / 500
     # One block of 1,150 ends within 2,000 tokens: its end, then the memento with both delimiters, again.
-    assert [arm.read_again for arm in done.arms] == [0, 1 + 194 + 2, 0]
-    assert done.read_again == 1920 * 197
+    assert [arm.recomputed_tokens for arm in done.arms] == [0, 1 + 194 + 2, 0]
+    assert done.recomputed_tokens == 1920 * 197
     assert make().seconds is None
     assert (done.rows, make(n_problems=3, repetitions=4).rows) == (32, 12)
 
@@ -111,24 +120,24 @@ def test_a_real_session_reads_and_holds_what_was_planned(
         session.advance([tokens.tolist()])
     row = session.rows[0]
     erasures = len(find_blocks(tokens, MARKUP)) - policy.keep_last_n_blocks
-    assert max(row.kv_tokens) * (1 + planned.sealing) == planned.peak_tokens
-    assert np.mean(row.kv_tokens[4:]) * (1 + planned.sealing) == pytest.approx(planned.mean_tokens)
-    if planned.sealing:
-        assert read - len(tokens) == planned.read_again + (name == "seal-mementos") * erasures
+    assert max(row.kv_tokens) * (1 + planned.has_sealed_copy) == planned.peak_tokens
+    assert np.mean(row.kv_tokens[4:]) * (1 + planned.has_sealed_copy) == pytest.approx(planned.mean_tokens)
+    if planned.has_sealed_copy:
+        assert read - len(tokens) == planned.recomputed_tokens + (name == "seal-mementos") * erasures
         assert session.eraser.sealed.slots.length[0] <= planned.peak_tokens / 2
-    assert planned.sealing == (name not in ("memento", "placebo"))
+    assert planned.has_sealed_copy == (name not in ("memento", "placebo"))
 
 
 def test_nothing_is_read_again_where_nothing_expires() -> None:
-    assert read_again(expiry(average_trace(10, 900), MARKUP, KEEP)) == 0
+    assert count_recomputed_tokens(expiry(average_trace(10, 900), MARKUP, KEEP)) == 0
     assert arm_plan("restart", KEEP, 10, 900) == ArmPlan("restart", True, 1820, 2 * (10 + 901 / 2), 0)
 
 
 def test_what_it_can_find_is_what_power_says() -> None:
     done = make(repetitions=8, concentration=2.0)
-    assert done.needed == repetitions_needed(30, population(0.661, 0.05, 2.0))
+    assert done.min_repetitions == repetitions_needed(30, population_with_effect(0.661, 0.05, 2.0))
     assert done.detectable == detectable(0.661, 30, 8, 2.0)
-    at_needed, below = (make(repetitions=done.needed - less, concentration=2.0).power for less in (0, 1))
+    at_needed, below = (make(repetitions=done.min_repetitions - less, concentration=2.0).power for less in (0, 1))
     assert at_needed >= 0.8 > below
     found = make(effect=done.detectable, repetitions=8, concentration=2.0)
     assert found.power == pytest.approx(0.8, abs=1e-6)

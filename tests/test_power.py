@@ -16,7 +16,7 @@ from ghosttrace.ablation.power import (
     detectable,
     half_width,
     log_odds,
-    population,
+    population_with_effect,
     power,
     repetitions_needed,
     standard_error,
@@ -57,16 +57,16 @@ def contests(
 @pytest.mark.parametrize("design", DESIGNS)
 def test_the_grid_is_the_population(design: tuple[float, float, float]) -> None:
     accuracy, effect, concentration = design
-    drop = population(*design)
+    drop = population_with_effect(*design)
     assert drop.effect == pytest.approx(effect, abs=1e-9)
     assert drop.reference.mean() == pytest.approx(accuracy, abs=1e-5)
     assert (drop.arm <= drop.reference).all()
     theta = drawn(np.random.default_rng(1), accuracy, concentration, (400_000,))
     fallen = expit(logit(theta) - shift(*design))
-    assert drop.paired == pytest.approx(np.var(fallen - theta), rel=0.02)
-    assert drop.unpaired == pytest.approx(np.var(fallen) + np.var(theta), rel=0.01)
+    assert drop.paired_variance == pytest.approx(np.var(fallen - theta), rel=0.02)
+    assert drop.unpaired_variance == pytest.approx(np.var(fallen) + np.var(theta), rel=0.01)
     noise, arm_noise = (theta * (1 - theta)).mean(), (fallen * (1 - fallen)).mean()
-    assert drop.within(8, 64) == pytest.approx(noise / 8 + arm_noise / 64, rel=0.01)
+    assert drop.within_problem_variance(8, 64) == pytest.approx(noise / 8 + arm_noise / 64, rel=0.01)
     assert noise == pytest.approx(accuracy * (1 - accuracy) * concentration / (1 + concentration), rel=0.01)
 
 
@@ -81,27 +81,27 @@ def test_uniform_chances_have_a_closed_form() -> None:
 
 def test_chances_close_to_1_have_finite_log_odds() -> None:
     assert np.isfinite(log_odds(0.661, 0.1)).all()
-    assert population(0.661, 0.66, 0.1).effect == pytest.approx(0.66)
+    assert population_with_effect(0.661, 0.66, 0.1).effect == pytest.approx(0.66)
 
 
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("repetitions", [(64, 8), (2, 5)])
 def test_standard_errors(design: tuple[float, float, float], repetitions: tuple[int, int]) -> None:
     """Spread of the estimate over 10,000 contests, on shared problems and on two sets of them."""
-    drop, n, runs = population(*design), 30, 10_000
-    within = drop.within(*repetitions)
+    drop, n, runs = population_with_effect(*design), 30, 10_000
+    within = drop.within_problem_variance(*repetitions)
     reference, arm = contests(design, runs, n, *repetitions)
     paired = (arm - reference).mean(axis=1).std()
     unpaired = (np.roll(arm, 1, axis=0) - reference).mean(axis=1).std()
-    assert standard_error(n, drop.paired, within) == pytest.approx(paired, rel=0.025)
-    assert standard_error(n, drop.unpaired, within) == pytest.approx(unpaired, rel=0.025)
+    assert standard_error(n, drop.paired_variance, within) == pytest.approx(paired, rel=0.025)
+    assert standard_error(n, drop.unpaired_variance, within) == pytest.approx(unpaired, rel=0.025)
 
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_paired_effects_have_the_width_and_coverage_that_was_planned(design: tuple[float, float, float]) -> None:
     n, repetitions, runs = 30, 8, 800
-    drop = population(*design)
-    planned = half_width(standard_error(n, drop.paired, drop.within(repetitions)), n - 1)
+    drop = population_with_effect(*design)
+    planned = half_width(standard_error(n, drop.paired_variance, drop.within_problem_variance(repetitions)), n - 1)
     effects = [paired_effect(a, r) for r, a in zip(*contests(design, runs, n, repetitions, repetitions), strict=True)]
     covered = np.mean([e.low <= -drop.effect <= e.high for e in effects])
     assert 0.92 < covered < 0.97
@@ -112,8 +112,12 @@ def test_paired_effects_have_the_width_and_coverage_that_was_planned(design: tup
 def test_power_is_the_share_of_runs_that_find_the_effect(
     design: tuple[float, float, float], problems: int, repetitions: int
 ) -> None:
-    runs, drop = 2000, population(*design)
-    promised = power(drop.effect, standard_error(problems, drop.paired, drop.within(repetitions)), problems - 1)
+    runs, drop = 2000, population_with_effect(*design)
+    promised = power(
+        drop.effect,
+        standard_error(problems, drop.paired_variance, drop.within_problem_variance(repetitions)),
+        problems - 1,
+    )
     reference, arm = contests(design, runs, problems, repetitions, repetitions)
     found = np.mean([paired_effect(a, r).high < 0 for r, a in zip(reference, arm, strict=True)])
     assert 0.6 < promised < 0.95
@@ -152,10 +156,14 @@ ANY = {
 @settings(max_examples=40, deadline=None)
 @given(**ANY)
 def test_repetitions_needed_are_the_fewest(accuracy: float, share: float, concentration: float, problems: int) -> None:
-    drop = population(accuracy, share * accuracy, concentration)
+    drop = population_with_effect(accuracy, share * accuracy, concentration)
 
     def found(repetitions: float) -> float:
-        return power(drop.effect, standard_error(problems, drop.paired, drop.within(repetitions)), problems - 1)
+        return power(
+            drop.effect,
+            standard_error(problems, drop.paired_variance, drop.within_problem_variance(repetitions)),
+            problems - 1,
+        )
 
     needed = repetitions_needed(problems, drop)
     if needed is None:
@@ -171,8 +179,8 @@ def test_the_detectable_effect_is_the_smallest(repetitions: int, accuracy: float
     n, least = 30, detectable(accuracy, 30, repetitions, concentration)
 
     def found(effect: float) -> float:
-        drop = population(accuracy, effect, concentration)
-        return power(effect, standard_error(n, drop.paired, drop.within(repetitions)), n - 1)
+        drop = population_with_effect(accuracy, effect, concentration)
+        return power(effect, standard_error(n, drop.paired_variance, drop.within_problem_variance(repetitions)), n - 1)
 
     if least is None:
         assert max(found(share * accuracy) for share in np.linspace(0.01, 0.99, 20)) < 0.8
@@ -183,11 +191,15 @@ def test_the_detectable_effect_is_the_smallest(repetitions: int, accuracy: float
 
 def test_the_papers_design_by_hand() -> None:
     """Beta(0.661, 0.339): Var(theta) = E[theta (1 - theta)] = 0.661 * 0.339 / 2, so most of it between problems."""
-    drop = population(0.661, 0.153)
+    drop = population_with_effect(0.661, 0.153)
     assert np.var(drop.reference) == pytest.approx(0.661 * 0.339 / 2, rel=1e-3)
-    assert drop.paired < drop.unpaired / 10
-    alone = standard_error(30, drop.unpaired, drop.within(64, 8))
-    assert half_width(alone, 58) > 0.153 > half_width(standard_error(30, drop.paired, drop.within(8)), 29)
+    assert drop.paired_variance < drop.unpaired_variance / 10
+    alone = standard_error(30, drop.unpaired_variance, drop.within_problem_variance(64, 8))
+    assert (
+        half_width(alone, 58)
+        > 0.153
+        > half_width(standard_error(30, drop.paired_variance, drop.within_problem_variance(8)), 29)
+    )
 
 
 @pytest.mark.parametrize(
@@ -204,7 +216,7 @@ def test_the_papers_design_by_hand() -> None:
 )
 def test_what_cannot_be_planned_is_refused(accuracy: float, effect: float, concentration: float, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        population(accuracy, effect, concentration)
+        population_with_effect(accuracy, effect, concentration)
     with pytest.raises(UserError, match="at least 2"):
         standard_error(1, 0.1, 0.1)
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from ghosttrace.cli import main as cli
 from ghosttrace.errors import UserError
-from ghosttrace.model.checkpoint import source
+from ghosttrace.model.checkpoint import resolve_pretrained_path
 from ghosttrace.runs.folder import is_finished
 
 QUICK = ["probe", "--samples", "300", "--layers", "2,3", "--hops", "0", "--pool", "3", "--kv", "v", "--no-mlp"]
@@ -71,7 +71,7 @@ def test_what_cannot_be_probed(options: list[str], said: str, tmp_path: Path) ->
 
 def test_states_that_are_not_finite_name_their_layer(tmp_path: Path) -> None:
     model = tmp_path / "model"
-    shutil.copytree(source("toy-open"), model)
+    shutil.copytree(resolve_pretrained_path("toy-open"), model)
     weights = load_file(model / "model.safetensors")
     weights["model.layers.2.self_attn.v_proj.weight"][0, 0] = float("nan")
     save_file(weights, model / "model.safetensors", {"format": "pt"})

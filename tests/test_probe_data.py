@@ -25,8 +25,8 @@ from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.session import Session
 from ghosttrace.model.states import read_states
 from ghosttrace.probing import features as features_module
-from ghosttrace.probing.carriers import Carrier, common_places
-from ghosttrace.probing.features import Wanted, extract
+from ghosttrace.probing.carriers import Carrier, padded_token_indices
+from ghosttrace.probing.features import StateSelection, extract_features
 from ghosttrace.probing.split import split
 
 POLICIES = [
@@ -57,10 +57,12 @@ def test_states_of_one_pass_are_those_of_the_evicting_cache(family, policy, arm,
     """The reference decodes in a session: physical eviction, and for `restart` recomputation block by block."""
     model, traces = tiny(family), [trace(number) for number in range(3)]
     with attending(model):
-        session = Session(model, MARKUP, ARMS[arm]().law(policy), [(row,) for row in range(3)], ARMS[arm]().eraser)
+        session = Session(
+            model, MARKUP, ARMS[arm]().adapt_policy(policy), [(row,) for row in range(3)], ARMS[arm]().eraser
+        )
         session.advance(traces)
     count = int(session.cache.slots.length.min())
-    places = [session.cache.held(row)[-count:] for row in range(3)]
+    places = [session.cache.held_indices(row)[-count:] for row in range(3)]
     states = read_states(model, [layout(ids, MARKUP, policy) for ids in traces], places)
     for row in range(3):
         held = slice(int(session.cache.slots.length[row]) - count, int(session.cache.slots.length[row]))
@@ -87,7 +89,7 @@ def test_a_sealed_sequence_lets_nothing_through(policy: Policy, seed: int, other
     ids = trace(seed, blocks=3)
     layout = sealed_layout(ids, MARKUP, policy)
     gone = expiry(ids, MARKUP, policy) < NEVER
-    columns = len(layout.order)
+    columns = len(layout.token_index)
     index = np.arange(columns)
     sees = (index[None, :] <= index[:, None]) & (index[:, None] < layout.expiry[None, :])
     kept = np.flatnonzero(~gone)
@@ -97,8 +99,8 @@ def test_a_sealed_sequence_lets_nothing_through(policy: Policy, seed: int, other
     while len(frontier):
         reached[frontier] = True
         frontier = np.flatnonzero(sees[frontier].any(axis=0) & ~reached)
-    assert not gone[layout.order[reached]].any()
-    assert (layout.order[layout.columns(range(len(ids)))] == np.arange(len(ids))).all()
+    assert not gone[layout.token_index[reached]].any()
+    assert (layout.token_index[layout.columns(range(len(ids)))] == np.arange(len(ids))).all()
 
 
 def test_a_policy_that_keeps_blocks_cannot_be_sealed_in_one_pass() -> None:
@@ -138,25 +140,25 @@ def test_carriers_stand_where_they_should() -> None:
     one = sample(0)
     blocks = find_blocks(one.ids, MARKUP)
     ids = np.array(one.ids)
-    direct = Carrier("memento").places(one, blocks)
+    direct = Carrier("memento").token_indices(one, blocks)
     assert (ids[direct[0]], ids[direct[-1]]) == (MARKUP.summary_start, MARKUP.summary_end)
-    assert list(ids[Carrier("delimiters", 1).places(one, blocks)]) == [MARKUP.block_start, MARKUP.block_end]
-    assert Carrier("memento", -1).places(one, blocks)[-1] < blocks[1].start < one.where[0] < direct[0]
-    assert list(Carrier("memento", 0, 2).places(one, blocks)) == list(direct[-2:])
-    assert not len(Carrier("memento", 9).places(one, blocks))
+    assert list(ids[Carrier("delimiters", 1).token_indices(one, blocks)]) == [MARKUP.block_start, MARKUP.block_end]
+    assert Carrier("memento", -1).token_indices(one, blocks)[-1] < blocks[1].start < one.secret_indices[0] < direct[0]
+    assert list(Carrier("memento", 0, 2).token_indices(one, blocks)) == list(direct[-2:])
+    assert not len(Carrier("memento", 9).token_indices(one, blocks))
 
 
 def test_carriers_that_cannot_be_lined_up_are_refused() -> None:
     samples = [sample(number) for number in range(6)]
     blocks = [find_blocks(one.ids, MARKUP) for one in samples]
     with pytest.raises(UserError, match="--pool mean"):
-        common_places(Carrier("memento"), samples, blocks)
+        padded_token_indices(Carrier("memento"), samples, blocks)
     with pytest.raises(UserError, match="no trace has memento tokens at hop 7"):
-        common_places(Carrier("memento", 7), samples, blocks)
+        padded_token_indices(Carrier("memento", 7), samples, blocks)
     short = [*samples[:5], sample(5, ids=trace(5, blocks=2))]
     with pytest.raises(UserError, match="trace 5 has no memento tokens at hop 1"):
-        common_places(Carrier("memento", 1), short, [find_blocks(one.ids, MARKUP) for one in short])
-    places, weights = common_places(Carrier("memento", 0, "mean"), samples, blocks)
+        padded_token_indices(Carrier("memento", 1), short, [find_blocks(one.ids, MARKUP) for one in short])
+    places, weights = padded_token_indices(Carrier("memento", 0, "mean"), samples, blocks)
     np.testing.assert_allclose(weights.sum(axis=1), 1)
     assert places.shape == weights.shape
 
@@ -203,7 +205,7 @@ def test_where_the_secret_is_the_class_traces_alike_token_for_token_stay_togethe
     number = np.arange(120) // 3
     assert ((parts.cluster[:, None] == parts.cluster) == (number[:, None] == number)).all()
     for one in range(40):
-        assert len(set(parts.names()[number == one])) == 1
+        assert len(set(parts.split_names()[number == one])) == 1
 
 
 def test_tasks_that_teach_nothing_are_refused() -> None:
@@ -219,14 +221,14 @@ def test_tasks_that_teach_nothing_are_refused() -> None:
 
 @pytest.mark.parametrize("family", ["qwen3", "olmo3", "gemma3"])
 def test_shards_hold_what_one_trace_at_a_time_gives(family: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(features_module, "SHARD", 3)
+    monkeypatch.setattr(features_module, "TRACES_PER_SHARD", 3)
     policy = Policy(mask_delimiters=False)
     model, samples = checkpoint(family, policy), [sample(number) for number in range(7)]
     last, mean = Carrier("memento", 1, 1), Carrier("memento", 0, "mean")
     layouts = {"open": open_layout, "sealed": sealed_layout}
     for cache, layout in layouts.items():
-        wanted = Wanted(cache, (last, mean), (0, 3), hidden=True)
-        found = extract(model, task_of(samples), wanted, tmp_path, batch_tokens=100)
+        wanted = StateSelection(cache, (last, mean), (0, 3), hidden=True)
+        found = extract_features(model, task_of(samples), wanted, tmp_path, batch_tokens=100)
         assert len(found.paths) == 3
         for row, one in enumerate(samples):
             block = find_blocks(one.ids, MARKUP)
@@ -249,41 +251,41 @@ def test_a_block_that_stays_for_the_answer_is_sealed_in_shards_too(masked: bool,
     policy = Policy(mask_delimiters=masked, keep_last_block_for_answer=True)
     model, samples = checkpoint("qwen3", policy), [sample(number) for number in range(3)]
     carriers = tuple(Carrier("memento", hop, 1) for hop in hops)
-    found = extract(model, task_of(samples), Wanted("sealed", carriers, (3,)), tmp_path)
+    found = extract_features(model, task_of(samples), StateSelection("sealed", carriers, (3,)), tmp_path)
     for (row, one), carrier in product(enumerate(samples), carriers):
-        place = carrier.places(one, find_blocks(one.ids, MARKUP))
+        place = carrier.token_indices(one, find_blocks(one.ids, MARKUP))
         whole = read_states(model.model, [sealed_layout(one.ids, MARKUP, policy)], [place]).values[3, 0]
         torch.testing.assert_close(found.load(carrier, 3, "v")[row], whole[:, 0].reshape(1, -1), atol=1e-5, rtol=0)
 
 
 def test_shards_that_are_there_are_not_made_again(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(features_module, "SHARD", 2)
+    monkeypatch.setattr(features_module, "TRACES_PER_SHARD", 2)
     model, samples = checkpoint("llama", POLICIES[0]), [sample(number) for number in range(6)]
-    wanted = Wanted("open", (Carrier("memento", 0, 1),), (0,))
-    paths = extract(model, task_of(samples), wanted, tmp_path).paths
+    wanted = StateSelection("open", (Carrier("memento", 0, 1),), (0,))
+    paths = extract_features(model, task_of(samples), wanted, tmp_path).paths
     whole = [path.read_bytes() for path in paths]
     paths[1].unlink()
     paths[2].write_bytes(whole[2][:50])
     stamps = paths[0].stat().st_mtime_ns
-    extract(model, task_of(samples), wanted, tmp_path)
+    extract_features(model, task_of(samples), wanted, tmp_path)
     assert [path.read_bytes() for path in paths] == whole
     assert paths[0].stat().st_mtime_ns == stamps
-    extract(model, task_of(samples[::-1]), wanted, tmp_path)  # other traces: made anew
+    extract_features(model, task_of(samples[::-1]), wanted, tmp_path)  # other traces: made anew
     assert paths[0].read_bytes() != whole[0]
 
 
 def test_erased_delimiters_and_blocks_that_stay_are_refused(tmp_path: Path) -> None:
     samples = [sample(number) for number in range(3)]
-    wanted = Wanted("open", (Carrier("delimiters"),), (0,))
+    wanted = StateSelection("open", (Carrier("delimiters"),), (0,))
     with pytest.raises(UserError, match="no trace keeps its delimiters"):
-        extract(checkpoint("llama", POLICIES[0]), task_of(samples), wanted, tmp_path)
+        extract_features(checkpoint("llama", POLICIES[0]), task_of(samples), wanted, tmp_path)
     keeps = checkpoint("llama", Policy(mask_delimiters=True, keep_last_n_blocks=-1))
     with pytest.raises(UserError, match="never erased"):
-        extract(keeps, task_of(samples), Wanted("open", (Carrier("memento", 0, 1),), (0,)), tmp_path)
+        extract_features(keeps, task_of(samples), StateSelection("open", (Carrier("memento", 0, 1),), (0,)), tmp_path)
 
 
 def test_ledger_secrets_stand_where_the_task_says() -> None:
     model = gt.load("toy-open")
     task = ledger_task(model, 20, level=2)
-    spelled = [[int(model.tokenizer.decode([one.ids[place]])) for place in one.where] for one in task.samples]
+    spelled = [[int(model.tokenizer.decode([one.ids[place]])) for place in one.secret_indices] for one in task.samples]
     assert spelled == [list(one.labels) for one in task.samples]

@@ -11,16 +11,16 @@ from helpers.probes import ClassMeans, planted, some_offset
 from torch import Tensor
 
 import ghosttrace as gt
-from experiments.probe_calibration import Code, bench, uniform
+from experiments.probe_calibration import Code, simulated_task, uniform_target
 from ghosttrace.errors import UserError
-from ghosttrace.probing.evidence import Asked
-from ghosttrace.probing.fit import cross_entropy
+from ghosttrace.probing.evidence import ProbeTarget
 from ghosttrace.probing.fit_and_score import probe_scores
+from ghosttrace.probing.fitter_utils import cross_entropy
 from ghosttrace.probing.linear_grid import fit_grid
 from ghosttrace.probing.probes import MLP, PROBES, Probe
-from ghosttrace.probing.probes.mlp import WIDTHS, fit_mlp
+from ghosttrace.probing.probes.mlp import HIDDEN_WIDTHS, fit_mlp
 from ghosttrace.probing.split import Split
-from ghosttrace.probing.sweep import Settings
+from ghosttrace.probing.sweep import ProbeSettings
 from ghosttrace.results import open_run
 
 CPU = torch.device("cpu")
@@ -33,13 +33,17 @@ def test_every_bundled_probe_is_in_the_matrix() -> None:
     assert all(name == probe.name for name, probe in MATRIX.items())
 
 
-def coded(n: int, strength: float) -> tuple[Tensor, Asked, Split]:
+def coded(n: int, strength: float) -> tuple[Tensor, ProbeTarget, Split]:
     """float32[n, 12] with a code of ten classes in them."""
     rng = np.random.default_rng(0)
-    _, parts = bench(n, 10)
+    _, parts = simulated_task(n, 10)
     labels = rng.integers(0, 10, n)
     means = Code(10, 12, strength).means(rng)
-    return torch.from_numpy(means[labels] + rng.normal(size=(n, 12))).float(), uniform("digit-0", labels, 10), parts
+    return (
+        torch.from_numpy(means[labels] + rng.normal(size=(n, 12))).float(),
+        uniform_target("digit-0", labels, 10),
+        parts,
+    )
 
 
 @pytest.mark.parametrize("name", MATRIX)
@@ -63,11 +67,11 @@ def test_the_same_seed_gives_the_same_posteriors(name: str) -> None:
 class Returns(Probe):
     """Whatever a function makes of the targets."""
 
-    answer: Callable[[Sequence[Asked], Split], list[np.ndarray]]
+    answer: Callable[[Sequence[ProbeTarget], Split], list[np.ndarray]]
     name = "returns"
 
     def fit(
-        self, features: Tensor, targets: Sequence[Asked], split: Split, seed: int, device: torch.device
+        self, features: Tensor, targets: Sequence[ProbeTarget], split: Split, seed: int, device: torch.device
     ) -> list[np.ndarray]:
         return self.answer(targets, split)
 
@@ -76,7 +80,7 @@ def test_a_probe_never_sees_the_labels_of_the_test() -> None:
     features, asked, parts = coded(300, 0.0)
     seen = []
 
-    def spy(targets: Sequence[Asked], split: Split) -> list[np.ndarray]:
+    def spy(targets: Sequence[ProbeTarget], split: Split) -> list[np.ndarray]:
         seen.append(targets[0].labels)
         return [one.text for one in targets]
 
@@ -96,7 +100,7 @@ def test_a_probe_never_sees_the_labels_of_the_test() -> None:
     ],
 )
 def test_what_are_no_log_posteriors_is_refused(
-    answer: Callable[[Sequence[Asked], Split], list[np.ndarray]], said: str
+    answer: Callable[[Sequence[ProbeTarget], Split], list[np.ndarray]], said: str
 ) -> None:
     features, asked, parts = coded(300, 0.0)
     with pytest.raises(UserError, match=said):
@@ -106,9 +110,9 @@ def test_what_are_no_log_posteriors_is_refused(
 def test_probes_have_names_of_their_own() -> None:
     for probes in ((MLP(),), (ClassMeans(), ClassMeans(2.0))):
         with pytest.raises(UserError, match="two probes are called"):
-            Settings(probes=probes)
-    Settings(mlp=False, probes=(MLP(),))
-    assert Settings(probes=(ClassMeans(2.0),)).to_dict()["probes"] == ["ClassMeans(spread=2.0)"]
+            ProbeSettings(probes=probes)
+    ProbeSettings(mlp=False, probes=(MLP(),))
+    assert ProbeSettings(probes=(ClassMeans(2.0),)).to_dict()["probes"] == ["ClassMeans(spread=2.0)"]
 
 
 @pytest.mark.slow
@@ -140,7 +144,7 @@ def test_an_mlp_learns_what_lines_cannot() -> None:
     train, held, test = torch.arange(600), torch.arange(600, 900), torch.arange(900, 1200)
     mlp = fit_mlp(x, y, [2], train, held, epochs=15)
     line = fit_grid(x[None, train], y[:, train], [2], 1e-3)
-    assert [len(bias) for _, bias in mlp.layers] == [*WIDTHS, 2]
+    assert [len(bias) for _, bias in mlp.layers] == [*HIDDEN_WIDTHS, 2]
     assert cross_entropy(mlp.log_probabilities(x[test]), y[:, test]) < 0.1
     assert cross_entropy(line.log_probabilities(x[None, test])[0], y[:, test]) > 0.6
 

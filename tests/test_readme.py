@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import pandas as pd
 import pytest
 
-from experiments.toy_leakage import MODELS, pick
+from experiments.toy_leakage import MODELS, select_rows
 
 pytestmark = pytest.mark.slow
 
@@ -164,14 +164,14 @@ def test_the_probed_digits_in_the_readme_are_the_recorded_ones() -> None:
 
 def test_the_toy_leakage_in_the_readme_is_the_recorded_one() -> None:
     results = pd.read_parquet(ROOT / "experiments" / "results" / "toy_leakage.parquet")
-    trained = pick(results, given="text", **MODELS["all tokens"]).set_index("hop")
+    trained = select_rows(results, given="text", **MODELS["all tokens"]).set_index("hop")
     one = trained.loc[1]
     assert f"{trained.loc[0, 'bits']:.2f} bits a digit beyond the text" in README
     assert f"nothing ({one['bits']:.4f}\n[{one['bits_low']:+.4f}, {one['bits_high']:+.4f}] one block later" in README
-    right = pick(results, given="nothing", hop=1, **MODELS["all tokens"])["accuracy"].item()
+    right = select_rows(results, given="nothing", hop=1, **MODELS["all tokens"])["accuracy"].item()
     assert f"{100 * right:.1f} % right" in README
-    later = pick(results, given="text", **MODELS["untrained"]).query("hop > 0")["bits"]
-    erased = pick(results, given="text", **MODELS["untrained, delimiters erased"]).query("hop > 0")["bits"]
+    later = select_rows(results, given="text", **MODELS["untrained"]).query("hop > 0")["bits"]
+    erased = select_rows(results, given="text", **MODELS["untrained, delimiters erased"]).query("hop > 0")["bits"]
     assert f"{min(later.min(), erased.min()):.2f} to {max(later.max(), erased.max()):.2f} bits each" in README
 
 

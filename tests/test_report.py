@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.laws import MARKUP, policies, streams
 from helpers.reports import CONFIG, DELIMITERS, RESULTS, write_run
+from helpers.token_strategies import MARKUP, policies, streams
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typer.main import get_command
 
 from ghosttrace.ablation.arms import ARMS, Arm
-from ghosttrace.ablation.outcome import headline_arm
 from ghosttrace.ablation.result import AblationResult
 from ghosttrace.ablation.run import run_ablation
-from ghosttrace.ablation.settings import Settings
+from ghosttrace.ablation.settings import AblationSettings
+from ghosttrace.ablation.summary import headline_arm
 from ghosttrace.bench import load_bench
 from ghosttrace.cli import main as cli
 from ghosttrace.errors import UserError
@@ -30,7 +30,7 @@ from ghosttrace.law.expiry import NEVER, Policy, alive, expiry
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.checkpoint import load
 from ghosttrace.report.ablation import page as html
-from ghosttrace.report.ablation import reader as traces
+from ghosttrace.report.ablation import page_data as traces
 
 SPELLING = dict(zip(MARKUP.delimiters, DELIMITERS, strict=True))
 
@@ -141,7 +141,7 @@ def test_a_run_of_the_reference_alone_and_with_fewer_columns(tmp_path: Path) -> 
 
 def test_words_and_units() -> None:
     part = CONFIG | {"settings": {"part": {"layers": [1, 2], "heads": None, "kv": ["v"]}}}
-    assert html.doing("restart", part) == "Closing the channel (restart; layers 1, 2; values alone)"
+    assert html.arm_description("restart", part) == "Closing the channel (restart; layers 1, 2; values alone)"
     small, large = ({"bench": bench, "n_problems": n, "n_samples": 64} for bench, n in (("aime24", 1), ("gpqa", 64)))
     said = "1 problems of aime24 answered 64 times, 64 problems of gpqa answered once"
     assert html.size([small, large]) == said and html.size([large]) == "64 problems, answered once"
@@ -183,7 +183,7 @@ def test_boxes_hold_the_response_and_erase_by_the_law(tokens: list[int], policy:
     prompt = min(cut, len(tokens))
     words = [SPELLING.get(token, f"{token} ") for token in tokens]
     times, blocks = expiry(tokens, MARKUP, policy), find_blocks(tokens, MARKUP, policy.require_assistant_section)
-    reader = traces.Reader(MARKUP, {}, SPELLING)
+    reader = traces.TraceRenderer(MARKUP, {}, SPELLING)
     boxes = reader.boxes("".join(words[prompt:]), np.array(tokens, dtype=np.int64), prompt, times, blocks)
     letters = [(letter, time < NEVER) for word, time in zip(words, times, strict=True) for letter in word]
     shown = [(letter, gone) for box in boxes for text, gone, _ in box.pieces for letter in text]
@@ -198,13 +198,13 @@ def test_boxes_hold_the_response_and_erase_by_the_law(tokens: list[int], policy:
 
 
 def test_a_delimiter_in_plain_letters_is_no_delimiter() -> None:
-    reader = traces.Reader(MARKUP, {}, SPELLING)
+    reader = traces.TraceRenderer(MARKUP, {}, SPELLING)
     (box,) = reader.boxes("say <|block_start|>", np.array([8, 9, 10]), 0, np.full(3, NEVER), [])
     assert box == traces.Box("text", 3, (traces.Piece("say <|block_start|>", False, False),))
 
 
 def test_the_answer_stands_apart() -> None:
-    reader, policy = traces.Reader(MARKUP, {}, SPELLING), Policy(True, require_assistant_section=False)
+    reader, policy = traces.TraceRenderer(MARKUP, {}, SPELLING), Policy(True, require_assistant_section=False)
     ids = np.array([1, 8, 2, 3, 8, 4, 8, 9])
     response = "<|block_start|>a<|block_end|><|summary_start|>b<|summary_end|>\n</think>\n42"
     found = reader.boxes(response, ids, 0, expiry(ids, MARKUP, policy), find_blocks(ids, MARKUP, False))
@@ -216,14 +216,14 @@ def test_the_answer_stands_apart() -> None:
 @given(streams.filter(bool), policies)
 def test_corners_are_the_whole_curve(tokens: list[int], policy: Policy) -> None:
     curve = alive(expiry(tokens, MARKUP, policy))
-    steps, held = zip(*traces.corners(curve), strict=True)
+    steps, held = zip(*traces.curve_breakpoints(curve), strict=True)
     np.testing.assert_array_equal(np.interp(range(len(curve)), steps, held), curve)
 
 
 @given(st.lists(st.integers(0, 2), max_size=6), st.lists(st.integers(0, 2), max_size=6))
 def test_parting_is_the_first_difference(one: list[int], other: list[int]) -> None:
     slow = next((n for n in range(max(len(one), len(other))) if one[n : n + 1] != other[n : n + 1]), None)
-    assert traces.parting(np.array(one), np.array(other)) == slow
+    assert traces.first_difference(np.array(one), np.array(other)) == slow
 
 
 def test_answers_and_ratios_are_counted_over_every_sample(run: Path, page: Page) -> None:
@@ -253,15 +253,15 @@ def test_long_runs_and_long_answers_are_bounded(tmp_path: Path, monkeypatch: pyt
         return whole(self, *args, **kwargs)
 
     monkeypatch.setattr(traces.parquet.ParquetFile, "iter_batches", watched)
-    monkeypatch.setattr(traces, "TRACE_BYTES", 900_000)
-    monkeypatch.setattr(traces, "LONGEST_ANSWER", 2)
+    monkeypatch.setattr(traces, "MAX_TRACE_BYTES", 900_000)
+    monkeypatch.setattr(traces, "MAX_ANSWER_CHARS", 2)
     page = Page(write_report(folder))
     shown = [(group["problem"], group["repetition"]) for group in page.data["traces"]]
     assert shown == [("p0", 0), ("p1", 0), ("p2", 0), ("p0", 1)]
     assert "This page holds 20 of 30 responses: first repetitions first" in page.words
     assert len(traces.to_json(page.data["traces"]).encode()) < 900_000
     assert page.data["answers"]["aime24"][0]["answer"] == "20…"
-    monkeypatch.setattr(traces, "TRACE_BYTES", 1)
+    monkeypatch.setattr(traces, "MAX_TRACE_BYTES", 1)
     read.clear()
     assert len(Page(write_report(folder)).data["traces"]) == 1 and read == [0, 1, 3, 4, 6]
 
@@ -303,7 +303,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the bundled model, as the command makes it."""
     folder = tmp_path_factory.mktemp("toy") / "run"
     given = options(["--bench", "ledger-h1", "--limit", "3", "--arms", "full,restart", "--keep-last-n-blocks", "0"])
-    chosen = Settings(("full", "restart"), limit=3)
+    chosen = AblationSettings(("full", "restart"), limit=3)
     run_ablation(load("toy-mixed"), load_bench("ledger-h1", 3), chosen, out=folder, options=given)
     return folder
 

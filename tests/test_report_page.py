@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.pages import ARGUMENTS, CHROMIUM, Show, watching
+from helpers.headless_browser import ARGUMENTS, CHROMIUM, OpenPage, open_guarded_pages
 from helpers.reports import HOSTILE, write_pair
 
 from ghosttrace.ablation.result import AblationResult
@@ -27,13 +27,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def show(browser: Any, run: Path) -> Iterator[Show]:
+def show(browser: Any, run: Path) -> Iterator[OpenPage]:
     """Opens the report in a window."""
-    with watching(browser) as open_page:
+    with open_guarded_pages(browser) as open_page:
         yield partial(open_page, run / "report.html")
 
 
-def test_hostile_text_does_not_run(show: Show) -> None:
+def test_hostile_text_does_not_run(show: OpenPage) -> None:
     page, shown = show(), ""
     for number in range(3):
         page.select_option("#trace-problem", f"p{number}")
@@ -43,7 +43,7 @@ def test_hostile_text_does_not_run(show: Show) -> None:
     assert page.locator("#columns script, #columns b, #columns img, .prompt b").count() == 0
 
 
-def test_the_reader_shows_the_chosen_traces(show: Show) -> None:
+def test_the_reader_shows_the_chosen_traces(show: OpenPage) -> None:
     page = show()
     assert page.locator("#columns article h3").all_inner_texts() == ["memento", "restart"]
     assert page.locator(".verdict").all_inner_texts() == ["✓ right: 200", "✗ wrong: 900 (right: 200)"]
@@ -57,7 +57,7 @@ def test_the_reader_shows_the_chosen_traces(show: Show) -> None:
     assert page.input_value("#trace-problem") == "p1" and page.is_enabled("#next")
 
 
-def test_the_parting_and_the_answer_are_marked_in_place(show: Show) -> None:
+def test_the_parting_and_the_answer_are_marked_in_place(show: OpenPage) -> None:
     page, second = show(), "#columns article:nth-child(2)"
     assert "parts from memento at token 4" in page.inner_text(f"{second} header")
     before, after = page.locator(f"{second} .box.block").first.inner_text().split("parts from memento at token 4")
@@ -71,7 +71,7 @@ def test_the_parting_and_the_answer_are_marked_in_place(show: Show) -> None:
     assert "token for token as memento" in page.inner_text(f"{second} header")
 
 
-def test_erased_text_is_grey_or_folded_away(show: Show) -> None:
+def test_erased_text_is_grey_or_folded_away(show: OpenPage) -> None:
     page = show()
     block = page.locator(".box.block.erased p").first
     colour = "node => getComputedStyle(node).color"
@@ -82,7 +82,7 @@ def test_erased_text_is_grey_or_folded_away(show: Show) -> None:
     assert not block.is_visible() and page.locator(".box.memento p").first.is_visible()
 
 
-def test_answers_are_found_and_sorted(show: Show) -> None:
+def test_answers_are_found_and_sorted(show: OpenPage) -> None:
     page = show()
     problems = page.locator("#answer-table tbody th")
     assert problems.all_inner_texts() == ["p0", "p1", "p2"]
@@ -99,7 +99,7 @@ def test_answers_are_found_and_sorted(show: Show) -> None:
     assert page.input_value("#trace-problem") == "p1"
 
 
-def test_charts_follow_what_is_chosen(show: Show) -> None:
+def test_charts_follow_what_is_chosen(show: OpenPage) -> None:
     page = show()
     assert "restart minus memento, in points: 3 worse, 0 better" in page.inner_text("#differences-caption")
     page.select_option("#difference-arm", "placebo")
@@ -110,7 +110,7 @@ def test_charts_follow_what_is_chosen(show: Show) -> None:
     assert page.locator("main svg[role=img]:not([aria-label])").count() == 0
 
 
-def test_every_part_follows_the_benchmark(show: Show) -> None:
+def test_every_part_follows_the_benchmark(show: OpenPage) -> None:
     page = show()
     assert page.locator(".finding h2").all_inner_texts() == ["aime24", "hmmt25"]
     page.select_option("#bench", "hmmt25")
@@ -121,7 +121,7 @@ def test_every_part_follows_the_benchmark(show: Show) -> None:
     assert page.locator(".verdict").all_inner_texts() == ["✓ right: 200", "✓ right: 200"]
 
 
-def test_the_keyboard_is_enough(show: Show) -> None:
+def test_the_keyboard_is_enough(show: OpenPage) -> None:
     page = show()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
@@ -136,7 +136,7 @@ def test_the_keyboard_is_enough(show: Show) -> None:
     assert page.input_value("#trace-problem") == "p1" and "wrong: 900 (right: 201)" in page.inner_text("#columns")
 
 
-def test_a_narrow_screen_scrolls_down_alone(show: Show) -> None:
+def test_a_narrow_screen_scrolls_down_alone(show: OpenPage) -> None:
     page = show(width=360)
     across, room = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert across <= room == 360
@@ -151,7 +151,7 @@ def luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read_in_light_and_dark(show: Show, scheme: str) -> None:
+def test_text_can_be_read_in_light_and_dark(show: OpenPage, scheme: str) -> None:
     """Against the page its contrast is 4.5 or more, greyed text included (WCAG 2.2, 1.4.3)."""
     page = show(scheme=scheme)
     paper = luminance(page.locator("body").evaluate("node => getComputedStyle(node).backgroundColor"))
@@ -171,7 +171,7 @@ def test_text_can_be_read_in_light_and_dark(show: Show, scheme: str) -> None:
         assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5, name
 
 
-def test_without_script_the_numbers_remain(show: Show) -> None:
+def test_without_script_the_numbers_remain(show: OpenPage) -> None:
     page = show(java_script_enabled=False)
     assert page.locator("table.numbers").first.is_visible() and not page.locator("#traces").is_visible()
     assert "need JavaScript" in page.inner_text("main")

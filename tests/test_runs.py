@@ -14,23 +14,23 @@ from helpers.commands import command, resume
 from rich.console import Console
 
 from ghosttrace.ablation.backend import HuggingFaceBackend
-from ghosttrace.ablation.run import configuration, plan_cells
-from ghosttrace.ablation.samples import SAMPLES
-from ghosttrace.ablation.settings import Settings
+from ghosttrace.ablation.run import configuration, plan_bench_arms
+from ghosttrace.ablation.samples import SAMPLE_TABLE
+from ghosttrace.ablation.settings import AblationSettings
 from ghosttrace.bench import load_bench
-from ghosttrace.cli.output import reporting
+from ghosttrace.cli.output import show_progress
 from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.model.checkpoint import load
-from ghosttrace.runs.folder import check_same, is_finished, locked, run_folder
-from ghosttrace.runs.log import Log
+from ghosttrace.runs.folder import check_resumable, is_finished, lock_folder, new_run_folder
+from ghosttrace.runs.record_log import RecordLog
 
 
 def test_versions_may_change_and_are_said() -> None:
     recorded = {"versions": {"torch": "1"}, "policy": {"a": 1}}
-    assert check_same(recorded, {"versions": {"torch": "2"}, "policy": {"a": 1}}, Path("run")) == [
+    assert check_resumable(recorded, {"versions": {"torch": "2"}, "policy": {"a": 1}}, Path("run")) == [
         "versions.torch is '2' now and '1' in the run: results may differ"
     ]
-    (said,) = check_same({}, {"versions": {"sympy": "1"}}, Path("run"))
+    (said,) = check_resumable({}, {"versions": {"sympy": "1"}}, Path("run"))
     assert said.endswith("results may differ")
 
 
@@ -59,8 +59,8 @@ CONFIGURATION = "command model options sha256 policy arms markup delimiters benc
 
 
 def test_everything_else_that_is_recorded_must_stay() -> None:
-    settings = Settings(arms=("restart",), limit=2, batch_size=3)
-    cells = plan_cells(load("toy-mixed"), load_bench("ledger-h1", 2), settings)
+    settings = AblationSettings(arms=("restart",), limit=2, batch_size=3)
+    cells = plan_bench_arms(load("toy-mixed"), load_bench("ledger-h1", 2), settings)
     given = {"seed": 0, "batch_size": 3, "batch_tokens": 9, "device": "cpu", "arms": "restart"}
     config = json.loads(json.dumps(configuration(cells, settings, HuggingFaceBackend(), given)))
     assert set(config) == set(CONFIGURATION.split())
@@ -72,10 +72,10 @@ def test_everything_else_that_is_recorded_must_stay() -> None:
     assert len(found) > 50
     for path in found:
         if ".".join(path) in SOFT:
-            assert "up to rounding" in check_same(config, changed(config, path), Path("run"))[0]
+            assert "up to rounding" in check_resumable(config, changed(config, path), Path("run"))[0]
         else:
             with pytest.raises(UserError, match="cannot be resumed"):
-                check_same(config, changed(config, path), Path("run"))
+                check_resumable(config, changed(config, path), Path("run"))
 
 
 @pytest.mark.parametrize("name", ["versions.jsonl", "device.jsonl", "batch_size"])
@@ -83,7 +83,7 @@ def test_a_bench_named_after_what_may_change_may_not(name: str) -> None:
     recorded = {"benches": {name: {"sha256": "a", "device": "x"}}}
     for key in ("sha256", "device"):
         with pytest.raises(UserError, match="cannot be resumed"):
-            check_same(recorded, changed(recorded, ("benches", name, key)), Path("run"))
+            check_resumable(recorded, changed(recorded, ("benches", name, key)), Path("run"))
 
 
 def test_a_folder_that_a_kill_left_before_run_json_counts_as_new(tmp_path: Path) -> None:
@@ -96,22 +96,22 @@ def test_a_folder_that_a_kill_left_before_run_json_counts_as_new(tmp_path: Path)
     other = tmp_path / "other"
     (other / "figures").mkdir(parents=True)
     (other / "figures" / "mine.png").touch()
-    with pytest.raises(UserError, match="holds something else"), run_folder(other):
+    with pytest.raises(UserError, match="holds something else"), new_run_folder(other):
         pass
     assert (other / "figures" / "mine.png").exists()
 
 
 def test_of_two_that_begin_in_one_folder_the_second_is_refused_and_removes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with run_folder(out):
+    with new_run_folder(out):
         with (
             pytest.raises(UserError, match="another process is working on"),
-            run_folder(out),
+            new_run_folder(out),
         ):
             pytest.fail("both are in")
         assert (out / "figures").is_dir()
         (out / "run.json").write_text("{}")
-    with pytest.raises(UserError, match="holds another run"), run_folder(out):
+    with pytest.raises(UserError, match="holds another run"), new_run_folder(out):
         pass
 
 
@@ -124,7 +124,7 @@ def test_a_run_that_ended_while_another_waited_is_not_run_over(tmp_path: Path, m
         (out / "run.json").write_text("{}")  # the other process, meanwhile
 
     monkeypatch.setattr(Path, "mkdir", slow)
-    with pytest.raises(UserError, match="holds another run"), run_folder(out):
+    with pytest.raises(UserError, match="holds another run"), new_run_folder(out):
         pytest.fail("runs over it")
     assert (out / "run.json").exists()
 
@@ -141,7 +141,7 @@ ERRORS = {errno.ENOSPC: True, errno.EDQUOT: True, errno.EROFS: True, errno.EACCE
 
 @pytest.mark.parametrize("number", ERRORS)
 def test_only_want_of_room_or_rights_is_said_to_be_that(number: int, tmp_path: Path) -> None:
-    with pytest.raises(UserError if ERRORS[number] else OSError) as raised, locked(tmp_path):
+    with pytest.raises(UserError if ERRORS[number] else OSError) as raised, lock_folder(tmp_path):
         raise OSError(number, os.strerror(number))
     assert ("make room or rights" in str(raised.value)) == ERRORS[number]
 
@@ -153,14 +153,14 @@ def test_paths_are_said_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert f"Written to {folder}" in capsys.readouterr().out
     assert command("ablate", "--resume", str(folder)) == 0
     assert f"{folder} is finished" in capsys.readouterr().out
-    with reporting(Console(), "ablate", folder):
+    with show_progress(Console(), "ablate", folder):
         warnings.warn("[red]x[/y]", RunWarning, stacklevel=1)
     assert "[red]x[/y]\n" in capsys.readouterr().out
 
 
 def row(number: int) -> dict[str, Any]:
     """A row of samples.jsonl."""
-    empty = dict.fromkeys(SAMPLES.schema.names)
+    empty = dict.fromkeys(SAMPLE_TABLE.schema.names)
     return empty | {"bench": "b", "arm": "restart", "problem": "p", "repetition": number, "response_ids": [1]}
 
 
@@ -190,7 +190,7 @@ def test_the_log_goes_only_when_the_samples_are_on_the_disk(begun: Path, monkeyp
         done.append(f"remove {self.name}")
         unlink(self, missing_ok)
 
-    log = Log(begun, SAMPLES)
+    log = RecordLog(begun, SAMPLE_TABLE)
     keys = [log.key_of(row(number)) for number in (2, 0, 1)]
     for owner, name, other in ((os, "fsync", syncing), (Path, "replace", replacing), (Path, "unlink", unlinking)):
         monkeypatch.setattr(owner, name, other)
@@ -212,7 +212,7 @@ def test_a_line_that_is_no_row_is_dropped(what: str, begun: Path) -> None:
     lines = begun.read_text().splitlines(keepends=True)
     begun.write_text("".join([lines[0], json.dumps(DAMAGE[what](row(1))) + "\n", lines[2]]))
     with pytest.warns(RunWarning, match="dropped a record") as said:
-        log = Log(begun, SAMPLES)
+        log = RecordLog(begun, SAMPLE_TABLE)
     assert len(log) == 2 and len(said) == 1
     log.close()
 
@@ -221,4 +221,4 @@ def test_a_deeply_nested_line_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
     path.write_text("[" * 100_000 + "\n")
     with pytest.warns(RunWarning, match="dropped a record"):
-        assert len(Log(path, SAMPLES)) == 0
+        assert len(RecordLog(path, SAMPLE_TABLE)) == 0

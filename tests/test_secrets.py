@@ -8,22 +8,38 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.paths import DATA, needs
-from helpers.planted import PROSE, QWEN, TRACES, checkpoint, inside, model_for, pairs_of, trace
+from helpers.paths import DATA, requires_data
+from helpers.text_traces import PROSE, QWEN, TRACES, checkpoint, inside, model_for, pairs_of, trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ghosttrace as gt
 from ghosttrace.data.task import Target
-from ghosttrace.data.tokens import traces_of
+from ghosttrace.data.tokens import load_traces
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER, expiry
 from ghosttrace.probing.carriers import Carrier, secret_carrier
-from ghosttrace.probing.planting import bases_of, boundaries, decode, insert, plant, put
-from ghosttrace.probing.secrets import FIRST, LAST, digits, emails, keys, names, secret_kind, words
+from ghosttrace.probing.planting import (
+    base_traces,
+    decode,
+    insert_secret,
+    insert_sentence,
+    plant_secrets,
+    sentence_boundaries,
+)
+from ghosttrace.probing.secrets import (
+    FIRST_NAMES,
+    LAST_NAMES,
+    api_keys,
+    digit_codes,
+    email_addresses,
+    person_names,
+    secret_kind,
+    secret_words,
+)
 
-TOKENIZERS = ["phi", pytest.param("qwen", marks=needs(QWEN))]
-KINDS = [digits(5), digits(7), keys(), names(), emails(), words()]
+TOKENIZERS = ["phi", pytest.param("qwen", marks=requires_data(QWEN))]
+KINDS = [digit_codes(5), digit_codes(7), api_keys(), person_names(), email_addresses(), secret_words()]
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -31,7 +47,7 @@ KINDS = [digits(5), digits(7), keys(), names(), emails(), words()]
 def test_nothing_but_the_block_changes_and_the_tokens_spell_the_secret(name: str, kind: Any) -> None:
     at = checkpoint(name)
     traces = [trace(at, f"t{number}", [f"{PROSE} {number} {i}." for i in range(4)]) for number in range(6)]
-    task = plant(traces, at, kind, block=1, samples=30, hops=1, seed=3)
+    task = plant_secrets(traces, at, kind, block=1, samples=30, hops=1, seed=3)
     base = {one.name: one.ids for one in traces}
     assert Counter(sample.base for sample in task.samples) == dict.fromkeys(base, 30)
     for sample in task.samples:
@@ -42,10 +58,10 @@ def test_nothing_but_the_block_changes_and_the_tokens_spell_the_secret(name: str
         assert after[new[1].end :] == before[old[1].end : old[2].memento_end + 1]
         secret = kind.secret(sample.labels)
         assert sample.secret == ("" if kind.name == "word" else secret.text)
-        text, sentences = inside(at, after, 1), [carrier.format(secret.text) for carrier in kind.carriers]
+        text, sentences = inside(at, after, 1), [carrier.format(secret.text) for carrier in kind.sentence_templates]
         (sentence,) = [sentence for sentence in sentences if sentence in text]
         assert text.replace(sentence, "").split() == inside(at, before, 1).split()
-        spelled = decode(at.tokenizer, [after[place] for place in sample.where])
+        spelled = decode(at.tokenizer, [after[place] for place in sample.secret_indices])
         assert secret.text in spelled and len(spelled) < len(secret.text) + 4
         assert decode(at.tokenizer, after).count(secret.text) == 1
 
@@ -57,12 +73,12 @@ def test_nothing_but_the_block_changes_and_the_tokens_spell_the_secret(name: str
 )
 def test_any_block_reads_back_with_the_sentence_in_it(name: str, text: str, code: str) -> None:
     at = checkpoint(name)
-    (base,) = bases_of([trace(at, "t", ["first block", text, "third"])], at, 1, 1)
-    for spot in boundaries(text):
-        ids, where = put(base, code, "The code {} it is.", spot, at.tokenizer)
+    (base,) = base_traces([trace(at, "t", ["first block", text, "third"])], at, 1, 1)
+    for insertion_point in sentence_boundaries(text):
+        ids, where = insert_secret(base, code, "The code {} it is.", insertion_point, at.tokenizer)
         found = inside(at, ids, 1)
         sentence = f"The code {code} it is."
-        assert found == insert(text, sentence, spot)[0] and sentence in found
+        assert found == insert_sentence(text, sentence, insertion_point)[0] and sentence in found
         assert len(found) - len(text) - len(sentence) in (0, 1)
         assert len(pairs_of(at, ids)) == 3
         assert code == decode(at.tokenizer, [ids[place] for place in where]).strip()
@@ -86,12 +102,14 @@ def test_any_block_reads_back_with_the_sentence_in_it(name: str, text: str, code
         ("$a. b$ \\[c. d\\] \\(e. f\\) $$g.\nh$$ i", ["", "$a. b$ \\[c. d\\] \\(e. f\\) $$g.\nh$$ i"]),
     ],
 )
-def test_boundaries(text: str, spots: list[str]) -> None:
-    """`spots` are the pieces between them, those that are only blank shown where they matter."""
-    cuts = boundaries(text)
+def test_boundaries(text: str, insertion_points: list[str]) -> None:
+    """`insertion_points` are the pieces between them, those that are only blank shown where they matter."""
+    cuts = sentence_boundaries(text)
     assert cuts[0] == 0
     pieces = [text[a:b] for a, b in zip([0, *cuts[:-1]], cuts, strict=True)]
-    assert [piece.strip(" ") if piece.strip(" ") else piece for piece in pieces] == [s.strip(" ") for s in spots]
+    assert [piece.strip(" ") if piece.strip(" ") else piece for piece in pieces] == [
+        s.strip(" ") for s in insertion_points
+    ]
 
 
 @pytest.mark.parametrize(
@@ -106,55 +124,63 @@ def test_boundaries(text: str, spots: list[str]) -> None:
         ("ab ", 3, "ab S."),
     ],
 )
-def test_a_sentence_gets_a_line_or_a_space_of_its_own(text: str, spot: int, found: str) -> None:
-    assert insert(text, "S.", spot) == (found, found.index("S."))
+def test_a_sentence_gets_a_line_or_a_space_of_its_own(text: str, insertion_point: int, found: str) -> None:
+    assert insert_sentence(text, "S.", insertion_point) == (found, found.index("S."))
 
 
-@needs(QWEN)
+@requires_data(QWEN)
 def test_a_code_is_five_tokens_for_qwen_and_names_differ_in_length() -> None:
     at = checkpoint("qwen")
     traces = [trace(at, f"t{i}", [PROSE] * 3) for i in range(3)]
-    codes = plant(traces, at, digits(5), 1, samples=60)
-    assert {len(sample.where) for sample in codes.samples} == {5} and len(codes.exact) == 5
-    uneven = replace(words(), targets=(Target("word", ("apple", "Kowalski", "Lindqvist")),))
-    people = plant(traces, at, uneven, 1, samples=20)
-    assert {len(sample.where) for sample in people.samples} == {1, 3, 4} and not people.exact
+    codes = plant_secrets(traces, at, digit_codes(5), 1, samples=60)
+    assert {len(sample.secret_indices) for sample in codes.samples} == {5} and len(codes.exact_log_posteriors) == 5
+    uneven = replace(secret_words(), targets=(Target("word", ("apple", "Kowalski", "Lindqvist")),))
+    people = plant_secrets(traces, at, uneven, 1, samples=20)
+    assert {len(sample.secret_indices) for sample in people.samples} == {1, 3, 4} and not people.exact_log_posteriors
 
 
 def test_a_code_is_two_tokens_where_digits_are_grouped_by_three() -> None:
     at = checkpoint("phi")
-    task = plant([trace(at, f"t{i}", [PROSE] * 3) for i in range(3)], at, digits(4), 1, samples=300, seed=1)
+    task = plant_secrets(
+        [trace(at, f"t{i}", [PROSE] * 3) for i in range(3)], at, digit_codes(4), 1, samples=300, seed=1
+    )
     assert [target.classes for target in task.targets] == [tuple("0123456789")] * 4
-    assert {len(sample.where) for sample in task.samples} == {2}
+    assert {len(sample.secret_indices) for sample in task.samples} == {2}
 
 
 def test_secrets_are_uniform_independent_of_the_trace_and_used_once() -> None:
     at = checkpoint("phi")
-    task = plant([trace(at, f"t{i}", [PROSE] * 2) for i in range(4)], at, digits(5), 0, samples=500, seed=5)
+    task = plant_secrets(
+        [trace(at, f"t{i}", [PROSE] * 2) for i in range(4)], at, digit_codes(5), 0, samples=500, seed=5
+    )
     assert len({sample.secret for sample in task.samples}) == 2000
     for number, target in enumerate(task.targets):
         for base in range(4):
             counts = np.bincount(task.labels(number)[base * 500 : (base + 1) * 500], minlength=10)
             assert ((counts - 50) ** 2 / 50).sum() < 33  # chi-squared with 9 degrees of freedom: p = 1e-4
-        assert task.exact[target.name].shape == (2000, 10)
-        np.testing.assert_allclose(np.exp(task.exact[target.name]).sum(1), 1)
+        assert task.exact_log_posteriors[target.name].shape == (2000, 10)
+        np.testing.assert_allclose(np.exp(task.exact_log_posteriors[target.name]).sum(1), 1)
 
 
 def test_the_same_seed_plants_the_same() -> None:
     at = checkpoint("phi")
-    one, same, other = (plant([trace(at, "t", [PROSE] * 3)], at, digits(5), 1, 100, seed=seed) for seed in (1, 1, 2))
+    one, same, other = (
+        plant_secrets([trace(at, "t", [PROSE] * 3)], at, digit_codes(5), 1, 100, seed=seed) for seed in (1, 1, 2)
+    )
     assert one.samples == same.samples
     assert {s.secret for s in one.samples}.isdisjoint({s.secret for s in other.samples})
-    assert len({s.where for s in one.samples}) > 3  # places and sentences vary
+    assert len({s.secret_indices for s in one.samples}) > 3  # places and sentences vary
 
 
 def test_a_sentence_goes_to_any_boundary_whichever_sentence_it_is() -> None:
     at = checkpoint("phi")
-    task = plant([trace(at, "t", [PROSE] * 2)], at, digits(5), 0, 400)
+    task = plant_secrets([trace(at, "t", [PROSE] * 2)], at, digit_codes(5), 0, 400)
     found = [(s.secret, inside(at, s.ids, 0)) for s in task.samples]
-    for sentence in digits(5).carriers:
+    for sentence in digit_codes(5).sentence_templates:
         places = {text.index(sentence.format(secret)) for secret, text in found if sentence.format(secret) in text}
-        assert places == {insert(PROSE, sentence, spot)[1] for spot in boundaries(PROSE)}
+        assert places == {
+            insert_sentence(PROSE, sentence, insertion_point)[1] for insertion_point in sentence_boundaries(PROSE)
+        }
         assert len(places) > 4
 
 
@@ -163,22 +189,22 @@ def test_secrets_that_stand_in_a_trace_are_not_drawn() -> None:
     used = " ".join(f"{number:03}" for number in range(1, 1000, 2))
     traces = [trace(at, "t", [PROSE] * 2, "{}"), trace(at, "u", [PROSE, used], "{}")]
     left = [f"{number:03}" for number in range(0, 1000, 2)]
-    task = plant(traces, at, digits(3), 0, 200, hops=1)
+    task = plant_secrets(traces, at, digit_codes(3), 0, 200, hops=1)
     assert {sample.secret for sample in task.samples} <= set(left)
     counts = Counter(code[0] for code in left)
     want = np.log([counts[digit] / len(left) for digit in "0123456789"])
-    np.testing.assert_allclose(task.exact["digit-0"], np.tile(want, (400, 1)))
-    np.testing.assert_allclose(np.exp(task.exact["digit-2"][7]), [0.2, 0] * 5)
-    fruit = replace(words(), targets=(Target("word", ("apple", "lemon", "peach")),))
-    free = plant([trace(at, "t", [PROSE] * 2, "An apple {}.")], at, fruit, 0, 30)
+    np.testing.assert_allclose(task.exact_log_posteriors["digit-0"], np.tile(want, (400, 1)))
+    np.testing.assert_allclose(np.exp(task.exact_log_posteriors["digit-2"][7]), [0.2, 0] * 5)
+    fruit = replace(secret_words(), targets=(Target("word", ("apple", "lemon", "peach")),))
+    free = plant_secrets([trace(at, "t", [PROSE] * 2, "An apple {}.")], at, fruit, 0, 30)
     assert free.targets == (Target("word", ("lemon", "peach")),)
-    np.testing.assert_allclose(free.exact["word"], -np.log(2))
+    np.testing.assert_allclose(free.exact_log_posteriors["word"], -np.log(2))
     assert {sample.labels[0] for sample in free.samples} == {0, 1}
     with pytest.raises(UserError, match="only 500: take at most so many"):
-        plant(traces, at, digits(3), 0, 251)
+        plant_secrets(traces, at, digit_codes(3), 0, 251)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, digits(2)], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [*KINDS, digit_codes(2)], ids=lambda kind: kind.name)
 def test_standing_secrets_are_found_and_struck(kind: Any) -> None:
     """Against a search for each single secret."""
     for target in kind.targets:
@@ -189,10 +215,10 @@ def test_standing_secrets_are_found_and_struck(kind: Any) -> None:
     if kind.size < 2e5:
         everything = [kind.secret(labels) for labels in np.ndindex(*sizes)]
         found = {secret.labels for secret in everything if secret.text in text}
-        assert kind.standing(text) == found
+        assert kind.find_in_text(text) == found
         left = [secret for secret in everything if secret.labels not in found]
         drawn = {secret.labels for secret in kind.draw(rng, len(left), found)}
-        assert kind.is_class or drawn == {secret.labels for secret in left}
+        assert kind.has_single_part or drawn == {secret.labels for secret in left}
         for place, target in enumerate(kind.targets):
             share = np.bincount([s.labels[place] for s in left], minlength=len(target.classes)) / len(left)
             np.testing.assert_allclose(np.exp(kind.posteriors(found)[target.name]), share)
@@ -202,26 +228,28 @@ def test_refusals(tmp_path: Path) -> None:
     at = checkpoint("phi")
     traces = [trace(at, "t", [PROSE, "ab", PROSE])]
     with pytest.raises(UserError, match=r"no trace has a block 2 .* the longest has 3 blocks"):
-        plant(traces, at, digits(5), 2, 20, hops=1)
+        plant_secrets(traces, at, digit_codes(5), 2, 20, hops=1)
     with pytest.raises(UserError, match="no trace has a block -1"):
-        plant(traces, at, digits(5), -1, 20)
+        plant_secrets(traces, at, digit_codes(5), -1, 20)
     with pytest.raises(UserError, match=r"block 1 of trace t has 3 tokens and the secret '\d{12}' 4"):
-        plant([trace(at, "t", [PROSE, "abc", PROSE])], at, digits(12), 1, 20)
-    assert plant([trace(at, "t", [PROSE, "abcd", PROSE])], at, digits(12), 1, 120).samples  # as long as the block
+        plant_secrets([trace(at, "t", [PROSE, "abc", PROSE])], at, digit_codes(12), 1, 20)
+    assert plant_secrets(
+        [trace(at, "t", [PROSE, "abcd", PROSE])], at, digit_codes(12), 1, 120
+    ).samples  # as long as the block
     with pytest.raises(UserError, match="5 samples for 10 classes"):
-        plant(traces, at, digits(5), 0, 5)
+        plant_secrets(traces, at, digit_codes(5), 0, 5)
     slow = replace(at, tokenizer=SimpleNamespace(is_fast=False))
     with pytest.raises(UserError, match=r"put a tokenizer\.json beside it"):
-        plant(traces, slow, digits(5), 0, 20)
+        plant_secrets(traces, slow, digit_codes(5), 0, 20)
     file = tmp_path / "words.txt"
     file.write_text("x\n\nx\n")
     with pytest.raises(UserError, match="holds 1 words"):
         secret_kind(f"word:{file}")
     file.write_text("terms\ncode\npear\nplum\n")
-    assert plant(traces, at, secret_kind(f"word:{file}"), 0, 40).targets[0].classes == ("code", "pear", "plum")
+    assert plant_secrets(traces, at, secret_kind(f"word:{file}"), 0, 40).targets[0].classes == ("code", "pear", "plum")
     file.write_text("terms\nFirst\npear\n")
     with pytest.raises(UserError, match="2 of 3 secrets stand in the traces"):
-        plant(traces, at, secret_kind(f"word:{file}"), 0, 40)
+        plant_secrets(traces, at, secret_kind(f"word:{file}"), 0, 40)
     for spec in ("digits:x", "names", "word:/no/such"):
         with pytest.raises(UserError):
             secret_kind(spec)
@@ -236,9 +264,9 @@ def test_refusals(tmp_path: Path) -> None:
 
 def test_names_of_uneven_length_are_probed_by_the_mean_of_their_tokens() -> None:
     at = model_for(checkpoint("phi"))
-    people = replace(names(), targets=(Target("first", FIRST[:5]), Target("last", LAST[:10])))
+    people = replace(person_names(), targets=(Target("first", FIRST_NAMES[:5]), Target("last", LAST_NAMES[:10])))
     traces = [trace(at, "t", ["One.", "Two. Three. So it is.", "Four."])]
-    even, uneven = (plant(traces, at, kind, 1, 45, hops=0) for kind in (digits(2), people))
+    even, uneven = (plant_secrets(traces, at, kind, 1, 45, hops=0) for kind in (digit_codes(2), people))
     assert secret_carrier(even.samples) == Carrier("secret", 0, "all")
     assert secret_carrier(uneven.samples) == Carrier("secret", 0, "mean")
     where: dict[str, Any] = {"hops": (0,), "layers": (1,), "kv": ("v",)}
@@ -249,17 +277,17 @@ def test_names_of_uneven_length_are_probed_by_the_mean_of_their_tokens() -> None
     assert not results["condition"].eq("exact").any()
 
 
-@needs(QWEN, *TRACES)
+@requires_data(QWEN, *TRACES)
 def test_real_traces() -> None:
     at = checkpoint("qwen")
-    traces = traces_of(at, [str(DATA / name) for name in TRACES])
+    traces = load_traces(at, [str(DATA / name) for name in TRACES])
     for block in range(3):
-        task = plant(traces, at, digits(5), block, samples=60, hops=1, seed=block)
-        assert len(task.samples) == 120 and set(task.exact) == {f"digit-{place}" for place in range(5)}
+        task = plant_secrets(traces, at, digit_codes(5), block, samples=60, hops=1, seed=block)
+        assert len(task.samples) == 120 and set(task.exact_log_posteriors) == {f"digit-{place}" for place in range(5)}
         for sample in task.samples:
             (base,) = [one for one in traces if one.name == sample.base]
             assert len(pairs_of(at, sample.ids)) == block + 2
             text, original = inside(at, sample.ids, block), inside(at, base.ids, block)
             assert text.count(sample.secret) == 1 and len(text) - len(original) < 60
             assert original not in text or text.startswith(original) or text.endswith(original)
-            assert [at.tokenizer.decode(sample.ids[place]) for place in sample.where] == list(sample.secret)
+            assert [at.tokenizer.decode(sample.ids[place]) for place in sample.secret_indices] == list(sample.secret)

@@ -15,9 +15,16 @@ from hypothesis import strategies as st
 import ghosttrace as gt
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy, erasures
-from ghosttrace.serving.prompt_guard import JOINER, MAX_BODY, TOKENS_VARIABLE, PromptGuard, TokenBreaker, special_tokens
+from ghosttrace.serving.prompt_guard import (
+    MAX_BODY_BYTES,
+    TOKENS_VARIABLE,
+    WORD_JOINER,
+    PromptGuard,
+    TokenBreaker,
+    special_tokens,
+)
 from ghosttrace.serving.reasoning_split import ReasoningSplitter, Segment
-from ghosttrace.serving.settings import Settings, check_overrides
+from ghosttrace.serving.settings import ServingSettings, check_overrides
 from ghosttrace.serving.vllm.engine_args import engine_args, read_settings
 
 CHECKPOINT = gt.load("toy-open")
@@ -28,11 +35,11 @@ BREAKER = TokenBreaker(SPECIAL)
 @given(st.lists(st.one_of(st.sampled_from(SPECIAL), st.text(max_size=3))).map("".join))
 def test_what_a_user_types_holds_no_structure(typed: str) -> None:
     """No special token is left in it, and without the joiners it is what was typed."""
-    guarded = BREAKER.text(typed)
+    guarded = BREAKER.break_strings(typed)
     ids = CHECKPOINT.tokenizer(guarded, add_special_tokens=False)["input_ids"]
     structure = {CHECKPOINT.tokenizer.get_vocab()[token] for token in SPECIAL} - {CHECKPOINT.tokenizer.pad_token_id}
     assert not structure & set(ids)  # a character that the toy does not know is its <pad>
-    assert guarded.replace(JOINER, "") == typed.replace(JOINER, "")
+    assert guarded.replace(WORD_JOINER, "") == typed.replace(WORD_JOINER, "")
 
 
 def test_a_user_cannot_open_the_assistants_turn() -> None:
@@ -42,7 +49,7 @@ def test_a_user_cannot_open_the_assistants_turn() -> None:
     def erased(message: str) -> int:
         return len(erasures(CHECKPOINT.prompt_ids(message), CHECKPOINT.markup, Policy(True)))
 
-    assert erased(typed) == 1 and erased(BREAKER.text(typed)) == 0
+    assert erased(typed) == 1 and erased(BREAKER.break_strings(typed)) == 0
 
 
 def test_only_the_assistants_own_words_keep_their_structure() -> None:
@@ -59,7 +66,7 @@ def test_only_the_assistants_own_words_keep_their_structure() -> None:
     found = BREAKER.body(body)
     assert found["messages"][2] == body["messages"][2] and found["temperature"] == 0
     rest = json.dumps([found["messages"][:2], found["tools"]], ensure_ascii=False)
-    assert not any(token in rest for token in SPECIAL) and rest.count(JOINER) == 3
+    assert not any(token in rest for token in SPECIAL) and rest.count(WORD_JOINER) == 3
 
 
 @given(st.lists(st.one_of(st.sampled_from(SPECIAL), st.text(max_size=3))).map("".join), st.lists(st.integers(0, 60)))
@@ -69,7 +76,9 @@ def test_parts_of_a_message_hold_no_structure_together(typed: str, cuts: list[in
     parts = [{"type": "text", "text": typed[a:b]} for a, b in pairwise(places)]
     (message,) = BREAKER.body({"messages": [{"role": "user", "content": parts}]})["messages"]
     pasted = "".join(part["text"] for part in message["content"])
-    assert not any(token in pasted for token in SPECIAL) and pasted.replace(JOINER, "") == typed.replace(JOINER, "")
+    assert not any(token in pasted for token in SPECIAL) and pasted.replace(WORD_JOINER, "") == typed.replace(
+        WORD_JOINER, ""
+    )
 
 
 def test_nothing_but_a_turn_is_the_assistants_own() -> None:
@@ -115,7 +124,7 @@ def passed(body: bytes, path: str = "/v1/chat/completions", *kinds: bytes) -> tu
 
 def test_the_guard_rewrites_bodies_and_their_length() -> None:
     body, headers, _ = passed(json.dumps({"messages": [{"role": "user", "content": "<eos>"}]}).encode())
-    assert json.loads(body)["messages"][0]["content"] == f"<{JOINER}eos>"
+    assert json.loads(body)["messages"][0]["content"] == f"<{WORD_JOINER}eos>"
     assert headers == {b"content-length": str(len(body)).encode(), b"x": b"y"}
     assert passed(b'{"prompt": "<eos>"}', "/v1/completions")[0] == b'{"prompt": "<eos>"}'
 
@@ -132,7 +141,7 @@ def test_forms_pass_but_nothing_that_may_be_read_as_json() -> None:
     [
         (b"{broken", "/v1/chat/completions", 400),
         (b"[" * 100_000, "/v1/chat/completions", 400),
-        (b" " * (MAX_BODY + 1), "/v1/chat/completions", 413),
+        (b" " * (MAX_BODY_BYTES + 1), "/v1/chat/completions", 413),
         (b'{"messages": []}', "/invocations", 404),
     ],
 )
@@ -199,13 +208,13 @@ def test_bad_input_to_the_small_server_is_one_sentence(arguments: tuple[str, ...
 
 def test_the_law_comes_from_the_model() -> None:
     """A sealed model is decoded sealed, and so is not scheduled ahead."""
-    assert read_settings("toy-open") == Settings(CHECKPOINT.markup, CHECKPOINT.policy)
+    assert read_settings("toy-open") == ServingSettings(CHECKPOINT.markup, CHECKPOINT.policy)
     assert read_settings("toy-sealed").arm == "restart"
     assert (
         engine_args("toy-sealed")["async_scheduling"] is False and engine_args("toy-open")["async_scheduling"] is None
     )
     settings = read_settings("toy-open", keep_last_n_blocks=1, max_block_tokens=7)
-    assert Settings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+    assert ServingSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
 
 
 @pytest.mark.parametrize("family, says", [("olmo3", "sliding"), ("gemma3", "sliding"), ("qwen3", None)])
@@ -233,27 +242,27 @@ def test_models_whose_pages_are_not_plain_are_refused(family: str, says: str | N
 )
 def test_overrides_that_are_refused(overrides: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        check_overrides(overrides, ahead=True)
+        check_overrides(overrides, async_scheduling=True)
 
 
 def test_a_sealed_cache_has_not_read_the_whole_prompt() -> None:
     """And so has no log-probabilities of it."""
-    for overrides, rereading in (
+    for overrides, recomputes in (
         ({"ghosttrace_arm": "restart"}, False),
         ({"ghosttrace_arm": "placebo"}, False),
         ({}, True),
     ):
         with pytest.raises(UserError, match="prompt_logprobs"):
-            check_overrides(overrides, ahead=False, rereading=rereading, whole_prompt=True)
-        check_overrides(overrides, ahead=False, rereading=rereading)
-    check_overrides({"ghosttrace_arm": "memento"}, ahead=False, rereading=True, whole_prompt=True)
+            check_overrides(overrides, async_scheduling=False, recomputes=recomputes, prompt_logprobs=True)
+        check_overrides(overrides, async_scheduling=False, recomputes=recomputes)
+    check_overrides({"ghosttrace_arm": "memento"}, async_scheduling=False, recomputes=True, prompt_logprobs=True)
     assert engine_args("toy-sealed")["logits_processors"] == [
-        "ghosttrace.serving.vllm.forced_tokens:ForcedTokensRereading"
+        "ghosttrace.serving.vllm.forced_tokens:ForcedTokensRecomputing"
     ]
 
 
 def test_overrides() -> None:
-    check_overrides({"other": 1, "ghosttrace_arm": "restart"}, ahead=False)
+    check_overrides({"other": 1, "ghosttrace_arm": "restart"}, async_scheduling=False)
     settings = read_settings("toy-open").with_overrides(
         {"ghosttrace_arm": "full", "ghosttrace_keep_last_n_blocks": 2, "other": 1}
     )
@@ -263,9 +272,9 @@ def test_overrides() -> None:
 DELIMITERS = ("<|block_start|>", "<|block_end|>", "<|summary_start|>", "<|summary_end|>")
 
 
-def split(wanted: Segment, pieces: list[str], thinks: bool = True) -> tuple[str, str]:
+def split(wanted: Segment, pieces: list[str], has_think_end: bool = True) -> tuple[str, str]:
     """Reasoning and content of a response in pieces."""
-    splitter = ReasoningSplitter(wanted, DELIMITERS, ("<eos>", "<think>"), thinks)
+    splitter = ReasoningSplitter(wanted, DELIMITERS, ("<eos>", "<think>"), has_think_end)
     found = [splitter.feed(piece, last=number == len(pieces) - 1) for number, piece in enumerate(pieces)]
     return "".join(one for one, _ in found), "".join(one for _, one in found)
 
@@ -277,7 +286,7 @@ def test_reasoning_is_what_was_asked_for() -> None:
         "cut",
         "",
     )
-    assert split("memento", [text.replace("</think>", "")], thinks=False) == ("m", "x42")
+    assert split("memento", [text.replace("</think>", "")], has_think_end=False) == ("m", "x42")
 
 
 @given(

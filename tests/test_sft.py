@@ -14,16 +14,16 @@ import pandas as pd
 import pytest
 import torch
 from helpers.losses import nll, packed
-from helpers.paths import DATA, needs
+from helpers.paths import DATA, requires_data
 from helpers.training import QUICK, blank_model, command, ledger_rows
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from ghosttrace.cli import main as cli
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy
-from ghosttrace.model.checkpoint import load, source
-from ghosttrace.runs.folder import run_folder
-from ghosttrace.training.examples import IGNORED, STAGES, Example
+from ghosttrace.model.checkpoint import load, resolve_pretrained_path
+from ghosttrace.runs.folder import new_run_folder
+from ghosttrace.training.examples import IGNORE_INDEX, STAGES, Example
 from ghosttrace.training.recipe import Recipe
 from ghosttrace.training.sft import last_checkpoint, sft
 
@@ -90,7 +90,7 @@ def test_the_trainer_attends_by_the_law(tmp_path: Path) -> None:
         examples = pd.read_parquet(out / "examples.parquet").to_dict("records")
         made = [Example(**{name: np.asarray(row[name]) for name in row}) for row in examples]
         per_token, labels = nll(load("toy-open").model, [packed(one) for one in made], "sdpa")
-        found[stage] = float(per_token.sum() / (labels != IGNORED).sum())
+        found[stage] = float(per_token.sum() / (labels != IGNORE_INDEX).sum())
         assert losses(out)[0] == pytest.approx(found[stage], rel=1e-4)
     assert found["full"] > found["memento"] + 0.1 and found["sealed"] > found["memento"] + 0.1
 
@@ -217,7 +217,7 @@ def test_a_run_that_ends_in_nothing_says_so(rows: Path, tmp_path: Path) -> None:
 
 def test_a_refusal_after_a_checkpoint_loses_nothing(tmp_path: Path) -> None:
     def refused() -> None:
-        with run_folder(tmp_path / "run") as folder:
+        with new_run_folder(tmp_path / "run") as folder:
             (folder / "checkpoints" / "checkpoint-4").mkdir(parents=True)
             raise UserError("no more")
 
@@ -265,7 +265,7 @@ def pairs_of(path: Path) -> list[dict[str, str]]:
     ]
 
 
-@needs(*(f"traces/{name}" for name in TRACES), "tokenizers/qwen3")
+@requires_data(*(f"traces/{name}" for name in TRACES), "tokenizers/qwen3")
 def test_a_hundred_steps_on_real_traces(tmp_path: Path) -> None:
     """Rows as OpenMementos has them, the real tokenizer, delimiters added, a small Qwen3."""
     tokenizer = AutoTokenizer.from_pretrained(DATA / "tokenizers" / "qwen3")
@@ -304,4 +304,4 @@ def test_a_hundred_steps_on_real_traces(tmp_path: Path) -> None:
 
 def test_the_bundled_source_is_left_alone() -> None:
     """Training writes run folders, never the package."""
-    assert not any(Path(source("toy-open")).glob("checkpoint*"))
+    assert not any(Path(resolve_pretrained_path("toy-open")).glob("checkpoint*"))

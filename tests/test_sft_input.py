@@ -15,14 +15,14 @@ from transformers import AutoModelForCausalLM
 
 from ghosttrace.bench.ledger import Ledger
 from ghosttrace.cli import main as cli
-from ghosttrace.data.read import TraceText, encode
+from ghosttrace.data.read import TraceText, tokenize_trace
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER, Policy, expiry
 from ghosttrace.model.checkpoint import load
-from ghosttrace.training.delimiters import RELATED, add_delimiters
-from ghosttrace.training.examples import IGNORED, STAGES, Stage
-from ghosttrace.training.prepare import Reader, is_sealed, write_examples
-from ghosttrace.training.recipe import arguments
+from ghosttrace.training.delimiters import RELATED_WORDS, add_delimiters
+from ghosttrace.training.examples import IGNORE_INDEX, STAGES, Stage
+from ghosttrace.training.prepare import ExampleBuilder, is_sealed, write_examples
+from ghosttrace.training.recipe import parse_trainer_flags
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def blank(tmp_path: Path) -> Path:
     [
         (["--stage", "half"], "--stage is one of full, memento, sealed"),
         (["--sealed-share", "0.3", "--stage", "full"], "belongs to --stage memento"),
-        (["--kernel", "magic"], "--kernel is stretches"),
+        (["--kernel", "magic"], "--kernel is segments"),
         (["--bad-rows", "eat"], "--bad-rows is skip or refuse"),
         (["--kernel", "flex"], "FlexAttention has no backward pass on a CPU"),
         (["--learning_speed", "3"], "the trainer does not take"),
@@ -78,9 +78,9 @@ def test_rows_that_cannot_be_used_are_named(rows: Path, tmp_path: Path) -> None:
     command(*base, "--out", str(out))
     report = json.loads((out / "examples.json").read_text())
     assert (report["rows"], report["used"], report["dropped"]) == (10, 8, {"unbalanced delimiters": 2})
-    assert report["named"][0]["row"].endswith("row torn")
-    assert report["named"][0]["reason"] == "unbalanced delimiters: block_start where summary_end is due"
-    assert report["named"][1]["reason"].endswith("it ends before summary_start")
+    assert report["dropped_rows"][0]["row"].endswith("row torn")
+    assert report["dropped_rows"][0]["reason"] == "unbalanced delimiters: block_start where summary_end is due"
+    assert report["dropped_rows"][1]["reason"].endswith("it ends before summary_start")
     with pytest.raises(UserError, match="row torn: unbalanced delimiters"):
         command(*base, "--out", str(tmp_path / "other"), "--bad-rows", "refuse")
 
@@ -106,15 +106,15 @@ def test_rows_in_tokens_are_taken_as_they_are_and_their_expiry_is_checked(tmp_pa
         run = ["--data", str(path), "--out", str(tmp_path / str(number))]
         if said is None:
             command(*base, *run)
-            assert json.loads((tmp_path / str(number) / "examples.json").read_text())["learned"] == len(ids) - 40
+            assert json.loads((tmp_path / str(number) / "examples.json").read_text())["loss_tokens"] == len(ids) - 40
         else:
             with pytest.raises(UserError, match=said):
                 command(*base, *run)
 
 
-def reader(stage: Stage = "memento", **told: Any) -> Reader:
+def reader(stage: Stage = "memento", **told: Any) -> ExampleBuilder:
     checkpoint = load("toy-open")
-    make = partial(Reader, checkpoint.tokenizer, "qwen3", checkpoint.markup, stage=stage, max_length=256)
+    make = partial(ExampleBuilder, checkpoint.tokenizer, "qwen3", checkpoint.markup, stage=stage, max_length=256)
     return make(**({"policy": Policy(True)} | told))
 
 
@@ -123,7 +123,7 @@ def ledger_ids(level: int = 2) -> tuple[list[int], list[int]]:
     checkpoint, one = load("toy-open"), Ledger.sample(np.random.default_rng(0), level)
     prompt = checkpoint.prompt_ids(one.prompt)
     response = checkpoint.tokenizer.convert_tokens_to_ids(one.response())
-    return prompt + response, [IGNORED] * len(prompt) + response
+    return prompt + response, [IGNORE_INDEX] * len(prompt) + response
 
 
 IDS, LABELS = ledger_ids()
@@ -142,7 +142,7 @@ BAD_ROWS: list[tuple[Any, str]] = [
     ({"input_ids": IDS, "labels": 3}, NUMBERS),
     ({"input_ids": IDS, "labels": LABELS[1:]}, NUMBERS),
     ({"input_ids": IDS, "labels": [2**70, *LABELS[1:]]}, "misplaced labels: a label is the token of its own place"),
-    ({"input_ids": IDS, "labels": [IDS[0]] + [IGNORED] * (len(IDS) - 1)}, "no token to learn"),
+    ({"input_ids": IDS, "labels": [IDS[0]] + [IGNORE_INDEX] * (len(IDS) - 1)}, "no token to learn"),
     ({"input_ids": [-1, *IDS]}, "ids outside the vocabulary: they lie between 0 and 34, and one is -1"),
     ({"input_ids": [*IDS, 35]}, "ids outside the vocabulary: they lie between 0 and 34, and one is 35"),
     ({"input_ids": [*IDS, 2**70]}, "ids outside the vocabulary"),
@@ -161,7 +161,7 @@ BAD_ROWS: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize("number", range(len(BAD_ROWS)), ids=lambda number: f"{BAD_ROWS[number][1][:20]} {number}")
 def test_each_bad_row_has_a_reason(number: int) -> None:
-    made, reason = reader().example(BAD_ROWS[number][0], 0, "row 0")
+    made, reason = reader().build(BAD_ROWS[number][0], 0, "row 0")
     assert made is None
     assert reason.startswith(BAD_ROWS[number][1]) and "\n" not in reason
 
@@ -196,7 +196,7 @@ def test_a_pair_that_a_turn_cuts_is_dropped() -> None:
     assert markup.turn_end is not None
     end = IDS.index(markup.block_end)
     cut = [*IDS[:end], markup.turn_end, *markup.assistant_header, *IDS[end:]]
-    made, reason = reader().example({"input_ids": cut}, 0, "row 0")
+    made, reason = reader().build({"input_ids": cut}, 0, "row 0")
     assert (made, reason) == (None, "unbalanced delimiters: a turn begins or ends where block_end is due")
 
 
@@ -211,10 +211,10 @@ def test_a_right_expiry_column_is_right_in_every_stage(stage: Stage, share: floa
     assert len({is_sealed(number, 0.5) for number in range(8)}) == 2
     for number in range(8):
         row = {"input_ids": IDS, "labels": LABELS, "expiry": times.tolist()}
-        made, reason = told.example(row, number, "row 0")
+        made, reason = told.build(row, number, "row 0")
         assert made is not None and reason in ("", "truncated")
         with pytest.raises(UserError, match="row 0: its expiry column disagrees with its ids at token 1:"):
-            told.example(row | {"expiry": [NEVER, 9, *times[2:].tolist()]}, number, "row 0")
+            told.build(row | {"expiry": [NEVER, 9, *times[2:].tolist()]}, number, "row 0")
 
 
 @pytest.mark.parametrize(
@@ -239,13 +239,13 @@ def test_a_template_that_invites_to_think_does_it_once(invited: str, response: s
         def __call__(self, text: str, **told: Any) -> dict[str, list[int]]:
             return {"input_ids": [ord(letter) for letter in text]}
 
-    ids = encode(TraceText("w1", response), Spelled(), None, {})
+    ids = tokenize_trace(TraceText("w1", response), Spelled(), None, {})
     prompt, answer = ("".join(chr(number) for number in part) for part in ids)
     assert (prompt, answer) == (f"<|user|>w1<|assistant|>{invited}", left)
 
 
 def test_the_paper_is_the_default() -> None:
-    args, _ = arguments(["--bf16", "false"])
+    args, _ = parse_trainer_flags(["--bf16", "false"])
     assert (args.learning_rate, args.max_length, args.seed) == (8e-5, 32_768, 42)
     assert (args.adam_beta1, args.adam_beta2, args.weight_decay, args.max_grad_norm) == (0.9, 0.999, 0.0, 1.0)
     assert args.gradient_accumulation_steps * args.per_device_train_batch_size == 512
@@ -254,7 +254,7 @@ def test_the_paper_is_the_default() -> None:
 
 def test_options_come_from_yaml_too(tmp_path: Path) -> None:
     (tmp_path / "sft.yaml").write_text("learning_rate: 0.001\nbf16: false\nuse_peft: true\n")
-    args, model_args = arguments(["--config", str(tmp_path / "sft.yaml"), "--learning_rate", "0.002"])
+    args, model_args = parse_trainer_flags(["--config", str(tmp_path / "sft.yaml"), "--learning_rate", "0.002"])
     assert args.learning_rate == 0.002 and model_args.use_peft
 
 
@@ -267,7 +267,7 @@ def test_new_tokens_begin_as_the_mean_of_related_words(tied: bool, room: int) ->
     from tokenizers.pre_tokenizers import Whitespace
     from transformers import PreTrainedTokenizerFast
 
-    words = ["<pad>", *sorted({word for related in RELATED.values() for word in related}), "A"]
+    words = ["<pad>", *sorted({word for related in RELATED_WORDS.values() for word in related}), "A"]
     core = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<pad>"))
     core.pre_tokenizer = Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>")
@@ -284,7 +284,7 @@ def test_new_tokens_begin_as_the_mean_of_related_words(tied: bool, room: int) ->
         assert len(new) == max(len(words) + room, len(words) + 3)
         assert torch.equal(old[: len(words)], new[: len(words)])
         for name, number in added.items():
-            gap = new[number] - old[[words.index(word) for word in RELATED[name]]].mean(0)
+            gap = new[number] - old[[words.index(word) for word in RELATED_WORDS[name]]].mean(0)
             assert 0.002 < gap.std() < 0.03
     with pytest.raises(UserError, match="one spelling"):
         add_delimiters(model, tokenizer, names={"block_end": "<|block_start|>"})

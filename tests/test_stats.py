@@ -16,9 +16,9 @@ from ghosttrace.stats import (
     holm,
     maj_at_k,
     paired_effect,
-    paired_p,
+    paired_p_value,
     pass_at_k,
-    unseen,
+    unseen_share_bound,
 )
 
 PROBLEMS, REPETITIONS, RUNS = 30, 8, 1200
@@ -97,16 +97,18 @@ def test_agreement_is_not_certainty(n: int) -> None:
     """Where every problem agrees the interval is the rule of three's, not a point."""
     certain, nothing = estimate(np.ones(n)), paired_effect(np.ones(n), np.ones(n))
     assert certain.value == certain.high == 1
-    assert certain.low == pytest.approx(1 - unseen(n))
-    assert (nothing.low, nothing.value, nothing.high) == pytest.approx((-unseen(n), 0, unseen(n)))
-    assert nothing.detectable == pytest.approx(unseen(n))
-    assert 3 / n < unseen(n) < 4 / n
+    assert certain.low == pytest.approx(1 - unseen_share_bound(n))
+    assert (nothing.low, nothing.value, nothing.high) == pytest.approx(
+        (-unseen_share_bound(n), 0, unseen_share_bound(n))
+    )
+    assert nothing.detectable == pytest.approx(unseen_share_bound(n))
+    assert 3 / n < unseen_share_bound(n) < 4 / n
     one_dissents = np.append(np.ones(n - 1), 0.0)
     assert estimate(one_dissents).low < certain.low
-    assert paired_effect(one_dissents, np.ones(n)).detectable >= unseen(n)
+    assert paired_effect(one_dissents, np.ones(n)).detectable >= unseen_share_bound(n)
     lost = paired_effect(np.zeros(n), np.ones(n))
     assert lost.value == lost.low == -1
-    assert lost.high == pytest.approx(-1 + 2 * unseen(n))
+    assert lost.high == pytest.approx(-1 + 2 * unseen_share_bound(n))
 
 
 @pytest.mark.parametrize("total", [1, 2, 5, 7])
@@ -190,23 +192,23 @@ def test_paired_p_is_exact_on_few_problems(counts: list[int]) -> None:
     flips = [sum(s * c for s, c in zip(signs, counts, strict=True)) for signs in product((1, -1), repeat=len(counts))]
     tails = np.mean([f >= observed for f in flips]), np.mean([f <= observed for f in flips])
     reference = np.full(len(counts), 0.5)
-    found = paired_p(reference + np.array(counts) / 8, reference)
+    found = paired_p_value(reference + np.array(counts) / 8, reference)
     assert found == pytest.approx(min(1.0, 2 * min(tails)), abs=1e-12)
 
 
 def test_paired_p_of_many_problems() -> None:
     rng = np.random.default_rng(0)
     reference = rng.integers(0, 9, 60) / 8
-    assert paired_p(reference, reference) == 1
-    assert paired_p(reference[:0], reference[:0]) == 1
+    assert paired_p_value(reference, reference) == 1
+    assert paired_p_value(reference[:0], reference[:0]) == 1
     arm = reference - rng.random(60) / 4
-    assert paired_p(arm, reference) == paired_p(reference, arm) == 2 / 10_000
+    assert paired_p_value(arm, reference) == paired_p_value(reference, arm) == 2 / 10_000
     one_differs = reference.copy()
     one_differs[3] += 0.125
-    assert paired_p(one_differs, reference) == 1
+    assert paired_p_value(one_differs, reference) == 1
     slight = rng.normal(0.5, 1, 20)
     student = float(stats.ttest_1samp(slight, 0).pvalue)
-    assert paired_p(slight, np.zeros(20)) == pytest.approx(student, abs=0.02)
+    assert paired_p_value(slight, np.zeros(20)) == pytest.approx(student, abs=0.02)
 
 
 def adjusted_by_hand(p: list[float]) -> list[float]:
@@ -244,7 +246,7 @@ def test_six_arms_without_an_effect_rarely_show_one() -> None:
     for _ in range(runs):
         theta = rng.beta(0.8, 0.6, 12)
         reference, *arms = rng.binomial(8, theta, (7, 12)) / 8
-        p = [paired_p(arm, reference) for arm in arms]
+        p = [paired_p_value(arm, reference) for arm in arms]
         plain += min(p) <= 0.05
         adjusted += min(holm(p)) <= 0.05
     assert adjusted / runs <= 0.05

@@ -14,21 +14,21 @@ from helpers.probes import ClassMeans
 from typer.testing import CliRunner
 
 import ghosttrace as gt
-from experiments.probe_calibration import bench, site, uniform
+from experiments.probe_calibration import simulated_task, site, uniform_target
 from ghosttrace.bench.ledger import ledger_task
 from ghosttrace.cli import main as cli
 from ghosttrace.data.task import Target, Task
 from ghosttrace.probing.carriers import Carrier
-from ghosttrace.probing.evidence import CELLS, TRIVIAL, Asked
+from ghosttrace.probing.evidence import NEGLIGIBLE_BITS, PROBE_RECORDS, ProbeTarget
 from ghosttrace.probing.result import ProbeResult
 from ghosttrace.probing.run import probe
-from ghosttrace.probing.sweep import Settings, Sweep
-from ghosttrace.probing.text_baseline import retained, text_features, text_posterior
+from ghosttrace.probing.sweep import ProbeSettings, Sweep
+from ghosttrace.probing.text_baseline import fit_text_posterior, retained_tokens, text_features
 from ghosttrace.results import open_run
 from ghosttrace.runs.folder import write_json
 from ghosttrace.runs.records import Records
 
-QUICK = Settings(hops=(0, 1), layers=(2,), kv=("v",), pool=2, mlp=False)
+QUICK = ProbeSettings(hops=(0, 1), layers=(2,), kv=("v",), pool=2, mlp=False)
 
 
 @cache
@@ -74,10 +74,12 @@ def test_a_baseline_that_misses_what_the_text_tells_is_caught_by_the_sealed_cach
     shown = [tuple(toy().tokenizer.convert_ids_to_tokens(one.ids)) for one in task.samples]
     ends = [[k for k, token in enumerate(tokens) if token == "<|summary_end|>"][1] for tokens in shown]
     samples = [
-        replace(one, labels=(int(tokens[end - 1]),), where=(end - 1,))
+        replace(one, labels=(int(tokens[end - 1]),), secret_indices=(end - 1,))
         for one, tokens, end in zip(task.samples, shown, ends, strict=True)
     ]
-    wrong = Task("shown", tuple(samples), (Target("shown", tuple("0123456789")),), {"shown": task.exact["note-0"]})
+    wrong = Task(
+        "shown", tuple(samples), (Target("shown", tuple("0123456789")),), {"shown": task.exact_log_posteriors["note-0"]}
+    )
     found = quick(wrong)
     assert not found.valid
     assert any(failure.startswith("sealed: shown") for failure in found.failures)
@@ -107,12 +109,12 @@ def test_a_blind_probe_is_caught() -> None:
 def test_the_text_of_ledger_tells_nothing_of_the_hidden_digits() -> None:
     """The exact posterior that `ledger_task` states, held to the text baseline."""
     task = few(ledger_task(toy(), 1_500, level=2), 0, 5)
-    texts = retained(toy(), task)
-    _, parts = bench(1_500, 10)
+    texts = retained_tokens(toy(), task)
+    _, parts = simulated_task(1_500, 10)
     features = text_features(texts, [1] * 1_500, parts.train)
     for number, target in enumerate(task.targets):
         labels = task.labels(number)
-        posterior = text_posterior(features, labels, 10, parts)
+        posterior = fit_text_posterior(features, labels, 10, parts)
         loss = -posterior[parts.test, labels[parts.test]].mean() / np.log(2)
         assert loss > np.log2(10) - 0.03, target.name
 
@@ -138,17 +140,17 @@ class Simulated:
         return torch.from_numpy(noise + shown).float()
 
 
-def sweep_of(settings: Settings, asked: list[Asked], caches: dict[str, Any]) -> Sweep:
-    _, parts = bench(len(asked[0].labels), 4)
+def sweep_of(settings: ProbeSettings, asked: list[ProbeTarget], caches: dict[str, Any]) -> Sweep:
+    _, parts = simulated_task(len(asked[0].labels), 4)
     return Sweep(toy(), settings, parts, caches, asked, Carrier("secret"), torch.device("cpu"))
 
 
 def test_every_probe_reads_the_cache_and_the_labels_of_its_condition() -> None:
     labels = np.random.default_rng(0).integers(0, 4, 400)
     caches = {"open": Simulated(labels, (0,), 1), "sealed": Simulated(labels, (), 2)}
-    records = Records(CELLS)
+    records = Records(PROBE_RECORDS)
     settings = replace(QUICK, hops=(0,), mlp=True, probes=(ClassMeans(),))
-    sweep_of(settings, [uniform("digit-0", labels, 4)], caches).run(records)
+    sweep_of(settings, [uniform_target("digit-0", labels, 4)], caches).run(records)
     bits = {}
     for row in map(records.get, records.keys()):
         bits[row["condition"], row["probe"]] = np.mean(row["log2p"]) - np.mean(row["text_log2p"])
@@ -157,13 +159,13 @@ def test_every_probe_reads_the_cache_and_the_labels_of_its_condition() -> None:
     blind = {(condition, name) for condition in ("sealed", "causal", "shuffled") for name in probes}
     assert set(bits) == told | blind | {("sealed", "online")}
     assert min(bits[one] for one in told) > 0.5
-    assert max(bits[one] for one in set(bits) - told) < TRIVIAL
+    assert max(bits[one] for one in set(bits) - told) < NEGLIGIBLE_BITS
 
 
 def test_the_best_site_is_the_one_that_gains_most_on_validation() -> None:
-    settings = Settings(hops=(0, 1), layers=(1, 2, 3), kv=("k", "v"))
-    asked = [uniform(name, np.zeros(60, int), 4) for name in ("first", "last")]
-    sweep, records = sweep_of(settings, asked, {}), Records(CELLS)
+    settings = ProbeSettings(hops=(0, 1), layers=(1, 2, 3), kv=("k", "v"))
+    asked = [uniform_target(name, np.zeros(60, int), 4) for name in ("first", "last")]
+    sweep, records = sweep_of(settings, asked, {}), Records(PROBE_RECORDS)
     gains = {0: [1, 0, 2, 5, 3, 0], 1: [0, 1, 0, -2, 4, 3]}  # of k and v of each layer
     for hop, of_hop in gains.items():
         for number, gain in enumerate(of_hop):
@@ -175,14 +177,14 @@ def test_the_best_site_is_the_one_that_gains_most_on_validation() -> None:
 
 
 def test_a_block_is_probed_from_the_hop_behind_it() -> None:
-    found = Settings(kinds=("memento", "block"), hops=(0, 1)).carriers
+    found = ProbeSettings(kinds=("memento", "block"), hops=(0, 1)).carriers
     assert [(one.kind, one.hop) for one in found] == [
         *(("memento", hop) for hop in (-1, 0, 1)),
         *(("block", hop) for hop in (-1, 1)),
     ]
-    Settings(kinds=("memento", "block"), hops=(0,)).check(toy())
+    ProbeSettings(kinds=("memento", "block"), hops=(0,)).check(toy())
     with pytest.raises(gt.UserError, match="give --hops 1 or later"):
-        Settings(kinds=("block",), hops=(0,)).check(toy())
+        ProbeSettings(kinds=("block",), hops=(0,)).check(toy())
 
 
 @pytest.mark.parametrize("option", ["--limit", "--samples", "--batch-tokens"])

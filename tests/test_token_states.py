@@ -48,9 +48,9 @@ def test_a_row_is_the_state_of_its_token(family: str, cache: str) -> None:
         alone = read_states(at.model, [LAYOUTS[cache](one.ids, MARKUP, at.policy)], [places])
         arm = ARMS[cache]
         with attending(at.model):
-            session = Session(at.model, MARKUP, arm.law(at.policy), [(0,)], arm.eraser)
+            session = Session(at.model, MARKUP, arm.adapt_policy(at.policy), [(0,)], arm.eraser)
             session.advance([one.ids])
-        held = np.searchsorted(session.cache.held(0), places)
+        held = np.searchsorted(session.cache.held_indices(0), places)
         for kind, found, expected in (("keys", table.keys, alone.keys), ("values", table.values, alone.values)):
             np.testing.assert_allclose(found[rows], expected[[1, 3], 0].permute(2, 0, 1, 3).numpy(), atol=1e-5)
             left = np.stack([getattr(session.cache.layers[n], kind)[0, :, held].numpy() for n in (1, 3)])

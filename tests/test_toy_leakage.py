@@ -13,9 +13,9 @@ from experiments.cumsum import (
     BLOCKS,
     BOS,
     DIGITS,
+    EXPIRY,
     IS_DIGIT,
     IS_SUM,
-    LAW,
     MARKUP,
     POLICY,
     checkpoint,
@@ -24,16 +24,27 @@ from experiments.cumsum import (
     sample,
     sequences,
     snapshot,
-    told,
+    text_information,
     train,
 )
-from experiments.toy_leakage import BLOCK, MODELS, NEAR, RECIPES, Job, figure, jobs, measure, pick, verdict
+from experiments.toy_leakage import (
+    BLOCK,
+    MODELS,
+    NEAR_MEMENTOS,
+    RECIPES,
+    Job,
+    figure,
+    jobs,
+    measure,
+    select_rows,
+    verdict,
+)
 from ghosttrace.law.expiry import expiry
 from ghosttrace.law.markup import find_blocks
-from ghosttrace.probing.evidence import TRIVIAL
+from ghosttrace.probing.evidence import NEGLIGIBLE_BITS
 
 RESULTS = Path(__file__).parents[1] / "experiments" / "results" / "toy_leakage.parquet"
-SHORT = replace(RECIPES["all"], steps=6, warm_up=2, batch=4, checked=4, snapshots=(0, 3, 6))
+SHORT = replace(RECIPES["all"], steps=6, warm_up=2, batch=4, eval_sequences=4, snapshots=(0, 3, 6))
 
 
 def test_sequences_hold_running_sums() -> None:
@@ -47,7 +58,7 @@ def test_sequences_hold_running_sums() -> None:
             assert "".join(map(str, tokens[place.memento_start + 1 : place.memento_end])) == f"{total:03d}"
             assert IS_DIGIT[place.start + 1 : place.end].all()
             assert IS_SUM[place.memento_start + 1 : place.memento_end].all()
-        assert (expiry(tokens, MARKUP, POLICY) == LAW).all()
+        assert (expiry(tokens, MARKUP, POLICY) == EXPIRY).all()
     assert IS_DIGIT.sum() == BLOCKS * DIGITS
     assert IS_SUM.sum() == BLOCKS * 3
 
@@ -64,8 +75,8 @@ def test_posterior_against_all_tuples() -> None:
             np.testing.assert_allclose(found[total], share, atol=1e-12)
         best += len(ours) / len(blocks) * share.max()
         bits += len(ours) / len(blocks) * float(np.log2(10) + (share[share > 0] * np.log2(share[share > 0])).sum())
-    assert told(DIGITS) == pytest.approx((best, bits))
-    assert told(DIGITS) == pytest.approx((0.160, 0.163), abs=5e-4)
+    assert text_information(DIGITS) == pytest.approx((best, bits))
+    assert text_information(DIGITS) == pytest.approx((0.160, 0.163), abs=5e-4)
 
 
 def test_other_sums_tell_nothing_more() -> None:
@@ -86,7 +97,7 @@ def test_one_sum_alone_against_sampling(hop: int, right: float) -> None:
     said = posterior(n)[digits.sum(1)]
     hits = said.argmax(1) == digits[:, 0]
     gained = (said[np.arange(draws), digits[:, 0]] + np.log(10)) / np.log(2)
-    accuracy, bits = told(n)
+    accuracy, bits = text_information(n)
     assert accuracy == pytest.approx(right, abs=5e-5)
     assert accuracy == pytest.approx(hits.mean(), abs=4 * hits.std() / draws**0.5)
     assert bits == pytest.approx(gained.mean(), abs=4 * gained.std() / draws**0.5)
@@ -97,12 +108,12 @@ def test_task_points_at_its_digits() -> None:
     task.check()
     assert len({trace.base for trace in task.samples}) == 300
     for row, trace in enumerate(task.samples):
-        assert tuple(trace.ids[place] for place in trace.where) == trace.labels
+        assert tuple(trace.ids[place] for place in trace.secret_indices) == trace.labels
         assert trace.secret == "".join(map(str, trace.labels))
         block = find_blocks(trace.ids, MARKUP, False)[trace.block]
-        assert trace.where == tuple(range(block.start + 1, block.end))
+        assert trace.secret_indices == tuple(range(block.start + 1, block.end))
         for number, target in enumerate(task.targets):
-            said = task.exact[target.name][row]
+            said = task.exact_log_posteriors[target.name][row]
             assert np.exp(said).sum() == pytest.approx(1)
             assert np.isfinite(said[trace.labels[number]])
     assert cumsum_task(300, seed=3).samples == task.samples
@@ -131,13 +142,13 @@ def test_a_probe_of_the_untrained_model(tmp_path: Path) -> None:
     train(replace(SHORT, steps=1, snapshots=(0,)), tmp_path / "all")
     model, task = checkpoint(tmp_path / "all", 0), cumsum_task(500, 0, BLOCK)
     found = {
-        cache: measure(model, task, Job("all", 0, cache, 500, NEAR[:1]), tmp_path / "features")
+        cache: measure(model, task, Job("all", 0, cache, 500, NEAR_MEMENTOS[:1]), tmp_path / "features")
         for cache in ("open", "sealed")
     }
     bits = {cache: rows.set_index("given")["bits"] for cache, rows in found.items()}
     assert bits["open"]["text"] > 0.3
     assert abs(bits["sealed"]["text"]) < 0.02
-    assert bits["open"]["nothing"] == pytest.approx(bits["open"]["text"] + told(DIGITS)[1], abs=0.15)
+    assert bits["open"]["nothing"] == pytest.approx(bits["open"]["text"] + text_information(DIGITS)[1], abs=0.15)
     assert not (tmp_path / "features").exists()
 
 
@@ -159,7 +170,7 @@ def test_the_verdict_falls_as_the_bits_do() -> None:
     assert "leak does not survive" in stays[0]
     assert "7 of 7" in leaks[1]
     assert "0 of 7" in stays[1]
-    assert "does not survive" in verdict(synthetic(TRIVIAL / 2))[0]
+    assert "does not survive" in verdict(synthetic(NEGLIGIBLE_BITS / 2))[0]
 
 
 def test_every_job_has_a_file_of_its_own() -> None:
@@ -172,6 +183,6 @@ def test_what_is_on_record_passes_its_controls() -> None:
     results = pd.read_parquet(RESULTS)
     controls = results[results["condition"].isin(["sealed", "causal"]) & (results["given"] == "text")]
     assert len(controls) >= 12
-    assert controls["bits"].max() < TRIVIAL
-    assert (pick(results, given="text", hop=0)["bits"] > 0).all()
+    assert controls["bits"].max() < NEGLIGIBLE_BITS
+    assert (select_rows(results, given="text", hop=0)["bits"] > 0).all()
     assert figure(results).axes

@@ -26,38 +26,38 @@ from ghosttrace.law.markup import DELIMITERS, find_blocks
 from ghosttrace.law.masks import Kernel
 from ghosttrace.model import attention
 from ghosttrace.training.examples import (
-    IGNORED,
+    IGNORE_INDEX,
     STAGES,
     Example,
-    Kind,
     Stage,
+    TokenKind,
     check_expiry,
-    disorder,
-    kinds,
+    delimiter_error,
+    delimiter_outside_turn,
     make_example,
     stage_policy,
-    stray,
-    truncate,
+    token_kinds,
+    truncated_length,
 )
-from ghosttrace.training.format_samples import prompts_of
-from ghosttrace.training.prepare import Report
+from ghosttrace.training.format_samples import read_prompts
+from ghosttrace.training.prepare import PreparationReport
 
 POLICIES = [Policy(True), Policy(False), Policy(False, erase_at="before_summary_end")]
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def stretches_of_any_length() -> Iterator[None]:
-    """Traces here are short: without this `stretches` would write out the dense mask and be tested nowhere."""
+def segments_of_any_length() -> Iterator[None]:
+    """Traces here are short: without this `segments` would write out the dense mask and be tested nowhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "STRETCH", 1)
+        patch.setattr(attention, "MIN_MEAN_SEGMENT_TOKENS", 1)
         yield
 
 
 def labelled(tokens: list[int]) -> list[int]:
     """Labels on the completion alone."""
     begin = tokens.index(3) + 1
-    return [IGNORED] * begin + tokens[begin:]
+    return [IGNORE_INDEX] * begin + tokens[begin:]
 
 
 def example(tokens: list[int], stage: Stage, policy: Policy = POLICIES[0]) -> Example:
@@ -65,32 +65,32 @@ def example(tokens: list[int], stage: Stage, policy: Policy = POLICIES[0]) -> Ex
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kernel", ["stretches", "sdpa", "matmul"])
+@pytest.mark.parametrize("kernel", ["segments", "sdpa", "matmul"])
 def test_the_loss_of_a_batch_is_that_of_the_law_written_out(family: str, kernel: Kernel) -> None:
     """Padding, packing and windows included; the reference reads one query at a time."""
     model = tiny(family)
     sequences = [trace(seed, blocks) for seed, blocks in ((0, 4), (1, 2), (2, 3))]
     made = [example(tokens, "memento", policy) for tokens, policy in zip(sequences, POLICIES, strict=True)]
     losses, labels = nll(model, [packed(made[0], made[1]), packed(made[2])], kernel)
-    total, count = losses.sum(), int((labels != IGNORED).sum())
+    total, count = losses.sum(), int((labels != IGNORE_INDEX).sum())
     expected = torch.zeros(())
     for tokens, policy in zip(sequences, POLICIES, strict=True):
         logits = brute_force(model, tokens, expiry(tokens, MARKUP, policy))
         told = torch.tensor(labelled(tokens))[1:]
-        expected += torch.nn.functional.cross_entropy(logits[:-1], told, ignore_index=IGNORED, reduction="sum")
-    assert count == sum(label != IGNORED for tokens in sequences for label in labelled(tokens))
+        expected += torch.nn.functional.cross_entropy(logits[:-1], told, ignore_index=IGNORE_INDEX, reduction="sum")
+    assert count == sum(label != IGNORE_INDEX for tokens in sequences for label in labelled(tokens))
     torch.testing.assert_close(total / count, expected / count, **CLOSE)
 
 
-def test_stretches_are_what_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segments_are_what_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every layer goes through them, in a batch of plain, packed and sealed traces."""
-    calls, by_stretches = [], attention._by_stretches
+    calls, by_segments = [], attention._by_segments
 
     def counted(*args: Any, **kwargs: Any) -> Tensor:
         calls.append(args)
-        return by_stretches(*args, **kwargs)
+        return by_segments(*args, **kwargs)
 
-    monkeypatch.setattr(attention, "_by_stretches", counted)
+    monkeypatch.setattr(attention, "_by_segments", counted)
     model = tiny("olmo3")
     row = packed(example(trace(1, 3), "memento"), example(trace(2, 3), "sealed"))
     nll(model, [row, packed(example(trace(3, 2), "memento"))])
@@ -103,7 +103,7 @@ def in_two_passes(model: PreTrainedModel, tokens: list[int], policy: Policy) -> 
     """The sealed stage's loss with a cache that is cut back and written again, gradients included; no windows."""
     cache = DynamicCache()
     found: list[Tensor] = []
-    told = torch.tensor([*labelled(tokens)[1:], IGNORED])
+    told = torch.tensor([*labelled(tokens)[1:], IGNORE_INDEX])
 
     def read(places: range, learn: range) -> None:
         at = torch.tensor([list(places)])
@@ -116,16 +116,18 @@ def in_two_passes(model: PreTrainedModel, tokens: list[int], policy: Policy) -> 
         ).logits[0]
         rows = [place - places.start for place in learn]
         targets = told[list(learn)]
-        found.append(torch.nn.functional.cross_entropy(logits[rows], targets, ignore_index=IGNORED, reduction="sum"))
+        found.append(
+            torch.nn.functional.cross_entropy(logits[rows], targets, ignore_index=IGNORE_INDEX, reduction="sum")
+        )
 
     done = 0
     for erasure in erasures(tokens, MARKUP, policy):
         held = cache.get_seq_length() + erasure.keys.start - done
-        read(range(done, erasure.at), range(done, erasure.at - 1))
+        read(range(done, erasure.expires_at), range(done, erasure.expires_at - 1))
         for layer in cache.layers:
             layer.keys, layer.values = layer.keys[:, :, :held], layer.values[:, :, :held]
-        read(range(erasure.keys.stop, erasure.at), range(erasure.at - 1, erasure.at))
-        done = erasure.at
+        read(range(erasure.keys.stop, erasure.expires_at), range(erasure.expires_at - 1, erasure.expires_at))
+        done = erasure.expires_at
     read(range(done, len(tokens)), range(done, len(tokens)))
     return torch.stack(found).sum()
 
@@ -157,7 +159,7 @@ def test_a_sealed_example_differs_from_a_memento_one() -> None:
     assert (first - second).abs() > 0.1
 
 
-@pytest.mark.parametrize("kernel", ["stretches", "sdpa", "matmul"])
+@pytest.mark.parametrize("kernel", ["segments", "sdpa", "matmul"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_packed_traces_do_not_see_each_other(stage: Stage, kernel: Kernel) -> None:
     """What stands in one trace of a pack changes no other one."""
@@ -183,11 +185,11 @@ streams = st.lists(st.sampled_from([4, 5, 6, 7, 8, 9, 2, 3]), max_size=60).map(l
 def test_each_token_carries_loss_once(tokens: list[int], policy: Policy, stage: Stage) -> None:
     """On any stream at all, malformed ones included."""
     made = example(tokens, stage, policy)
-    learned = made.labels != IGNORED
+    learned = made.labels != IGNORE_INDEX
     assert sorted(made.position_ids[learned].tolist()) == list(range(3, len(tokens)))
     assert (made.labels[learned] == made.input_ids[learned]).all()
     assert (made.input_ids == np.array(tokens)[made.position_ids]).all()
-    assert (made.kind == kinds(tokens, MARKUP, policy)[made.position_ids]).all()
+    assert (made.kind == token_kinds(tokens, MARKUP, policy)[made.position_ids]).all()
     if stage != "sealed":
         law = expiry(tokens, MARKUP, stage_policy(policy, stage))
         assert (made.expiry == np.minimum(law, len(tokens))).all()
@@ -201,13 +203,13 @@ def test_truncation_leaves_whole_pairs_and_wastes_none(
     seed: int, blocks: int, width: int, policy: Policy, stage: Stage
 ) -> None:
     tokens = trace(seed, blocks)
-    kept = truncate(tokens, MARKUP, policy, stage, width)
+    kept = truncated_length(tokens, MARKUP, policy, stage, width)
     lay = partial(make_example, markup=MARKUP, policy=policy, stage=stage)
-    assert disorder(tokens[:kept], MARKUP, policy) is None
+    assert delimiter_error(tokens[:kept], MARKUP, policy) is None
     assert len(lay(tokens[:kept], labelled(tokens)[:kept]).input_ids) <= width
     for more in range(kept + 1, len(tokens) + 1):
         fits = len(lay(tokens[:more], labelled(tokens)[:more]).input_ids) <= width
-        assert not fits or disorder(tokens[:more], MARKUP, policy) is not None
+        assert not fits or delimiter_error(tokens[:more], MARKUP, policy) is not None
 
 
 @pytest.mark.parametrize(
@@ -225,7 +227,7 @@ def test_truncation_leaves_whole_pairs_and_wastes_none(
     ],
 )
 def test_disorder_is_named(tokens: list[int], said: str | None) -> None:
-    assert disorder(tokens, MARKUP, POLICIES[0]) == said
+    assert delimiter_error(tokens, MARKUP, POLICIES[0]) == said
 
 
 @settings(max_examples=200)
@@ -240,17 +242,17 @@ def test_what_passes_is_seen_by_the_law(tokens: list[int]) -> None:
         count += inside and token in MARKUP.delimiters
         if not inside and token in MARKUP.delimiters:
             outside.append(place)
-    assert (disorder(tokens, MARKUP, POLICIES[0]) is None) == (count == 4 * len(blocks))
-    found = stray(tokens, tokens, MARKUP, POLICIES[0])
+    assert (delimiter_error(tokens, MARKUP, POLICIES[0]) is None) == (count == 4 * len(blocks))
+    found = delimiter_outside_turn(tokens, tokens, MARKUP, POLICIES[0])
     assert found == (f"{DELIMITERS[tokens[outside[0]] - 4]} at token {outside[0]}" if outside else None)
-    assert stray(tokens, [IGNORED] * len(tokens), MARKUP, POLICIES[0]) is None
+    assert delimiter_outside_turn(tokens, [IGNORE_INDEX] * len(tokens), MARKUP, POLICIES[0]) is None
 
 
 def test_kinds() -> None:
     tokens = [1, 3, 9, 4, 8, 8, 5, 6, 8, 7, 9, 4, 8, 5, 6, 8, 7, 9, 9]
-    found = "".join("tbmda"[kind] for kind in kinds(tokens, MARKUP, POLICIES[0]))
+    found = "".join("tbmda"[kind] for kind in token_kinds(tokens, MARKUP, POLICIES[0]))
     assert found == "tttdbbddmdtdbddmdaa"
-    assert [kind.name for kind in Kind] == ["TEXT", "BLOCK", "MEMENTO", "DELIMITER", "ANSWER"]
+    assert [kind.name for kind in TokenKind] == ["TEXT", "BLOCK", "MEMENTO", "DELIMITER", "ANSWER"]
 
 
 @pytest.mark.parametrize("policy", [*POLICIES, Policy(True, keep_last_n_blocks=-1)])
@@ -277,26 +279,26 @@ def test_prompts_hold_each_token_once(policy: Policy, tmp_path: Path) -> None:
     """Where a sealed layout repeats mementos before the first label, too."""
     tokens = trace(1, 3)
     begin = tokens.index(7) + 5  # behind the first erasure
-    labels = [IGNORED] * begin + tokens[begin:]
+    labels = [IGNORE_INDEX] * begin + tokens[begin:]
     rows = [make_example(tokens, labels, MARKUP, policy, stage) for stage in STAGES]
-    assert prompts_of(write(tmp_path / "rows.parquet", *rows), 8) == [tokens[:begin]]
+    assert read_prompts(write(tmp_path / "rows.parquet", *rows), 8) == [tokens[:begin]]
 
 
 def test_prompts_are_the_first_different_ones(tmp_path: Path) -> None:
     bare = make_example(trace(9), trace(9), MARKUP, POLICIES[0], "memento")
     rows = [example(trace(seed), "memento") for seed in (1, 1, 2, 3)]
     starts = [trace(seed)[: trace(seed).index(3) + 1] for seed in (1, 2)]
-    assert prompts_of(write(tmp_path / "rows.parquet", bare, *rows), 2) == starts
+    assert read_prompts(write(tmp_path / "rows.parquet", bare, *rows), 2) == starts
     with pytest.raises(UserError, match="--samples needs rows with a prompt before the first label"):
-        prompts_of(write(tmp_path / "bare.parquet", bare, bare), 2)
+        read_prompts(write(tmp_path / "bare.parquet", bare, bare), 2)
 
 
 def test_compression_counts_tokens_not_columns() -> None:
     """A sealed example has more columns than tokens; what it holds at most is the same."""
     found, tokens = {}, trace(7, 3)
     for stage in STAGES:
-        report, made = Report(), example(tokens, stage)
-        report.use(made)
+        report, made = PreparationReport(), example(tokens, stage)
+        report.count_used(made)
         peak = max(int((made.expiry[: t + 1] > t).sum()) for t in range(len(made.expiry)))
         found[stage] = (report.compression, len(tokens) / peak)
         assert report.columns == len(made.input_ids)

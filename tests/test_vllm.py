@@ -17,16 +17,16 @@ import torch
 pytest.importorskip("vllm")
 
 from helpers.engines import (
-    NATS,
+    MAX_LOGPROB_ERROR,
     PAGE,
     Script,
-    Writer,
-    ask,
-    before_steps,
-    furthest,
+    TraceBuilder,
+    check_logprobs,
+    generate_logprobs,
     make_model,
     masked,
-    right,
+    max_difference,
+    replace_schedule,
     scheduler,
     serving,
     session,
@@ -58,7 +58,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     before = ErasingSchedulerBase._preempt_request
 
     def preempt(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
-        seen.append(self.pagings[request.request_id].erased)
+        seen.append(self.slot_trackers[request.request_id].erased)
         before(self, request, *args, **kwargs)
 
     monkeypatch.setattr(ErasingSchedulerBase, "_preempt_request", preempt)
@@ -73,13 +73,17 @@ def test_memento_equals_the_masked_pass_under_load(
     preempted = counting(monkeypatch)
     scripts = workload(checkpoint, np.random.default_rng(0), 48)
     with serving(checkpoint.name, pages=24, async_scheduling=ahead) as llm:
-        found = ask(llm, scripts)
-        again = ask(llm, scripts[:12])  # with whatever the prefix cache holds by now
+        found = generate_logprobs(llm, scripts)
+        again = generate_logprobs(llm, scripts[:12])  # with whatever the prefix cache holds by now
     expected = masked(checkpoint, scripts, checkpoint.policy)
-    assert furthest(found, expected) < NATS and furthest(again, expected[:12]) < NATS
+    assert (
+        max_difference(found, expected) < MAX_LOGPROB_ERROR and max_difference(again, expected[:12]) < MAX_LOGPROB_ERROR
+    )
     assert len(preempted) >= 10 and sum(erased > 0 for erased in preempted) >= 3
-    assert furthest(found, masked(checkpoint, scripts, Policy(True, -1))) > 1  # full attention is something else
-    assert furthest(found[:6], session(checkpoint, scripts[:6], ARMS["restart"]())) > 1  # and so is a sealed cache
+    assert max_difference(found, masked(checkpoint, scripts, Policy(True, -1))) > 1  # full attention is something else
+    assert (
+        max_difference(found[:6], session(checkpoint, scripts[:6], ARMS["restart"]())) > 1
+    )  # and so is a sealed cache
 
 
 @pytest.mark.parametrize("arm", ["restart", "restart-renumbered", "placebo"])
@@ -87,15 +91,15 @@ def test_other_arms_equal_their_sessions(checkpoint: Checkpoint, arm: str, monke
     preempted = counting(monkeypatch)
     scripts = workload(checkpoint, np.random.default_rng(1), 20)
     with serving(checkpoint.name, pages=18, arm=arm) as llm:
-        found = ask(llm, scripts)
-    assert furthest(found, session(checkpoint, scripts, ARMS[arm]())) < NATS
+        found = generate_logprobs(llm, scripts)
+    assert max_difference(found, session(checkpoint, scripts, ARMS[arm]())) < MAX_LOGPROB_ERROR
     assert len(preempted) >= 3
 
 
 @pytest.mark.parametrize("arm", ["restart", "restart-renumbered"])
 def test_a_sealed_request_whose_shared_pages_end_where_its_block_begins(checkpoint: Checkpoint, arm: str) -> None:
-    """Asked twice, and preempted: it finds its own first page, and must go on from there."""
-    text = Writer(checkpoint, 1200)
+    """ProbeTarget twice, and preempted: it finds its own first page, and must go on from there."""
+    text = TraceBuilder(checkpoint, 1200)
     header = checkpoint.markup.assistant_header
     head = [text.head[0], *text.words(PAGE - 1 - len(header)), *header]
     script = Script((*head, *text.pair()), (*text.pair(), *text.words(6)))
@@ -109,10 +113,10 @@ def test_a_sealed_request_whose_shared_pages_end_where_its_block_begins(checkpoi
             planner._preempt_request(planner.running.pop(), 0.0)
         return schedule()
 
-    with serving(checkpoint.name, arm=arm, pages=40) as llm, before_steps(llm, act):
-        found = [ask(llm, [one])[0] for one in (script, script, written, written)]
+    with serving(checkpoint.name, arm=arm, pages=40) as llm, replace_schedule(llm, act):
+        found = [generate_logprobs(llm, [one])[0] for one in (script, script, written, written)]
     assert len(head) == PAGE and steps[0] > 60
-    right(checkpoint, [script, script, written, written], found, arm=arm)
+    check_logprobs(checkpoint, [script, script, written, written], found, arm=arm)
 
 
 @pytest.mark.parametrize(
@@ -128,32 +132,36 @@ def test_a_sealed_request_whose_shared_pages_end_where_its_block_begins(checkpoi
 def test_policies(checkpoint: Checkpoint, policy: dict[str, Any]) -> None:
     scripts = workload(checkpoint, np.random.default_rng(2), 16)
     with serving(checkpoint.name, pages=24, policy=policy) as llm:
-        found = ask(llm, scripts)
+        found = generate_logprobs(llm, scripts)
     law = Policy(**({"mask_delimiters": True} | policy))
-    assert furthest(found, masked(checkpoint, scripts, law)) < NATS
-    assert furthest(found, masked(checkpoint, scripts, checkpoint.policy)) > 1
+    assert max_difference(found, masked(checkpoint, scripts, law)) < MAX_LOGPROB_ERROR
+    assert max_difference(found, masked(checkpoint, scripts, checkpoint.policy)) > 1
 
 
 def test_requests_choose_for_themselves(checkpoint: Checkpoint) -> None:
     """Several arms and policies in one batch, over one prefix cache."""
     scripts = workload(checkpoint, np.random.default_rng(3), 12)
     with serving(checkpoint.name, async_scheduling=False) as llm:
-        law, full, last = ask(llm, scripts), ask(llm, scripts, arm="full"), ask(llm, scripts, keep_last_n_blocks=1)
-        law_again = ask(
+        law, full, last = (
+            generate_logprobs(llm, scripts),
+            generate_logprobs(llm, scripts, arm="full"),
+            generate_logprobs(llm, scripts, keep_last_n_blocks=1),
+        )
+        law_again = generate_logprobs(
             llm, scripts
         )  # over pages that requests which erase nothing have left, and before the other way
-    assert furthest(full, masked(checkpoint, scripts, Policy(True, -1))) < NATS
-    assert furthest(law_again, law) < NATS
-    assert furthest(law, masked(checkpoint, scripts, checkpoint.policy)) < NATS
-    assert furthest(last, masked(checkpoint, scripts, Policy(True, 1))) < NATS
-    assert furthest(full, law) > 1
+    assert max_difference(full, masked(checkpoint, scripts, Policy(True, -1))) < MAX_LOGPROB_ERROR
+    assert max_difference(law_again, law) < MAX_LOGPROB_ERROR
+    assert max_difference(law, masked(checkpoint, scripts, checkpoint.policy)) < MAX_LOGPROB_ERROR
+    assert max_difference(last, masked(checkpoint, scripts, Policy(True, 1))) < MAX_LOGPROB_ERROR
+    assert max_difference(full, law) > 1
 
 
 def test_engines_that_would_be_wrong_are_refused() -> None:
     """Once more where vLLM has decided everything, whatever started it."""
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
 
-    from ghosttrace.serving.settings import Settings
+    from ghosttrace.serving.settings import ServingSettings
     from ghosttrace.serving.vllm.engine_checks import check_engine, check_pages
 
     parallel = SimpleNamespace(
@@ -162,7 +170,7 @@ def test_engines_that_would_be_wrong_are_refused() -> None:
     model, cache = SimpleNamespace(enable_prompt_embeds=False, uses_mrope=False), SimpleNamespace(cache_dtype="auto")
     plain = {"parallel_config": parallel, "speculative_config": None, "kv_transfer_config": None}
     plain |= {"model_config": model, "cache_config": cache}
-    law = Settings(Markup(4, 5, 6, 7, (3,)), Policy(True))
+    law = ServingSettings(Markup(4, 5, 6, 7, (3,)), Policy(True))
     check_engine(SimpleNamespace(**plain), True, law)
     deep = SimpleNamespace(**vars(parallel) | {"pipeline_parallel_size": 3})
     many = SimpleNamespace(decode_context_parallel_size=2, prefill_context_parallel_size=1, pipeline_parallel_size=1)
@@ -216,7 +224,7 @@ def test_memory_of_erased_blocks_goes_to_other_requests(checkpoint: Checkpoint) 
             return output
 
         planner.schedule = schedule
-        ask(llm, [Script(tuple(tokens[:4]), tuple(tokens[4:]))])
+        generate_logprobs(llm, [Script(tuple(tokens[:4]), tuple(tokens[4:]))])
     assert max(used) <= -(-(4 + block + 8 + 6 * 4) // PAGE) + 1 < len(tokens) // PAGE
 
 
@@ -232,12 +240,12 @@ def test_memory_of_erased_blocks_goes_to_other_requests(checkpoint: Checkpoint) 
 )
 def test_other_runners(kind: str, arm: str, tmp_path: Path) -> None:
     """The V2 model runner, and two workers that share the layers' heads or the layers."""
-    command = [sys.executable, str(HERE / "helpers" / "vllm_apart.py"), str(tmp_path), arm, kind]
+    command = [sys.executable, str(HERE / "helpers" / "vllm_subprocess.py"), str(tmp_path), arm, kind]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert "REPORT " in done.stdout, done.stderr[-2000:]
     report = json.loads(done.stdout.rpartition("REPORT ")[2])
-    assert report["worst"] < NATS < 1 < report["full"] and report["preempted"] >= 3 and report["drawn"]
+    assert report["worst"] < MAX_LOGPROB_ERROR < 1 < report["full"] and report["preempted"] >= 3 and report["drawn"]
     runner, own = ("gpu.model_runner", "runner_v2") if kind == "v2" else ("gpu_model_runner", "runner_v1")
     assert len(report["runners"]) == (1 if kind == "v2" else 2)
     for modules in report["runners"]:

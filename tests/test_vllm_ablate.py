@@ -9,8 +9,8 @@ pytest.importorskip("vllm")
 from helpers.engines import PAGE
 
 import ghosttrace as gt
-from ghosttrace.ablation.run import plan_cells
-from ghosttrace.ablation.settings import Settings
+from ghosttrace.ablation.run import plan_bench_arms
+from ghosttrace.ablation.settings import AblationSettings
 from ghosttrace.bench import load_bench
 from ghosttrace.errors import UserError
 from ghosttrace.serving.vllm.backend import VllmBackend
@@ -38,5 +38,7 @@ def test_both_backends_write_the_same(sampling: dict[str, Any]) -> None:
 def test_what_vllm_cannot_run_is_refused_or_left_out() -> None:
     with pytest.raises(UserError, match="leave out swap"):
         gt.ablate("toy-mixed", bench="ledger-h1", arms=("swap",), limit=2, backend=VllmBackend(ENGINE))
-    cells = plan_cells(gt.load("toy-mixed"), load_bench("ledger-h1", 2, 0), Settings(), VllmBackend(ENGINE))
+    cells = plan_bench_arms(
+        gt.load("toy-mixed"), load_bench("ledger-h1", 2, 0), AblationSettings(), VllmBackend(ENGINE)
+    )
     assert [cell.arm.name for cell in cells] == ["memento", *ARMS]

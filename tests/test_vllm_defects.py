@@ -13,17 +13,17 @@ import torch
 pytest.importorskip("vllm")
 
 from helpers.engines import (
-    NATS,
+    MAX_LOGPROB_ERROR,
     PAGE,
     Script,
-    Writer,
-    ask,
-    before_steps,
-    furthest,
+    TraceBuilder,
+    check_logprobs,
+    generate_logprobs,
     logprobs,
     make_model,
     masked,
-    right,
+    max_difference,
+    replace_schedule,
     scheduler,
     scripted,
     serving,
@@ -57,63 +57,63 @@ def preempting(llm: LLM, written: int) -> Iterator[list[int]]:
         ripe = [one for one in planner.running if one.num_output_tokens >= written and one.request_id not in done]
         if ripe:
             done.update(one.request_id for one in planner.running)
-            lost.extend(planner.pagings[one.request_id].erased for one in planner.running)
+            lost.extend(planner.slot_trackers[one.request_id].erased for one in planner.running)
             planner.reset_prefix_cache(reset_running_requests=True)
         return schedule()
 
-    with before_steps(llm, act):
+    with replace_schedule(llm, act):
         yield lost
 
 
 def test_preemption_after_an_erasure(checkpoint: Checkpoint, llm: LLM) -> None:
     """The overlay's request comes back with full causal attention."""
-    text = Writer(checkpoint, 0)
+    text = TraceBuilder(checkpoint, 0)
     script = Script(tuple(text.head), (*text.pair(), *text.words(12)))
     with preempting(llm, written=33) as lost:
-        found = ask(llm, [script])
+        found = generate_logprobs(llm, [script])
     assert lost == [22 if checkpoint.policy.mask_delimiters else 20]
-    right(checkpoint, [script], found)
+    check_logprobs(checkpoint, [script], found)
 
 
 def test_block_open_at_preemption(checkpoint: Checkpoint, llm: LLM) -> None:
     """Once within its first block, once within its second; and within a memento."""
-    text = Writer(checkpoint, 100)
+    text = TraceBuilder(checkpoint, 100)
     script = Script(tuple(text.head), (*text.pair(), *text.pair(), *text.words(8)))
     for written, erased in ((10, 0), (26, 0), (40, 22)):
         with preempting(llm, written) as lost:
-            found = ask(llm, [script])
+            found = generate_logprobs(llm, [script])
         assert lost == [erased]
-        right(checkpoint, [script], found)
+        check_logprobs(checkpoint, [script], found)
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 5])
 def test_prompt_with_finished_blocks(checkpoint: Checkpoint, llm: LLM, blocks: int) -> None:
     """The overlay hangs on one, and corrupts on several."""
-    text = Writer(checkpoint, 200 + blocks)
+    text = TraceBuilder(checkpoint, 200 + blocks)
     prompt = [*text.head, *(token for _ in range(blocks) for token in text.pair())]
     script = Script(tuple(prompt), tuple(text.words(20)))
-    right(checkpoint, [script], ask(llm, [script]))
+    check_logprobs(checkpoint, [script], generate_logprobs(llm, [script]))
 
 
 def test_block_that_ends_inside_a_chunk(checkpoint: Checkpoint, llm: LLM) -> None:
     """Of 64 tokens: with one erasure in it, with several, and with one on its edge."""
     scripts = []
     for number, lengths in enumerate([(20, 100), (5, 5, 5, 60), (43,), (44,), (45,)]):
-        text = Writer(checkpoint, 300 + number)
+        text = TraceBuilder(checkpoint, 300 + number)
         prompt = [*text.head, *(token for length in lengths for token in text.pair(length)), *text.words(30)]
         scripts.append(Script(tuple(prompt), tuple(text.words(6))))
     for script in scripts:  # each alone, so that its chunks begin where it begins
-        right(checkpoint, [script], ask(llm, [script]))
+        check_logprobs(checkpoint, [script], generate_logprobs(llm, [script]))
 
 
 def test_two_identical_requests_share_no_more_than_may_be_shared(checkpoint: Checkpoint, llm: LLM) -> None:
     """The overlay's second one lands on pages that have been overwritten."""
-    text = Writer(checkpoint, 400)
+    text = TraceBuilder(checkpoint, 400)
     prompt = [text.head[0], *text.words(80), *checkpoint.markup.assistant_header, *text.pair(40)]
     script = Script(tuple(prompt), (*text.words(4), *text.pair(), *text.words(6)))
     frontier = prompt.index(checkpoint.markup.block_start)
-    for found in (ask(llm, [script]), ask(llm, [script, script])):
-        right(checkpoint, [script] * len(found), found)
+    for found in (generate_logprobs(llm, [script]), generate_logprobs(llm, [script, script])):
+        check_logprobs(checkpoint, [script] * len(found), found)
     params = SamplingParams(max_tokens=1, temperature=0, detokenize=False)
     (again,) = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
     assert again.num_cached_tokens == frontier // PAGE * PAGE > 0
@@ -123,7 +123,7 @@ def test_a_request_that_misses_a_step(checkpoint: Checkpoint, llm: LLM) -> None:
     """Every third step leaves one of them out, as a step does whose budget others have used up."""
     scripts = []
     for number in range(2):
-        text = Writer(checkpoint, 500 + 50 * number)
+        text = TraceBuilder(checkpoint, 500 + 50 * number)
         scripts.append(Script(tuple(text.head), (*text.pair(), *text.pair(), *text.words(6))))
     missed: list[str] = []
     steps = [0]
@@ -139,10 +139,10 @@ def test_a_request_that_misses_a_step(checkpoint: Checkpoint, llm: LLM) -> None:
         planner.running.append(left_out)
         return output
 
-    with before_steps(llm, act):
-        found = ask(llm, scripts)
+    with replace_schedule(llm, act):
+        found = generate_logprobs(llm, scripts)
     assert len(missed) > 10 and len(set(missed)) == 2
-    right(checkpoint, scripts, found)
+    check_logprobs(checkpoint, scripts, found)
 
 
 @pytest.mark.parametrize("written", [10, 25, 29, 30, 31], ids=["block", "memento", "end", "erasure", "after"])
@@ -150,7 +150,7 @@ def test_abort_in_the_middle(checkpoint: Checkpoint, llm: LLM, written: int) -> 
     """Its pages come back, and another request goes on as if nothing had been."""
     scripts = {}
     for number, name in enumerate(("goes", "stays")):
-        text = Writer(checkpoint, 600 + 50 * number)
+        text = TraceBuilder(checkpoint, 600 + 50 * number)
         scripts[name] = Script(tuple(text.head), (*text.pair(), *text.pair(), *text.words(6)))
     planner, engine = scheduler(llm), llm.llm_engine
     free, found = planner.kv_cache_manager.block_pool.get_num_free_blocks(), []
@@ -164,34 +164,34 @@ def test_abort_in_the_middle(checkpoint: Checkpoint, llm: LLM, written: int) -> 
         if ripe and planner.requests[ripe[0]].num_output_tokens >= written:
             engine.abort_request(["goes"])
     assert len(requests) == 2 and len(found) == 1
-    right(checkpoint, [scripts["stays"]], found)
-    assert planner.kv_cache_manager.block_pool.get_num_free_blocks() == free and not planner.pagings
+    check_logprobs(checkpoint, [scripts["stays"]], found)
+    assert planner.kv_cache_manager.block_pool.get_num_free_blocks() == free and not planner.slot_trackers
 
 
 def test_several_samples_of_one_request(checkpoint: Checkpoint, llm: LLM) -> None:
     """Drawn, over a prompt with a finished block and an open one."""
-    text = Writer(checkpoint, 700)
+    text = TraceBuilder(checkpoint, 700)
     prompt = [*text.head, *text.pair(), *text.block()[:-1]]
     params = SamplingParams(n=4, max_tokens=24, temperature=1.0, seed=1, logprobs=-1, ignore_eos=True, detokenize=False)
     output, again = (llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)[0] for _ in range(2))
     scripts = [Script(tuple(prompt), tuple(answer.token_ids)) for answer in output.outputs]
     assert len({one.response for one in scripts}) == 4
     assert [one.response for one in scripts] == [tuple(answer.token_ids) for answer in again.outputs]
-    right(checkpoint, scripts, [logprobs(answer) for answer in output.outputs])
+    check_logprobs(checkpoint, scripts, [logprobs(answer) for answer in output.outputs])
 
 
 def test_max_tokens_inside_a_block(checkpoint: Checkpoint, llm: LLM) -> None:
     """The response ends there, and who comes next gets clean pages."""
-    text = Writer(checkpoint, 800)
+    text = TraceBuilder(checkpoint, 800)
     cut = Script(tuple(text.head), (*text.pair(), *text.block()[:9]))
     after = Script(tuple(text.head), (*text.pair(), *text.words(6)))
     for script in (cut, after, cut):
-        right(checkpoint, [script], ask(llm, [script]))
+        check_logprobs(checkpoint, [script], generate_logprobs(llm, [script]))
 
 
 def test_malformed_delimiters(checkpoint: Checkpoint, llm: LLM) -> None:
     """Ends without beginnings, beginnings within, blocks without mementos, delimiters out of the assistant's turn."""
-    ids, text = checkpoint.markup, Writer(checkpoint, 900)
+    ids, text = checkpoint.markup, TraceBuilder(checkpoint, 900)
     start, end, note, close = ids.delimiters
     middles = {
         "ends alone": [end, *text.words(5), close, *text.words(5)],
@@ -207,26 +207,26 @@ def test_malformed_delimiters(checkpoint: Checkpoint, llm: LLM) -> None:
     scripts = [Script(tuple(text.head), tuple(middle)) for middle in middles.values()]
     scripts += [Script((*text.head, *middle[:-3]), tuple(middle[-3:])) for middle in middles.values()]
     user = Script((text.head[0], *text.pair(), *text.head[1:]), tuple(text.words(9)))
-    found = ask(llm, [*scripts, user])
-    assert furthest(found, masked(checkpoint, [*scripts, user], checkpoint.policy)) < NATS
-    right(checkpoint, [user], found[-1:], erases=False)
+    found = generate_logprobs(llm, [*scripts, user])
+    assert max_difference(found, masked(checkpoint, [*scripts, user], checkpoint.policy)) < MAX_LOGPROB_ERROR
+    check_logprobs(checkpoint, [user], found[-1:], erases=False)
     good = Script(tuple(text.head), (*text.pair(), *text.words(6)))
-    right(checkpoint, [good], ask(llm, [good]))
+    check_logprobs(checkpoint, [good], generate_logprobs(llm, [good]))
 
 
 def test_log_probabilities_of_a_prompt(checkpoint: Checkpoint, llm: LLM) -> None:
     """With finished blocks, in chunks that end at erasures."""
-    text = Writer(checkpoint, 1000)
+    text = TraceBuilder(checkpoint, 1000)
     prompt = (*text.head, *text.pair(40), *text.pair(50), *text.words(9))
     params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=-1, detokenize=False)
     (output,) = llm.generate([{"prompt_token_ids": list(prompt)}], params, use_tqdm=False)
     rows = [[row[token].logprob for token in range(len(row))] for row in output.prompt_logprobs[1:]]
-    right(checkpoint, [Script(prompt[:1], prompt[1:])], [torch.tensor(rows)])
+    check_logprobs(checkpoint, [Script(prompt[:1], prompt[1:])], [torch.tensor(rows)])
 
 
 def test_a_prompt_that_comes_in_pieces_ends_in_an_error(checkpoint: Checkpoint, llm: LLM) -> None:
     """vLLM takes the last token back when more of it comes. Others go on."""
-    text, engine = Writer(checkpoint, 1100), llm.llm_engine
+    text, engine = TraceBuilder(checkpoint, 1100), llm.llm_engine
     script = Script(tuple(text.head), (*text.pair(), *text.words(6)))
     engine.add_request("other", {"prompt_token_ids": list(script.prompt)}, scripted(script))
     params = SamplingParams(max_tokens=9, ignore_eos=True, detokenize=False)
@@ -240,4 +240,4 @@ def test_a_prompt_that_comes_in_pieces_ends_in_an_error(checkpoint: Checkpoint, 
     while scheduler(llm).requests:
         ends |= {output.request_id: output.outputs[0] for output in engine.step() if output.outputs[0].finish_reason}
     assert ends["pieces"].finish_reason == "error"
-    right(checkpoint, [script], [logprobs(ends["other"])])
+    check_logprobs(checkpoint, [script], [logprobs(ends["other"])])

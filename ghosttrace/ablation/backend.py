@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 import torch
 
-from ghosttrace.ablation.collect import Cell, Write
+from ghosttrace.ablation.collect import BenchArm, SampleWriter
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.generate import Generation, Request, generate
-from ghosttrace.model.geometry import Geometry
+from ghosttrace.model.geometry import CacheGeometry
 from ghosttrace.model.sampling import Sampling
 
 
@@ -32,7 +32,7 @@ class Backend(Protocol):
     def settings(self) -> dict[str, Any]:
         """What else decides the samples, for run.json."""
 
-    def open(self, cells: Sequence[Cell]) -> AbstractContextManager[Write]:
+    def open(self, cells: Sequence[BenchArm]) -> AbstractContextManager[SampleWriter]:
         """Get ready to write the samples of these cells.
 
         Raises:
@@ -52,25 +52,25 @@ class HuggingFaceBackend:
         return {}
 
     @contextmanager
-    def open(self, cells: Sequence[Cell]) -> Iterator[Write]:
+    def open(self, cells: Sequence[BenchArm]) -> Iterator[SampleWriter]:
         """Nothing has to be opened."""
         yield write_samples
 
 
-def write_samples(cell: Cell, requests: Sequence[Request], keep: Callable[[int, Generation], None]) -> None:
-    """Decode a batch; `keep` is called with each finished response and its number.
+def write_samples(cell: BenchArm, requests: Sequence[Request], on_done: Callable[[int, Generation], None]) -> None:
+    """Decode a batch; `on_done` is called with each finished response and its number.
 
     Raises:
         UserError: the batch does not fit into memory.
     """
     checkpoint, arm = cell.checkpoint, cell.arm
-    with memory_advice(checkpoint, requests, cell.sampling):
-        law = arm.law(checkpoint.policy)
-        generate(checkpoint.model, requests, checkpoint.markup, law, cell.sampling, arm.eraser, on_done=keep)
+    with explain_out_of_memory(checkpoint, requests, cell.sampling):
+        law = arm.adapt_policy(checkpoint.policy)
+        generate(checkpoint.model, requests, checkpoint.markup, law, cell.sampling, arm.eraser, on_done=on_done)
 
 
 @contextmanager
-def memory_advice(checkpoint: Checkpoint, requests: Sequence[Request], sampling: Sampling) -> Iterator[None]:
+def explain_out_of_memory(checkpoint: Checkpoint, requests: Sequence[Request], sampling: Sampling) -> Iterator[None]:
     """Turn running out of memory into one sentence that says what to change.
 
     Raises:
@@ -82,7 +82,7 @@ def memory_advice(checkpoint: Checkpoint, requests: Sequence[Request], sampling:
         if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)):
             raise
         longest = max(len(request.prompt) for request in requests) + sampling.max_new_tokens
-        per_token = Geometry.of(checkpoint.model.config).bytes_per_token(checkpoint.model.dtype)
+        per_token = CacheGeometry.from_config(checkpoint.model.config).bytes_per_token(checkpoint.model.dtype)
         gib = len(requests) * longest * per_token / 2**30
         raise UserError(
             f"out of memory at batch size {len(requests)}, whose KV cache can grow to {gib:.1f} GiB: "
@@ -90,17 +90,17 @@ def memory_advice(checkpoint: Checkpoint, requests: Sequence[Request], sampling:
         ) from error
 
 
-def rows_at_once(cells: Sequence[Cell], most: int = 128) -> int:
-    """How many rows to decode together: `most`, or on a GPU as many as its memory holds at their longest.
+def largest_batch_size(cells: Sequence[BenchArm], maximum: int = 128) -> int:
+    """How many rows to decode together: `maximum`, or on a GPU as many as its memory holds at their longest.
 
     Args:
         cells: whose model and longest responses count.
-        most: never more than this.
+        maximum: never more than this.
     """
     model = cells[0].checkpoint.model
     if model.device.type != "cuda":
-        return most
-    per_token = Geometry.of(model.config).bytes_per_token(model.dtype)
+        return maximum
+    per_token = CacheGeometry.from_config(model.config).bytes_per_token(model.dtype)
     longest = max(cell.sampling.max_new_tokens * cell.arm.caches for cell in cells)
     free, _ = torch.cuda.mem_get_info(model.device)
-    return max(1, min(most, int(0.8 * free / (longest * per_token))))
+    return max(1, min(maximum, int(0.8 * free / (longest * per_token))))

@@ -15,14 +15,14 @@ from ghosttrace.bench import Bench, final_text
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.generate import Generation, Request
 from ghosttrace.model.prompts import template_hash
-from ghosttrace.model.sampling import Sampling, noise
-from ghosttrace.runs.records import Key, Records
+from ghosttrace.model.sampling import Sampling, random_stream
+from ghosttrace.runs.records import RecordKey, Records
 
 SWAP_STREAM = 1_000_003  # keeps the swap's own draws apart from the sampling noise
 
 
 @dataclass
-class Donors:
+class DonorBlocks:
     """Counterfactual blocks for `swap`, one block a problem, and what would follow from them."""
 
     bench: Bench
@@ -31,7 +31,7 @@ class Donors:
     answers: dict[tuple[int, ...], str] = field(default_factory=dict)
 
     def __call__(self, key: tuple[int, ...], number: int, length: int) -> list[int] | None:
-        draw = noise(self.seed, SWAP_STREAM, key[1])
+        draw = random_stream(self.seed, SWAP_STREAM, key[1])
         problem, chosen = self.bench.problems[key[1]], int(draw.integers(self.bench.blocks))
         if number != chosen or self.bench.counterfactual is None:
             return None
@@ -43,7 +43,7 @@ class Donors:
 
 
 @dataclass(frozen=True)
-class Cell:
+class BenchArm:
     """One arm on one benchmark.
 
     Attributes:
@@ -55,18 +55,18 @@ class Cell:
     checkpoint: Checkpoint
     bench: Bench
     arm: Arm
-    donors: Donors
+    donors: DonorBlocks
     sampling: Sampling
     repetitions: int
     seed: int
 
     @property
-    def keys(self) -> list[Key]:
+    def keys(self) -> list[RecordKey]:
         """Every sample of the cell, in order: (bench, arm, problem, repetition)."""
         problems = [problem.id for problem in self.bench.problems]
         return [(self.bench.name, self.arm.name, *job) for job in product(problems, range(self.repetitions))]
 
-    def run(self, records: Records, batch_size: int, write: "Write", progress: Callable[[int], None]) -> None:
+    def run(self, records: Records, batch_size: int, write: "SampleWriter", progress: Callable[[int], None]) -> None:
         """Take every sample that is not on record.
 
         Args:
@@ -82,12 +82,12 @@ class Cell:
                 self._batch(jobs[part], records, write)
             progress(min(begin + batch_size, len(keys)))
 
-    def _batch(self, jobs: Sequence[tuple[int, int]], records: Records, write: "Write") -> None:
+    def _batch(self, jobs: Sequence[tuple[int, int]], records: Records, write: "SampleWriter") -> None:
         checkpoint, requests = self.checkpoint, [self._request(*job) for job in jobs]
-        surround = template_hash(checkpoint.tokenizer, checkpoint.model.config.model_type, self.bench.template)
+        template_sha256 = template_hash(checkpoint.tokenizer, checkpoint.model.config.model_type, self.bench.template)
 
         def keep(number: int, done: Generation) -> None:
-            records.add(self._row(jobs[number], done, self.donors.answers.get(requests[number].key), surround))
+            records.add(self._row(jobs[number], done, self.donors.answers.get(requests[number].key), template_sha256))
 
         write(self, requests, keep)
 
@@ -96,10 +96,12 @@ class Cell:
         harness = self.bench.harness(problem, tokenizer) if self.bench.harness else None
         return Request(self.checkpoint.prompt_ids(problem.prompt), (self.seed, number, repetition), harness)
 
-    def _row(self, job: tuple[int, int], done: Generation, donor: str | None, surround: str) -> dict[str, Any]:
-        """A finished sample under the names of `ghosttrace.ablation.samples.SCHEMA`."""
+    def _row(self, job: tuple[int, int], done: Generation, donor: str | None, template_sha256: str) -> dict[str, Any]:
+        """A finished sample under the names of `ghosttrace.ablation.samples.SAMPLE_SCHEMA`."""
         problem, decode = self.bench.problems[job[0]], self.checkpoint.tokenizer.decode
-        graded = final_text(decode(done.tokens[:-1] if done.finish == "eos" else done.tokens), done.finish)
+        graded = final_text(
+            decode(done.tokens[:-1] if done.finish_reason == "eos" else done.tokens), done.finish_reason
+        )
         grade = self.bench.grade(problem, graded)
         return {
             "bench": self.bench.name,
@@ -111,12 +113,12 @@ class Cell:
             "rule": grade.rule,
             "answer": problem.answer,
             "donor_answer": donor,
-            "finish": done.finish,
+            "finish": done.finish_reason,
             "blocks": done.blocks,
             "response_tokens": len(done.tokens),
             "peak_kv_tokens": done.peak_kv_tokens,
             "auc_kv_tokens": done.auc_kv_tokens,
-            "prompt_sha256": surround,
+            "prompt_sha256": template_sha256,
             "prompt": problem.prompt,
             "response": decode(done.tokens),
             "prompt_ids": done.prompt,
@@ -124,5 +126,5 @@ class Cell:
         }
 
 
-Write = Callable[[Cell, Sequence[Request], Callable[[int, Generation], None]], None]
+SampleWriter = Callable[[BenchArm, Sequence[Request], Callable[[int, Generation], None]], None]
 """Decodes a batch of a cell; the callback gets the number of each request and its response."""

@@ -10,15 +10,22 @@ import numpy as np
 import torch
 
 from ghosttrace.ablation.arms import ARMS, Memento
-from ghosttrace.ablation.power import detectable, half_width, population, power, repetitions_needed, standard_error
+from ghosttrace.ablation.power import (
+    detectable,
+    half_width,
+    population_with_effect,
+    power,
+    repetitions_needed,
+    standard_error,
+)
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy, alive, expiry
 from ghosttrace.law.markup import Markup
-from ghosttrace.model.geometry import Geometry
+from ghosttrace.model.geometry import CacheGeometry
 
 # Averages of arXiv 2604.09852: pass@1 of Qwen3-8B on AIME24, tokens of a response, of a block, of a memento.
-ACCURACY = 0.661
-RESPONSE, BLOCK, MEMENTO = 12_750, 1_150, 194
+ASSUMED_ACCURACY = 0.661
+MEAN_RESPONSE_TOKENS, MEAN_BLOCK_TOKENS, MEAN_MEMENTO_TOKENS = 12_750, 1_150, 194
 MARKUP = Markup(1, 2, 3, 4, assistant_header=(5,))
 
 
@@ -41,10 +48,10 @@ class Assumptions:
     repetitions: int
     effect: float
     arms: tuple[str, ...]
-    accuracy: float = ACCURACY
+    accuracy: float = ASSUMED_ACCURACY
     concentration: float = 1.0
     prompt_tokens: int = 200
-    response_tokens: int = RESPONSE
+    response_tokens: int = MEAN_RESPONSE_TOKENS
     batch_size: int = 32
     throughput: float | None = None
 
@@ -64,16 +71,16 @@ class ArmPlan:
 
     Attributes:
         name: of the arm.
-        sealing: it holds a sealed copy beside the live cache, so each token counts twice.
+        has_sealed_copy: it holds a sealed copy beside the live cache, so each token counts twice.
         peak_tokens, mean_tokens: KV tokens held, at most and on average over the response's steps.
-        read_again: tokens prefilled once more to seal (see `read_again`).
+        recomputed_tokens: tokens prefilled once more to seal (see `recomputed_tokens`).
     """
 
     name: str
-    sealing: bool
+    has_sealed_copy: bool
     peak_tokens: int
     mean_tokens: float
-    read_again: int
+    recomputed_tokens: int
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ class Plan:
         bytes_per_token: KV bytes of one token.
         power: the chance of finding the effect at the assumed repetitions.
         half_width: half the 95 % interval that the effect would then have.
-        needed: the fewest repetitions that find it with 80 % power; None if no number does.
+        min_repetitions: the fewest repetitions that find it with 80 % power; None if no number does.
         detectable: the smallest effect found with 80 % power at the assumed repetitions; None if
             any can be missed.
         arms: what a sample takes, arm by arm, the reference first.
@@ -96,7 +103,7 @@ class Plan:
     bytes_per_token: int
     power: float
     half_width: float
-    needed: int | None
+    min_repetitions: int | None
     detectable: float | None
     arms: tuple[ArmPlan, ...]
 
@@ -116,9 +123,9 @@ class Plan:
         return self.samples * self.assumptions.response_tokens * len(self.arms)
 
     @property
-    def read_again(self) -> int:
+    def recomputed_tokens(self) -> int:
         """Tokens that sealing arms prefill again."""
-        return self.samples * sum(arm.read_again for arm in self.arms)
+        return self.samples * sum(arm.recomputed_tokens for arm in self.arms)
 
     @property
     def seconds(self) -> float | None:
@@ -126,7 +133,7 @@ class Plan:
         return None if self.assumptions.throughput is None else self.tokens / self.assumptions.throughput
 
 
-def plan(geometry: Geometry, dtype: torch.dtype, policy: Policy, assumptions: Assumptions) -> Plan:
+def plan(geometry: CacheGeometry, dtype: torch.dtype, policy: Policy, assumptions: Assumptions) -> Plan:
     """Plan an ablation.
 
     Args:
@@ -139,8 +146,8 @@ def plan(geometry: Geometry, dtype: torch.dtype, policy: Policy, assumptions: As
             nothing under the policy.
     """
     n, repetitions = assumptions.n_problems, assumptions.repetitions
-    drop = population(assumptions.accuracy, assumptions.effect, assumptions.concentration)
-    error = standard_error(n, drop.paired, drop.within(repetitions))
+    drop = population_with_effect(assumptions.accuracy, assumptions.effect, assumptions.concentration)
+    error = standard_error(n, drop.paired_variance, drop.within_problem_variance(repetitions))
     names = dict.fromkeys((Memento.name, *assumptions.arms))
     return Plan(
         assumptions,
@@ -160,14 +167,16 @@ def arm_plan(name: str, policy: Policy, prompt_tokens: int, response_tokens: int
     Raises:
         UserError: the arm means nothing under the policy.
     """
-    times = expiry(average_trace(prompt_tokens, response_tokens), MARKUP, ARMS[name]().law(policy))
+    times = expiry(average_trace(prompt_tokens, response_tokens), MARKUP, ARMS[name]().adapt_policy(policy))
     caches = ARMS[name].caches
     held = caches * alive(times)
     mean = float(held[prompt_tokens:].mean())
-    return ArmPlan(name, caches > 1, int(held.max()), mean, read_again(times) if caches > 1 else 0)
+    return ArmPlan(name, caches > 1, int(held.max()), mean, count_recomputed_tokens(times) if caches > 1 else 0)
 
 
-def average_trace(prompt_tokens: int, response_tokens: int, block: int = BLOCK, memento: int = MEMENTO) -> np.ndarray:
+def average_trace(
+    prompt_tokens: int, response_tokens: int, block: int = MEAN_BLOCK_TOKENS, memento: int = MEAN_MEMENTO_TOKENS
+) -> np.ndarray:
     """A prompt, then blocks and mementos of equal lengths until the response ends.
 
     Returns:
@@ -179,7 +188,7 @@ def average_trace(prompt_tokens: int, response_tokens: int, block: int = BLOCK, 
     return np.concatenate([prompt, np.resize(pair, response_tokens)]).astype(np.int64)
 
 
-def read_again(times: np.ndarray) -> int:
+def count_recomputed_tokens(times: np.ndarray) -> int:
     """Tokens that `ghosttrace.ablation.arms.sealer` prefills again over a whole trace.
 
     When keys expire, it reads once more what is retained and either lies behind the first of them or was

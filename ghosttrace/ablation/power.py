@@ -27,9 +27,9 @@ from scipy import optimize, special, stats
 
 from ghosttrace.errors import UserError
 
-QUANTILES = 4000
-POWER = 0.8
-FURTHEST = 1500.0  # a shift of log odds that leaves nothing solved
+N_QUANTILES = 4000
+TARGET_POWER = 0.8
+MAX_LOG_ODDS_SHIFT = 1500.0  # a shift of log odds that leaves nothing solved
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Population:
     """Problems under two arms.
 
     Attributes:
-        reference, arm: float[QUANTILES], chances of success, each standing for an equal share of problems.
+        reference, arm: float[N_QUANTILES], chances of success, each standing for an equal share of problems.
     """
 
     reference: np.ndarray
@@ -49,23 +49,23 @@ class Population:
         return float(np.mean(self.reference - self.arm))
 
     @property
-    def paired(self) -> float:
+    def paired_variance(self) -> float:
         """Variance between problems that stays where they are paired: Var(theta' - theta)."""
         return float(np.var(self.arm - self.reference))
 
     @property
-    def unpaired(self) -> float:
+    def unpaired_variance(self) -> float:
         """Variance between problems that stays where they are not: Var(theta) + Var(theta')."""
         return float(np.var(self.reference) + np.var(self.arm))
 
-    def within(self, repetitions: float, arm_repetitions: float | None = None) -> float:
+    def within_problem_variance(self, repetitions: float, arm_repetitions: float | None = None) -> float:
         """Variance of answers to a given problem, over R and R' (the same by default) samples."""
         noise, arm_noise = (float(np.mean(theta * (1 - theta))) for theta in (self.reference, self.arm))
         return noise / repetitions + arm_noise / (arm_repetitions or repetitions)
 
 
 def log_odds(accuracy: float, concentration: float = 1.0) -> np.ndarray:
-    """float[QUANTILES], ascending: log odds of problems whose chances are Beta with this mean and a + b.
+    """float[N_QUANTILES], ascending: log odds of problems whose chances are Beta with this mean and a + b.
 
     Raises:
         UserError: there is no such distribution.
@@ -76,19 +76,19 @@ def log_odds(accuracy: float, concentration: float = 1.0) -> np.ndarray:
         raise UserError(
             f"the concentration of the problems' difficulty is above 0 (1 is U-shaped), not {concentration}"
         )
-    tiny, share = np.finfo(float).tiny, (np.arange(QUANTILES) + 0.5) / QUANTILES
+    tiny, share = np.finfo(float).tiny, (np.arange(N_QUANTILES) + 0.5) / N_QUANTILES
     a, b = accuracy * concentration, (1 - accuracy) * concentration
     # Either tail from its own end, so that chances within rounding of 1 still have finite log odds.
     solved, failed = stats.beta.ppf(share, a, b), stats.beta.ppf(1 - share, b, a)
     return np.log(np.maximum(solved, tiny)) - np.log(np.maximum(failed, tiny))
 
 
-def shifted(odds: np.ndarray, delta: float) -> Population:
+def shift_log_odds(odds: np.ndarray, delta: float) -> Population:
     """The population with these log odds, and the arm that lowers each by delta."""
     return Population(special.expit(odds), special.expit(odds - delta))
 
 
-def population(accuracy: float, effect: float, concentration: float = 1.0) -> Population:
+def population_with_effect(accuracy: float, effect: float, concentration: float = 1.0) -> Population:
     """Problems whose mean accuracy falls by an effect.
 
     Args:
@@ -105,8 +105,8 @@ def population(accuracy: float, effect: float, concentration: float = 1.0) -> Po
             f"an effect of {100 * effect:g} points cannot be planned for: give one above 0 and below "
             f"the accuracy assumed under memento, {100 * accuracy:g} %"
         )
-    delta = optimize.brentq(lambda delta: shifted(odds, delta).effect - effect, 0.0, FURTHEST)
-    return shifted(odds, float(delta))
+    delta = optimize.brentq(lambda delta: shift_log_odds(odds, delta).effect - effect, 0.0, MAX_LOG_ODDS_SHIFT)
+    return shift_log_odds(odds, float(delta))
 
 
 def standard_error(problems: int, between: float, within: float) -> float:
@@ -114,8 +114,8 @@ def standard_error(problems: int, between: float, within: float) -> float:
 
     Args:
         problems: n.
-        between: `Population.paired` or `Population.unpaired`.
-        within: `Population.within` of the repetitions.
+        between: `Population.paired_variance` or `Population.unpaired_variance`.
+        within: `Population.within_problem_variance` of the repetitions.
 
     Raises:
         UserError: fewer than two problems.
@@ -125,17 +125,17 @@ def standard_error(problems: int, between: float, within: float) -> float:
     return float(np.sqrt((between + within) / problems))
 
 
-def half_width(error: float, freedom: float) -> float:
+def half_width(error: float, degrees_of_freedom: float) -> float:
     """Half the 95 % interval of a t statistic with this standard error and these degrees of freedom.
 
     Paired differences over n problems have n - 1, two unpaired sets 2 (n - 1).
     """
-    return float(stats.t.ppf(0.975, freedom)) * error
+    return float(stats.t.ppf(0.975, degrees_of_freedom)) * error
 
 
-def power(effect: float, error: float, freedom: float) -> float:
+def power(effect: float, error: float, degrees_of_freedom: float) -> float:
     """The chance that a two-sided 5 % t test finds a true effect, with its right sign (non-central t)."""
-    return float(stats.nct.sf(stats.t.ppf(0.975, freedom), freedom, effect / error))
+    return float(stats.nct.sf(stats.t.ppf(0.975, degrees_of_freedom), degrees_of_freedom, effect / error))
 
 
 def repetitions_needed(problems: int, drop: Population) -> int | None:
@@ -151,11 +151,11 @@ def repetitions_needed(problems: int, drop: Population) -> int | None:
     Raises:
         UserError: fewer than two problems.
     """
-    settled = standard_error(problems, drop.paired, 0.0)
-    if power(drop.effect, settled, problems - 1) < POWER:
+    settled = standard_error(problems, drop.paired_variance, 0.0)
+    if power(drop.effect, settled, problems - 1) < TARGET_POWER:
         return None
-    distance = optimize.brentq(lambda errors: power(errors, 1.0, problems - 1) - POWER, 0.0, 1000.0)
-    return ceil(drop.within(1) / (problems * (drop.effect / distance) ** 2 - drop.paired))
+    distance = optimize.brentq(lambda errors: power(errors, 1.0, problems - 1) - TARGET_POWER, 0.0, 1000.0)
+    return ceil(drop.within_problem_variance(1) / (problems * (drop.effect / distance) ** 2 - drop.paired_variance))
 
 
 def detectable(accuracy: float, problems: int, repetitions: int, concentration: float = 1.0) -> float | None:
@@ -173,14 +173,14 @@ def detectable(accuracy: float, problems: int, repetitions: int, concentration: 
     odds = log_odds(accuracy, concentration)
 
     def missing(delta: float) -> float:
-        drop = shifted(odds, delta)
-        error = standard_error(problems, drop.paired, drop.within(repetitions))
-        return POWER - power(drop.effect, error, problems - 1)
+        drop = shift_log_odds(odds, delta)
+        error = standard_error(problems, drop.paired_variance, drop.within_problem_variance(repetitions))
+        return TARGET_POWER - power(drop.effect, error, problems - 1)
 
     # Power can fall again where nearly nothing is solved: take the first crossing, not any.
-    deltas = np.geomspace(0.001, FURTHEST, 200)
+    deltas = np.geomspace(0.001, MAX_LOG_ODDS_SHIFT, 200)
     enough = next((i for i, delta in enumerate(deltas) if missing(delta) <= 0), None)
     if enough is None:
         return None
     before = deltas[enough - 1] if enough else 0.0
-    return shifted(odds, float(optimize.brentq(missing, before, deltas[enough]))).effect
+    return shift_log_odds(odds, float(optimize.brentq(missing, before, deltas[enough]))).effect

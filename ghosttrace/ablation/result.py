@@ -16,16 +16,16 @@ from ghosttrace.runs.result import RunResult
 class AblationResult(RunResult):
     """What an ablation found.
 
-    `results` has one row per benchmark and arm (see `ghosttrace.ablation.outcome.summarise`), `samples` one row
-    per sample (see `ghosttrace.ablation.samples.SCHEMA`).
+    `results` has one row per benchmark and arm (see `ghosttrace.ablation.summary.summarise`), `samples` one row
+    per sample (see `ghosttrace.ablation.samples.SAMPLE_SCHEMA`).
     """
 
     command = "ablate"
-    needed = (*RunResult.needed, "headline_arm", "at_k")
+    required_summary_keys = (*RunResult.required_summary_keys, "headline_arm", "at_k")
 
     @cached_property
     def at_k(self) -> pd.DataFrame:
-        """pass@k and maj@k, one row per benchmark, arm and k (see `ghosttrace.ablation.outcome.at_k`)."""
+        """pass@k and maj@k, one row per benchmark, arm and k (see `ghosttrace.ablation.summary.at_k`)."""
         return pd.DataFrame(self.summary["at_k"])
 
     def per_problem(self) -> pd.DataFrame:

@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from ghosttrace.ablation.arms import Arm, Part
-from ghosttrace.ablation.backend import Backend, HuggingFaceBackend, rows_at_once
-from ghosttrace.ablation.collect import Cell, Donors, Write
-from ghosttrace.ablation.outcome import at_k, failed_controls, headline_arm, summarise
+from ghosttrace.ablation.backend import Backend, HuggingFaceBackend, largest_batch_size
+from ghosttrace.ablation.collect import BenchArm, DonorBlocks, SampleWriter
 from ghosttrace.ablation.result import AblationResult
-from ghosttrace.ablation.samples import LIGHT, SAMPLES
-from ghosttrace.ablation.settings import Settings, as_list
+from ghosttrace.ablation.samples import SAMPLE_TABLE, SMALL_COLUMNS
+from ghosttrace.ablation.settings import AblationSettings, as_list
+from ghosttrace.ablation.summary import at_k, failed_controls, headline_arm, summarise
 from ghosttrace.bench import Bench, as_benches
 from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.law.markup import DELIMITERS
 from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
-from ghosttrace.model.geometry import Geometry
+from ghosttrace.model.geometry import CacheGeometry
 from ghosttrace.model.prompts import template_hash
 from ghosttrace.model.provenance import provenance
 from ghosttrace.model.sampling import Sampling
-from ghosttrace.runs.folder import REFERENCE, json_rows, read_configuration
-from ghosttrace.runs.progress import Progress, silent
+from ghosttrace.runs.folder import REFERENCE_ARM, json_rows, read_configuration
+from ghosttrace.runs.progress import Progress, no_progress
 from ghosttrace.runs.records import Records
 from ghosttrace.runs.writer import begin_run
 
@@ -49,7 +49,7 @@ def ablate(
     Args:
         model: a name for `ghosttrace.load`, or what it returned.
         bench: names for `ghosttrace.bench.load_bench` (separated by commas, or a list), or benchmarks.
-        arms, repetitions, limit, seed, batch_size, sampling, part, noise: see `ghosttrace.ablation.settings.Settings`.
+        arms, repetitions, limit, seed, batch_size, sampling, part, noise: see `ghosttrace.ablation.settings.AblationSettings`.
         backend: what writes the samples; the checkpoint's own model by default.
         out: the folder of a new run; None keeps it in memory.
         resume: the folder of a run to go on with.
@@ -58,7 +58,7 @@ def ablate(
     Raises:
         UserError: anything that cannot be run as asked; it is raised before anything runs.
     """
-    settings = Settings(
+    settings = AblationSettings(
         arms=None if arms is None else tuple(as_list(arms)),
         repetitions=repetitions,
         limit=limit,
@@ -76,7 +76,7 @@ def ablate(
 def run_ablation(
     checkpoint: Checkpoint,
     benches: Sequence[Bench],
-    settings: Settings,
+    settings: AblationSettings,
     backend: Backend | None = None,
     *,
     out: str | Path | None = None,
@@ -96,20 +96,22 @@ def run_ablation(
             has, what is done stays.
     """
     backend = backend or HuggingFaceBackend()
-    cells = plan_cells(checkpoint, benches, settings, backend)
-    batch_size = settings.batch_size or _recorded_batch_size(resume) or rows_at_once(cells)
+    cells = plan_bench_arms(checkpoint, benches, settings, backend)
+    batch_size = settings.batch_size or _recorded_batch_size(resume) or largest_batch_size(cells)
     settings = replace(settings, batch_size=batch_size)
     decided = configuration(cells, settings, backend, options or {})
     for bench in benches:
         if len(bench.problems) != min(bench.size, settings.limit or bench.size):
             sizes = f"{bench.size} problems, and {bench.origin} holds {len(bench.problems)}"
             warnings.warn(f"{bench.name} has {sizes}: not the same test", RunWarning, stacklevel=2)
-    with begin_run(out, resume, decided, SAMPLES) as run:
+    with begin_run(out, resume, decided, SAMPLE_TABLE) as run:
         with backend.open(cells) as write:
-            collect(cells, run.records, batch_size, write, progress or silent)
+            collect(cells, run.records, batch_size, write, progress or no_progress)
         order = [key for cell in cells for key in cell.keys]
-        samples = run.records.frame(order, LIGHT)
-        results = summarise(samples, Geometry.of(checkpoint.model.config).bytes_per_token(checkpoint.model.dtype))
+        samples = run.records.frame(order, SMALL_COLUMNS)
+        results = summarise(
+            samples, CacheGeometry.from_config(checkpoint.model.config).bytes_per_token(checkpoint.model.dtype)
+        )
         arms = {cell.arm.name: cell.arm for cell in cells}
         failures = failed_controls(results, arms, benches, settings.part, checkpoint.policy)
         return run.finish(
@@ -123,44 +125,44 @@ def run_ablation(
         )
 
 
-def plan_cells(
-    checkpoint: Checkpoint, benches: Sequence[Bench], settings: Settings, backend: Backend | None = None
-) -> list[Cell]:
+def plan_bench_arms(
+    checkpoint: Checkpoint, benches: Sequence[Bench], settings: AblationSettings, backend: Backend | None = None
+) -> list[BenchArm]:
     """Every arm on every benchmark, each benchmark's reference first.
 
     Raises:
         UserError: an arm that was asked for by name cannot be run, or a benchmark has no problems.
     """
-    geometry = Geometry.of(checkpoint.model.config)
+    geometry = CacheGeometry.from_config(checkpoint.model.config)
     settings.part.check(geometry.layers, geometry.kv_heads)
     empty = next((bench.name for bench in benches if not bench.problems), None)
     if empty is not None:
         raise UserError(f"{empty} holds no problems: give a benchmark that has some")
     backend = backend or HuggingFaceBackend()
-    return [cell for bench in benches for cell in _cells(checkpoint, bench, settings, backend)]
+    return [cell for bench in benches for cell in _bench_arms(checkpoint, bench, settings, backend)]
 
 
-def _cells(checkpoint: Checkpoint, bench: Bench, settings: Settings, backend: Backend) -> list[Cell]:
+def _bench_arms(checkpoint: Checkpoint, bench: Bench, settings: AblationSettings, backend: Backend) -> list[BenchArm]:
     cells = []
     sampling, repetitions = sampling_for(bench, settings), settings.repetitions or bench.protocol.repetitions
     for arm in settings.chosen_arms():
-        donors = Donors(bench, checkpoint.tokenizer, settings.seed)
+        donors = DonorBlocks(bench, checkpoint.tokenizer, settings.seed)
         try:
-            arm.law(checkpoint.policy)
+            arm.adapt_policy(checkpoint.policy)
             arm.check(checkpoint.model)
             if arm.needs_counterfactuals and bench.counterfactual is None:
                 raise UserError(f"{arm.name} needs a benchmark that can write counterfactual blocks, such as ledger")
             if settings.arms is None and backend.arms is not None and arm.name not in backend.arms:
                 continue
         except UserError:
-            if settings.arms is not None or arm.name == REFERENCE:
+            if settings.arms is not None or arm.name == REFERENCE_ARM:
                 raise
             continue
-        cells.append(Cell(checkpoint, bench, arm.with_donors(donors), donors, sampling, repetitions, settings.seed))
+        cells.append(BenchArm(checkpoint, bench, arm.with_donors(donors), donors, sampling, repetitions, settings.seed))
     return cells
 
 
-def sampling_for(bench: Bench, settings: Settings) -> Sampling:
+def sampling_for(bench: Bench, settings: AblationSettings) -> Sampling:
     """The benchmark's protocol with the user's settings on top."""
     protocol = bench.protocol
     fields = {name: getattr(protocol, name) for name in ("max_new_tokens", "temperature", "top_p", "top_k", "min_p")}
@@ -168,13 +170,13 @@ def sampling_for(bench: Bench, settings: Settings) -> Sampling:
 
 
 def collect(
-    cells: Sequence[Cell], records: Records, batch_size: int, write: Write, progress: Progress = silent
+    cells: Sequence[BenchArm], records: Records, batch_size: int, write: SampleWriter, progress: Progress = no_progress
 ) -> None:
     """Take every sample of the cells that is not on record yet."""
     total, before = sum(len(cell.keys) for cell in cells), 0
     for cell in cells:
 
-        def show(done: int, cell: Cell = cell, before: int = before) -> None:
+        def show(done: int, cell: BenchArm = cell, before: int = before) -> None:
             progress(f"{cell.bench.name} · {cell.arm.name}", before + done, total)
 
         cell.run(records, batch_size, write, show)
@@ -189,7 +191,7 @@ def _recorded_batch_size(resume: str | Path | None) -> int | None:
 
 
 def configuration(
-    cells: Sequence[Cell], settings: Settings, backend: Backend, options: Mapping[str, Any]
+    cells: Sequence[BenchArm], settings: AblationSettings, backend: Backend, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything that decides a run's samples, and all that a report of it needs, for run.json."""
     checkpoint, benches = cells[0].checkpoint, {cell.bench.name: cell.bench for cell in cells}.values()

@@ -2,9 +2,9 @@
 
 import pyarrow as pa
 
-from ghosttrace.runs.records import Layout
+from ghosttrace.runs.records import RecordLayout
 
-SCHEMA = pa.schema(
+SAMPLE_SCHEMA = pa.schema(
     {
         "bench": pa.string(),
         "arm": pa.string(),
@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
         "response_ids": pa.list_(pa.int32()),
     }
 )
-HEAVY = ("prompt", "response", "prompt_ids", "response_ids")
-LIGHT = tuple(name for name in SCHEMA.names if name not in HEAVY)
+LARGE_COLUMNS = ("prompt", "response", "prompt_ids", "response_ids")
+SMALL_COLUMNS = tuple(name for name in SAMPLE_SCHEMA.names if name not in LARGE_COLUMNS)
 
-SAMPLES = Layout(SCHEMA, ("bench", "arm", "problem", "repetition"))
+SAMPLE_TABLE = RecordLayout(SAMPLE_SCHEMA, ("bench", "arm", "problem", "repetition"))

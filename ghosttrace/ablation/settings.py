@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from ghosttrace.ablation.arms import ARMS, Arm, Part
 from ghosttrace.errors import UserError, check_method
 from ghosttrace.model.sampling import Sampling
-from ghosttrace.runs.folder import REFERENCE, stable_repr
+from ghosttrace.runs.folder import REFERENCE_ARM, stable_repr
 
 Item = TypeVar("Item")
 
@@ -20,7 +20,7 @@ def as_list(items: str | Sequence[Item | str]) -> list[Item | str]:
 
 
 @dataclass(frozen=True)
-class Settings:
+class AblationSettings:
     """What an ablation runs.
 
     Attributes:
@@ -46,14 +46,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         chosen = [make_arm(one, self.part, self.noise) for one in (ARMS if self.arms is None else self.arms)]
-        check_names(self.arms or (), [REFERENCE])
+        check_arm_names(self.arms or (), [REFERENCE_ARM])
         unknown = self.sampling.keys() - {one.name for one in fields(Sampling)}
         if unknown:
             known = ", ".join(one.name for one in fields(Sampling))
             raise UserError(f"sampling has no {min(unknown)}: its fields are {known}")
         parted = [name for name, kind in ARMS.items() if "part" in kind.options]
         acting = [arm for arm in chosen if self.arms is not None or arm.default]
-        if not self.part.whole and not any("part" in arm.options for arm in acting):
+        if not self.part.is_whole_cache and not any("part" in arm.options for arm in acting):
             raise UserError(f"--layers, --heads and --kv choose what a sealing arm seals: add {' or '.join(parted)}")
         if min(self.batch_size or 1, self.repetitions or 1) < 1 or 0 in (self.batch_size, self.repetitions):
             raise UserError("--batch-size and --repetitions are at least 1")
@@ -64,7 +64,7 @@ class Settings:
         """The arms to run, the reference first."""
         default = [name for name, kind in ARMS.items() if kind.default]
         asked = default if self.arms is None else self.arms
-        arms = [make_arm(one, self.part, self.noise) for one in (REFERENCE, *asked)]
+        arms = [make_arm(one, self.part, self.noise) for one in (REFERENCE_ARM, *asked)]
         return list({arm.name: arm for arm in arms}.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def make_arm(arm: str | Arm, part: Part, noise: float) -> Arm:
     return kind(**{name: options[name] for name in kind.options})
 
 
-def check_names(arms: Sequence[str | Arm], always: Sequence[str]) -> None:
+def check_arm_names(arms: Sequence[str | Arm], always: Sequence[str]) -> None:
     """Refuse arms of the user's own whose name another arm has: their samples could not be told apart.
 
     Args:

@@ -13,26 +13,26 @@ import torch
 from torch import Tensor
 
 from ghosttrace.ablation.arms import Arm, Memento
-from ghosttrace.ablation.backend import rows_at_once, write_samples
-from ghosttrace.ablation.collect import Cell, Donors
+from ghosttrace.ablation.backend import largest_batch_size, write_samples
+from ghosttrace.ablation.collect import BenchArm, DonorBlocks
 from ghosttrace.ablation.run import sampling_for
-from ghosttrace.ablation.samples import SAMPLES
-from ghosttrace.ablation.settings import Settings
+from ghosttrace.ablation.samples import SAMPLE_TABLE
+from ghosttrace.ablation.settings import AblationSettings
 from ghosttrace.bench import Bench
 from ghosttrace.data.task import Sample
 from ghosttrace.errors import UserError
-from ghosttrace.ghost_bits.likelihood import first_measured, log2_probabilities
+from ghosttrace.ghost_bits.likelihood import first_measured_index, log2_probabilities
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.attention import attending
 from ghosttrace.model.cache import KVCache
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.session import Session
 from ghosttrace.runs.records import Records
-from ghosttrace.stats import Estimate, estimate, paired_effect, ratio
+from ghosttrace.stats import Estimate, estimate, paired_effect, ratio_estimate
 
-TURNS = 3
-COSTED = 2  # traces on which the cost of a defence is measured, token by token
-JUDGED = 50  # traces on which its utility is, where there are no graded problems
+N_TIMED_RUNS = 3
+MAX_COST_TRACES = 2  # traces on which the cost of a defence is measured, token by token
+MAX_UTILITY_TRACES = 50  # traces on which its utility is, where there are no graded problems
 BATCH_TOKENS = 65_536
 
 
@@ -75,13 +75,13 @@ class CountingSession(Session):
     """A session that counts what goes through the model and what is held meanwhile.
 
     Attributes:
-        forwarded: tokens that went through the model.
-        peak: the most keys held at once in all caches: the live one, those that the eraser keeps, and
+        forwarded_tokens: tokens that went through the model.
+        peak_keys: the most keys held at once in all caches: the live one, those that the eraser keeps, and
             the copy that is being extended.
     """
 
-    forwarded = 0
-    peak = 0
+    forwarded_tokens = 0
+    peak_keys = 0
 
     def forward(
         self,
@@ -94,12 +94,12 @@ class CountingSession(Session):
         logits = super().forward(cache, runs, index, position, every)
         kept = [held for held in vars(self.eraser).values() if isinstance(held, KVCache)]
         caches = {id(one): one for one in (self.cache, *kept, cache)}
-        self.peak = max(self.peak, sum(int(one.slots.length.sum()) for one in caches.values()))
-        self.forwarded += sum(map(len, runs))
+        self.peak_keys = max(self.peak_keys, sum(int(one.slots.length.sum()) for one in caches.values()))
+        self.forwarded_tokens += sum(map(len, runs))
         return logits
 
 
-def price(
+def measure_cost_and_utility(
     checkpoint: Checkpoint, samples: Sequence[Sample], arm: Arm, benches: Sequence[Bench], seed: int = 0
 ) -> dict[str, Any]:
     """What a defence costs, as summary.json holds it, but for its name.
@@ -111,9 +111,9 @@ def price(
         benches: graded problems on which accuracy is measured; without any, likelihood is, on the samples.
         seed: of the draws.
     """
-    traces = [list(sample.ids) for sample in spread_over_bases(samples)[:JUDGED]]
-    spent = cost(checkpoint, arm, traces[:COSTED])
-    worth = utility(checkpoint, arm, benches, seed) if benches else token_utility(checkpoint, arm, traces)
+    traces = [list(sample.ids) for sample in interleave_base_traces(samples)[:MAX_UTILITY_TRACES]]
+    spent = cost(checkpoint, arm, traces[:MAX_COST_TRACES])
+    worth = accuracy_utility(checkpoint, arm, benches, seed) if benches else likelihood_utility(checkpoint, arm, traces)
     return {
         "utility_unit": worth.unit,
         "accuracy": worth.defended.value,
@@ -127,7 +127,7 @@ def price(
     }
 
 
-def spread_over_bases(samples: Sequence[Sample]) -> list[Sample]:
+def interleave_base_traces(samples: Sequence[Sample]) -> list[Sample]:
     """The samples in another order: the first of every base trace, then the second of each, and so on."""
     seen = Counter[str]()
     turns = []
@@ -137,7 +137,7 @@ def spread_over_bases(samples: Sequence[Sample]) -> list[Sample]:
     return [samples[row] for row in sorted(range(len(samples)), key=turns.__getitem__)]
 
 
-def cost(checkpoint: Checkpoint, arm: Arm, traces: Sequence[Sequence[int]], turns: int = TURNS) -> Cost:
+def cost(checkpoint: Checkpoint, arm: Arm, traces: Sequence[Sequence[int]], turns: int = N_TIMED_RUNS) -> Cost:
     """Read the same traces under an arm and under `memento`, in turns.
 
     Args:
@@ -160,7 +160,7 @@ def cost(checkpoint: Checkpoint, arm: Arm, traces: Sequence[Sequence[int]], turn
             if checkpoint.model.device.type == "cuda":
                 torch.cuda.synchronize(checkpoint.model.device)
             seconds[name].append(perf_counter() - begin)
-            counts[name] = sum(s.forwarded for s in sessions), sum(s.peak for s in sessions)
+            counts[name] = sum(s.forwarded_tokens for s in sessions), sum(s.peak_keys for s in sessions)
     (tokens, peak), (plain_tokens, plain_peak) = counts["arm"], counts["memento"]
     return Cost(
         extra_prefill_tokens=(tokens - plain_tokens) / len(traces),
@@ -175,13 +175,15 @@ def _read(checkpoint: Checkpoint, arm: Arm, ids: Sequence[int], number: int) -> 
     begin = blocks[0].start if blocks else len(ids)
     cuts = [0, *range(max(1, begin), len(ids) + 1)]
     with attending(checkpoint.model) as model:
-        session = CountingSession(model, checkpoint.markup, arm.law(checkpoint.policy), [(number,)], arm.eraser)
+        session = CountingSession(
+            model, checkpoint.markup, arm.adapt_policy(checkpoint.policy), [(number,)], arm.eraser
+        )
         for start, end in pairwise(cuts):
             session.advance([[int(token) for token in ids[start:end]]])
     return session
 
 
-def utility(checkpoint: Checkpoint, arm: Arm, benches: Sequence[Bench], seed: int = 0) -> Utility:
+def accuracy_utility(checkpoint: Checkpoint, arm: Arm, benches: Sequence[Bench], seed: int = 0) -> Utility:
     """Accuracy on the same problems with the same draws, under an arm and under `memento`.
 
     Args:
@@ -190,21 +192,21 @@ def utility(checkpoint: Checkpoint, arm: Arm, benches: Sequence[Bench], seed: in
         benches: whose problems are taken together.
         seed: of the draws.
     """
-    settings, found = Settings(seed=seed), dict[str, list[np.ndarray]](arm=[], memento=[])
+    settings, found = AblationSettings(seed=seed), dict[str, list[np.ndarray]](arm=[], memento=[])
     for one in benches:
         for name, act in (("arm", arm), ("memento", Memento())):
-            donors = Donors(one, checkpoint.tokenizer, seed)
+            donors = DonorBlocks(one, checkpoint.tokenizer, seed)
             repetitions = one.protocol.repetitions
-            cell = Cell(checkpoint, one, act, donors, sampling_for(one, settings), repetitions, seed)
-            records = Records(SAMPLES)
-            cell.run(records, rows_at_once([cell]), write_samples, lambda done: None)
+            cell = BenchArm(checkpoint, one, act, donors, sampling_for(one, settings), repetitions, seed)
+            records = Records(SAMPLE_TABLE)
+            cell.run(records, largest_batch_size([cell]), write_samples, lambda done: None)
             correct = records.frame(cell.keys, ["correct"])["correct"].to_numpy(float)
             found[name].append(correct.reshape(-1, repetitions).mean(axis=1))
     mine, plain = (np.concatenate(found[name]) for name in ("arm", "memento"))
     return Utility("accuracy", estimate(mine), estimate(plain), paired_effect(mine, plain), len(mine))
 
 
-def token_utility(checkpoint: Checkpoint, arm: Arm, traces: Sequence[Sequence[int]]) -> Utility:
+def likelihood_utility(checkpoint: Checkpoint, arm: Arm, traces: Sequence[Sequence[int]]) -> Utility:
     """How likely traces without a grader are, from the first erasure on, under an arm and under `memento`.
 
     Args:
@@ -215,7 +217,7 @@ def token_utility(checkpoint: Checkpoint, arm: Arm, traces: Sequence[Sequence[in
     Raises:
         UserError: that is so in all of them.
     """
-    first = [first_measured(ids, checkpoint.markup, checkpoint.policy) for ids in traces]
+    first = [first_measured_index(ids, checkpoint.markup, checkpoint.policy) for ids in traces]
     chosen = [(number, [int(t) for t in ids]) for number, ids in enumerate(traces) if first[number] < len(ids)]
     if not chosen:
         raise UserError("no token of these traces follows an erased block: give traces with finished mementos")
@@ -229,5 +231,7 @@ def token_utility(checkpoint: Checkpoint, arm: Arm, traces: Sequence[Sequence[in
             at = first[number] - 1
             sums.append((mine[at:].sum(), plain[at:].sum(), len(mine) - at))
     defended, undefended, count = np.array(sums, dtype=float).T
-    effect = ratio(defended - undefended, count)
-    return Utility("bits a token", ratio(defended, count), ratio(undefended, count), effect, len(sums))
+    effect = ratio_estimate(defended - undefended, count)
+    return Utility(
+        "bits a token", ratio_estimate(defended, count), ratio_estimate(undefended, count), effect, len(sums)
+    )

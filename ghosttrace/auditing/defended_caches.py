@@ -14,13 +14,13 @@ from ghosttrace.errors import UserError
 from ghosttrace.model.attention import attending
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.session import Session
-from ghosttrace.model.states import States, check_finite, take
+from ghosttrace.model.states import States, check_finite, gather_tokens
 from ghosttrace.probing.carriers import secret_carrier
-from ghosttrace.probing.features import Features, Wanted, extract
-from ghosttrace.probing.sweep import Settings, wanted
+from ghosttrace.probing.features import Features, StateSelection, extract_features
+from ghosttrace.probing.sweep import ProbeSettings, state_selections
 from ghosttrace.runs.progress import Progress
 
-ONE_PASS: dict[Arm, str] = {Memento(): "open", Restart(): "sealed"}
+SINGLE_PASS_CONDITIONS: dict[Arm, str] = {Memento(): "open", Restart(): "sealed"}
 """What one masked pass reads as a session would."""
 
 
@@ -35,50 +35,51 @@ def run_session(
         ids: B token lists.
         keys: what each row's randomness belongs to.
     """
-    session = Session(checkpoint.model, checkpoint.markup, arm.law(checkpoint.policy), keys, arm.eraser)
+    session = Session(checkpoint.model, checkpoint.markup, arm.adapt_policy(checkpoint.policy), keys, arm.eraser)
     session.advance([[int(token) for token in row] for row in ids])
     return session
 
 
-def states_at(session: Session, places: Sequence[np.ndarray]) -> States:
+def read_retained_states(session: Session, indices: Sequence[np.ndarray]) -> States:
     """The retained states at places of each sequence, int64[P] each.
 
     Raises:
         UserError: one of them is not retained.
     """
     slots = []
-    for row, asked in enumerate(places):
-        held = session.cache.held(row)
+    for row, asked in enumerate(indices):
+        held = session.cache.held_indices(row)
         found = np.searchsorted(held, asked).clip(max=len(held) - 1)
         if (held[found] != asked).any():
             raise UserError("this defence evicts tokens that are to be read: choose other carriers")
         slots.append(found)
     at = torch.from_numpy(np.stack(slots)).to(session.model.device)
     keys, values = (
-        torch.stack([take(getattr(layer, name), at) for layer in session.cache.layers]) for name in ("keys", "values")
+        torch.stack([gather_tokens(getattr(layer, name), at) for layer in session.cache.layers])
+        for name in ("keys", "values")
     )
     states = States(keys, values)
     check_finite(states)
     return states
 
 
-def read_defended(
+def read_defended_states(
     checkpoint: Checkpoint,
     arm: Arm,
     seed: int,
     ids: Sequence[np.ndarray],
     rows: Sequence[int],
-    places: Sequence[np.ndarray],
+    indices: Sequence[np.ndarray],
 ) -> States:
-    """A `Reader` of `ghosttrace.probing.features`, the first three arguments bound."""
+    """A `StateReader` of `ghosttrace.probing.features`, the first three arguments bound."""
     with attending(checkpoint.model):
-        return states_at(run_session(checkpoint, arm, ids, [(seed, row) for row in rows]), places)
+        return read_retained_states(run_session(checkpoint, arm, ids, [(seed, row) for row in rows]), indices)
 
 
 def read_caches(
     checkpoint: Checkpoint,
     task: Task,
-    settings: Settings,
+    settings: ProbeSettings,
     arm: Arm,
     folder: Path,
     batch_tokens: int,
@@ -96,17 +97,19 @@ def read_caches(
         progress: called with (which cache, traces done, traces in all).
     """
     secret = secret_carrier(task.samples)
-    defended, sealed = wanted(checkpoint, settings, secret)
+    defended, sealed = state_selections(checkpoint, settings, secret)
     kept = tuple(carrier for carrier in defended.carriers if carrier.kind != "secret")
-    name = ONE_PASS.get(arm, f"defended-{sha256(repr(arm).encode()).hexdigest()[:12]}")
+    name = SINGLE_PASS_CONDITIONS.get(arm, f"defended-{sha256(repr(arm).encode()).hexdigest()[:12]}")
     parts = {
-        "open": Wanted(name, kept, defended.layers),
+        "open": StateSelection(name, kept, defended.layers),
         "sealed": sealed,
-        "unerased": Wanted("open", (secret,), defended.layers),
+        "unerased": StateSelection("open", (secret,), defended.layers),
     }
-    readers = {} if arm in ONE_PASS else {"open": partial(read_defended, checkpoint, arm, settings.seed)}
+    readers = (
+        {} if arm in SINGLE_PASS_CONDITIONS else {"open": partial(read_defended_states, checkpoint, arm, settings.seed)}
+    )
     return {
-        part: extract(
+        part: extract_features(
             checkpoint, task, what, folder / part, batch_tokens, partial(progress, f"{part} cache"), readers.get(part)
         )
         for part, what in parts.items()

@@ -17,19 +17,19 @@ from scipy.stats import entropy
 from torch import Tensor
 
 from ghosttrace.auditing.context import AuditContext
-from ghosttrace.auditing.evidence import LabelLogProbs, total
-from ghosttrace.probing.evidence import Asked
+from ghosttrace.auditing.evidence import LabelLogProbs, total_bits
+from ghosttrace.probing.evidence import ProbeTarget
 from ghosttrace.probing.fit_and_score import linear_scores
-from ghosttrace.probing.sweep import Site
+from ghosttrace.probing.sweep import ProbeSite
 
-TRIALS = 10
-SEEN = 8  # of the trials, for a leak to count as one that would have been seen
-STRENGTH = 3.0  # of the code's directions, relative to the states' spread
-LEAST = 1e-3  # spread of the states that a code is written for, relative to their size
-LADDER = (1.0, 2.0, 5.0, 10.0)  # times the leak that the gate allows
+N_TRIALS = 10
+MIN_DETECTIONS = 8  # of the trials, for a leak to count as one that would have been seen
+CODE_STRENGTH = 3.0  # of the code's directions, relative to the states' spread
+MIN_RELATIVE_SPREAD = 1e-3  # spread of the states that a code is written for, relative to their size
+LEAK_LIMIT_MULTIPLES = (1.0, 2.0, 5.0, 10.0)  # times the leak that the gate allows
 
 
-def detectable(context: AuditContext, secret: str, site: Site) -> float | None:
+def smallest_detectable_leak(context: AuditContext, secret: str, site: ProbeSite) -> float | None:
     """The least of some leaks, in bits a secret, that 8 of 10 runs like this one detect.
 
     Args:
@@ -43,11 +43,11 @@ def detectable(context: AuditContext, secret: str, site: Site) -> float | None:
     parts = context.parts(secret)
     states = site.read(context.features["sealed"])
     most = np.log2(parts[0].text.shape[1])
-    for level in (context.max_leak * times for times in LADDER):
+    for level in (context.max_leak * times for times in LEAK_LIMIT_MULTIPLES):
         alone = (level, *[0.0] * (len(parts) - 1))
         evenly = (level / len(parts),) * len(parts)
         codes = dict.fromkeys((alone, evenly))  # of a single part they are the same
-        if level < most and all(enough_detections(trials(context, parts, states, bits)) for bits in codes):
+        if level < most and all(enough_detections(detection_trials(context, parts, states, bits)) for bits in codes):
             return float(level)
     return None
 
@@ -57,23 +57,25 @@ def enough_detections(seen: Iterable[bool]) -> bool:
     counts = {True: 0, False: 0}
     for one in seen:
         counts[one] += 1
-        if counts[True] == SEEN or counts[False] > TRIALS - SEEN:
+        if counts[True] == MIN_DETECTIONS or counts[False] > N_TRIALS - MIN_DETECTIONS:
             break
-    return counts[True] >= SEEN
+    return counts[True] >= MIN_DETECTIONS
 
 
-def trials(context: AuditContext, parts: Sequence[Asked], states: Tensor, bits: Sequence[float]) -> Iterator[bool]:
+def detection_trials(
+    context: AuditContext, parts: Sequence[ProbeTarget], states: Tensor, bits: Sequence[float]
+) -> Iterator[bool]:
     """Whether each of the trials sees a leak of so many bits of each part."""
-    for number in range(TRIALS):
+    for number in range(N_TRIALS):
         rng = np.random.default_rng([context.settings.seed, 0xDE7, number])
-        fresh = [relabelled(one, rng) for one in parts]
+        fresh = [with_random_labels(one, rng) for one in parts]
         leaking = inject(states, fresh, bits, rng)
         (scores,) = linear_scores(leaking[None], fresh, context.split, context.device)
-        found, _ = total([LabelLogProbs.of(score) for score in scores], context.split.cluster, context.alpha)
+        found, _ = total_bits([LabelLogProbs.of(score) for score in scores], context.split.cluster, context.alpha)
         yield found.low > 0
 
 
-def relabelled(asked: Asked, rng: np.random.Generator) -> Asked:
+def with_random_labels(asked: ProbeTarget, rng: np.random.Generator) -> ProbeTarget:
     """The target with uniform random labels wherever it applies, and a uniform text posterior.
 
     The real labels will not do: some may be commoner than others, and a probe would gain bits by learning
@@ -84,18 +86,18 @@ def relabelled(asked: Asked, rng: np.random.Generator) -> Asked:
     return replace(asked, labels=labels, text=np.full((n, classes), -np.log(classes)))
 
 
-def inject(states: Tensor, parts: Sequence[Asked], bits: Sequence[float], rng: np.random.Generator) -> Tensor:
+def inject(states: Tensor, parts: Sequence[ProbeTarget], bits: Sequence[float], rng: np.random.Generator) -> Tensor:
     """States, float[N, d], with codes of so many bits of uniform labels written into them, one a part."""
     n = len(states)
     spread = states.std(0, correction=0).mean()
-    least = LEAST * states.square().mean().sqrt()  # where nothing varies, as in a delimiter's first layer
+    least = MIN_RELATIVE_SPREAD * states.square().mean().sqrt()  # where nothing varies, as in a delimiter's first layer
     leaking = states.clone()
     for asked, held in [pair for pair in zip(parts, bits, strict=True) if pair[1] > 0]:
         classes = asked.text.shape[1]
         true = (rng.random(n) < label_fidelity(held, classes)) & (asked.labels >= 0)
         shown = np.where(true, asked.labels, rng.integers(0, classes, n))
         directions = torch.from_numpy(rng.standard_normal((classes, states.shape[1]))).to(states)
-        leaking += STRENGTH * torch.maximum(spread, least) * directions[torch.from_numpy(shown)]
+        leaking += CODE_STRENGTH * torch.maximum(spread, least) * directions[torch.from_numpy(shown)]
     return leaking
 
 

@@ -17,16 +17,16 @@ from scipy import stats
 
 from ghosttrace.errors import UserError
 from ghosttrace.probing import sweep
-from ghosttrace.probing.evidence import LEAST_CLUSTERS, Scores
-from ghosttrace.stats import nearly_unanimous, unseen
+from ghosttrace.probing.evidence import MIN_TEST_CLUSTERS, Scores
+from ghosttrace.stats import nearly_unanimous, unseen_share_bound
 
 UNITS = ("bits", "exposure bits", "AUC", "TPR", "epsilon", "rate")
-BITS = ("bits", "exposure bits")
+BIT_UNITS = ("bits", "exposure bits")
 CONDITIONS = ("open", "sealed", "causal", "shuffled", "unerased", "text")
 
 
 @dataclass(frozen=True)
-class Location:
+class AttackSite:
     """Where an attack looked, as in the results."""
 
     carrier: str = ""
@@ -37,26 +37,26 @@ class Location:
     probe: str = ""
 
     @classmethod
-    def of(cls, site: sweep.Site, probe: str = "linear") -> "Location":
+    def of(cls, site: sweep.ProbeSite, probe: str = "linear") -> "AttackSite":
         """A site of a sweep."""
-        return cls(**site.names, probe=probe)
+        return cls(**site.result_columns, probe=probe)
 
 
 @dataclass(frozen=True)
-class Estimate:
+class AttackEstimate:
     """A value with its interval.
 
     Attributes:
         value, low, high: the interval's ends may be infinite.
         p: of the value being no better than its baseline.
-        allowance: whether the upper end is what may have gone unseen.
+        high_covers_unseen: whether the upper end is what may have gone unseen.
     """
 
     value: float
     low: float
     high: float
     p: float = float("nan")
-    allowance: bool = False
+    high_covers_unseen: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Evidence:
         n: traces it was measured on.
         baseline: what an attacker without the cache gets.
         gate: whether the verdict depends on it.
-        one_place: whether a probe of one place of the cache found it; it then rules out no leak that such probes
+        from_single_site: whether a probe of one place of the cache found it; it then rules out no leak that such probes
             could not have seen.
         site: where it looked.
         note: whatever a reader must know with the figure.
@@ -82,12 +82,12 @@ class Evidence:
     secret: str
     condition: str
     unit: str
-    found: Estimate
+    found: AttackEstimate
     n: int
     baseline: float = 0.0
     gate: bool = False
-    one_place: bool = False
-    site: Location = field(default_factory=Location)
+    from_single_site: bool = False
+    site: AttackSite = field(default_factory=AttackSite)
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -128,48 +128,50 @@ class LabelLogProbs:
         return LabelLogProbs(rows, self.log2p[at], self.text_log2p[at])
 
 
-def mean_of(values: np.ndarray, cluster: np.ndarray, alpha: float, most: float, silent: bool = False) -> Estimate:
+def mean_estimate(
+    values: np.ndarray, cluster: np.ndarray, alpha: float, maximum: float, any_part_uninformative: bool = False
+) -> AttackEstimate:
     """The mean over traces, with its p-value against 0.
 
     Args:
         values: float[n], of each trace.
-        cluster: int64[n], traces that are not independent; fewer than `LEAST_CLUSTERS` give no lower end.
+        cluster: int64[n], traces that are not independent; fewer than `MIN_TEST_CLUSTERS` give no lower end.
         alpha: the interval misses with this probability.
-        most: the largest value that a trace could have.
-        silent: whether of some part of the secret nothing was said, see `fell_back`.
+        maximum: the largest value that a trace could have.
+        any_part_uninformative: whether of some part of the secret nothing was said, see `any_part_equals_text`.
     """
     number = np.unique(cluster, return_inverse=True)[1]
     count = np.bincount(number).astype(float)
     total = np.bincount(number, values)
     n, value = len(count), float(total.sum() / count.sum())
     if n < 2:
-        return Estimate(value, float("-inf"), most, 1.0, allowance=True)
+        return AttackEstimate(value, float("-inf"), maximum, 1.0, high_covers_unseen=True)
     error = float((total - value * count).std(ddof=1) / (count.mean() * np.sqrt(n)))
     reach = float(stats.t.ppf(1 - alpha / 2, n - 1)) * error
     low, high = value - reach, value + reach
-    agree, slack = nearly_unanimous(total / count), unseen(n, alpha / 2)
+    agree, slack = nearly_unanimous(total / count), unseen_share_bound(n, alpha / 2)
     if agree:
         low = min(low, value - slack * max(value, 0.0))
-    allowed = value + slack * (most - value) if agree or silent else high
-    if n < LEAST_CLUSTERS:
+    allowed = value + slack * (maximum - value) if agree or any_part_uninformative else high
+    if n < MIN_TEST_CLUSTERS:
         low = float("-inf")
     agreed = 0.5**n if value > 0 else 1.0  # as a test of signs has it
     p = float(stats.t.sf(value / error, n - 1)) if error > 0 else agreed
-    return Estimate(value, low, min(max(high, allowed), most), p, allowance=allowed > high)
+    return AttackEstimate(value, low, min(max(high, allowed), maximum), p, high_covers_unseen=allowed > high)
 
 
-def fell_back(parts: Iterable[LabelLogProbs]) -> bool:
+def any_part_equals_text(parts: Iterable[LabelLogProbs]) -> bool:
     """Whether for some part of a secret what was said, of every trace, is what the text says."""
     return any(np.array_equal(part.log2p, part.text_log2p) for part in parts)
 
 
-def total(parts: Sequence[LabelLogProbs], cluster: np.ndarray, alpha: float) -> tuple[Estimate, np.ndarray]:
+def total_bits(parts: Sequence[LabelLogProbs], cluster: np.ndarray, alpha: float) -> tuple[AttackEstimate, np.ndarray]:
     """Bits beyond the text, summed over a secret's parts, on the traces that all of them apply to.
 
     Args:
         parts: what was said of each.
         cluster: int64[N], of all traces.
-        alpha: as `mean_of`.
+        alpha: as `mean_estimate`.
 
     Returns:
         The mean, and the traces that it is of, int64[n].
@@ -177,17 +179,17 @@ def total(parts: Sequence[LabelLogProbs], cluster: np.ndarray, alpha: float) -> 
     rows = reduce(np.intersect1d, [part.sample for part in parts])
     common = [part.on(rows) for part in parts]
     values = np.sum([part.log2p - part.text_log2p for part in common], axis=0)
-    most = -float(np.sum([part.text_log2p.mean() for part in common]))
-    return mean_of(values, cluster[rows], alpha, most, fell_back(common)), rows
+    maximum = -float(np.sum([part.text_log2p.mean() for part in common]))
+    return mean_estimate(values, cluster[rows], alpha, maximum, any_part_equals_text(common)), rows
 
 
-def one_each(rows: np.ndarray, cluster: np.ndarray, seed: int) -> np.ndarray:
+def one_row_per_cluster(rows: np.ndarray, cluster: np.ndarray, seed: int) -> np.ndarray:
     """int64, ascending: of some traces one of each cluster, drawn at random; those are independent."""
     drawn = np.random.default_rng([seed, 0x01E]).permutation(rows)
     return np.sort(drawn[np.unique(cluster[drawn], return_index=True)[1]])
 
 
-def rate_of(hits: int, n: int, alpha: float = 0.05) -> Estimate:
+def rate_estimate(successes: int, n: int, alpha: float = 0.05) -> AttackEstimate:
     """A share with its exact interval (Clopper and Pearson 1934)."""
-    found = stats.binomtest(hits, n).proportion_ci(1 - alpha, "exact")
-    return Estimate(hits / n, float(found.low), float(found.high))
+    found = stats.binomtest(successes, n).proportion_ci(1 - alpha, "exact")
+    return AttackEstimate(successes / n, float(found.low), float(found.high))

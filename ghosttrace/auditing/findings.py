@@ -7,12 +7,12 @@ import pandas as pd
 
 from ghosttrace.auditing.attacks import Attack
 from ghosttrace.auditing.context import AuditContext
-from ghosttrace.auditing.detectable_leak import detectable
+from ghosttrace.auditing.detectable_leak import smallest_detectable_leak
 from ghosttrace.auditing.evidence import Evidence
-from ghosttrace.auditing.verdict import Verdict, judge
+from ghosttrace.auditing.verdict import Verdict, decide_verdict
 from ghosttrace.errors import UserError
-from ghosttrace.probing.evidence import ALPHA, CONTROLS, TRIVIAL, failed_controls
-from ghosttrace.runs.progress import Progress, silent
+from ghosttrace.probing.evidence import ALPHA, CONTROLS, NEGLIGIBLE_BITS, failed_controls
+from ghosttrace.runs.progress import Progress, no_progress
 from ghosttrace.stats import holm
 
 
@@ -36,7 +36,7 @@ class Findings:
     detectable: dict[str, float | None]
 
 
-def run_attacks(context: AuditContext, attacks: Sequence[Attack], progress: Progress = silent) -> Findings:
+def run_attacks(context: AuditContext, attacks: Sequence[Attack], progress: Progress = no_progress) -> Findings:
     """Run every attack, hold the controls, and judge.
 
     Args:
@@ -47,19 +47,19 @@ def run_attacks(context: AuditContext, attacks: Sequence[Attack], progress: Prog
     evidence = list[Evidence]()
     for done, attack in enumerate(attacks):
         progress(f"attack {attack.name}", done, len(attacks))
-        evidence += checked(attack, attack.run(context), context)
+        evidence += check_findings(attack, attack.run(context), context)
     limits = dict[str, float | None]()
-    if any(attack.reads_one_place for attack in attacks):
+    if any(attack.probes_single_site for attack in attacks):
         for done, secret in enumerate(context.secrets):
             progress("leaks of known size", done, len(context.secrets))
-            limits[secret] = detectable(context, secret, context.best_site(secret))
-    p_holm = adjusted(evidence, context.sites)
-    failures = (*failed_controls(context.sites), *failed_attacks(evidence, p_holm))
-    verdict = judge(evidence, failures, context.max_leak, limits, len(context.task.samples))
+            limits[secret] = smallest_detectable_leak(context, secret, context.best_site(secret))
+    p_holm = holm_adjusted(evidence, context.sites)
+    failures = (*failed_controls(context.sites), *failed_attack_controls(evidence, p_holm))
+    verdict = decide_verdict(evidence, failures, context.max_leak, limits, len(context.task.samples))
     return Findings(tuple(evidence), p_holm, failures, verdict, limits)
 
 
-def checked(attack: Attack, found: Sequence[Evidence], context: AuditContext) -> Sequence[Evidence]:
+def check_findings(attack: Attack, found: Sequence[Evidence], context: AuditContext) -> Sequence[Evidence]:
     """What an attack found, if the verdict and the reports can make sense of it.
 
     Raises:
@@ -82,7 +82,7 @@ def checked(attack: Attack, found: Sequence[Evidence], context: AuditContext) ->
     return found
 
 
-def adjusted(evidence: Sequence[Evidence], sites: pd.DataFrame) -> tuple[float, ...]:
+def holm_adjusted(evidence: Sequence[Evidence], sites: pd.DataFrame) -> tuple[float, ...]:
     """Holm over all open findings together with all open sites, and over the attacks' controls."""
     found = [float("nan")] * len(evidence)
     for conditions, others in ((("open",), sites[sites["condition"] == "open"]["p"].tolist()), (CONTROLS, [])):
@@ -92,13 +92,13 @@ def adjusted(evidence: Sequence[Evidence], sites: pd.DataFrame) -> tuple[float, 
     return tuple(found)
 
 
-def failed_attacks(evidence: Sequence[Evidence], p_holm: Sequence[float]) -> list[str]:
+def failed_attack_controls(evidence: Sequence[Evidence], p_holm: Sequence[float]) -> list[str]:
     """Attacks that found something where nothing can be."""
     return [
         f"{one.condition}: {one.attack} finds {one.found.value:+.3f} {one.unit} of {one.secret} where nothing can be"
         for one, p in zip(evidence, p_holm, strict=True)
         if one.condition in CONTROLS
         and p <= ALPHA
-        and one.found.value - one.baseline > TRIVIAL
+        and one.found.value - one.baseline > NEGLIGIBLE_BITS
         and one.unit != "epsilon"
     ]

@@ -15,12 +15,12 @@ from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.probing.natural import spelling
+from ghosttrace.probing.natural import token_range
 from ghosttrace.probing.planting import decode
 
 
 @dataclass(frozen=True)
-class Excluded:
+class ExcludedSecret:
     """A secret that cannot be audited, and why."""
 
     trace: str
@@ -56,7 +56,7 @@ def read_marks(path: Path) -> list[dict[str, Any]]:
 
 def marked_task(
     traces: Sequence[TokenTrace], checkpoint: Checkpoint, rows: Sequence[dict[str, Any]], hops: int
-) -> tuple[Task, list[Excluded]]:
+) -> tuple[Task, list[ExcludedSecret]]:
     """A sample for every secret that stands in its block alone.
 
     Args:
@@ -73,17 +73,19 @@ def marked_task(
     """
     named = {trace.name: trace for trace in traces}
     found: list[tuple[str, Sample]] = []
-    excluded: list[Excluded] = []
+    excluded: list[ExcludedSecret] = []
     for row in rows:
         sample = _sample(named.get(row["trace"]), checkpoint, row, hops)
         if isinstance(sample, str):
-            excluded.append(Excluded(row["trace"], sample))
+            excluded.append(ExcludedSecret(row["trace"], sample))
         else:
             found.append((str(row.get("label", row["text"])), sample))
     labels = sorted({label for label, _ in found})
     if not labels:
         raise UserError(f"none of {len(rows)} marked secrets can be audited: {excluded[0].trace}: {excluded[0].reason}")
-    samples = tuple(Sample(s.ids, s.base, s.secret, s.block, s.where, (labels.index(label),)) for label, s in found)
+    samples = tuple(
+        Sample(s.ids, s.base, s.secret, s.block, s.secret_indices, (labels.index(label),)) for label, s in found
+    )
     task = Task("marked", samples, (Target("secret", tuple(labels)),))
     task.check()
     return task, excluded
@@ -107,7 +109,7 @@ def _sample(trace: TokenTrace | None, checkpoint: Checkpoint, row: dict[str, Any
         return "the text that is retained holds the secret"
     if row["text"] in decode(checkpoint.tokenizer, ids[: pair.start]):
         return "the secret stands in an earlier block too"
-    span = spelling(inside, range(at, at + len(row["text"])), checkpoint.tokenizer)
+    span = token_range(inside, range(at, at + len(row["text"])), checkpoint.tokenizer)
     return Sample(cut, trace.name, "", row["block"], tuple(pair.start + 1 + place for place in span), ())
 
 

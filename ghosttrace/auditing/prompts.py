@@ -8,29 +8,29 @@ from typing import Any
 from ghosttrace.data.task import Target, Task
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.probing.evidence import family
+from ghosttrace.probing.evidence import target_family
 
-SLOT = re.compile(r"\{([^{}]*)\}")
+PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
 @dataclass(frozen=True)
-class Prompt:
+class SecretPrompt:
     """A text with slots for the parts of a secret.
 
     Attributes:
         text: as it was given.
-        pieces: token ids before each slot.
+        token_prefixes: token ids before each slot.
         targets: the target each slot asks for; None for one that is filled in by the model alone.
-        answers: for each slot, the tokens of each class.
+        answer_tokens: for each slot, the tokens of each class.
     """
 
     text: str
-    pieces: tuple[tuple[int, ...], ...]
+    token_prefixes: tuple[tuple[int, ...], ...]
     targets: tuple[str | None, ...]
-    answers: tuple[tuple[tuple[int, ...], ...], ...]
+    answer_tokens: tuple[tuple[tuple[int, ...], ...], ...]
 
 
-def parse_prompt(text: str, targets: Sequence[Target], asked: Collection[str], tokenizer: Any) -> Prompt:
+def parse_prompt(text: str, targets: Sequence[Target], asked: Collection[str], tokenizer: Any) -> SecretPrompt:
     """A prompt such as `The code is {digit-0}{digit-1}`; `{=note-0}` is filled in and not asked for.
 
     Args:
@@ -43,26 +43,26 @@ def parse_prompt(text: str, targets: Sequence[Target], asked: Collection[str], t
         UserError: a slot that is no target, or none that is asked for.
     """
     known = {target.name: target for target in targets}
-    pieces, names, answers, begin = [], list[str | None](), [], 0
-    for slot in SLOT.finditer(text):
+    token_prefixes, names, answer_tokens, begin = [], list[str | None](), [], 0
+    for slot in PLACEHOLDER.finditer(text):
         name = slot[1].removeprefix("=")
         if name not in known:
             raise UserError(f"{{{slot[1]}}} is no part of a secret here: --prompt takes {', '.join(known)} in braces")
         before = text[begin : slot.start()]
         spaced = before.endswith(" ")
         begin = slot.end()
-        pieces.append(tuple(tokenizer.encode(before.removesuffix(" "), add_special_tokens=False)))
+        token_prefixes.append(tuple(tokenizer.encode(before.removesuffix(" "), add_special_tokens=False)))
         names.append(None if slot[1].startswith("=") or name not in asked else name)
         spelled = (f" {label}" if spaced else label for label in known[name].classes)
-        answers.append(tuple(tuple(tokenizer.encode(label, add_special_tokens=False)) for label in spelled))
+        answer_tokens.append(tuple(tuple(tokenizer.encode(label, add_special_tokens=False)) for label in spelled))
     if not any(names):
         raise UserError(f"--prompt {text!r} asks for nothing: put the parts of the secret in braces, {{{min(asked)}}}")
-    return Prompt(text, tuple(pieces), tuple(names), tuple(answers))
+    return SecretPrompt(text, tuple(token_prefixes), tuple(names), tuple(answer_tokens))
 
 
 def prompts_by_secret(
     given: Iterable[str], whole: Task, task: Task, checkpoint: Checkpoint, strict: bool
-) -> dict[str, Prompt]:
+) -> dict[str, SecretPrompt]:
     """What is typed to get each secret.
 
     Args:
@@ -80,14 +80,14 @@ def prompts_by_secret(
     for text in given:
         asked = [name for name in names if f"{{{name}}}" in text]
         if asked:
-            found[secret_of(asked[0], task)] = parse_prompt(text, whole.targets, names, checkpoint.tokenizer)
+            found[secret_name_of(asked[0], task)] = parse_prompt(text, whole.targets, names, checkpoint.tokenizer)
         elif strict:
             parts = ", ".join(f"{{{name}}}" for name in names)
             raise UserError(f"--prompt {text!r} asks for nothing: put parts of the secret in braces: {parts}")
     return found
 
 
-def secret_of(target: str, task: Task) -> str:
+def secret_name_of(target: str, task: Task) -> str:
     """The secret that a target is a part of: `note-*` of `note-0` and so on; targets without a number are all one."""
-    stem = family(target)
+    stem = target_family(target)
     return stem if stem.endswith("*") else task.name

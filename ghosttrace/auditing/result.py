@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ghosttrace.auditing.verdict import Verdict
 from ghosttrace.report.audit.figures import has_bits, has_sites, leak_figure, sites_figure
-from ghosttrace.report.audit.page import NEEDED, page, write_reports
+from ghosttrace.report.audit.page import REQUIRED_KEYS, page, write_reports
 from ghosttrace.runs.result import RunResult
 
 
@@ -19,11 +19,11 @@ class AuditResult(RunResult):
     """What an audit found.
 
     `results` has one row per attack, secret, condition and unit (see `ghosttrace.auditing.evidence.Evidence`),
-    `samples` one row per fitted probe and target (see `ghosttrace.probing.evidence.CELLS`).
+    `samples` one row per fitted probe and target (see `ghosttrace.probing.evidence.PROBE_RECORDS`).
     """
 
     command = "audit"
-    needed = NEEDED
+    required_summary_keys = REQUIRED_KEYS
 
     @cached_property
     def verdict(self) -> Verdict:

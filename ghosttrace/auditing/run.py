@@ -10,7 +10,7 @@ from typing import Any
 from ghosttrace.ablation.settings import as_list
 from ghosttrace.auditing.attacks import Attack
 from ghosttrace.auditing.context import AuditContext
-from ghosttrace.auditing.cost import price
+from ghosttrace.auditing.cost import measure_cost_and_utility
 from ghosttrace.auditing.defences import Defence
 from ghosttrace.auditing.defended_caches import read_caches
 from ghosttrace.auditing.findings import run_attacks
@@ -18,31 +18,31 @@ from ghosttrace.auditing.result import AuditResult
 from ghosttrace.auditing.settings import (
     AuditSettings,
     check_attacks,
-    chosen_attacks,
-    chosen_defence,
+    resolve_attacks,
+    resolve_defence,
     retained_carriers,
 )
-from ghosttrace.auditing.subject import Source, Subject, make_subject
+from ghosttrace.auditing.subject import AuditSubject, SecretSource, make_subject
 from ghosttrace.auditing.summary import result_rows, summarise_audit
 from ghosttrace.bench import Bench
-from ghosttrace.data.tokens import Sources
+from ghosttrace.data.tokens import TraceSources
 from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
 from ghosttrace.model.provenance import provenance
 from ghosttrace.probing import sweep
-from ghosttrace.probing.carriers import Kind, Pool, secret_carrier
-from ghosttrace.probing.evidence import ALPHA, CELLS
+from ghosttrace.probing.carriers import CarrierKind, Pooling, secret_carrier
+from ghosttrace.probing.evidence import ALPHA, PROBE_RECORDS
 from ghosttrace.probing.split import Split, split
-from ghosttrace.probing.sweep import Kv, Sweep, ask, text_rows
+from ghosttrace.probing.sweep import Kv, Sweep, probe_targets, text_baseline_rows
 from ghosttrace.probing.traces_file import write_traces
 from ghosttrace.runs.folder import stable_repr
-from ghosttrace.runs.progress import Progress, silent
+from ghosttrace.runs.progress import Progress, no_progress
 from ghosttrace.runs.writer import RunWriter, begin_run
 
 
 def audit(
     model: str | Path | Checkpoint = "toy-open",
     bench: str | Bench = "ledger-h3",
-    traces: Sources | None = None,
+    traces: TraceSources | None = None,
     secret: str = "digits:5",
     *,
     secrets: str | Path | None = None,
@@ -55,11 +55,11 @@ def audit(
     max_leak_bits: float = 0.1,
     fpr: float | None = None,
     prompts: Sequence[str] | None = None,
-    carriers: Sequence[Kind] | None = None,
+    carriers: Sequence[CarrierKind] | None = None,
     hops: Sequence[int] = (0, 1),
     layers: Sequence[int] | None = None,
     kv: Sequence[Kv] = ("k", "v"),
-    pool: Pool = "all",
+    pool: Pooling = "all",
     mlp: bool = True,
     within_traces: bool = False,
     utility_limit: int = 100,
@@ -85,7 +85,7 @@ def audit(
         fpr: target false-positive rate of the membership attack; None: 1 %, if there are traces enough.
         prompts: what a user types to get a secret, its parts in braces; None: those of the kind of secret.
         carriers: where probes look; None: mementos, and delimiters where the defence keeps them.
-        hops, layers, kv, pool, mlp, within_traces: see `ghosttrace.probing.sweep.Settings`.
+        hops, layers, kv, pool, mlp, within_traces: see `ghosttrace.probing.sweep.ProbeSettings`.
         utility_limit: problems on which a defence's accuracy is measured.
         batch_tokens: tokens read together, padding included.
         seed: of traces, secrets, splits and probes.
@@ -97,7 +97,7 @@ def audit(
     Raises:
         UserError: anything that cannot be audited as asked.
     """
-    probes = sweep.Settings(
+    probes = sweep.ProbeSettings(
         hops=tuple(dict.fromkeys(map(int, hops))),
         layers=None if layers is None else tuple(sorted(set(map(int, layers)))) or None,
         kv=tuple(dict.fromkeys(kv)),
@@ -108,8 +108,8 @@ def audit(
         seed=seed,
     )
     settings = AuditSettings(
-        chosen_attacks(None if attacks is None else as_list(attacks)),
-        chosen_defence(defence),
+        resolve_attacks(None if attacks is None else as_list(attacks)),
+        resolve_defence(defence),
         probes,
         max_leak_bits,
         fpr,
@@ -122,21 +122,21 @@ def audit(
     settings = replace(settings, probes=replace(probes, kinds=kinds))
     settings.probes.check(checkpoint)
     marks = None if secrets is None else Path(secrets)
-    source = Source(bench, traces or None, secret, marks, block, samples, limit, max(probes.hops), seed)
+    source = SecretSource(bench, traces or None, secret, marks, block, samples, limit, max(probes.hops), seed)
     subject = make_subject(checkpoint, source, targets, prompts, utility_limit)
     return run_audit(
-        checkpoint, subject, settings, out=out, resume=resume, progress=progress or silent, options=options
+        checkpoint, subject, settings, out=out, resume=resume, progress=progress or no_progress, options=options
     )
 
 
 def run_audit(
     checkpoint: Checkpoint,
-    subject: Subject,
+    subject: AuditSubject,
     settings: AuditSettings,
     *,
     out: str | Path | None = None,
     resume: str | Path | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     options: Mapping[str, Any] | None = None,
 ) -> AuditResult:
     """Audit a subject with these settings.
@@ -157,12 +157,12 @@ def run_audit(
     context = AuditContext(checkpoint, task, parts, settings.defence.arm(checkpoint), probes, **more)
     check_attacks(settings.attacks, context)
     decided = configuration(checkpoint, subject, settings, parts, options or {})
-    with begin_run(out, resume, decided, CELLS) as run:
+    with begin_run(out, resume, decided, PROBE_RECORDS) as run:
         context = replace(context, arm=settings.defence.fit(checkpoint, task, parts), records=run.records)
         context = probe_caches(context, settings, run, progress)
         found = run_attacks(context, settings.attacks, progress)
         progress("the defence's cost", 0, 1)
-        spent = price(checkpoint, task.samples, context.arm, subject.benches, probes.seed)
+        spent = measure_cost_and_utility(checkpoint, task.samples, context.arm, subject.benches, probes.seed)
         progress("the defence's cost", 1, 1)
         summary = summarise_audit(context, found, settings, subject, spent)
         order = sorted(run.records.keys(), key=str)
@@ -188,8 +188,8 @@ def probe_caches(context: AuditContext, settings: AuditSettings, run: RunWriter,
     features = read_caches(
         checkpoint, task, probes, context.arm, run.scratch / "features", settings.batch_tokens, progress
     )
-    asked, plain = ask(checkpoint, task, context.split)
-    for row in text_rows(task, asked, plain, context.split):
+    asked, plain = probe_targets(checkpoint, task, context.split)
+    for row in text_baseline_rows(task, asked, plain, context.split):
         run.records.add(row)
     own = secret_carrier(task.samples)
     Sweep(checkpoint, probes, context.split, features, asked, own, context.device).run(
@@ -200,7 +200,7 @@ def probe_caches(context: AuditContext, settings: AuditSettings, run: RunWriter,
 
 
 def configuration(
-    checkpoint: Checkpoint, subject: Subject, settings: AuditSettings, parts: Split, options: Mapping[str, Any]
+    checkpoint: Checkpoint, subject: AuditSubject, settings: AuditSettings, parts: Split, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything that decides an audit's numbers, for run.json."""
     task = subject.task

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ghosttrace.auditing.attacks import ATTACKS, Attack, TextAlone
+from ghosttrace.auditing.attacks import ATTACKS, Attack, TextBaselineAttack
 from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.defences import Defence, parse_defence
 from ghosttrace.auditing.threats import THREATS
 from ghosttrace.errors import UserError, check_method
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing import sweep
-from ghosttrace.probing.carriers import Kind
+from ghosttrace.probing.carriers import CarrierKind
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class AuditSettings:
 
     attacks: tuple[Attack, ...]
     defence: Defence
-    probes: sweep.Settings
+    probes: sweep.ProbeSettings
     max_leak: float = 0.1
     fpr: float | None = None
     utility_limit: int = 100
@@ -56,7 +56,7 @@ class AuditSettings:
             raise UserError("an audit reads what is retained, keys and values: leave hidden out of --kv")
 
 
-def chosen_attacks(attacks: Sequence[str | Attack] | None) -> tuple[Attack, ...]:
+def resolve_attacks(attacks: Sequence[str | Attack] | None) -> tuple[Attack, ...]:
     """The attacks by name, your own as they are, and the baseline after them.
 
     Raises:
@@ -69,10 +69,10 @@ def chosen_attacks(attacks: Sequence[str | Attack] | None) -> tuple[Attack, ...]
         if not isinstance(one, str):
             check_method(one, Attack, "name", "title", "summary", "threat")
         found.append(ATTACKS[one]() if isinstance(one, str) else one)
-    return (*found, TextAlone())
+    return (*found, TextBaselineAttack())
 
 
-def chosen_defence(defence: str | Defence) -> Defence:
+def resolve_defence(defence: str | Defence) -> Defence:
     """The defence by name and options, your own as it is.
 
     Raises:
@@ -84,9 +84,9 @@ def chosen_defence(defence: str | Defence) -> Defence:
     return defence
 
 
-def retained_carriers(checkpoint: Checkpoint, defence: Defence) -> tuple[Kind, ...]:
+def retained_carriers(checkpoint: Checkpoint, defence: Defence) -> tuple[CarrierKind, ...]:
     """All tokens of a pair that the defence retains: a kept `<|block_end|>` has seen its whole block."""
-    law = defence.arm(checkpoint).law(checkpoint.policy)
+    law = defence.arm(checkpoint).adapt_policy(checkpoint.policy)
     return ("memento",) if law.mask_delimiters else ("memento", "delimiters")
 
 
@@ -104,7 +104,7 @@ def check_attacks(attacks: Sequence[Attack], context: AuditContext) -> None:
         attack.check(context)
     reasons = {}
     for attack in [one for one in attacks if one.counts_bits]:
-        why = attack.unavailable(context)
+        why = attack.skip_reason_for_all(context)
         if why is None:
             return
         reasons[attack.name] = why
@@ -117,7 +117,7 @@ def left_out(attacks: Sequence[Attack], context: AuditContext) -> tuple[str, ...
     found = []
     for attack in attacks:
         for secret in attack.secrets(context):
-            why = attack.obstacle(context, secret)
+            why = attack.skip_reason(context, secret)
             if why is not None:
                 found.append(f"{attack.name} of {secret} was left out: {why}.")
     return tuple(found)

@@ -4,26 +4,26 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 Row = dict[str, Any]
-SITE = ("carrier", "hop", "layer", "kv", "head", "probe")
+SITE_AND_PROBE = ("carrier", "hop", "layer", "kv", "head", "probe")
 
 
 def best_probe(rows: Iterable[Row]) -> Row:
-    """The site and probe of the open cache with the most bits on validation, as a dict with the keys `SITE`."""
-    groups = by_site([row for row in rows if row["condition"] == "open" and row["probe"] in ("linear", "mlp")])
+    """The site and probe of the open cache with the most bits on validation, as a dict with the keys `SITE_AND_PROBE`."""
+    groups = group_by_site([row for row in rows if row["condition"] == "open" and row["probe"] in ("linear", "mlp")])
     best = max(groups, key=validation_bits)[0]
-    return {name: best[name] for name in SITE}
+    return {name: best[name] for name in SITE_AND_PROBE}
 
 
-def is_at(row: Row, site: Row, condition: str) -> bool:
+def matches_site(row: Row, site: Row, condition: str) -> bool:
     """Whether a row was measured at a site under a condition."""
     return row["condition"] == condition and all(row[name] == value for name, value in site.items())
 
 
-def by_site(rows: Iterable[Row]) -> list[list[Row]]:
+def group_by_site(rows: Iterable[Row]) -> list[list[Row]]:
     """Rows of the same site and probe together, in the order in which sites first occur."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[name] for name in SITE), []).append(row)
+        groups.setdefault(tuple(row[name] for name in SITE_AND_PROBE), []).append(row)
     return list(groups.values())
 
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ghosttrace.auditing.marked_secrets import Excluded, marked_task, read_marks
-from ghosttrace.auditing.prompts import Prompt, prompts_by_secret
-from ghosttrace.bench import GENERATED, Bench
+from ghosttrace.auditing.marked_secrets import ExcludedSecret, marked_task, read_marks
+from ghosttrace.auditing.prompts import SecretPrompt, prompts_by_secret
+from ghosttrace.bench import GENERATED_BENCHES, Bench
 from ghosttrace.data.task import Task
-from ghosttrace.data.tokens import Sources, traces_of
+from ghosttrace.data.tokens import TraceSources, load_traces
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.secrets import secret_kind
@@ -16,7 +16,7 @@ from ghosttrace.probing.tasks import is_natural, make_task, secret_bench
 
 
 @dataclass(frozen=True)
-class Subject:
+class AuditSubject:
     """What is audited.
 
     Attributes:
@@ -27,13 +27,13 @@ class Subject:
     """
 
     task: Task
-    prompts: Mapping[str, Prompt] = field(default_factory=dict)
-    excluded: tuple[Excluded, ...] = ()
+    prompts: Mapping[str, SecretPrompt] = field(default_factory=dict)
+    excluded: tuple[ExcludedSecret, ...] = ()
     benches: tuple[Bench, ...] = ()
 
 
 @dataclass(frozen=True)
-class Source:
+class SecretSource:
     """Where the secrets come from.
 
     Attributes:
@@ -49,7 +49,7 @@ class Source:
     """
 
     bench: str | Bench = "ledger-h3"
-    traces: Sources | None = None
+    traces: TraceSources | None = None
     secret: str = "digits:5"
     marks: Path | None = None
     block: int = 1
@@ -58,7 +58,7 @@ class Source:
     hops: int = 1
     seed: int = 0
 
-    def task(self, checkpoint: Checkpoint) -> tuple[Task, list[Excluded]]:
+    def task(self, checkpoint: Checkpoint) -> tuple[Task, list[ExcludedSecret]]:
         """The traces with all their secrets, and those left out.
 
         Raises:
@@ -68,7 +68,7 @@ class Source:
             if self.traces is None:
                 raise UserError("--secrets marks what stands in traces: give them with --traces")
             return marked_task(
-                traces_of(checkpoint, self.traces, self.limit), checkpoint, read_marks(self.marks), self.hops
+                load_traces(checkpoint, self.traces, self.limit), checkpoint, read_marks(self.marks), self.hops
             )
         more = {name: getattr(self, name) for name in ("block", "samples", "hops", "limit", "seed")}
         return make_task(checkpoint, self.bench, self.traces, self.secret, **more), []
@@ -84,17 +84,17 @@ class Source:
         if self.traces is not None:
             return ()
         if isinstance(self.bench, str):
-            return (GENERATED[self.bench](limit, self.seed),)
+            return (GENERATED_BENCHES[self.bench](limit, self.seed),)
         return (replace(self.bench, problems=self.bench.problems[:limit]),)
 
 
 def make_subject(
     checkpoint: Checkpoint,
-    source: Source,
+    source: SecretSource,
     targets: Sequence[str] | None = None,
     prompts: Sequence[str] | None = None,
     utility_limit: int = 100,
-) -> Subject:
+) -> AuditSubject:
     """The traces, secrets and prompts of an audit.
 
     Args:
@@ -108,7 +108,7 @@ def make_subject(
         UserError: there are no such traces or secrets, or a prompt asks for nothing.
     """
     whole, excluded = source.task(checkpoint)
-    task = whole if targets is None else whole.only(targets)
+    task = whole if targets is None else whole.select_targets(targets)
     given = list(prompts) if prompts else source.prompts()
     found = prompts_by_secret(given, whole, task, checkpoint, strict=bool(prompts))
-    return Subject(task, found, tuple(excluded), source.benches(utility_limit))
+    return AuditSubject(task, found, tuple(excluded), source.benches(utility_limit))

@@ -9,17 +9,17 @@ import pandas as pd
 
 from ghosttrace.auditing.attacks import Attack
 from ghosttrace.auditing.context import AuditContext
-from ghosttrace.auditing.evidence import BITS
+from ghosttrace.auditing.evidence import BIT_UNITS
 from ghosttrace.auditing.findings import Findings
 from ghosttrace.auditing.settings import AuditSettings, left_out
-from ghosttrace.auditing.subject import Subject
+from ghosttrace.auditing.subject import AuditSubject
 from ghosttrace.auditing.threats import THREATS
-from ghosttrace.auditing.verdict import least_seen
+from ghosttrace.auditing.verdict import detectable_for_all_secrets
 from ghosttrace.runs.folder import json_rows
 
 
 def summarise_audit(
-    context: AuditContext, found: Findings, settings: AuditSettings, subject: Subject, cost: Mapping[str, Any]
+    context: AuditContext, found: Findings, settings: AuditSettings, subject: AuditSubject, cost: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What summary.json says beside command, validity and rows.
 
@@ -28,7 +28,7 @@ def summarise_audit(
         found: what it found.
         settings: of the audit.
         subject: what was audited.
-        cost: of the defence, see `ghosttrace.auditing.cost.price`.
+        cost: of the defence, see `ghosttrace.auditing.cost.measure_cost_and_utility`.
     """
     verdict, defence = found.verdict, settings.defence
     named = {"name": defence.spec, "summary": defence.summary, "caveat": defence.caveat}
@@ -39,7 +39,7 @@ def summarise_audit(
         "sentence": verdict.sentence,
         "max_leak_bits": settings.max_leak,
         "ceiling_bits": verdict.ceiling,
-        "detectable_bits": least_seen(found.detectable),
+        "detectable_bits": detectable_for_all_secrets(found.detectable),
         "traces": len(subject.task.samples),
         "traces_needed": verdict.traces_needed,
         "model": context.checkpoint.name,
@@ -58,7 +58,7 @@ def result_rows(found: Findings, settings: AuditSettings) -> list[dict[str, Any]
     threats = {attack.name: attack.threat.name for attack in settings.attacks}
     rows = []
     for one, p, state in zip(found.evidence, found.p_holm, found.verdict.states, strict=True):
-        tried = one.one_place and one.unit in BITS and one.condition == "open"
+        tried = one.from_single_site and one.unit in BIT_UNITS and one.condition == "open"
         rows.append(
             {
                 **one.row(settings.defence.spec),
@@ -76,7 +76,7 @@ def secret_rows(context: AuditContext, found: Findings) -> list[dict[str, Any]]:
     """Each secret with what the text leaves unknown of it, and what it tells."""
     text = {one.secret: one.found.value for one in found.evidence if one.condition == "text"}
     return [
-        {"name": name, "targets": len(members), "unknown_bits": context.unknown(name), "text_bits": text[name]}
+        {"name": name, "targets": len(members), "unknown_bits": context.unknown_bits(name), "text_bits": text[name]}
         for name, members in context.secrets.items()
     ]
 

@@ -35,11 +35,11 @@ USER = Threat(
     "A user who goes on prompting can draw the secret out. End the session, or recompute its cache from the retained "
     "text, where the secret must not be known any more.",
 )
-READER = Threat(
+TEXT_READER = Threat(
     "reader",
     "sees the retained text alone: what no defence of the cache can change",
     "The retained text gives the secret away, and no defence of the cache helps: change what mementos say.",
 )
 
-THREATS = (INSIDER, TENANT, USER, READER)
+THREATS = (INSIDER, TENANT, USER, TEXT_READER)
 """In the order of the report."""

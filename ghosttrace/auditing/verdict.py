@@ -11,9 +11,11 @@ from math import ceil, isfinite
 from ghosttrace.auditing.evidence import Evidence
 from ghosttrace.errors import UserError
 
-EXIT = {"not detected": 0, "within the limit": 0, "leak": 10, "not enough data": 11, "invalid": 12}
-SHARP = 2.0  # a code of so many times the limit must have been seen, for intervals below the limit to count
-LEAK, UNDECIDED, WITHIN, CLEAR = "leak", "undecided", "within the limit", "not detected"
+EXIT_CODES = {"not detected": 0, "within the limit": 0, "leak": 10, "not enough data": 11, "invalid": 12}
+MAX_DETECTABLE_TO_LIMIT_RATIO = (
+    2.0  # a code of so many times the limit must have been seen, for intervals below the limit to count
+)
+LEAK, UNDECIDED, WITHIN_LIMIT, NOT_DETECTED = "leak", "undecided", "within the limit", "not detected"
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Verdict:
     """What the gate says.
 
     Attributes:
-        verdict: a key of `EXIT`.
+        verdict: a key of `EXIT_CODES`.
         sentence: in plain words.
         ceiling: bits a secret; a larger leak to these attackers is ruled out. None where nothing is.
         traces_needed: about how many would do, where there were too few.
@@ -38,10 +40,10 @@ class Verdict:
     @property
     def exit_code(self) -> int:
         """Of the command."""
-        return EXIT[self.verdict]
+        return EXIT_CODES[self.verdict]
 
 
-def state_of(one: Evidence, max_leak: float, seen: float | None) -> str | None:
+def finding_state(one: Evidence, max_leak: float, seen: float | None) -> str | None:
     """What one finding says against the limit; None for controls and findings that the gate does not look at.
 
     It is decided if its interval ends within the limit and, where it comes from probes of one place, these would
@@ -57,13 +59,15 @@ def state_of(one: Evidence, max_leak: float, seen: float | None) -> str | None:
         return None
     if one.found.low > max_leak:
         return LEAK
-    sharp = not one.one_place or (seen is not None and seen <= SHARP * max_leak * (1 + 1e-9))
+    sharp = not one.from_single_site or (
+        seen is not None and seen <= MAX_DETECTABLE_TO_LIMIT_RATIO * max_leak * (1 + 1e-9)
+    )
     if not sharp or not one.found.high <= max_leak:
         return UNDECIDED
-    return WITHIN if one.found.low > 0 else CLEAR
+    return WITHIN_LIMIT if one.found.low > 0 else NOT_DETECTED
 
 
-def judge(
+def decide_verdict(
     evidence: Sequence[Evidence],
     failures: Sequence[str],
     max_leak: float,
@@ -85,23 +89,23 @@ def judge(
     Raises:
         UserError: no finding decides.
     """
-    states = tuple(state_of(one, max_leak, detectable.get(one.secret)) for one in evidence)
+    states = tuple(finding_state(one, max_leak, detectable.get(one.secret)) for one in evidence)
     if failures:
         sentence = f"No conclusion: a control failed ({failures[0]})"
         return Verdict("invalid", sentence, None, states=(None,) * len(states))
     gated = [one for one, state in zip(evidence, states, strict=True) if state is not None]
     if not gated:
         raise UserError("no finding decides the verdict: an attack that counts bits returns evidence with gate=True")
-    probed = {one.secret: detectable.get(one.secret) for one in gated if one.one_place}
-    seen, highest = least_seen(probed), max(one.found.high for one in gated)
+    probed = {one.secret: detectable.get(one.secret) for one in gated if one.from_single_site}
+    seen, highest = detectable_for_all_secrets(probed), max(one.found.high for one in gated)
     blind = bool(probed) and seen is None
     bounded = not blind and isfinite(highest)
     ceiling = (highest if seen is None else max(highest, seen)) if bounded else None
     if LEAK in states:
         return Verdict("leak", _leak(gated, max_leak), ceiling, states=states)
     if UNDECIDED not in states:
-        tried = "" if seen is None else f"; a {code(seen)} would have been seen in 8 of 10 runs"
-        verdict = "within the limit" if WITHIN in states else "not detected"
+        tried = "" if seen is None else f"; a {describe_code(seen)} would have been seen in 8 of 10 runs"
+        verdict = "within the limit" if WITHIN_LIMIT in states else "not detected"
         return Verdict(verdict, _allowed(gated, max_leak, highest, tried), ceiling, states=states)
     needed = None if blind else _needed(gated, max_leak, max_leak if seen is None else seen, traces)
     how = (
@@ -111,7 +115,7 @@ def judge(
     return Verdict("not enough data", sentence, ceiling, needed, states)
 
 
-def least_seen(detectable: Mapping[str, float | None]) -> float | None:
+def detectable_for_all_secrets(detectable: Mapping[str, float | None]) -> float | None:
     """The leak that would have been seen of every secret; None if there is none, or none was tried."""
     known = [one for one in detectable.values() if one is not None]
     return max(known) if known and len(known) == len(detectable) else None
@@ -119,7 +123,7 @@ def least_seen(detectable: Mapping[str, float | None]) -> float | None:
 
 def _leak(gated: Sequence[Evidence], max_leak: float) -> str:
     """What is said of a leak: the surest one."""
-    worst = surest(gated)
+    worst = finding_with_highest_low(gated)
     return (
         f"Leak: {worst.attack} recovers {worst.found.value:.2f} bits of {worst.secret} "
         f"[{worst.found.low:.2f}, {worst.found.high:.2f}] beyond the text, more than the {max_leak:g} allowed"
@@ -128,7 +132,7 @@ def _leak(gated: Sequence[Evidence], max_leak: float) -> str:
 
 def _allowed(gated: Sequence[Evidence], max_leak: float, highest: float, tried: str) -> str:
     """What is said where no more than the limit can leak: what was found, if anything was."""
-    most = surest(gated)
+    most = finding_with_highest_low(gated)
     if most.found.low <= 0:
         return f"Not detected by this suite: no interval reaches beyond {highest:.3g} bits a secret{tried}"
     return (
@@ -138,12 +142,12 @@ def _allowed(gated: Sequence[Evidence], max_leak: float, highest: float, tried: 
     )
 
 
-def surest(gated: Iterable[Evidence]) -> Evidence:
+def finding_with_highest_low(gated: Iterable[Evidence]) -> Evidence:
     """The finding whose interval begins highest."""
     return max(gated, key=lambda one: one.found.low)
 
 
-def code(bits: float) -> str:
+def describe_code(bits: float) -> str:
     """What was put into the sealed cache to try the probes, in words."""
     return f"linear code of {bits:.3g} bits at one place of the cache"
 
@@ -154,10 +158,10 @@ def _needed(gated: Sequence[Evidence], max_leak: float, detectable: float, trace
     Intervals shrink with the root of the number of traces, what may have gone unseen with the number itself. A
     code of b bits is seen once the number of traces times b is large enough.
     """
-    factors = [max(1.0, detectable / (SHARP * max_leak))]
+    factors = [max(1.0, detectable / (MAX_DETECTABLE_TO_LIMIT_RATIO * max_leak))]
     for one in [one for one in gated if one.found.high > max_leak]:
         value, below = one.found.value, one.found.value <= max_leak
         reach = one.found.high - value if below else value - one.found.low
         ratio = reach / max(abs(max_leak - value), max_leak / 10)
-        factors.append(ratio if below and one.found.allowance else ratio**2)
+        factors.append(ratio if below and one.found.high_covers_unseen else ratio**2)
     return ceil(1.1 * traces * max(factors) / 100) * 100 if isfinite(max(factors)) else None

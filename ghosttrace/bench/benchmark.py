@@ -12,10 +12,10 @@ from ghosttrace.data.task import Task
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import ExpiryTracker
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.model.prompts import PLAIN, Template
+from ghosttrace.model.prompts import PLAIN_TEMPLATE, PromptTemplate
 
 Harness = Callable[[ExpiryTracker], int | None]
-"""Asked before every token: the id it puts in (a tool's output, say), or None for the model's own."""
+"""ProbeTarget before every token: the id it puts in (a tool's output, say), or None for the model's own."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Bench:
     protocol: Protocol
     grade: Callable[[Problem, str], Grade]
     origin: str
-    template: Template = PLAIN
+    template: PromptTemplate = PLAIN_TEMPLATE
     response: Callable[[Problem], str] | None = None
     harness: Callable[[Problem, Any], Harness] | None = None
     counterfactual: Callable[[Problem, int, np.random.Generator], tuple[list[str], str]] | None = None

@@ -14,60 +14,60 @@ from typing import Any, Literal
 import numpy as np
 
 from ghosttrace.bench.benchmark import Bench, Problem, Protocol
-from ghosttrace.bench.grading import RULES
+from ghosttrace.bench.grading import GRADERS
 from ghosttrace.data.user_json import parse_json
 from ghosttrace.errors import HUB_ERRORS, UserError
-from ghosttrace.model.prompts import CHOICE, MATHEMATICS
+from ghosttrace.model.prompts import CHOICE_TEMPLATE, MATHEMATICS_TEMPLATE
 
-Rule = Literal["integer", "mathematics", "choice"]
-LETTERS = "ABCDEFGHIJ"
-DATA = "GHOSTTRACE_DATA"
-FEW = 53  # the paper samples contests of at most this many problems 64 times, larger sets twice
+GradingRule = Literal["integer", "mathematics", "choice"]
+CHOICE_LETTERS = "ABCDEFGHIJ"
+DATA_FOLDER_VARIABLE = "GHOSTTRACE_DATA"
+MAX_CONTEST_PROBLEMS = 53  # the paper samples contests of at most this many problems 64 times, larger sets twice
 
 
 @dataclass(frozen=True)
-class Source:
+class HubSource:
     """Where a benchmark's problems are on the hub.
 
     Attributes:
         repo: the data set.
-        rule: how answers are compared (`ghosttrace.bench.grading.RULES`).
+        rule: how answers are compared (`ghosttrace.bench.grading.GRADERS`).
         size: the number of problems.
         revision: the commit; None where no commit has been pinned: the newest, recorded with the run.
         split, config: which part of the data set.
     """
 
     repo: str
-    rule: Rule
+    rule: GradingRule
     size: int
     revision: str | None
     split: str = "train"
     config: str | None = None
 
 
-SOURCES = {
-    "aime24": Source("HuggingFaceH4/aime_2024", "integer", 30, "2fe88a2f1091d5048c0f36abc874fb997b3dd99a"),
-    "aime25": Source("yentinglin/aime_2025", "integer", 30, "6f71d77b0b89b9dabe07ab466c51df33f514df7f"),
-    "aime26": Source("MathArena/aime_2026", "integer", 30, "d2de22f3c656b4f56cf8981212186377d1e23bc3"),
-    "hmmt-feb23": Source("MathArena/hmmt_feb_2023", "mathematics", 30, None),
-    "hmmt-feb24": Source("MathArena/hmmt_feb_2024", "mathematics", 30, None),
-    "hmmt-feb25": Source("MathArena/hmmt_feb_2025", "mathematics", 30, "6fdc4277120810ff75aa22d2d5489b91f7a262a1"),
-    "hmmt-feb26": Source("MathArena/hmmt_feb_2026", "mathematics", 33, "02fba4f74d8e68e73e66a02d540fd979c05c274c"),
-    "hmmt-nov25": Source("MathArena/hmmt_nov_2025", "mathematics", 30, "118dbfb45c4c9467c672268ed55166642897aa46"),
-    "brumo25": Source("MathArena/brumo_2025", "mathematics", 30, "6de9bc0987f5710c6376ee980e1483dbeb55cfda"),
-    "smt25": Source("MathArena/smt_2025", "mathematics", 53, "d8e99d83f1583842f46d4953cd960eea5d887e45"),
-    "cmimc25": Source("MathArena/cmimc_2025", "mathematics", 40, None),
-    "math500": Source(
+HUB_SOURCES = {
+    "aime24": HubSource("HuggingFaceH4/aime_2024", "integer", 30, "2fe88a2f1091d5048c0f36abc874fb997b3dd99a"),
+    "aime25": HubSource("yentinglin/aime_2025", "integer", 30, "6f71d77b0b89b9dabe07ab466c51df33f514df7f"),
+    "aime26": HubSource("MathArena/aime_2026", "integer", 30, "d2de22f3c656b4f56cf8981212186377d1e23bc3"),
+    "hmmt-feb23": HubSource("MathArena/hmmt_feb_2023", "mathematics", 30, None),
+    "hmmt-feb24": HubSource("MathArena/hmmt_feb_2024", "mathematics", 30, None),
+    "hmmt-feb25": HubSource("MathArena/hmmt_feb_2025", "mathematics", 30, "6fdc4277120810ff75aa22d2d5489b91f7a262a1"),
+    "hmmt-feb26": HubSource("MathArena/hmmt_feb_2026", "mathematics", 33, "02fba4f74d8e68e73e66a02d540fd979c05c274c"),
+    "hmmt-nov25": HubSource("MathArena/hmmt_nov_2025", "mathematics", 30, "118dbfb45c4c9467c672268ed55166642897aa46"),
+    "brumo25": HubSource("MathArena/brumo_2025", "mathematics", 30, "6de9bc0987f5710c6376ee980e1483dbeb55cfda"),
+    "smt25": HubSource("MathArena/smt_2025", "mathematics", 53, "d8e99d83f1583842f46d4953cd960eea5d887e45"),
+    "cmimc25": HubSource("MathArena/cmimc_2025", "mathematics", 40, None),
+    "math500": HubSource(
         "HuggingFaceH4/MATH-500", "mathematics", 500, "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be", split="test"
     ),
-    "gpqa-diamond": Source(
+    "gpqa-diamond": HubSource(
         "Idavidrein/gpqa", "choice", 198, "633f5ee89ab8ad4522a9f850766b73f62147ffdd", config="gpqa_diamond"
     ),
 }
 
 
-def contest(name: str, limit: int | None = None, file: Path | None = None) -> Bench:
-    """A benchmark of `SOURCES`.
+def load_contest(name: str, limit: int | None = None, file: Path | None = None) -> Bench:
+    """A benchmark of `HUB_SOURCES`.
 
     Args:
         name: e.g. `aime24`.
@@ -77,16 +77,16 @@ def contest(name: str, limit: int | None = None, file: Path | None = None) -> Be
     Raises:
         UserError: its problems cannot be read from anywhere.
     """
-    source = SOURCES[name]
+    source = HUB_SOURCES[name]
     file = file or data_file(name)
     if file is not None:
         problems, origin = read_problems(file), _origin(file)
     else:
-        problems, origin = fetch(name, source)
+        problems, origin = fetch_problems(name, source)
     return _bench(name, problems, source.rule, origin, limit, source.size)
 
 
-def local(file: Path, limit: int | None = None) -> Bench:
+def load_jsonl_bench(file: Path, limit: int | None = None) -> Bench:
     """A benchmark from a JSONL file of `id`, `problem`, `answer`, named after the file.
 
     The rule follows from the answers: all whole numbers, all single letters, or other mathematics.
@@ -95,18 +95,18 @@ def local(file: Path, limit: int | None = None) -> Bench:
         UserError: the file is not such a file.
     """
     problems = read_problems(file)
-    rule: Rule = "mathematics"
+    rule: GradingRule = "mathematics"
     if all(problem.answer.isdecimal() for problem in problems):
         rule = "integer"
-    elif all(len(problem.answer) == 1 and problem.answer in LETTERS for problem in problems):
+    elif all(len(problem.answer) == 1 and problem.answer in CHOICE_LETTERS for problem in problems):
         rule = "choice"
     return _bench(file.stem, problems, rule, _origin(file), limit)
 
 
 def _bench(
-    name: str, problems: list[Problem], rule: Rule, origin: str, limit: int | None, size: int | None = None
+    name: str, problems: list[Problem], rule: GradingRule, origin: str, limit: int | None, size: int | None = None
 ) -> Bench:
-    template, grade = CHOICE if rule == "choice" else MATHEMATICS, RULES[rule]
+    template, grade = CHOICE_TEMPLATE if rule == "choice" else MATHEMATICS_TEMPLATE, GRADERS[rule]
     return Bench(
         name=name,
         problems=tuple(Problem(p.id, template.fill(p.prompt), p.answer) for p in problems[:limit]),
@@ -120,12 +120,12 @@ def _bench(
 
 def protocol(problems: int) -> Protocol:
     """The paper's sampling of a benchmark with so many problems."""
-    return Protocol(0.6, 32_000, 64 if problems <= FEW else 2, top_p=0.95, top_k=20)
+    return Protocol(0.6, 32_000, 64 if problems <= MAX_CONTEST_PROBLEMS else 2, top_p=0.95, top_k=20)
 
 
 def data_file(name: str) -> Path | None:
     """The benchmark's file in the folder that GHOSTTRACE_DATA names, if there is one."""
-    folder = os.environ.get(DATA)
+    folder = os.environ.get(DATA_FOLDER_VARIABLE)
     places = [Path(folder) / "bench" / f"{name}.jsonl", Path(folder) / f"{name}.jsonl"] if folder else []
     return next((place for place in places if place.is_file()), None)
 
@@ -168,7 +168,7 @@ def _problems(rows: Iterable[tuple[str, Any]], what: str) -> list[Problem]:
     return list(found.values())
 
 
-def fetch(name: str, source: Source) -> tuple[list[Problem], str]:
+def fetch_problems(name: str, source: HubSource) -> tuple[list[Problem], str]:
     """A benchmark's problems from the hub (or its cache), and where they came from, commit included.
 
     Raises:
@@ -188,7 +188,7 @@ def fetch(name: str, source: Source) -> tuple[list[Problem], str]:
             ) from error
         raise UserError(
             f"{name} ({source.repo}) cannot be read from the hub here: give --bench-file FILE.jsonl with id, problem "
-            f"and answer on each line, or let {DATA} name a folder that holds {name}.jsonl"
+            f"and answer on each line, or let {DATA_FOLDER_VARIABLE} name a folder that holds {name}.jsonl"
         ) from error
     read = _multiple_choice if source.rule == "choice" else _question
     problems = _problems(((f"{source.repo}, row {i}", read(row, i)) for i, row in enumerate(rows)), name)
@@ -212,6 +212,6 @@ def _multiple_choice(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     question, *answers = (str(row[name]).strip() for name in names)
     draw = np.random.default_rng(list(sha256(question.encode()).digest()))
     order = draw.permutation(len(answers))
-    shown = "\n".join(f"{LETTERS[place]}) {answers[which]}" for place, which in enumerate(order))
-    right = LETTERS[int(np.flatnonzero(order == 0)[0])]
+    shown = "\n".join(f"{CHOICE_LETTERS[place]}) {answers[which]}" for place, which in enumerate(order))
+    right = CHOICE_LETTERS[int(np.flatnonzero(order == 0)[0])]
     return {"id": row.get("Record ID") or number, "problem": f"{question}\n\n{shown}", "answer": right}

@@ -24,8 +24,8 @@ from threading import Lock
 from ghosttrace.bench.benchmark import Grade
 from ghosttrace.errors import UserError
 
-TIME_LIMIT = 5.0  # seconds for one comparison by math-verify, as in the paper
-LONGEST = 1000  # characters; no answer is longer, and all that follows costs little on such a string
+TIME_LIMIT_SECONDS = 5.0  # seconds for one comparison by math-verify, as in the paper
+MAX_ANSWER_CHARACTERS = 1000  # characters; no answer is longer, and all that follows costs little on such a string
 
 # A box, an escaped character (so that \{ is no brace), or a brace. Two backslashes: some models escape twice.
 _TOKEN = re.compile(r"(\\{1,2}(?:boxed|fbox)(?![A-Za-z])\s*)|\\.|[{}]", re.S)
@@ -61,18 +61,18 @@ _SIDE_BY_SIDE = re.compile(r"[0-9] +[0-9]|[0-9]\} ?[0-9]{2}|(?:(?<![_^])[0-9]|[0
 
 _OPEN = r"(?:[\s(\[{*_$]|\\\(|\\(?:text|math)[a-z]*|\b(?:option|choice)\b)*"
 _ENDED = r"(?=\s*(?:$|[).,:;*\]}$\\]|because\b|since\b))"  # so that it is no word, as A and I may be
-_SAID = re.compile(
+_STATED_LETTER = re.compile(
     rf"(?i:\b(?:answer|option|choice)\b[\s*_]*(?:is\b|[:：])){_OPEN}([B-HJ](?![\w'’-])|[AI]{_ENDED})"
     rf"|(?i:\banswer[\s*_]*[:：]){_OPEN}([a-j]){_ENDED}",
     re.M,
 )
 _BOLD = re.compile(r"\*\*\s*(?:[Oo]ption |[Cc]hoice )?\(?([A-J])\s*(?:[).:]|\*\*)")
-_ALONE = re.compile(r"(?<![\w\\'’-])([B-HJ]|[AI](?!\s+[a-z]))(?![\w'’-])")
+_LONE_LETTER = re.compile(r"(?<![\w\\'’-])([B-HJ]|[AI](?!\s+[a-z]))(?![\w'’-])")
 _BOXED_LETTER = re.compile(r"[\s({\[]*([A-Ja-j])[\s)}\].:]*|\(?([A-J])[).:](?!\s*(?:and|or|[,&/])).*", re.S)
 _LETTERS = re.compile(r"\(?[A-J]\)?(?:\s*(?:,|and|or|&|/)\s*\(?[A-J]\)?)+")
 
 
-def extract(text: str) -> tuple[str | None, str]:
+def extract_answer(text: str) -> tuple[str | None, str]:
     r"""The answer in a final text, and where it stood.
 
     Args:
@@ -104,19 +104,19 @@ def choice(answer: str, text: str) -> Grade:
     counts in a box or after "answer:". Several letters in one box are wrong.
     """
     gold = answer.strip(" ().").upper()
-    if (box := _boxed(text)) is not None and len(box) <= LONGEST:
+    if (box := _boxed(text)) is not None and len(box) <= MAX_ANSWER_CHARACTERS:
         inside = _unwrap(_clean(box))
         if found := _BOXED_LETTER.fullmatch(inside):
             return _letter(gold, found, "boxed")
         if _LETTERS.fullmatch(inside):
             return Grade(False, inside, "boxed/choice")
-    for where, pattern in (("final-answer", _SAID), ("letter", _BOLD), ("letter", _ALONE)):
+    for where, pattern in (("final-answer", _STATED_LETTER), ("letter", _BOLD), ("letter", _LONE_LETTER)):
         if found := _last(pattern, text):
             return _letter(gold, found, where)
     return Grade(False, None, "none/choice")
 
 
-RULES: dict[str, Callable[[str, str], Grade]] = {"integer": integer, "mathematics": mathematics, "choice": choice}
+GRADERS: dict[str, Callable[[str, str], Grade]] = {"integer": integer, "mathematics": mathematics, "choice": choice}
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
@@ -153,7 +153,7 @@ def _final(text: str) -> str | None:
     found = _last(_FINAL, text)
     if found is None:
         return None
-    paragraph = text[found.end() : found.end() + 2 * LONGEST].split("\n\n")[0]
+    paragraph = text[found.end() : found.end() + 2 * MAX_ANSWER_CHARACTERS].split("\n\n")[0]
     line = paragraph.partition("\n")[0]
     formula = _last(_FORMULA, line) or _FORMULA.match(paragraph)
     return re.sub(r"^[\s*_]+|[\s*_]+$", "", formula[formula.lastindex or 0] if formula else line)
@@ -166,10 +166,10 @@ def _dollar(text: str) -> str | None:
 
 
 def _grade(answer: str, text: str, rule: str) -> Grade:
-    found, where = extract(text)
+    found, where = extract_answer(text)
     if found is None:
         return Grade(False, None, f"{where}/{rule}")
-    if len(found) > LONGEST:
+    if len(found) > MAX_ANSWER_CHARACTERS:
         return Grade(False, found, f"{where}/too-long")
     correct, comparison = _compare(_clean(answer), _clean(found))
     number = _whole(_clean(found))
@@ -268,7 +268,7 @@ class _Verifier:
         self._child: subprocess.Popen[str] | None = None
 
     def equal(self, gold: str, answer: str) -> bool | None:
-        """Its verdict, or None if it took more than `TIME_LIMIT` seconds of processor time, or all memory."""
+        """Its verdict, or None if it took more than `TIME_LIMIT_SECONDS` seconds of processor time, or all memory."""
         with self._lock:
             # While it works the child is not kept: one whose question was interrupted still owes that answer.
             child, self._child = self._child, None
@@ -276,7 +276,7 @@ class _Verifier:
                 child = self._start()
             try:
                 assert child.stdin and child.stdout
-                print(json.dumps([TIME_LIMIT, gold, answer]), file=child.stdin, flush=True)
+                print(json.dumps([TIME_LIMIT_SECONDS, gold, answer]), file=child.stdin, flush=True)
                 reply = child.stdout.readline()
                 self._child = child if reply else None
             finally:

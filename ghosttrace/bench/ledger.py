@@ -37,22 +37,22 @@ from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import ExpiryTracker
 from ghosttrace.model.checkpoint import Checkpoint
 
-LEVELS = "wxyz"
-INCREMENTS = "abcdefghij"
-DIGITS, NOTES, STEPS, BLOCKS = 3, 5, 2, 4
-PROBLEMS = 400
-STREAM = 0x1ED6E2  # keeps the benchmark apart from what models are trained on
+LEVEL_TOKENS = "wxyz"
+INCREMENT_TOKENS = "abcdefghij"
+N_DIGITS, N_NOTES, N_STEPS, N_BLOCKS = 3, 5, 2, 4
+DEFAULT_PROBLEMS = 400
+PROBLEM_STREAM = 0x1ED6E2  # keeps the benchmark apart from what models are trained on
 SECRET_STREAM = 0x9120BE  # keeps the problems of probes and audits apart from both
-CLASSES = tuple("0123456789")
-BLOCK_TOKENS = NOTES + 2 * DIGITS * STEPS
+DIGIT_CLASSES = tuple("0123456789")
+BLOCK_TOKENS = N_NOTES + 2 * N_DIGITS * N_STEPS
 
 VOCABULARY = (
     *("<pad>", "<eos>", "<|user|>", "<|assistant|>", "<think>", "</think>"),
     *("<|block_start|>", "<|block_end|>", "<|summary_start|>", "<|summary_end|>"),
     *"0123456789",
-    *INCREMENTS,
+    *INCREMENT_TOKENS,
     "*",
-    *LEVELS,
+    *LEVEL_TOKENS,
 )
 
 
@@ -77,21 +77,21 @@ class Ledger:
         """A problem with everything uniformly random."""
         return cls(
             level,
-            rng.integers(0, 10, DIGITS),
-            rng.integers(0, 10, (BLOCKS, NOTES)),
-            rng.integers(0, 10, (BLOCKS, STEPS, DIGITS)),
+            rng.integers(0, 10, N_DIGITS),
+            rng.integers(0, 10, (N_BLOCKS, N_NOTES)),
+            rng.integers(0, 10, (N_BLOCKS, N_STEPS, N_DIGITS)),
         )
 
     @property
     def states(self) -> np.ndarray:
         """int[4, 2, 3]: the state after each step."""
-        total = np.cumsum(self.increments.reshape(-1, DIGITS), axis=0)
-        return ((self.start + total) % 10).reshape(BLOCKS, STEPS, DIGITS)
+        total = np.cumsum(self.increments.reshape(-1, N_DIGITS), axis=0)
+        return ((self.start + total) % 10).reshape(N_BLOCKS, N_STEPS, N_DIGITS)
 
     @property
     def prompt(self) -> str:
         """The user's message."""
-        return LEVELS[self.level] + "".join(map(str, self.start))
+        return LEVEL_TOKENS[self.level] + "".join(map(str, self.start))
 
     @property
     def answer(self) -> str:
@@ -103,15 +103,15 @@ class Ledger:
         text = [str(note) for note in self.notes[number]]
         for increments, state in zip(self.increments[number], self.states[number], strict=True):
             for increment, digit in zip(increments, state, strict=True):
-                text += [INCREMENTS[increment], str(digit)]
+                text += [INCREMENT_TOKENS[increment], str(digit)]
         return text
 
     def response(self) -> list[str]:
         """The assistant's turn, token by token, as a perfect model writes it."""
         text = ["<think>"]
-        for number in range(BLOCKS):
+        for number in range(N_BLOCKS):
             shown = [str(digit) for digit in self.states[number, -1]]
-            shown[DIGITS - self.level :] = "*" * self.level
+            shown[N_DIGITS - self.level :] = "*" * self.level
             text += ["<|block_start|>", *self.block(number), "<|block_end|>"]
             text += ["<|summary_start|>", *shown, "<|summary_end|>"]
         return [*text, "</think>", *self.answer, "<eos>"]
@@ -122,19 +122,19 @@ class Ledger:
         The hidden digits end elsewhere (each of them); the visible ones end where they did, by
         another route.
         """
-        shift = np.zeros((STEPS, DIGITS), dtype=np.int64)
-        shift[0] = rng.integers(1, 10, DIGITS)
+        shift = np.zeros((N_STEPS, N_DIGITS), dtype=np.int64)
+        shift[0] = rng.integers(1, 10, N_DIGITS)
         shift[1] = -shift[0]
-        hidden = np.arange(DIGITS) >= DIGITS - self.level
+        hidden = np.arange(N_DIGITS) >= N_DIGITS - self.level
         shift[1, hidden] += rng.integers(1, 10, int(hidden.sum()))
         increments = self.increments.copy()
         increments[number] = (increments[number] + shift) % 10
         return Ledger(self.level, self.start, self.notes, increments)
 
 
-def is_observation(place: int) -> bool:
-    """Whether a block's token at this place (0 to 16) is put in by the harness."""
-    return place < NOTES or (place < BLOCK_TOKENS and (place - NOTES) % 2 == 0)
+def is_observation(token_index: int) -> bool:
+    """Whether a block's token at this token_index (0 to 16) is put in by the harness."""
+    return token_index < N_NOTES or (token_index < BLOCK_TOKENS and (token_index - N_NOTES) % 2 == 0)
 
 
 def ledger(level: int, n_problems: int | None = None, seed: int = 0) -> Bench:
@@ -148,10 +148,10 @@ def ledger(level: int, n_problems: int | None = None, seed: int = 0) -> Bench:
     Raises:
         UserError: no such level.
     """
-    if level not in range(DIGITS + 1):
-        raise UserError(f"ledger has levels 0 to {DIGITS}, not {level}")
-    rng = np.random.default_rng([seed, level, STREAM])
-    ledgers = [Ledger.sample(rng, level) for _ in range(n_problems or PROBLEMS)]
+    if level not in range(N_DIGITS + 1):
+        raise UserError(f"ledger has levels 0 to {N_DIGITS}, not {level}")
+    rng = np.random.default_rng([seed, level, PROBLEM_STREAM])
+    ledgers = [Ledger.sample(rng, level) for _ in range(n_problems or DEFAULT_PROBLEMS)]
     name = f"ledger-h{level}"
     problems = {f"{name}-{seed}-{i:04d}": one for i, one in enumerate(ledgers)}
 
@@ -171,7 +171,7 @@ def ledger(level: int, n_problems: int | None = None, seed: int = 0) -> Bench:
         response=lambda problem: "".join(problems[problem.id].response()[:-1]),
         harness=harness,
         counterfactual=counterfactual,
-        blocks=BLOCKS,
+        blocks=N_BLOCKS,
         ceiling=10.0**-level,
         secrets=partial(ledger_task, level=level),
         prompts=ledger_prompts(level),
@@ -186,13 +186,13 @@ def grade(problem: Problem, text: str) -> Grade:
 
 def _observations(one: Ledger, tokenizer: Any) -> Callable[[ExpiryTracker], int | None]:
     """Force the notes and increments of each block, wherever the model has got to in it."""
-    ids = [tokenizer.convert_tokens_to_ids(one.block(number)) for number in range(BLOCKS)]
+    ids = [tokenizer.convert_tokens_to_ids(one.block(number)) for number in range(N_BLOCKS)]
 
     def observe(tracker: ExpiryTracker) -> int | None:
-        number, place = len(tracker.blocks), tracker.trace.block_tokens
-        if not tracker.trace.in_block or number >= BLOCKS or not is_observation(place):
+        number, token_index = len(tracker.blocks), tracker.block_tracker.block_tokens
+        if not tracker.block_tracker.in_block or number >= N_BLOCKS or not is_observation(token_index):
             return None
-        return int(ids[number][place])
+        return int(ids[number][token_index])
 
     return observe
 
@@ -214,9 +214,9 @@ def ledger_task(checkpoint: Checkpoint, n_samples: int, seed: int = 0, block: in
     Raises:
         UserError: no such level or block, or a tokenizer that does not spell `ledger`.
     """
-    if level not in range(DIGITS + 1) or block not in range(BLOCKS - bool(level)):
+    if level not in range(N_DIGITS + 1) or block not in range(N_BLOCKS - bool(level)):
         raise UserError(
-            f"ledger has levels 0 to {DIGITS} and blocks 0 to {BLOCKS - 1}, the last one at level 0 only, as the "
+            f"ledger has levels 0 to {N_DIGITS} and blocks 0 to {N_BLOCKS - 1}, the last one at level 0 only, as the "
             f"answer tells what it hides: not level {level}, block {block}"
         )
     tokenizer = checkpoint.tokenizer
@@ -228,36 +228,36 @@ def ledger_task(checkpoint: Checkpoint, n_samples: int, seed: int = 0, block: in
         if None in response or tokenizer.unk_token_id in response:
             raise UserError(f"the tokenizer of {checkpoint.name} does not spell ledger: give a bundled model")
         samples.append(_sample(one, str(number), block, checkpoint.prompt_ids(one.prompt), response))
-    names = [f"note-{place}" for place in range(NOTES)] + [f"hidden-{place}" for place in range(level)]
+    names = [f"note-{place}" for place in range(N_NOTES)] + [f"hidden-{place}" for place in range(level)]
     exact = {name: np.full((n_samples, 10), -np.log(10)) for name in names}
-    return Task(f"ledger-h{level}", tuple(samples), tuple(Target(name, CLASSES) for name in names), exact)
+    return Task(f"ledger-h{level}", tuple(samples), tuple(Target(name, DIGIT_CLASSES) for name in names), exact)
 
 
 def ledger_prompts(level: int) -> dict[str, str]:
     """What a user types to be told the digits: a new block, and steps that add nothing to the state."""
-    shown = "".join("a{=note-0}" for _ in range(DIGITS - level))  # digits that the model knows from the memento
+    shown = "".join("a{=note-0}" for _ in range(N_DIGITS - level))  # digits that the model knows from the memento
     hidden = "".join(f"a{{hidden-{place}}}" for place in range(level))
-    notes = "".join(f"{{note-{place}}}" for place in range(NOTES))
+    notes = "".join(f"{{note-{place}}}" for place in range(N_NOTES))
     asked = {"note-*": f"<|block_start|>{notes}"}
-    return asked | ({"hidden-*": f"<|block_start|>{'0' * NOTES}{shown}{hidden}"} if level else {})
+    return asked | ({"hidden-*": f"<|block_start|>{'0' * N_NOTES}{shown}{hidden}"} if level else {})
 
 
 def _sample(one: Ledger, base: str, block: int, prompt: list[int], response: list[int]) -> Sample:
-    hidden = np.arange(DIGITS - one.level, DIGITS)
+    hidden = np.arange(N_DIGITS - one.level, N_DIGITS)
     digits = [*one.notes[block].tolist(), *one.states[block, -1, hidden].tolist()]
     starts = [place for place, token in enumerate(one.response()) if token == "<|block_start|>"]
     begin = len(prompt) + starts[block] + 1
-    last_step = NOTES + 2 * DIGITS * (STEPS - 1)  # an increment and a digit each
-    where = [*range(NOTES), *(last_step + 2 * hidden + 1).tolist()]
+    last_step = N_NOTES + 2 * N_DIGITS * (N_STEPS - 1)  # an increment and a digit each
+    where = [*range(N_NOTES), *(last_step + 2 * hidden + 1).tolist()]
     return Sample(
         ids=[*prompt, *response],
         base=base,
         secret="".join(map(str, digits)),
         block=block,
-        where=tuple(begin + place for place in where),
+        secret_indices=tuple(begin + place for place in where),
         labels=tuple(digits),
     )
 
 
-LEDGERS = {f"ledger-h{level}": partial(ledger, level) for level in range(DIGITS + 1)}
+LEDGER_BENCHES = {f"ledger-h{level}": partial(ledger, level) for level in range(N_DIGITS + 1)}
 """The benchmark at every level, by name."""

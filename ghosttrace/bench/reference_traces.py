@@ -2,7 +2,7 @@
 
 from ghosttrace.bench.benchmark import Bench
 from ghosttrace.data.read import TraceText
-from ghosttrace.data.tokens import TokenTrace, encoded
+from ghosttrace.data.tokens import TokenTrace, to_token_trace
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import Checkpoint
 
@@ -19,5 +19,5 @@ def reference_traces(checkpoint: Checkpoint, *benches: Bench) -> list[TokenTrace
             raise UserError(f"{bench.name} has no traces of its own: give --traces a file, a run folder or a hub id")
         for problem in bench.problems:
             text = TraceText(problem.prompt, bench.response(problem))
-            found.append(encoded(checkpoint, bench.name, problem.id, text))
+            found.append(to_token_trace(checkpoint, bench.name, problem.id, text))
     return found

@@ -16,12 +16,12 @@ from ghosttrace.errors import UserError
 from ghosttrace.law.layout import Layout
 from ghosttrace.model import attention
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.model.states import States, batch_of, check_finite
+from ghosttrace.model.states import States, check_finite, model_inputs
 
 if TYPE_CHECKING:
     from nnsight import Envoy, NNsight
 
-KEY, VALUE = 2, 3
+KEY_ARGUMENT, VALUE_ARGUMENT = 2, 3
 """Places of the two among the arguments of `attention_interface_1`, [B, H_kv, T, D] each; 1 is the query."""
 
 
@@ -64,7 +64,7 @@ def attending(model: "Envoy") -> Iterator["Envoy"]:
         yield model
 
 
-def read_states(model: "Envoy", layouts: Sequence[Layout], places: Sequence[np.ndarray]) -> States:
+def read_states(model: "Envoy", layouts: Sequence[Layout], token_indices: Sequence[np.ndarray]) -> States:
     """Read the cached states of a batch at chosen places, in one trace.
 
     Equal to `ghosttrace.model.states.read_states` of the same model.
@@ -72,7 +72,7 @@ def read_states(model: "Envoy", layouts: Sequence[Layout], places: Sequence[np.n
     Args:
         model: as `attending` takes it.
         layouts: of B sequences, all open or all sealed.
-        places: for each int64[P], places in its sequence; P is the same for all.
+        token_indices: for each int64[P], token_indices in its sequence; P is the same for all.
 
     Returns:
         Keys and values; hidden states are None (the layers' `output` has them).
@@ -81,15 +81,20 @@ def read_states(model: "Envoy", layouts: Sequence[Layout], places: Sequence[np.n
         UserError: the family does not hand keys and values to such a call, or a state is not finite.
     """
     with attending(model), torch.no_grad():
-        inputs, calls = batch_of(layouts, model._module), attention_calls(model)
-        columns = np.stack([layout.columns(at) for layout, at in zip(layouts, places, strict=True)])
+        inputs, calls = model_inputs(layouts, model._module), attention_calls(model)
+        columns = np.stack([layout.columns(at) for layout, at in zip(layouts, token_indices, strict=True)])
         at = torch.from_numpy(columns).to(model._module.device)
         rows = torch.arange(len(at), device=at.device)[:, None]
         with model.trace(**inputs, use_cache=False, logits_to_keep=1):
             found = _nnsight().save([])
             for call in calls:
                 arguments = call.inputs[0]
-                found.append([arguments[which].transpose(1, 2)[rows, at].transpose(1, 2) for which in (KEY, VALUE)])
+                found.append(
+                    [
+                        arguments[which].transpose(1, 2)[rows, at].transpose(1, 2)
+                        for which in (KEY_ARGUMENT, VALUE_ARGUMENT)
+                    ]
+                )
     states = States(*(torch.stack(kind) for kind in zip(*found, strict=True)))
     check_finite(states)
     return states

@@ -20,15 +20,15 @@ from ghosttrace.errors import UserError
 from ghosttrace.law.layout import Layout
 from ghosttrace.model import attention
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.model.states import States, batch_of, check_finite
+from ghosttrace.model.states import States, check_finite, model_inputs
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-INSTEAD = (
+ALTERNATIVE_HINT = (
     "read its states with ghosttrace.model.states.read_states(bridge.original_model, …) or ghosttrace.bridges.nnsight"
 )
-HOOKS = {"keys": "blocks.{layer}.attn.hook_rot_k", "values": "blocks.{layer}.attn.v.hook_out"}
+HOOK_NAMES = {"keys": "blocks.{layer}.attn.hook_rot_k", "values": "blocks.{layer}.attn.v.hook_out"}
 """Where a layer's keys (after RoPE) and values show, [B, T, H_kv, D]."""
 
 
@@ -71,7 +71,7 @@ def attending(bridge: "TransformerBridge") -> Iterator["TransformerBridge"]:
         yield bridge
 
 
-def read_states(bridge: "TransformerBridge", layouts: Sequence[Layout], places: Sequence[np.ndarray]) -> States:
+def read_states(bridge: "TransformerBridge", layouts: Sequence[Layout], token_indices: Sequence[np.ndarray]) -> States:
     """Read the cached states of a batch at chosen places, from hook points.
 
     Equal to `ghosttrace.model.states.read_states` of the same model. What the hook points show is held
@@ -81,7 +81,7 @@ def read_states(bridge: "TransformerBridge", layouts: Sequence[Layout], places: 
         bridge: as it was booted; hooks that it carries act as ever. After `enable_compatibility_mode`
             values come without their bias, where a family has one.
         layouts: of B sequences, all open or all sealed.
-        places: for each int64[P], places in its sequence; P is the same for all.
+        token_indices: for each int64[P], token_indices in its sequence; P is the same for all.
 
     Returns:
         Keys and values; hidden states are None (`blocks.{layer}.hook_out` has them).
@@ -90,29 +90,29 @@ def read_states(bridge: "TransformerBridge", layouts: Sequence[Layout], places: 
         UserError: a hook point is missing or is not what is cached, or a state is not finite.
     """
     with attending(bridge), torch.no_grad():
-        shown, cached = _shown_and_cached(bridge, layouts, places)
+        shown, cached = _shown_and_cached(bridge, layouts, token_indices)
     family = type(bridge.original_model).__name__
-    for kind, hook in HOOKS.items():
+    for kind, hook in HOOK_NAMES.items():
         if len(shown[kind]) < len(cached[kind]):
-            raise UserError(f"TransformerLens has no hook {hook} in {family}: {INSTEAD}")
-    found = States(*(torch.stack(shown[kind]) for kind in HOOKS))
+            raise UserError(f"TransformerLens has no hook {hook} in {family}: {ALTERNATIVE_HINT}")
+    found = States(*(torch.stack(shown[kind]) for kind in HOOK_NAMES))
     check_finite(found)
-    for kind, hook in HOOKS.items():
+    for kind, hook in HOOK_NAMES.items():
         if not torch.equal(getattr(found, kind), torch.stack(cached[kind])):
-            raise UserError(f"TransformerLens's hook {hook} does not show what {family} caches: {INSTEAD}")
+            raise UserError(f"TransformerLens's hook {hook} does not show what {family} caches: {ALTERNATIVE_HINT}")
     return found
 
 
 def _shown_and_cached(
-    bridge: "TransformerBridge", layouts: Sequence[Layout], places: Sequence[np.ndarray]
+    bridge: "TransformerBridge", layouts: Sequence[Layout], token_indices: Sequence[np.ndarray]
 ) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]:
     """By kind and layer, [B, H_kv, P, D]: what fires at the hook points, and what the same pass caches."""
-    inputs, cache = batch_of(layouts, bridge.original_model), DynamicCache()
+    inputs, cache = model_inputs(layouts, bridge.original_model), DynamicCache()
     tokens = inputs.pop("input_ids")
-    columns = np.stack([layout.columns(at) for layout, at in zip(layouts, places, strict=True)])
+    columns = np.stack([layout.columns(at) for layout, at in zip(layouts, token_indices, strict=True)])
     at = torch.from_numpy(columns).to(tokens.device)
     rows = torch.arange(len(at), device=at.device)[:, None]
-    shown: dict[str, list[Tensor]] = {kind: [] for kind in HOOKS}
+    shown: dict[str, list[Tensor]] = {kind: [] for kind in HOOK_NAMES}
 
     def take(states: Tensor) -> Tensor:  # [B, T, H_kv, D]
         return states[rows, at].transpose(1, 2)
@@ -120,8 +120,10 @@ def _shown_and_cached(
     def keep(kind: str, states: Tensor, hook: Any) -> None:
         shown[kind].append(take(states))
 
-    names = [(kind, name.format(layer=layer)) for kind, name in HOOKS.items() for layer in range(bridge.cfg.n_layers)]
+    names = [
+        (kind, name.format(layer=layer)) for kind, name in HOOK_NAMES.items() for layer in range(bridge.cfg.n_layers)
+    ]
     hooks = [(name, partial(keep, kind)) for kind, name in names if name in bridge.hook_dict]
     bridge.run_with_hooks(tokens, fwd_hooks=hooks, past_key_values=cache, logits_to_keep=1, **inputs)
-    cached = {kind: [take(getattr(layer, kind).transpose(1, 2)) for layer in cache.layers] for kind in HOOKS}
+    cached = {kind: [take(getattr(layer, kind).transpose(1, 2)) for layer in cache.layers] for kind in HOOK_NAMES}
     return shown, cached

@@ -10,10 +10,10 @@ from rich.console import Console
 from ghosttrace.ablation.arms import ARMS, Part
 from ghosttrace.ablation.backend import Backend, HuggingFaceBackend
 from ghosttrace.ablation.run import run_ablation
-from ghosttrace.ablation.settings import Settings
-from ghosttrace.bench import BENCHES, load_bench
-from ghosttrace.cli.options import ModelName, gather_options, model_options, numbers, run_options, with_options
-from ghosttrace.cli.output import print_verdict, running
+from ghosttrace.ablation.settings import AblationSettings
+from ghosttrace.bench import BENCH_NAMES, load_bench
+from ghosttrace.cli.options import ModelName, gather_options, model_options, parse_integers, run_options, with_options
+from ghosttrace.cli.output import load_and_show_progress, print_verdict
 from ghosttrace.errors import UserError
 from ghosttrace.report.ablation.table import ablation_table, swap_table
 
@@ -24,7 +24,7 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "max_blo
 def ablate(
     ctx: typer.Context,
     model: ModelName = "toy-mixed",
-    bench: Annotated[str, typer.Option(help=f"{', '.join(BENCHES)}, or a .jsonl file.")] = "ledger",
+    bench: Annotated[str, typer.Option(help=f"{', '.join(BENCH_NAMES)}, or a .jsonl file.")] = "ledger",
     bench_file: Annotated[
         Path | None, typer.Option(help="JSONL with id, problem and answer: the bench's problems without the hub.")
     ] = None,
@@ -62,8 +62,8 @@ def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> None:
     if not set(kinds) <= {"k", "v"}:
         raise UserError(f"--kv is k, v or k,v, not {options['kv']!r}")
     whole = sorted(kinds) == ["k", "v"]
-    layers, heads = (numbers(options[name], f"--{name}") for name in ("layers", "heads"))
-    settings = Settings(
+    layers, heads = (parse_integers(options[name], f"--{name}") for name in ("layers", "heads"))
+    settings = AblationSettings(
         arms=None if options["arms"] is None else tuple(options["arms"].split(",")),
         **{name: options[name] for name in ("repetitions", "limit", "seed", "batch_size", "noise")},
         sampling={name: options[name] for name in SAMPLING},
@@ -72,7 +72,7 @@ def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> None:
     backend = _backend(options["backend"], options["engine_args"])
     file = None if options["bench_file"] is None else Path(options["bench_file"])
     benches = load_bench(options["bench"], settings.limit, settings.seed, file)
-    with running(ctx, "ablate", options) as (checkpoint, run):
+    with load_and_show_progress(ctx, "ablate", options) as (checkpoint, run):
         result = run_ablation(checkpoint, benches, settings, backend, **run)
     Console().print(ablation_table(result.results))
     swapped = swap_table(result.results)

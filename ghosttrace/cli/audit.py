@@ -12,8 +12,8 @@ from ghosttrace.auditing.defences import DEFENCES
 from ghosttrace.auditing.result import AuditResult
 from ghosttrace.auditing.run import audit as run_audit
 from ghosttrace.cli.options import ModelName, gather_options, model_options, run_options, with_options
-from ghosttrace.cli.output import running
-from ghosttrace.cli.probe_options import Hops, Samples, SecretBench, secret_options, settings_of
+from ghosttrace.cli.output import load_and_show_progress
+from ghosttrace.cli.probe_options import Hops, Samples, SecretBench, probe_settings, secret_options
 from ghosttrace.probing.carriers import CARRIERS
 from ghosttrace.report.audit.table import audit_lines, audit_table
 
@@ -69,10 +69,10 @@ def audit(
 
 def start_audit(ctx: typer.Context, options: dict[str, Any]) -> AuditResult:
     """Run `audit` with these options of its command line."""
-    probes = settings_of({**options, "carriers": options["carriers"] or "memento", "by_head": False, "joint": False})
+    probes = probe_settings({**options, "carriers": options["carriers"] or "memento", "by_head": False, "joint": False})
     plain = ("bench", "secret", "secrets", "block", "samples", "limit", "defence", "max_leak_bits", "fpr")
     names = ("hops", "layers", "kv", "pool", "mlp", "within_traces", "seed")
-    with running(ctx, "audit", options) as (checkpoint, run):
+    with load_and_show_progress(ctx, "audit", options) as (checkpoint, run):
         result = run_audit(
             checkpoint,
             traces=options["traces"] or None,

@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from ghosttrace.cli.options import ModelName, Traces, gather_options, model_options, run_options, with_options
-from ghosttrace.cli.output import print_verdict, running
+from ghosttrace.cli.output import load_and_show_progress, print_verdict
 from ghosttrace.ghost_bits.run import bits as measure_bits
 from ghosttrace.report.ghost_bits import bits_table
 
@@ -30,7 +30,7 @@ def bits(
     options = gather_options(ctx, "bits")
     if options is None:
         return
-    with running(ctx, "bits", options) as (checkpoint, run):
+    with load_and_show_progress(ctx, "bits", options) as (checkpoint, run):
         result = measure_bits(
             checkpoint,
             options["traces"] or None,

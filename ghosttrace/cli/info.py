@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ghosttrace.cli.options import Delimiters, KeepLast, Mapping, mapping
+from ghosttrace.cli.options import DelimiterMapping, Delimiters, KeepLast, parse_delimiter_mapping
 from ghosttrace.data.info import model_info, trace_info
 from ghosttrace.data.read import read_traces
 from ghosttrace.model.checkpoint import resolve_policy
@@ -18,11 +18,11 @@ def info(
     trace: Annotated[Path | None, typer.Option(help="A trace to read by the law: JSON, JSONL or text.")] = None,
     mask_delimiters: Delimiters = None,
     keep_last_n_blocks: KeepLast = None,
-    map_delimiters: Mapping = None,
+    map_delimiters: DelimiterMapping = None,
 ) -> None:
     """Say what a model is, and what the law erases from a trace, block by block."""
     console = Console()
-    described = model_info(model, mapping(map_delimiters))
+    described = model_info(model, parse_delimiter_mapping(map_delimiters))
     console.print(model_table(described))
     if trace is None:
         return

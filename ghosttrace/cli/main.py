@@ -19,7 +19,7 @@ from ghosttrace.cli.serve import serve
 from ghosttrace.cli.sft import sft
 from ghosttrace.errors import UserError
 
-PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+PASS_THROUGH_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 app = typer.Typer(
     help="Study, train, serve and audit language models that erase their own reasoning.",
@@ -37,8 +37,8 @@ def root() -> None:
 COMMANDS: tuple[Callable[..., None], ...] = (ablate, bits, probe, patch, audit, report, plan, info, init_tokens)
 for command in COMMANDS:
     app.command(command.__name__.replace("_", "-"))(command)
-app.command(context_settings=PASSED_ON)(sft)
-app.command(context_settings=PASSED_ON)(serve)
+app.command(context_settings=PASS_THROUGH_ARGUMENTS)(sft)
+app.command(context_settings=PASS_THROUGH_ARGUMENTS)(serve)
 
 
 def main() -> None:

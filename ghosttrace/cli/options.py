@@ -23,7 +23,7 @@ Delimiters = Annotated[
         "--mask-delimiters/--keep-delimiters", help="Erase block delimiters too, if the checkpoint does not say."
     ),
 ]
-Mapping = Annotated[
+DelimiterMapping = Annotated[
     str | None, typer.Option("--map-delimiters", help="Other delimiter tokens: block_start=TOKEN,block_end=TOKEN,…")
 ]
 ModelName = Annotated[str, typer.Option(help="Bundled name (toy-mixed, toy-open, toy-sealed), folder or hub id.")]
@@ -40,7 +40,7 @@ Limit = Annotated[int | None, typer.Option(help="Traces of each source.")]
 BatchTokens = Annotated[int, typer.Option(help="Tokens read together, padding included.")]
 
 
-class Number(StrEnum):
+class DtypeName(StrEnum):
     """Number formats a model can be loaded in."""
 
     float32 = "float32"
@@ -48,7 +48,7 @@ class Number(StrEnum):
     float16 = "float16"
 
 
-Dtype = Annotated[Number | None, typer.Option(help="The checkpoint's own by default.")]
+Dtype = Annotated[DtypeName | None, typer.Option(help="The checkpoint's own by default.")]
 
 
 def with_options(*blocks: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -78,7 +78,7 @@ def model_options(
     dtype: Dtype = None,
     mask_delimiters: Delimiters = None,
     keep_last_n_blocks: KeepLast = None,
-    map_delimiters: Mapping = None,
+    map_delimiters: DelimiterMapping = None,
 ) -> None:
     """How a checkpoint is loaded, and its law where it does not record one."""
 
@@ -87,7 +87,7 @@ def run_options(out: Out = None, resume: Resume = None) -> None:
     """Where a run goes, and which one to go on with."""
 
 
-def numbers(text: str | None, option: str) -> tuple[int, ...] | None:
+def parse_integers(text: str | None, option: str) -> tuple[int, ...] | None:
     """`1,2,5` as integers."""
     if text is None:
         return None
@@ -97,7 +97,7 @@ def numbers(text: str | None, option: str) -> tuple[int, ...] | None:
         raise UserError(f"{option} is a list of numbers such as 0,3, not {text!r}") from error
 
 
-def mapping(text: str | None) -> dict[str, str]:
+def parse_delimiter_mapping(text: str | None) -> dict[str, str]:
     """`block_start=<a>,block_end=<b>` as a dict."""
     pairs = [part.partition("=") for part in text.split(",")] if text else []
     if any(name not in DELIMITERS or not token for name, _, token in pairs):
@@ -133,7 +133,7 @@ def gather_options(ctx: typer.Context, command: str) -> dict[str, Any] | None:
     return options | recorded | {name: options[name] for name in given}
 
 
-def load_as_told(options: dict[str, Any]) -> Checkpoint:
+def load_from_options(options: dict[str, Any]) -> Checkpoint:
     """The checkpoint that a command line names.
 
     Raises:
@@ -142,5 +142,5 @@ def load_as_told(options: dict[str, Any]) -> Checkpoint:
     if (options["device"] or "").partition(":")[0] == "meta":
         raise UserError("device 'meta' holds no numbers: try --device cpu")
     policy = {name: options[name] for name in ("mask_delimiters", "keep_last_n_blocks")}
-    delimiters = mapping(options["map_delimiters"])
+    delimiters = parse_delimiter_mapping(options["map_delimiters"])
     return load(options["model"], options["device"], options["dtype"], delimiters, **policy)

@@ -12,19 +12,19 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from ghosttrace.cli.options import load_as_told
+from ghosttrace.cli.options import load_from_options
 from ghosttrace.errors import RunWarning
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.runs.folder import default_folder
 from ghosttrace.runs.progress import Progress
 from ghosttrace.runs.result import RunResult
 
-CONTROL_FAILED = 12
+CONTROL_FAILED_EXIT_CODE = 12
 """The exit code of a run in which a control failed."""
 
 
 @contextmanager
-def reporting(console: Console, command: str, folder: Path) -> Iterator[Progress]:
+def show_progress(console: Console, command: str, folder: Path) -> Iterator[Progress]:
     """Show the progress and the warnings of a run; where it is interrupted, say how to go on.
 
     Args:
@@ -58,7 +58,9 @@ def reporting(console: Console, command: str, folder: Path) -> Iterator[Progress
 
 
 @contextmanager
-def running(ctx: typer.Context, command: str, options: dict[str, Any]) -> Iterator[tuple[Checkpoint, dict[str, Any]]]:
+def load_and_show_progress(
+    ctx: typer.Context, command: str, options: dict[str, Any]
+) -> Iterator[tuple[Checkpoint, dict[str, Any]]]:
     """The checkpoint that a command's options name, and what every measuring call takes besides its settings.
 
     Args:
@@ -72,10 +74,10 @@ def running(ctx: typer.Context, command: str, options: dict[str, Any]) -> Iterat
     Raises:
         UserError: see `ghosttrace.model.checkpoint.load`.
     """
-    checkpoint = load_as_told(options)
+    checkpoint = load_from_options(options)
     resume: Path | None = ctx.params["resume"]
     out: Path = ctx.params["out"] or default_folder(command, checkpoint.name)
-    with reporting(Console(), command, resume or out) as progress:
+    with show_progress(Console(), command, resume or out) as progress:
         yield checkpoint, {"out": None if resume else out, "resume": resume, "progress": progress, "options": options}
 
 

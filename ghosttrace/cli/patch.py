@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from ghosttrace.cli.options import ModelName, gather_options, model_options, run_options, with_options
-from ghosttrace.cli.output import CONTROL_FAILED, print_verdict, running
+from ghosttrace.cli.output import CONTROL_FAILED_EXIT_CODE, load_and_show_progress, print_verdict
 from ghosttrace.patching.run import patch as run_patch
 from ghosttrace.report.patching import patch_table, site_set_text
 
@@ -35,7 +35,7 @@ def patch(
     options = gather_options(ctx, "patch")
     if options is None:
         return
-    with running(ctx, "patch", options) as (checkpoint, run):
+    with load_and_show_progress(ctx, "patch", options) as (checkpoint, run):
         result = run_patch(
             checkpoint,
             options["bench"],
@@ -48,4 +48,4 @@ def patch(
         Console().print(site_set_text(row), soft_wrap=True)
     print_verdict(result)
     if not result.valid:
-        raise typer.Exit(CONTROL_FAILED)
+        raise typer.Exit(CONTROL_FAILED_EXIT_CODE)

@@ -6,8 +6,8 @@ import typer
 from rich.console import Console
 
 from ghosttrace.cli.options import ModelName, gather_options, model_options, run_options, with_options
-from ghosttrace.cli.output import CONTROL_FAILED, print_verdict, running
-from ghosttrace.cli.probe_options import Hops, Samples, SecretBench, secret_options, settings_of
+from ghosttrace.cli.output import CONTROL_FAILED_EXIT_CODE, load_and_show_progress, print_verdict
+from ghosttrace.cli.probe_options import Hops, Samples, SecretBench, probe_settings, secret_options
 from ghosttrace.probing.carriers import CARRIERS
 from ghosttrace.probing.result import ProbeResult
 from ghosttrace.probing.run import probe as run_probe
@@ -31,14 +31,14 @@ def probe(
     options = gather_options(ctx, "probe")
     result = ProbeResult.open(ctx.params["resume"]) if options is None else start_probe(ctx, options)
     if not result.valid:
-        raise typer.Exit(CONTROL_FAILED)
+        raise typer.Exit(CONTROL_FAILED_EXIT_CODE)
 
 
 def start_probe(ctx: typer.Context, options: dict[str, Any]) -> ProbeResult:
     """Run `probe` with these options of its command line."""
-    settings = settings_of(options)
+    settings = probe_settings(options)
     names = ("hops", "layers", "kv", "by_head", "joint", "pool", "mlp", "within_traces", "seed")
-    with running(ctx, "probe", options) as (checkpoint, run):
+    with load_and_show_progress(ctx, "probe", options) as (checkpoint, run):
         result = run_probe(
             checkpoint,
             options["bench"],

@@ -5,14 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ghosttrace.bench import GENERATED
-from ghosttrace.cli.options import BatchTokens, Limit, Traces, numbers
+from ghosttrace.bench import GENERATED_BENCHES
+from ghosttrace.cli.options import BatchTokens, Limit, Traces, parse_integers
 from ghosttrace.errors import UserError
-from ghosttrace.probing.carriers import Pool
-from ghosttrace.probing.sweep import Settings
+from ghosttrace.probing.carriers import Pooling
+from ghosttrace.probing.sweep import ProbeSettings
 
 SecretBench = Annotated[
-    str, typer.Option(help=f"Without --traces: a bench with secrets of its own: {', '.join(GENERATED)}.")
+    str, typer.Option(help=f"Without --traces: a bench with secrets of its own: {', '.join(GENERATED_BENCHES)}.")
 ]
 SecretName = Annotated[
     str,
@@ -48,25 +48,25 @@ def secret_options(
     """Which secrets, in which traces, and where probes look; what `probe` and `audit` preset alike."""
 
 
-def settings_of(options: dict[str, Any]) -> Settings:
+def probe_settings(options: dict[str, Any]) -> ProbeSettings:
     """What to probe, from the options.
 
     Raises:
         UserError: an option is not of the values it can take.
     """
-    layers = numbers(options["layers"], "--layers")
+    layers = parse_integers(options["layers"], "--layers")
     carriers, kv = (tuple(dict.fromkeys(options[name].split(","))) for name in ("carriers", "kv"))
-    return Settings(
+    return ProbeSettings(
         kinds=carriers,
-        hops=tuple(dict.fromkeys(numbers(options["hops"], "--hops") or ())),
+        hops=tuple(dict.fromkeys(parse_integers(options["hops"], "--hops") or ())),
         layers=tuple(sorted(set(layers))) if layers else None,
         kv=kv,
-        pool=pool_of(options["pool"]),
+        pool=parse_pool(options["pool"]),
         **{name: options[name] for name in ("by_head", "joint", "mlp", "within_traces", "seed")},
     )
 
 
-def pool_of(text: str) -> Pool:
+def parse_pool(text: str) -> Pooling:
     """`all`, `mean`, or a number."""
     if text in ("all", "mean"):
         return "all" if text == "all" else "mean"

@@ -11,17 +11,23 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ghosttrace.cli.options import mapping, model_options, with_options
+from ghosttrace.cli.options import model_options, parse_delimiter_mapping, with_options
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import load
-from ghosttrace.serving.paging import ARMS
-from ghosttrace.serving.reasoning_split import PARSERS
-from ghosttrace.serving.settings import Settings
+from ghosttrace.serving.paging import PAGED_ARMS
+from ghosttrace.serving.reasoning_split import PARSER_SEGMENTS
+from ghosttrace.serving.settings import ServingSettings
 from ghosttrace.serving.vllm.server_command import server_command
 
-METRICS = "PROMETHEUS_MULTIPROC_DIR"
-LAW = ("mask_delimiters", "keep_last_n_blocks", "keep_last_block_for_answer")
-SHARED = ("api_key", "dtype", "max_model_len", "max_num_seqs", "reasoning_parser")  # of both; vLLM's under its names
+METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+POLICY_OPTIONS = ("mask_delimiters", "keep_last_n_blocks", "keep_last_block_for_answer")
+SHARED_OPTIONS = (
+    "api_key",
+    "dtype",
+    "max_model_len",
+    "max_num_seqs",
+    "reasoning_parser",
+)  # of both; vLLM's under its names
 
 
 @with_options(model_options)
@@ -33,13 +39,13 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Where it listens.")] = 8000,
     api_key: Annotated[str | None, typer.Option(help="What clients must show; VLLM_API_KEY else.")] = None,
     arm: Annotated[
-        str | None, typer.Option(help=f"{', '.join(ARMS)}; restart for a model trained sealed, else memento.")
+        str | None, typer.Option(help=f"{', '.join(PAGED_ARMS)}; restart for a model trained sealed, else memento.")
     ] = None,
     max_block_tokens: Annotated[int | None, typer.Option(help="End a block after so many tokens.")] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Tokens of prompt and response; the model's own.")] = None,
     max_num_seqs: Annotated[int | None, typer.Option(help="Requests decoded together; 8 with hf.")] = None,
     reasoning_parser: Annotated[
-        str | None, typer.Option(help=f"Tell reasoning from content: {', '.join(PARSERS)}, or one of vLLM's.")
+        str | None, typer.Option(help=f"Tell reasoning from content: {', '.join(PARSER_SEGMENTS)}, or one of vLLM's.")
     ] = None,
     async_scheduling: Annotated[
         bool | None, typer.Option(help="vLLM: schedule ahead of the tokens; where that is exact by default.")
@@ -55,9 +61,9 @@ def serve(
     check(ctx.params)
     chosen = backend or ("vllm" if dry_run or find_spec("vllm") else "hf")
     if chosen == "hf":
-        start_small(ctx.params, ctx.args, asked=backend is not None)
+        start_builtin_server(ctx.params, ctx.args, backend_chosen=backend is not None)
     else:
-        start_vllm(ctx.params, ctx.args)
+        exec_vllm_server(ctx.params, ctx.args)
 
 
 def check(options: dict[str, Any]) -> None:
@@ -66,7 +72,7 @@ def check(options: dict[str, Any]) -> None:
     Raises:
         UserError: one of them is among the options.
     """
-    for name, known in (("backend", ("vllm", "hf")), ("arm", ARMS)):
+    for name, known in (("backend", ("vllm", "hf")), ("arm", PAGED_ARMS)):
         if options[name] not in (None, *known):
             raise UserError(f"--{name} is one of {', '.join(known)}, not {options[name]!r}")
     for name in ("max_block_tokens", "max_num_seqs"):
@@ -88,22 +94,22 @@ def check_address(host: str, port: int) -> None:
         ) from error
 
 
-def start_vllm(options: dict[str, Any], further: list[str]) -> None:
+def exec_vllm_server(options: dict[str, Any], extra_arguments: list[str]) -> None:
     """Become vLLM's server, or print the command."""
     if options["device"] is not None:
         raise UserError("--device is for --backend hf: with vLLM, set CUDA_VISIBLE_DEVICES")
-    shared = [(name.replace("_", "-"), options[name]) for name in SHARED if options[name] is not None]
+    shared = [(name.replace("_", "-"), options[name]) for name in SHARED_OPTIONS if options[name] is not None]
     command, environment = server_command(
         options["model"],
         options["host"],
         options["port"],
-        [*(part for name, value in shared for part in (f"--{name}", str(value))), *further],
-        delimiters=mapping(options["map_delimiters"]),
-        **{name: options[name] for name in ("arm", "max_block_tokens", "async_scheduling", *LAW)},
+        [*(part for name, value in shared for part in (f"--{name}", str(value))), *extra_arguments],
+        delimiters=parse_delimiter_mapping(options["map_delimiters"]),
+        **{name: options[name] for name in ("arm", "max_block_tokens", "async_scheduling", *POLICY_OPTIONS)},
     )
     if options["dry_run"]:
         told = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
-        typer.echo(f"{METRICS}=$(mktemp -d) {told} {shlex.join(command)}")
+        typer.echo(f"{METRICS_FOLDER_VARIABLE}=$(mktemp -d) {told} {shlex.join(command)}")
         return
     if find_spec("vllm") is None:
         raise UserError(
@@ -112,45 +118,49 @@ def start_vllm(options: dict[str, Any], further: list[str]) -> None:
         )
     sys.stdout.flush()
     together = tempfile.mkdtemp(prefix="ghosttrace-metrics-")  # where every process counts
-    os.execve(command[0], command, {**os.environ, **environment, METRICS: together})
+    os.execve(command[0], command, {**os.environ, **environment, METRICS_FOLDER_VARIABLE: together})
 
 
-def start_small(options: dict[str, Any], further: list[str], asked: bool) -> None:
-    """Serve by ourselves; `asked`: that is what the user wanted."""
+def start_builtin_server(options: dict[str, Any], extra_arguments: list[str], backend_chosen: bool) -> None:
+    """Serve by ourselves; `backend_chosen`: that is what the user wanted."""
     import uvicorn
 
     from ghosttrace.serving.http.app import make_app
-    from ghosttrace.serving.http.completions import Options
+    from ghosttrace.serving.http.completions import ServerOptions
 
-    if further or options["async_scheduling"] is not None or options["dry_run"]:
-        wrong = further[0] if further else "--dry-run" if options["dry_run"] else "--async-scheduling"
-        raise UserError(f"{wrong} is for --backend vllm: leave it out" + ("" if asked else ", or install vllm"))
+    if extra_arguments or options["async_scheduling"] is not None or options["dry_run"]:
+        wrong = extra_arguments[0] if extra_arguments else "--dry-run" if options["dry_run"] else "--async-scheduling"
+        raise UserError(
+            f"{wrong} is for --backend vllm: leave it out" + ("" if backend_chosen else ", or install vllm")
+        )
     wanted = options["reasoning_parser"]
-    if wanted not in (None, *PARSERS):
-        raise UserError(f"--reasoning-parser of --backend hf is one of {', '.join(PARSERS)}, not {wanted!r}")
+    if wanted not in (None, *PARSER_SEGMENTS):
+        raise UserError(f"--reasoning-parser of --backend hf is one of {', '.join(PARSER_SEGMENTS)}, not {wanted!r}")
     check_address(options["host"], options["port"])
-    law = {name: options[name] for name in LAW}
-    checkpoint = load(options["model"], options["device"], options["dtype"], mapping(options["map_delimiters"]), **law)
+    law = {name: options[name] for name in POLICY_OPTIONS}
+    checkpoint = load(
+        options["model"], options["device"], options["dtype"], parse_delimiter_mapping(options["map_delimiters"]), **law
+    )
     own = getattr(checkpoint.model.config.get_text_config(), "max_position_embeddings", None)
     context = options["max_model_len"] or own
     if context is None or not 2 <= context <= (own or context):
         raise UserError(f"--max-model-len is from 2 to {own or 'what the model can read'}")
     app = make_app(
         checkpoint,
-        Settings(
+        ServingSettings(
             checkpoint.markup,
             checkpoint.policy,
             options["arm"] or ("restart" if checkpoint.sealed else "memento"),
             options["max_block_tokens"],
         ),
-        Options(
+        ServerOptions(
             options["model"],
             context,
             options["max_num_seqs"] or 8,
             api_key=options["api_key"] or os.environ.get("VLLM_API_KEY"),
-            reasoning=PARSERS.get(wanted),
+            reasoning_segment=PARSER_SEGMENTS.get(wanted),
         ),
     )
-    if not asked:
+    if not backend_chosen:
         Console().print("vllm is not installed: serving one batch at a time, by --backend hf")
     uvicorn.run(app, host=options["host"], port=options["port"])

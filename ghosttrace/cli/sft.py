@@ -6,12 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from ghosttrace.cli.options import (
+    DelimiterMapping,
     Delimiters,
     KeepLast,
     Limit,
-    Mapping,
     gather_options,
-    mapping,
+    parse_delimiter_mapping,
     run_options,
     with_options,
 )
@@ -32,12 +32,12 @@ def sft(
     limit: Limit = None,
     sealed_share: Annotated[float, typer.Option(help="Of the traces of a memento stage: laid out sealed.")] = 0.0,
     kernel: Annotated[
-        str | None, typer.Option(help="stretches, sdpa, flex or matmul; flex on a GPU, else stretches.")
+        str | None, typer.Option(help="segments, sdpa, flex or matmul; flex on a GPU, else segments.")
     ] = None,
     bad_rows: Annotated[str, typer.Option(help="skip or refuse rows that cannot be trained on.")] = "skip",
     mask_delimiters: Delimiters = None,
     keep_last_n_blocks: KeepLast = None,
-    map_delimiters: Mapping = None,
+    map_delimiters: DelimiterMapping = None,
 ) -> None:
     """Fine-tune a model to erase: one stage of the recipe. Further flags go to trl's SFTConfig and ModelConfig
     (--learning_rate 8e-5, --packing, --use_peft, --config FILE.yaml); their defaults are the paper's.
@@ -59,8 +59,8 @@ def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) ->
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: pip install 'ghosttrace[train]'") from error
 
-    if options["kernel"] not in (None, "stretches", "sdpa", "flex", "matmul"):
-        raise UserError(f"--kernel is stretches, sdpa, flex or matmul, not {options['kernel']!r}")
+    if options["kernel"] not in (None, "segments", "sdpa", "flex", "matmul"):
+        raise UserError(f"--kernel is segments, sdpa, flex or matmul, not {options['kernel']!r}")
     if options["bad_rows"] not in ("skip", "refuse"):
         raise UserError(f"--bad-rows is skip or refuse, not {options['bad_rows']!r}")
     if (options["limit"] or 1) < 1 or options["samples"] < 0:
@@ -70,7 +70,7 @@ def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) ->
         data=tuple(options["data"]),
         eval_data=tuple(options["eval_data"] or ()),
         policy={name: options[name] for name in ("mask_delimiters", "keep_last_n_blocks")},
-        delimiters=mapping(options["map_delimiters"]),
+        delimiters=parse_delimiter_mapping(options["map_delimiters"]),
         trainer=tuple(options["trainer"]),
         **{name: options[name] for name in ("stage", "limit", "samples", "sealed_share", "kernel", "bad_rows")},
     )

@@ -10,12 +10,12 @@ import pandas as pd
 import torch
 from transformers import PreTrainedConfig
 
-from ghosttrace.data.read import TraceText, encode
+from ghosttrace.data.read import TraceText, tokenize_trace
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER, Policy, alive, erasures, expiry
 from ghosttrace.law.markup import DELIMITERS, Markup, find_blocks
-from ghosttrace.model.checkpoint import RECORD, load_config, load_tokenizer, recorded_policy
-from ghosttrace.model.geometry import Geometry
+from ghosttrace.model.checkpoint import CONFIG_KEY, load_config, load_tokenizer, recorded_policy
+from ghosttrace.model.geometry import CacheGeometry
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ModelInfo:
 
     name: str
     family: str | None
-    geometry: Geometry | None
+    geometry: CacheGeometry | None
     dtype: torch.dtype | None
     delimiters: dict[str, int | None]
     policy: dict[str, Any] | None
@@ -55,12 +55,12 @@ class TraceInfo:
         tokens: length of prompt and response.
         blocks: one row a finished block: tokens of block and memento, the step at which it expires,
             KV tokens held just before and after.
-        curve: int64[T], KV tokens held at each step.
+        kv_tokens_held: int64[T], KV tokens held at each step.
     """
 
     tokens: int
     blocks: pd.DataFrame
-    curve: np.ndarray
+    kv_tokens_held: np.ndarray
 
 
 def model_info(name: str, delimiters: Mapping[str, str] | None = None) -> ModelInfo:
@@ -73,7 +73,7 @@ def model_info(name: str, delimiters: Mapping[str, str] | None = None) -> ModelI
     bare = folder.is_dir() and not (folder / "config.json").exists() and (folder / "tokenizer.json").exists()
     config: PreTrainedConfig | None = None if bare else load_config(name)
     tokenizer = load_tokenizer(name)
-    record = getattr(config, RECORD, None) or {}
+    record = getattr(config, CONFIG_KEY, None) or {}
     names = {key: f"<|{key}|>" for key in DELIMITERS} | record.get("delimiters", {}) | dict(delimiters or {})
     vocabulary = tokenizer.get_vocab()
     found = {token: vocabulary.get(token) for token in names.values()}
@@ -81,8 +81,8 @@ def model_info(name: str, delimiters: Mapping[str, str] | None = None) -> ModelI
     return ModelInfo(
         name=name,
         family=config.model_type if config else None,
-        geometry=Geometry.of(config) if config else None,
-        dtype=dtype_of(config) if config else None,
+        geometry=CacheGeometry.from_config(config) if config else None,
+        dtype=stored_dtype(config) if config else None,
         delimiters=found,
         policy=recorded_policy(config) if config else None,
         tokenizer=tokenizer,
@@ -91,7 +91,7 @@ def model_info(name: str, delimiters: Mapping[str, str] | None = None) -> ModelI
     )
 
 
-def dtype_of(config: PreTrainedConfig) -> torch.dtype:
+def stored_dtype(config: PreTrainedConfig) -> torch.dtype:
     """The number format that a checkpoint is stored in."""
     stored = config.get_text_config().dtype or torch.float32
     return getattr(torch, stored) if isinstance(stored, str) else stored
@@ -112,7 +112,7 @@ def trace_info(model: ModelInfo, trace: TraceText, policy: Policy) -> TraceInfo:
         raise UserError(
             f"{model.name} has no chat template, so the assistant's turn cannot be told: add chat_template.jinja"
         )
-    ids = [token for part in encode(trace, model.tokenizer, model.family, model.names) for token in part]
+    ids = [token for part in tokenize_trace(trace, model.tokenizer, model.family, model.names) for token in part]
     markup = Markup.from_tokenizer(model.tokenizer, model.names)
     times = expiry(ids, markup, policy)
     held = alive(times)
@@ -124,8 +124,8 @@ def trace_info(model: ModelInfo, trace: TraceText, policy: Policy) -> TraceInfo:
         row |= {"memento_tokens": block.memento_end - block.memento_start - 1}
         row |= {"erased_at": None, "erased_keys": 0, "held_before": None, "held_after": None}
         if gone is not None:
-            row |= {"erased_at": gone.at, "erased_keys": len(gone.keys)}
-            row |= {"held_before": int(held[gone.at - 1])}
-            row |= {"held_after": int(held[gone.at - 1] - ((times == gone.at) & (times < NEVER)).sum())}
+            row |= {"erased_at": gone.expires_at, "erased_keys": len(gone.keys)}
+            row |= {"held_before": int(held[gone.expires_at - 1])}
+            row |= {"held_after": int(held[gone.expires_at - 1] - ((times == gone.expires_at) & (times < NEVER)).sum())}
         rows.append(row)
     return TraceInfo(len(ids), pd.DataFrame(rows), held)

@@ -16,16 +16,16 @@ from typing import Any
 from ghosttrace.data.user_json import parse_json
 from ghosttrace.errors import HUB_ERRORS, UserError
 from ghosttrace.model.prompts import chat_prompt
-from ghosttrace.runs.folder import REFERENCE
+from ghosttrace.runs.folder import REFERENCE_ARM
 
-BATCH = 256  # rows of a Parquet file in memory at once
-KINDS = ("type", "text")
-PLACES = {
+PARQUET_BATCH_ROWS = 256  # rows of a Parquet file in memory at once
+SEGMENT_KEYS = ("type", "text")
+SEGMENT_DELIMITERS = {
     "block": ("<|block_start|>", "<|block_end|>"),
     "summary": ("<|summary_start|>", "<|summary_end|>"),
     "answer": ("</think>\n", ""),
 }
-THINK = "<think>"
+THINK_TAG = "<think>"
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,19 @@ def read_traces(source: str | Path, limit: int | None = None) -> list[TraceText]
     """The traces of a file, or of a data set on the hub.
 
     Args:
-        source: see `records`.
+        source: see `iter_records`.
         limit: the first traces only.
 
     Raises:
         UserError: there is no such file or data set, or it has neither `segments` nor `response`.
     """
-    found = [trace_of(record, source) for record in islice(records(source), limit)]
+    found = [parse_trace(record, source) for record in islice(iter_records(source), limit)]
     if not found:
         raise UserError(f"{source} holds no traces: give a JSON, JSONL, Parquet or text file with at least one")
     return found
 
 
-def records(source: str | Path) -> Iterator[Any]:
+def iter_records(source: str | Path) -> Iterator[Any]:
     """The rows of a file or of a data set on the hub (split `train`), one by one.
 
     Args:
@@ -65,7 +65,7 @@ def records(source: str | Path) -> Iterator[Any]:
     """
     path = Path(source)
     if path.is_dir():
-        for row in responses(path):
+        for row in reference_responses(path):
             if row["correct"]:
                 prompt, answer = row["prompt_ids"], row["response_ids"]
                 name, labels = f"{row['problem']}/{row['repetition']}", [-100] * len(prompt) + answer
@@ -74,7 +74,7 @@ def records(source: str | Path) -> Iterator[Any]:
     yield from _rows(path) if path.is_file() else _streamed(str(source))
 
 
-def responses(folder: Path) -> list[dict[str, Any]]:
+def reference_responses(folder: Path) -> list[dict[str, Any]]:
     """The responses of the reference arm of a finished ablation: bench, problem, repetition, correct, token ids.
 
     Raises:
@@ -88,7 +88,7 @@ def responses(folder: Path) -> list[dict[str, Any]]:
         raise UserError(f"{folder} holds no samples.parquet: give the folder of a finished run of ghosttrace ablate")
     columns = ["bench", "problem", "repetition", "correct", "prompt_ids", "response_ids"]
     try:
-        table = parquet.read_table(path, columns=columns, filters=[("arm", "=", REFERENCE)])
+        table = parquet.read_table(path, columns=columns, filters=[("arm", "=", REFERENCE_ARM)])
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} is damaged or no ablation's: give the folder of a run of ghosttrace ablate") from error
     rows: list[dict[str, Any]] = table.to_pylist()
@@ -133,13 +133,13 @@ def _parquet_rows(path: Path) -> Iterator[Any]:
 
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(BATCH):
+            for batch in file.iter_batches(PARQUET_BATCH_ROWS):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a Parquet file: give one, or JSON, JSONL or text") from error
 
 
-def encode(
+def tokenize_trace(
     trace: TraceText, tokenizer: Any, family: str | None, names: Mapping[str, str]
 ) -> tuple[list[int], list[int]]:
     """Token ids of a trace's prompt and response.
@@ -163,13 +163,13 @@ def encode(
 
 def _behind(prompt: str, response: str) -> str:
     """A response without the `<think>` that its prompt ends with already: some chat templates invite with it."""
-    for opening in (f"{THINK}\n", THINK):
+    for opening in (f"{THINK_TAG}\n", THINK_TAG):
         if prompt.endswith(opening):
-            return response.removeprefix(opening) if response.startswith(opening) else response.removeprefix(THINK)
+            return response.removeprefix(opening) if response.startswith(opening) else response.removeprefix(THINK_TAG)
     return response
 
 
-def trace_of(record: Any, path: str | Path) -> TraceText:
+def parse_trace(record: Any, path: str | Path) -> TraceText:
     """A row as a trace.
 
     Raises:
@@ -190,12 +190,12 @@ def trace_of(record: Any, path: str | Path) -> TraceText:
             f"{path} has 'segments' that cannot be read: it is a list of {{'type': 'block', 'summary' or 'answer', "
             "'text': …}"
         )
-    parts = [before + s["text"] + behind for s in segments for before, behind in [PLACES[s["type"]]]]
-    return TraceText(problem, f"{THINK}\n" + "".join(parts))
+    parts = [before + s["text"] + behind for s in segments for before, behind in [SEGMENT_DELIMITERS[s["type"]]]]
+    return TraceText(problem, f"{THINK_TAG}\n" + "".join(parts))
 
 
 def _is_segment(segment: Any) -> bool:
-    if not isinstance(segment, Mapping) or set(KINDS) - set(segment):
+    if not isinstance(segment, Mapping) or set(SEGMENT_KEYS) - set(segment):
         return False
     kind, text = segment["type"], segment["text"]
-    return isinstance(kind, str) and kind in PLACES and isinstance(text, str)
+    return isinstance(kind, str) and kind in SEGMENT_DELIMITERS and isinstance(text, str)

@@ -21,7 +21,7 @@ class Sample:
         secret: what was hidden, as far as two samples could share it; no split separates equal ones.
             Empty where the secret is itself the class (a word of a list).
         block: which finished pair holds the secret, counted from 0.
-        where: places in `ids` of the tokens that spell it.
+        secret_indices: places in `ids` of the tokens that spell it.
         labels: int, one per target of the task; -1 where a target does not apply.
     """
 
@@ -29,7 +29,7 @@ class Sample:
     base: str
     secret: str
     block: int
-    where: tuple[int, ...]
+    secret_indices: tuple[int, ...]
     labels: tuple[int, ...]
 
 
@@ -49,16 +49,16 @@ class Task:
         name: as in the results.
         samples: N of them.
         targets: the questions.
-        exact: for targets whose posterior given the retained text is known exactly, float[N, C],
+        exact_log_posteriors: for targets whose posterior given the retained text is known exactly, float[N, C],
             its natural logarithm (-inf for what the text excludes).
     """
 
     name: str
     samples: tuple[Sample, ...]
     targets: tuple[Target, ...]
-    exact: Mapping[str, np.ndarray] = field(default_factory=dict)
+    exact_log_posteriors: Mapping[str, np.ndarray] = field(default_factory=dict)
 
-    def only(self, patterns: Sequence[str]) -> "Task":
+    def select_targets(self, patterns: Sequence[str]) -> "Task":
         """The same samples, asked for some of the targets.
 
         Args:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ghosttrace.data.read import TraceText, encode, read_traces, responses
+from ghosttrace.data.read import TraceText, read_traces, reference_responses, tokenize_trace
 from ghosttrace.errors import UserError
 from ghosttrace.law.markup import DELIMITERS
 from ghosttrace.model.checkpoint import Checkpoint
@@ -32,11 +32,11 @@ class TokenTrace:
         return [*self.prompt, *self.response]
 
 
-Sources = str | Path | Sequence[str | Path | TokenTrace]
+TraceSources = str | Path | Sequence[str | Path | TokenTrace]
 """Files, run folders of ablations, hub ids of data sets, or traces in tokens."""
 
 
-def traces_of(checkpoint: Checkpoint, sources: Sources, limit: int | None = None) -> list[TokenTrace]:
+def load_traces(checkpoint: Checkpoint, sources: TraceSources, limit: int | None = None) -> list[TokenTrace]:
     """The traces of files, of data sets on the hub, or of the reference arm of finished ablations.
 
     Args:
@@ -56,7 +56,7 @@ def traces_of(checkpoint: Checkpoint, sources: Sources, limit: int | None = None
             continue
         name = Path(source).name
         for number, text in enumerate(read_traces(source, limit)):
-            found.append(encoded(checkpoint, name if len(paths) == 1 else "traces", f"{source}/{number}", text))
+            found.append(to_token_trace(checkpoint, name if len(paths) == 1 else "traces", f"{source}/{number}", text))
     counts = Counter((trace.source, trace.name) for trace in found)
     twice = next((key for key, count in counts.items() if count > 1), None)
     if twice:
@@ -64,16 +64,16 @@ def traces_of(checkpoint: Checkpoint, sources: Sources, limit: int | None = None
     return found
 
 
-def encoded(checkpoint: Checkpoint, source: str, name: str, text: TraceText) -> TokenTrace:
+def to_token_trace(checkpoint: Checkpoint, source: str, name: str, text: TraceText) -> TokenTrace:
     """A trace in the tokens and the chat format of a checkpoint."""
     tokens = checkpoint.tokenizer.convert_ids_to_tokens(list(checkpoint.markup.delimiters))
     names = dict(zip(DELIMITERS, tokens, strict=True))
     family = checkpoint.model.config.model_type
-    return TokenTrace(source, name, *encode(text, checkpoint.tokenizer, family, names))
+    return TokenTrace(source, name, *tokenize_trace(text, checkpoint.tokenizer, family, names))
 
 
 def _of_run(folder: Path, limit: int | None) -> list[TokenTrace]:
     return [
         TokenTrace(row["bench"], f"{row['problem']}/{row['repetition']}", row["prompt_ids"], row["response_ids"])
-        for row in responses(folder)[:limit]
+        for row in reference_responses(folder)[:limit]
     ]

@@ -12,7 +12,7 @@ from ghosttrace.model.attention import attending
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.session import Session
 
-LOGIT_BYTES = 2**28  # of the logits of one piece
+MAX_LOGIT_BYTES = 2**28  # of the logits of one piece
 
 
 def log2_probabilities(
@@ -30,14 +30,14 @@ def log2_probabilities(
         For each trace float64[T - 1], log2 p of tokens 1 to T - 1.
     """
     model = checkpoint.model
-    piece = max(1, LOGIT_BYTES // (4 * model.config.get_text_config().vocab_size * len(traces)))
+    piece = max(1, MAX_LOGIT_BYTES // (4 * model.config.get_text_config().vocab_size * len(traces)))
     found: list[list[np.ndarray]] = [[] for _ in traces]
     with attending(model):
         rows = keys or [(row,) for row in range(len(traces))]
-        session = Session(model, checkpoint.markup, arm.law(checkpoint.policy), rows, arm.eraser)
+        session = Session(model, checkpoint.markup, arm.adapt_policy(checkpoint.policy), rows, arm.eraser)
         for begin in range(0, max(map(len, traces)) - 1, piece):
             parts = [list(ids[:-1][begin : begin + piece]) for ids in traces]
-            for row, logits in enumerate(session.advance(parts, every=True)):
+            for row, logits in enumerate(session.advance(parts, all_logits=True)):
                 following = torch.tensor(traces[row][begin + 1 : begin + 1 + len(parts[row])], device=logits.device)
                 chosen = logits.gather(-1, following[:, None].long())[:, 0].float()
                 logp = (chosen - logits.float().logsumexp(-1)).double()
@@ -45,7 +45,7 @@ def log2_probabilities(
     return [np.concatenate(pieces) for pieces in found]
 
 
-def first_measured(ids: Sequence[int], markup: Markup, policy: Policy) -> int:
+def first_measured_index(ids: Sequence[int], markup: Markup, policy: Policy) -> int:
     """The place of the first token at which the arms can differ; the length of the trace if there is none."""
     gone = erasures(ids, markup, policy)
-    return min((max(erasure.at, erasure.block.memento_end + 1) for erasure in gone), default=len(ids))
+    return min((max(erasure.expires_at, erasure.block.memento_end + 1) for erasure in gone), default=len(ids))

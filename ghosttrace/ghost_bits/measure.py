@@ -21,16 +21,16 @@ import pyarrow as pa
 
 from ghosttrace.ablation.arms import Arm, Memento
 from ghosttrace.data.tokens import TokenTrace
-from ghosttrace.ghost_bits.likelihood import first_measured, log2_probabilities
+from ghosttrace.ghost_bits.likelihood import first_measured_index, log2_probabilities
 from ghosttrace.law.expiry import Policy
 from ghosttrace.law.markup import Markup, find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.runs.progress import Progress, silent
-from ghosttrace.runs.records import Layout, Records
+from ghosttrace.runs.progress import Progress, no_progress
+from ghosttrace.runs.records import RecordLayout, Records
 
-CLASSES = ("block", "memento", "delimiter", "answer", "other")
+TOKEN_KINDS = ("block", "memento", "delimiter", "answer", "other")
 
-TRACES = Layout(
+BITS_TABLE = RecordLayout(
     pa.schema(
         {
             "source": pa.string(),
@@ -49,7 +49,7 @@ TRACES = Layout(
 )
 
 
-def measured(trace: TokenTrace, markup: Markup, policy: Policy, think_end: Sequence[int]) -> pd.DataFrame:
+def measured_tokens(trace: TokenTrace, markup: Markup, policy: Policy, think_end: Sequence[int]) -> pd.DataFrame:
     """The tokens at which the arms can differ: all from the first erasure on.
 
     Args:
@@ -58,11 +58,11 @@ def measured(trace: TokenTrace, markup: Markup, policy: Policy, think_end: Seque
         think_end: the ids of `</think>`, behind whose last occurrence the answer stands.
 
     Returns:
-        One row a token: position, kind (of `CLASSES`), block (how many pairs are finished before it),
+        One row a token: position, kind (of `TOKEN_KINDS`), block (how many pairs are finished before it),
         distance (tokens since the last `<|summary_end|>`; the next one is 1).
     """
     ids = np.array(trace.ids)
-    position = np.arange(first_measured(trace.ids, markup, policy), len(ids))
+    position = np.arange(first_measured_index(trace.ids, markup, policy), len(ids))
     kind = np.full(len(ids), "other", dtype=object)
     blocks = find_blocks(ids, markup, policy.require_assistant_section)
     for block in blocks:
@@ -91,7 +91,7 @@ def measure(
     arms: Sequence[Arm],
     records: Records,
     batch_tokens: int = 65_536,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> None:
     """Measure every trace that is not on record yet.
 
@@ -99,7 +99,7 @@ def measure(
         checkpoint: the model and its law.
         traces: what to read.
         arms: each is compared with `memento`.
-        records: with layout `TRACES`.
+        records: with layout `BITS_TABLE`.
         batch_tokens: traces of similar lengths are read together, as many as have this many tokens.
         progress: called with (what, traces done, traces in all).
 
@@ -108,14 +108,14 @@ def measure(
     """
     chosen = {arm.name: arm for arm in arms}
     for arm in arms:
-        arm.law(checkpoint.policy)
+        arm.adapt_policy(checkpoint.policy)
         arm.check(checkpoint.model)
     think_end = checkpoint.tokenizer("</think>", add_special_tokens=False)["input_ids"]
     done = 0
     for batch in _batches(traces, batch_tokens):
         if not all((trace.source, trace.name, name) in records for trace in batch for name in chosen):
             ids, keys = [trace.ids for trace in batch], [_key(trace) for trace in batch]
-            tokens = [measured(trace, checkpoint.markup, checkpoint.policy, think_end) for trace in batch]
+            tokens = [measured_tokens(trace, checkpoint.markup, checkpoint.policy, think_end) for trace in batch]
             reference = log2_probabilities(checkpoint, Memento(), ids)
             for name, arm in chosen.items():
                 altered = log2_probabilities(checkpoint, arm, ids, keys)

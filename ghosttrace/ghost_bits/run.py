@@ -6,25 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from ghosttrace.ablation.arms import ARMS, Arm, Part, PlaceboArm
-from ghosttrace.ablation.settings import as_list, check_names, make_arm
+from ghosttrace.ablation.settings import as_list, check_arm_names, make_arm
 from ghosttrace.bench import Bench, as_benches
 from ghosttrace.bench.reference_traces import reference_traces
-from ghosttrace.data.tokens import Sources, TokenTrace, traces_of
+from ghosttrace.data.tokens import TokenTrace, TraceSources, load_traces
 from ghosttrace.errors import UserError
-from ghosttrace.ghost_bits.likelihood import first_measured
-from ghosttrace.ghost_bits.measure import TRACES, measure
+from ghosttrace.ghost_bits.likelihood import first_measured_index
+from ghosttrace.ghost_bits.measure import BITS_TABLE, measure
 from ghosttrace.ghost_bits.result import BitsResult
 from ghosttrace.ghost_bits.summary import failed_controls, summarise
 from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
 from ghosttrace.model.provenance import provenance
-from ghosttrace.runs.folder import REFERENCE, json_rows, stable_repr
-from ghosttrace.runs.progress import Progress, silent
+from ghosttrace.runs.folder import REFERENCE_ARM, json_rows, stable_repr
+from ghosttrace.runs.progress import Progress, no_progress
 from ghosttrace.runs.writer import begin_run
 
 
 def bits(
     model: str | Path | Checkpoint = "toy-mixed",
-    traces: Sources | None = None,
+    traces: TraceSources | None = None,
     bench: str | Bench | Sequence[str | Bench] = "ledger",
     arms: str | Sequence[str | Arm] = ("restart",),
     *,
@@ -59,18 +59,18 @@ def bits(
     chosen = _arms(as_list(arms))
     checkpoint = as_checkpoint(model)
     benches = as_benches(bench, limit, seed) if traces is None else []
-    found = reference_traces(checkpoint, *benches) if traces is None else traces_of(checkpoint, traces, limit)
+    found = reference_traces(checkpoint, *benches) if traces is None else load_traces(checkpoint, traces, limit)
     for arm in chosen:
-        arm.law(checkpoint.policy)  # refuses a policy that erases nothing
-    if all(first_measured(trace.ids, checkpoint.markup, checkpoint.policy) == len(trace.ids) for trace in found):
+        arm.adapt_policy(checkpoint.policy)  # refuses a policy that erases nothing
+    if all(first_measured_index(trace.ids, checkpoint.markup, checkpoint.policy) == len(trace.ids) for trace in found):
         raise UserError(
             "no trace has a finished block and memento with text after them: "
             "give traces with the model's delimiters in them"
         )
     order = [(trace.source, trace.name, arm.name) for trace in found for arm in chosen]
     decided = configuration(checkpoint, found, chosen, batch_tokens, options or {})
-    with begin_run(out, resume, decided, TRACES) as run:
-        measure(checkpoint, found, chosen, run.records, batch_tokens, progress or silent)
+    with begin_run(out, resume, decided, BITS_TABLE) as run:
+        measure(checkpoint, found, chosen, run.records, batch_tokens, progress or no_progress)
         results = summarise(run.records.get(key) for key in order)
         ceilings = {one.name: one.ceiling for one in benches}
         failures = failed_controls(results, {arm.name: arm for arm in chosen}, ceilings)
@@ -83,7 +83,7 @@ def _arms(arms: Sequence[str | Arm]) -> list[Arm]:
     Raises:
         UserError: no such arm, or one that fixed traces do not suit.
     """
-    possible = [name for name, kind in ARMS.items() if not kind.needs_counterfactuals and name != REFERENCE]
+    possible = [name for name, kind in ARMS.items() if not kind.needs_counterfactuals and name != REFERENCE_ARM]
     for one in arms:
         if isinstance(one, str) and one not in possible:
             raise UserError(f"--arms of bits are of {', '.join(possible)}, not {one!r}")
@@ -93,7 +93,7 @@ def _arms(arms: Sequence[str | Arm]) -> list[Arm]:
         raise UserError(
             f"{donated} needs counterfactual blocks, and bits are measured on traces as they are: leave it out"
         )
-    check_names(arms, [REFERENCE, PlaceboArm.name])
+    check_arm_names(arms, [REFERENCE_ARM, PlaceboArm.name])
     return list({arm.name: arm for arm in (*found, PlaceboArm())}.values())
 
 

@@ -8,17 +8,17 @@ import numpy as np
 import pandas as pd
 
 from ghosttrace.ablation.arms import Arm
-from ghosttrace.stats import ratio
+from ghosttrace.stats import ratio_estimate
 
-DISTANCES = (1, 2, 5, 17, 65, 257)  # lower ends of the groups of distances
-ROUNDING = 1e-3  # bits per token that recomputation may shift on average
+DISTANCE_BIN_STARTS = (1, 2, 5, 17, 65, 257)  # lower ends of the groups of distances
+ROUNDING_TOLERANCE_BITS = 1e-3  # bits per token that recomputation may shift on average
 
 
 def summarise(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Mean bits a token, by source and arm: over all, by kind, by block and by distance.
 
     Args:
-        rows: of `TRACES`.
+        rows: of `BITS_TABLE`.
 
     Returns:
         One row per source, arm, `by` (all, kind, block, distance) and `group`: n_traces, n_tokens, bits
@@ -31,7 +31,7 @@ def summarise(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     totals = pd.concat(parts)
     found = []
     for (source, arm, by, group), part in totals.groupby(["source", "arm", "by", "group"], sort=False):
-        mean = ratio(part["bits"].to_numpy(float), part["count"].to_numpy(float))
+        mean = ratio_estimate(part["bits"].to_numpy(float), part["count"].to_numpy(float))
         row = {"source": source, "arm": arm, "by": by, "group": group}
         row |= {"n_traces": len(part), "n_tokens": int(part["count"].sum())}
         row |= {"bits": mean.value, "bits_low": mean.low, "bits_high": mean.high}
@@ -43,8 +43,10 @@ def summarise(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 def _totals(row: dict[str, Any]) -> pd.DataFrame:
     """Sums over one trace by every grouping."""
-    reach = np.searchsorted(DISTANCES, np.array(row["distance"], dtype=np.int64), side="right") - 1
-    labels = [f"{a}-{b - 1}" if b - 1 > a else str(a) for a, b in pairwise(DISTANCES)] + [f"{DISTANCES[-1]}-"]
+    reach = np.searchsorted(DISTANCE_BIN_STARTS, np.array(row["distance"], dtype=np.int64), side="right") - 1
+    labels = [f"{a}-{b - 1}" if b - 1 > a else str(a) for a, b in pairwise(DISTANCE_BIN_STARTS)] + [
+        f"{DISTANCE_BIN_STARTS[-1]}-"
+    ]
     surprise = -np.array(row["log2p_arm"], dtype=float)
     table = pd.DataFrame({"bits": np.array(row["log2p_memento"], dtype=float) + surprise, "surprise": surprise})
     groups = {"all": ["all"] * len(table), "kind": row["kind"], "block": row["block"]}
@@ -73,14 +75,14 @@ def failed_controls(
     """
     failures = []
     for row in results.to_dict("records"):
-        moved = abs(row["bits"]) > ROUNDING and not row["bits_low"] <= 0 <= row["bits_high"]
+        moved = abs(row["bits"]) > ROUNDING_TOLERANCE_BITS and not row["bits_low"] <= 0 <= row["bits_high"]
         if arms[row["arm"]].control and row["by"] == "all" and moved:
             failures.append(f"{row['source']}: {row['arm']} moved {row['bits']:+.4f} bits a token")
         ceiling = ceilings.get(row["source"])
         if ceiling is not None and arms[row["arm"]].sealed and (row["by"], row["group"]) == ("kind", "answer"):
             least, count = -np.log2(ceiling), row["n_tokens"] / row["n_traces"]
             slack = (row["bits_high"] - row["bits"]) * count
-            if row["cross_entropy"] + slack < least - ROUNDING:
+            if row["cross_entropy"] + slack < least - ROUNDING_TOLERANCE_BITS:
                 failures.append(
                     f"{row['source']}: {row['arm']} predicts answers at {row['cross_entropy']:.2f} bits, and a sealed "
                     f"cache leaves {least:.2f}"

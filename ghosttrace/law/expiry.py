@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ghosttrace.errors import UserError
-from ghosttrace.law.markup import Block, Markup, Tracker, delimiter_events, find_blocks
+from ghosttrace.law.markup import Block, BlockTracker, Markup, delimiter_events, find_blocks
 
 NEVER = np.iinfo(np.int64).max
 
@@ -60,7 +60,7 @@ class Policy:
         """Keys expire once `<|summary_end|>` is read; else only when it, or a later token, is chosen."""
         return self.erase_at == "after_summary_end" and not self.keep_last_block_for_answer
 
-    def erased(self, block: Block) -> range:
+    def erased_indices(self, block: Block) -> range:
         """Positions that expire with a block."""
         if self.mask_delimiters:
             return range(block.start, block.end + 1)
@@ -68,11 +68,11 @@ class Policy:
 
 
 class Erasure(NamedTuple):
-    """One block's expiry: query `at` is the first that no longer sees `keys`."""
+    """One block's expiry: query `expires_at` is the first that no longer sees `keys`."""
 
     block: Block
     keys: range
-    at: int
+    expires_at: int
 
 
 def erasures(token_ids: Sequence[int] | np.ndarray, markup: Markup, policy: Policy) -> list[Erasure]:
@@ -95,7 +95,9 @@ def erasures(token_ids: Sequence[int] | np.ndarray, markup: Markup, policy: Poli
         at = np.append(starts, NEVER)[np.searchsorted(starts, due)]
     else:
         at = due + (policy.erase_at == "after_summary_end")
-    return [Erasure(block, policy.erased(block), int(t)) for block, t in zip(blocks, at, strict=False) if t != NEVER]
+    return [
+        Erasure(block, policy.erased_indices(block), int(t)) for block, t in zip(blocks, at, strict=False) if t != NEVER
+    ]
 
 
 def expiry(token_ids: Sequence[int] | np.ndarray, markup: Markup, policy: Policy) -> np.ndarray:
@@ -111,7 +113,7 @@ def expiry(token_ids: Sequence[int] | np.ndarray, markup: Markup, policy: Policy
     """
     times = np.full(len(token_ids), NEVER, dtype=np.int64)
     for erasure in erasures(token_ids, markup, policy):
-        times[erasure.keys.start : erasure.keys.stop] = erasure.at
+        times[erasure.keys.start : erasure.keys.stop] = erasure.expires_at
     return times
 
 
@@ -119,22 +121,22 @@ class ExpiryTracker:
     """The law, one token at a time: the state machine that generation is driven by.
 
     Attributes:
-        trace: the reading of the stream so far.
+        block_tracker: the reading of the stream so far.
         blocks: finished pairs so far.
     """
 
     def __init__(self, markup: Markup, policy: Policy) -> None:
         self.policy = policy
-        self.trace = Tracker(markup, policy.require_assistant_section)
+        self.block_tracker = BlockTracker(markup, policy.require_assistant_section)
         self.blocks: list[Block] = []
         self._due: list[Block] = []
 
     def push(self, token: int) -> list[Erasure]:
         """Read the token at position p; return what expires at p or, at the latest, at p + 1."""
-        position = self.trace.position
-        finished = self.trace.push(token)
+        position = self.block_tracker.num_read
+        finished = self.block_tracker.push(token)
         expired: list[Erasure] = []
-        if self._due and self.trace.open == [position]:
+        if self._due and self.block_tracker.open_delimiters == [position]:
             expired, self._due = [self._erasure(block, position) for block in self._due], []
         if finished is None:
             return expired
@@ -149,7 +151,7 @@ class ExpiryTracker:
         return expired
 
     def _erasure(self, block: Block, at: int) -> Erasure:
-        return Erasure(block, self.policy.erased(block), at)
+        return Erasure(block, self.policy.erased_indices(block), at)
 
 
 def alive(expiry: np.ndarray) -> np.ndarray:

@@ -22,18 +22,18 @@ class Layout:
 
     Attributes:
         tokens: int64[C].
-        order: int64[C], which place of the sequence stands in each column; also its RoPE position.
+        token_index: int64[C], which place of the sequence stands in each column; also its RoPE position.
         expiry: int64[C], counted in columns.
     """
 
     tokens: np.ndarray
-    order: np.ndarray
+    token_index: np.ndarray
     expiry: np.ndarray
 
     def columns(self, places: Sequence[int] | np.ndarray) -> np.ndarray:
         """int64[n]: where places of the sequence stand, the second copy where there are two."""
-        last = np.full(int(self.order.max(initial=-1)) + 1, -1, dtype=np.int64)
-        last[self.order] = np.arange(len(self.order))  # the later of two writes stays
+        last = np.full(int(self.token_index.max(initial=-1)) + 1, -1, dtype=np.int64)
+        last[self.token_index] = np.arange(len(self.token_index))  # the later of two writes stays
         return last[np.asarray(places, dtype=np.int64)]
 
 
@@ -62,11 +62,15 @@ def sealed_layout(token_ids: Sequence[int] | np.ndarray, markup: Markup, policy:
     done = columns = 0
     for erasure in erasures(tokens, markup, policy):
         before = erasure.keys.start - done
-        clean = columns + erasure.at - done  # the column where the second copy begins
-        again = erasure.at - erasure.keys.stop
-        order += [np.arange(done, erasure.at), np.arange(erasure.keys.stop, erasure.at)]
-        times += [np.full(before, NEVER), np.full(erasure.at - erasure.keys.start, clean), np.full(again, NEVER)]
-        columns, done = clean + again, erasure.at
+        clean = columns + erasure.expires_at - done  # the column where the second copy begins
+        again = erasure.expires_at - erasure.keys.stop
+        order += [np.arange(done, erasure.expires_at), np.arange(erasure.keys.stop, erasure.expires_at)]
+        times += [
+            np.full(before, NEVER),
+            np.full(erasure.expires_at - erasure.keys.start, clean),
+            np.full(again, NEVER),
+        ]
+        columns, done = clean + again, erasure.expires_at
     order.append(np.arange(done, len(tokens)))
     times.append(np.full(len(tokens) - done, NEVER))
     places = np.concatenate(order)

@@ -3,7 +3,7 @@
 A trace is `<|block_start|> T_i <|block_end|> <|summary_start|> M_i <|summary_end|> ...` inside an
 assistant's turn (arXiv 2604.09852, section 3). A pair counts only if its four delimiters stand in
 that order with no other delimiter between them: a model may emit anything, so whatever is unclosed,
-nested or out of order is plain text. `find_blocks` reads a finished sequence, `Tracker` is fed one
+nested or out of order is plain text. `find_blocks` reads a finished sequence, `BlockTracker` is fed one
 token at a time; the tests hold them to each other on arbitrary streams.
 """
 
@@ -166,13 +166,13 @@ def find_blocks(
     return [Block(*positions[m.start() : m.end()].tolist()) for m in re.finditer("BESM", letters)]
 
 
-class Tracker:
+class BlockTracker:
     """The same reading, one token at a time.
 
     Attributes:
-        position: tokens read so far.
-        in_section: the next token is the assistant's.
-        open: positions of the delimiters of the pair under way (0 to 3 of them).
+        num_read: tokens read so far.
+        in_assistant_turn: the next token is the assistant's.
+        open_delimiters: positions of the delimiters of the pair under way (0 to 3 of them).
     """
 
     def __init__(self, markup: Markup, require_assistant_section: bool = True) -> None:
@@ -182,44 +182,44 @@ class Tracker:
                 "or set require_assistant_section=False"
             )
         self.markup = markup
-        self.position = 0
-        self.in_section = not require_assistant_section
-        self.open: list[int] = []
+        self.num_read = 0
+        self.in_assistant_turn = not require_assistant_section
+        self.open_delimiters: list[int] = []
         self._sectioned = require_assistant_section
         self._recent: list[int] = []
 
     @property
     def in_block(self) -> bool:
         """A block has begun and not ended."""
-        return len(self.open) == 1
+        return len(self.open_delimiters) == 1
 
     @property
     def block_tokens(self) -> int:
         """Tokens of the block under way, its `<|block_start|>` left out; 0 outside a block."""
-        return self.position - self.open[0] - 1 if self.in_block else 0
+        return self.num_read - self.open_delimiters[0] - 1 if self.in_block else 0
 
     def push(self, token: int) -> Block | None:
         """Read one token; return the pair it completes, if it does."""
-        position, self.position = self.position, self.position + 1
+        position, self.num_read = self.num_read, self.num_read + 1
         if self._sectioned:
             self._watch_turns(token)
-        if not self.in_section or token not in self.markup.delimiters:
+        if not self.in_assistant_turn or token not in self.markup.delimiters:
             return None
         if token == self.markup.block_start:
-            self.open = [position]
-        elif self.open and token == self.markup.delimiters[len(self.open)]:
-            self.open.append(position)
+            self.open_delimiters = [position]
+        elif self.open_delimiters and token == self.markup.delimiters[len(self.open_delimiters)]:
+            self.open_delimiters.append(position)
         else:
-            self.open = []
-        if len(self.open) < 4:
+            self.open_delimiters = []
+        if len(self.open_delimiters) < 4:
             return None
-        block, self.open = Block(*self.open), []
+        block, self.open_delimiters = Block(*self.open_delimiters), []
         return block
 
     def _watch_turns(self, token: int) -> None:
         header = self.markup.assistant_header
         self._recent = [*self._recent, token][-len(header) :]
         if tuple(self._recent) == header:
-            self.in_section, self.open = True, []
+            self.in_assistant_turn, self.open_delimiters = True, []
         elif token == self.markup.turn_end:
-            self.in_section, self.open = False, []
+            self.in_assistant_turn, self.open_delimiters = False, []

@@ -1,7 +1,7 @@
 """Who sees whom in one forward pass, and the forms in which kernels take it.
 
-`Visibility` says it; `visible` writes it out as a dense mask, which is what the other two are held to:
-`block_mask` for FlexAttention, and `stretches` for sdpa, which never looks at a pair of a query and a key
+`Visibility` says it; `visibility_mask` writes it out as a dense mask, which is what the other two are held to:
+`block_mask` for FlexAttention, and `segments` for sdpa, which never looks at a pair of a query and a key
 that is gone.
 """
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-Kernel = Literal["stretches", "sdpa", "flex", "matmul"]
-FLEX_BLOCK = 128
+Kernel = Literal["segments", "sdpa", "flex", "matmul"]
+FLEX_TILE_SIZE = 128
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Visibility:
         key_expiry: int64[B, K]; 0 marks a key that nothing sees (padding).
         query_position: int64[B, Q], RoPE positions; the same as the index unless told otherwise.
         key_position: int64[B, K].
-        extent: set if no key needs hiding but by causality and windows, to the number of positions
+        causal_span: set if no key needs hiding but by causality and windows, to the number of positions
             from first key to last query: kernels may then go without a mask.
         kernel: which kernel runs.
     """
@@ -40,7 +40,7 @@ class Visibility:
     key_expiry: Tensor
     query_position: Tensor
     key_position: Tensor
-    extent: int | None = None
+    causal_span: int | None = None
     kernel: Kernel = "sdpa"
 
     def to(self, device: torch.device) -> "Visibility":
@@ -48,25 +48,25 @@ class Visibility:
         names = ("query_index", "key_index", "key_expiry", "query_position", "key_position")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
-    def part(self, row: int, queries: Tensor, keys: Tensor) -> "Visibility":
+    def subset(self, row: int, queries: Tensor, keys: Tensor) -> "Visibility":
         """Some queries, int64[q], and some keys, int64[k], of one row."""
         at = {"query_index": queries, "query_position": queries}
         at |= {"key_index": keys, "key_position": keys, "key_expiry": keys}
         return replace(
-            self, extent=None, **{name: getattr(self, name)[row, places][None] for name, places in at.items()}
+            self, causal_span=None, **{name: getattr(self, name)[row, places][None] for name, places in at.items()}
         )
 
 
-def visible(sight: Visibility, window: int | None = None) -> Tensor:
+def visibility_mask(visibility: Visibility, window: int | None = None) -> Tensor:
     """The dense mask, bool[B, 1, Q, K]: True where the query sees the key."""
-    query, key = sight.query_index[:, :, None], sight.key_index[:, None, :]
-    seen = (key <= query) & (query < sight.key_expiry[:, None, :])
+    query, key = visibility.query_index[:, :, None], visibility.key_index[:, None, :]
+    seen = (key <= query) & (query < visibility.key_expiry[:, None, :])
     if window is not None:
-        seen &= sight.query_position[:, :, None] - sight.key_position[:, None, :] < window
+        seen &= visibility.query_position[:, :, None] - visibility.key_position[:, None, :] < window
     return seen[:, None]
 
 
-def block_mask(sight: Visibility, window: int | None = None) -> BlockMask:
+def block_mask(visibility: Visibility, window: int | None = None) -> BlockMask:
     """The same mask for FlexAttention, from per-block bounds: O(T + (T/128)^2), never T^2.
 
     A tile of keys and queries is skipped if its earliest key is later than its last query or its
@@ -75,37 +75,37 @@ def block_mask(sight: Visibility, window: int | None = None) -> BlockMask:
     """
 
     def mask_mod(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        query = sight.query_index[batch, q]
-        seen = (sight.key_index[batch, k] <= query) & (query < sight.key_expiry[batch, k])
+        query = visibility.query_index[batch, q]
+        seen = (visibility.key_index[batch, k] <= query) & (query < visibility.key_expiry[batch, k])
         if window is not None:
-            seen = seen & (sight.query_position[batch, q] - sight.key_position[batch, k] < window)
+            seen = seen & (visibility.query_position[batch, q] - visibility.key_position[batch, k] < window)
         return seen
 
-    first_q, last_q = (bounds[:, :, None] for bounds in _tile_bounds(sight.query_index))
-    first_k, last_k = (bounds[:, None, :] for bounds in _tile_bounds(sight.key_index))
-    soonest, latest = (bounds[:, None, :] for bounds in _tile_bounds(sight.key_expiry))
+    first_q, last_q = (bounds[:, :, None] for bounds in _tile_bounds(visibility.query_index))
+    first_k, last_k = (bounds[:, None, :] for bounds in _tile_bounds(visibility.key_index))
+    soonest, latest = (bounds[:, None, :] for bounds in _tile_bounds(visibility.key_expiry))
     some = (first_k <= last_q) & (latest > first_q)
     every = (last_k <= first_q) & (soonest > last_q)
     if window is not None:
-        near_q, far_q = (bounds[:, :, None] for bounds in _tile_bounds(sight.query_position))
-        far_k, near_k = (bounds[:, None, :] for bounds in _tile_bounds(sight.key_position))
+        near_q, far_q = (bounds[:, :, None] for bounds in _tile_bounds(visibility.query_position))
+        far_k, near_k = (bounds[:, None, :] for bounds in _tile_bounds(visibility.key_position))
         some &= near_q - near_k < window
         every &= far_q - far_k < window
-    lengths = sight.query_index.shape[1], sight.key_index.shape[1]
-    every[:, lengths[0] // FLEX_BLOCK :] = False  # a ragged last tile is never whole
-    every[:, :, lengths[1] // FLEX_BLOCK :] = False
+    lengths = visibility.query_index.shape[1], visibility.key_index.shape[1]
+    every[:, lengths[0] // FLEX_TILE_SIZE :] = False  # a ragged last tile is never whole
+    every[:, :, lengths[1] // FLEX_TILE_SIZE :] = False
     counts, order = _ordered(some & ~every)
     full_counts, full_order = _ordered(every)
     return BlockMask.from_kv_blocks(
-        counts, order, full_counts, full_order, BLOCK_SIZE=FLEX_BLOCK, mask_mod=mask_mod, seq_lengths=lengths
+        counts, order, full_counts, full_order, BLOCK_SIZE=FLEX_TILE_SIZE, mask_mod=mask_mod, seq_lengths=lengths
     )
 
 
 def _tile_bounds(values: Tensor) -> tuple[Tensor, Tensor]:
     """Least and greatest of each run of 128 values, int64[B, ceil(T / 128)] each."""
-    short = -values.shape[1] % FLEX_BLOCK
+    short = -values.shape[1] % FLEX_TILE_SIZE
     padded = torch.cat([values, values[:, -1:].expand(-1, short)], dim=1)
-    tiles = padded.unflatten(1, (-1, FLEX_BLOCK))
+    tiles = padded.unflatten(1, (-1, FLEX_TILE_SIZE))
     return tiles.amin(dim=2), tiles.amax(dim=2)
 
 
@@ -116,7 +116,7 @@ def _ordered(tiles: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class SdpaSegment:
     """Queries between two erasures, in rows of a batch that look alike, and the keys they see.
 
     Attributes:
@@ -132,27 +132,27 @@ class Stretch:
     mask: Tensor | None
 
 
-def stretches(sight: Visibility, window: int | None = None) -> list[Stretch]:
+def segments(visibility: Visibility, window: int | None = None) -> list[SdpaSegment]:
     """The same mask in rectangles: T x T shrinks to the sum of (queries x keys still there) a stretch.
 
     Args:
-        sight: of whole sequences without a cache: queries and keys are the same places, in order.
+        visibility: of whole sequences without a cache: queries and keys are the same places, in order.
         window: of a sliding layer.
 
     Returns:
         Stretches that hold every query that sees anything, once; those of like rows one after the other.
     """
-    _, kind = torch.cat([sight.key_expiry, sight.key_position], dim=1).unique(dim=0, return_inverse=True)
+    _, kind = torch.cat([visibility.key_expiry, visibility.key_position], dim=1).unique(dim=0, return_inverse=True)
     found = []
     for number in range(int(kind.max()) + 1):
         rows = (kind == number).nonzero()[:, 0]
-        found += [Stretch(rows, *part) for part in _of_row(sight, int(rows[0]), window)]
+        found += [SdpaSegment(rows, *part) for part in _of_row(visibility, int(rows[0]), window)]
     return found
 
 
-def _of_row(sight: Visibility, row: int, window: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+def _of_row(visibility: Visibility, row: int, window: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Queries, keys and mask of each stretch of one row."""
-    expiry, position = sight.key_expiry[row], sight.key_position[row]
+    expiry, position = visibility.key_expiry[row], visibility.key_position[row]
     places = torch.arange(len(expiry), device=expiry.device)
     ends = expiry[(expiry > 0) & (expiry < len(expiry))].unique().tolist()
     for begin, end in zip([0, *ends], [*ends, len(expiry)], strict=True):
@@ -161,7 +161,7 @@ def _of_row(sight: Visibility, row: int, window: int | None) -> Iterator[tuple[T
         if near and len(keys) == end - begin and int(keys[0]) == begin:  # nothing held from before, nothing hidden
             yield queries, keys, None
             continue
-        seen = visible(sight.part(row, queries, keys), window)[0, 0]
+        seen = visibility_mask(visibility.subset(row, queries, keys), window)[0, 0]
         looking, needed = seen.any(1), seen.any(0)
         if looking.any():
             yield queries[looking], keys[needed], seen[looking][:, needed]

@@ -4,7 +4,7 @@ One name, `ghosttrace`, is registered in both `AttentionInterface` and `Attentio
 name in the first alone gets no mask at all). No model is forked and no function replaced: inside
 `attending(model)` the model takes one more argument, `expiry`, and every layer, sliding windows
 included, sees what the law lets it see. The type of the mask picks the kernel, so that a layer
-recomputed by gradient checkpointing cannot pick another: bool goes to sdpa, a list of stretches to
+recomputed by gradient checkpointing cannot pick another: bool goes to sdpa, a list of segments to
 sdpa one by one, `BlockMask` to FlexAttention, float to a plain matmul (fastest to train small models
 with on CPU).
 """
@@ -24,37 +24,41 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER
-from ghosttrace.law.masks import Kernel, Stretch, Visibility, block_mask, stretches, visible
+from ghosttrace.law.masks import Kernel, SdpaSegment, Visibility, block_mask, segments, visibility_mask
 
-NAME = "ghosttrace"
-STRETCH = 64  # tokens, on average, from which a stretch pays for being a call of its own
-Mask = Tensor | BlockMask | list[Stretch] | None
+ATTENTION_NAME = "ghosttrace"
+MIN_MEAN_SEGMENT_TOKENS = 64  # tokens, on average, from which a stretch pays for being a call of its own
+Mask = Tensor | BlockMask | list[SdpaSegment] | None
 
-_SIGHT: ContextVar[Visibility | None] = ContextVar("ghosttrace_visibility", default=None)
+_VISIBILITY: ContextVar[Visibility | None] = ContextVar("ghosttrace_visibility", default=None)
 
 
 def _mask(q_length: int, kv_length: int, local_size: int | None = None, **kwargs: Any) -> Mask:
     """The half registered in AttentionMaskInterface: called once per kind of layer and forward."""
-    sight = _SIGHT.get()
-    if sight is None:
+    visibility = _VISIBILITY.get()
+    if visibility is None:
         return AttentionMaskInterface()["sdpa"](q_length=q_length, kv_length=kv_length, local_size=local_size, **kwargs)
-    if (q_length, kv_length) != (sight.query_index.shape[1], sight.key_index.shape[1]):
+    if (q_length, kv_length) != (visibility.query_index.shape[1], visibility.key_index.shape[1]):
         raise UserError(
-            f"expiry describes {sight.key_index.shape[1]} keys, the model attends to {kv_length}: "
+            f"expiry describes {visibility.key_index.shape[1]} keys, the model attends to {kv_length}: "
             "give one expiry per key of the forward pass"
         )
-    if sight.kernel == "flex":
-        return block_mask(sight, local_size)
-    if sight.kernel == "matmul":
+    if visibility.kernel == "flex":
+        return block_mask(visibility, local_size)
+    if visibility.kernel == "matmul":
         dtype = kwargs["dtype"]
-        return torch.where(visible(sight, local_size), 0.0, torch.finfo(dtype).min).to(dtype)
-    if sight.kernel == "stretches":
-        found = stretches(sight, local_size)
-        return found if len(found) * STRETCH <= sight.key_index.numel() else visible(sight, local_size)
-    windowless = local_size is None or (sight.extent is not None and sight.extent <= local_size)
-    if sight.extent is not None and windowless and q_length in (1, kv_length):
+        return torch.where(visibility_mask(visibility, local_size), 0.0, torch.finfo(dtype).min).to(dtype)
+    if visibility.kernel == "segments":
+        found = segments(visibility, local_size)
+        return (
+            found
+            if len(found) * MIN_MEAN_SEGMENT_TOKENS <= visibility.key_index.numel()
+            else visibility_mask(visibility, local_size)
+        )
+    windowless = local_size is None or (visibility.causal_span is not None and visibility.causal_span <= local_size)
+    if visibility.causal_span is not None and windowless and q_length in (1, kv_length):
         return None
-    return visible(sight, local_size)
+    return visibility_mask(visibility, local_size)
 
 
 def _attend(
@@ -72,7 +76,7 @@ def _attend(
     if isinstance(attention_mask, BlockMask):
         return AttentionInterface()["flex_attention"](module, query, key, value, attention_mask, **kwargs)
     if isinstance(attention_mask, list):
-        return _by_stretches(module, query, key, value, attention_mask, **kwargs), None
+        return _by_segments(module, query, key, value, attention_mask, **kwargs), None
     groups = query.shape[1] // key.shape[1]
     if attention_mask is not None and attention_mask.is_floating_point():
         return _matmul(query, key, value, attention_mask, kwargs["scaling"], groups), None
@@ -87,8 +91,8 @@ def _attend(
     return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **kwargs)
 
 
-def _by_stretches(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, parts: list[Stretch], **kwargs: Any
+def _by_segments(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, parts: list[SdpaSegment], **kwargs: Any
 ) -> Tensor:
     """Attention, [B, T, H, D], a rectangle of queries and keys at a time; 0 for queries that see nothing."""
     found = []
@@ -126,12 +130,12 @@ def _matmul(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: fl
     return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous()
 
 
-AttentionInterface.register(NAME, _attend)
-AttentionMaskInterface.register(NAME, _mask)
+AttentionInterface.register(ATTENTION_NAME, _attend)
+AttentionMaskInterface.register(ATTENTION_NAME, _mask)
 
 
 @contextmanager
-def attending(model: PreTrainedModel, kernel: Kernel = "stretches") -> Iterator[PreTrainedModel]:
+def attending(model: PreTrainedModel, kernel: Kernel = "segments") -> Iterator[PreTrainedModel]:
     """Let a model's forward take `expiry`, and attend by it; everything is put back on exit.
 
     Inside, `model(input_ids=…, position_ids=…, expiry=…)` accepts int64[B, T] with one expiry per
@@ -140,7 +144,7 @@ def attending(model: PreTrainedModel, kernel: Kernel = "stretches") -> Iterator[
 
     Args:
         model: of any family whose attention asks `AttentionInterface`.
-        kernel: for plain sequences; `stretches` writes out the dense mask where stretches are short.
+        kernel: for plain sequences; `segments` writes out the dense mask where segments are short.
 
     Raises:
         UserError: the family's attention is not causal with at most a sliding window.
@@ -152,7 +156,7 @@ def attending(model: PreTrainedModel, kernel: Kernel = "stretches") -> Iterator[
             f"{type(model).__name__} has layers that the law does not cover ({', '.join(sorted(others)) or 'chunks'}): "
             "use a family with causal attention and at most a sliding window"
         )
-    if model.config._attn_implementation == NAME:  # already inside: the outer context reads `expiry`
+    if model.config._attn_implementation == ATTENTION_NAME:  # already inside: the outer context reads `expiry`
         yield model
         return
     entered: list[Any] = []
@@ -160,15 +164,15 @@ def attending(model: PreTrainedModel, kernel: Kernel = "stretches") -> Iterator[
     def enter(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         expiry = kwargs.pop("expiry", None)
         if isinstance(expiry, Tensor):
-            expiry = _plain_sight(expiry, kwargs, kernel)
-        entered.append(_SIGHT.set(expiry))
+            expiry = _plain_visibility(expiry, kwargs, kernel)
+        entered.append(_VISIBILITY.set(expiry))
         return args, kwargs
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        _SIGHT.reset(entered.pop())
+        _VISIBILITY.reset(entered.pop())
 
     before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
+    model.set_attn_implementation(ATTENTION_NAME)
     hooks = [
         model.register_forward_pre_hook(enter, with_kwargs=True),
         model.register_forward_hook(leave, always_call=True),
@@ -181,7 +185,7 @@ def attending(model: PreTrainedModel, kernel: Kernel = "stretches") -> Iterator[
         model.set_attn_implementation(before)
 
 
-def _plain_sight(expiry: Tensor, kwargs: dict[str, Any], kernel: Kernel) -> Visibility:
+def _plain_visibility(expiry: Tensor, kwargs: dict[str, Any], kernel: Kernel) -> Visibility:
     """Visibility of a whole sequence without a cache, from its expiry and position_ids."""
     mask = kwargs.get("attention_mask")
     if mask is not None:
@@ -193,7 +197,7 @@ def _plain_sight(expiry: Tensor, kwargs: dict[str, Any], kernel: Kernel) -> Visi
 
 
 @dataclass(frozen=True)
-class Batch:
+class PaddedBatch:
     """Padded sequences with their law, ready for `model(**batch.inputs)` inside `attending`.
 
     Attributes:
@@ -218,7 +222,7 @@ def pad_batch(
     pad_id: int,
     side: Literal["left", "right"] = "right",
     device: torch.device | str = "cpu",
-) -> Batch:
+) -> PaddedBatch:
     """Pad sequences of different lengths and shift their expiries along.
 
     Args:
@@ -236,4 +240,4 @@ def pad_batch(
         here = slice(shift, shift + len(sequence))
         tokens[row, here], mask[row, here], position[row, here] = sequence, 1, np.arange(len(sequence))
         expiry[row, here] = np.where(times < NEVER, times + shift, times)
-    return Batch(*(torch.from_numpy(array).to(device) for array in (tokens, mask, position, expiry)))
+    return PaddedBatch(*(torch.from_numpy(array).to(device) for array in (tokens, mask, position, expiry)))

@@ -32,10 +32,10 @@ class Slots:
     def __init__(self, rows: int) -> None:
         self.length = np.zeros(rows, dtype=np.int64)
         self.index, self.position, self.expiry = (np.zeros((rows, 0), dtype=np.int64) for _ in range(3))
-        self.start = self.length  # where the forward pass under way writes, row by row
-        self.extent = 0  # slots that the forward pass under way attends to
-        self.uniform = True  # its rows all write the same slots
-        self.writes = torch.empty(0, dtype=torch.int64)  # else int64[B, Q], which ones
+        self.write_start = self.length  # where the forward pass under way writes, row by row
+        self.num_attended = 0  # slots that the forward pass under way attends to
+        self.aligned = True  # its rows all write the same slots
+        self.write_slots = torch.empty(0, dtype=torch.int64)  # else int64[B, Q], which ones
 
     @property
     def capacity(self) -> int:
@@ -86,21 +86,21 @@ class SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         self.resize()
         steps, slots = key_states.shape[2], self.slots
-        if slots.uniform:
-            here = slice(int(slots.start[0]), int(slots.start[0]) + steps)
+        if slots.aligned:
+            here = slice(int(slots.write_start[0]), int(slots.write_start[0]) + steps)
             self.keys[:, :, here], self.values[:, :, here] = key_states, value_states
         else:
-            slots.writes = slots.writes.to(self.device)  # copied once a step, not once a layer
-            rows = torch.arange(len(slots.start), device=self.device)[:, None]
-            self.keys[rows, :, slots.writes] = key_states.transpose(1, 2)
-            self.values[rows, :, slots.writes] = value_states.transpose(1, 2)
-        return self.keys[:, :, : slots.extent], self.values[:, :, : slots.extent]
+            slots.write_slots = slots.write_slots.to(self.device)  # copied once a step, not once a layer
+            rows = torch.arange(len(slots.write_start), device=self.device)[:, None]
+            self.keys[rows, :, slots.write_slots] = key_states.transpose(1, 2)
+            self.values[rows, :, slots.write_slots] = value_states.transpose(1, 2)
+        return self.keys[:, :, : slots.num_attended], self.values[:, :, : slots.num_attended]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.slots.extent, 0
+        return self.slots.num_attended, 0
 
     def get_seq_length(self) -> int:
-        return int(self.slots.start.max(initial=0))
+        return int(self.slots.write_start.max(initial=0))
 
     def get_max_length(self) -> int:
         return -1
@@ -129,11 +129,11 @@ class KVCache(Cache):
         """Bytes allocated, room to spare included."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers if layer.is_initialized)
 
-    def held(self, row: int) -> np.ndarray:
+    def held_indices(self, row: int) -> np.ndarray:
         """int64[length]: the places in the sequence whose keys a row holds, ascending."""
         return self.slots.index[row, : self.slots.length[row]]
 
-    def stage(self, index: np.ndarray, position: np.ndarray, counts: np.ndarray) -> Visibility:
+    def prepare_append(self, index: np.ndarray, position: np.ndarray, counts: np.ndarray) -> Visibility:
         """Announce a forward pass that appends `counts[b]` of Q tokens to row b.
 
         Args:
@@ -144,31 +144,31 @@ class KVCache(Cache):
             What the queries may see, to be passed to the model as `expiry`.
         """
         slots, (rows, steps) = self.slots, index.shape
-        slots.start = slots.length.copy()
-        slots.reserve(int(slots.start.max()) + steps)
-        slots.length = slots.start + counts
-        slots.extent = int(slots.start.max()) + steps
-        slots.uniform = bool((slots.start == slots.start[0]).all())
-        at = slots.start[:, None] + np.arange(steps)
-        slots.writes = torch.from_numpy(at)
+        slots.write_start = slots.length.copy()
+        slots.reserve(int(slots.write_start.max()) + steps)
+        slots.length = slots.write_start + counts
+        slots.num_attended = int(slots.write_start.max()) + steps
+        slots.aligned = bool((slots.write_start == slots.write_start[0]).all())
+        at = slots.write_start[:, None] + np.arange(steps)
+        slots.write_slots = torch.from_numpy(at)
         row = np.arange(rows)[:, None]
         slots.index[row, at], slots.position[row, at] = index, position
         slots.expiry[row, at] = np.where(np.arange(steps) < counts[:, None], NEVER, 0)
-        full = slots.uniform and bool((counts == steps).all())
-        last = slots.extent - 1
-        extent = int(slots.position[:, last].max() - slots.position[:, 0].min()) + 1 if full else None
-        keys = [torch.from_numpy(a[:, : slots.extent]) for a in (slots.index, slots.expiry, slots.position)]
-        return Visibility(torch.from_numpy(index), keys[0], keys[1], torch.from_numpy(position), keys[2], extent)
+        full = slots.aligned and bool((counts == steps).all())
+        last = slots.num_attended - 1
+        causal_span = int(slots.position[:, last].max() - slots.position[:, 0].min()) + 1 if full else None
+        keys = [torch.from_numpy(a[:, : slots.num_attended]) for a in (slots.index, slots.expiry, slots.position)]
+        return Visibility(torch.from_numpy(index), keys[0], keys[1], torch.from_numpy(position), keys[2], causal_span)
 
     def evict(self, row: int, keys: Sequence[int] | np.ndarray | range) -> None:
         """Physically drop the keys at these places of the sequence; those not held are passed over."""
-        self.keep(row, np.flatnonzero(~np.isin(self.held(row), np.asarray(keys))))
+        self.keep_slots(row, np.flatnonzero(~np.isin(self.held_indices(row), np.asarray(keys))))
 
     def truncate(self, row: int, index: int) -> None:
         """Drop every key at or behind a place of the sequence."""
-        self.keep(row, np.flatnonzero(self.held(row) < index))
+        self.keep_slots(row, np.flatnonzero(self.held_indices(row) < index))
 
-    def keep(self, row: int, kept: np.ndarray) -> None:
+    def keep_slots(self, row: int, kept: np.ndarray) -> None:
         """Keep these slots of a row, ascending; the rest is gone and its memory reusable."""
         slots = self.slots
         moved = kept[kept != np.arange(len(kept))]
@@ -190,7 +190,7 @@ class KVCache(Cache):
         for layer in self.layers:
             layer.resize()
 
-    def take(self, rows: Sequence[int]) -> "KVCache":
+    def copy_rows(self, rows: Sequence[int]) -> "KVCache":
         """A copy of some rows, as a cache of its own."""
         other = KVCache(len(rows))
         width = int(self.slots.length[list(rows)].max(initial=0))
@@ -205,7 +205,7 @@ class KVCache(Cache):
             other.layers.append(copy)
         return other
 
-    def put(self, rows: Sequence[int], other: "KVCache") -> None:
+    def replace_rows(self, rows: Sequence[int], other: "KVCache") -> None:
         """Replace some rows by the rows of another cache."""
         width = int(other.slots.length.max(initial=0))
         self.slots.reserve(max(width, int(self.slots.length.max(initial=0))))

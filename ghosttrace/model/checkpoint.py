@@ -19,8 +19,8 @@ from ghosttrace.law.expiry import Policy
 from ghosttrace.law.markup import Markup
 from ghosttrace.model.prompts import chat_prompt
 
-BUNDLED = {"toy-open", "toy-mixed", "toy-sealed"}
-RECORD = "ghosttrace"
+BUNDLED_MODELS = {"toy-open", "toy-mixed", "toy-sealed"}
+CONFIG_KEY = "ghosttrace"
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Checkpoint:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def source(name: str) -> str:
+def resolve_pretrained_path(name: str) -> str:
     """Where a bundled name, folder or hub id is read from."""
-    return str(Path(__file__).parents[1] / "checkpoints" / name) if name in BUNDLED else name
+    return str(Path(__file__).parents[1] / "checkpoints" / name) if name in BUNDLED_MODELS else name
 
 
 def load_config(name: str) -> PreTrainedConfig:
@@ -66,9 +66,9 @@ def load_config(name: str) -> PreTrainedConfig:
         UserError: there is no such model.
     """
     try:
-        return AutoConfig.from_pretrained(source(name))
+        return AutoConfig.from_pretrained(resolve_pretrained_path(name))
     except (OSError, ValueError) as error:
-        known = ", ".join(sorted(BUNDLED))
+        known = ", ".join(sorted(BUNDLED_MODELS))
         raise UserError(
             f"no model {name!r}: give a bundled name ({known}), a folder with a config.json, "
             "or a hub id that this machine can reach"
@@ -82,7 +82,7 @@ def load_tokenizer(name: str) -> Any:
         UserError: there is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(source(name))
+        return AutoTokenizer.from_pretrained(resolve_pretrained_path(name))
     except (OSError, ValueError) as error:
         raise UserError(
             f"no tokenizer in {name!r}: put tokenizer.json and tokenizer_config.json beside the model"
@@ -91,7 +91,7 @@ def load_tokenizer(name: str) -> Any:
 
 def recorded_policy(config: PreTrainedConfig) -> dict[str, Any] | None:
     """The policy a checkpoint carries, if it carries one."""
-    return (getattr(config, RECORD, None) or {}).get("policy")
+    return (getattr(config, CONFIG_KEY, None) or {}).get("policy")
 
 
 def resolve_policy(recorded: Mapping[str, Any] | None, **overrides: Any) -> Policy:
@@ -116,7 +116,7 @@ def resolve_policy(recorded: Mapping[str, Any] | None, **overrides: Any) -> Poli
     return Policy(**fields)
 
 
-def read_law(
+def read_erasure_config(
     name: str, config: PreTrainedConfig, tokenizer: Any, delimiters: Mapping[str, str] | None = None, **policy: Any
 ) -> tuple[Markup, Policy, tuple[str, ...]]:
     """What a checkpoint's config and tokenizer say of its law: markup, policy, and the stages of its training.
@@ -130,7 +130,7 @@ def read_law(
     Raises:
         UserError: no delimiters, no chat template, or no policy.
     """
-    record = getattr(config, RECORD, None) or {}
+    record = getattr(config, CONFIG_KEY, None) or {}
     markup = Markup.from_tokenizer(tokenizer, record.get("delimiters", {}) | (delimiters or {}))
     law = resolve_policy(recorded_policy(config), **policy)
     if law.require_assistant_section and not markup.assistant_header:
@@ -159,11 +159,11 @@ def load(
     """
     name = str(name)
     config, tokenizer = load_config(name), load_tokenizer(name)
-    markup, law, stages = read_law(name, config, tokenizer, delimiters, **policy)
+    markup, law, stages = read_erasure_config(name, config, tokenizer, delimiters, **policy)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(source(name), dtype=dtype or "auto")
+        model: Any = AutoModelForCausalLM.from_pretrained(resolve_pretrained_path(name), dtype=dtype or "auto")
     except (OSError, ValueError) as error:
         raise UserError(f"{name} has a config but no weights that fit it: put model.safetensors beside it") from error
     model = model.to(device).eval().requires_grad_(False)

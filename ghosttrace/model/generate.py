@@ -11,7 +11,7 @@ from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import ExpiryTracker, Policy
 from ghosttrace.law.markup import Markup
 from ghosttrace.model.attention import attending
-from ghosttrace.model.sampling import Sampling, noise, sample
+from ghosttrace.model.sampling import Sampling, random_stream, sample
 from ghosttrace.model.session import Eraser, Row, Session
 
 
@@ -37,7 +37,7 @@ class Generation:
 
     Attributes:
         prompt, tokens: token ids of the prompt and of the response.
-        finish: `eos`, or `length` if it was truncated.
+        finish_reason: `eos`, or `length` if it was truncated.
         blocks: finished block-memento pairs, the prompt's included.
         kv_tokens: int64[T - 1], keys held while each token of prompt and response was processed (the
             last token never is).
@@ -45,7 +45,7 @@ class Generation:
 
     prompt: list[int]
     tokens: list[int]
-    finish: Literal["eos", "length"]
+    finish_reason: Literal["eos", "length"]
     blocks: int
     kv_tokens: np.ndarray
 
@@ -92,7 +92,7 @@ def generate(
     if not all(len(request.prompt) for request in requests):
         raise UserError("a prompt is empty: give at least one token to continue")
     stops = stop_ids(model)
-    streams = [noise(*request.key) for request in requests]
+    streams = [random_stream(*request.key) for request in requests]
     done: dict[int, Generation] = {}
     with attending(model):
         session = Session(model, markup, policy, [request.key for request in requests], eraser)
@@ -132,7 +132,7 @@ def stop_ids(model: PreTrainedModel) -> set[int]:
 
 def _forced(tracker: ExpiryTracker, request: Request, sampling: Sampling, markup: Markup) -> int | None:
     cap = sampling.max_block_tokens
-    if cap is not None and tracker.trace.in_block and tracker.trace.block_tokens >= cap:
+    if cap is not None and tracker.block_tracker.in_block and tracker.block_tracker.block_tokens >= cap:
         return markup.block_end
     return request.harness(tracker) if request.harness else None
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
-class Geometry:
+class CacheGeometry:
     """What the size of a KV cache follows from."""
 
     layers: int
@@ -16,7 +16,7 @@ class Geometry:
     windows: tuple[int | None, ...]
 
     @classmethod
-    def of(cls, config: PreTrainedConfig) -> "Geometry":
+    def from_config(cls, config: PreTrainedConfig) -> "CacheGeometry":
         """The geometry that a config describes."""
         text = config.get_text_config()
         heads = text.num_attention_heads

@@ -15,7 +15,7 @@ SYSTEM_TURN = re.compile(r"<\|im_start\|>system\n.*?<\|im_end\|>\n", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Template:
+class PromptTemplate:
     """How a problem becomes a user's message.
 
     Attributes:
@@ -32,11 +32,11 @@ class Template:
         return self.text.replace("{problem}", problem)
 
 
-PLAIN = Template("plain", 1, "{problem}")
-MATHEMATICS = Template(
+PLAIN_TEMPLATE = PromptTemplate("plain", 1, "{problem}")
+MATHEMATICS_TEMPLATE = PromptTemplate(
     "mathematics", 1, "{problem}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 )
-CHOICE = Template(
+CHOICE_TEMPLATE = PromptTemplate(
     "choice", 1, "{problem}\n\nPlease reason step by step, and put the letter of the right answer within \\boxed{}."
 )
 
@@ -54,6 +54,6 @@ def chat_prompt(tokenizer: Any, family: str | None, message: str) -> str:
     return SYSTEM_TURN.sub("", text, count=1) if family in NO_SYSTEM_PROMPT and SYSTEM_TURN.match(text) else text
 
 
-def template_hash(tokenizer: Any, family: str | None, template: Template) -> str:
+def template_hash(tokenizer: Any, family: str | None, template: PromptTemplate) -> str:
     """SHA-256 of all that surrounds a problem: message template, chat format, system prompt."""
     return sha256(chat_prompt(tokenizer, family, template.text).encode()).hexdigest()

@@ -81,6 +81,6 @@ def sample(logits: Tensor, sampling: Sampling, uniform: np.ndarray) -> list[int]
     return ids.gather(-1, chosen[:, None])[:, 0].tolist()
 
 
-def noise(*key: int) -> np.random.Generator:
+def random_stream(*key: int) -> np.random.Generator:
     """The stream of draws that belongs to a key, say (seed, problem, repetition)."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

@@ -25,21 +25,21 @@ class Row:
 
     Attributes:
         key: what the row's randomness belongs to, e.g. (seed, problem, repetition).
-        tokens: everything read or written so far; `fed` of them have been through the model.
+        tokens: everything read or written so far; `num_processed` of them have been through the model.
         tracker: the law's reading of them.
-        closed: how far positions have been closed up (0 unless an arm does so).
+        position_shift: how far positions have been position_shift up (0 unless an arm does so).
         kv_tokens: keys held when each token was processed, the token itself included.
     """
 
     key: tuple[int, ...]
     tracker: ExpiryTracker
     tokens: list[int] = field(default_factory=list)
-    fed: int = 0
-    closed: int = 0
+    num_processed: int = 0
+    position_shift: int = 0
     kv_tokens: list[int] = field(default_factory=list)
 
 
-class Hit(NamedTuple):
+class RowErasures(NamedTuple):
     """Keys of one row that expire now, before its next token is read."""
 
     row: int
@@ -62,7 +62,7 @@ class Eraser:
     def __init__(self, session: "Session") -> None:
         self.session = session
 
-    def erase(self, hits: list[Hit]) -> None:
+    def erase(self, hits: list[RowErasures]) -> None:
         """Act on every row that has something expiring at this moment."""
         for hit in hits:
             self.session.cache.evict(hit.row, hit.keys)
@@ -96,15 +96,15 @@ class Session:
         self.logits = torch.empty(0)
         self.eraser = eraser(self)
 
-    def advance(self, chunks: Sequence[Sequence[int]], every: bool = False) -> list[Tensor]:
+    def advance(self, chunks: Sequence[Sequence[int]], all_logits: bool = False) -> list[Tensor]:
         """Read `chunks[b]` into row b, erasing what expires on the way.
 
         Args:
             chunks: B token lists, of any lengths.
-            every: return the logits after every token.
+            all_logits: return the logits after all_logits token.
 
         Returns:
-            With `every`, for each row float[len(chunk), V]; else an empty list. A position's logits
+            With `all_logits`, for each row float[len(chunk), V]; else an empty list. A position's logits
             are those its successor is predicted from in generation: taken after what the arm does if
             keys expire once the position is read, before if it takes the successor to expire them.
         """
@@ -113,17 +113,17 @@ class Session:
         for turn in range(max(len(plan) for plan in plans)):
             parts = [plan[turn] if turn < len(plan) else ([], []) for plan in plans]
             if any(tokens for tokens, _ in parts):
-                logits = self._feed([tokens for tokens, _ in parts], every)
+                logits = self._feed([tokens for tokens, _ in parts], all_logits)
                 for row, states in enumerate(logits):
                     collected[row] += list(states)
-            hits = [Hit(row, erasures) for row, (_, erasures) in enumerate(parts) if erasures]
+            hits = [RowErasures(row, erasures) for row, (_, erasures) in enumerate(parts) if erasures]
             if hits:
                 self.eraser.erase(hits)
                 self.cache.shrink()
             for hit in hits:
                 if collected[hit.row] and self.rows[hit.row].tracker.policy.erases_after_reading:
                     collected[hit.row][-1] = self.logits[hit.row].clone()
-        return [torch.stack(states) if states else self.logits[:0] for states in collected] if every else []
+        return [torch.stack(states) if states else self.logits[:0] for states in collected] if all_logits else []
 
     def _plan(self, row: Row, chunk: Sequence[int]) -> list[tuple[list[int], list[Erasure]]]:
         """Cut a chunk where keys expire: runs of tokens, each with what expires behind it."""
@@ -132,7 +132,7 @@ class Session:
         expiring: dict[int, list[Erasure]] = {}
         for token in chunk:
             for erasure in row.tracker.push(token):
-                expiring.setdefault(erasure.at, []).append(erasure)
+                expiring.setdefault(erasure.expires_at, []).append(erasure)
         plan, done = [], begin
         for at in sorted(expiring):
             plan.append((row.tokens[done:at], expiring[at]))
@@ -141,20 +141,22 @@ class Session:
             plan.append((row.tokens[done:], []))
         return plan
 
-    def _feed(self, runs: list[list[int]], every: bool) -> list[Tensor]:
-        index = [np.arange(row.fed, row.fed + len(run)) for row, run in zip(self.rows, runs, strict=True)]
-        position = [places - row.closed for row, places in zip(self.rows, index, strict=True)]
+    def _feed(self, runs: list[list[int]], all_logits: bool) -> list[Tensor]:
+        index = [
+            np.arange(row.num_processed, row.num_processed + len(run)) for row, run in zip(self.rows, runs, strict=True)
+        ]
+        position = [places - row.position_shift for row, places in zip(self.rows, index, strict=True)]
         held = self.cache.slots.length.tolist()
-        logits = self.forward(self.cache, runs, index, position, every)
-        last = logits[range(len(runs)), [max(len(run), 1) - 1 if every else 0 for run in runs]]
+        logits = self.forward(self.cache, runs, index, position, all_logits)
+        last = logits[range(len(runs)), [max(len(run), 1) - 1 if all_logits else 0 for run in runs]]
         idle = [row for row, run in enumerate(runs) if not run]
         if idle and len(self.logits):
             last[idle] = self.logits[idle]
         self.logits = last
         for row, run, before in zip(self.rows, runs, held, strict=True):
-            row.fed += len(run)
+            row.num_processed += len(run)
             row.kv_tokens += range(before + 1, before + 1 + len(run))
-        return [states[: len(run)] for states, run in zip(logits, runs, strict=True)] if every else []
+        return [states[: len(run)] for states, run in zip(logits, runs, strict=True)] if all_logits else []
 
     def forward(
         self,
@@ -162,7 +164,7 @@ class Session:
         runs: Sequence[Sequence[int]],
         index: Sequence[np.ndarray],
         position: Sequence[np.ndarray],
-        every: bool = False,
+        all_logits: bool = False,
     ) -> Tensor:
         """Append a run of tokens to each row of any cache.
 
@@ -170,10 +172,10 @@ class Session:
             cache: B rows; extended in place.
             runs: B token lists, some perhaps empty.
             index, position: for each, int64[len(run)]: places in the sequence and RoPE positions.
-            every: the logits of every token, not of the last alone.
+            all_logits: the logits of all_logits token, not of the last alone.
 
         Returns:
-            float[B, Q, V] with `every`, padding included; else float[B, 1, V], after each run's end.
+            float[B, Q, V] with `all_logits`, padding included; else float[B, 1, V], after each run's end.
         """
         counts = np.array([len(run) for run in runs])
         steps = int(counts.max())
@@ -181,10 +183,10 @@ class Session:
         for row, count in enumerate(counts):
             padded[:, row, :count] = runs[row], index[row], position[row]
         tokens, places, positions = padded
-        sight = cache.stage(places, positions, counts)
+        visibility = cache.prepare_append(places, positions, counts)
         device = self.model.device
-        keep: int | Tensor = 0 if every else 1
-        ragged = not every and bool((counts != steps).any())
+        keep: int | Tensor = 0 if all_logits else 1
+        ragged = not all_logits and bool((counts != steps).any())
         if ragged:  # the model is asked for every place at which some run ends
             wanted, which = np.unique(np.maximum(counts - 1, 0), return_inverse=True)
             keep = torch.from_numpy(wanted).to(device)
@@ -194,7 +196,7 @@ class Session:
                 position_ids=torch.from_numpy(positions).to(device),
                 past_key_values=cache,
                 use_cache=True,
-                expiry=sight.to(device),
+                expiry=visibility.to(device),
                 logits_to_keep=keep,
             ).logits
         return logits[np.arange(len(runs)), which][:, None] if ragged else logits

@@ -50,7 +50,7 @@ class _TapLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.lazy_initialization(key_states, value_states)
-        self.keys, self.values = (take(states, self.places) for states in (key_states, value_states))
+        self.keys, self.values = (gather_tokens(states, self.places) for states in (key_states, value_states))
         return key_states, value_states
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -63,7 +63,7 @@ class _TapLayer(CacheLayerMixin):
         return -1
 
 
-def take(states: Tensor, places: Tensor) -> Tensor:
+def gather_tokens(states: Tensor, places: Tensor) -> Tensor:
     """Keys or values, [B, H, T, D], at int64[B, P]: a copy, [B, H, P, D]."""
     index = places[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
     return states.gather(2, index)
@@ -83,7 +83,7 @@ def read_states(
     Raises:
         UserError: a state is not finite; the layer is named.
     """
-    batch = batch_of(layouts, model)
+    batch = model_inputs(layouts, model)
     columns = np.stack([layout.columns(at) for layout, at in zip(layouts, places, strict=True)])
     at = torch.from_numpy(columns).to(model.device)
     tap = Cache(layer_class_to_replicate=partial(_TapLayer, at))  # type: ignore[arg-type]
@@ -106,13 +106,13 @@ def read_states(
     return found
 
 
-def batch_of(layouts: Sequence[Layout], model: PreTrainedModel) -> dict[str, Tensor]:
+def model_inputs(layouts: Sequence[Layout], model: PreTrainedModel) -> dict[str, Tensor]:
     """What `model(...)` takes inside `attending`: input_ids, position_ids, attention_mask, expiry."""
     pad = model.config.get_text_config().pad_token_id or 0
     batch = pad_batch([layout.tokens.tolist() for layout in layouts], [x.expiry for x in layouts], pad)
     position = torch.zeros_like(batch.position_ids)
     for row, layout in enumerate(layouts):
-        position[row, : len(layout.order)] = torch.from_numpy(layout.order)
+        position[row, : len(layout.token_index)] = torch.from_numpy(layout.token_index)
     return {name: tensor.to(model.device) for name, tensor in (batch.inputs | {"position_ids": position}).items()}
 
 

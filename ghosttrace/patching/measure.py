@@ -7,16 +7,16 @@ import pyarrow as pa
 
 from ghosttrace.ghost_bits.likelihood import log2_probabilities
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.patching.cases import ALL, Case, Site, all_sites, batches_of, runs_of
-from ghosttrace.patching.patcher import READINGS, Patch, Patcher, Score
-from ghosttrace.runs.progress import Progress, silent
-from ghosttrace.runs.records import Key, Layout, Records
+from ghosttrace.patching.cases import ALL, PatchCase, PatchSite, all_sites, batch_cases, count_memento_runs
+from ghosttrace.patching.patcher import CACHE_ARMS, Patch, Patcher, PatchScore
+from ghosttrace.runs.progress import Progress, no_progress
+from ghosttrace.runs.records import RecordKey, RecordLayout, Records
 
 Intervention = Literal["seal", "swap"]
 INTERVENTIONS: tuple[Intervention, ...] = ("seal", "swap")
-SHORT = 8  # tokens; longer continuations are kept as sums alone
+MAX_PER_TOKEN_LENGTH = 8  # tokens; longer continuations are kept as sums alone
 
-PATCHES = Layout(
+PATCH_TABLE = RecordLayout(
     pa.schema(
         {
             "source": pa.string(),
@@ -44,40 +44,40 @@ PATCHES = Layout(
 )
 
 
-def interventions(case: Case, kind: Intervention | None = None) -> tuple[Intervention, ...]:
+def interventions(case: PatchCase, kind: Intervention | None = None) -> tuple[Intervention, ...]:
     """What is done to a case: `kind` alone if given; a swap needs a donor."""
     possible = INTERVENTIONS if case.donor is not None else INTERVENTIONS[:1]
     return tuple(name for name in possible if kind in (None, name))
 
 
-def keys_of(cases: Sequence[Case], kind: Intervention | None = None) -> list[Key]:
+def record_keys(cases: Sequence[PatchCase], kind: Intervention | None = None) -> list[RecordKey]:
     """The keys of all records, in order; of one intervention if `kind` is given."""
     return [(case.trace.source, case.trace.name, name) for case in cases for name in interventions(case, kind)]
 
 
 def measure(
     checkpoint: Checkpoint,
-    cases: Sequence[Case],
+    cases: Sequence[PatchCase],
     records: Records,
     batch_tokens: int = 65_536,
     parts: int = 8,
     kind: Intervention | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> None:
     """Seal and swap every site of every case that is not on record yet.
 
     Args:
         checkpoint: the model and its law.
         cases: of `ghosttrace.patching.cases.make_cases`.
-        records: with layout `PATCHES`.
+        records: with layout `PATCH_TABLE`.
         batch_tokens: of traces, and of patched copies, as many are read together as have this many tokens.
         parts: the text of longer mementos is patched in this many runs of tokens.
         kind: seal or swap alone; both if None.
         progress: called with (what, cases done, cases in all).
     """
-    runs, done = runs_of(cases, parts), 0
-    for batch in batches_of(cases, batch_tokens):
-        if not all(key in records for key in keys_of(batch, kind)):
+    runs, done = count_memento_runs(cases, parts), 0
+    for batch in batch_cases(cases, batch_tokens):
+        if not all(key in records for key in record_keys(batch, kind)):
             names = tuple(dict.fromkeys(("placebo", *(name for case in batch for name in interventions(case, kind)))))
             patcher = Patcher(checkpoint, batch, names, runs[batch[0].trace.source])
             arms = {name: _arm(checkpoint, batch, name) for name in names if name != "placebo"}
@@ -88,35 +88,35 @@ def measure(
         progress("traces", done, len(cases))
 
 
-def _arm(checkpoint: Checkpoint, cases: Sequence[Case], name: str) -> list[float]:
+def _arm(checkpoint: Checkpoint, cases: Sequence[PatchCase], name: str) -> list[float]:
     """log2 p of what each case measures under the arm that does to the whole cache what `name` does."""
-    found = log2_probabilities(checkpoint, READINGS[name], [case.ids(name == "swap") for case in cases])
+    found = log2_probabilities(checkpoint, CACHE_ARMS[name], [case.ids(name == "swap") for case in cases])
     return [float(log2p[case.block.memento_end + 1 :].sum()) for case, log2p in zip(cases, found, strict=True)]
 
 
 def _record(patcher: Patcher, number: int, name: str, arm: float, batch_tokens: int) -> dict[str, Any]:
     """Read everything that is asked of one case under one intervention."""
-    case, places = patcher.cases[number], patcher.places[number]
+    case, places = patcher.cases[number], patcher.carrier_indices[number]
     sites = all_sites(places, patcher.checkpoint.model.config.get_text_config().num_hidden_layers)
-    cells: list[tuple[Site, ...]] = [(), *((site,) for site in sites)]
+    cells: list[tuple[PatchSite, ...]] = [(), *((site,) for site in sites)]
     ids, swap = case.trace.ids, name == "swap"
-    own = patcher.score([Patch(number, name, cell, case.own) for cell in cells], batch_tokens)
-    other: list[Score] = []
-    if swap and case.other is not None:
-        other = patcher.score([Patch(number, name, cell, case.other) for cell in cells], batch_tokens)
+    own = patcher.score([Patch(number, name, cell, case.own_continuation) for cell in cells], batch_tokens)
+    other: list[PatchScore] = []
+    if swap and case.donor_continuation is not None:
+        other = patcher.score([Patch(number, name, cell, case.donor_continuation) for cell in cells], batch_tokens)
     texts = {
         key: patcher.checkpoint.tokenizer.decode([ids[at[0]]]) if len(at) == 1 else f"run {key[1]}"
         for key, at in places.items()
         if key[1] != ALL
     }
-    short = len(case.own) - 1 <= SHORT
+    short = len(case.own_continuation) - 1 <= MAX_PER_TOKEN_LENGTH
     return {
         "source": case.trace.source,
         "trace": case.trace.name,
         "intervention": name,
-        "block": case.number,
-        "own": list(case.own),
-        "other": None if case.other is None else list(case.other),
+        "block": case.block_index,
+        "own": list(case.own_continuation),
+        "other": None if case.donor_continuation is None else list(case.donor_continuation),
         "clean": own[0].log2p.tolist(),
         "clean_other": float(other[0].log2p.sum()) if other else None,
         "arm": arm,

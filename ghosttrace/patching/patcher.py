@@ -15,26 +15,26 @@ import numpy as np
 import torch
 
 from ghosttrace.ablation.arms import Arm, Memento, PlaceboArm, Restart
-from ghosttrace.ghost_bits.likelihood import LOGIT_BYTES
+from ghosttrace.ghost_bits.likelihood import MAX_LOGIT_BYTES
 from ghosttrace.model.attention import attending
 from ghosttrace.model.cache import KVCache
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.session import Session
-from ghosttrace.patching.cases import ALL, Case, Site, carrier_places
+from ghosttrace.patching.cases import ALL, PatchCase, PatchSite, carrier_token_indices
 
-READINGS: dict[str, Arm] = {"memento": Memento(), "placebo": PlaceboArm(), "seal": Restart(), "swap": Memento()}
+CACHE_ARMS: dict[str, Arm] = {"memento": Memento(), "placebo": PlaceboArm(), "seal": Restart(), "swap": Memento()}
 
 
 class Patch(NamedTuple):
     """One cell of an experiment: the sites of one case taken from one reading, and what is read then."""
 
-    case: int
-    reading: str
-    sites: tuple[Site, ...]
-    run: tuple[int, ...]
+    case_index: int
+    cache_name: str
+    sites: tuple[PatchSite, ...]
+    continuation: tuple[int, ...]
 
 
-class Score(NamedTuple):
+class PatchScore(NamedTuple):
     """What a patch leaves of a continuation.
 
     Attributes:
@@ -51,26 +51,28 @@ class Patcher:
 
     Args:
         checkpoint: the model and its law.
-        cases: all with a donor if `swap` is among the readings.
-        readings: names in `READINGS`, beside `memento`.
-        runs: see `carrier_places`.
+        cases: all with a donor if `swap` is among the cache_names.
+        cache_names: names in `CACHE_ARMS`, beside `memento`.
+        runs: see `carrier_token_indices`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, cases: Sequence[Case], readings: Sequence[str], runs: int) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, cases: Sequence[PatchCase], cache_names: Sequence[str], runs: int
+    ) -> None:
         self.checkpoint, self.cases = checkpoint, cases
-        self.places = [carrier_places(case, checkpoint, runs) for case in cases]
+        self.carrier_indices = [carrier_token_indices(case, checkpoint, runs) for case in cases]
         self.session = Session(checkpoint.model, checkpoint.markup, checkpoint.policy, [(0,)])
-        self.caches = {name: self._read(name) for name in dict.fromkeys(("memento", *readings))}
+        self.caches = {name: self._read(name) for name in dict.fromkeys(("memento", *cache_names))}
 
     def _read(self, name: str) -> KVCache:
-        arm, checkpoint = READINGS[name], self.checkpoint
+        arm, checkpoint = CACHE_ARMS[name], self.checkpoint
         keys = [(row,) for row in range(len(self.cases))]
         with attending(checkpoint.model):
             session = Session(checkpoint.model, checkpoint.markup, checkpoint.policy, keys, arm.eraser)
             session.advance([case.ids(name == "swap")[: case.block.memento_end + 1] for case in self.cases])
         return session.cache
 
-    def score(self, patches: Sequence[Patch], batch_tokens: int) -> list[Score]:
+    def score(self, patches: Sequence[Patch], batch_tokens: int) -> list[PatchScore]:
         """Read what follows over each patched cache.
 
         Args:
@@ -78,41 +80,41 @@ class Patcher:
             batch_tokens: patched copies are made and read together, as many as hold this many tokens.
         """
         vocabulary = self.checkpoint.model.config.get_text_config().vocab_size
-        longest = max(len(patch.run) for patch in patches)
+        longest = max(len(patch.continuation) for patch in patches)
         width = int(self.caches["memento"].slots.length.max()) + longest
-        rows = max(1, min(batch_tokens // width, LOGIT_BYTES // (4 * vocabulary * longest)))
+        rows = max(1, min(batch_tokens // width, MAX_LOGIT_BYTES // (4 * vocabulary * longest)))
         with attending(self.checkpoint.model):
             parts = [self._score(patches[begin : begin + rows]) for begin in range(0, len(patches), rows)]
         return [score for part in parts for score in part]
 
-    def _score(self, patches: Sequence[Patch]) -> list[Score]:
-        cache = self.caches["memento"].take([patch.case for patch in patches])
+    def _score(self, patches: Sequence[Patch]) -> list[PatchScore]:
+        cache = self.caches["memento"].copy_rows([patch.case_index for patch in patches])
         for row, patch in enumerate(patches):
             for site in patch.sites:
                 self._put(cache, row, patch, site)
-        runs = [patch.run[:-1] for patch in patches]
-        first = [self.cases[patch.case].block.memento_end + 1 for patch in patches]
+        runs = [patch.continuation[:-1] for patch in patches]
+        first = [self.cases[patch.case_index].block.memento_end + 1 for patch in patches]
         index = [np.arange(begin, begin + len(run)) for begin, run in zip(first, runs, strict=True)]
-        logits = self.session.forward(cache, runs, index, index, every=True).float()
+        logits = self.session.forward(cache, runs, index, index, all_logits=True).float()
         following = torch.zeros(logits.shape[:2], dtype=torch.int64)
         for row, patch in enumerate(patches):
-            following[row, : len(patch.run) - 1] = torch.tensor(patch.run[1:])
+            following[row, : len(patch.continuation) - 1] = torch.tensor(patch.continuation[1:])
         following = following.to(logits.device)[:, :, None]
         log2p = (logits.gather(-1, following)[:, :, 0] - logits.logsumexp(-1)).double().cpu().numpy() / np.log(2)
         likeliest = (logits.argmax(-1) == following[:, :, 0]).cpu().numpy()
         counts = [len(run) for run in runs]
-        return [Score(log2p[row, :n], bool(likeliest[row, :n].all())) for row, n in enumerate(counts)]
+        return [PatchScore(log2p[row, :n], bool(likeliest[row, :n].all())) for row, n in enumerate(counts)]
 
-    def _put(self, cache: KVCache, row: int, patch: Patch, site: Site) -> None:
+    def _put(self, cache: KVCache, row: int, patch: Patch, site: PatchSite) -> None:
         """Copy the states of one site."""
-        source = self.caches["placebo" if site.carrier == "placebo" else patch.reading]
-        places = self.places[patch.case][site.carrier, site.place]
-        here = torch.from_numpy(np.searchsorted(cache.held(row), places))
-        there = torch.from_numpy(np.searchsorted(source.held(patch.case), places))
+        source = self.caches["placebo" if site.carrier == "placebo" else patch.cache_name]
+        places = self.carrier_indices[patch.case_index][site.carrier, site.place]
+        here = torch.from_numpy(np.searchsorted(cache.held_indices(row), places))
+        there = torch.from_numpy(np.searchsorted(source.held_indices(patch.case_index), places))
         for number, (mine, theirs) in enumerate(zip(cache.layers, source.layers, strict=True)):
             if site.layer not in (ALL, number):
                 continue
             if "k" in site.kv:
-                mine.keys[row, :, here] = theirs.keys[patch.case, :, there]
+                mine.keys[row, :, here] = theirs.keys[patch.case_index, :, there]
             if "v" in site.kv:
-                mine.values[row, :, here] = theirs.values[patch.case, :, there]
+                mine.values[row, :, here] = theirs.values[patch.case_index, :, there]

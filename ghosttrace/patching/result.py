@@ -18,11 +18,11 @@ class PatchResult(RunResult):
     """What each site of the retained cache is worth to the text that follows.
 
     `results` has one row per source, intervention and site (see `ghosttrace.patching.summary.summarise`),
-    `samples` one row per trace and intervention (`ghosttrace.patching.measure.PATCHES`).
+    `samples` one row per trace and intervention (`ghosttrace.patching.measure.PATCH_TABLE`).
     """
 
     command = "patch"
-    needed = (*RunResult.needed, "site_sets")
+    required_summary_keys = (*RunResult.required_summary_keys, "site_sets")
 
     @property
     def site_sets(self) -> list[Mapping[str, Any]]:
@@ -37,7 +37,7 @@ class PatchResult(RunResult):
         """`patch-SOURCE` for each source: bits by layer and token."""
         drawn: dict[str, Callable[[], Figure]] = {}
         for number, (source, rows) in enumerate(self.results.groupby("source", sort=False)):
-            name = f"patch-{_plain(str(source))}"
+            name = f"patch-{_file_name(str(source))}"
             drawn[f"{name}-{number}" if name in drawn else name] = partial(heat_maps, rows)
         return drawn
 
@@ -48,6 +48,6 @@ class PatchResult(RunResult):
         return run_page(title, self.configuration, self.failures, self.results, drawn)
 
 
-def _plain(source: str) -> str:
+def _file_name(source: str) -> str:
     """A source as part of a file's name."""
     return re.sub(r"[^\w.-]+", "-", source).strip("-.")

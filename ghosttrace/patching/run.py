@@ -7,24 +7,24 @@ from typing import Any
 
 from ghosttrace.bench import Bench, as_benches
 from ghosttrace.bench.reference_traces import reference_traces
-from ghosttrace.data.tokens import Sources, traces_of
+from ghosttrace.data.tokens import TraceSources, load_traces
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
 from ghosttrace.model.provenance import provenance
-from ghosttrace.patching.cases import Case, make_cases
-from ghosttrace.patching.measure import INTERVENTIONS, PATCHES, Intervention, keys_of, measure
+from ghosttrace.patching.cases import PatchCase, make_cases
+from ghosttrace.patching.measure import INTERVENTIONS, PATCH_TABLE, Intervention, measure, record_keys
 from ghosttrace.patching.result import PatchResult
 from ghosttrace.patching.site_search import find_site_sets
 from ghosttrace.patching.summary import failed_controls, summarise
 from ghosttrace.runs.folder import json_rows
-from ghosttrace.runs.progress import Progress, silent
+from ghosttrace.runs.progress import Progress, no_progress
 from ghosttrace.runs.writer import begin_run
 
 
 def patch(
     model: str | Path | Checkpoint = "toy-mixed",
     bench: str | Bench | Sequence[str | Bench] = "ledger-h1,ledger-h3",
-    traces: Sources | None = None,
+    traces: TraceSources | None = None,
     *,
     kind: Intervention | None = None,
     block: int = -1,
@@ -63,15 +63,15 @@ def patch(
         raise UserError(f"--kind is {' or '.join(INTERVENTIONS)}, not {kind!r}")
     checkpoint = as_checkpoint(model)
     benches = as_benches(bench, limit, seed) if traces is None else []
-    found = reference_traces(checkpoint, *benches) if traces is None else traces_of(checkpoint, traces, limit)
+    found = reference_traces(checkpoint, *benches) if traces is None else load_traces(checkpoint, traces, limit)
     cases = make_cases(checkpoint, found, benches, block, seed)
     if kind == "swap":
         cases = [case for case in cases if case.donor is not None]
         if not cases:
             raise UserError("a swap needs counterfactual blocks: give a --bench that writes them, or --kind seal")
     decided = configuration(checkpoint, cases, kind, parts, batch_tokens, options or {})
-    with begin_run(out, resume, decided, PATCHES) as run:
-        show, order = progress or silent, keys_of(cases, kind)
+    with begin_run(out, resume, decided, PATCH_TABLE) as run:
+        show, order = progress or no_progress, record_keys(cases, kind)
         measure(checkpoint, cases, run.records, batch_tokens, parts, kind, show)
         results = summarise(run.records.get(key) for key in order)
         failures, rows = failed_controls(results), []
@@ -86,7 +86,7 @@ def patch(
 
 def configuration(
     checkpoint: Checkpoint,
-    cases: Sequence[Case],
+    cases: Sequence[PatchCase],
     kind: Intervention | None,
     parts: int,
     batch_tokens: int,
@@ -96,7 +96,7 @@ def configuration(
     digest = sha256()
     for case in cases:
         trace = (case.trace.source, case.trace.name, case.trace.prompt, case.trace.response)
-        digest.update(repr((*trace, case.number, case.donor, case.other)).encode())
+        digest.update(repr((*trace, case.block_index, case.donor, case.donor_continuation)).encode())
     return provenance("patch", checkpoint, options) | {
         "traces": {"count": len(cases), "sha256": digest.hexdigest()},
         "settings": {"kind": kind, "batch_tokens": batch_tokens, "parts": parts},

@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ghosttrace.patching.cases import ALL, Site
-from ghosttrace.stats import Estimate, estimate, holm, ratio
+from ghosttrace.patching.cases import ALL, PatchSite
+from ghosttrace.stats import Estimate, estimate, holm, ratio_estimate
 
-WHOLE = Site("everything")
-ROUNDING = 1e-3  # bits a trace that recomputation may shift
-TOLERATED = 0.05  # and, where number formats are coarse, of the size of what patching everything does
-LEAST = 0.1  # bits; a share is not taken of less
-COLUMNS = (
+WHOLE_CACHE = PatchSite("everything")
+ROUNDING_TOLERANCE_BITS = 1e-3  # bits a trace that recomputation may shift
+TOLERATED_SHARE = 0.05  # and, where number formats are coarse, of the size of what patching everything does
+MIN_EFFECT_BITS = 0.1  # bits; a share is not taken of less
+RESULT_COLUMNS = (
     *("source", "intervention", "carrier", "place", "token", "layer", "kv", "n_traces"),
     *("bits", "bits_low", "bits_high", "size", "by_token"),
     *("follows_donor", "follows_low", "follows_high", "keeps_original"),
@@ -26,7 +26,7 @@ def summarise(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """What each site is worth, by source and intervention.
 
     Args:
-        rows: of `PATCHES`.
+        rows: of `PATCH_TABLE`.
 
     Returns:
         One row per source, intervention, carrier, place, layer and kv (`all` where all are meant), with
@@ -42,21 +42,21 @@ def summarise(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["source"], row["intervention"]), []).append(row)
-    found = [line for (source, name), group in groups.items() for line in _lines(source, name, group)]
-    results = pd.DataFrame(found, columns=list(COLUMNS))
+    found = [line for (source, name), group in groups.items() for line in _result_rows(source, name, group)]
+    results = pd.DataFrame(found, columns=list(RESULT_COLUMNS))
     broken = {source for source, _ in _failures(results)}
     results["valid"] = ~results["source"].isin(broken)
     return results
 
 
-def _lines(source: str, name: str, group: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    cells: dict[Site, list[tuple[dict[str, Any], int]]] = {}
+def _result_rows(source: str, name: str, group: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    cells: dict[PatchSite, list[tuple[dict[str, Any], int]]] = {}
     for row in group:
-        for at, site in enumerate(map(Site, row["carrier"], row["place"], row["layer"], row["kv"])):
+        for at, site in enumerate(map(PatchSite, row["carrier"], row["place"], row["layer"], row["kv"])):
             cells.setdefault(site, []).append((row, at))
-    whole = {id(row): _moved(row, at) for row, at in cells[WHOLE]}
-    lines = [{"source": source, "intervention": name} | _line(site, cell, whole) for site, cell in cells.items()]
-    gap = np.array([row["log2p_own"][at] - row["arm"] for row, at in cells[WHOLE]])
+    whole = {id(row): _effect_bits(row, at) for row, at in cells[WHOLE_CACHE]}
+    lines = [{"source": source, "intervention": name} | _result_row(site, cell, whole) for site, cell in cells.items()]
+    gap = np.array([row["log2p_own"][at] - row["arm"] for row, at in cells[WHOLE_CACHE]])
     arm = {"source": source, "intervention": name, "carrier": "arm", "place": "all", "token": "all", "layer": "all"}
     lines.append(arm | {"kv": "kv", "n_traces": len(group)} | _bits(gap))
     for line in lines:
@@ -67,7 +67,9 @@ def _lines(source: str, name: str, group: Sequence[dict[str, Any]]) -> list[dict
     return lines
 
 
-def _line(site: Site, cell: Sequence[tuple[dict[str, Any], int]], whole: Mapping[int, float]) -> dict[str, Any]:
+def _result_row(
+    site: PatchSite, cell: Sequence[tuple[dict[str, Any], int]], whole: Mapping[int, float]
+) -> dict[str, Any]:
     tokens = list(dict.fromkeys(row["token"][at] for row, at in cell))
     line: dict[str, Any] = {"carrier": site.carrier, "place": "all" if site.place == ALL else site.place}
     line |= {"token": tokens[0] if len(tokens) == 1 else "varies", "layer": "all" if site.layer == ALL else site.layer}
@@ -81,32 +83,32 @@ def _line(site: Site, cell: Sequence[tuple[dict[str, Any], int]], whole: Mapping
         if all(row["greedy_other"] for row, _ in cell):
             follows = estimate((np.array([row["greedy_other"][at] for row, at in cell]) & ~keeps).astype(float))
             line |= {"follows_donor": follows.value, "follows_low": follows.low, "follows_high": follows.high}
-    moved = np.array([_moved(row, at) for row, at in cell])
-    share = share_of(moved, np.array([whole[id(row)] for row, _ in cell]))
+    moved = np.array([_effect_bits(row, at) for row, at in cell])
+    share = recovered_share(moved, np.array([whole[id(row)] for row, _ in cell]))
     if share is not None:
         line |= {"recovered": share.value, "recovered_low": share.low, "recovered_high": share.high}
     return line
 
 
-def _moved(row: dict[str, Any], at: int) -> float:
+def _effect_bits(row: dict[str, Any], at: int) -> float:
     """By how much log2 p(own) - log2 p(donor's answer) falls; without such an answer, log2 p(own)."""
     own = sum(row["clean"]) - row["log2p_own"][at]
     return own - (row["clean_other"] - row["log2p_other"][at]) if row["log2p_other"] else own
 
 
-def share_of(moved: np.ndarray, whole: np.ndarray) -> Estimate | None:
+def recovered_share(moved: np.ndarray, whole: np.ndarray) -> Estimate | None:
     """The share that sites have in what patching everything does; None where that is next to nothing.
 
     Args:
         moved, whole: float[n], bits by trace.
     """
-    effect = ratio(whole, np.ones(len(whole)))
-    return ratio(moved, whole) if effect.value > LEAST and not effect.low <= 0 else None
+    effect = ratio_estimate(whole, np.ones(len(whole)))
+    return ratio_estimate(moved, whole) if effect.value > MIN_EFFECT_BITS and not effect.low <= 0 else None
 
 
 def _bits(values: np.ndarray) -> dict[str, Any]:
     """Mean, interval and p-value of bits by trace."""
-    mean, p = ratio(values, np.ones(len(values))), None
+    mean, p = ratio_estimate(values, np.ones(len(values))), None
     if len(values) > 1:
         p = float(stats.ttest_1samp(values, 0).pvalue) if np.ptp(values) > 0 else float(values[0] == 0)
     size = float(np.abs(values).mean())
@@ -128,10 +130,12 @@ def _failures(results: pd.DataFrame) -> list[tuple[str, str]]:
     """(source, what is wrong): a control moved traces on average, or each of them, whichever way."""
     found = []
     for source, part in results.groupby("source", sort=False):
-        whole = part[(part["carrier"] == WHOLE.carrier) & (part["layer"] == "all") & (part["kv"] == WHOLE.kv)]
-        allowed = max(ROUNDING, TOLERATED * whole["size"].max())
+        whole = part[
+            (part["carrier"] == WHOLE_CACHE.carrier) & (part["layer"] == "all") & (part["kv"] == WHOLE_CACHE.kv)
+        ]
+        allowed = max(ROUNDING_TOLERANCE_BITS, TOLERATED_SHARE * whole["size"].max())
         for row in part[part["control"]].to_dict("records"):
-            steady = abs(row["bits"]) > ROUNDING and (row["bits_low"] > 0 or row["bits_high"] < 0)
+            steady = abs(row["bits"]) > ROUNDING_TOLERANCE_BITS and (row["bits_low"] > 0 or row["bits_high"] < 0)
             if steady or not row["size"] <= allowed:  # what is no number fails
                 what = "is off the arm that does the same" if row["carrier"] == "arm" else "moved the continuation"
                 where = "" if row["layer"] == "all" else f" in layer {row['layer']}"

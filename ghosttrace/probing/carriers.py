@@ -10,9 +10,9 @@ from ghosttrace.data.task import Sample
 from ghosttrace.errors import UserError
 from ghosttrace.law.markup import Block
 
-Kind = Literal["memento", "delimiters", "block", "secret"]
-CARRIERS: tuple[Kind, ...] = ("memento", "delimiters", "block")  # `secret` is a control
-Pool = int | Literal["all", "mean"]
+CarrierKind = Literal["memento", "delimiters", "block", "secret"]
+CARRIERS: tuple[CarrierKind, ...] = ("memento", "delimiters", "block")  # `secret` is a control
+Pooling = int | Literal["all", "mean"]
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Carrier:
             them; or their `mean`.
     """
 
-    kind: Kind
+    kind: CarrierKind
     hop: int = 0
-    pool: Pool = "all"
+    pool: Pooling = "all"
 
     @property
     def name(self) -> str:
@@ -42,7 +42,7 @@ class Carrier:
         """The name of its features in a shard."""
         return f"{self.name}.{self.hop}"
 
-    def places(self, sample: Sample, blocks: Sequence[Block]) -> np.ndarray:
+    def token_indices(self, sample: Sample, blocks: Sequence[Block]) -> np.ndarray:
         """int64[P], ascending: where in the sequence the carrier stands; empty if the trace has none.
 
         Args:
@@ -57,17 +57,17 @@ class Carrier:
             "memento": lambda: np.arange(block.memento_start, block.memento_end + 1),
             "delimiters": lambda: np.array([block.start, block.end]),
             "block": lambda: np.arange(block.start + 1, block.end),
-            "secret": lambda: np.array(sample.where, dtype=np.int64),
+            "secret": lambda: np.array(sample.secret_indices, dtype=np.int64),
         }[self.kind]()
         return found[-self.pool :] if isinstance(self.pool, int) else found
 
 
 def secret_carrier(samples: Sequence[Sample]) -> Carrier:
     """The secret's own tokens; their mean where secrets are spelled in more or fewer of them."""
-    return Carrier("secret", 0, "all" if len({len(sample.where) for sample in samples}) == 1 else "mean")
+    return Carrier("secret", 0, "all" if len({len(sample.secret_indices) for sample in samples}) == 1 else "mean")
 
 
-def common_places(
+def padded_token_indices(
     carrier: Carrier, samples: Sequence[Sample], blocks: Sequence[Sequence[Block]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """A carrier's places in many traces.
@@ -79,7 +79,7 @@ def common_places(
     Raises:
         UserError: a trace has no such carrier, or `all` of it differs in length.
     """
-    found = [carrier.places(sample, pairs) for sample, pairs in zip(samples, blocks, strict=True)]
+    found = [carrier.token_indices(sample, pairs) for sample, pairs in zip(samples, blocks, strict=True)]
     counts = np.array([len(places) for places in found])
     if not counts.any():
         last = max(len(pairs) - 1 - sample.block for sample, pairs in zip(samples, blocks, strict=True))

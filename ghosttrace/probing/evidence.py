@@ -18,19 +18,19 @@ from scipy import stats
 
 from ghosttrace.data.task import Task
 from ghosttrace.probing.split import Split
-from ghosttrace.runs.records import Layout
-from ghosttrace.stats import holm, ratio, unseen
+from ghosttrace.runs.records import RecordLayout
+from ghosttrace.stats import holm, ratio_estimate, unseen_share_bound
 
 CONTROLS = ("sealed", "causal", "shuffled")
 CONDITIONS = ("open", *CONTROLS, "control-task", "unerased", "text", "exact")
 ALPHA = 0.05
-TRIVIAL = 0.01  # bits; what a control shows below this is rounding of the baseline, not a leak
-LEAST_CLUSTERS = 5  # on test; with fewer no control would be significant over a sweep, whatever it showed
-KNOWN = 0.1  # bits that a text may leave of a target without there being something to read
-ROUNDING = 1e-5  # nats by which a probe that says nothing may miss the text in float32
-SITE = ("carrier", "hop", "layer", "kv", "head")
-KEY = ("condition", *SITE, "probe", "target")
-CELLS = Layout(
+NEGLIGIBLE_BITS = 0.01  # bits; what a control shows below this is rounding of the baseline, not a leak
+MIN_TEST_CLUSTERS = 5  # on test; with fewer no control would be significant over a sweep, whatever it showed
+MIN_UNKNOWN_BITS = 0.1  # bits that a text may leave of a target without there being something to read
+ROUNDING_NATS = 1e-5  # nats by which a probe that says nothing may miss the text in float32
+SITE_COLUMNS = ("carrier", "hop", "layer", "kv", "head")
+KEY_COLUMNS = ("condition", *SITE_COLUMNS, "probe", "target")
+PROBE_RECORDS = RecordLayout(
     pa.schema(
         {
             "condition": pa.string(),
@@ -49,12 +49,12 @@ CELLS = Layout(
             "hit": pa.list_(pa.bool_()),
         }
     ),
-    KEY,
+    KEY_COLUMNS,
 )
 
 
 @dataclass(frozen=True)
-class Asked:
+class ProbeTarget:
     """A target as probes meet it.
 
     Attributes:
@@ -90,9 +90,9 @@ class Scores:
     validation_bits: float
 
 
-def score(asked: Asked, posterior: np.ndarray, split: Split) -> Scores:
+def score(asked: ProbeTarget, posterior: np.ndarray, split: Split) -> Scores:
     """Score a posterior, float[N, C] of natural logarithms, on the samples to which the target applies."""
-    posterior = np.where(np.abs(posterior - asked.text) < ROUNDING, asked.text, posterior)
+    posterior = np.where(np.abs(posterior - asked.text) < ROUNDING_NATS, asked.text, posterior)
     test, check, train = (part[asked.labels[part] >= 0] for part in (split.test, split.validation, split.train))
     right = asked.labels[test]
     gained = (posterior - asked.text)[check, asked.labels[check]]
@@ -107,7 +107,7 @@ def score(asked: Asked, posterior: np.ndarray, split: Split) -> Scores:
     )
 
 
-def believed(posterior: np.ndarray, asked: Asked, rows: np.ndarray, cluster: np.ndarray) -> np.ndarray:
+def fall_back_to_text(posterior: np.ndarray, asked: ProbeTarget, rows: np.ndarray, cluster: np.ndarray) -> np.ndarray:
     """The posterior, or what the text says if on validation it gains no more than one standard error.
 
     Without this a probe of nothing would be a little worse than the text, and surely so (the rule of one
@@ -125,13 +125,13 @@ def believed(posterior: np.ndarray, asked: Asked, rows: np.ndarray, cluster: np.
     count = np.bincount(number).astype(float)
     if len(count) < 2:
         return asked.text
-    found = ratio(np.bincount(number, gained), count)
+    found = ratio_estimate(np.bincount(number, gained), count)
     error = (found.high - found.value) / stats.t.ppf(0.975, max(1, len(count) - 1))
     return asked.text if found.value <= error else posterior
 
 
 def record(scores: Scores, **site: Any) -> dict[str, Any]:
-    """A row of `CELLS`; `site` holds condition, carrier, hop, layer, kv, head and probe."""
+    """A row of `PROBE_RECORDS`; `site` holds condition, carrier, hop, layer, kv, head and probe."""
     lists = {name: getattr(scores, name).tolist() for name in ("sample", "log2p", "text_log2p", "hit")}
     plain = {"target": scores.target, "n_train": scores.n_train, "validation_bits": scores.validation_bits}
     return {**site, **plain, **lists}
@@ -141,21 +141,21 @@ def summarise(rows: Iterable[Mapping[str, Any]], task: Task, split: Split) -> pd
     """One row a cell and target, and one for the mean of targets that share a name (`note-*`).
 
     Args:
-        rows: of `CELLS`.
+        rows: of `PROBE_RECORDS`.
         task, split: what they were measured on.
 
     Returns:
-        The columns of `KEY`, and n_train, n_test, n_clusters, chance, unknown (bits that the text
+        The columns of `KEY_COLUMNS`, and n_train, n_test, n_clusters, chance, unknown (bits that the text
         leaves), accuracy, bits (both with `_low` and `_high`), selectivity (open rows:
         accuracy less that on the control task), p and p_holm (bits above 0), significant (p_holm at most
-        `ALPHA` and more than `TRIVIAL` bits), headline (a target to show: of targets that share a name their
+        `ALPHA` and more than `NEGLIGIBLE_BITS` bits), headline (a target to show: of targets that share a name their
         mean alone), valid (every control held).
     """
     cells = [dict(row) for row in rows]
     chances = {target.name: _chance(task.labels(number), split) for number, target in enumerate(task.targets)}
     found = pd.DataFrame([_row(cell, split, chances[cell["target"]]) for cell in cells + _grouped(cells, chances)])
-    control = found[found["condition"] == "control-task"].set_index([*SITE, "probe", "target"])["accuracy"]
-    index = pd.MultiIndex.from_frame(found[[*SITE, "probe", "target"]])
+    control = found[found["condition"] == "control-task"].set_index([*SITE_COLUMNS, "probe", "target"])["accuracy"]
+    index = pd.MultiIndex.from_frame(found[[*SITE_COLUMNS, "probe", "target"]])
     found["selectivity"] = np.where(
         found["condition"] == "open", found["accuracy"] - control.reindex(index).to_numpy(), np.nan
     )
@@ -164,7 +164,7 @@ def summarise(rows: Iterable[Mapping[str, Any]], task: Task, split: Split) -> pd
         here = found["condition"].isin(family)
         if here.any():
             found.loc[here, "p_holm"] = holm(found.loc[here, "p"].to_list())
-    found["significant"] = (found["p_holm"] <= ALPHA) & (found["bits"] > TRIVIAL)
+    found["significant"] = (found["p_holm"] <= ALPHA) & (found["bits"] > NEGLIGIBLE_BITS)
     found["headline"] = _headline(found["target"])
     found["valid"] = not failed_controls(found)
     return found
@@ -176,7 +176,7 @@ def _chance(labels: np.ndarray, split: Split) -> float:
     return float(np.mean(test == np.bincount(train).argmax())) if len(test) else float("nan")
 
 
-def family(target: str) -> str:
+def target_family(target: str) -> str:
     """`note-3` belongs to `note-*`."""
     stem, dash, number = target.rpartition("-")
     return f"{stem}-*" if dash and number.isdigit() else target
@@ -185,15 +185,15 @@ def family(target: str) -> str:
 def _headline(targets: pd.Series) -> pd.Series:
     """Whether a target is one to show: those of one name as their mean, others as they are."""
     known = set(targets)
-    return targets.map(lambda name: family(name) == name or family(name) not in known)
+    return targets.map(lambda name: target_family(name) == name or target_family(name) not in known)
 
 
 def _grouped(cells: list[dict[str, Any]], chances: dict[str, float]) -> list[dict[str, Any]]:
     """Cells of the mean over targets of one family, on the samples that all of them apply to."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for cell in cells:
-        key = tuple(cell[name] for name in KEY[:-1])
-        groups.setdefault((*key, family(cell["target"])), []).append(cell)
+        key = tuple(cell[name] for name in KEY_COLUMNS[:-1])
+        groups.setdefault((*key, target_family(cell["target"])), []).append(cell)
     merged = []
     for key, members in groups.items():
         if len(members) == 1:
@@ -217,16 +217,16 @@ def _row(cell: Mapping[str, Any], split: Split, chance: float) -> dict[str, Any]
     cluster = np.unique(split.cluster[np.asarray(cell["sample"], dtype=np.int64)], return_inverse=True)[1]
     count = np.bincount(cluster).astype(float)
     gained = np.asarray(cell["log2p"], dtype=float) - np.asarray(cell["text_log2p"], dtype=float)
-    bits = ratio(np.bincount(cluster, gained), count)
-    hits = ratio(np.bincount(cluster, np.asarray(cell["hit"], dtype=float)), count)
-    slack = unseen(len(count))  # of clusters that all agree, resampling says nothing
+    bits = ratio_estimate(np.bincount(cluster, gained), count)
+    hits = ratio_estimate(np.bincount(cluster, np.asarray(cell["hit"], dtype=float)), count)
+    slack = unseen_share_bound(len(count))  # of clusters that all agree, resampling says nothing
     half = bits.high - bits.value
     if half > 0:
         quantile = stats.t.ppf(0.975, len(count) - 1)
         p = float(stats.t.sf(bits.value * quantile / half, len(count) - 1))
     else:  # all clusters agree, or there is one alone: as a test of signs has it
         p = 0.5 ** len(count) if bits.value > 0 else 1.0
-    return {name: cell[name] for name in KEY} | {
+    return {name: cell[name] for name in KEY_COLUMNS} | {
         "n_train": cell["n_train"],
         "n_test": len(gained),
         "n_clusters": len(count),
@@ -251,7 +251,7 @@ def failed_controls(results: pd.DataFrame) -> tuple[str, ...]:
     """
     failures = []
     clusters = int(results["n_clusters"].min())
-    if clusters < LEAST_CLUSTERS:
+    if clusters < MIN_TEST_CLUSTERS:
         failures.append(f"controls: {clusters} independent traces on test are too few for a control to fail")
     bad = results[results["condition"].isin(CONTROLS) & results["significant"]]
     for condition in dict.fromkeys(bad["condition"]):
@@ -265,12 +265,12 @@ def failed_controls(results: pd.DataFrame) -> tuple[str, ...]:
         condition: results[results["condition"] == condition].set_index("target") for condition in ("text", "exact")
     }
     above = told["text"]["bits_low"] - told["exact"]["bits_high"]
-    for target in above.index[above > TRIVIAL]:
+    for target in above.index[above > NEGLIGIBLE_BITS]:
         failures.append(f"text: {target} is told by the text better than its exact posterior says: that is wrong")
     own = results[results["condition"] == "unerased"]
     for target in dict.fromkeys(own["target"]):
         rows = own[own["target"] == target]
-        blind = (rows["p"] > ALPHA).all() or rows["bits"].max() <= TRIVIAL
-        if blind and rows["unknown"].max() > KNOWN:
+        blind = (rows["p"] > ALPHA).all() or rows["bits"].max() <= NEGLIGIBLE_BITS
+        if blind and rows["unknown"].max() > MIN_UNKNOWN_BITS:
             failures.append(f"unerased: {target} cannot be read from the secret's own tokens: give more samples")
     return tuple(failures)

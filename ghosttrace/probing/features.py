@@ -26,20 +26,20 @@ from ghosttrace.law.expiry import erasures
 from ghosttrace.law.layout import open_layout, sealed_layout
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.checkpoint import Checkpoint, fingerprint
-from ghosttrace.model.geometry import Geometry
+from ghosttrace.model.geometry import CacheGeometry
 from ghosttrace.model.states import States, read_states
-from ghosttrace.probing.carriers import Carrier, common_places
+from ghosttrace.probing.carriers import Carrier, padded_token_indices
 
-Reader = Callable[[Sequence[np.ndarray], Sequence[int], Sequence[np.ndarray]], States]
+StateReader = Callable[[Sequence[np.ndarray], Sequence[int], Sequence[np.ndarray]], States]
 """From B sequences, int64[T] each, their numbers in the task, and places in each, int64[P]."""
 
-Kept = Literal["k", "v", "hidden"]
+StateKind = Literal["k", "v", "hidden"]
 LAYOUTS = {"open": open_layout, "sealed": sealed_layout}
-SHARD = 512  # traces
+TRACES_PER_SHARD = 512  # traces
 
 
 @dataclass(frozen=True)
-class Wanted:
+class StateSelection:
     """What to read of each trace.
 
     Attributes:
@@ -62,7 +62,7 @@ class Features:
 
     paths: tuple[Path, ...]
 
-    def load(self, carrier: Carrier, layer: int, kind: Kept, heads: Sequence[int] | None = None) -> Tensor:
+    def load(self, carrier: Carrier, layer: int, kind: StateKind, heads: Sequence[int] | None = None) -> Tensor:
         """One site of all traces.
 
         Args:
@@ -83,21 +83,21 @@ class Features:
         return torch.cat(parts)
 
 
-def extract(
+def extract_features(
     checkpoint: Checkpoint,
     task: Task,
-    wanted: Wanted,
+    selection: StateSelection,
     folder: Path,
     batch_tokens: int = 16_384,
     progress: Callable[[int, int], None] | None = None,
-    read: Reader | None = None,
+    read: StateReader | None = None,
 ) -> Features:
     """Read the states of every trace of a task, or find them read.
 
     Args:
         checkpoint: the model and its law.
         task: the traces.
-        wanted: what to read of them.
+        selection: what to read of them.
         folder: for the shards; made if it is not there.
         batch_tokens: traces read together, padding included.
         progress: called with (traces done, traces in all).
@@ -106,20 +106,20 @@ def extract(
     Raises:
         UserError: a carrier that no trace has, delimiters that are erased, states that are not finite.
     """
-    if checkpoint.policy.mask_delimiters and any(carrier.kind == "delimiters" for carrier in wanted.carriers):
+    if checkpoint.policy.mask_delimiters and any(carrier.kind == "delimiters" for carrier in selection.carriers):
         raise UserError("no trace keeps its delimiters: this policy erases them with their block (--keep-delimiters)")
     samples, section = task.samples, checkpoint.policy.require_assistant_section
     blocks = [find_blocks(sample.ids, checkpoint.markup, section) for sample in samples]
-    places = {carrier: common_places(carrier, samples, blocks) for carrier in wanted.carriers}
+    places = {carrier: padded_token_indices(carrier, samples, blocks) for carrier in selection.carriers}
     folder.mkdir(parents=True, exist_ok=True)
-    digest = provenance(checkpoint, task, wanted)
-    read = read or partial(_one_pass, checkpoint, wanted)
+    digest = features_digest(checkpoint, task, selection)
+    read = read or partial(_one_pass, checkpoint, selection)
     paths = []
-    for begin in range(0, len(samples), SHARD):
-        rows = range(begin, min(begin + SHARD, len(samples)))
-        paths.append(folder / f"{wanted.cache}-{begin // SHARD:05d}.safetensors")
+    for begin in range(0, len(samples), TRACES_PER_SHARD):
+        rows = range(begin, min(begin + TRACES_PER_SHARD, len(samples)))
+        paths.append(folder / f"{selection.cache}-{begin // TRACES_PER_SHARD:05d}.safetensors")
         if not _made(paths[-1], digest):
-            tensors = _shard(checkpoint, task, wanted, rows, places, batch_tokens, read)
+            tensors = _shard(checkpoint, task, selection, rows, places, batch_tokens, read)
             unsettled = paths[-1].with_suffix(".part")
             save_file(tensors, unsettled, {"provenance": digest})
             unsettled.replace(paths[-1])
@@ -128,13 +128,13 @@ def extract(
     return Features(tuple(paths))
 
 
-def layers_of(checkpoint: Checkpoint, layers: Sequence[int] | None) -> tuple[int, ...]:
+def resolve_layers(checkpoint: Checkpoint, layers: Sequence[int] | None) -> tuple[int, ...]:
     """The layers, ascending; all of the model's if None.
 
     Raises:
         UserError: the model has no such layer.
     """
-    count = Geometry.of(checkpoint.model.config).layers
+    count = CacheGeometry.from_config(checkpoint.model.config).layers
     chosen = () if layers is None else tuple(sorted(set(map(int, layers))))
     for layer in chosen:
         if not 0 <= layer < count:
@@ -142,11 +142,11 @@ def layers_of(checkpoint: Checkpoint, layers: Sequence[int] | None) -> tuple[int
     return chosen or tuple(range(count))
 
 
-def provenance(checkpoint: Checkpoint, task: Task, wanted: Wanted) -> str:
+def features_digest(checkpoint: Checkpoint, task: Task, selection: StateSelection) -> str:
     """SHA-256 of all that decides the features: weights, law, traces, and what is read."""
-    digest = sha256(repr((fingerprint(checkpoint), checkpoint.policy, wanted, checkpoint.model.dtype)).encode())
+    digest = sha256(repr((fingerprint(checkpoint), checkpoint.policy, selection, checkpoint.model.dtype)).encode())
     for sample in task.samples:
-        digest.update(repr((list(sample.ids), sample.block, sample.where)).encode())
+        digest.update(repr((list(sample.ids), sample.block, sample.secret_indices)).encode())
     return digest.hexdigest()
 
 
@@ -161,31 +161,35 @@ def _made(path: Path, digest: str) -> bool:
 def _shard(
     checkpoint: Checkpoint,
     task: Task,
-    wanted: Wanted,
+    selection: StateSelection,
     rows: range,
     places: dict[Carrier, tuple[np.ndarray, np.ndarray]],
     batch_tokens: int,
-    read: Reader,
+    read: StateReader,
 ) -> dict[str, Tensor]:
     """The tensors of one shard, in the order of its rows."""
     everything = np.concatenate([at for at, _ in places.values()], axis=1)  # int64[N, all places]
     ends = {row: _end(checkpoint, task.samples[row], int(everything[row].max()) + 1) for row in rows}
     parts: list[dict[str, Tensor]] = []
     order = sorted(rows, key=ends.__getitem__)
-    for batch in batches_of(order, ends, batch_tokens):
+    for batch in batch_by_tokens(order, ends, batch_tokens):
         ids = [np.asarray(task.samples[row].ids)[: ends[row]] for row in batch]
         states = read(ids, batch, list(everything[batch]))
         weights = {carrier: weight[batch] for carrier, (_, weight) in places.items()}
-        parts.append(_named(states, wanted, weights))
+        parts.append(_named(states, selection, weights))
     back = torch.from_numpy(np.argsort(order, kind="stable"))
     return {name: torch.cat([part[name] for part in parts])[back].contiguous() for name in parts[0]}
 
 
 def _one_pass(
-    checkpoint: Checkpoint, wanted: Wanted, ids: Sequence[np.ndarray], rows: Sequence[int], places: Sequence[np.ndarray]
+    checkpoint: Checkpoint,
+    selection: StateSelection,
+    ids: Sequence[np.ndarray],
+    rows: Sequence[int],
+    places: Sequence[np.ndarray],
 ) -> States:
-    layouts = [LAYOUTS[wanted.cache](tokens, checkpoint.markup, checkpoint.policy) for tokens in ids]
-    return read_states(checkpoint.model, layouts, places, wanted.hidden)
+    layouts = [LAYOUTS[selection.cache](tokens, checkpoint.markup, checkpoint.policy) for tokens in ids]
+    return read_states(checkpoint.model, layouts, places, selection.hidden)
 
 
 def _end(checkpoint: Checkpoint, sample: Sample, end: int) -> int:
@@ -202,10 +206,10 @@ def _end(checkpoint: Checkpoint, sample: Sample, end: int) -> int:
             "hide the secret in an earlier block, or give --keep-last-n-blocks 0"
         )
     # One more: a block that stays for the answer expires as the token at this place is read.
-    return min((erasure.at + 1 for erasure in gone if erasure.at >= end), default=end)
+    return min((erasure.expires_at + 1 for erasure in gone if erasure.expires_at >= end), default=end)
 
 
-def batches_of(order: Sequence[int], lengths: Mapping[int, int], tokens: int) -> list[list[int]]:
+def batch_by_tokens(order: Sequence[int], lengths: Mapping[int, int], tokens: int) -> list[list[int]]:
     """Rows in order of length, in batches that stay under so many tokens, padding included."""
     batches: list[list[int]] = [[]]
     for row in order:
@@ -215,14 +219,14 @@ def batches_of(order: Sequence[int], lengths: Mapping[int, int], tokens: int) ->
     return batches
 
 
-def _named(states: States, wanted: Wanted, weights: dict[Carrier, np.ndarray]) -> dict[str, Tensor]:
+def _named(states: States, selection: StateSelection, weights: dict[Carrier, np.ndarray]) -> dict[str, Tensor]:
     """States as a shard names them: [n, P, H, D] for keys and values, [n, P, d] for hidden states."""
     found: dict[str, Tensor] = {}
     begin = 0
     for carrier, weight in weights.items():
         here = slice(begin, begin + weight.shape[1])
         begin = here.stop
-        for layer in wanted.layers:
+        for layer in selection.layers:
             kinds = {"k": states.keys[layer][:, :, here].transpose(1, 2)}
             kinds["v"] = states.values[layer][:, :, here].transpose(1, 2)
             if states.hidden is not None:

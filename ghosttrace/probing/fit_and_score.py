@@ -9,19 +9,21 @@ import torch
 from torch import Tensor
 
 from ghosttrace.errors import UserError
-from ghosttrace.probing.evidence import Asked, Scores, believed, score
-from ghosttrace.probing.linear_grid import fit_path, select
+from ghosttrace.probing.evidence import ProbeTarget, Scores, fall_back_to_text, score
+from ghosttrace.probing.linear_grid import fit_path, select_penalty
 from ghosttrace.probing.probes import Probe
-from ghosttrace.probing.probes.probe import stacked, unstacked
+from ghosttrace.probing.probes.probe import split_by_target, stack_targets
 from ghosttrace.probing.split import Split
 
 PENALTIES = (1.0, 0.1, 0.01, 0.001)
 TOLERANCE = 1e-5  # nats that a further step would still gain
-NORMALISED = 1e-3  # by which a posterior's sum may miss 1
-FIRST = 64  # the online code begins with a 64th of the training set, and doubles
+SUM_TOLERANCE = 1e-3  # by which a posterior's sum may miss 1
+FIRST_PORTION_DIVISOR = 64  # the online code begins with a 64th of the training set, and doubles
 
 
-def linear_scores(features: Tensor, asked: Sequence[Asked], split: Split, device: torch.device) -> list[list[Scores]]:
+def linear_scores(
+    features: Tensor, asked: Sequence[ProbeTarget], split: Split, device: torch.device
+) -> list[list[Scores]]:
     """Linear probes of several feature sets.
 
     Of a path of penalties each cell takes the one that does best on validation, its logits scaled by
@@ -44,30 +46,30 @@ def linear_scores(features: Tensor, asked: Sequence[Asked], split: Split, device
 
 def linear_posteriors(
     features: Tensor,
-    asked: Sequence[Asked],
+    asked: Sequence[ProbeTarget],
     train: np.ndarray,
     validation: np.ndarray,
     cluster: np.ndarray,
     device: torch.device,
 ) -> list[list[np.ndarray]]:
     """For each feature set and target float[N, C], natural logarithms; arguments as `linear_scores`."""
-    labels, offset, n_classes = stacked(asked)
+    labels, offset, n_classes = stack_targets(asked)
     features, labels, offset = features.to(device), labels.to(device), offset.to(device)
     path = fit_path(features[:, train], labels[:, train], n_classes, PENALTIES, offset[:, train], TOLERANCE)
-    probe = select(path, features[:, validation], labels[:, validation], offset[:, validation])
+    probe = select_penalty(path, features[:, validation], labels[:, validation], offset[:, validation])
     said = probe.log_probabilities(features, offset).cpu().double().numpy()
-    return [_believed(unstacked(of_set, asked), asked, validation, cluster) for of_set in said]
+    return [_fall_back_to_text(split_by_target(of_set, asked), asked, validation, cluster) for of_set in said]
 
 
-def _believed(
-    said: Sequence[np.ndarray], asked: Sequence[Asked], validation: np.ndarray, cluster: np.ndarray
+def _fall_back_to_text(
+    said: Sequence[np.ndarray], asked: Sequence[ProbeTarget], validation: np.ndarray, cluster: np.ndarray
 ) -> list[np.ndarray]:
     """A probe's posteriors, for each target float[N, C], as far as they are believed."""
-    return [believed(part, one, validation, cluster) for part, one in zip(said, asked, strict=True)]
+    return [fall_back_to_text(part, one, validation, cluster) for part, one in zip(said, asked, strict=True)]
 
 
 def probe_scores(
-    probe: Probe, features: Tensor, asked: Sequence[Asked], split: Split, seed: int, device: torch.device
+    probe: Probe, features: Tensor, asked: Sequence[ProbeTarget], split: Split, seed: int, device: torch.device
 ) -> list[Scores]:
     """Another probe of one feature set, float[N, d], for all targets; it is not shown the labels of the test.
 
@@ -79,11 +81,11 @@ def probe_scores(
         one.labels[split.test] = -1
     said = probe.fit(features, shown, split, seed, device)
     _check(probe, said, asked)
-    told = _believed(said, asked, split.validation, split.cluster)
+    told = _fall_back_to_text(said, asked, split.validation, split.cluster)
     return [score(one, posterior, split) for one, posterior in zip(asked, told, strict=True)]
 
 
-def _check(probe: Probe, said: Sequence[np.ndarray], asked: Sequence[Asked]) -> None:
+def _check(probe: Probe, said: Sequence[np.ndarray], asked: Sequence[ProbeTarget]) -> None:
     """Refuse what are no log-posteriors: bits of them would mean nothing."""
     shapes = [part.shape for part in said]
     if shapes != [one.text.shape for one in asked]:
@@ -91,7 +93,7 @@ def _check(probe: Probe, said: Sequence[np.ndarray], asked: Sequence[Asked]) -> 
         found = [list(shape) for shape in shapes]
         raise UserError(f"probe {probe.name} returned arrays of shapes {found}: return {wanted}, one for each target")
     for part, one in zip(said, asked, strict=True):
-        if not (np.isfinite(part).all() and np.allclose(np.exp(part).sum(axis=1), 1, atol=NORMALISED)):
+        if not (np.isfinite(part).all() and np.allclose(np.exp(part).sum(axis=1), 1, atol=SUM_TOLERANCE)):
             raise UserError(
                 f"probe {probe.name} returned no log-posterior of {one.name}: return natural logarithms of "
                 "probabilities above 0 that sum to 1 for each sample"
@@ -99,7 +101,7 @@ def _check(probe: Probe, said: Sequence[np.ndarray], asked: Sequence[Asked]) -> 
 
 
 def online_scores(
-    features: Tensor, asked: Sequence[Asked], split: Split, seed: int, device: torch.device
+    features: Tensor, asked: Sequence[ProbeTarget], split: Split, seed: int, device: torch.device
 ) -> list[Scores]:
     """The online code of the training labels: each portion told by a probe fitted on those before it.
 
@@ -119,7 +121,9 @@ def online_scores(
     clusters = rng.permutation(np.unique(split.cluster[split.train]))
     rank = np.argsort(clusters)[np.searchsorted(np.sort(clusters), split.cluster[split.train])]  # int64[train]
     said = [one.text.copy() for one in asked]
-    ends = [len(clusters) * 2**power // FIRST for power in range(int(np.log2(FIRST)) + 1)]
+    ends = [
+        len(clusters) * 2**power // FIRST_PORTION_DIVISOR for power in range(int(np.log2(FIRST_PORTION_DIVISOR)) + 1)
+    ]
     for known, until in pairwise(ends):
         before = rank < known
         check = before & (rank % 5 == 0)
@@ -138,6 +142,6 @@ def online_scores(
     return [score(one, posterior, whole) for one, posterior in zip(asked, said, strict=True)]
 
 
-def _learnable(asked: Sequence[Asked], *parts: np.ndarray) -> bool:
+def _learnable(asked: Sequence[ProbeTarget], *parts: np.ndarray) -> bool:
     """Whether every target has labels in every part."""
     return all(bool((one.labels[part] >= 0).any()) for one in asked for part in parts)

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-MEMORY = 8  # pairs of steps and gradients that are remembered
-SMALLEST = 1e-4  # step: a line search that gets here has met the precision of float32
-NOISE = 1e-6  # nats, of a loss whose terms are float32; of its size, as Hager and Zhang have it
+HISTORY_LENGTH = 8  # pairs of steps and gradients that are remembered
+MIN_STEP = 1e-4  # step: a line search that gets here has met the precision of float32
+LOSS_NOISE_NATS = 1e-6  # nats, of a loss whose terms are float32; of its size, as Hager and Zhang have it
 
 
 def minimise(
@@ -36,7 +36,7 @@ def minimise(
     for left in range(max_passes - 1, -1, -1):
         direction = _direction(gradient, history)
         slope = _dot(gradient, direction)
-        stop = (-slope / 2 <= tolerance) | (step < SMALLEST) | (left == 0)
+        stop = (-slope / 2 <= tolerance) | (step < MIN_STEP) | (left == 0)
         if stop.any():
             where = cells.to(stop.device)
             found[where[stop]], gaps[where[stop]] = x[stop], -slope[stop].float() / 2
@@ -52,13 +52,13 @@ def minimise(
         new_loss, new_gradient = evaluate(cells, moved)
         drop = new_loss - loss
         # Where rounding hides the drop, the slope beyond the step tells (Hager and Zhang 2005, equation 4.1).
-        level = (drop <= NOISE) & (_dot(new_gradient, direction) <= -0.8 * slope)
+        level = (drop <= LOSS_NOISE_NATS) & (_dot(new_gradient, direction) <= -0.8 * slope)
         better = (drop <= 1e-4 * step * slope) | level
         # A refused step is remembered as none: 0, 0 with rho 0 changes nothing.
         s, y = (torch.where(_wide(better, x), new - old, 0.0) for new, old in ((moved, x), (new_gradient, gradient)))
         bend = _dot(s, y)
         rho = torch.where(bend > 1e-7 * (_dot(s, s) * _dot(y, y)).sqrt(), 1 / bend, 0.0)
-        history = [*history, (s, y, rho)][-MEMORY:]
+        history = [*history, (s, y, rho)][-HISTORY_LENGTH:]
         parabola = -slope * step.square() / (2 * (drop - slope * step))
         step = torch.where(better, 1.0, parabola.clamp(0.1 * step, 0.5 * step).nan_to_num(0.1))
         x, gradient = (torch.where(_wide(better, x), new, old) for new, old in ((moved, x), (new_gradient, gradient)))

@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from ghosttrace.errors import UserError
-from ghosttrace.probing.fit import base_logits, calibrate, check_finite, cross_entropy, moments, standardised
-from ghosttrace.probing.solver import Problem, Questions, solve
+from ghosttrace.probing.fitter_utils import base_logits, calibrate, check_finite, cross_entropy, moments, standardised
+from ghosttrace.probing.solver import SoftmaxProblem, TargetBatch, solve
 
-CACHED, CARD = 2**22, 2**28  # floats of features and logits worked on together, on a CPU and on a GPU
+CPU_BATCH_FLOATS, GPU_BATCH_FLOATS = (
+    2**22,
+    2**28,
+)  # floats of features and logits worked on together, on a CPU and on a GPU
 
 
 @dataclass(frozen=True)
@@ -119,18 +122,22 @@ def fit_path(
             labelled sample or a label that is no class of it; shapes do not belong together.
     """
     _check(features, labels, n_classes, penalties, offset)
-    questions = Questions.of(labels.to(features.device), n_classes, offset)
-    size = features.shape[1] * (features.shape[2] + questions.start.numel())
-    together = max(1, (CACHED if features.device.type == "cpu" else CARD) // size)
+    target_batch = TargetBatch.of(labels.to(features.device), n_classes, offset)
+    size = features.shape[1] * (features.shape[2] + target_batch.start.numel())
+    together = max(1, (CPU_BATCH_FLOATS if features.device.type == "cpu" else GPU_BATCH_FLOATS) // size)
     paths: list[list[LinearProbe]] = []
     for first in range(0, len(features), together):
         chunk = slice(first, first + together)
         begin = None if start is None else (start.weight[chunk], start.bias[chunk])
-        paths.append(_fit_chunk(features[chunk], questions, tuple(n_classes), penalties, tolerance, max_passes, begin))
+        paths.append(
+            _fit_chunk(features[chunk], target_batch, tuple(n_classes), penalties, tolerance, max_passes, begin)
+        )
     return [_joined(parts) for parts in zip(*paths, strict=True)]
 
 
-def select(path: Sequence[LinearProbe], features: Tensor, labels: Tensor, offset: Tensor | None = None) -> LinearProbe:
+def select_penalty(
+    path: Sequence[LinearProbe], features: Tensor, labels: Tensor, offset: Tensor | None = None
+) -> LinearProbe:
     """Of probes of the same grid, calibrated, the best of each cell by cross-entropy on held-out samples.
 
     Where none of them helps, alpha is 0 and the cell answers with the offset.
@@ -177,7 +184,7 @@ def _joined(parts: Sequence[LinearProbe]) -> LinearProbe:
 
 def _fit_chunk(
     features: Tensor,
-    questions: Questions,
+    target_batch: TargetBatch,
     n_classes: tuple[int, ...],
     penalties: Sequence[float],
     tolerance: float,
@@ -186,12 +193,12 @@ def _fit_chunk(
 ) -> list[LinearProbe]:
     """The path of some feature sets."""
     mean, scale = moments(features)
-    problem = Problem.of(features, mean, scale, questions)
-    cells, absent = (len(features), len(n_classes)), questions.absent
+    problem = SoftmaxProblem.of(features, mean, scale, target_batch)
+    cells, absent_classes = (len(features), len(n_classes)), target_batch.absent_classes
     theta = torch.zeros(*cells, max(n_classes), features.shape[2] + 1, device=features.device)
-    theta[..., -1] = questions.start
+    theta[..., -1] = target_batch.start
     if begin is not None:
-        theta[..., :-1], theta[..., -1] = begin[0].transpose(2, 3), begin[1].where(~absent, questions.start)
+        theta[..., :-1], theta[..., -1] = begin[0].transpose(2, 3), begin[1].where(~absent_classes, target_batch.start)
     path = []
     for penalty in penalties:
         flat, gap = solve(problem, theta.flatten(0, 1), penalty, tolerance, max_passes)

@@ -19,40 +19,40 @@ from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.planting import decode
 
 INTEGER = re.compile(r"(?<![\w.,])\d+(?!\w|[.,]\d)")
-LEFT, RIGHT = r"(?:[\w)}\]]|\\[)\]])\s*", r"(?=\s*[\w({\[\\])"  # operands
-SIGNS = {
-    "+": re.compile(LEFT + r"(\+)" + RIGHT),
+LEFT_OPERAND, RIGHT_OPERAND = r"(?:[\w)}\]]|\\[)\]])\s*", r"(?=\s*[\w({\[\\])"  # operands
+OPERATION_PATTERNS = {
+    "+": re.compile(LEFT_OPERAND + r"(\+)" + RIGHT_OPERAND),
     "-": re.compile(r"(?:\d|[)}\]]|\b[a-zA-Z])\s*([-−])(?=\s*(?:\d|[({\[\\]|[a-zA-Z]\b))"),  # no hyphens
-    "×": re.compile(r"(×|\\times|\\cdot|(?<!\*)\*(?!\*))" + RIGHT),
-    "/": re.compile(r"(÷|\\div|\\d?frac|/)" + RIGHT),
+    "×": re.compile(r"(×|\\times|\\cdot|(?<!\*)\*(?!\*))" + RIGHT_OPERAND),
+    "/": re.compile(r"(÷|\\div|\\d?frac|/)" + RIGHT_OPERAND),
 }
 
 
 @dataclass(frozen=True)
-class Found:
+class AttributeMatch:
     """An attribute of a text: its label, and the characters that show it."""
 
     label: str
     span: range
 
 
-def last_number(text: str) -> Found | None:
+def last_number(text: str) -> AttributeMatch | None:
     """The last digit of the last integer; no decimals, and no numbers that are parts of words."""
     matches = list(INTEGER.finditer(text))
-    return Found(matches[-1].group()[-1], range(*matches[-1].span())) if matches else None
+    return AttributeMatch(matches[-1].group()[-1], range(*matches[-1].span())) if matches else None
 
 
-def operation(text: str) -> Found | None:
+def operation(text: str) -> AttributeMatch | None:
     """Which of + - × / is written most often, the one that comes first if several are; shown where it first stands."""
-    found = {sign: list(pattern.finditer(text)) for sign, pattern in SIGNS.items()}
+    found = {sign: list(pattern.finditer(text)) for sign, pattern in OPERATION_PATTERNS.items()}
     found = {sign: matches for sign, matches in found.items() if matches}
     if not found:
         return None
     sign = min(found, key=lambda one: (-len(found[one]), found[one][0].start(1)))
-    return Found(sign, range(*found[sign][0].span(1)))
+    return AttributeMatch(sign, range(*found[sign][0].span(1)))
 
 
-def attribute(spec: str) -> Callable[[str], Found | None]:
+def attribute_finder(spec: str) -> Callable[[str], AttributeMatch | None]:
     """What a command line names: `last-number`, `operation`, or `regex:PATTERN`, whose first group is the label.
 
     Raises:
@@ -70,9 +70,9 @@ def attribute(spec: str) -> Callable[[str], Found | None]:
     if not pattern.groups:
         raise UserError(f"{source!r} has no group: put the part that is the label in parentheses")
 
-    def first(text: str) -> Found | None:
+    def first(text: str) -> AttributeMatch | None:
         match = pattern.search(text)
-        return Found(match.group(1), range(*match.span(1))) if match and match.group(1) else None
+        return AttributeMatch(match.group(1), range(*match.span(1))) if match and match.group(1) else None
 
     return first
 
@@ -87,7 +87,7 @@ def natural_task(
     Args:
         traces: the traces as they are.
         checkpoint: whose tokenizer and markup to use.
-        spec: see `attribute`.
+        spec: see `attribute_finder`.
         hops: how many blocks after it are needed; what follows the last one's memento is dropped.
         classes: how many labels to keep, the commonest.
 
@@ -97,7 +97,7 @@ def natural_task(
     Raises:
         UserError: no such attribute, none of the blocks has it, or a label that occurs once.
     """
-    find = attribute(spec)
+    find = attribute_finder(spec)
     section = checkpoint.policy.require_assistant_section
     found: list[tuple[str, Sample]] = []
     for trace in traces:
@@ -108,13 +108,13 @@ def natural_task(
             hit = find(decode(checkpoint.tokenizer, inside))
             if hit:
                 cut = ids[: pairs[number + hops].memento_end + 1]
-                where = tuple(pair.start + 1 + at for at in spelling(inside, hit.span, checkpoint.tokenizer))
+                where = tuple(pair.start + 1 + at for at in token_range(inside, hit.span, checkpoint.tokenizer))
                 found.append((hit.label, Sample(cut, trace.name, "", number, where, ())))
     labels = [label for label, _ in Counter(label for label, _ in found).most_common(classes)]
     if not labels:
         raise UserError(f"no block that {hops} more follow has {spec}: give other traces, or fewer hops")
     samples = [
-        Sample(s.ids, s.base, s.secret, s.block, s.where, (labels.index(label),))
+        Sample(s.ids, s.base, s.secret, s.block, s.secret_indices, (labels.index(label),))
         for label, s in found
         if label in labels
     ]
@@ -124,10 +124,10 @@ def natural_task(
     return task
 
 
-def spelling(ids: Sequence[int], span: range, tokenizer: Any) -> range:
+def token_range(ids: Sequence[int], span: range, tokenizer: Any) -> range:
     """Which tokens spell some characters of the text that they decode to.
 
-    Found by decoding beginnings, as tokens that a model has chosen need not be those its tokenizer would.
+    AttributeMatch by decoding beginnings, as tokens that a model has chosen need not be those its tokenizer would.
 
     Args:
         ids: int[T].

@@ -25,16 +25,18 @@ from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.secrets import Secret, SecretKind
 
 STREAM = 0x5EC2E7
-CLOSED = re.compile(
+CODE_OR_MATH = re.compile(
     r"```.*?(?:(?P<fence>```)|\Z)|\$\$.*?\$\$|\\\[.*?\\\]|\\\(.*?\\\)|\$[^$\n]*\$", re.DOTALL
 )  # code and mathematics
 BOXED = re.compile(r"\\boxed\s*\{")
 SENTENCE_END = re.compile(r"(?<=[.!?])(?=\s)")
-NO_END = re.compile(r"^\s*\d+\.$|\b(?:e\.g|i\.e|vs|cf|etc|Eq|Fig|Mr|Mrs|Ms|Dr)\.$")  # a list's number, abbreviations
+NOT_SENTENCE_END = re.compile(
+    r"^\s*\d+\.$|\b(?:e\.g|i\.e|vs|cf|etc|Eq|Fig|Mr|Mrs|Ms|Dr)\.$"
+)  # a list's number, abbreviations
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseTrace:
     """A trace into which secrets go, cut off behind the last memento that is looked at.
 
     Attributes:
@@ -50,7 +52,7 @@ class Base:
     text: str
 
 
-def bases_of(traces: Sequence[TokenTrace], checkpoint: Checkpoint, block: int, hops: int) -> list[Base]:
+def base_traces(traces: Sequence[TokenTrace], checkpoint: Checkpoint, block: int, hops: int) -> list[BaseTrace]:
     """The traces that have a block and so many others after it.
 
     Raises:
@@ -65,7 +67,7 @@ def bases_of(traces: Sequence[TokenTrace], checkpoint: Checkpoint, block: int, h
         if 0 <= block < len(pairs) - hops:
             pair = pairs[block]
             text = decode(checkpoint.tokenizer, ids[pair.start + 1 : pair.end])
-            found.append(Base(trace.name, ids[: pairs[block + hops].memento_end + 1], pair, text))
+            found.append(BaseTrace(trace.name, ids[: pairs[block + hops].memento_end + 1], pair, text))
     if not found:
         raise UserError(
             f"no trace has a block {block} (counted from 0) and {hops} more after it: the longest has {most} blocks, "
@@ -74,7 +76,7 @@ def bases_of(traces: Sequence[TokenTrace], checkpoint: Checkpoint, block: int, h
     return found
 
 
-def plant(
+def plant_secrets(
     traces: Sequence[TokenTrace],
     checkpoint: Checkpoint,
     kind: SecretKind,
@@ -106,28 +108,36 @@ def plant(
         raise UserError(
             f"the tokenizer of {checkpoint.name} does not say where its tokens stand: put a tokenizer.json beside it"
         )
-    bases = bases_of(traces, checkpoint, block, hops)
+    bases = base_traces(traces, checkpoint, block, hops)
     rng = np.random.default_rng([seed, STREAM])
     seen = "\n".join(decode(tokenizer, base.ids) for base in bases)
-    kind = kind.without(seen)
-    struck = set() if kind.is_class else kind.standing(seen)
-    secrets = kind.draw(rng, samples * len(bases), struck)
+    kind = kind.without_words_in(seen)
+    excluded = set() if kind.has_single_part else kind.find_in_text(seen)
+    secrets = kind.draw(rng, samples * len(bases), excluded)
     made = []
     for number, base in enumerate(bases):
-        spots = boundaries(base.text)
+        insertion_points = sentence_boundaries(base.text)
         for secret in secrets[number * samples : (number + 1) * samples]:
             _check_room(base, secret, block, tokenizer)
-            ids, where = put(base, secret.text, str(rng.choice(kind.carriers)), int(rng.choice(spots)), tokenizer)
-            made.append(Sample(ids, base.name, "" if kind.is_class else secret.text, block, where, secret.labels))
-    same_length = len({len(sample.where) for sample in made}) == 1
-    shares = kind.posteriors(struck) if same_length else {}
+            ids, where = insert_secret(
+                base,
+                secret.text,
+                str(rng.choice(kind.sentence_templates)),
+                int(rng.choice(insertion_points)),
+                tokenizer,
+            )
+            made.append(
+                Sample(ids, base.name, "" if kind.has_single_part else secret.text, block, where, secret.labels)
+            )
+    same_length = len({len(sample.secret_indices) for sample in made}) == 1
+    shares = kind.posteriors(excluded) if same_length else {}
     exact = {name: np.tile(share, (len(made), 1)) for name, share in shares.items()}
     task = Task(kind.name, tuple(made), kind.targets, exact)
     task.check()
     return task
 
 
-def _check_room(base: Base, secret: Secret, block: int, tokenizer: Any) -> None:
+def _check_room(base: BaseTrace, secret: Secret, block: int, tokenizer: Any) -> None:
     spelled, room = len(tokenizer(secret.text, add_special_tokens=False)["input_ids"]), base.pair.end - base.pair.start
     if spelled > room - 1:
         raise UserError(
@@ -141,19 +151,23 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def boundaries(text: str) -> list[int]:
+def sentence_boundaries(text: str) -> list[int]:
     """Where a sentence may be put into a text: before it, behind it, and between lines or sentences.
 
     Left out are places inside code fences, mathematics and `\\boxed{}`, and those behind a list's number.
     """
-    spots = {0, len(text), *(match.end() for match in re.finditer("\n", text))}
+    insertion_points = {0, len(text), *(match.end() for match in re.finditer("\n", text))}
     for match in SENTENCE_END.finditer(text):
-        if not NO_END.search(text[text.rfind("\n", 0, match.start()) + 1 : match.start()]):
-            spots.add(match.start())
-    inside = [range(m.start() + 1, m.end()) for m in CLOSED.finditer(text)]
-    inside += [range(m.start() + 1, len(text) + 1) for m in CLOSED.finditer(text) if _is_open(m)]
+        if not NOT_SENTENCE_END.search(text[text.rfind("\n", 0, match.start()) + 1 : match.start()]):
+            insertion_points.add(match.start())
+    inside = [range(m.start() + 1, m.end()) for m in CODE_OR_MATH.finditer(text)]
+    inside += [range(m.start() + 1, len(text) + 1) for m in CODE_OR_MATH.finditer(text) if _is_open(m)]
     inside += [range(m.start() + 1, _closing(text, m.end())) for m in BOXED.finditer(text)]
-    return sorted(spot for spot in spots if not any(spot in closed for closed in inside))
+    return sorted(
+        insertion_point
+        for insertion_point in insertion_points
+        if not any(insertion_point in closed for closed in inside)
+    )
 
 
 def _is_open(match: re.Match[str]) -> bool:
@@ -169,34 +183,36 @@ def _closing(text: str, place: int) -> int:
     return place + (depth > 0)
 
 
-def insert(text: str, sentence: str, spot: int) -> tuple[str, int]:
+def insert_sentence(text: str, sentence: str, insertion_point: int) -> tuple[str, int]:
     """A text with a sentence put in at a boundary, on a line of its own if a line begins there.
 
     Returns:
         The text, and where the sentence begins in it.
     """
-    if spot == 0 or text[spot - 1] == "\n":
-        behind = "" if text[spot : spot + 1] in ("", "\n") else "\n"
-        return text[:spot] + sentence + behind + text[spot:], spot
-    before = "" if text[spot - 1].isspace() else " "
-    return text[:spot] + before + sentence + text[spot:], spot + len(before)
+    if insertion_point == 0 or text[insertion_point - 1] == "\n":
+        behind = "" if text[insertion_point : insertion_point + 1] in ("", "\n") else "\n"
+        return text[:insertion_point] + sentence + behind + text[insertion_point:], insertion_point
+    before = "" if text[insertion_point - 1].isspace() else " "
+    return text[:insertion_point] + before + sentence + text[insertion_point:], insertion_point + len(before)
 
 
-def put(base: Base, secret: str, carrier: str, spot: int, tokenizer: Any) -> tuple[Sequence[int], tuple[int, ...]]:
+def insert_secret(
+    base: BaseTrace, secret: str, template: str, insertion_point: int, tokenizer: Any
+) -> tuple[Sequence[int], tuple[int, ...]]:
     """A base trace with a secret in its block.
 
     Args:
         base: the trace.
         secret: what is hidden.
-        carrier: a sentence with `{}` where the secret goes.
-        spot: where the sentence goes, one of the `boundaries` of the block's text.
+        template: a sentence with `{}` where the secret goes.
+        insertion_point: where the sentence goes, one of the `sentence_boundaries` of the block's text.
         tokenizer: a fast one.
 
     Returns:
         int32[T'], and the places of the tokens that spell any of the secret, as merged with what is beside it.
     """
-    text, start = insert(base.text, carrier.format(secret), spot)
-    start += carrier.index("{}")
+    text, start = insert_sentence(base.text, template.format(secret), insertion_point)
+    start += template.index("{}")
     stop = start + len(secret)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     begin = base.pair.start + 1

@@ -17,11 +17,11 @@ class ProbeResult(RunResult):
 
     `results` has one row per site, probe, condition and target (see `ghosttrace.probing.evidence.summarise`),
     `samples` one row per fitted probe and target, with the log2 probabilities of the test samples
-    (`ghosttrace.probing.evidence.CELLS`).
+    (`ghosttrace.probing.evidence.PROBE_RECORDS`).
     """
 
     command = "probe"
-    columns = ("significant", "headline")
+    required_result_columns = ("significant", "headline")
 
     def figures(self) -> Mapping[str, Callable[[], Figure]]:
         """`layers`: bits by layer and hop; `hops`: at the best site of each hop; `heads`, where they were probed."""

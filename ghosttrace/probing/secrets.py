@@ -16,31 +16,31 @@ import numpy as np
 from ghosttrace.data.task import Target
 from ghosttrace.errors import UserError
 
-PASSCODES = (
+PASSCODE_SENTENCES = (
     "The passcode is {}.",
     "Note the passcode {} for later.",
     "Someone left the code {} here.",
     "By the way, the access code is {}.",
 )
-KEYS = (
+API_KEY_SENTENCES = (
     "The API key is sk-{}.",
     "Note the key sk-{} for later.",
     "Someone left the token sk-{} here.",
     "By the way, the server takes sk-{}.",
 )
-PEOPLE = (
+PERSON_SENTENCES = (
     "The contact person is {}.",
     "This was first noticed by {}.",
     "Someone named {} asked about it.",
     "By the way, the file belongs to {}.",
 )
-ADDRESSES = (
+EMAIL_SENTENCES = (
     "The contact address is {}.",
     "Questions go to {} by mail.",
     "Someone wrote from {} about it.",
     "By the way, the file was sent by {}.",
 )
-REMARKS = (
+WORD_SENTENCES = (
     "The password is {}.",
     "Note the keyword {} for later.",
     "Someone wrote the word {} here.",
@@ -52,23 +52,23 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-FIRST = _listed(
+FIRST_NAMES = _listed(
     "Alice Brenda Carlos Dmitri Elena Farid Grace Hiroshi Ingrid Jamal Keiko Lorenzo Marta Nadia Oscar Priya "
     "Quentin Rosa Samuel Tamara Ursula Viktor Wendy Xavier Yusuf Zofia"
 )
-LAST = _listed(
+LAST_NAMES = _listed(
     "Abbott Becker Castillo Dawson Eriksen Fischer Garcia Hansen Ivanov Jensen Kowalski Larsen Murphy Novak "
     "Okafor Petrov Quinn Rossi Sanders Tanaka Ulrich Vargas Walker Yamamoto Zhang Lindqvist"
 )
-USERS = _listed(
+EMAIL_USERS = _listed(
     "admin billing careers desk editor finance garden helpline info journal kitchen library music news office "
     "press queries rental sales tickets"
 )
-DOMAINS = tuple(
+EMAIL_DOMAINS = tuple(
     f"{name}.example"  # reserved by RFC 2606: no one's address
     for name in _listed("amber birch cedar delta ember falcon granite harbor island jasper lantern meadow")
 )
-WORDS = _listed("apple bridge candle dragon feather guitar hammer island jacket lemon mirror needle")
+SECRET_WORDS = _listed("apple bridge candle dragon feather guitar hammer island jacket lemon mirror needle")
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,14 @@ class SecretKind:
     Attributes:
         name: as in the results.
         targets: one a part; its classes are the list that the part is drawn from.
-        joint: what stands between the parts.
-        carriers: sentences with `{}` where the secret goes.
+        separator: what stands between the parts.
+        sentence_templates: sentences with `{}` where the secret goes.
     """
 
     name: str
     targets: tuple[Target, ...]
-    joint: str
-    carriers: tuple[str, ...]
+    separator: str
+    sentence_templates: tuple[str, ...]
 
     @property
     def size(self) -> int:
@@ -108,28 +108,28 @@ class SecretKind:
         return math.prod(len(target.classes) for target in self.targets)
 
     @property
-    def is_class(self) -> bool:
+    def has_single_part(self) -> bool:
         """The secret is its own class, so that two samples may share it."""
         return len(self.targets) == 1
 
     @property
     def prompt(self) -> str:
         """What asks for the secret: the beginning of its first sentence, the parts in braces."""
-        parts = self.joint.join(f"{{{target.name}}}" for target in self.targets)
-        return self.carriers[0].partition("{}")[0] + parts
+        parts = self.separator.join(f"{{{target.name}}}" for target in self.targets)
+        return self.sentence_templates[0].partition("{}")[0] + parts
 
     def secret(self, labels: tuple[int, ...]) -> Secret:
         """The secret with these parts."""
         parts = tuple(target.classes[label] for target, label in zip(self.targets, labels, strict=True))
-        return Secret(self.joint.join(parts), parts, labels)
+        return Secret(self.separator.join(parts), parts, labels)
 
-    def without(self, text: str) -> "SecretKind":
+    def without_words_in(self, text: str) -> "SecretKind":
         """The same kind, without the words that stand in a text; with several parts, unchanged.
 
         Raises:
             UserError: fewer than two words are left.
         """
-        if not self.is_class:
+        if not self.has_single_part:
             return self
         (target,) = self.targets
         kept = tuple(word for word in target.classes if word not in text)
@@ -140,48 +140,48 @@ class SecretKind:
             )
         return replace(self, targets=(replace(target, classes=kept),))
 
-    def standing(self, text: str) -> set[tuple[int, ...]]:
+    def find_in_text(self, text: str) -> set[tuple[int, ...]]:
         """The secrets that stand somewhere in a text, by their labels; no class may begin another one."""
         lists = ["(" + "|".join(map(re.escape, target.classes)) + ")" for target in self.targets]
-        pattern = re.compile(f"(?={re.escape(self.joint).join(lists)})")  # looking ahead, so that they may overlap
+        pattern = re.compile(f"(?={re.escape(self.separator).join(lists)})")  # looking ahead, so that they may overlap
         return {
             tuple(target.classes.index(part) for target, part in zip(self.targets, match.groups(), strict=True))
             for match in pattern.finditer(text)
         }
 
-    def draw(self, rng: np.random.Generator, n: int, struck: Set[tuple[int, ...]] = frozenset()) -> list[Secret]:
+    def draw(self, rng: np.random.Generator, n: int, excluded: Set[tuple[int, ...]] = frozenset()) -> list[Secret]:
         """Uniformly random secrets, all different unless they are classes.
 
         Args:
             rng: the source of randomness.
             n: how many.
-            struck: labels of those that are not to be drawn.
+            excluded: labels of those that are not to be drawn.
 
         Raises:
             UserError: there are not so many.
         """
-        if not self.is_class and n > self.size - len(struck):
+        if not self.has_single_part and n > self.size - len(excluded):
             raise UserError(
                 f"{self.name}: {n} samples take as many different secrets that stand in no trace, and there are only "
-                f"{self.size - len(struck)}: take at most so many (--samples), or longer codes"
+                f"{self.size - len(excluded)}: take at most so many (--samples), or longer codes"
             )
         sizes = [len(target.classes) for target in self.targets]
-        drawn = rng.choice(self.size, n if self.is_class else n + len(struck), replace=self.is_class)
+        drawn = rng.choice(self.size, n if self.has_single_part else n + len(excluded), replace=self.has_single_part)
         rows = zip(*(row.tolist() for row in np.unravel_index(drawn, sizes)), strict=True)
-        return [self.secret(row) for row in rows if row not in struck][:n]
+        return [self.secret(row) for row in rows if row not in excluded][:n]
 
-    def posteriors(self, struck: Set[tuple[int, ...]] = frozenset()) -> dict[str, np.ndarray]:
+    def posteriors(self, excluded: Set[tuple[int, ...]] = frozenset()) -> dict[str, np.ndarray]:
         """For each target float[C]: the natural logarithm of each class's share of what can be drawn."""
         found = {}
         for place, target in enumerate(self.targets):
-            gone = np.bincount([labels[place] for labels in struck], minlength=len(target.classes))
+            gone = np.bincount([labels[place] for labels in excluded], minlength=len(target.classes))
             shares = self.size / len(target.classes) - gone
             with np.errstate(divide="ignore"):  # what cannot be drawn has -inf
                 found[target.name] = np.log(shares / shares.sum())
         return found
 
 
-def digits(n: int = 5) -> SecretKind:
+def digit_codes(n: int = 5) -> SecretKind:
     """Codes of n decimal digits.
 
     Raises:
@@ -190,10 +190,10 @@ def digits(n: int = 5) -> SecretKind:
     if n < 1:
         raise UserError(f"a digit code has at least one digit, not {n}")
     targets = tuple(Target(f"digit-{place}", tuple("0123456789")) for place in range(n))
-    return SecretKind(f"digits-{n}", targets, "", PASSCODES)
+    return SecretKind(f"digits-{n}", targets, "", PASSCODE_SENTENCES)
 
 
-def keys(n: int = 8) -> SecretKind:
+def api_keys(n: int = 8) -> SecretKind:
     """API keys of n hexadecimal digits, behind `sk-`.
 
     Raises:
@@ -202,20 +202,20 @@ def keys(n: int = 8) -> SecretKind:
     if n < 1:
         raise UserError(f"a key has at least one hexadecimal digit, not {n}")
     targets = tuple(Target(f"hex-{place}", tuple("0123456789abcdef")) for place in range(n))
-    return SecretKind(f"key-{n}", targets, "", KEYS)
+    return SecretKind(f"key-{n}", targets, "", API_KEY_SENTENCES)
 
 
-def names() -> SecretKind:
+def person_names() -> SecretKind:
     """First and last names."""
-    return SecretKind("name", (Target("first", FIRST), Target("last", LAST)), " ", PEOPLE)
+    return SecretKind("name", (Target("first", FIRST_NAMES), Target("last", LAST_NAMES)), " ", PERSON_SENTENCES)
 
 
-def emails() -> SecretKind:
+def email_addresses() -> SecretKind:
     """E-mail addresses, under a top-level domain that is reserved for examples."""
-    return SecretKind("email", (Target("user", USERS), Target("domain", DOMAINS)), "@", ADDRESSES)
+    return SecretKind("email", (Target("user", EMAIL_USERS), Target("domain", EMAIL_DOMAINS)), "@", EMAIL_SENTENCES)
 
 
-def words(path: str | Path | None = None) -> SecretKind:
+def secret_words(path: str | Path | None = None) -> SecretKind:
     """Words from a list.
 
     Args:
@@ -225,7 +225,7 @@ def words(path: str | Path | None = None) -> SecretKind:
         UserError: the file cannot be read, or holds fewer than two words.
     """
     if path is None:
-        return SecretKind("word", (Target("word", WORDS),), "", REMARKS)
+        return SecretKind("word", (Target("word", SECRET_WORDS),), "", WORD_SENTENCES)
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -233,7 +233,7 @@ def words(path: str | Path | None = None) -> SecretKind:
     found = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if len(found) < 2:
         raise UserError(f"{path} holds {len(found)} words: give at least two, one a line")
-    return replace(words(), targets=(Target("word", found),))
+    return replace(secret_words(), targets=(Target("word", found),))
 
 
 def secret_kind(spec: str) -> SecretKind:
@@ -244,11 +244,11 @@ def secret_kind(spec: str) -> SecretKind:
     """
     kind, _, rest = spec.partition(":")
     if kind == "digits" and (rest.isdecimal() or not rest):
-        return digits(int(rest or 5))
+        return digit_codes(int(rest or 5))
     if kind == "key" and (rest.isdecimal() or not rest):
-        return keys(int(rest or 8))
+        return api_keys(int(rest or 8))
     if kind == "word":
-        return words(rest or None)
+        return secret_words(rest or None)
     if spec in ("name", "email"):
-        return names() if spec == "name" else emails()
+        return person_names() if spec == "name" else email_addresses()
     raise UserError(f"no kind of secret {spec!r}: give digits:N, key:N, name, email, word or word:FILE")

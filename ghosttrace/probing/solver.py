@@ -17,32 +17,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ghosttrace.probing.fit import base_logits
+from ghosttrace.probing.fitter_utils import base_logits
 from ghosttrace.probing.lbfgs import minimise
 
-ROUND = 25  # passes until the curvature is taken anew
+PASSES_PER_ROUND = 25  # passes until the curvature is taken anew
 
 
 @dataclass(frozen=True)
-class Questions:
+class TargetBatch:
     """T targets, ready to be fitted.
 
     Attributes:
         base: float[T, C, N] or [T, C, 1], added to the logits; -inf for classes that are not fitted.
         weight: float[T, N], sums to 1 over labelled samples; 0 where a label is missing.
-        hits: float[T, C, N], that weight where the sample has the class.
+        class_weight: float[T, C, N], that weight where the sample has the class.
         start: float[T, C], intercepts to begin at; final for classes that are not fitted.
-        absent: bool[T, C], classes that are not fitted.
+        absent_classes: bool[T, C], classes that are not fitted.
     """
 
     base: Tensor
     weight: Tensor
-    hits: Tensor
+    class_weight: Tensor
     start: Tensor
-    absent: Tensor
+    absent_classes: Tensor
 
     @classmethod
-    def of(cls, labels: Tensor, n_classes: Sequence[int], offset: Tensor | None) -> "Questions":
+    def of(cls, labels: Tensor, n_classes: Sequence[int], offset: Tensor | None) -> "TargetBatch":
         """From int64[T, N] labels, the number of classes of each target, and float[T, N, C] or no offset."""
         classes = torch.arange(max(n_classes), device=labels.device)
         found = labels[:, None] == classes[:, None]
@@ -59,7 +59,7 @@ class Questions:
 
 
 @dataclass(frozen=True)
-class Problem:
+class SoftmaxProblem:
     """The cells of F feature sets and T targets; cell = set * T + target.
 
     Parameters of cells are float[cells, C, D], D = d + 1, the intercept last. Cells are given as
@@ -68,42 +68,44 @@ class Problem:
     Attributes:
         x: float[F, N, D], standardised, the last feature 1.
         vectors, values: float[F, D, D] and [F, D], of X'X / N; eigenvectors are columns.
-        pull: float[F * T, C, D], what the labels add to the gradient.
-        questions: the targets.
+        label_gradient: float[F * T, C, D], what the labels add to the gradient.
+        target_batch: the targets.
     """
 
     x: Tensor
-    vectors: Tensor
-    values: Tensor
-    pull: Tensor
-    questions: Questions
+    eigenvectors: Tensor
+    eigenvalues: Tensor
+    label_gradient: Tensor
+    target_batch: TargetBatch
 
     @classmethod
-    def of(cls, features: Tensor, mean: Tensor, scale: Tensor, questions: Questions) -> "Problem":
+    def of(cls, features: Tensor, mean: Tensor, scale: Tensor, target_batch: TargetBatch) -> "SoftmaxProblem":
         """From float[F, N, d] features with their moments, float[F, d]."""
         x = torch.ones(*features.shape[:2], features.shape[2] + 1, device=features.device)
         torch.sub(features, mean[:, None], out=x[..., :-1])
         x[..., :-1] /= scale[:, None]
         gram = x.transpose(1, 2) @ x / x.shape[1]
         # Features are centred: the intercept is an eigenvector of its own, of eigenvalue 1.
-        values, vectors = torch.ones(x.shape[::2], device=x.device), torch.zeros_like(gram)
-        vectors[:, -1, -1] = 1.0
+        eigenvalues, eigenvectors = torch.ones(x.shape[::2], device=x.device), torch.zeros_like(gram)
+        eigenvectors[:, -1, -1] = 1.0
         # In float32 LAPACK makes NaN of whole matrices where many features repeat one another.
         inner, turned = torch.linalg.eigh(gram[:, :-1, :-1].double())
-        values[:, :-1], vectors[:, :-1, :-1] = inner.clamp(min=0.0), turned
-        cells = torch.arange(len(x) * len(questions.weight))
-        pull = cls(x, vectors, values, x, questions).times(cells, questions.hits.repeat(len(x), 1, 1), x)
-        return cls(x, vectors, values, pull, questions)
+        eigenvalues[:, :-1], eigenvectors[:, :-1, :-1] = inner.clamp(min=0.0), turned
+        cells = torch.arange(len(x) * len(target_batch.weight))
+        label_gradient = cls(x, eigenvectors, eigenvalues, x, target_batch).matmul_by_set(
+            cells, target_batch.class_weight.repeat(len(x), 1, 1), x
+        )
+        return cls(x, eigenvectors, eigenvalues, label_gradient, target_batch)
 
-    def numbers(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+    def set_and_target_indices(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Feature sets and targets of cells."""
-        targets = len(self.questions.weight)
+        targets = len(self.target_batch.weight)
         return cells // targets, cells % targets
 
-    def times(self, cells: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    def matmul_by_set(self, cells: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """Each cell's float[a, b] times its feature set's, float[F, b, c]; one product a feature set."""
         out = left.new_empty(*left.shape[:2], right.shape[2])
-        sets, counts = torch.unique_consecutive(self.numbers(cells)[0], return_counts=True)
+        sets, counts = torch.unique_consecutive(self.set_and_target_indices(cells)[0], return_counts=True)
         first = 0
         for number, count in zip(sets.tolist(), counts.tolist(), strict=True):
             rows = slice(first, first + count)
@@ -113,12 +115,12 @@ class Problem:
 
     def probabilities(self, cells: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted probabilities, float[cells, C, N], and the mean log of what they were divided by, float64[cells]."""
-        targets = self.numbers(cells)[1].to(theta.device)
-        z = self.times(cells, theta, self.x.transpose(1, 2))
-        z += self.questions.base[targets]
+        targets = self.set_and_target_indices(cells)[1].to(theta.device)
+        z = self.matmul_by_set(cells, theta, self.x.transpose(1, 2))
+        z += self.target_batch.base[targets]
         most = z.amax(1, keepdim=True)
         total = z.sub_(most).exp_().sum(1, keepdim=True)
-        weight = self.questions.weight[targets][:, None]
+        weight = self.target_batch.weight[targets][:, None]
         partition = (total.log().add_(most) * weight).sum((1, 2), dtype=torch.float64)
         return z.mul_(weight / total), partition
 
@@ -130,15 +132,15 @@ class Problem:
         self, cells: Tensor, theta: Tensor, penalty: float, p: Tensor, partition: Tensor
     ) -> tuple[Tensor, Tensor]:
         """`evaluate` where `probabilities` are known."""
-        pull = self.pull[cells.to(theta.device)]
+        label_gradient = self.label_gradient[cells.to(theta.device)]
         shrink = penalty * theta
         shrink[..., -1] = 0.0
-        loss = partition + (theta.double() * (shrink / 2 - pull)).sum((1, 2))
-        return loss, self.times(cells, p, self.x).sub_(pull).add_(shrink)
+        loss = partition + (theta.double() * (shrink / 2 - label_gradient)).sum((1, 2))
+        return loss, self.matmul_by_set(cells, p, self.x).sub_(label_gradient).add_(shrink)
 
 
 @dataclass(frozen=True)
-class Coordinates:
+class PreconditionedCoordinates:
     """phi, float[cells, C, D], with H0 the identity: `theta = origin + classes (root * phi) features'`.
 
     Attributes:
@@ -149,39 +151,45 @@ class Coordinates:
         root: float[cells, C, D], one over the root of H0's eigenvalues.
     """
 
-    problem: Problem
+    problem: SoftmaxProblem
     cells: Tensor
     origin: Tensor
     classes: Tensor
     root: Tensor
 
     @classmethod
-    def at(cls, problem: Problem, cells: Tensor, origin: Tensor, penalty: float, p: Tensor) -> "Coordinates":
+    def at(
+        cls, problem: SoftmaxProblem, cells: Tensor, origin: Tensor, penalty: float, p: Tensor
+    ) -> "PreconditionedCoordinates":
         """Curvature at `origin`, where these cells have the weighted probabilities p, float[cells, C, N]."""
-        sets, targets = (part.to(p.device) for part in problem.numbers(cells))
-        n = (problem.questions.weight > 0).sum(1)[targets]
+        sets, targets = (part.to(p.device) for part in problem.set_and_target_indices(cells))
+        n = (problem.target_batch.weight > 0).sum(1)[targets]
         spread = torch.diag_embed(p.sum(2)) - n[:, None, None] * (p @ p.transpose(1, 2))
         # Along a constant added to all classes the objective is flat: any curvature will do there.
-        flat = (~problem.questions.absent).to(p)[targets]
-        values, vectors = torch.linalg.eigh(spread + flat[:, :, None] * flat[:, None] / flat.shape[1])
-        curvature = values.clamp(min=0.0)[:, :, None] * problem.values[sets][:, None]
+        flat = (~problem.target_batch.absent_classes).to(p)[targets]
+        eigenvalues, eigenvectors = torch.linalg.eigh(spread + flat[:, :, None] * flat[:, None] / flat.shape[1])
+        curvature = eigenvalues.clamp(min=0.0)[:, :, None] * problem.eigenvalues[sets][:, None]
         curvature[..., :-1] += penalty
-        return cls(problem, cells, origin, vectors, curvature.clamp(min=1e-6).rsqrt())
+        return cls(problem, cells, origin, eigenvectors, curvature.clamp(min=1e-6).rsqrt())
 
     def theta(self, rows: Tensor, phi: Tensor) -> Tensor:
         """Parameters of some of these cells."""
         at = rows.to(phi.device)
         moved = self.classes[at] @ (self.root[at] * phi)
-        return self.origin[at] + self.problem.times(self.cells[rows], moved, self.problem.vectors.transpose(1, 2))
+        return self.origin[at] + self.problem.matmul_by_set(
+            self.cells[rows], moved, self.problem.eigenvectors.transpose(1, 2)
+        )
 
     def gradient(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """With respect to phi, of a gradient with respect to theta."""
         at = rows.to(gradient.device)
-        turned = self.problem.times(self.cells[rows], gradient, self.problem.vectors)
+        turned = self.problem.matmul_by_set(self.cells[rows], gradient, self.problem.eigenvectors)
         return self.root[at] * (self.classes[at].transpose(1, 2) @ turned)
 
 
-def solve(problem: Problem, theta: Tensor, penalty: float, tolerance: float, max_passes: int) -> tuple[Tensor, Tensor]:
+def solve(
+    problem: SoftmaxProblem, theta: Tensor, penalty: float, tolerance: float, max_passes: int
+) -> tuple[Tensor, Tensor]:
     """Minimise every cell, from theta, float[cells, C, D].
 
     Returns:
@@ -189,9 +197,11 @@ def solve(problem: Problem, theta: Tensor, penalty: float, tolerance: float, max
     """
     theta, gap = theta.clone(), theta.new_full((len(theta),), torch.inf)
     cells = torch.arange(len(theta))
-    for done in range(0, max_passes, ROUND):
+    for done in range(0, max_passes, PASSES_PER_ROUND):
         at = cells.to(theta.device)
-        theta[at], gap[at] = _round(problem, cells, theta[at], penalty, tolerance, min(ROUND, max_passes - done))
+        theta[at], gap[at] = _round(
+            problem, cells, theta[at], penalty, tolerance, min(PASSES_PER_ROUND, max_passes - done)
+        )
         cells = cells[(gap[at] > tolerance).cpu()]
         if not len(cells):
             break
@@ -199,11 +209,11 @@ def solve(problem: Problem, theta: Tensor, penalty: float, tolerance: float, max
 
 
 def _round(
-    problem: Problem, cells: Tensor, theta: Tensor, penalty: float, tolerance: float, passes: int
+    problem: SoftmaxProblem, cells: Tensor, theta: Tensor, penalty: float, tolerance: float, passes: int
 ) -> tuple[Tensor, Tensor]:
     """`solve` some cells in the coordinates of where they are now."""
     p, partition = problem.probabilities(cells, theta)
-    coordinates = Coordinates.at(problem, cells, theta, penalty, p)
+    coordinates = PreconditionedCoordinates.at(problem, cells, theta, penalty, p)
     loss, gradient = problem.objective(cells, theta, penalty, p, partition)
 
     def evaluate(rows: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,8 @@ from scipy.sparse.csgraph import connected_components
 from ghosttrace.data.task import Sample
 from ghosttrace.errors import UserError
 
-SHARES = (0.7, 0.15, 0.15)
-LEAST = 34  # groups, so that 5 go to the test: with fewer its intervals and its controls say next to nothing
+SPLIT_FRACTIONS = (0.7, 0.15, 0.15)
+MIN_SPLIT_GROUPS = 34  # groups, so that 5 go to the test: with fewer its intervals and its controls say next to nothing
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Split:
     cluster: np.ndarray
     shares: str
 
-    def names(self) -> np.ndarray:
+    def split_names(self) -> np.ndarray:
         """str[N]: train, validation or test."""
         found = np.full(len(self.cluster), "train", dtype=object)
         found[self.validation], found[self.test] = "validation", "test"
@@ -42,7 +42,7 @@ class Split:
     def describe(self) -> dict[str, Any]:
         """The split as run.json records it: what its sets do not share, their sizes, and a digest."""
         sizes = {name: len(getattr(self, name)) for name in ("train", "validation", "test")}
-        return {"shares no": self.shares, **sizes, "sha256": sha256(" ".join(self.names()).encode()).hexdigest()}
+        return {"shares no": self.shares, **sizes, "sha256": sha256(" ".join(self.split_names()).encode()).hexdigest()}
 
 
 def split(samples: Sequence[Sample], seed: int = 0, within_traces: bool = False) -> Split:
@@ -64,10 +64,10 @@ def split(samples: Sequence[Sample], seed: int = 0, within_traces: bool = False)
     cluster = secret if within_traces else base
     group = secret if within_traces else _components(base, secret)
     count = int(group.max()) + 1
-    if count < LEAST:
+    if count < MIN_SPLIT_GROUPS:
         raise UserError(
             f"the samples hang together in {count} groups by {'secret' if within_traces else 'base trace and secret'}, "
-            f"and a split takes {LEAST}: give more traces, or --within-traces if the claim is about these alone"
+            f"and a split takes {MIN_SPLIT_GROUPS}: give more traces, or --within-traces if the claim is about these alone"
         )
     side = _assign(np.bincount(group), np.random.default_rng([seed, 0x5B117]))[group]
     train, validation, test = (np.flatnonzero(side == number) for number in range(3))
@@ -88,8 +88,8 @@ def _components(base: np.ndarray, secret: np.ndarray) -> np.ndarray:
 def _assign(sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """int64[groups]: 0, 1 or 2; in random order, each where most is lacking."""
     side = np.zeros(len(sizes), dtype=np.int64)
-    lacking = np.array(SHARES) * sizes.sum()
+    lacking = np.array(SPLIT_FRACTIONS) * sizes.sum()
     for group in rng.permutation(len(sizes)):
-        side[group] = int(np.argmax(lacking / np.array(SHARES)))
+        side[group] = int(np.argmax(lacking / np.array(SPLIT_FRACTIONS)))
         lacking[side[group]] -= sizes[group]
     return side

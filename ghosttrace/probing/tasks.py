@@ -2,22 +2,22 @@
 
 from collections.abc import Sequence
 
-from ghosttrace.bench import GENERATED, Bench
+from ghosttrace.bench import GENERATED_BENCHES, Bench
 from ghosttrace.data.task import Task
-from ghosttrace.data.tokens import Sources, traces_of
+from ghosttrace.data.tokens import TraceSources, load_traces
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.natural import natural_task
-from ghosttrace.probing.planting import plant
+from ghosttrace.probing.planting import plant_secrets
 from ghosttrace.probing.secrets import secret_kind
 
-NATURAL = ("last-number", "operation", "regex")
+NATURAL_SECRETS = ("last-number", "operation", "regex")
 """Secrets that blocks hold anyway; all others are planted."""
 
 
 def is_natural(secret: str) -> bool:
     """Whether a secret is one that blocks hold anyway, such as `regex:PATTERN`."""
-    return secret.partition(":")[0] in NATURAL
+    return secret.partition(":")[0] in NATURAL_SECRETS
 
 
 def secret_bench(bench: str | Bench) -> Bench:
@@ -26,17 +26,19 @@ def secret_bench(bench: str | Bench) -> Bench:
     Raises:
         UserError: the benchmark has none.
     """
-    found = GENERATED[bench](1, 0) if isinstance(bench, str) and bench in GENERATED else bench
+    found = GENERATED_BENCHES[bench](1, 0) if isinstance(bench, str) and bench in GENERATED_BENCHES else bench
     if isinstance(found, str) or found.secrets is None:
         name = found if isinstance(found, str) else found.name
-        raise UserError(f"{name} has no secrets of its own: give --traces, or a --bench of {', '.join(GENERATED)}")
+        raise UserError(
+            f"{name} has no secrets of its own: give --traces, or a --bench of {', '.join(GENERATED_BENCHES)}"
+        )
     return found
 
 
 def make_task(
     checkpoint: Checkpoint,
     bench: str | Bench = "ledger-h3",
-    traces: Sources | None = None,
+    traces: TraceSources | None = None,
     secret: str = "digits:5",
     *,
     block: int = 1,
@@ -73,8 +75,8 @@ def make_task(
         assert chosen.secrets is not None
         task = chosen.secrets(checkpoint, samples, seed, block)
     elif is_natural(secret):
-        task = natural_task(traces_of(checkpoint, traces, limit), checkpoint, secret, hops)
+        task = natural_task(load_traces(checkpoint, traces, limit), checkpoint, secret, hops)
     else:
         kind = secret_kind(secret)
-        task = plant(traces_of(checkpoint, traces, limit), checkpoint, kind, block, samples, hops, seed)
-    return task if targets is None else task.only(targets)
+        task = plant_secrets(load_traces(checkpoint, traces, limit), checkpoint, kind, block, samples, hops, seed)
+    return task if targets is None else task.select_targets(targets)

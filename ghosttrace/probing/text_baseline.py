@@ -20,12 +20,12 @@ from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.split import Split
 
 INVERSE_PENALTIES = (0.003, 0.03, 0.3)
-FOLDS = 5
-FLOOR = 1e-3  # share of the marginals mixed into every text posterior: no label is ever thought impossible
-NGRAMS = (1, 2, 3)
+N_FOLDS = 5
+MARGINAL_SHARE = 1e-3  # share of the marginals mixed into every text posterior: no label is ever thought impossible
+NGRAM_SIZES = (1, 2, 3)
 
 
-def retained(checkpoint: Checkpoint, task: Task) -> list[tuple[np.ndarray, np.ndarray]]:
+def retained_tokens(checkpoint: Checkpoint, task: Task) -> list[tuple[np.ndarray, np.ndarray]]:
     """What stays of each trace.
 
     Returns:
@@ -45,7 +45,7 @@ def text_features(
     """One-hot tokens by segment and place, n-grams by segment, and gaps.
 
     Args:
-        texts: what `retained` gives.
+        texts: what `retained_tokens` gives.
         blocks: for each trace the pair that holds the secret, from which segments are counted.
         train: which traces the vocabulary is made of; what only one of them shows is left out.
 
@@ -73,18 +73,18 @@ def _words(tokens: np.ndarray, places: np.ndarray, block: int) -> Iterator[str]:
             yield f"{here} gap {places[segment[0]] - places[segment[0] - 1]}"
         yield from (f"{here} at {place} {token}" for place, token in enumerate(ids))
         yield from (f"{here} from end {place} {token}" for place, token in enumerate(reversed(ids)))
-        for n in NGRAMS:
+        for n in NGRAM_SIZES:
             yield from (f"{here} {ids[k : k + n]}" for k in range(len(ids) - n + 1))
 
 
-def marginals(labels: np.ndarray, n_classes: int, train: np.ndarray) -> np.ndarray:
+def log_marginals(labels: np.ndarray, n_classes: int, train: np.ndarray) -> np.ndarray:
     """float[C], natural logarithms: how often each class occurs in training, every one seen once more."""
     known = labels[train]
     counts = np.bincount(known[known >= 0], minlength=n_classes) + 1.0
     return np.log(counts / counts.sum())
 
 
-def text_posterior(features: csr_array, labels: np.ndarray, n_classes: int, split: Split) -> np.ndarray:
+def fit_text_posterior(features: csr_array, labels: np.ndarray, n_classes: int, split: Split) -> np.ndarray:
     """What the text says of one target, by logistic regression chosen on validation.
 
     Args:
@@ -97,11 +97,11 @@ def text_posterior(features: csr_array, labels: np.ndarray, n_classes: int, spli
     Returns:
         float[N, C], natural logarithms; the marginals where the text adds nothing to them.
     """
-    base = marginals(labels, n_classes, split.train)
+    base = log_marginals(labels, n_classes, split.train)
     best = np.tile(base, (len(labels), 1))
     train = split.train[labels[split.train] >= 0]
     check = split.validation[labels[split.validation] >= 0]
-    if features.nnz == 0 or len(np.unique(split.cluster[train])) < FOLDS or len(np.unique(labels[train])) < 2:
+    if features.nnz == 0 or len(np.unique(split.cluster[train])) < N_FOLDS or len(np.unique(labels[train])) < 2:
         return best
     least, chosen = -best[check, labels[check]].mean(), None
     for strength in INVERSE_PENALTIES:
@@ -111,7 +111,7 @@ def text_posterior(features: csr_array, labels: np.ndarray, n_classes: int, spli
         if loss < least:
             least, chosen, best = loss, fitted, posterior
     if chosen is not None:
-        folds = GroupKFold(FOLDS)
+        folds = GroupKFold(N_FOLDS)
         probability = cross_val_predict(
             chosen, features[train], labels[train], groups=split.cluster[train], cv=folds, method="predict_proba"
         )
@@ -123,4 +123,4 @@ def _mixed(probability: np.ndarray, classes: np.ndarray, base: np.ndarray) -> np
     """Logarithms of a posterior over all classes, a little of the marginals mixed in."""
     full = np.zeros((len(probability), len(base)))
     full[:, classes] = probability
-    return np.asarray(np.log((1 - FLOOR) * full + FLOOR * np.exp(base)))
+    return np.asarray(np.log((1 - MARGINAL_SHARE) * full + MARGINAL_SHARE * np.exp(base)))

@@ -15,15 +15,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ghosttrace.data.tokens import Sources, TokenTrace, traces_of
+from ghosttrace.data.tokens import TokenTrace, TraceSources, load_traces
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER, expiry
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
 from ghosttrace.model.states import read_states
-from ghosttrace.probing.features import LAYOUTS, batches_of, layers_of
+from ghosttrace.probing.features import LAYOUTS, batch_by_tokens, resolve_layers
 
-Retained = Literal["memento", "delimiters"]
+RetainedCarrier = Literal["memento", "delimiters"]
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class FeatureTable:
 
 def features(
     model: str | Path | Checkpoint,
-    traces: Sources,
+    traces: TraceSources,
     *,
     layers: Sequence[int] | None = None,
     kv: Literal["k", "v", "kv"] = "kv",
-    carriers: Sequence[Retained] = ("memento",),
+    carriers: Sequence[RetainedCarrier] = ("memento",),
     cache: Literal["open", "sealed"] = "open",
     limit: int | None = None,
     batch_tokens: int = 16_384,
@@ -74,14 +74,14 @@ def features(
     Raises:
         UserError: there are no such traces, tokens, layers or states.
     """
-    if not carriers or not set(carriers) <= set(get_args(Retained)) or kv not in ("k", "v", "kv"):
-        raise UserError(f"carriers are of {', '.join(get_args(Retained))}, and kv is k, v or kv")
+    if not carriers or not set(carriers) <= set(get_args(RetainedCarrier)) or kv not in ("k", "v", "kv"):
+        raise UserError(f"carriers are of {', '.join(get_args(RetainedCarrier))}, and kv is k, v or kv")
     if cache not in LAYOUTS or min(batch_tokens, 1 if limit is None else limit) < 1:
         raise UserError(f"cache is {' or '.join(LAYOUTS)}, and limit and batch_tokens are at least 1")
     checkpoint = as_checkpoint(model)
     if "delimiters" in carriers and checkpoint.policy.mask_delimiters:
         raise UserError("this policy erases delimiters with their block: load the model with mask_delimiters=False")
-    chosen, found = layers_of(checkpoint, layers), traces_of(checkpoint, traces, limit)
+    chosen, found = resolve_layers(checkpoint, layers), load_traces(checkpoint, traces, limit)
     rows = [list(_retained(checkpoint, trace, carriers)) for trace in found]
     if not any(rows):
         raise UserError("no trace has a finished block and memento: give traces with the model's delimiters in them")
@@ -117,7 +117,7 @@ def _read(
     found: list[dict[str, np.ndarray]] = [{} for _ in traces]
     lengths = {number: len(trace.ids) for number, trace in enumerate(traces)}
     order = sorted((number for number in lengths if rows[number]), key=lengths.__getitem__)
-    for batch in batches_of(order, lengths, batch_tokens):
+    for batch in batch_by_tokens(order, lengths, batch_tokens):
         layouts = [LAYOUTS[cache](traces[number].ids, checkpoint.markup, checkpoint.policy) for number in batch]
         places = [np.array([row["position"] for row in rows[number]]) for number in batch]
         width = max(map(len, places))

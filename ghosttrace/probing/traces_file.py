@@ -9,8 +9,8 @@ from pyarrow import parquet
 from ghosttrace.data.task import Task
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.split import Split
-from ghosttrace.probing.text_baseline import retained
-from ghosttrace.runs.atomic import settle
+from ghosttrace.probing.text_baseline import retained_tokens
+from ghosttrace.runs.atomic import commit_file
 
 
 def write_traces(path: Path, checkpoint: Checkpoint, task: Task, parts: Split) -> None:
@@ -22,13 +22,13 @@ def write_traces(path: Path, checkpoint: Checkpoint, task: Task, parts: Split) -
         task: the traces.
         parts: how they are split.
     """
-    texts = retained(checkpoint, task)
+    texts = retained_tokens(checkpoint, task)
     columns: dict[str, Any] = {
         "base": [sample.base for sample in task.samples],
         "secret": [sample.secret for sample in task.samples],
         "block": [sample.block for sample in task.samples],
-        "where": [list(sample.where) for sample in task.samples],
-        "split": parts.names().tolist(),
+        "where": [list(sample.secret_indices) for sample in task.samples],
+        "split": parts.split_names().tolist(),
         "retained": [tokens.tolist() for tokens, _ in texts],
         "places": [places.tolist() for _, places in texts],
     }
@@ -38,4 +38,4 @@ def write_traces(path: Path, checkpoint: Checkpoint, task: Task, parts: Split) -
         ]
     unsettled = path.with_suffix(".part")
     parquet.write_table(pa.table(columns), unsettled, compression="zstd")
-    settle(unsettled, path)
+    commit_file(unsettled, path)

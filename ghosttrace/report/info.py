@@ -35,7 +35,11 @@ def model_table(model: "ModelInfo") -> Table:
 
 def trace_table(model: "ModelInfo", trace: "TraceInfo") -> Table:
     """What the law erases from a trace, block by block."""
-    peak, area, plain = int(trace.curve.max()), int(trace.curve.sum()), trace.tokens * (trace.tokens + 1) // 2
+    peak, area, plain = (
+        int(trace.kv_tokens_held.max()),
+        int(trace.kv_tokens_held.sum()),
+        trace.tokens * (trace.tokens + 1) // 2,
+    )
     size = f" ({peak * model.bytes_per_token / 2**20:,.1f} MiB)" if model.bytes_per_token else ""
     caption = (
         f"{trace.tokens:,} tokens; peak {peak:,} KV tokens{size}, {trace.tokens / peak:.2f}x less than unerased; "

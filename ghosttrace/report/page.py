@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ghosttrace.report.ablation.page import TEMPLATES, plain
 
-SHOWN = 500  # rows of the results; all of them are in summary.json
+MAX_ROWS = 500  # rows of the results; all of them are in summary.json
 
 
 def run_page(
@@ -33,13 +33,13 @@ def run_page(
     """
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"plain": plain}
-    shown = results.head(SHOWN).round(4).to_html(index=False, na_rep="", border=0)
+    shown = results.head(MAX_ROWS).round(4).to_html(index=False, na_rep="", border=0)
     return environment.get_template("run.html.j2").render(
         title=title,
         configuration=configuration,
         failures=list(failures),
         table=Safe(shown),
-        left_out=max(0, len(results) - SHOWN),
+        left_out=max(0, len(results) - MAX_ROWS),
         images=[_image(figure) for figure in figures],
         style=Safe((TEMPLATES / "report.css").read_text("utf-8")),
     )

@@ -12,15 +12,15 @@ from rich.table import Table
 
 from ghosttrace.report.tables import results_table
 
-SEEN = 0.005  # bits; a layer of less is not in the table
+MIN_BITS_SHOWN = 0.005  # bits; a layer of less is not in the table
 TOP_LAYERS = 5  # in the table; all of them are in the heat maps
-LABELLED = 120  # cells of a heat map; more are not labelled with their numbers
-WORDS = {"k": "keys", "v": "values"}
+MAX_LABELLED_CELLS = 120  # cells of a heat map; more are not labelled with their numbers
+KV_NAMES = {"k": "keys", "v": "values"}
 
 
 def site_set_text(row: Mapping[str, Any]) -> str:
     """A set of sites that carries the answer (an entry of `PatchResult.site_sets`) in one sentence."""
-    named = [f"layer {site['layer']} {WORDS[site['kv']]} at {_label(site)}" for site in row["sites"][:8]]
+    named = [f"layer {site['layer']} {KV_NAMES[site['kv']]} at {_label(site)}" for site in row["sites"][:8]]
     more = f", and {len(row['sites']) - 8} more" if len(row["sites"]) > 8 else ""
     ends = [row["recovered_low"], row["recovered_high"]]
     interval = "" if None in ends else f" [{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]"
@@ -59,7 +59,7 @@ def patch_table(results: pd.DataFrame) -> Table:
         everywhere = shown[shown["layer"] == "all"]
         layers = shown[(shown["carrier"] == "memento") & (shown["place"] == "all") & (shown["layer"] != "all")]
         moved = layers.assign(bits=layers["bits"].abs()).groupby("layer")["bits"].max()
-        best = moved[moved >= SEEN].nlargest(TOP_LAYERS).index
+        best = moved[moved >= MIN_BITS_SHOWN].nlargest(TOP_LAYERS).index
         for (carrier, _), cell in everywhere.groupby(["carrier", "place"], sort=False):
             whole = cell["place"].iloc[0] == "all"
             table.add_row(str(carrier) if whole else f"  {escape(_label(cell.iloc[0].to_dict()))}", *_columns(cell))
@@ -97,15 +97,15 @@ def heat_maps(results: pd.DataFrame) -> Figure:
     for line, kind in zip(axes, kinds, strict=True):
         part = single[single["intervention"] == kind]
         top = max(float(part.loc[part["kv"] != "kv", "bits"].max()), 1e-3)
-        for axis, kv in zip(line, WORDS, strict=True):
+        for axis, kv in zip(line, KV_NAMES, strict=True):
             cells = part[part["kv"] == kv].set_index(["layer", "carrier", "place"])
             grid = np.array([[cells.loc[(n, *token), "bits"] for token in tokens] for n in range(layers)], dtype=float)
             image = axis.imshow(grid, aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=top)
             labels = [_label({"place": token[1], "token": cells.loc[(0, *token), "token"]}) for token in tokens]
             axis.set_xticks(range(len(tokens)), labels, rotation=30, ha="right", fontsize=7)
             axis.set_yticks(range(0, layers, max(1, layers // 12)))
-            axis.set_title(f"{results['source'].iloc[0]}: {kind}, {WORDS[kv]}", fontsize=9)
-            if grid.size <= LABELLED:
+            axis.set_title(f"{results['source'].iloc[0]}: {kind}, {KV_NAMES[kv]}", fontsize=9)
+            if grid.size <= MAX_LABELLED_CELLS:
                 _write_numbers(axis, grid, top)
         line[0].set_ylabel("layer")
         figure.colorbar(image, ax=line, label="bits of the continuation")

@@ -15,10 +15,10 @@ GIB = 2**30
 
 def plan_table(plan: "Plan") -> list[Table]:
     """What the ablation can find, and what it takes, in tables 80 columns wide."""
-    return [_found(plan), _taken(plan)]
+    return [_detectable_effects_table(plan), _cost_table(plan)]
 
 
-def _found(plan: "Plan") -> Table:
+def _detectable_effects_table(plan: "Plan") -> Table:
     given = plan.assumptions
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -40,18 +40,18 @@ def _found(plan: "Plan") -> Table:
     table.add_row("smallest drop found with 80 % power", _points(plan.detectable))
     table.add_row(
         "repetitions needed for 80 % power",
-        "none is enough: more problems" if plan.needed is None else f"{plan.needed:,}",
+        "none is enough: more problems" if plan.min_repetitions is None else f"{plan.min_repetitions:,}",
     )
     table.add_section()
     table.add_row("samples, all arms", f"{plan.samples * len(plan.arms):,}")
     table.add_row(f"tokens decoded, {given.response_tokens:,} a sample", f"{plan.tokens:,}")
-    table.add_row("tokens prefilled again by sealing arms", f"{plan.read_again:,}")
+    table.add_row("tokens prefilled again by sealing arms", f"{plan.recomputed_tokens:,}")
     told = "not told: give a throughput" if plan.seconds is None else _duration(plan.seconds)
     table.add_row("time to decode", told)
     return table
 
 
-def _taken(plan: "Plan") -> Table:
+def _cost_table(plan: "Plan") -> Table:
     delimiters = "erased" if plan.policy.mask_delimiters else "kept"
     table = results_table(
         width=80,
@@ -68,12 +68,12 @@ def _taken(plan: "Plan") -> Table:
     for arm in plan.arms:
         peak, mean = (tokens * plan.bytes_per_token / GIB for tokens in (arm.peak_tokens, arm.mean_tokens))
         table.add_row(
-            arm.name + "*" * arm.sealing,
+            arm.name + "*" * arm.has_sealed_copy,
             f"{arm.peak_tokens:,}",
             f"{peak:.2f}",
             f"{mean:.2f}",
             f"{plan.rows * peak:.1f}",
-            f"{arm.read_again:,}" if arm.sealing else "",
+            f"{arm.recomputed_tokens:,}" if arm.has_sealed_copy else "",
         )
     return table
 

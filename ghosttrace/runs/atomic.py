@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 
-def settle(partial: Path, path: Path) -> None:
+def commit_file(partial: Path, path: Path) -> None:
     """Give a file its name once it is on the disk, and wait until the name is there too.
 
     A file appears complete or not at all, and what is done afterwards happened afterwards, whatever

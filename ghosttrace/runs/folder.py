@@ -26,22 +26,22 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ghosttrace.errors import RunWarning, UserError
-from ghosttrace.runs.atomic import settle
+from ghosttrace.runs.atomic import commit_file
 
-PACKAGES = (
+RECORDED_PACKAGES = (
     *("ghosttrace", "torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "scikit-learn"),
     *("datasets", "math-verify", "sympy"),
 )
-NUMERIC = (
+ROUNDING_ONLY_KEYS = (
     "device",
     "options.device",
     *(f"{a}.{b}" for a in ("settings", "options") for b in ("batch_size", "batch_tokens")),
 )
 """What may change under --resume: answers agree up to rounding."""
-REFERENCE = "memento"
+REFERENCE_ARM = "memento"
 """The arm that all others are compared with: the channel open, as the model was trained to be used."""
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+UNWRITABLE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 def default_folder(command: str, model: str) -> Path:
@@ -51,7 +51,7 @@ def default_folder(command: str, model: str) -> Path:
 
 
 @contextmanager
-def run_folder(out: Path) -> Iterator[Path]:
+def new_run_folder(out: Path) -> Iterator[Path]:
     """The folder of a new run. A run that is refused leaves none.
 
     Raises:
@@ -62,7 +62,7 @@ def run_folder(out: Path) -> Iterator[Path]:
         (out / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out} cannot be made ({error.strerror}): give --out a folder that can") from error
-    with locked(out):
+    with lock_folder(out):
         _check_new(out)  # again: another process may have begun, and even ended, in the meantime
         try:
             yield out
@@ -85,7 +85,7 @@ def _check_new(folder: Path) -> None:
 
 
 @contextmanager
-def open_folder(out: Path | None, resume: Path | None, configuration: Mapping[str, Any]) -> Iterator[Path]:
+def open_run_folder(out: Path | None, resume: Path | None, configuration: Mapping[str, Any]) -> Iterator[Path]:
     """The folder of a new run, its run.json written; or that of a run to go on with.
 
     Args:
@@ -94,21 +94,21 @@ def open_folder(out: Path | None, resume: Path | None, configuration: Mapping[st
         configuration: what run.json says, `command` and `model` among it.
 
     Raises:
-        UserError: see `run_folder` and `resumed_folder`.
+        UserError: see `new_run_folder` and `resumed_run_folder`.
     """
     if resume is not None and out is not None:
         raise UserError("--resume goes on in the run's own folder: leave out --out")
     if resume is not None:
-        with resumed_folder(resume, configuration) as folder:
+        with resumed_run_folder(resume, configuration) as folder:
             yield folder
         return
-    with run_folder(out or default_folder(configuration["command"], configuration["model"])) as folder:
+    with new_run_folder(out or default_folder(configuration["command"], configuration["model"])) as folder:
         write_json(folder / "run.json", configuration)
         yield folder
 
 
 @contextmanager
-def resumed_folder(folder: Path, configuration: Mapping[str, Any]) -> Iterator[Path]:
+def resumed_run_folder(folder: Path, configuration: Mapping[str, Any]) -> Iterator[Path]:
     """The folder of a run to go on with.
 
     Args:
@@ -116,7 +116,7 @@ def resumed_folder(folder: Path, configuration: Mapping[str, Any]) -> Iterator[P
         configuration: what run.json would say now.
 
     Raises:
-        UserError: see `check_same` and `locked`; or nothing is left to do.
+        UserError: see `check_resumable` and `lock_folder`; or nothing is left to do.
 
     Warns:
         RunWarning: something differs from the run as it was begun and may.
@@ -126,9 +126,9 @@ def resumed_folder(folder: Path, configuration: Mapping[str, Any]) -> Iterator[P
     if recorded.get("options") and not configuration.get("options"):
         again = f"ghosttrace {configuration['command']} --resume {folder}"
         raise UserError(f"{folder} was begun from the command line: go on with it with {again}")
-    with locked(folder):
+    with lock_folder(folder):
         _check_unfinished(folder)  # again: another process may have finished it in the meantime
-        for difference in check_same(recorded, configuration, folder):
+        for difference in check_resumable(recorded, configuration, folder):
             warnings.warn(difference, RunWarning, stacklevel=3)
         (folder / "figures").mkdir(exist_ok=True)
         yield folder
@@ -141,7 +141,7 @@ def _check_unfinished(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Keep every other process off a run; the lock goes with the process that holds it, however it ends.
 
     Raises:
@@ -161,7 +161,7 @@ def locked(folder: Path) -> Iterator[None]:
     except filelock.Timeout as error:
         raise UserError(f"another process is working on {folder}: wait for it, or give --out another folder") from error
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno not in UNWRITABLE_ERRNOS:
             raise
         said = error.strerror or str(error)
         raise UserError(f"{folder} cannot be written ({said}): make room or rights; {resume}") from error
@@ -212,7 +212,7 @@ def read_json(path: Path, *needed: str) -> dict[str, Any]:
     return found
 
 
-def check_same(recorded: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> list[str]:
+def check_resumable(recorded: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> list[str]:
     """Refuse to go on with a run under another configuration.
 
     Args:
@@ -231,7 +231,7 @@ def check_same(recorded: Mapping[str, Any], now: Mapping[str, Any], folder: Path
         said = f"{path} is {after!r} now and {before!r} in the run"
         if path.split(".")[0] == "versions":
             allowed.append(f"{said}: results may differ")
-        elif path in NUMERIC:
+        elif path in ROUNDING_ONLY_KEYS:
             allowed.append(f"{said}: results agree up to rounding")
         else:
             raise UserError(f"{folder} cannot be resumed: {said}; run it as it was, or give --out a new folder")
@@ -249,7 +249,7 @@ def _differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any
 
 def versions() -> dict[str, str]:
     """What the results depend on."""
-    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+    return {"python": platform.python_version()} | {package: version(package) for package in RECORDED_PACKAGES}
 
 
 def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def write_json(path: Path, content: Any) -> None:
     """Write a JSON file that a person can read; it appears whole or not at all."""
     partial = path.with_suffix(".part")
     partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    settle(partial, path)
+    commit_file(partial, path)
 
 
 def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:

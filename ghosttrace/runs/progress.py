@@ -6,5 +6,5 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done, and steps in all."""
 
 
-def silent(what: str, done: int, total: int) -> None:
+def no_progress(what: str, done: int, total: int) -> None:
     """Report nothing."""

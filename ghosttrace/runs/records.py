@@ -9,15 +9,15 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
-from ghosttrace.runs.atomic import settle
+from ghosttrace.runs.atomic import commit_file
 
-ROWS_AT_ONCE = 256
+ROWS_PER_TABLE = 256
 
-Key = tuple[Any, ...]
+RecordKey = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Layout:
+class RecordLayout:
     """What rows look like.
 
     Attributes:
@@ -36,29 +36,29 @@ class Records:
         layout: of their rows.
 
     Attributes:
-        unlike: samples that came out otherwise when they were taken again.
+        changed_on_resume: samples that came out otherwise when they were taken again.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: RecordLayout) -> None:
         self.layout = layout
-        self.unlike: list[Key] = []
-        self._rows: dict[Key, dict[str, Any]] = {}
+        self.changed_on_resume: list[RecordKey] = []
+        self._rows: dict[RecordKey, dict[str, Any]] = {}
 
-    def key_of(self, row: dict[str, Any]) -> Key:
+    def key_of(self, row: dict[str, Any]) -> RecordKey:
         """The key of a row."""
         return tuple(row[name] for name in self.layout.key)
 
-    def __contains__(self, key: Key) -> bool:
+    def __contains__(self, key: RecordKey) -> bool:
         return key in self._rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def keys(self) -> list[Key]:
+    def keys(self) -> list[RecordKey]:
         """The keys of all samples that are here."""
         return list(self._rows)
 
-    def get(self, key: Key) -> dict[str, Any]:
+    def get(self, key: RecordKey) -> dict[str, Any]:
         """The row of a sample that is here."""
         return self._rows[key]
 
@@ -68,31 +68,31 @@ class Records:
         if key not in self:
             self._keep(key, row)
         elif self.get(key) != row:
-            self.unlike.append(key)
+            self.changed_on_resume.append(key)
 
-    def _keep(self, key: Key, row: dict[str, Any]) -> None:
+    def _keep(self, key: RecordKey, row: dict[str, Any]) -> None:
         self._rows[key] = row
 
-    def tables(self, order: Iterable[Key]) -> Iterator[pa.Table]:
+    def tables(self, order: Iterable[RecordKey]) -> Iterator[pa.Table]:
         """The samples in this order, a few hundred rows at a time."""
         rows: list[dict[str, Any]] = []
         for key in order:
             rows.append(self.get(key))
-            if len(rows) == ROWS_AT_ONCE:
+            if len(rows) == ROWS_PER_TABLE:
                 yield pa.Table.from_pylist(rows, self.layout.schema)
                 rows = []
         if rows:
             yield pa.Table.from_pylist(rows, self.layout.schema)
 
-    def write(self, order: Iterable[Key], path: Path) -> None:
+    def write(self, order: Iterable[RecordKey], path: Path) -> None:
         """Write the samples in this order as one Parquet file, which appears complete or not at all."""
         partial = path.with_suffix(".part")
         with parquet.ParquetWriter(partial, self.layout.schema, compression="zstd") as writer:
             for table in self.tables(order):
                 writer.write_table(table)
-        settle(partial, path)
+        commit_file(partial, path)
 
-    def frame(self, order: Iterable[Key], columns: Iterable[str] | None = None) -> pd.DataFrame:
+    def frame(self, order: Iterable[RecordKey], columns: Iterable[str] | None = None) -> pd.DataFrame:
         """The samples in this order; of their columns some, or all."""
         names = self.layout.schema.names if columns is None else list(columns)
         tables = [table.select(names) for table in self.tables(order)]

@@ -28,8 +28,8 @@ class RunResult(ABC):
     """
 
     command: ClassVar[str]
-    needed: ClassVar[tuple[str, ...]] = ("valid", "failures", "results")  # in summary.json
-    columns: ClassVar[tuple[str, ...]] = ()  # in each of its results, beside what every version wrote
+    required_summary_keys: ClassVar[tuple[str, ...]] = ("valid", "failures", "results")  # in summary.json
+    required_result_columns: ClassVar[tuple[str, ...]] = ()  # in each of its results, beside what every version wrote
     configuration: Mapping[str, Any]
     summary: Mapping[str, Any]
     source: Samples
@@ -45,9 +45,9 @@ class RunResult(ABC):
         configuration = read_configuration(folder, cls.command)
         if not is_finished(folder):
             raise UserError(f"{folder} is unfinished: go on with it with ghosttrace {cls.command} --resume {folder}")
-        summary = read_json(folder / "summary.json", *cls.needed)
-        first = next(iter(summary["results"]), dict.fromkeys(cls.columns))
-        if set(cls.columns) - first.keys() or not isinstance(configuration.get("arms", {}), dict):
+        summary = read_json(folder / "summary.json", *cls.required_summary_keys)
+        first = next(iter(summary["results"]), dict.fromkeys(cls.required_result_columns))
+        if set(cls.required_result_columns) - first.keys() or not isinstance(configuration.get("arms", {}), dict):
             raise UserError(f"{folder} is not what this version writes: make the run again")
         return cls(configuration, summary, StoredSamples(folder / "samples.parquet"), folder)
 

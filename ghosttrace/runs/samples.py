@@ -12,7 +12,7 @@ import pyarrow
 from pyarrow import parquet
 
 from ghosttrace.errors import UserError
-from ghosttrace.runs.records import Key, Records
+from ghosttrace.runs.records import RecordKey, Records
 
 
 class Samples(Protocol):
@@ -35,7 +35,7 @@ class RecordedSamples:
     """The samples of a run that keeps them in memory, or has not written samples.parquet yet."""
 
     records: Records
-    order: Sequence[Key]
+    order: Sequence[RecordKey]
 
     def frame(self, columns: Sequence[str] | None = None, **equal: Any) -> pd.DataFrame:
         """See `Samples.frame`."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ghosttrace.errors import RunWarning
-from ghosttrace.runs.folder import as_json, open_folder, read_json, write_figure, write_json
-from ghosttrace.runs.log import Log
-from ghosttrace.runs.records import Key, Layout, Records
+from ghosttrace.runs.folder import as_json, open_run_folder, read_json, write_figure, write_json
+from ghosttrace.runs.record_log import RecordLog
+from ghosttrace.runs.records import RecordKey, RecordLayout, Records
 from ghosttrace.runs.result import RunResult
 from ghosttrace.runs.samples import RecordedSamples, StoredSamples
 
@@ -35,7 +35,7 @@ class RunWriter:
     folder: Path | None
 
     def finish(
-        self, kind: type[Result], order: Sequence[Key], valid: bool, rows: Sequence[dict[str, Any]], **more: Any
+        self, kind: type[Result], order: Sequence[RecordKey], valid: bool, rows: Sequence[dict[str, Any]], **more: Any
     ) -> Result:
         """Write summary.json, the figures and samples.parquet, in this order, and return the result.
 
@@ -51,14 +51,16 @@ class RunWriter:
         Warns:
             RunWarning: samples that were computed again came out otherwise.
         """
-        if self.records.unlike:
-            again = f"{len(self.records.unlike)} came out otherwise when their batch was computed again: the first stay"
+        if self.records.changed_on_resume:
+            again = f"{len(self.records.changed_on_resume)} came out otherwise when their batch was computed again: the first stay"
             warnings.warn(again, RunWarning, stacklevel=2)
-        changed = [list(key) for key in self.records.unlike]
+        changed = [list(key) for key in self.records.changed_on_resume]
         command = self.configuration["command"]
-        summary = as_json({"command": command, "valid": valid, "unlike": changed, **more, "results": list(rows)})
+        summary = as_json(
+            {"command": command, "valid": valid, "changed_on_resume": changed, **more, "results": list(rows)}
+        )
         result = kind(self.configuration, summary, RecordedSamples(self.records, order), self.folder)
-        if self.folder is None or not isinstance(self.records, Log):
+        if self.folder is None or not isinstance(self.records, RecordLog):
             return result
         write_json(self.folder / "summary.json", summary)
         for name, draw in result.figures().items():
@@ -73,7 +75,7 @@ def _path(folder: str | Path | None) -> Path | None:
 
 @contextmanager
 def begin_run(
-    out: str | Path | None, resume: str | Path | None, configuration: Mapping[str, Any], layout: Layout
+    out: str | Path | None, resume: str | Path | None, configuration: Mapping[str, Any], layout: RecordLayout
 ) -> Iterator[RunWriter]:
     """Begin a run, or go on with one.
 
@@ -91,9 +93,9 @@ def begin_run(
         with tempfile.TemporaryDirectory(prefix="ghosttrace-") as scratch:
             yield RunWriter(configuration, Records(layout), Path(scratch), None)
         return
-    with open_folder(_path(out), _path(resume), configuration) as folder:
+    with open_run_folder(_path(out), _path(resume), configuration) as folder:
         recorded = read_json(folder / "run.json")  # of a resumed run: as it was begun
-        log = Log(folder / "samples.jsonl", layout)
+        log = RecordLog(folder / "samples.jsonl", layout)
         try:
             yield RunWriter(recorded, log, folder, folder)
         finally:

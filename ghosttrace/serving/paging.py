@@ -17,124 +17,124 @@ from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Erasure, ExpiryTracker, Policy
 from ghosttrace.law.markup import Markup
 
-Arm = Literal["full", "memento", "placebo", "restart", "restart-renumbered"]
-ARMS: tuple[Arm, ...] = get_args(Arm)
-SEALED: tuple[Arm, ...] = ("restart", "restart-renumbered")
-REREADING: tuple[Arm, ...] = (*SEALED, "placebo")
+PagedArm = Literal["full", "memento", "placebo", "restart", "restart-renumbered"]
+PAGED_ARMS: tuple[PagedArm, ...] = get_args(PagedArm)
+SEALED_ARMS: tuple[PagedArm, ...] = ("restart", "restart-renumbered")
+RECOMPUTING_ARMS: tuple[PagedArm, ...] = (*SEALED_ARMS, "placebo")
 """Arms that compute some tokens twice, or never."""
 
 
 class Compaction(NamedTuple):
     """Slots `first` to `stop` are copied to `to` and following; every slot after the copy is free."""
 
-    first: int
+    start: int
     stop: int
-    to: int
+    target: int
 
     @property
-    def length(self) -> int:
+    def slots_after(self) -> int:
         """Slots in use after the compaction."""
-        return self.to + self.stop - self.first
+        return self.target + self.stop - self.start
 
 
-class Paging:
+class SlotTracker:
     """One request's tokens and the slots that hold them.
 
     Attributes:
         arm: how blocks leave.
         tracker: the law's state after the tokens so far.
         erased: keys erased from before the next token to compute.
-        frontier: the position of the first block's first token, None before there is one. Before it, slots equal
+        first_block_index: the position of the first block's first token, None before there is one. Before it, slots equal
             positions for good and may be shared with other requests.
     """
 
-    def __init__(self, markup: Markup, policy: Policy, arm: Arm = "memento") -> None:
-        if arm not in ARMS:
-            raise UserError(f"no arm {arm!r} in a paged cache: choose one of {', '.join(ARMS)}")
+    def __init__(self, markup: Markup, policy: Policy, arm: PagedArm = "memento") -> None:
+        if arm not in PAGED_ARMS:
+            raise UserError(f"no arm {arm!r} in a paged cache: choose one of {', '.join(PAGED_ARMS)}")
         self.arm, self.tracker = arm, ExpiryTracker(markup, policy)
-        self.frontier: int | None = None
+        self.first_block_index: int | None = None
         self._erasures: list[Erasure] = []
         self.clear()
 
     @property
-    def erases(self) -> bool:
+    def has_erasures(self) -> bool:
         """Whether keys have been erased or will be; until then slots equal positions."""
         return bool(self._erasures)
 
     @property
-    def shared(self) -> int | None:
+    def shareable_length(self) -> int | None:
         """The number of leading positions whose slots may be shared with other requests; None for all of them."""
-        return None if self.arm == "full" else self.frontier
+        return None if self.arm == "full" else self.first_block_index
 
     def clear(self) -> None:
         """Reset to an empty cache: the request's tokens will be computed again from the first."""
-        self.erased = self._done = 0
+        self.erased = self._erasures_done = 0
         self._last_erasure = 0  # position of the last erasure carried out
-        self._reread = False  # placebo: the tokens that the next erasure retains are being computed a second time
+        self._recomputing = False  # placebo: the tokens that the next erasure retains are being computed a second time
 
-    def read(self, tokens: Sequence[int]) -> None:
+    def update(self, tokens: Sequence[int]) -> None:
         """Feed the tracker the tokens that it has not seen yet; `tokens` are all tokens of the request."""
-        known = self.tracker.trace.position
+        known = self.tracker.block_tracker.num_read
         if known == len(tokens):
             return
         for position in range(known, len(tokens)):
             found = self.tracker.push(tokens[position])
-            if self.frontier is None and self.tracker.trace.in_block:
-                self.frontier = position
+            if self.first_block_index is None and self.tracker.block_tracker.in_block:
+                self.first_block_index = position
             if self.arm != "full":
                 self._erasures += [erasure for erasure in found if erasure.keys]
 
-    def limit(self, position: int) -> int | None:
+    def chunk_limit(self, position: int) -> int | None:
         """Return where a chunk that starts at `position` must end because of the next erasure; None: nowhere."""
-        if self._done == len(self._erasures):
+        if self._erasures_done == len(self._erasures):
             return None
-        erasure = self._erasures[self._done]
+        erasure = self._erasures[self._erasures_done]
         # A sealed request with a prefix hit may start where its block begins: it then computes one token.
-        return max(erasure.keys.start, position + 1) if self.arm in SEALED else erasure.at
+        return max(erasure.keys.start, position + 1) if self.arm in SEALED_ARMS else erasure.expires_at
 
-    def settle(self, position: int) -> tuple[int, list[Compaction]]:
+    def apply_erasures(self, position: int) -> tuple[int, list[Compaction]]:
         """Carry out the erasures that are due before `position` is computed.
 
         Returns:
             The position to compute next, and the compactions in order.
         """
         found: list[Compaction] = []
-        while self._done < len(self._erasures):
-            erasure = self._erasures[self._done]
+        while self._erasures_done < len(self._erasures):
+            erasure = self._erasures[self._erasures_done]
             start, stop = erasure.keys.start - self.erased, erasure.keys.stop - self.erased
-            if self.arm in SEALED:
+            if self.arm in SEALED_ARMS:
                 if position < erasure.keys.start:
                     break
                 found.append(Compaction(start, start, start))
                 position = erasure.keys.stop
-            elif self.arm == "placebo" and not self._reread and position >= self._known_from(erasure):
+            elif self.arm == "placebo" and not self._recomputing and position >= self._known_from(erasure):
                 position = max(erasure.keys.stop, self._last_erasure)
                 found.append(Compaction(position - self.erased, position - self.erased, position - self.erased))
-                self._reread = True
+                self._recomputing = True
                 break
-            elif position < erasure.at:
+            elif position < erasure.expires_at:
                 break
-            elif position > erasure.at:
+            elif position > erasure.expires_at:
                 raise RuntimeError(
-                    f"token {position} was read past the erasure at {erasure.at}: the cache is not the law's"
+                    f"token {position} was read past the erasure at {erasure.expires_at}: the cache is not the law's"
                 )
             else:
                 found.append(Compaction(stop, position - self.erased, start))
-                self._last_erasure, self._reread = position, False
+                self._last_erasure, self._recomputing = position, False
             self.erased += len(erasure.keys)
-            self._done += 1
+            self._erasures_done += 1
         return position, found
 
-    def most(self, length: int) -> int:
+    def peak_slots(self, length: int) -> int:
         """Return the most slots in use at once while the first `length` tokens are computed from an empty cache."""
         erased = most = 0
         for erasure in self._erasures:
-            if erasure.at > length:
+            if erasure.expires_at > length:
                 break
-            most = max(most, (erasure.keys.start if self.arm in SEALED else erasure.at) - erased)
+            most = max(most, (erasure.keys.start if self.arm in SEALED_ARMS else erasure.expires_at) - erased)
             erased += len(erasure.keys)
         return max(most, length - erased)
 
     def _known_from(self, erasure: Erasure) -> int:
         """The position from which all tokens that an erasure retains are known, the last one not yet computed."""
-        return erasure.at - self.tracker.policy.erases_after_reading
+        return erasure.expires_at - self.tracker.policy.erases_after_reading

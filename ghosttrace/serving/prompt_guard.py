@@ -19,12 +19,12 @@ from ghosttrace.law.markup import Markup
 from ghosttrace.serving.error_responses import Send, send_error
 
 TOKENS_VARIABLE = "GHOSTTRACE_GUARD"  # of the environment: the special tokens as a JSON list
-JOINER = "\u2060"
+WORD_JOINER = "\u2060"
 UNGUARDED_PATHS = ("/v1/completions",)
-CLOSED_PATHS = ("/invocations",)  # vLLM serves the same endpoints there, without asking for the key
-TURN_LISTS = ("messages", "input")  # parameters that hold the assistant's own turns
-NOT_IN_PROMPTS = ("model", "stop", "bad_words")  # parameters that never reach a prompt
-MAX_BODY = 32 << 20  # bytes
+REFUSED_PATHS = ("/invocations",)  # vLLM serves the same endpoints there, without asking for the key
+TURN_PARAMETERS = ("messages", "input")  # parameters that hold the assistant's own turns
+NON_PROMPT_PARAMETERS = ("model", "stop", "bad_words")  # parameters that never reach a prompt
+MAX_BODY_BYTES = 32 << 20  # bytes
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -61,26 +61,26 @@ class TokenBreaker:
         self._prefixes = tuple({token[:n] for token in tokens for n in range(1, len(token))})
 
     def body(self, parsed: Any) -> Any:
-        """Return the body with its tokens broken, except in `NOT_IN_PROMPTS` and in the assistant's own turns."""
+        """Return the body with its tokens broken, except in `NON_PROMPT_PARAMETERS` and in the assistant's own turns."""
         if not isinstance(parsed, dict):
-            return self.text(parsed)
+            return self.break_strings(parsed)
         found: dict[str, Any] = {}
         for name, value in parsed.items():
-            if name in TURN_LISTS and isinstance(value, list):
-                found[name] = [turn if _is_assistants(turn) else self.text(turn) for turn in value]
+            if name in TURN_PARAMETERS and isinstance(value, list):
+                found[name] = [turn if _is_assistants(turn) else self.break_strings(turn) for turn in value]
             else:
-                found[self.text(name)] = value if name in NOT_IN_PROMPTS else self.text(value)
+                found[self.break_strings(name)] = value if name in NON_PROMPT_PARAMETERS else self.break_strings(value)
         return found
 
-    def text(self, value: Any) -> Any:
+    def break_strings(self, value: Any) -> Any:
         """Return a value with the tokens broken in every string that it holds, keys included."""
         if isinstance(value, str):
-            broken = self._pattern.sub(lambda found: found[0][0] + JOINER + found[0][1:], value)
-            return broken + JOINER if broken.endswith(self._prefixes) else broken
+            broken = self._pattern.sub(lambda found: found[0][0] + WORD_JOINER + found[0][1:], value)
+            return broken + WORD_JOINER if broken.endswith(self._prefixes) else broken
         if isinstance(value, list):
-            return [self.text(one) for one in value]
+            return [self.break_strings(one) for one in value]
         if isinstance(value, dict):
-            return {self.text(name): self.text(one) for name, one in value.items()}
+            return {self.break_strings(name): self.break_strings(one) for name, one in value.items()}
         return value
 
 
@@ -107,7 +107,7 @@ class PromptGuard:
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Pass a request on with its special tokens broken, or answer it with an error."""
-        if scope["type"] == "http" and scope["path"].rstrip("/") in CLOSED_PATHS:
+        if scope["type"] == "http" and scope["path"].rstrip("/") in REFUSED_PATHS:
             await send_error(send, 404, "there is nothing here: ask /v1")
             return
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] in UNGUARDED_PATHS:
@@ -120,8 +120,8 @@ class PromptGuard:
                 return
             body += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > MAX_BODY:
-                await send_error(send, 413, f"a body has at most {MAX_BODY} bytes")
+            if len(body) > MAX_BODY_BYTES:
+                await send_error(send, 413, f"a body has at most {MAX_BODY_BYTES} bytes")
                 return
         kinds = [value for name, value in scope["headers"] if name == b"content-type"]
         if body and not (kinds and all(kind.startswith(b"multipart/") for kind in kinds)):

@@ -7,7 +7,7 @@ from typing import Literal
 THINK_END = "</think>"
 Segment = Literal["outside", "block", "memento"]
 """Part of a response: a block, a memento, or text outside both."""
-PARSERS: dict[str, Segment] = {"ghosttrace-mementos": "memento", "ghosttrace-blocks": "block"}
+PARSER_SEGMENTS: dict[str, Segment] = {"ghosttrace-mementos": "memento", "ghosttrace-blocks": "block"}
 """Names of the reasoning parsers, and the part of a response that each returns as the reasoning."""
 
 
@@ -15,16 +15,20 @@ class ReasoningSplitter:
     """Takes a response's text piece by piece and returns its reasoning and its content.
 
     Args:
-        wanted: the part that is returned as reasoning.
+        reasoning_segment: the part that is returned as reasoning.
         delimiters: the four literals, in the order of `DELIMITERS`.
         dropped: further literals that are left out of the text.
-        thinks: content begins after `</think>`; otherwise all text outside blocks and mementos is content.
+        has_think_end: content begins after `</think>`; otherwise all text outside blocks and mementos is content.
     """
 
     def __init__(
-        self, wanted: Segment, delimiters: Sequence[str], dropped: Sequence[str] = (), thinks: bool = True
+        self,
+        reasoning_segment: Segment,
+        delimiters: Sequence[str],
+        dropped: Sequence[str] = (),
+        has_think_end: bool = True,
     ) -> None:
-        self._wanted, self._segment, self._thinking = wanted, "outside", thinks
+        self._reasoning_segment, self._segment, self._thinking = reasoning_segment, "outside", has_think_end
         self._opens = dict(zip(delimiters, ("block", "outside", "memento", "outside"), strict=True))
         literals = sorted({*delimiters, *dropped, THINK_END}, key=len, reverse=True)
         self._pattern = re.compile("(" + "|".join(map(re.escape, literals)) + ")")
@@ -54,7 +58,7 @@ class ReasoningSplitter:
                 self._segment, self._thinking = "outside", False
             elif self._pattern.fullmatch(part):
                 continue
-            elif self._segment == self._wanted:
+            elif self._segment == self._reasoning_segment:
                 reasoning.append(part)
             elif self._segment == "outside" and not self._thinking:
                 content.append(part)

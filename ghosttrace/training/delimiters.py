@@ -12,13 +12,13 @@ from transformers import PreTrainedModel
 
 from ghosttrace.errors import UserError
 
-RELATED = {
+RELATED_WORDS = {
     "block_start": ("block", "start", "begin", "section", "step"),
     "block_end": ("block", "end", "finish", "section", "done"),
     "summary_start": ("summary", "summarize", "brief", "recap", "overview"),
     "summary_end": ("summary", "end", "finish", "done", "complete"),
 }
-NOISE = 0.01
+EMBEDDING_NOISE_STD = 0.01
 
 
 def add_delimiters(
@@ -42,7 +42,7 @@ def add_delimiters(
         UserError: two delimiters have one spelling.
     """
     vocabulary = tokenizer.get_vocab()
-    spelled = {name: (names or {}).get(name, f"<|{name}|>") for name in RELATED}
+    spelled = {name: (names or {}).get(name, f"<|{name}|>") for name in RELATED_WORDS}
     if len(set(spelled.values())) < len(spelled):
         raise UserError("two delimiters have one spelling: give --map-delimiters four different tokens")
     missing = {name: token for name, token in spelled.items() if token not in vocabulary}
@@ -56,10 +56,10 @@ def add_delimiters(
     tables = {id(weight): weight for weight in _embeddings(model)}
     for name, token in ids.items():
         # With a space before it, as words stand in a text.
-        words = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in RELATED[name]]
+        words = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in RELATED_WORDS[name]]
         for weight in tables.values():
             mean = torch.stack([weight.detach()[word].float().mean(0) for word in words]).mean(0)
-            noise = NOISE * torch.randn(mean.shape, generator=draw)
+            noise = EMBEDDING_NOISE_STD * torch.randn(mean.shape, generator=draw)
             with torch.no_grad():
                 weight[token] = (mean + noise.to(mean.device)).to(weight.dtype)
     return ids

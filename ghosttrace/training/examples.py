@@ -19,11 +19,11 @@ from ghosttrace.law.markup import DELIMITERS, Markup, delimiter_events, find_blo
 
 Stage = Literal["full", "memento", "sealed"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-IGNORED = -100
-LETTERS = dict(zip("BESM", DELIMITERS, strict=True))
+IGNORE_INDEX = -100
+DELIMITER_OF_LETTER = dict(zip("BESM", DELIMITERS, strict=True))
 
 
-class Kind(IntEnum):
+class TokenKind(IntEnum):
     """What a token is, for losses apart."""
 
     TEXT = 0  # around the pairs
@@ -42,7 +42,7 @@ class Example:
         labels: int64[C]: the column's own token where it carries loss, else -100.
         position_ids: int64[C], RoPE positions.
         expiry: int64[C], counted in columns; C for what stays to the end.
-        kind: int64[C], of `Kind`.
+        kind: int64[C], of `TokenKind`.
     """
 
     input_ids: np.ndarray
@@ -81,27 +81,27 @@ def make_example(tokens: Sequence[int], labels: Sequence[int], markup: Markup, p
     """
     law = stage_policy(policy, stage)
     layout: Layout = (sealed_layout if stage == "sealed" else open_layout)(tokens, markup, law)
-    told = np.full(len(layout.order), IGNORED, dtype=np.int64)
-    places, first = np.unique(layout.order, return_index=True)
+    told = np.full(len(layout.token_index), IGNORE_INDEX, dtype=np.int64)
+    places, first = np.unique(layout.token_index, return_index=True)
     told[first] = np.asarray(labels, dtype=np.int64)[places]  # of two copies the one that is generated
-    kind = kinds(tokens, markup, policy)[layout.order]
-    return Example(layout.tokens, told, layout.order, np.minimum(layout.expiry, len(layout.order)), kind)
+    kind = token_kinds(tokens, markup, policy)[layout.token_index]
+    return Example(layout.tokens, told, layout.token_index, np.minimum(layout.expiry, len(layout.token_index)), kind)
 
 
-def kinds(tokens: Sequence[int], markup: Markup, policy: Policy) -> np.ndarray:
-    """int64[T], of `Kind`: what each token is."""
-    found = np.full(len(tokens), Kind.TEXT, dtype=np.int64)
+def token_kinds(tokens: Sequence[int], markup: Markup, policy: Policy) -> np.ndarray:
+    """int64[T], of `TokenKind`: what each token is."""
+    found = np.full(len(tokens), TokenKind.TEXT, dtype=np.int64)
     blocks = find_blocks(tokens, markup, policy.require_assistant_section)
     for block in blocks:
-        found[block.start : block.end] = Kind.BLOCK
-        found[block.memento_start : block.memento_end] = Kind.MEMENTO
-        found[list(block)] = Kind.DELIMITER
+        found[block.start : block.end] = TokenKind.BLOCK
+        found[block.memento_start : block.memento_end] = TokenKind.MEMENTO
+        found[list(block)] = TokenKind.DELIMITER
     if blocks:
-        found[blocks[-1].memento_end + 1 :] = Kind.ANSWER
+        found[blocks[-1].memento_end + 1 :] = TokenKind.ANSWER
     return found
 
 
-def disorder(tokens: Sequence[int] | np.ndarray, markup: Markup, policy: Policy) -> str | None:
+def delimiter_error(tokens: Sequence[int] | np.ndarray, markup: Markup, policy: Policy) -> str | None:
     """What is wrong with a trace's delimiters, in words; None if each belongs to a pair that the law sees."""
     section = policy.require_assistant_section
     _, letters = delimiter_events(np.asarray(tokens, dtype=np.int64), markup, section)
@@ -111,17 +111,17 @@ def disorder(tokens: Sequence[int] | np.ndarray, markup: Markup, policy: Policy)
     for letter in letters.rstrip("|"):  # a turn that ends last cuts nothing that came later
         due = "BESM"[found % 4]
         if letter == "|" and due != "B":
-            return f"a turn begins or ends where {LETTERS[due]} is due"
+            return f"a turn begins or ends where {DELIMITER_OF_LETTER[due]} is due"
         if letter not in ("|", due):
-            return f"{LETTERS[letter]} where {LETTERS[due]} is due"
+            return f"{DELIMITER_OF_LETTER[letter]} where {DELIMITER_OF_LETTER[due]} is due"
         found += letter != "|"
-    return f"it ends before {LETTERS['BESM'[found % 4]]}"
+    return f"it ends before {DELIMITER_OF_LETTER['BESM'[found % 4]]}"
 
 
-def stray(tokens: Sequence[int], labels: Sequence[int], markup: Markup, policy: Policy) -> str | None:
+def delimiter_outside_turn(tokens: Sequence[int], labels: Sequence[int], markup: Markup, policy: Policy) -> str | None:
     """The first delimiter that would be learned where the law does not look, outside an assistant's turn; in words."""
     ids = np.asarray(tokens, dtype=np.int64)
-    told = np.isin(ids, markup.delimiters) & (np.asarray(labels, dtype=np.int64) != IGNORED)
+    told = np.isin(ids, markup.delimiters) & (np.asarray(labels, dtype=np.int64) != IGNORE_INDEX)
     seen, _ = delimiter_events(ids, markup, policy.require_assistant_section)
     told[seen] = False
     if not told.any():
@@ -130,24 +130,24 @@ def stray(tokens: Sequence[int], labels: Sequence[int], markup: Markup, policy: 
     return f"{DELIMITERS[markup.delimiters.index(int(ids[place]))]} at token {place}"
 
 
-def truncate(tokens: Sequence[int], markup: Markup, policy: Policy, stage: Stage, width: int) -> int:
+def truncated_length(tokens: Sequence[int], markup: Markup, policy: Policy, stage: Stage, width: int) -> int:
     """How many of a trace's tokens fit into so many columns, no pair of block and memento cut in two."""
     law = stage_policy(policy, stage)
     layout: Layout = (sealed_layout if stage == "sealed" else open_layout)(tokens, markup, law)
-    if len(layout.order) <= width:
+    if len(layout.token_index) <= width:
         return len(tokens)
-    kept = int(layout.order[width])  # the first place that has no column, or of which one is lacking
+    kept = int(layout.token_index[width])  # the first place that has no column, or of which one is lacking
     for block in find_blocks(tokens, markup, policy.require_assistant_section):
         if block.start < kept <= block.memento_end:
             return block.start
     return kept
 
 
-def check_expiry(given: Sequence[int], tokens: Sequence[int], markup: Markup, policy: Policy, name: str) -> None:
+def check_expiry(given_expiry: Sequence[int], tokens: Sequence[int], markup: Markup, policy: Policy, name: str) -> None:
     """Hold an expiry column that came with the data to the law.
 
     Args:
-        given: of a row, counted in its tokens.
+        given_expiry: of a row, counted in its tokens.
         tokens: of the row, whole and as they stand: neither cut nor laid out, whatever the stage.
         markup: the ids of the delimiters and of the assistant's header.
         policy: of the run; one that says never is read as erasing at once, as `stage_policy` does.
@@ -158,7 +158,7 @@ def check_expiry(given: Sequence[int], tokens: Sequence[int], markup: Markup, po
     """
     length = len(tokens)
     law = np.minimum(expiry(tokens, markup, stage_policy(policy, "memento")), length)
-    times = np.minimum(np.asarray(given, dtype=np.int64), length)
+    times = np.minimum(np.asarray(given_expiry, dtype=np.int64), length)
     wrong = np.flatnonzero(times != law) if len(times) == length else np.array([min(len(times), length)])
     if len(wrong):
         raise UserError(

@@ -14,11 +14,11 @@ from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy
 from ghosttrace.law.markup import Markup
 from ghosttrace.law.masks import Kernel
-from ghosttrace.model.checkpoint import RECORD, recorded_policy, resolve_policy
+from ghosttrace.model.checkpoint import CONFIG_KEY, recorded_policy, resolve_policy
 from ghosttrace.training.examples import STAGES, Stage, stage_policy
-from ghosttrace.training.prepare import BadRows, Reader
+from ghosttrace.training.prepare import BadRows, ExampleBuilder
 
-PAPER = {
+PAPER_DEFAULTS = {
     "learning_rate": 8e-5,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.05,
@@ -37,7 +37,7 @@ PAPER = {
 }
 """Defaults: arXiv 2604.09852, section 4, on one GPU; with N of them give --gradient_accumulation_steps 512/N."""
 
-UNHEARD = {
+UNSUPPORTED_FLAGS = {
     "model_name_or_path": "the model is --model",
     "model_revision": "give --model a folder of that revision",
     "trust_remote_code": "code of a model's own is not run",
@@ -67,7 +67,7 @@ class Recipe:
         stage: `full`, `memento` or `sealed`.
         limit: rows of each source.
         sealed_share: in the stage `memento`, the share of traces laid out over a sealed cache.
-        kernel: how attention runs; FlexAttention on a GPU and stretches elsewhere unless told.
+        kernel: how attention runs; FlexAttention on a GPU and segments elsewhere unless told.
         bad_rows: what is done about rows that cannot be used.
         policy: fields of `Policy` that the model does not record.
         delimiters: other spellings of the delimiter tokens.
@@ -101,7 +101,7 @@ class Recipe:
             raise UserError("there is nothing to train on: give --data a file or a hub id")
 
 
-def arguments(flags: Sequence[str]) -> tuple[SFTConfig, ModelConfig]:
+def parse_trainer_flags(flags: Sequence[str]) -> tuple[SFTConfig, ModelConfig]:
     """The trainer's options: the paper's, and what is given on top.
 
     Raises:
@@ -109,7 +109,7 @@ def arguments(flags: Sequence[str]) -> tuple[SFTConfig, ModelConfig]:
     """
     kinds: Any = (SFTConfig, ModelConfig)
     parser = TrlParser(kinds)
-    parser.set_defaults(**PAPER, use_cpu=not torch.accelerator.is_available())
+    parser.set_defaults(**PAPER_DEFAULTS, use_cpu=not torch.accelerator.is_available())
     try:
         args, model_args, *_ = parser.parse_args_and_config(list(flags))
     except (SystemExit, Exception) as error:  # of trl, transformers, yaml and whatever a flag pulls in
@@ -119,8 +119,10 @@ def arguments(flags: Sequence[str]) -> tuple[SFTConfig, ModelConfig]:
         ) from error
     for told in (args, model_args):
         for each in fields(told):
-            if each.name in UNHEARD and getattr(told, each.name) != _default(each):
-                raise UserError(f"--{each.name} has no effect on this trainer, so leave it out: {UNHEARD[each.name]}")
+            if each.name in UNSUPPORTED_FLAGS and getattr(told, each.name) != _default(each):
+                raise UserError(
+                    f"--{each.name} has no effect on this trainer, so leave it out: {UNSUPPORTED_FLAGS[each.name]}"
+                )
     return args, model_args
 
 
@@ -128,7 +130,7 @@ def _default(field: Field[Any]) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
-def law_of(config: PreTrainedConfig, recipe: Recipe) -> Policy:
+def resolve_training_policy(config: PreTrainedConfig, recipe: Recipe) -> Policy:
     """The policy to train for: what the model records, and what is told where it records nothing.
 
     Raises:
@@ -146,13 +148,13 @@ def law_of(config: PreTrainedConfig, recipe: Recipe) -> Policy:
     return resolve_policy(recorded, **recipe.policy)
 
 
-def reader_of(recipe: Recipe, config: PreTrainedConfig, tokenizer: Any, args: SFTConfig) -> Reader:
+def make_example_builder(recipe: Recipe, config: PreTrainedConfig, tokenizer: Any, args: SFTConfig) -> ExampleBuilder:
     """How rows become examples, for this model.
 
     Raises:
         UserError: no delimiters, no chat template, examples longer than the model, or a policy that does not fit.
     """
-    recorded = (getattr(config, RECORD, None) or {}).get("delimiters", {})
+    recorded = (getattr(config, CONFIG_KEY, None) or {}).get("delimiters", {})
     other = {name: token for name, token in recipe.delimiters.items() if recorded.get(name, f"<|{name}|>") != token}
     if other and recorded_policy(config):
         raise UserError(
@@ -176,10 +178,10 @@ def reader_of(recipe: Recipe, config: PreTrainedConfig, tokenizer: Any, args: SF
         raise UserError(
             f"{recipe.model} has {rows} embeddings, and its tokenizer an id {largest}: use its own tokenizer"
         )
-    law = law_of(config, recipe)
+    law = resolve_training_policy(config, recipe)
     if (recipe.stage == "sealed" or recipe.sealed_share) and stage_policy(law, "sealed").keep_last_n_blocks > 0:
         raise UserError("a sealed stage needs keep_last_n_blocks 0: kept blocks would have to be read many times")
-    return Reader(
+    return ExampleBuilder(
         tokenizer,
         config.model_type,
         markup,

@@ -21,16 +21,16 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
 from ghosttrace.errors import UserError
-from ghosttrace.law.masks import FLEX_BLOCK, Kernel
+from ghosttrace.law.masks import FLEX_TILE_SIZE, Kernel
 from ghosttrace.model.attention import attending
-from ghosttrace.model.checkpoint import RECORD, load_config, load_tokenizer, source
-from ghosttrace.runs.atomic import settle
-from ghosttrace.runs.folder import json_rows, open_folder, versions, write_json
+from ghosttrace.model.checkpoint import CONFIG_KEY, load_config, load_tokenizer, resolve_pretrained_path
+from ghosttrace.runs.atomic import commit_file
+from ghosttrace.runs.folder import json_rows, open_run_folder, versions, write_json
 from ghosttrace.training.collate import Collator
 from ghosttrace.training.examples import stage_policy
-from ghosttrace.training.format_samples import SampleFormat, prompts_of
-from ghosttrace.training.prepare import Reader, open_examples, write_examples
-from ghosttrace.training.recipe import Recipe, arguments, reader_of
+from ghosttrace.training.format_samples import FormatCallback, read_prompts
+from ghosttrace.training.prepare import ExampleBuilder, open_examples, write_examples
+from ghosttrace.training.recipe import Recipe, make_example_builder, parse_trainer_flags
 from ghosttrace.training.trainer import MementoTrainer
 
 
@@ -51,10 +51,10 @@ def sft(
     Raises:
         UserError: anything that cannot be trained as asked.
     """
-    args, model_args = arguments(recipe.trainer)
+    args, model_args = parse_trainer_flags(recipe.trainer)
     config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
-    reader = reader_of(recipe, config, tokenizer, args)
-    kernel: Kernel = recipe.kernel or ("flex" if args.device.type == "cuda" else "stretches")
+    example_builder = make_example_builder(recipe, config, tokenizer, args)
+    kernel: Kernel = recipe.kernel or ("flex" if args.device.type == "cuda" else "segments")
     if kernel == "flex" and args.device.type == "cpu":
         raise UserError("FlexAttention has no backward pass on a CPU: leave --kernel out")
     sharded = any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
@@ -66,7 +66,7 @@ def sft(
         "command": "sft",
         "model": recipe.model,
         "options": dict(options or asdict(recipe)),
-        "policy": reader.policy.to_dict(),
+        "policy": example_builder.policy.to_dict(),
         "arguments": json.loads(json.dumps(args.to_dict() | asdict(model_args), default=str)),
         "versions": versions() | {name: version(name) for name in ("trl", "accelerate", "peft")},
     }
@@ -74,15 +74,17 @@ def sft(
     with _folder(state, out, resume, decided) as folder:
         args.output_dir = str(folder / "checkpoints")
         if state.is_main_process:
-            _prepare(folder, recipe, reader)
+            _prepare(folder, recipe, example_builder)
         state.wait_for_everyone()
         prompts = _prompts(recipe, folder)  # before the weights are read, for it may refuse
-        trainer = make_trainer(recipe, reader, args, model_args, folder, FLEX_BLOCK if kernel == "flex" else 1)
+        trainer = make_trainer(
+            recipe, example_builder, args, model_args, folder, FLEX_TILE_SIZE if kernel == "flex" else 1
+        )
         if prompts:
-            trainer.add_callback(SampleFormat(trainer, reader, prompts))
-        with attending(base_of(trainer.model), kernel):
+            trainer.add_callback(FormatCallback(trainer, example_builder, prompts))
+        with attending(base_model(trainer.model), kernel):
             train(trainer, last_checkpoint(folder / "checkpoints"))
-        finish(trainer, folder)
+        save_results(trainer, folder)
     return folder
 
 
@@ -92,7 +94,7 @@ def _folder(state: PartialState, out: Path | None, resume: Path | None, decided:
     if state.num_processes > 1 and out is None and resume is None:
         raise UserError("several processes share one run folder: give --out")
     if state.is_main_process:
-        with open_folder(out, resume, decided) as folder:
+        with open_run_folder(out, resume, decided) as folder:
             yield folder
         return
     found = resume or out
@@ -100,41 +102,48 @@ def _folder(state: PartialState, out: Path | None, resume: Path | None, decided:
     yield found
 
 
-def _prepare(folder: Path, recipe: Recipe, reader: Reader) -> None:
+def _prepare(folder: Path, recipe: Recipe, example_builder: ExampleBuilder) -> None:
     """Write examples and their report, unless they are there."""
     for name, data in (("examples", recipe.data), ("held-out", recipe.eval_data)):
         path = folder / f"{name}.parquet"
         if data and not path.with_suffix(".json").exists():  # written last
-            report = write_examples(path, reader, data, recipe.limit)
+            report = write_examples(path, example_builder, data, recipe.limit)
             write_json(path.with_suffix(".json"), asdict(report))
             for reason, count in report.dropped.items():
                 print(f"{name}: {count} rows left out: {reason}")
 
 
 def make_trainer(
-    recipe: Recipe, reader: Reader, args: SFTConfig, model_args: ModelConfig, folder: Path, multiple: int
+    recipe: Recipe,
+    example_builder: ExampleBuilder,
+    args: SFTConfig,
+    model_args: ModelConfig,
+    folder: Path,
+    pad_to_multiple_of: int,
 ) -> MementoTrainer:
     """The trainer on the examples of a folder; batches are as wide as a multiple unless told otherwise."""
-    pack = reader.max_length if args.packing else None
+    packed_width = example_builder.max_length if args.packing else None
     args.packing, args.padding_free, args.eval_packing = False, False, None  # done here, by the law
     args.remove_unused_columns, args.dataset_kwargs = False, {"skip_prepare_dataset": True}
-    multiple = int(args.pad_to_multiple_of or multiple)
-    work = folder / "cache"
+    pad_to_multiple_of = int(args.pad_to_multiple_of or pad_to_multiple_of)
+    cache_dir = folder / "cache"
     with PartialState().main_process_first():
         found = {
-            name: open_examples(folder / f"{name}.parquet", work, pack)
+            name: open_examples(folder / f"{name}.parquet", cache_dir, packed_width)
             for name in ("examples", "held-out")
             if (folder / f"{name}.parquet").exists()
         }
-    tokenizer = reader.tokenizer
+    tokenizer = example_builder.tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     try:
         model = load_model(recipe.model, model_args)
-        model.config.ghosttrace = record(model.config, recipe, reader)  # its checkpoints, too, know their policy
+        model.config.ghosttrace = training_record(
+            model.config, recipe, example_builder
+        )  # its checkpoints, too, know their policy
         return MementoTrainer(
             model=model,
             args=args,
-            data_collator=Collator(pad or 0, multiple),
+            data_collator=Collator(pad or 0, pad_to_multiple_of),
             train_dataset=found["examples"],
             eval_dataset=found.get("held-out"),
             processing_class=tokenizer,
@@ -162,19 +171,19 @@ def _prompts(recipe: Recipe, folder: Path) -> list[list[int]]:
     """What responses are generated from, of held-out rows where there are any."""
     held_out = folder / "held-out.parquet"
     path = held_out if held_out.exists() else folder / "examples.parquet"
-    return prompts_of(path, recipe.samples) if recipe.samples else []
+    return read_prompts(path, recipe.samples) if recipe.samples else []
 
 
 def load_model(name: str, model_args: ModelConfig) -> PreTrainedModel:
     """The weights, in the number format that was asked for."""
     quantised = get_quantization_config(model_args)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        source(name), dtype=model_args.dtype, quantization_config=quantised
+        resolve_pretrained_path(name), dtype=model_args.dtype, quantization_config=quantised
     )
     return model
 
 
-def base_of(model: Any) -> PreTrainedModel:
+def base_model(model: Any) -> PreTrainedModel:
     """The model itself, without adapters around it."""
     found: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
     return found
@@ -194,7 +203,7 @@ def last_checkpoint(folder: Path) -> str | None:
     return max(whole)[1] if whole else None
 
 
-def finish(trainer: MementoTrainer, folder: Path) -> None:
+def save_results(trainer: MementoTrainer, folder: Path) -> None:
     """Write the model, unless it is there, the log, and the summary."""
     if not (folder / "model").exists():
         model = trainer.accelerator.unwrap_model(trainer.model)
@@ -217,15 +226,15 @@ def finish(trainer: MementoTrainer, folder: Path) -> None:
     last = rows.tail(1).replace([np.inf, -np.inf], np.nan)
     summary = {"command": "sft", "valid": learned, "steps": steps, "sampled": json_rows(sampled)}
     write_json(folder / "summary.json", summary | {"results": json_rows(last)})
-    settle(partial, folder / "samples.parquet")
+    commit_file(partial, folder / "samples.parquet")
 
 
-def record(config: Any, recipe: Recipe, reader: Reader) -> dict[str, Any]:
+def training_record(config: Any, recipe: Recipe, example_builder: ExampleBuilder) -> dict[str, Any]:
     """What the model's config says of its training, for whatever loads it."""
-    before = dict(getattr(config, RECORD, None) or {})
+    before = dict(getattr(config, CONFIG_KEY, None) or {})
     names = before.get("delimiters", {}) | dict(recipe.delimiters)
     found = before | {
-        "policy": stage_policy(reader.policy, recipe.stage).to_dict(),
+        "policy": stage_policy(example_builder.policy, recipe.stage).to_dict(),
         "stages": [*before.get("stages", []), recipe.stage],
     }
     return found | ({"delimiters": names} if names else {})

@@ -46,24 +46,24 @@ def donor(key: tuple[int, ...], number: int, length: int) -> list[int] | None:
 class Case:
     """One arm of the shared matrix.
 
-    `unlike_memento`: logits after the first erasure differ from memento's. `blind`: they do not
+    `differs_from_memento`: logits after the first erasure differ from memento's. `ignores_block_content`: they do not
     depend on what erased blocks said. `policy`: where the arm means something.
     """
 
     arm: Arm
-    unlike_memento: bool = True
-    blind: bool = False
+    differs_from_memento: bool = True
+    ignores_block_content: bool = False
     policy: Policy = ERASE
 
 
 MATRIX = {
     "full": Case(Full()),
-    "memento": Case(Memento(), unlike_memento=False),
-    "restart": Case(Restart(), blind=True),
-    "restart-bare": Case(RestartBare(), blind=True, policy=KEEP),
-    "restart-renumbered": Case(RestartRenumbered(), blind=True),
+    "memento": Case(Memento(), differs_from_memento=False),
+    "restart": Case(Restart(), ignores_block_content=True),
+    "restart-bare": Case(RestartBare(), ignores_block_content=True, policy=KEEP),
+    "restart-renumbered": Case(RestartRenumbered(), ignores_block_content=True),
     "rerotated": Case(Rerotated()),
-    "placebo": Case(PlaceboArm(), unlike_memento=False),
+    "placebo": Case(PlaceboArm(), differs_from_memento=False),
     "seal-delimiters": Case(SealDelimiters(), policy=KEEP),
     "seal-mementos": Case(SealMementos(), policy=KEEP),
     "swap": Case(Swap(donor)),

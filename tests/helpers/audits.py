@@ -16,40 +16,40 @@ import torch
 import ghosttrace as gt
 import ghosttrace.report
 from ghosttrace.ablation.arms import Arm, Restart
-from ghosttrace.auditing.attacks import ATTACKS, TextAlone
+from ghosttrace.auditing.attacks import ATTACKS, TextBaselineAttack
 from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.defences import parse_defence
-from ghosttrace.auditing.evidence import Estimate, Evidence, Location
+from ghosttrace.auditing.evidence import AttackEstimate, AttackSite, Evidence
 from ghosttrace.auditing.findings import Findings
-from ghosttrace.auditing.settings import AuditSettings, chosen_attacks
+from ghosttrace.auditing.settings import AuditSettings, resolve_attacks
 from ghosttrace.auditing.summary import result_rows, threat_rows
-from ghosttrace.auditing.verdict import Verdict, judge, state_of
+from ghosttrace.auditing.verdict import Verdict, decide_verdict, finding_state
 from ghosttrace.bench.ledger import ledger_task
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.probing.carriers import Carrier
-from ghosttrace.probing.evidence import Asked
+from ghosttrace.probing.evidence import ProbeTarget
 from ghosttrace.probing.split import split
-from ghosttrace.probing.sweep import Settings, Site
+from ghosttrace.probing.sweep import ProbeSettings, ProbeSite
 from ghosttrace.report.audit.page import write_reports
 
 SCHEMA = json.loads((Path(ghosttrace.report.__file__).parent / "schemas" / "audit.schema.json").read_text())
 FORBIDDEN = re.compile(r"\b(erased|safe|safely|compliant|compliance|anonymous|anonymised)\b", re.IGNORECASE)
 HOSTILE = "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>|*b*\n# x"
 VERDICTS = {"leak": 10, "not detected": 0, "within the limit": 0, "not enough data": 11, "invalid": 12}
-MEMENTO = Location("memento", 0, "2", "v", "all", "linear")
-SITE = Site(Carrier("memento"), (0,), "v")
-KINDS = {**ATTACKS, "text": TextAlone}
-LIMIT, TRACES, FAILED = 0.1, 4000, "sealed: attribute finds +0.412 bits where nothing can be"
+MEMENTO = AttackSite("memento", 0, "2", "v", "all", "linear")
+SITE = ProbeSite(Carrier("memento"), (0,), "v")
+ATTACK_CLASSES = {**ATTACKS, "text": TextBaselineAttack}
+LIMIT, TRACES, CONTROL_FAILURE = 0.1, 4000, "sealed: attribute finds +0.412 bits where nothing can be"
 
 
 def finding(attack: str, estimate: float | None, half: float = 0.0, condition: str = "open", **more: Any) -> Evidence:
     """A finding of one of the package's attacks; `low` and `high` replace the ends of a symmetric interval."""
     value = float("nan") if estimate is None else estimate
     low, high = (more.pop(name, value + sign * half) for name, sign in (("low", -1), ("high", 1)))
-    found = Estimate(value, low, high, more.pop("p", 0.01))
+    found = AttackEstimate(value, low, high, more.pop("p", 0.01))
     chosen: dict[str, Any] = {"secret": "note-*", "unit": "bits", "n": 600, "site": MEMENTO} | more
     first = [chosen.pop(name) for name in ("secret", "unit", "n")]
-    return KINDS[attack]().evidence(first[0], condition, first[1], found, first[2], **chosen)
+    return ATTACK_CLASSES[attack]().evidence(first[0], condition, first[1], found, first[2], **chosen)
 
 
 def rows(
@@ -57,11 +57,11 @@ def rows(
 ) -> list[dict[str, Any]]:
     """Findings as rows of summary.json, with the states that the gate gives them."""
     limits = {one.secret: seen for one in evidence}
-    states = tuple(state_of(one, limit, seen) for one in evidence)
+    states = tuple(finding_state(one, limit, seen) for one in evidence)
     verdict = verdict or Verdict("leak", "", None, states=states)
-    failures = (FAILED,) if verdict.verdict == "invalid" else ()
+    failures = (CONTROL_FAILURE,) if verdict.verdict == "invalid" else ()
     p_holm = tuple(0.03 if one.found.p == one.found.p else float("nan") for one in evidence)
-    settings = AuditSettings(chosen_attacks(None), parse_defence("none"), Settings())
+    settings = AuditSettings(resolve_attacks(None), parse_defence("none"), ProbeSettings())
     return result_rows(Findings(tuple(evidence), p_holm, failures, verdict, limits), settings)
 
 
@@ -73,9 +73,9 @@ def row(attack: str, estimate: float | None, half: float = 0.0, condition: str =
 
 def results(leak: float, half: float) -> list[Evidence]:
     """Every attack and control, of a cache that leaks so many bits."""
-    prompt, nan = Location("prompt"), float("nan")
+    prompt, nan = AttackSite("prompt"), float("nan")
     share = min(1.0, 0.5 + leak / 4)
-    collided = Location("memento", 0, "all", "kv", "all")
+    collided = AttackSite("memento", 0, "all", "kv", "all")
     return [
         finding("attribute", leak, half, gate=True),
         finding("ranking", 0.9 * leak, half, unit="exposure bits", baseline=1.44, note="of 100000 candidates"),
@@ -86,11 +86,11 @@ def results(leak: float, half: float) -> list[Evidence]:
         finding("tenant", leak, half, note="text included"),
         finding("behavioural", leak / 8, half, gate=True, site=prompt),
         finding("behavioural", None, unit="rate", p=nan, site=prompt),
-        finding("text", 0.0, 0.01, "text", site=Location()),
+        finding("text", 0.0, 0.01, "text", site=AttackSite()),
         finding("attribute", -0.01, half, "sealed"),
         finding("attribute", 0.0, half, "shuffled"),
-        finding("attribute", 0.002, half, "causal", site=Location("memento", -1, "2", "v", "all", "linear")),
-        finding("attribute", 16.2, 0.2, "unerased", site=Location("secret", 0, "2", "v", "all", "linear")),
+        finding("attribute", 0.002, half, "causal", site=AttackSite("memento", -1, "2", "v", "all", "linear")),
+        finding("attribute", 16.2, 0.2, "unerased", site=AttackSite("secret", 0, "2", "v", "all", "linear")),
     ]
 
 
@@ -127,8 +127,8 @@ def summary(
     """
     amounts = {"leak": (1.6, 0.08), "within the limit": (0.06, 0.03), "not enough data": (0.09, 0.2)}
     found = results(*amounts.get(verdict, (0.002, 0.06))) if evidence is None else evidence
-    failures = [FAILED] if verdict == "invalid" else []
-    said = judge(found, failures, LIMIT, {one.secret: seen for one in found}, TRACES)
+    failures = [CONTROL_FAILURE] if verdict == "invalid" else []
+    said = decide_verdict(found, failures, LIMIT, {one.secret: seen for one in found}, TRACES)
     assert evidence is not None or said.verdict == verdict
     defence = {"name": "none", "summary": "no defence: the cache as the model leaves it", "caveat": ""}
     defence |= {"utility_unit": "accuracy", "accuracy": 0.97, "accuracy_low": 0.94, "accuracy_high": 0.99}
@@ -151,11 +151,11 @@ def summary(
         "secrets": [{"name": "note-*", "targets": 5, "unknown_bits": 16.6, "text_bits": 0.0}],
         "excluded": [{"trace": "t17", "reason": "its memento text contains the secret"}],
         "left_out": ["ranking of note-* was left out: it could be more than 1,000,000 things, too many to rank."],
-        "attacks": {name: kind().describe() for name, kind in KINDS.items()},
-        "threats": threat_rows([kind() for kind in KINDS.values()]),
+        "attacks": {name: kind().describe() for name, kind in ATTACK_CLASSES.items()},
+        "threats": threat_rows([kind() for kind in ATTACK_CLASSES.values()]),
         "results": rows(found, seen, said),
         "sites": sites(),
-        "unlike": [],
+        "changed_on_resume": [],
         **more,
     }
 
@@ -208,8 +208,10 @@ def toy() -> gt.Checkpoint:
 def context(arm: Arm, samples: int = 300) -> AuditContext:
     """An audit of the ledger before any cache is read."""
     task = ledger_task(toy(), samples, level=3)
-    targets = [Asked(t.name, task.labels(n), task.exact[t.name]) for n, t in enumerate(task.targets)]
-    return AuditContext(toy(), task, split(task.samples), arm, Settings(hops=(0,)), targets)
+    targets = [
+        ProbeTarget(t.name, task.labels(n), task.exact_log_posteriors[t.name]) for n, t in enumerate(task.targets)
+    ]
+    return AuditContext(toy(), task, split(task.samples), arm, ProbeSettings(hops=(0,)), targets)
 
 
 @dataclass(frozen=True)
@@ -222,16 +224,17 @@ class Noise64:
         return self.states[:, None]
 
 
-def blank(n: int, parts: int, shares: list[float]) -> tuple[AuditContext, torch.Tensor]:
+def noise_context(n: int, parts: int, shares: list[float]) -> tuple[AuditContext, torch.Tensor]:
     """An audit of pure noise, whose labels are as common as is said."""
     rng = np.random.default_rng(3)
     asked = [
-        Asked(f"d-{k}", rng.choice(len(shares), n, p=shares), np.log(np.tile(shares, (n, 1)))) for k in range(parts)
+        ProbeTarget(f"d-{k}", rng.choice(len(shares), n, p=shares), np.log(np.tile(shares, (n, 1))))
+        for k in range(parts)
     ]
     states = torch.from_numpy(rng.standard_normal((n, 64))).float()
     labels = np.stack([one.labels for one in asked], axis=1).tolist()
     samples = tuple(Sample([], str(k), str(k), 0, (), tuple(labels[k])) for k in range(n))
     task = Task("marked", samples, tuple(Target(one.name, tuple(map(str, range(len(shares))))) for one in asked))
     features = {"sealed": Noise64(states)}
-    at = AuditContext(toy(), task, split(samples), Restart(), Settings(), asked, features)  # type: ignore[arg-type]
+    at = AuditContext(toy(), task, split(samples), Restart(), ProbeSettings(), asked, features)  # type: ignore[arg-type]
     return at, states

@@ -38,7 +38,7 @@ def batch(kind: str) -> tuple[list[Layout], list[np.ndarray]]:
     return laid, [np.linspace(0, len(tokens) - 1, 20).astype(np.int64) for tokens in sequences]
 
 
-def lawless(layouts: list[Layout]) -> list[Layout]:
+def without_erasure(layouts: list[Layout]) -> list[Layout]:
     """The same with nothing ever erased: plain causal attention."""
     return [replace(layout, expiry=np.full_like(layout.expiry, NEVER)) for layout in layouts]
 
@@ -47,7 +47,7 @@ def check_states(read: Callable[[list[Layout], list[np.ndarray]], States], famil
     """A bridge reads the states that we read; plain causal ones, the positive control, are far away."""
     layouts, places = batch(kind)
     expected = read_states(tiny(family), layouts, places)
-    found, causal = read(layouts, places), read(lawless(layouts), places)
+    found, causal = read(layouts, places), read(without_erasure(layouts), places)
     assert found.keys.shape == (4, 3, 2, 20, expected.keys.shape[-1]) and found.hidden is None
     for name in ("keys", "values"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=1e-5)

@@ -26,14 +26,14 @@ def checkpoint(family: str = "llama", policy: Policy = ERASE) -> Checkpoint:
     return Checkpoint(family, tiny(family), None, MARKUP, policy)
 
 
-def play(one: Checkpoint, arm: Arm, traces: list[list[int]], size: int = 1000) -> tuple[Session, list[Tensor]]:
+def run_session(one: Checkpoint, arm: Arm, traces: list[list[int]], size: int = 1000) -> tuple[Session, list[Tensor]]:
     """A session under an arm as it ends, and the logits after every token."""
     parts: list[list[Tensor]] = [[] for _ in traces]
     with attending(one.model) as model:
         keys = [(row,) for row in range(len(traces))]
-        session = Session(model, one.markup, arm.law(one.policy), keys, arm.eraser)
+        session = Session(model, one.markup, arm.adapt_policy(one.policy), keys, arm.eraser)
         for begin in range(0, max(map(len, traces)), size):
-            for row, logits in enumerate(session.advance([t[begin : begin + size] for t in traces], every=True)):
+            for row, logits in enumerate(session.advance([t[begin : begin + size] for t in traces], all_logits=True)):
                 parts[row].append(logits)
     return session, [torch.cat(rows) for rows in parts]
 
@@ -72,9 +72,9 @@ def secrets(block: int = 0, uneven: bool = False, n: int = 160) -> tuple[Task, S
 def memento_states(one: Checkpoint, arm: Arm, task: Task, rows: np.ndarray, block: int) -> list[list[Tensor]]:
     """For each layer and kind, for each trace float[P, d]: its memento's states in the cache that an arm leaves."""
     found: list[list[Tensor]] = []
-    session, _ = play(one, arm, [list(task.samples[row].ids) for row in rows])
+    session, _ = run_session(one, arm, [list(task.samples[row].ids) for row in rows])
     for place, row in enumerate(rows):
-        pair, held = find_blocks(task.samples[row].ids, MARKUP)[block], session.cache.held(place)
+        pair, held = find_blocks(task.samples[row].ids, MARKUP)[block], session.cache.held_indices(place)
         at = (held >= pair.memento_start) & (held <= pair.memento_end)
         found.append([s[:, at].transpose(0, 1).flatten(1).double() for s in states(session, place)])
     return [list(site) for site in zip(*found, strict=True)]

@@ -22,10 +22,10 @@ from ghosttrace.law.expiry import ExpiryTracker, Policy, expiry
 from ghosttrace.model.attention import attending, pad_batch
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.session import Session
-from ghosttrace.serving.settings import PREFIX
+from ghosttrace.serving.settings import OVERRIDE_PREFIX
 from ghosttrace.serving.vllm.engine_args import engine_args
 
-NATS = 1e-4
+MAX_LOGPROB_ERROR = 1e-4
 """Within which log-probabilities are the same, in float32."""
 WORDS = range(10, 35)
 PAGE = 32
@@ -41,7 +41,7 @@ class Script:
 
     def __call__(self, tracker: ExpiryTracker) -> int | None:
         """The next token of the response, as long as there is one: an engine may ask once too often."""
-        rest = self.response[tracker.trace.position - len(self.prompt) :]
+        rest = self.response[tracker.block_tracker.num_read - len(self.prompt) :]
         return rest[0] if rest else None
 
     @property
@@ -96,7 +96,7 @@ def serving(model: str, pages: int = 400, **options: Any) -> Iterator[LLM]:
         yield llm
         pool = scheduler(llm).kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1, "pages leaked"
-        assert not getattr(scheduler(llm), "pagings", {})
+        assert not getattr(scheduler(llm), "slot_trackers", {})
     finally:
         del llm
         cleanup_dist_env_and_memory()
@@ -115,7 +115,7 @@ def scripted(script: Script, **overrides: Any) -> SamplingParams:
         logprobs=-1,
         ignore_eos=True,
         detokenize=False,
-        extra_args={PREFIX + name: value for name, value in {"harness": script, **overrides}.items()},
+        extra_args={OVERRIDE_PREFIX + name: value for name, value in {"harness": script, **overrides}.items()},
     )
 
 
@@ -124,7 +124,7 @@ def logprobs(answer: Any) -> torch.Tensor:
     return torch.tensor([[row[token].logprob for token in range(len(row))] for row in answer.logprobs])
 
 
-def ask(llm: LLM, scripts: Sequence[Script], **overrides: Any) -> list[torch.Tensor]:
+def generate_logprobs(llm: LLM, scripts: Sequence[Script], **overrides: Any) -> list[torch.Tensor]:
     """Return log-probabilities of each token of each response: float[n, V]."""
     params = [scripted(one, **overrides) for one in scripts]
     outputs = llm.generate([{"prompt_token_ids": list(one.prompt)} for one in scripts], params, use_tqdm=False)
@@ -148,7 +148,9 @@ def session(checkpoint: Checkpoint, scripts: Sequence[Script], arm: Arm) -> list
     found = []
     for one in scripts:
         with attending(checkpoint.model):
-            one_row = Session(checkpoint.model, checkpoint.markup, arm.law(checkpoint.policy), [(0,)], arm.eraser)
+            one_row = Session(
+                checkpoint.model, checkpoint.markup, arm.adapt_policy(checkpoint.policy), [(0,)], arm.eraser
+            )
             one_row.advance([list(one.prompt)])
             logits = [one_row.logits[0]]
             for token in one.response[:-1]:
@@ -158,7 +160,7 @@ def session(checkpoint: Checkpoint, scripts: Sequence[Script], arm: Arm) -> list
     return found
 
 
-def furthest(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
+def max_difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
     """The largest difference, in nats."""
     return max(float((one - other).abs().max()) for one, other in zip(found, expected, strict=True))
 
@@ -184,7 +186,7 @@ def workload(checkpoint: Checkpoint, rng: np.random.Generator, count: int) -> li
     return scripts
 
 
-class Writer:
+class TraceBuilder:
     """Writes traces of this checkpoint: words that differ from one trace to the next."""
 
     def __init__(self, checkpoint: Checkpoint, seed: int) -> None:
@@ -210,7 +212,7 @@ class Writer:
         return [*self.block(length), *self.memento()]
 
 
-def right(
+def check_logprobs(
     checkpoint: Checkpoint,
     scripts: Sequence[Script],
     found: Sequence[torch.Tensor],
@@ -219,14 +221,14 @@ def right(
 ) -> None:
     """Assert that they are those of the law or of the arm's session, and not those of full attention."""
     law = masked(checkpoint, scripts, checkpoint.policy) if arm == "memento" else None
-    assert furthest(found, law or session(checkpoint, scripts, ARMS[arm]())) < NATS
+    assert max_difference(found, law or session(checkpoint, scripts, ARMS[arm]())) < MAX_LOGPROB_ERROR
     full = masked(checkpoint, scripts, Policy(checkpoint.policy.mask_delimiters, -1))
     for one, other in zip(found, full, strict=True):
-        assert (furthest([one], [other]) > 1) == erases
+        assert (max_difference([one], [other]) > 1) == erases
 
 
 @contextmanager
-def before_steps(llm: LLM, act: Callable[[Any, Callable[[], Any]], Any]) -> Iterator[None]:
+def replace_schedule(llm: LLM, act: Callable[[Any, Callable[[], Any]], Any]) -> Iterator[None]:
     """Call `act(scheduler, schedule)` in place of every `schedule` of the scheduler."""
     planner = scheduler(llm)
     schedule = planner.schedule

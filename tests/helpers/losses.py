@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from ghosttrace.law.masks import Kernel
 from ghosttrace.model.attention import attending
 from ghosttrace.training.collate import Collator
-from ghosttrace.training.examples import IGNORED, Example
+from ghosttrace.training.examples import IGNORE_INDEX, Example
 
 
 def packed(*parts: Example) -> dict[str, Any]:
@@ -19,11 +19,11 @@ def packed(*parts: Example) -> dict[str, Any]:
     return columns | {"seq_lengths": [len(part.input_ids) for part in parts]}
 
 
-def nll(model: PreTrainedModel, rows: list[dict[str, Any]], kernel: Kernel = "stretches") -> tuple[Tensor, Tensor]:
+def nll(model: PreTrainedModel, rows: list[dict[str, Any]], kernel: Kernel = "segments") -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of each labelled column of a batch, and its labels: [B, W - 1] each."""
     batch = Collator(0)(rows)
     labels = batch["labels"][:, 1:]
     inputs = {name: batch[name] for name in ("input_ids", "position_ids", "expiry", "attention_mask")}
     with attending(model, kernel):
         logits = model(**inputs, use_cache=False).logits[:, :-1]
-    return torch.nn.functional.cross_entropy(logits.mT, labels, ignore_index=IGNORED, reduction="none"), labels
+    return torch.nn.functional.cross_entropy(logits.mT, labels, ignore_index=IGNORE_INDEX, reduction="none"), labels

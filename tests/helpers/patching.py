@@ -11,8 +11,8 @@ from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.law.expiry import Policy
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.patching.cases import Case
-from ghosttrace.patching.measure import PATCHES, keys_of, measure
+from ghosttrace.patching.cases import PatchCase
+from ghosttrace.patching.measure import PATCH_TABLE, measure, record_keys
 from ghosttrace.patching.summary import summarise
 from ghosttrace.runs.records import Records
 from helpers.families import tiny
@@ -27,19 +27,19 @@ def checkpoint_of(family: str, policy: Policy = KEEP) -> Checkpoint:
     return Checkpoint(family, tiny(family), TOKENIZER, MARKUP, policy)
 
 
-def case_of(seed: int, blocks: int = 4, number: int = -1) -> Case:
+def case_of(seed: int, blocks: int = 4, number: int = -1) -> PatchCase:
     """A random trace with a random donor, and another end in place of its own."""
     rng, ids = np.random.default_rng(100 + seed), [*trace(seed, blocks), 11, 12, 13]
     found = tuple(find_blocks(ids, MARKUP))
     number %= len(found)
     last = number == len(found) - 1
     stop = len(ids) if last else found[number + 1].memento_end + 1
-    case = Case(TokenTrace("random", str(seed), ids[:3], ids[3:]), found, number, stop)
+    case = PatchCase(TokenTrace("random", str(seed), ids[:3], ids[3:]), found, number, stop)
     donor = tuple(rng.integers(8, 96, case.block.end - case.block.start - 1).tolist())
-    return replace(case, donor=donor, other=(*case.own[:-2], 14, 15) if last else None)
+    return replace(case, donor=donor, donor_continuation=(*case.own_continuation[:-2], 14, 15) if last else None)
 
 
-def results_of(checkpoint: Checkpoint, cases: list[Case], **more: Any) -> tuple[pd.DataFrame, Records]:
-    records = Records(PATCHES)
+def results_of(checkpoint: Checkpoint, cases: list[PatchCase], **more: Any) -> tuple[pd.DataFrame, Records]:
+    records = Records(PATCH_TABLE)
     measure(checkpoint, cases, records, **more)
-    return summarise(records.get(key) for key in keys_of(cases)), records
+    return summarise(records.get(key) for key in record_keys(cases)), records

@@ -10,7 +10,7 @@ import pytest
 DATA = Path(os.environ.get("GHOSTTRACE_DATA", Path(__file__).parents[3] / "shared"))
 
 
-def needs(*names: str) -> Callable[[Any], Any]:
+def requires_data(*names: str) -> Callable[[Any], Any]:
     """Skip where one of these files is missing."""
     missing = [name for name in names if not (DATA / name).exists()]
     return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)} in the folder GHOSTTRACE_DATA names")

@@ -8,7 +8,7 @@ import torch
 from scipy.special import log_softmax
 from torch import Tensor
 
-from ghosttrace.probing.evidence import Asked
+from ghosttrace.probing.evidence import ProbeTarget
 from ghosttrace.probing.probes import Probe
 from ghosttrace.probing.split import Split
 
@@ -21,13 +21,13 @@ class ClassMeans(Probe):
     name = "class-means"
 
     def fit(
-        self, features: Tensor, targets: Sequence[Asked], split: Split, seed: int, device: torch.device
+        self, features: Tensor, targets: Sequence[ProbeTarget], split: Split, seed: int, device: torch.device
     ) -> list[np.ndarray]:
         x = features.double().numpy()
         x = (x - x[split.train].mean(0)) / x[split.train].std(0).clip(min=1e-6)
         return [self._posterior(x, one, split.train) for one in targets]
 
-    def _posterior(self, x: np.ndarray, target: Asked, train: np.ndarray) -> np.ndarray:
+    def _posterior(self, x: np.ndarray, target: ProbeTarget, train: np.ndarray) -> np.ndarray:
         found = target.text.copy()
         for label in range(found.shape[1]):
             mine = x[train[target.labels[train] == label]]

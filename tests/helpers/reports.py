@@ -21,7 +21,7 @@ HOSTILE = (
     "<!-- <script> {{ 7 * 7 }} {% raw %} ${window.pwned = 1}",
     "设 $x^2 + y^2 = r^2$，所以 \\frac{\\pi}{4} & 🙂👩‍👩‍👧 \u2028 <b>bold</b> &lt;i&gt;",
 )
-LAWS = {"full": -1, "memento": 0, "placebo": 0, "restart": 0, "swap": 0}
+KEEP_LAST_N_BLOCKS = {"full": -1, "memento": 0, "placebo": 0, "restart": 0, "swap": 0}
 CONFIG: dict[str, Any] = {
     "command": "ablate",
     "model": "ours/qwen3-8b-<memento>",
@@ -35,7 +35,7 @@ CONFIG: dict[str, Any] = {
             **KNOWN[name]().describe(Policy(False)),
             "policy": Policy(False, keep).to_dict(),
         }
-        for name, keep in LAWS.items()
+        for name, keep in KEEP_LAST_N_BLOCKS.items()
     },
     "benches": {"aime24": {"ceiling": None}, "hmmt25": {"ceiling": None}},
     "versions": {"torch": "2.13.0"},

@@ -10,7 +10,7 @@ from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy
 from ghosttrace.model.session import Eraser, Session
 
-Donors = Callable[[tuple[int, ...], int, int], list[int] | None]
+DonorLookup = Callable[[tuple[int, ...], int, int], list[int] | None]
 """(row key, block number, length) to the token ids of a counterfactual block, None for no swap."""
 
 
@@ -47,7 +47,7 @@ class Arm:
     options: ClassVar[tuple[str, ...]] = ()
     needs_counterfactuals: ClassVar[bool] = False
 
-    def law(self, policy: Policy) -> Policy:
+    def adapt_policy(self, policy: Policy) -> Policy:
         """The policy this arm runs under, given the checkpoint's.
 
         Raises:
@@ -64,7 +64,7 @@ class Arm:
             UserError: it cannot.
         """
 
-    def with_donors(self, donors: Donors) -> "Arm":
+    def with_donors(self, donors: DonorLookup) -> "Arm":
         """The arm with a benchmark's counterfactual blocks; only arms that need them differ."""
         return self
 
@@ -83,4 +83,4 @@ class Arm:
             policy: the checkpoint's.
         """
         shown = ("name", "summary", "headline", "colour", "priority", "sealed", "control")
-        return {name: getattr(self, name) for name in shown} | {"policy": self.law(policy).to_dict()}
+        return {name: getattr(self, name) for name in shown} | {"policy": self.adapt_policy(policy).to_dict()}

@@ -14,7 +14,7 @@ class DropDelimiters(Arm):
     name = "drop-delimiters"
     summary = "block delimiters that the policy keeps are erased with their block"
 
-    def law(self, policy: Policy) -> Policy:
+    def adapt_policy(self, policy: Policy) -> Policy:
         if policy.mask_delimiters:
             raise UserError("drop-delimiters drops delimiters that stay: this policy keeps none, so take memento")
-        return replace(super().law(policy), mask_delimiters=True)
+        return replace(super().adapt_policy(policy), mask_delimiters=True)

@@ -17,5 +17,5 @@ class Full(Arm):
     priority = 1
     default = True
 
-    def law(self, policy: Policy) -> Policy:
+    def adapt_policy(self, policy: Policy) -> Policy:
         return replace(policy, keep_last_n_blocks=-1)

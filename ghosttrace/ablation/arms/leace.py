@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from ghosttrace.ablation.arms.arm import Arm
-from ghosttrace.ablation.arms.sealer import reread
+from ghosttrace.ablation.arms.sealer import recompute_last_tokens
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy
-from ghosttrace.model.session import Eraser, Hit, Session
+from ghosttrace.model.session import Eraser, RowErasures, Session
 
 
 @dataclass(frozen=True, eq=False)
-class Removal:
+class DirectionRemoval:
     """An affine map that removes directions: x - left @ right @ (x - mean), at each place of a memento.
 
     Attributes:
@@ -55,25 +55,25 @@ class Removal:
         return cleaned.to(states)
 
 
-Removals = tuple[tuple[Removal, Removal], ...]
+LayerRemovals = tuple[tuple[DirectionRemoval, DirectionRemoval], ...]
 """For each layer, of keys and of values."""
 
 
-class Remover(Eraser):
+class DirectionRemover(Eraser):
     """Removes directions from the keys and values of chosen mementos when their blocks expire."""
 
-    def __init__(self, session: Session, removals: Removals, numbers: tuple[int, ...]) -> None:
+    def __init__(self, session: Session, removals: LayerRemovals, block_indices: tuple[int, ...]) -> None:
         super().__init__(session)
-        self.removals, self.numbers = removals, numbers
+        self.removals, self.block_indices = removals, block_indices
 
-    def erase(self, hits: list[Hit]) -> None:
+    def erase(self, hits: list[RowErasures]) -> None:
         super().erase(hits)
         cache = self.session.cache
         found = []  # (row, slot, place in the memento) of every token to be cleaned
         for hit in hits:
-            held, blocks = cache.held(hit.row), self.session.rows[hit.row].tracker.blocks
+            held, blocks = cache.held_indices(hit.row), self.session.rows[hit.row].tracker.blocks
             for block in hit.blocks:
-                if blocks.index(block) in self.numbers:
+                if blocks.index(block) in self.block_indices:
                     slots = np.flatnonzero((held >= block.memento_start) & (held <= block.memento_end))
                     found += [(hit.row, int(slot), int(held[slot]) - block.memento_start) for slot in slots]
         if not found:
@@ -83,7 +83,7 @@ class Remover(Eraser):
             for states, removal in zip((layer.keys, layer.values), removals, strict=True):
                 before = states[rows, :, slots]  # [n, H, D]
                 states[rows, :, slots] = removal(before.flatten(1), places).reshape(before.shape)
-        reread(self.session, rows.unique().tolist())
+        recompute_last_tokens(self.session, rows.unique().tolist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,18 +92,18 @@ class Leace(Arm):
 
     Attributes:
         removals: fitted beforehand, for each layer of the model; see `ghosttrace.auditing.defences.leace`.
-        numbers: of which blocks the mementos are cleaned, counted from 0.
+        block_indices: of which blocks the mementos are cleaned, counted from 0.
     """
 
     name = "leace"
     summary = "what tells a concept linearly removed from the mementos' keys and values"
-    removals: Removals = field(default=(), repr=False)
-    numbers: tuple[int, ...] = ()
+    removals: LayerRemovals = field(default=(), repr=False)
+    block_indices: tuple[int, ...] = ()
 
-    def law(self, policy: Policy) -> Policy:
+    def adapt_policy(self, policy: Policy) -> Policy:
         if policy.keep_last_n_blocks != 0:
             raise UserError(f"{self.name} cleans mementos at their end, before others read them: keep_last_n_blocks 0")
         return policy
 
     def eraser(self, session: Session) -> Eraser:
-        return Remover(session, self.removals, self.numbers)
+        return DirectionRemover(session, self.removals, self.block_indices)

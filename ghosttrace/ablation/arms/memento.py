@@ -15,5 +15,5 @@ class Memento(Arm):
     colour = "#1b6e53"
     default = True
 
-    def law(self, policy: Policy) -> Policy:
+    def adapt_policy(self, policy: Policy) -> Policy:
         return policy

@@ -8,8 +8,8 @@ import torch
 from ghosttrace.ablation.arms.arm import Arm
 from ghosttrace.ablation.arms.memento import Memento
 from ghosttrace.law.markup import Block
-from ghosttrace.model.sampling import noise
-from ghosttrace.model.session import Eraser, Hit, Session
+from ghosttrace.model.sampling import random_stream
+from ghosttrace.model.session import Eraser, RowErasures, Session
 
 
 class Perturber(Eraser):
@@ -19,16 +19,16 @@ class Perturber(Eraser):
         super().__init__(session)
         self.size = size
 
-    def erase(self, hits: list[Hit]) -> None:
+    def erase(self, hits: list[RowErasures]) -> None:
         super().erase(hits)
         for hit in hits:
             for block in hit.blocks:
                 self._perturb(hit.row, block)
 
     def _perturb(self, row: int, block: Block) -> None:
-        held = self.session.cache.held(row)
+        held = self.session.cache.held_indices(row)
         slots = torch.from_numpy(np.flatnonzero((held >= block.start) & (held <= block.memento_end)))
-        draws = noise(*self.session.rows[row].key, block.start)
+        draws = random_stream(*self.session.rows[row].key, block.start)
         for layer in self.session.cache.layers:
             for states in (layer.keys, layer.values):
                 part = states[row, :, slots]

@@ -28,7 +28,7 @@ class Part:
             raise UserError("the last tokens of a carrier are those of mementos, and at least 1")
 
     @property
-    def whole(self) -> bool:
+    def is_whole_cache(self) -> bool:
         """Nothing is left out."""
         return self == Part()
 

@@ -7,19 +7,19 @@ from transformers import PreTrainedModel
 
 from ghosttrace.ablation.arms.arm import Arm
 from ghosttrace.model.rotary import check_rotary, rerotate
-from ghosttrace.model.session import Eraser, Hit, Session
+from ghosttrace.model.session import Eraser, RowErasures, Session
 
 
 class Rerotator(Eraser):
     """Rotates what is left to closed-up positions, contents untouched."""
 
-    def erase(self, hits: list[Hit]) -> None:
+    def erase(self, hits: list[RowErasures]) -> None:
         super().erase(hits)
         session = self.session
         for hit in hits:
             length = int(session.cache.slots.length[hit.row])
             rerotate(session.model, session.cache, hit.row, np.arange(length))
-            session.rows[hit.row].closed = session.rows[hit.row].fed - length
+            session.rows[hit.row].position_shift = session.rows[hit.row].num_processed - length
 
 
 @dataclass(frozen=True)

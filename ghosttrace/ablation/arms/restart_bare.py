@@ -17,7 +17,7 @@ class RestartBare(Restart):
     colour = "#8c2d04"
     priority = 8
 
-    def law(self, policy: Policy) -> Policy:
+    def adapt_policy(self, policy: Policy) -> Policy:
         if policy.mask_delimiters:
             raise UserError("restart-bare drops delimiters that stay: this policy keeps none, so take restart")
-        return replace(super().law(policy), mask_delimiters=True)
+        return replace(super().adapt_policy(policy), mask_delimiters=True)

@@ -21,10 +21,10 @@ class SealDelimiters(Restart):
     sealed = False
     default = False
 
-    def law(self, policy: Policy) -> Policy:
+    def adapt_policy(self, policy: Policy) -> Policy:
         if policy.mask_delimiters:
             raise UserError("seal-delimiters needs delimiters that stay: this policy erases them (--keep-delimiters)")
-        return super().law(policy)
+        return super().adapt_policy(policy)
 
     def eraser(self, session: Session) -> Eraser:
         return Sealer(session, self.part.of_carrier("delimiters"))

@@ -17,7 +17,7 @@ import torch
 
 from ghosttrace.ablation.arms.part import Part
 from ghosttrace.model.cache import KVCache
-from ghosttrace.model.session import Eraser, Hit, Row, Session
+from ghosttrace.model.session import Eraser, Row, RowErasures, Session
 
 
 class Sealer(Eraser):
@@ -27,47 +27,50 @@ class Sealer(Eraser):
         super().__init__(session)
         self.part, self.renumber = part, renumber
         self.sealed = KVCache(len(session.rows))
-        self._begun = [False] * len(session.rows)
+        self._has_sealed_copy = [False] * len(session.rows)
 
     def select(self, rows: Sequence[int]) -> None:
         self.sealed.select(rows)
-        self._begun = [self._begun[row] for row in rows]
+        self._has_sealed_copy = [self._has_sealed_copy[row] for row in rows]
 
-    def erase(self, hits: list[Hit]) -> None:
+    def erase(self, hits: list[RowErasures]) -> None:
         super().erase(hits)
         session, rows = self.session, [hit.row for hit in hits]
         for row in rows:
-            if not self._begun[row]:  # nothing has been erased before: what precedes is sealed as it is
-                self.sealed.put([row], session.cache.take([row]))
-                self._begun[row] = True
-        sealed = self.sealed.take(rows)
+            if not self._has_sealed_copy[row]:  # nothing has been erased before: what precedes is sealed as it is
+                self.sealed.replace_rows([row], session.cache.copy_rows([row]))
+                self._has_sealed_copy[row] = True
+        sealed = self.sealed.copy_rows(rows)
         fresh = []
         for place, hit in enumerate(hits):
             # An empty block between kept delimiters erases nothing, yet its end is behind it.
             sealed.truncate(place, int(hit.keys.min(initial=hit.erasures[0].block.end)))
-            held, kept = session.cache.held(hit.row), sealed.held(place)
+            held, kept = session.cache.held_indices(hit.row), sealed.held_indices(place)
             fresh.append(held[held > kept.max(initial=-1)])
         runs = [[session.rows[row].tokens[k] for k in index] for row, index in zip(rows, fresh, strict=True)]
         lengths = sealed.slots.length.copy()
         closed_up = [length + np.arange(len(run)) for length, run in zip(lengths, runs, strict=True)]
         logits = session.forward(sealed, runs, fresh, closed_up if self.renumber else fresh)
-        self.sealed.put(rows, sealed)
-        if self.part.whole:
-            session.cache.put(rows, sealed)
+        self.sealed.replace_rows(rows, sealed)
+        if self.part.is_whole_cache:
+            session.cache.replace_rows(rows, sealed)
             for place, row in enumerate(rows):
                 session.logits[row] = logits[place][-1]
                 if self.renumber:
-                    session.rows[row].closed = session.rows[row].fed - int(sealed.slots.length[place])
+                    session.rows[row].position_shift = session.rows[row].num_processed - int(sealed.slots.length[place])
         else:
             for place, row in enumerate(rows):
                 self._splice(row, sealed, place, fresh[place])
-            reread(session, rows)
+            recompute_last_tokens(session, rows)
 
     def _splice(self, row: int, sealed: KVCache, place: int, index: np.ndarray) -> None:
         """Copy the chosen part of the sealed states at these places of the sequence into the live cache."""
         live = self.session.cache
-        index = index[_carries(self.session.rows[row], index, self.part)]
-        to, source = (torch.from_numpy(np.searchsorted(held, index)) for held in (live.held(row), sealed.held(place)))
+        index = index[_in_carrier(self.session.rows[row], index, self.part)]
+        to, source = (
+            torch.from_numpy(np.searchsorted(held, index))
+            for held in (live.held_indices(row), sealed.held_indices(place))
+        )
         for number, (mine, theirs) in enumerate(zip(live.layers, sealed.layers, strict=True)):
             if self.part.layers is not None and number not in self.part.layers:
                 continue
@@ -79,10 +82,10 @@ class Sealer(Eraser):
                 mine.values[row, heads, to] = theirs.values[place, heads, source]
 
 
-def reread(session: Session, rows: Sequence[int]) -> None:
+def recompute_last_tokens(session: Session, rows: Sequence[int]) -> None:
     """Predict the next token of these rows by reading the last one again over the cache as it now stands."""
-    again = session.cache.take(rows)
-    last = [session.rows[row].fed - 1 for row in rows]
+    again = session.cache.copy_rows(rows)
+    last = [session.rows[row].num_processed - 1 for row in rows]
     for place, index in enumerate(last):
         again.truncate(place, index)
     places = [np.array([index]) for index in last]
@@ -91,7 +94,7 @@ def reread(session: Session, rows: Sequence[int]) -> None:
         session.logits[row] = states[-1]
 
 
-def _carries(row: Row, index: np.ndarray, part: Part) -> np.ndarray:
+def _in_carrier(row: Row, index: np.ndarray, part: Part) -> np.ndarray:
     """Which of these places of a row's sequence belong to the part's carrier, bool[n]."""
     if part.carrier is None:
         return np.ones(len(index), dtype=bool)

@@ -6,21 +6,21 @@ If the answer follows the donor, the text cannot be the reason: it is the same. 
 
 from dataclasses import dataclass, replace
 
-from ghosttrace.ablation.arms.arm import Arm, Donors
+from ghosttrace.ablation.arms.arm import Arm, DonorLookup
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy
 from ghosttrace.law.markup import Block
-from ghosttrace.model.session import Eraser, Hit, Session
+from ghosttrace.model.session import Eraser, RowErasures, Session
 
 
 class Swapper(Eraser):
     """Reads the donor's block in place of the row's, then lets the block expire as ever."""
 
-    def __init__(self, session: Session, donors: Donors) -> None:
+    def __init__(self, session: Session, donors: DonorLookup) -> None:
         super().__init__(session)
         self.donors = donors
 
-    def erase(self, hits: list[Hit]) -> None:
+    def erase(self, hits: list[RowErasures]) -> None:
         session, found = (
             self.session,
             [(hit.row, block, self._donor(hit.row, block)) for hit in hits for block in hit.blocks],
@@ -28,15 +28,15 @@ class Swapper(Eraser):
         swaps = [(row, block, donor) for row, block, donor in found if donor is not None]
         if swaps:
             rows = [row for row, _, _ in swaps]
-            again = session.cache.take(rows)
+            again = session.cache.copy_rows(rows)
             index, runs = [], []
             for place, (row, block, donor) in enumerate(swaps):
                 begin, tokens = block.start + 1, session.rows[row].tokens
-                index.append(again.held(place)[again.held(place) >= begin].copy())
-                runs.append([*donor, *tokens[block.end : session.rows[row].fed]])
+                index.append(again.held_indices(place)[again.held_indices(place) >= begin].copy())
+                runs.append([*donor, *tokens[block.end : session.rows[row].num_processed]])
                 again.truncate(place, begin)
             logits = session.forward(again, runs, index, index)
-            session.cache.put(rows, again)
+            session.cache.replace_rows(rows, again)
             for row, states in zip(rows, logits, strict=True):
                 session.logits[row] = states[-1]
         super().erase(hits)
@@ -65,9 +65,9 @@ class Swap(Arm):
     priority = 6
     default = True
     needs_counterfactuals = True
-    donors: Donors = no_donors
+    donors: DonorLookup = no_donors
 
-    def law(self, policy: Policy) -> Policy:
+    def adapt_policy(self, policy: Policy) -> Policy:
         if policy.keep_last_n_blocks != 0 or policy.keep_last_block_for_answer:
             raise UserError(
                 "swap needs keep_last_n_blocks 0 and no keep_last_block_for_answer: "
@@ -75,7 +75,7 @@ class Swap(Arm):
             )
         return policy
 
-    def with_donors(self, donors: Donors) -> Arm:
+    def with_donors(self, donors: DonorLookup) -> Arm:
         return replace(self, donors=donors)
 
     def eraser(self, session: Session) -> Eraser:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ghosttrace.auditing.context import AuditContext
-from ghosttrace.auditing.evidence import Estimate, Evidence, Location
+from ghosttrace.auditing.evidence import AttackEstimate, AttackSite, Evidence
 from ghosttrace.auditing.threats import Threat
 
 
@@ -23,7 +23,7 @@ class Attack(ABC):
         threat: the kind of attacker it stands for.
         units: of its findings, of `ghosttrace.auditing.evidence.UNITS`.
         counts_bits: its findings can decide the verdict: bits a secret beyond the text, with `gate=True`.
-        reads_one_place: it fits probes of one place of the cache, so that a finding of nothing counts as far as such
+        probes_single_site: it fits probes of one place of the cache, so that a finding of nothing counts as far as such
             probes would have seen a leak of known size.
     """
 
@@ -33,11 +33,11 @@ class Attack(ABC):
     threat: ClassVar[Threat]
     units: ClassVar[tuple[str, ...]] = ("bits",)
     counts_bits: ClassVar[bool] = False
-    reads_one_place: ClassVar[bool] = False
+    probes_single_site: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, context: AuditContext) -> list[Evidence]:
-        """Attack every secret of `reachable`, and find what there is to find under the controls."""
+        """Attack every secret of `attackable_secrets`, and find what there is to find under the controls."""
 
     def check(self, context: AuditContext) -> None:  # noqa: B027  # most attacks have nothing to refuse
         """Refuse settings with which the attack means nothing, before any cache is read.
@@ -50,26 +50,26 @@ class Attack(ABC):
         """What the attack is after: every secret, unless it attacks the block as a whole."""
         return tuple(context.secrets)
 
-    def obstacle(self, context: AuditContext, secret: str) -> str | None:
+    def skip_reason(self, context: AuditContext, secret: str) -> str | None:
         """Why the attack cannot be run on one of its secrets, before any cache is read; None if it can."""
         return None
 
-    def reachable(self, context: AuditContext) -> tuple[str, ...]:
+    def attackable_secrets(self, context: AuditContext) -> tuple[str, ...]:
         """The secrets on which it can be run."""
-        return tuple(secret for secret in self.secrets(context) if self.obstacle(context, secret) is None)
+        return tuple(secret for secret in self.secrets(context) if self.skip_reason(context, secret) is None)
 
-    def unavailable(self, context: AuditContext) -> str | None:
+    def skip_reason_for_all(self, context: AuditContext) -> str | None:
         """Why the attack cannot be run on any secret; None if it can on at least one."""
-        reasons = [self.obstacle(context, secret) for secret in self.secrets(context)]
+        reasons = [self.skip_reason(context, secret) for secret in self.secrets(context)]
         return None if None in reasons else next(iter(reasons), "there is no secret that it is after")
 
     def n_gated(self, context: AuditContext) -> int:
         """How many of its findings decide the verdict: their intervals share the run's error rate."""
-        return len(self.reachable(context)) if self.counts_bits else 0
+        return len(self.attackable_secrets(context)) if self.counts_bits else 0
 
     def describe(self) -> dict[str, Any]:
         """The attack as summary.json records it, for reports that know nothing of attacks: JSON values."""
-        shown = ("title", "summary", "counts_bits", "reads_one_place")
+        shown = ("title", "summary", "counts_bits", "probes_single_site")
         return {name: getattr(self, name) for name in shown} | {"threat": self.threat.name, "units": list(self.units)}
 
     def evidence(
@@ -77,16 +77,16 @@ class Attack(ABC):
         secret: str,
         condition: str,
         unit: str,
-        found: Estimate,
+        found: AttackEstimate,
         n: int,
         *,
         baseline: float = 0.0,
         gate: bool = False,
-        site: Location | None = None,
+        site: AttackSite | None = None,
         note: str = "",
     ) -> Evidence:
         """One finding of this attack; the arguments are those of `Evidence`."""
-        where = site or Location()
+        where = site or AttackSite()
         return Evidence(
-            self.name, secret, condition, unit, found, n, baseline, gate, self.reads_one_place, site=where, note=note
+            self.name, secret, condition, unit, found, n, baseline, gate, self.probes_single_site, site=where, note=note
         )

@@ -11,13 +11,13 @@ import numpy as np
 
 from ghosttrace.auditing.attacks.attack import Attack
 from ghosttrace.auditing.context import AuditContext
-from ghosttrace.auditing.evidence import Evidence, LabelLogProbs, Location, total
-from ghosttrace.auditing.sites import SITE, Row, best_probe, by_site, is_at, validation_bits
+from ghosttrace.auditing.evidence import AttackSite, Evidence, LabelLogProbs, total_bits
+from ghosttrace.auditing.sites import SITE_AND_PROBE, Row, best_probe, group_by_site, matches_site, validation_bits
 from ghosttrace.auditing.threats import INSIDER
 
 
 @dataclass(frozen=True)
-class Attribute(Attack):
+class AttributeAttack(Attack):
     """Bits a secret beyond the text, for each secret, with the same site's controls."""
 
     name = "attribute"
@@ -28,18 +28,18 @@ class Attribute(Attack):
     )
     threat = INSIDER
     counts_bits = True
-    reads_one_place = True
+    probes_single_site = True
 
     def run(self, context: AuditContext) -> list[Evidence]:
         found = []
         for secret in context.secrets:
-            rows = context.rows_of(secret)
+            rows = context.sweep_rows_of(secret)
             site = best_probe(rows)
             for condition in ["open", "sealed", *(["shuffled"] if site["probe"] == "linear" else [])]:
-                mine = [row for row in rows if is_at(row, site, condition)]
+                mine = [row for row in rows if matches_site(row, site, condition)]
                 found.append(self.finding(context, secret, condition, mine))
             for condition in ("causal", "unerased"):
-                groups = by_site([row for row in rows if row["condition"] == condition])
+                groups = group_by_site([row for row in rows if row["condition"] == condition])
                 found.append(self.finding(context, secret, condition, max(groups, key=validation_bits)))
         return found
 
@@ -54,6 +54,6 @@ class Attribute(Attack):
         """
         parts = [LabelLogProbs(*(np.asarray(row[name]) for name in ("sample", "log2p", "text_log2p"))) for row in rows]
         gate = condition == "open"
-        estimate, common = total(parts, context.split.cluster, context.alpha if gate else 0.05)
-        site = Location(**{name: rows[0][name] for name in SITE})
+        estimate, common = total_bits(parts, context.split.cluster, context.alpha if gate else 0.05)
+        site = AttackSite(**{name: rows[0][name] for name in SITE_AND_PROBE})
         return self.evidence(secret, condition, "bits", estimate, len(common), gate=gate, site=site)

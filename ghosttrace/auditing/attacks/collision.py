@@ -16,37 +16,37 @@ from scipy.special import log_softmax
 from ghosttrace.ablation.arms import Arm, Restart
 from ghosttrace.auditing.attacks.attack import Attack
 from ghosttrace.auditing.context import AuditContext
-from ghosttrace.auditing.defended_caches import run_session, states_at
-from ghosttrace.auditing.evidence import Evidence, Location, mean_of, one_each, rate_of
+from ghosttrace.auditing.defended_caches import read_retained_states, run_session
+from ghosttrace.auditing.evidence import AttackSite, Evidence, mean_estimate, one_row_per_cluster, rate_estimate
 from ghosttrace.auditing.threats import INSIDER
 from ghosttrace.law.expiry import erasures
 from ghosttrace.law.markup import Block, find_blocks
 from ghosttrace.model.attention import attending
 from ghosttrace.model.states import States
 
-BLOCK = "block"  # what it is after
-CANDIDATES = 4  # the truth included
-TRACES = 120  # of validation and of test, at most, each
-BATCH = 32  # cases
-MARGIN = 4.0  # times the largest distance seen between two runs of the same computation: what counts as none
+BLOCK_SECRET = "block"  # what it is after
+N_CANDIDATES = 4  # the truth included
+MAX_CASES = 120  # of validation and of test, at most, each
+CASES_PER_BATCH = 32  # cases
+ROUNDING_MARGIN = 4.0  # times the largest distance seen between two runs of the same computation: what counts as none
 
 
 @dataclass(frozen=True)
-class Case:
+class CollisionCase:
     """One trace with the blocks that might have been its own, its own first.
 
     Attributes:
         row: of the task.
-        ids: CANDIDATES token lists, up to where the block is erased.
-        places: int64[P], what the defence retains of the pair.
+        ids: N_CANDIDATES token lists, up to where the block is erased.
+        indices: int64[P], what the defence retains of the pair.
     """
 
     row: int
     ids: list[list[int]]
-    places: np.ndarray
+    indices: np.ndarray
 
 
-def cases_of(context: AuditContext, part: np.ndarray) -> list[Case]:
+def find_collision_cases(context: AuditContext, part: np.ndarray) -> list[CollisionCase]:
     """Those of some traces for which enough others have the same memento and a block of the same length."""
     at, samples = context.checkpoint, context.task.samples
     rng = np.random.default_rng([context.settings.seed, 0xC011])
@@ -57,44 +57,46 @@ def cases_of(context: AuditContext, part: np.ndarray) -> list[Case]:
         pairs[row] = find_blocks(ids, at.markup, at.policy.require_assistant_section)[samples[row].block]
         pair = pairs[row]
         groups.setdefault((pair.end - pair.start, *ids[pair.end : pair.memento_end + 1]), []).append(row)
-    cases, kept = [], not context.arm.law(at.policy).mask_delimiters
+    cases, kept = [], not context.arm.adapt_policy(at.policy).mask_delimiters
     for rows in groups.values():
         for row in rows:
             pair, ids = pairs[row], list(samples[row].ids)
             end = _erased_at(context, row, pair)
             own = tuple(ids[pair.start + 1 : pair.end])
             contents = {own: None}
-            for other in rng.permutation(rows)[: 4 * CANDIDATES].tolist():
+            for other in rng.permutation(rows)[: 4 * N_CANDIDATES].tolist():
                 theirs = pairs[other]
                 contents[tuple(samples[other].ids[theirs.start + 1 : theirs.end])] = None
-            if len(contents) >= CANDIDATES:
-                chosen = list(contents)[:CANDIDATES]
+            if len(contents) >= N_CANDIDATES:
+                chosen = list(contents)[:N_CANDIDATES]
                 whole = [ids[: pair.start + 1] + list(inside) + ids[pair.end : end] for inside in chosen]
                 delimiters = [pair.start, pair.end] if kept else []
-                places = np.array([*delimiters, *range(pair.memento_start, pair.memento_end + 1)])
-                cases.append(Case(row, whole, places))
-    return [cases[place] for place in rng.permutation(len(cases))[:TRACES]]
+                indices = np.array([*delimiters, *range(pair.memento_start, pair.memento_end + 1)])
+                cases.append(CollisionCase(row, whole, indices))
+    return [cases[place] for place in rng.permutation(len(cases))[:MAX_CASES]]
 
 
 def _erased_at(context: AuditContext, row: int, pair: Block) -> int:
     gone = erasures(context.task.samples[row].ids, context.checkpoint.markup, context.checkpoint.policy)
-    return next(one.at for one in gone if one.block == pair) + context.checkpoint.policy.keep_last_block_for_answer
+    return (
+        next(one.expires_at for one in gone if one.block == pair) + context.checkpoint.policy.keep_last_block_for_answer
+    )
 
 
-def distances(context: AuditContext, arm: Arm, cases: list[Case]) -> np.ndarray:
-    """float64[cases, CANDIDATES]: mean squared distance of keys and values, each relative to its own size.
+def distances(context: AuditContext, arm: Arm, cases: list[CollisionCase]) -> np.ndarray:
+    """float64[cases, N_CANDIDATES]: mean squared distance of keys and values, each relative to its own size.
 
     What rounding leaves counts as 0: the true block is run once more by itself, and how far it then is from
     what it was among others says what rounding can do here. Candidates are run in an order of their own, so
     that no place in a batch can tell the truth from the others.
     """
-    found, rounding = np.empty((len(cases), CANDIDATES)), [0.0]
+    found, rounding = np.empty((len(cases), N_CANDIDATES)), [0.0]
     rng = np.random.default_rng(context.settings.seed)
     with attending(context.checkpoint.model):
-        for begin in range(0, len(cases), BATCH):
-            some = cases[begin : begin + BATCH]
+        for begin in range(0, len(cases), CASES_PER_BATCH):
+            some = cases[begin : begin + CASES_PER_BATCH]
             real = _read(context, arm, [(case, case.ids[0]) for case in some])
-            order = [(place, number) for place in range(len(some)) for number in range(CANDIDATES)]
+            order = [(place, number) for place in range(len(some)) for number in range(N_CANDIDATES)]
             rng.shuffle(order)
             tries = _read(
                 context, arm.without_noise(), [(some[place], some[place].ids[number]) for place, number in order]
@@ -104,18 +106,18 @@ def distances(context: AuditContext, arm: Arm, cases: list[Case]) -> np.ndarray:
                 if number == 0:
                     (alone,) = _read(context, arm.without_noise(), [(some[place], some[place].ids[0])])
                     rounding.append(_distance(tries[row], alone))
-    return np.where(found <= MARGIN * max(rounding), 0.0, found)
+    return np.where(found <= ROUNDING_MARGIN * max(rounding), 0.0, found)
 
 
-def _read(context: AuditContext, arm: Arm, wanted: list[tuple[Case, list[int]]]) -> list[States]:
+def _read(context: AuditContext, arm: Arm, wanted: list[tuple[CollisionCase, list[int]]]) -> list[States]:
     """The pair's retained states in each sequence, [L, H, P, D]."""
     keys = [(context.settings.seed, case.row) for case, _ in wanted]
     session = run_session(context.checkpoint, arm, [ids for _, ids in wanted], keys)
-    width = max(len(case.places) for case, _ in wanted)
-    places = [np.pad(case.places, (0, width - len(case.places)), mode="edge") for case, _ in wanted]
-    states = states_at(session, places)
+    width = max(len(case.indices) for case, _ in wanted)
+    indices = [np.pad(case.indices, (0, width - len(case.indices)), mode="edge") for case, _ in wanted]
+    states = read_retained_states(session, indices)
     return [
-        States(*(part[:, row, :, : len(case.places)] for part in (states.keys, states.values)))
+        States(*(part[:, row, :, : len(case.indices)] for part in (states.keys, states.values)))
         for row, (case, _) in enumerate(wanted)
     ]
 
@@ -129,9 +131,9 @@ def _distance(real: States, tried: States) -> float:
     return found
 
 
-def carrier_of(context: AuditContext) -> str:
+def compared_carriers(context: AuditContext) -> str:
     """Where candidates are compared, in words."""
-    kept = not context.arm.law(context.checkpoint.policy).mask_delimiters
+    kept = not context.arm.adapt_policy(context.checkpoint.policy).mask_delimiters
     return "memento and delimiters" if kept else "memento"
 
 
@@ -147,7 +149,7 @@ def _sharpness(apart: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class Collision(Attack):
+class CollisionAttack(Attack):
     """Bits gained by picking the true block from its candidates, and how often the pick is right, open and sealed."""
 
     name = "collision"
@@ -161,11 +163,11 @@ class Collision(Attack):
     counts_bits = True
 
     def secrets(self, context: AuditContext) -> tuple[str, ...]:
-        return (BLOCK,)
+        return (BLOCK_SECRET,)
 
-    def obstacle(self, context: AuditContext, secret: str) -> str | None:
+    def skip_reason(self, context: AuditContext, secret: str) -> str | None:
         split = context.split
-        if all(len(cases_of(context, part)) >= CANDIDATES for part in (split.validation, split.test)):
+        if all(len(find_collision_cases(context, part)) >= N_CANDIDATES for part in (split.validation, split.test)):
             return None
         return "too few blocks have others as long with the very same memento, which could stand in for them"
 
@@ -173,8 +175,10 @@ class Collision(Attack):
         return 1  # whether or not enough candidates are found
 
     def run(self, context: AuditContext) -> list[Evidence]:
-        chosen, judged = (cases_of(context, part) for part in (context.split.validation, context.split.test))
-        if min(len(chosen), len(judged)) < CANDIDATES:
+        chosen, judged = (
+            find_collision_cases(context, part) for part in (context.split.validation, context.split.test)
+        )
+        if min(len(chosen), len(judged)) < N_CANDIDATES:
             return []
         found = []
         for condition, arm in (("open", context.arm), ("sealed", Restart())):
@@ -183,20 +187,22 @@ class Collision(Attack):
         return found
 
     def _findings(
-        self, context: AuditContext, condition: str, sharpness: float, judged: list[Case], apart: np.ndarray
+        self, context: AuditContext, condition: str, sharpness: float, judged: list[CollisionCase], apart: np.ndarray
     ) -> list[Evidence]:
-        """What the distances of the test's candidates, float[cases, CANDIDATES], tell under one condition."""
+        """What the distances of the test's candidates, float[cases, N_CANDIDATES], tell under one condition."""
         cluster = context.split.cluster[np.array([case.row for case in judged])]
-        most = float(np.log2(CANDIDATES))
+        most = float(np.log2(N_CANDIDATES))
         values = most + log_softmax(-sharpness * apart, axis=1)[:, 0] / np.log(2)
         gate = condition == "open"
-        estimate = mean_of(values, cluster, context.alpha if gate else 0.05, most)
-        site, n = Location(carrier_of(context), 0, "all", "kv", "all"), len(judged)
-        note = f"of {CANDIDATES} candidate blocks"
+        estimate = mean_estimate(values, cluster, context.alpha if gate else 0.05, most)
+        site, n = AttackSite(compared_carriers(context), 0, "all", "kv", "all"), len(judged)
+        note = f"of {N_CANDIDATES} candidate blocks"
         first = np.all(apart[:, :1] < apart[:, 1:], axis=1)
-        single = one_each(np.arange(n), cluster, context.settings.seed)
-        rate = rate_of(int(first[single].sum()), len(single))
+        single = one_row_per_cluster(np.arange(n), cluster, context.settings.seed)
+        rate = rate_estimate(int(first[single].sum()), len(single))
         return [
-            self.evidence(BLOCK, condition, "bits", estimate, n, gate=gate, site=site, note=note),
-            self.evidence(BLOCK, condition, "rate", rate, len(single), baseline=1 / CANDIDATES, site=site, note=note),
+            self.evidence(BLOCK_SECRET, condition, "bits", estimate, n, gate=gate, site=site, note=note),
+            self.evidence(
+                BLOCK_SECRET, condition, "rate", rate, len(single), baseline=1 / N_CANDIDATES, site=site, note=note
+            ),
         ]

@@ -14,14 +14,14 @@ from scipy.special import gammaln
 
 from ghosttrace.auditing.attacks.attack import Attack
 from ghosttrace.auditing.context import AuditContext
-from ghosttrace.auditing.evidence import Evidence, Location, mean_of
+from ghosttrace.auditing.evidence import AttackSite, Evidence, mean_estimate
 from ghosttrace.auditing.threats import INSIDER
 
-MOST = 10**6  # candidates that are ranked one by one
+MAX_CANDIDATES = 10**6  # candidates that are ranked one by one
 
 
 @dataclass(frozen=True)
-class Ranking(Attack):
+class RankingAttack(Attack):
     """Exposure of each secret beyond that from the text."""
 
     name = "ranking"
@@ -32,25 +32,29 @@ class Ranking(Attack):
     )
     threat = INSIDER
     units = ("exposure bits",)
-    reads_one_place = True
+    probes_single_site = True
 
-    def obstacle(self, context: AuditContext, secret: str) -> str | None:
+    def skip_reason(self, context: AuditContext, secret: str) -> str | None:
         count = prod(len(context.task.targets[number].classes) for number in context.secrets[secret])
-        return f"it could be more than {MOST:,} things, too many to rank one by one" if count > MOST else None
+        return (
+            f"it could be more than {MAX_CANDIDATES:,} things, too many to rank one by one"
+            if count > MAX_CANDIDATES
+            else None
+        )
 
     def run(self, context: AuditContext) -> list[Evidence]:
-        return [one for secret in self.reachable(context) for one in self._findings(context, secret)]
+        return [one for secret in self.attackable_secrets(context) for one in self._findings(context, secret)]
 
     def _findings(self, context: AuditContext, secret: str) -> list[Evidence]:
-        asked, rows = context.parts(secret), context.known(secret, context.split.test)
+        asked, rows = context.parts(secret), context.labelled_rows(secret, context.split.test)
         site, count = context.best_site(secret), prod(one.text.shape[1] for one in asked)
         labels = [one.labels[rows] for one in asked]
         text = exposures([one.text[rows] for one in asked], labels)
-        found, base, place = [], float(text.mean()), Location.of(site)
+        found, base, place = [], float(text.mean()), AttackSite.of(site)
         for condition in ("open", "sealed"):
             parts = context.posteriors(secret, site, condition)
             gained = exposures([part[rows] for part in parts], labels) - text
-            estimate = mean_of(gained, context.split.cluster[rows], 0.05, float(np.log2(count)))
+            estimate = mean_estimate(gained, context.split.cluster[rows], 0.05, float(np.log2(count)))
             note = f"of {count} candidates; mean exposure {float((gained + text).mean()):.2f}"
             found.append(
                 self.evidence(

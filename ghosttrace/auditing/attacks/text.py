@@ -4,18 +4,18 @@ from dataclasses import dataclass
 
 from ghosttrace.auditing.attacks.attack import Attack
 from ghosttrace.auditing.context import AuditContext
-from ghosttrace.auditing.evidence import Estimate, Evidence
-from ghosttrace.auditing.threats import READER
+from ghosttrace.auditing.evidence import AttackEstimate, Evidence
+from ghosttrace.auditing.threats import TEXT_READER
 
 
 @dataclass(frozen=True)
-class TextAlone(Attack):
+class TextBaselineAttack(Attack):
     """Bits a secret that the text tells beyond how often each class occurs."""
 
     name = "text"
     title = "Text alone"
     summary = "What can be guessed from the retained text, without any cache: the baseline."
-    threat = READER
+    threat = TEXT_READER
 
     def run(self, context: AuditContext) -> list[Evidence]:
         return [self._finding(context, secret) for secret in context.secrets]
@@ -27,6 +27,6 @@ class TextAlone(Attack):
         rows = known if len(known) else rows[rows["condition"] == "text"]
         half = float(((rows["bits_high"] - rows["bits"]) ** 2).sum() ** 0.5)
         value = float(rows["bits"].sum())
-        found = Estimate(value, value - half, value + half)
+        found = AttackEstimate(value, value - half, value + half)
         note = "exactly, from the retained text" if len(known) else "by a probe of the retained text"
         return self.evidence(secret, "text", "bits", found, int(rows["n_test"].iloc[0]), note=note)

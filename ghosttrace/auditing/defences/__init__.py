@@ -4,21 +4,21 @@ from ghosttrace.auditing.defences.defence import Defence
 from ghosttrace.auditing.defences.drop_delimiters import DropDelimitersDefence
 from ghosttrace.auditing.defences.leace import LeaceDefence
 from ghosttrace.auditing.defences.noise import NoiseDefence
-from ghosttrace.auditing.defences.none import Undefended
-from ghosttrace.auditing.defences.partial import Partial
+from ghosttrace.auditing.defences.none import NoDefence
+from ghosttrace.auditing.defences.partial import PartialDefence
 from ghosttrace.auditing.defences.random_direction import RandomDirectionDefence
 from ghosttrace.auditing.defences.restart import RestartDefence, RestartRenumberedDefence
-from ghosttrace.auditing.defences.scrub import Scrub
+from ghosttrace.auditing.defences.scrub import ScrubDefence
 from ghosttrace.errors import UserError
 
 DEFENCES: dict[str, type[Defence]] = {
     kind.name: kind
     for kind in (
-        Undefended,
+        NoDefence,
         RestartDefence,
         RestartRenumberedDefence,
-        Partial,
-        Scrub,
+        PartialDefence,
+        ScrubDefence,
         DropDelimitersDefence,
         LeaceDefence,
         RandomDirectionDefence,

@@ -64,7 +64,7 @@ class Defence(ABC):
         arm = self.arm(checkpoint)
         if arm.needs_counterfactuals:
             raise UserError(f"{arm.name} needs counterfactual blocks and is no defence: give one whose arm needs none")
-        arm.law(checkpoint.policy)
+        arm.adapt_policy(checkpoint.policy)
         arm.check(checkpoint.model)
 
     def fit(self, checkpoint: Checkpoint, task: Task, split: Split) -> Arm:
@@ -82,7 +82,7 @@ class Defence(ABC):
         return self.arm(checkpoint)
 
     @classmethod
-    def integers(cls, options: str) -> tuple[int, ...]:
+    def parse_integers(cls, options: str) -> tuple[int, ...]:
         """Options such as `2,3`.
 
         Raises:
@@ -90,10 +90,10 @@ class Defence(ABC):
         """
         parts = options.split(",")
         if not all(part.isdecimal() for part in parts):
-            raise cls.misused(options)
+            raise cls.option_error(options)
         return tuple(map(int, parts))
 
     @classmethod
-    def misused(cls, options: str) -> UserError:
+    def option_error(cls, options: str) -> UserError:
         """What to raise where options cannot be read."""
         return UserError(f"the defence {cls.name} is given as {cls.usage}, not {cls.name}:{options}")

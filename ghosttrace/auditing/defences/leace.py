@@ -20,18 +20,18 @@ from concept_erasure import LeaceFitter
 from torch import Tensor
 
 from ghosttrace.ablation.arms import Arm
-from ghosttrace.ablation.arms.leace import Leace, Removal, Removals
+from ghosttrace.ablation.arms.leace import DirectionRemoval, LayerRemovals, Leace
 from ghosttrace.auditing.defences.defence import Defence
 from ghosttrace.data.task import Sample, Task
 from ghosttrace.law.layout import open_layout
 from ghosttrace.law.markup import Block, find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.model.geometry import Geometry
+from ghosttrace.model.geometry import CacheGeometry
 from ghosttrace.model.states import States, read_states
 from ghosttrace.probing.split import Split
 
 BATCH_TOKENS = 16_384
-EXACT = 1e-6  # singular values below this are rounding
+SINGULAR_VALUE_TOLERANCE = 1e-6  # singular values below this are rounding
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ class LeaceDefence(Defence):
     name = "leace"
     summary = "what tells the secrets linearly removed from the mementos' keys and values; fitted on train traces"
     usage = "leace or leace:TOLERANCE, such as leace:0.1"
-    tolerance: float = EXACT
+    tolerance: float = SINGULAR_VALUE_TOLERANCE
 
     @classmethod
     def of(cls, options: str) -> Self:
         try:
             tolerance = float(options)
         except ValueError as error:
-            raise cls.misused(options) from error
+            raise cls.option_error(options) from error
         if not 0 < tolerance < 1:
-            raise cls.misused(options)
+            raise cls.option_error(options)
         return cls(tolerance)
 
     def arm(self, checkpoint: Checkpoint) -> Arm:
@@ -79,8 +79,12 @@ def one_hot(task: Task, rows: Sequence[int] | np.ndarray) -> Tensor:
 
 
 def fit_removals(
-    checkpoint: Checkpoint, task: Task, rows: np.ndarray, tolerance: float = EXACT, batch_tokens: int = BATCH_TOKENS
-) -> tuple[Removals, tuple[int, ...]]:
+    checkpoint: Checkpoint,
+    task: Task,
+    rows: np.ndarray,
+    tolerance: float = SINGULAR_VALUE_TOLERANCE,
+    batch_tokens: int = BATCH_TOKENS,
+) -> tuple[LayerRemovals, tuple[int, ...]]:
     """LEACE for every layer, of keys and of values, on the mementos of the blocks that hold the secrets.
 
     Args:
@@ -112,7 +116,7 @@ Fitters = list[tuple[list[LeaceFitter], list[LeaceFitter]]]
 
 
 def _fitters(checkpoint: Checkpoint, places: int, classes: int, tolerance: float) -> Fitters:
-    geometry, device = Geometry.of(checkpoint.model.config), checkpoint.model.device
+    geometry, device = CacheGeometry.from_config(checkpoint.model.config), checkpoint.model.device
 
     def one() -> LeaceFitter:
         width = geometry.kv_heads * geometry.head_dim
@@ -149,8 +153,8 @@ def _update(fitters: Fitters, states: States, secret: Sequence[Block], labels: T
                 places[0].update(mine, labels[row].expand(len(mine), -1))
 
 
-def _removal(places: Sequence[LeaceFitter]) -> Removal:
+def _removal(places: Sequence[LeaceFitter]) -> DirectionRemoval:
     erasers = [fitter.eraser for fitter in places]
-    return Removal(
+    return DirectionRemoval(
         *(torch.stack([getattr(eraser, name) for eraser in erasers]) for name in ("proj_left", "proj_right", "bias"))
     )

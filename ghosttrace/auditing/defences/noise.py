@@ -28,9 +28,9 @@ class NoiseDefence(Defence):
         try:
             size = float(options)
         except ValueError as error:
-            raise cls.misused(options) from error
+            raise cls.option_error(options) from error
         if not 0 <= size < inf:
-            raise cls.misused(options)
+            raise cls.option_error(options)
         return cls(size)
 
     def arm(self, checkpoint: Checkpoint) -> Arm:

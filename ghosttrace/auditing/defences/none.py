@@ -8,7 +8,7 @@ from ghosttrace.model.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
-class Undefended(Defence):
+class NoDefence(Defence):
     """Blocks are evicted and nothing else is done."""
 
     name = "none"

@@ -6,7 +6,7 @@ from typing import Self
 import torch
 
 from ghosttrace.ablation.arms import Arm
-from ghosttrace.ablation.arms.leace import Removal
+from ghosttrace.ablation.arms.leace import DirectionRemoval
 from ghosttrace.ablation.arms.random_direction import RandomDirection
 from ghosttrace.auditing.defences.defence import Defence
 from ghosttrace.auditing.defences.leace import fit_removals
@@ -32,9 +32,9 @@ class RandomDirectionDefence(Defence):
 
     @classmethod
     def of(cls, options: str) -> Self:
-        found = cls.integers(options)
+        found = cls.parse_integers(options)
         if len(found) > 1:
-            raise cls.misused(options)
+            raise cls.option_error(options)
         return cls(*found)
 
     def arm(self, checkpoint: Checkpoint) -> Arm:
@@ -48,10 +48,10 @@ class RandomDirectionDefence(Defence):
         return RandomDirection(at_random, numbers)
 
 
-def _at_random(removal: Removal, draws: torch.Generator) -> Removal:
+def _at_random(removal: DirectionRemoval, draws: torch.Generator) -> DirectionRemoval:
     """Orthogonal projections around the same means, of the same ranks."""
     left = torch.zeros_like(removal.left)
     for place, rank in enumerate(removal.ranks):
         directions = torch.randn(left.shape[1], rank, generator=draws, dtype=left.dtype)
         left[place, :, :rank] = torch.linalg.qr(directions)[0].to(left)
-    return Removal(left, left.transpose(1, 2), removal.mean)
+    return DirectionRemoval(left, left.transpose(1, 2), removal.mean)

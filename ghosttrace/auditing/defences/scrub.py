@@ -6,11 +6,11 @@ from typing import Self
 from ghosttrace.ablation.arms import Arm, Part, Restart
 from ghosttrace.auditing.defences.defence import Defence
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.model.geometry import Geometry
+from ghosttrace.model.geometry import CacheGeometry
 
 
 @dataclass(frozen=True)
-class Scrub(Defence):
+class ScrubDefence(Defence):
     """Chosen layers sealed.
 
     Attributes:
@@ -24,12 +24,12 @@ class Scrub(Defence):
 
     @classmethod
     def of(cls, options: str) -> Self:
-        return cls(cls.integers(options))
+        return cls(cls.parse_integers(options))
 
     def check(self, checkpoint: Checkpoint) -> None:
-        geometry = Geometry.of(checkpoint.model.config)
+        geometry = CacheGeometry.from_config(checkpoint.model.config)
         Part(self.layers).check(geometry.layers, geometry.kv_heads)
         super().check(checkpoint)
 
     def arm(self, checkpoint: Checkpoint) -> Arm:
-        return Restart(Part(self.layers or (Geometry.of(checkpoint.model.config).layers - 1,)))
+        return Restart(Part(self.layers or (CacheGeometry.from_config(checkpoint.model.config).layers - 1,)))

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from ghosttrace.errors import UserError
-from ghosttrace.probing.evidence import Asked
-from ghosttrace.probing.fit import base_logits, calibrate, moments, standardised
-from ghosttrace.probing.probes.probe import Probe, stacked, unstacked
+from ghosttrace.probing.evidence import ProbeTarget
+from ghosttrace.probing.fitter_utils import base_logits, calibrate, moments, standardised
+from ghosttrace.probing.probes.probe import Probe, split_by_target, stack_targets
 from ghosttrace.probing.split import Split
 
-WIDTHS = (512, 256, 128)
+HIDDEN_WIDTHS = (512, 256, 128)
 
 Layers = tuple[tuple[Tensor, Tensor], ...]
 
@@ -32,13 +32,13 @@ class MLP(Probe):
     name = "mlp"
 
     def fit(
-        self, features: Tensor, targets: Sequence[Asked], split: Split, seed: int, device: torch.device
+        self, features: Tensor, targets: Sequence[ProbeTarget], split: Split, seed: int, device: torch.device
     ) -> list[np.ndarray]:
-        labels, offset, n_classes = stacked(targets)
+        labels, offset, n_classes = stack_targets(targets)
         features, labels, offset = features.to(device), labels.to(device), offset.to(device)
         train, validation = (torch.from_numpy(part).to(device) for part in (split.train, split.validation))
         fitted = fit_mlp(features, labels, n_classes, train, validation, offset, seed)
-        return unstacked(fitted.log_probabilities(features, offset).cpu().double().numpy(), targets)
+        return split_by_target(fitted.log_probabilities(features, offset).cpu().double().numpy(), targets)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def fit_mlp(
     x = standardised(features, mean, scale)
     base = base_logits(offset, n_classes, device).permute(2, 0, 1).expand(len(x), targets, most)
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same weights and order on every device
-    layers = _initial([x.shape[1], *WIDTHS, targets * most], generator, device)
+    layers = _initial([x.shape[1], *HIDDEN_WIDTHS, targets * most], generator, device)
     optimiser = torch.optim.AdamW([part for layer in layers for part in layer], lr=rate, weight_decay=decay)
     best, kept, since = torch.inf, _copied(layers), 0
     for _ in range(epochs):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ghosttrace.probing.evidence import Asked
+from ghosttrace.probing.evidence import ProbeTarget
 from ghosttrace.probing.split import Split
 
 
@@ -29,7 +29,7 @@ class Probe(ABC):
 
     @abstractmethod
     def fit(
-        self, features: Tensor, targets: Sequence[Asked], split: Split, seed: int, device: torch.device
+        self, features: Tensor, targets: Sequence[ProbeTarget], split: Split, seed: int, device: torch.device
     ) -> list[np.ndarray]:
         """Fit on the training samples, choose on the validation samples, and predict all samples.
 
@@ -46,7 +46,7 @@ class Probe(ABC):
         """
 
 
-def stacked(targets: Sequence[Asked]) -> tuple[Tensor, Tensor, list[int]]:
+def stack_targets(targets: Sequence[ProbeTarget]) -> tuple[Tensor, Tensor, list[int]]:
     """Labels int64[T, N], offsets float32[T, N, C], filled up with -inf, and the classes of each target."""
     n_classes = [one.text.shape[1] for one in targets]
     offset = np.full((len(targets), len(targets[0].labels), max(n_classes)), -np.inf, dtype=np.float32)
@@ -55,6 +55,6 @@ def stacked(targets: Sequence[Asked]) -> tuple[Tensor, Tensor, list[int]]:
     return torch.from_numpy(np.stack([one.labels for one in targets])), torch.from_numpy(offset), n_classes
 
 
-def unstacked(posteriors: np.ndarray, targets: Sequence[Asked]) -> list[np.ndarray]:
+def split_by_target(posteriors: np.ndarray, targets: Sequence[ProbeTarget]) -> list[np.ndarray]:
     """Posteriors float[T, N, C], each cut to the classes of its target."""
     return [part[:, : one.text.shape[1]] for part, one in zip(posteriors, targets, strict=True)]

@@ -17,8 +17,15 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup as Safe
 
-from ghosttrace.report.ablation.reader import answer_table, peak_ratios, quantiles, read_light, read_traces, to_json
-from ghosttrace.runs.folder import REFERENCE
+from ghosttrace.report.ablation.page_data import (
+    answer_table,
+    peak_ratios,
+    quantiles,
+    read_samples_without_texts,
+    read_traces,
+    to_json,
+)
+from ghosttrace.runs.folder import REFERENCE_ARM
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 SCRIPTS = ("draw.js", "charts.js", "answers.js", "reader.js", "page.js")
@@ -34,8 +41,8 @@ def render(config: Mapping[str, Any], summary: Mapping[str, Any], samples: Path)
         samples: samples.parquet.
     """
     results = summary["results"]
-    light = read_light(samples)
-    traces = read_traces(samples, light, config)
+    samples_without_texts = read_samples_without_texts(samples)
+    traces = read_traces(samples, samples_without_texts, config)
     main = summary["headline_arm"]
     script = "\n".join((TEMPLATES / name).read_text("utf-8") for name in SCRIPTS)
     shown = sum(len(group["arms"]) for group in traces)
@@ -52,14 +59,14 @@ def render(config: Mapping[str, Any], summary: Mapping[str, Any], samples: Path)
         at_k=summary.get("at_k", []),
         failures=summary["failures"],
         main=main,
-        doing=doing(main, config) if main else None,
-        reference=REFERENCE,
-        peak_unit=unit(row["peak_kv_bytes"] for row in results),
-        area_unit=unit(row["auc_kv_bytes"] / 1000 for row in results),
-        left_out={"shown": shown, "all": len(light)},
+        arm_description=arm_description(main, config) if main else None,
+        reference=REFERENCE_ARM,
+        peak_unit=byte_unit(row["peak_kv_bytes"] for row in results),
+        area_unit=byte_unit(row["auc_kv_bytes"] / 1000 for row in results),
+        left_out={"shown": shown, "all": len(samples_without_texts)},
         command=command(config),
         colours=colours(config),
-        data=Safe(to_json(payload(config, summary, light, traces, main))),
+        data=Safe(to_json(payload(config, summary, samples_without_texts, traces, main))),
         style=Safe((TEMPLATES / "report.css").read_text("utf-8")),
         script=Safe(script),
         digest=b64encode(sha256(f"\n{script}\n".encode()).digest()).decode(),
@@ -69,7 +76,7 @@ def render(config: Mapping[str, Any], summary: Mapping[str, Any], samples: Path)
 def payload(
     config: Mapping[str, Any],
     summary: Mapping[str, Any],
-    light: pd.DataFrame,
+    samples_without_texts: pd.DataFrame,
     traces: Sequence[dict[str, Any]],
     main: str | None,
 ) -> dict[str, Any]:
@@ -82,7 +89,7 @@ def payload(
             if trace["compression"] is not None:
                 compression.setdefault(group["bench"], {}).setdefault(arm, []).append(trace["compression"])
     return {
-        "reference": REFERENCE,
+        "reference": REFERENCE_ARM,
         "main": main,
         "colours": colours(config),
         "arms": list(dict.fromkeys(row["arm"] for row in results)),
@@ -91,8 +98,8 @@ def payload(
         "ceilings": {name: bench.get("ceiling") for name, bench in config.get("benches", {}).items()},
         "results": results,
         "at_k": summary.get("at_k", []),
-        "answers": answer_table(light),
-        "peak_ratio": peak_ratios(light),
+        "answers": answer_table(samples_without_texts),
+        "peak_ratio": peak_ratios(samples_without_texts),
         "compression": {
             bench: {arm: quantiles(pd.Series(values)) for arm, values in arms.items()}
             for bench, arms in compression.items()
@@ -130,7 +137,7 @@ def colours(config: Mapping[str, Any]) -> dict[str, str]:
     return {name: arm["colour"] for name, arm in config["arms"].items()}
 
 
-def doing(arm: str, config: Mapping[str, Any]) -> str:
+def arm_description(arm: str, config: Mapping[str, Any]) -> str:
     """What an arm does, and to which part of the cache, as the subject of a sentence."""
     part = config["settings"]["part"]
     chosen = [f"{what} {', '.join(map(str, part[what]))}" for what in ("layers", "heads") if part[what] is not None]
@@ -181,7 +188,7 @@ def plain(value: Any) -> str:
     return str(value) if not isinstance(value, bool) else "yes" if value else "no"
 
 
-def unit(sizes: Iterable[float]) -> tuple[str, float]:
+def byte_unit(sizes: Iterable[float]) -> tuple[str, float]:
     """The unit in which the largest of some sizes in bytes is at least 0.1, and its bytes."""
     largest = max(sizes)
     return next((name, size) for name, size in UNITS if largest >= size / 10 or size == 1)

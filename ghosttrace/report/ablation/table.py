@@ -14,7 +14,7 @@ def percent(value: float, low: float, high: float, signed: bool = False) -> str:
 
 
 def ablation_table(results: pd.DataFrame) -> Table:
-    """One row per benchmark and arm (columns of `ghosttrace.ablation.outcome.summarise`), 80 columns wide."""
+    """One row per benchmark and arm (columns of `ghosttrace.ablation.summary.summarise`), 80 columns wide."""
     table = results_table(
         caption="Accuracy and paired effect against memento in %, with 95 % intervals over problems; "
         "+/-: problems better and worse; mde: the smallest effect the run could have seen; "

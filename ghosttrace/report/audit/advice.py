@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ghosttrace.report.audit.words import LEAK, bits, by_threat
+from ghosttrace.report.audit.wording import LEAK, bits, by_threat
 
 Row = Mapping[str, Any]
 
@@ -43,7 +43,7 @@ def next_steps(summary: Row) -> list[str]:
     return [*steps, "Audit again, on new traces, before the release."]
 
 
-def unsaid(summary: Row) -> list[str]:
+def limitations(summary: Row) -> list[str]:
     """What the audit does not say."""
     open_rows = [row for row in summary["sites"] if row["condition"] == "open"]
     carriers, hops = (sorted({row[name] for row in open_rows}) for name in ("carrier", "hop"))

@@ -9,7 +9,7 @@ from markupsafe import Markup as Safe
 
 from ghosttrace.report.ablation.page import TEMPLATES, p_value, plain
 from ghosttrace.report.audit import advice as audit_advice
-from ghosttrace.report.audit import words as audit_words
+from ghosttrace.report.audit import wording as audit_words
 
 COSTS = (
     ("Extra prefill tokens a trace", "extra_prefill_tokens"),
@@ -19,8 +19,8 @@ COSTS = (
 )
 """The costs of a defence: what each is for people, and its name in the summary."""
 
-MOST = 20  # rows of findings: the card is one page
-SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&])")
+MAX_ROWS = 20  # rows of findings: the card is one page
+MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 
 
 def card(summary: Mapping[str, Any], run: Mapping[str, Any]) -> str:
@@ -33,7 +33,7 @@ def card(summary: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
-        finalize=inert,
+        finalize=escape_markdown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -43,19 +43,19 @@ def card(summary: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         summary=summary,
         run=run,
         words=audit_words,
-        judged=audit_words.judged(summary) if summary["valid"] else [],
+        judged=audit_words.judged_rows(summary) if summary["valid"] else [],
         threats=audit_words.by_threat(summary),
         controls=audit_words.controls(summary),
         steps=audit_advice.next_steps(summary),
-        unsaid=audit_advice.unsaid(summary),
+        limitations=audit_advice.limitations(summary),
         costs=COSTS,
-        most=MOST,
+        most=MAX_ROWS,
         command=Safe(" ".join(called.split())) if called else None,  # an indented block shows all of it as it is
     )
 
 
-def inert(value: Any) -> Any:
+def escape_markdown(value: Any) -> Any:
     """Text that Markdown shows as it is, on one line."""
     if isinstance(value, Safe) or not isinstance(value, str):
         return value
-    return SPECIAL.sub(r"\\\1", re.sub(r"\s+", " ", value))
+    return MARKDOWN_SPECIAL.sub(r"\\\1", re.sub(r"\s+", " ", value))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import copysign, log1p
 from typing import Any
 
-from ghosttrace.report.audit.words import BITS, SHARES
+from ghosttrace.report.audit.wording import BIT_UNITS, RATE_UNITS
 
 ALPHA = 0.05
 WIDTH, MARGIN = 220.0, 6.0  # of a bar in pixels
@@ -14,7 +14,7 @@ Scale = Callable[[float], float]
 
 def bits_scale(rows: Sequence[Row], limit: float) -> Scale:
     """Pixels of an amount of information: linear about 0, logarithmic beyond the limit, all rows within."""
-    ends = [row[name] for row in rows if row["unit"] in BITS for name in ("estimate", "low", "high")]
+    ends = [row[name] for row in rows if row["unit"] in BIT_UNITS for name in ("estimate", "low", "high")]
     known = [end for end in ends if end is not None]
     return _stretch(
         lambda value: copysign(log1p(abs(value) / limit), value), min([0.0, *known]), max([2 * limit, *known])
@@ -25,7 +25,7 @@ def scales(rows: Sequence[Row], limit: float) -> dict[str, Scale]:
     """Pixels for each unit."""
     highest = max((row["estimate"] or 0.0 for row in rows if row["unit"] == "epsilon"), default=0.0)
     plain = _stretch(lambda value: value, 0.0, 1.0)
-    found = dict.fromkeys(BITS, bits_scale(rows, limit)) | dict.fromkeys(SHARES, plain)
+    found = dict.fromkeys(BIT_UNITS, bits_scale(rows, limit)) | dict.fromkeys(RATE_UNITS, plain)
     return found | {"epsilon": _stretch(lambda value: value, 0.0, max(1.0, highest))}
 
 
@@ -42,9 +42,9 @@ def bar(row: Row, limit: float, at: Mapping[str, Scale]) -> dict[str, Any]:
         low, high and value of the estimate, base (what there is to see without a leak) and limit.
     """
     scale, unit = at[row["unit"]], row["unit"]
-    base = row["baseline"] if unit in SHARES else 0.0
+    base = row["baseline"] if unit in RATE_UNITS else 0.0
     marks = {"low": row["low"], "high": row["high"], "value": row["estimate"], "base": base}
-    marks["limit"] = limit if unit in BITS else None
+    marks["limit"] = limit if unit in BIT_UNITS else None
     return {name: None if value is None else scale(value) for name, value in marks.items()}
 
 

@@ -8,19 +8,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ghosttrace.report.audit.words import BITS, CONDITIONS, place, title
-from ghosttrace.report.probing.figures import heat_figure, mark
+from ghosttrace.report.audit.wording import BIT_UNITS, CONTROL_EXPECTATIONS, location_text, title
+from ghosttrace.report.probing.figures import heat_figure, mark_invalid
 
-FOUND, CONTROL, LIMIT = "#1b6e53", "#9a9a9a", "#b3392f"
+OPEN_COLOUR, CONTROL_COLOUR, LIMIT_COLOUR = "#1b6e53", "#9a9a9a", "#b3392f"
 MARKERS = {"open": "o", "sealed": "s", "causal": "x", "shuffled": "d", "text": "|", "unerased": "^"}
-MOST = 30  # rows of one figure
+MAX_ROWS = 30  # rows of one figure
 Row = Mapping[str, Any]
 
 
 def has_bits(summary: Row) -> bool:
     """Whether there is a row for `leak_figure` to draw."""
     return any(
-        row["unit"] in BITS and row["estimate"] is not None and row["condition"] in ("open", *CONDITIONS)
+        row["unit"] in BIT_UNITS and row["estimate"] is not None and row["condition"] in ("open", *CONTROL_EXPECTATIONS)
         for row in summary["results"]
     )
 
@@ -31,8 +31,8 @@ def leak_figure(summary: Row) -> Figure:
     One line an attack, secret and place, the largest first; a control stands on the line of its attack and
     secret where it showed most. The axis is linear up to the limit and logarithmic beyond.
     """
-    rows = [row for row in summary["results"] if row["unit"] in BITS and row["estimate"] is not None]
-    found = sorted((row for row in rows if row["condition"] == "open"), key=lambda row: row["estimate"])[-MOST:]
+    rows = [row for row in summary["results"] if row["unit"] in BIT_UNITS and row["estimate"] is not None]
+    found = sorted((row for row in rows if row["condition"] == "open"), key=lambda row: row["estimate"])[-MAX_ROWS:]
     beside = strongest_controls(rows)
     lines = [*beside, *found]
     figure = Figure(figsize=(7.6, 0.27 * len(lines) + 1.2), layout="constrained")
@@ -41,7 +41,7 @@ def leak_figure(summary: Row) -> Figure:
         draw_interval(axis, y, row)
     axis.set_xscale("symlog", linthresh=summary["max_leak_bits"])
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.axvline(summary["max_leak_bits"], color=LIMIT, linestyle="--", linewidth=1)
+    axis.axvline(summary["max_leak_bits"], color=LIMIT_COLOUR, linestyle="--", linewidth=1)
     axis.axvline(0, color="black", linewidth=0.7)
     axis.set_yticks(range(len(lines)), [label(row, summary) for row in lines], fontsize=7)
     if beside and found:
@@ -51,7 +51,7 @@ def leak_figure(summary: Row) -> Figure:
     )
     axis.tick_params(axis="x", labelsize=7)
     axis.spines[["top", "right"]].set_visible(False)
-    mark(figure, not summary["failures"])
+    mark_invalid(figure, not summary["failures"])
     return figure
 
 
@@ -59,15 +59,15 @@ def strongest_controls(rows: Sequence[Row]) -> list[Row]:
     """Of each control and attack the row that showed most, in the order of the page from the bottom."""
     best: dict[tuple[str, str], Row] = {}
     for row in sorted(rows, key=lambda row: row["estimate"]):
-        if row["condition"] in CONDITIONS:
+        if row["condition"] in CONTROL_EXPECTATIONS:
             best[row["condition"], row["attack"]] = row
-    order = list(CONDITIONS)
+    order = list(CONTROL_EXPECTATIONS)
     return [best[key] for key in sorted(best, key=lambda key: (-order.index(key[0]), key[1]))]
 
 
 def draw_interval(axis: Axes, y: int, row: Row) -> None:
     """One estimate with its interval."""
-    colour = FOUND if row["condition"] == "open" else CONTROL
+    colour = OPEN_COLOUR if row["condition"] == "open" else CONTROL_COLOUR
     if row["low"] is not None and row["high"] is not None:
         axis.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
     axis.plot(row["estimate"], y, marker=MARKERS[row["condition"]], color=colour, markersize=5)
@@ -77,7 +77,7 @@ def label(row: Row, summary: Row) -> str:
     """What a line of the figure is."""
     if row["condition"] != "open":
         return f"{row['condition']}: {title(row['attack'], summary).lower()}"
-    where = place(row)
+    where = location_text(row)
     return f"{title(row['attack'], summary)}, {row['secret']}{f' · {where}' if where else ''}"
 
 
@@ -111,7 +111,7 @@ def pareto_row(summary: Row) -> dict[str, Any]:
     }
 
 
-def pareto(rows: Sequence[Row], max_leak_bits: float = 0.1) -> Figure:
+def pareto_figure(rows: Sequence[Row], max_leak_bits: float = 0.1) -> Figure:
     """Leak in bits against accuracy lost, one labelled point a defence, its area the prefill that it costs.
 
     The line joins the defences that no other beats in both.
@@ -122,28 +122,30 @@ def pareto(rows: Sequence[Row], max_leak_bits: float = 0.1) -> Figure:
     """
     figure = Figure(figsize=(7.6, 4.4), layout="constrained")
     axis = figure.subplots()
-    front = frontier(rows)
+    front = pareto_front(rows)
     axis.step([row["lost"] for row in front], [row["leak"] for row in front], where="post", color="#cccccc", zorder=1)
     for row in rows:
         across = [[row["lost"] - row["lost_low"]], [row["lost_high"] - row["lost"]]]
         along = [[row["leak"] - row["leak_low"]], [row["leak_high"] - row["leak"]]]
-        axis.errorbar(row["lost"], row["leak"], along, across, fmt="none", ecolor=CONTROL, elinewidth=0.9, zorder=2)
-        colour = FOUND if row in front else CONTROL
+        axis.errorbar(
+            row["lost"], row["leak"], along, across, fmt="none", ecolor=CONTROL_COLOUR, elinewidth=0.9, zorder=2
+        )
+        colour = OPEN_COLOUR if row in front else CONTROL_COLOUR
         axis.scatter(row["lost"], row["leak"], s=45 * (row["cost"] or 1.0), color=colour, edgecolor="white", zorder=3)
     axis.set_yscale("symlog", linthresh=max_leak_bits)
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.axhline(max_leak_bits, color=LIMIT, linestyle="--", linewidth=1)
+    axis.axhline(max_leak_bits, color=LIMIT_COLOUR, linestyle="--", linewidth=1)
     axis.set_xlabel(f"{rows[0]['unit'] or 'accuracy'} lost", fontsize=9)
     axis.set_ylabel(f"leak in bits a secret (dashed: the limit, {max_leak_bits:g})", fontsize=9)
     legend = "Area: prefill tokens. Green: no other is better in both. Down and left is better."
     axis.set_title(legend, fontsize=8, loc="left", color="#555555")
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
-    annotate(axis, rows)
+    label_points(axis, rows)
     return figure
 
 
-def frontier(rows: Sequence[Row]) -> list[Row]:
+def pareto_front(rows: Sequence[Row]) -> list[Row]:
     """The rows that no other equals or beats in both leak and loss while beating it in one, by loss."""
 
     def beaten(row: Row) -> bool:
@@ -157,7 +159,7 @@ def frontier(rows: Sequence[Row]) -> list[Row]:
     return sorted((row for row in rows if not beaten(row)), key=lambda row: (row["lost"], -row["leak"]))
 
 
-def annotate(axis: Axes, rows: Sequence[Row]) -> None:
+def label_points(axis: Axes, rows: Sequence[Row]) -> None:
     """Names beside the axes, one below the other, each joined to its point: points may coincide."""
     to_axes = axis.transData + axis.transAxes.inverted()
     at = [tuple(to_axes.transform((row["lost"], row["leak"]))) for row in rows]

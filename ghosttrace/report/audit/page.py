@@ -14,19 +14,19 @@ from markupsafe import Markup as Safe
 
 from ghosttrace.errors import UserError
 from ghosttrace.report.ablation.page import TEMPLATES, p_value, plain
-from ghosttrace.report.audit import advice, words
+from ghosttrace.report.audit import advice, wording
 from ghosttrace.report.audit.card import COSTS, card
 from ghosttrace.report.audit.charts import WIDTH, bar, heat_maps, scales, ticks
 from ghosttrace.report.audit.sarif import sarif
-from ghosttrace.runs.atomic import settle
+from ghosttrace.runs.atomic import commit_file
 
-NEEDED = (
+REQUIRED_KEYS = (
     *("valid", "failures", "verdict", "exit_code", "sentence", "max_leak_bits", "ceiling_bits", "detectable_bits"),
     *("traces", "traces_needed", "model", "defence", "secrets", "excluded", "left_out", "attacks", "threats"),
     *("results", "sites"),
 )
 """What a report needs of summary.json."""
-SHOWN = 200  # excluded traces that the page names
+MAX_EXCLUDED_SHOWN = 200  # excluded traces that the page names
 
 
 def write_reports(folder: Path, summary: Mapping[str, Any], run: Mapping[str, Any]) -> None:
@@ -50,7 +50,7 @@ def _write(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.part")
     try:
         partial.write_text(text, encoding="utf-8")
-        settle(partial, path)
+        commit_file(partial, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): make room or rights") from error
 
@@ -65,38 +65,38 @@ def page(summary: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     rows, limit = summary["results"], summary["max_leak_bits"]
     at = scales(rows, limit)
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"plain": plain, "p": p_value, "number": words.number, "bits": words.bits}
+    environment.filters |= {"plain": plain, "p": p_value, "number": wording.format_number, "bits": wording.bits}
     style = "\n".join((TEMPLATES / name).read_text("utf-8") for name in ("report.css", "audit.css"))
     return environment.get_template("audit.html.j2").render(
         summary=summary,
         run=run,
-        words=words,
+        wording=wording,
         advice=advice,
-        threats=words.by_threat(summary),
-        groups=grouped(summary),
-        controls=words.controls(summary),
+        threats=wording.by_threat(summary),
+        groups=rows_by_threat(summary),
+        controls=wording.controls(summary),
         heats=heat_maps(summary["sites"]),
         ticks=ticks(rows, limit),
         bar=lambda row: bar(row, limit, at),
         width=WIDTH,
         costs=COSTS,
-        shown=SHOWN,
-        command=words.command(run),
+        shown=MAX_EXCLUDED_SHOWN,
+        command=wording.command(run),
         style=Safe(style),
     )
 
 
-def grouped(summary: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def rows_by_threat(summary: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The open rows in `bits` and in `other` units, by threat: name and rows, each a row with its state.
 
     Rows that decide the verdict come first, surest leaks before others.
     """
-    order = (*words.ORDER, None)
+    order = (*wording.STATE_ORDER, None)
     found: dict[str, list[dict[str, Any]]] = {"bits": [], "other": []}
     for threat in summary["threats"]:
         mine = [row for row in summary["results"] if row["threat"] == threat["name"] and row["condition"] == "open"]
         for kind, chosen in found.items():
-            rows = [(row, row["state"]) for row in mine if (row["unit"] in words.BITS) == (kind == "bits")]
+            rows = [(row, row["state"]) for row in mine if (row["unit"] in wording.BIT_UNITS) == (kind == "bits")]
             rows.sort(key=lambda pair: (order.index(pair[1]), -(pair[0]["low"] or 0.0) if pair[1] else 0.0))
             if rows:
                 chosen.append({"name": threat["name"], "rows": rows})

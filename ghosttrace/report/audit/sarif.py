@@ -10,14 +10,23 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
 
-from ghosttrace.report.audit.words import LEAK, UNDECIDED, WITHIN, bits, command, finding, judged, place
+from ghosttrace.report.audit.wording import (
+    LEAK,
+    UNDECIDED,
+    WITHIN_LIMIT,
+    bits,
+    command,
+    finding_sentence,
+    judged_rows,
+    location_text,
+)
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 CONTROL = "control"
-LEVELS = {LEAK: "error", UNDECIDED: "warning", WITHIN: "note"}
-STARTS = {LEAK: "Leak.", UNDECIDED: "Not enough data.", WITHIN: "Within the limit."}
+LEVELS = {LEAK: "error", UNDECIDED: "warning", WITHIN_LIMIT: "note"}
+STATE_LABELS = {LEAK: "Leak.", UNDECIDED: "Not enough data.", WITHIN_LIMIT: "Within the limit."}
 IDENTITY = ("attack", "threat", "secret", "carrier", "hop", "layer", "kv", "probe", "unit")
-MEANING = {
+EXIT_CODE_DESCRIPTIONS = {
     10: "a leak was found",
     0: "no leak above the limit was found by this suite",
     11: "there were too few traces to tell",
@@ -39,7 +48,7 @@ def sarif(summary: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     found = control_notes(summary, index) if not summary["valid"] else leak_results(summary, index)
     called = command(run)
     invocation = {"executionSuccessful": summary["valid"], "exitCode": summary["exit_code"]}
-    invocation |= {"exitCodeDescription": MEANING[summary["exit_code"]]}
+    invocation |= {"exitCodeDescription": EXIT_CODE_DESCRIPTIONS[summary["exit_code"]]}
     told = ("verdict", "sentence", "max_leak_bits", "ceiling_bits", "detectable_bits", "traces", "traces_needed")
     driver = {"name": "ghosttrace", "version": run["versions"]["ghosttrace"], "rules": rules}
     only = {
@@ -75,10 +84,12 @@ def leak_results(summary: Mapping[str, Any], index: Mapping[str, int]) -> list[d
     """One result a judged row in which something was found, or may be."""
     limit = f" The limit is {bits(summary['max_leak_bits'])} a secret."
     results = []
-    for said, row in judged(summary):
+    for said, row in judged_rows(summary):
         if said in LEVELS:
-            text = f"{STARTS[said]} {finding(row, summary)}{limit}"
-            results.append(result(summary, index, row["attack"], LEVELS[said], text, place(row), _identity(row)))
+            text = f"{STATE_LABELS[said]} {finding_sentence(row, summary)}{limit}"
+            results.append(
+                result(summary, index, row["attack"], LEVELS[said], text, location_text(row), _identity(row))
+            )
             measures = ("threat", "secret", "defence", "estimate", "low", "high", "unit", "p_holm", "n")
             results[-1]["properties"] = {name: row[name] for name in measures}
     return results

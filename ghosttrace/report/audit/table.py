@@ -6,7 +6,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from ghosttrace.report.audit.words import number, span
+from ghosttrace.report.audit.wording import format_number, interval_text
 from ghosttrace.report.tables import results_table
 
 COLOUR = {
@@ -49,10 +49,10 @@ def audit_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_section()
         table.add_row(f"[bold]{escape(secret)}[/]")
         for row in (row for row in shown if row["secret"] == secret):
-            value = f"{number(row['estimate'])} {span(row)}{'*' if row['gate'] else ' '}"
-            base, beside = number(row["baseline"]), sealed.get(_kind(row))
+            value = f"{format_number(row['estimate'])} {interval_text(row)}{'*' if row['gate'] else ' '}"
+            base, beside = format_number(row["baseline"]), sealed.get(_kind(row))
             unit = escape(f"{row['unit']} {row['note']}")
-            table.add_row(row["attack"], value, base, "" if beside is None else number(beside), unit)
+            table.add_row(row["attack"], value, base, "" if beside is None else format_number(beside), unit)
     return table
 
 

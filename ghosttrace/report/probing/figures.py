@@ -19,7 +19,7 @@ STYLES = {  # condition and probe: colour, marker, what it is
 COLOURS = ("#8c6bb1", "#d8a24a", "#c05a9d", "#a0522d")  # of other probes
 
 
-def mark(figure: Figure, valid: bool) -> None:
+def mark_invalid(figure: Figure, valid: bool) -> None:
     """Write across the figure of a run whose controls failed."""
     if not valid:
         figure.text(
@@ -37,7 +37,7 @@ def heat_figure(results: pd.DataFrame, valid: bool) -> Figure:
         valid: whether every control held.
     """
     rows = results[(results["head"] == "all") & (results["probe"] == "linear") & results["layer"].ne("joint")]
-    targets, kinds = headlines(results), list(dict.fromkeys(rows.loc[rows["condition"] == "open", "kv"]))
+    targets, kinds = headline_targets(results), list(dict.fromkeys(rows.loc[rows["condition"] == "open", "kv"]))
     columns = [(condition, kv) for kv in kinds for condition in ("open", "sealed")]
     width = 2.2 * len(columns) + 1.2
     figure = Figure(figsize=(max(4.5, width), 1.0 + 1.9 * len(targets)), layout="constrained")
@@ -54,11 +54,11 @@ def heat_figure(results: pd.DataFrame, valid: bool) -> Figure:
         axis.set_xlabel("hop (-1: before)", fontsize=8)
     for axis in grid[:, 0]:
         axis.set_ylabel("layer", fontsize=8)
-    mark(figure, valid)
+    mark_invalid(figure, valid)
     return figure
 
 
-def headlines(results: pd.DataFrame) -> list[str]:
+def headline_targets(results: pd.DataFrame) -> list[str]:
     """The targets to show."""
     return list(dict.fromkeys(results.loc[results["headline"], "target"]))
 
@@ -80,7 +80,7 @@ def draw_heat(axis: Axes, rows: pd.DataFrame, highest: float, across: str) -> Ax
 
 def curves_figure(results: pd.DataFrame, valid: bool) -> Figure:
     """Bits by hop at each hop's best site, with intervals; one panel a target."""
-    targets = headlines(results)
+    targets = headline_targets(results)
     figure = Figure(figsize=(3.4 * len(targets) + 1.6, 3.2), layout="constrained")
     axes = figure.subplots(1, len(targets), squeeze=False)[0]
     for axis, target in zip(axes, targets, strict=True):
@@ -109,7 +109,7 @@ def curves_figure(results: pd.DataFrame, valid: bool) -> Figure:
     axes[0].set_ylabel("bits beyond the text")
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=7, frameon=False)
-    mark(figure, valid)
+    mark_invalid(figure, valid)
     return figure
 
 
@@ -126,7 +126,7 @@ def heads_figure(results: pd.DataFrame, valid: bool) -> Figure:
     """Bits by layer and head, linear probes, open cache; a row a target and hop, a column keys or values."""
     rows = results[(results["condition"] == "open") & results["head"].str.isdigit()]
     rows = rows.assign(head=rows["head"].astype(int))
-    lines = [(target, hop) for target in headlines(results) for hop in sorted(set(rows["hop"]))]
+    lines = [(target, hop) for target in headline_targets(results) for hop in sorted(set(rows["hop"]))]
     kinds = list(dict.fromkeys(rows["kv"]))
     figure = Figure(figsize=(2.6 * len(kinds) + 1.6, 1.9 * len(lines) + 0.6), layout="constrained")
     grid = figure.subplots(len(lines), len(kinds), squeeze=False)
@@ -138,5 +138,5 @@ def heads_figure(results: pd.DataFrame, valid: bool) -> Figure:
         figure.colorbar(image, ax=line.tolist(), label="bits", shrink=0.9)
     for axis in grid[-1]:
         axis.set_xlabel("key-value head", fontsize=8)
-    mark(figure, valid)
+    mark_invalid(figure, valid)
     return figure

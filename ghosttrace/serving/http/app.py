@@ -21,14 +21,14 @@ from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.serving.error_responses import error_body
 from ghosttrace.serving.http.api_key import ApiKeyCheck
-from ghosttrace.serving.http.completions import Completions, Options
+from ghosttrace.serving.http.completions import Completions, ServerOptions
 from ghosttrace.serving.http.jobs import QueueFullError, decode_forever
 from ghosttrace.serving.http.requests import ChatBody, CompletionBody, TextBody
 from ghosttrace.serving.prompt_guard import PromptGuard, special_tokens
-from ghosttrace.serving.settings import Settings
+from ghosttrace.serving.settings import ServingSettings
 
 
-def make_app(checkpoint: Checkpoint, settings: Settings, options: Options) -> FastAPI:
+def make_app(checkpoint: Checkpoint, settings: ServingSettings, options: ServerOptions) -> FastAPI:
     """Return the server's application and start its decoding thread.
 
     Raises:
@@ -75,16 +75,18 @@ def _routes(completions: Completions) -> APIRouter:
     @routes.post("/v1/chat/completions")
     async def chat(body: ChatBody, http: fastapi.Request) -> Response:
         wrong = check_model(body)
-        return wrong or await completions.answer(body, [await run_in_threadpool(completions.chat_ids, body)], http)
+        return wrong or await completions.answer(
+            body, [await run_in_threadpool(completions.chat_prompt_ids, body)], http
+        )
 
     @routes.post("/v1/completions")
     async def complete(body: TextBody, http: fastapi.Request) -> Response:
         wrong = check_model(body)
-        return wrong or await completions.answer(body, await run_in_threadpool(completions.text_ids, body), http)
+        return wrong or await completions.answer(body, await run_in_threadpool(completions.text_prompt_ids, body), http)
 
     @routes.get("/v1/models")
     def list_models() -> dict[str, Any]:
-        described = {"id": name, "object": "model", "owned_by": "ghosttrace", "max_model_len": options.context}
+        described = {"id": name, "object": "model", "owned_by": "ghosttrace", "max_model_len": options.max_model_len}
         return {"object": "list", "data": [described]}
 
     @routes.get("/health")

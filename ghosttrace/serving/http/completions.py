@@ -16,34 +16,34 @@ from ghosttrace.model.generate import Request, stop_ids
 from ghosttrace.serving import metrics
 from ghosttrace.serving.http.jobs import Job, JobEvent, JobQueue
 from ghosttrace.serving.http.requests import ChatBody, CompletionBody, TextBody
-from ghosttrace.serving.http.responses import Delta, ResponseBuilder, collect, stream
+from ghosttrace.serving.http.responses import Delta, ResponseBuilder, collect_response, stream_response
 from ghosttrace.serving.http.text_stream import TextStream
 from ghosttrace.serving.reasoning_split import Segment
-from ghosttrace.serving.settings import Settings, check_overrides
+from ghosttrace.serving.settings import ServingSettings, check_overrides
 
 Events = asyncio.Queue[tuple[int, JobEvent]]
 """Events of one request's jobs, each with the index of its choice."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """Options of the server.
+class ServerOptions:
+    """ServerOptions of the server.
 
     Attributes:
         name: the model's name, as clients ask for it.
-        context: most tokens of a prompt and its response.
+        max_model_len: most tokens of a prompt and its response.
         batch_size: most responses decoded together.
         capacity: most responses that may wait.
         api_key: what clients must send; None lets every client in.
-        reasoning: which part of a chat's response is its reasoning; None returns the whole text as content.
+        reasoning_segment: which part of a chat's response is its reasoning_segment; None returns the whole text as content.
     """
 
     name: str
-    context: int
+    max_model_len: int
     batch_size: int = 8
     capacity: int = 64
     api_key: str | None = None
-    reasoning: Segment | None = None
+    reasoning_segment: Segment | None = None
 
 
 class Completions:
@@ -55,7 +55,7 @@ class Completions:
         options: of the server.
     """
 
-    def __init__(self, checkpoint: Checkpoint, settings: Settings, options: Options) -> None:
+    def __init__(self, checkpoint: Checkpoint, settings: ServingSettings, options: ServerOptions) -> None:
         self.checkpoint, self.settings, self.options = checkpoint, settings, options
         self.queue = JobQueue(options.batch_size, options.capacity)
         self._sampling_defaults = checkpoint.model.generation_config.to_diff_dict()
@@ -73,8 +73,8 @@ class Completions:
         self.queue.put(jobs)
         builder, deltas = ResponseBuilder(body, self.options.name, prompts), self._deltas(body, jobs, events)
         if body.stream:
-            return StreamingResponse(stream(builder, deltas), media_type="text/event-stream")
-        whole = asyncio.ensure_future(collect(builder, deltas, len(jobs)))
+            return StreamingResponse(stream_response(builder, deltas), media_type="text/event-stream_response")
+        whole = asyncio.ensure_future(collect_response(builder, deltas, len(jobs)))
         while not whole.done():
             await asyncio.wait({whole}, timeout=1)
             if await http.is_disconnected():
@@ -82,7 +82,7 @@ class Completions:
                 return Response(status_code=499)
         return JSONResponse(await whole)
 
-    def chat_ids(self, body: ChatBody) -> list[int]:
+    def chat_prompt_ids(self, body: ChatBody) -> list[int]:
         """Return a conversation's tokens, up to the assistant's header.
 
         Raises:
@@ -100,7 +100,7 @@ class Completions:
             raise UserError(f"the chat template refuses these messages: {error}") from error
         return self._ids(text, add_special_tokens=False)
 
-    def text_ids(self, body: TextBody) -> list[list[int]]:
+    def text_prompt_ids(self, body: TextBody) -> list[list[int]]:
         """Return the tokens of each prompt."""
         return [self._ids(prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts()]
 
@@ -110,11 +110,11 @@ class Completions:
         return list(self.checkpoint.tokenizer(text, **options)["input_ids"])
 
     def _check_prompts(self, body: CompletionBody, prompts: Sequence[list[int]]) -> None:
-        context, size = self.options.context, len(self.checkpoint.tokenizer)
+        max_model_len, size = self.options.max_model_len, len(self.checkpoint.tokenizer)
         for prompt in prompts:
-            if not 0 < len(prompt) < context:
+            if not 0 < len(prompt) < max_model_len:
                 raise UserError(
-                    f"a prompt has {len(prompt)} tokens: give 1 to {context - 1}, for {context} are all it can read"
+                    f"a prompt has {len(prompt)} tokens: give 1 to {max_model_len - 1}, for {max_model_len} are all it can read"
                 )
             if not all(0 <= token < size for token in prompt):
                 raise UserError(f"a prompt's token ids are from 0 to {size - 1}")
@@ -125,22 +125,24 @@ class Completions:
     def _jobs(
         self, body: CompletionBody, prompts: Sequence[list[int]], send: Callable[[int, JobEvent], None]
     ) -> list[Job]:
-        check_overrides(body.vllm_xargs, ahead=False)
+        check_overrides(body.vllm_xargs, async_scheduling=False)
         settings = self.settings.with_overrides(body.vllm_xargs)
         self._check_prompts(body, prompts)
         seed = secrets.randbits(63) if body.seed is None else body.seed
         jobs = []
         for index, prompt in enumerate(prompt for prompt in prompts for _ in range(body.n)):
-            room = self.options.context - len(prompt)
-            sampling = body.sampling(self._sampling_defaults, room, settings.max_block_tokens)
+            remaining_context = self.options.max_model_len - len(prompt)
+            sampling = body.sampling(self._sampling_defaults, remaining_context, settings.max_block_tokens)
             jobs.append(Job(Request(prompt, (seed, index)), settings, sampling, partial(send, index)))
         return jobs
 
     async def _deltas(self, body: CompletionBody, jobs: Sequence[Job], events: Events) -> AsyncIterator[Delta]:
         """Yield the deltas of a request until all its jobs have ended; cancel them if nobody listens any more."""
-        wanted = self.options.reasoning if isinstance(body, ChatBody) else None
+        reasoning_segment = self.options.reasoning_segment if isinstance(body, ChatBody) else None
         tokenizer, delimiters = self.checkpoint.tokenizer, self.checkpoint.markup.delimiters
-        texts = [TextStream(tokenizer, delimiters, self._stops, body.skip_special_tokens, wanted) for _ in jobs]
+        texts = [
+            TextStream(tokenizer, delimiters, self._stops, body.skip_special_tokens, reasoning_segment) for _ in jobs
+        ]
         running = len(jobs)
         try:
             while running:
@@ -153,8 +155,8 @@ class Completions:
                     running -= 1
                     erased = len(event.kv_tokens) - int(event.kv_tokens[-1])
                     metrics.count_finished(event.blocks, len(event.kv_tokens), erased)
-                    metrics.ERASED.inc(erased)
-                    yield Delta(index, *texts[index].end(), [], "stop" if event.finish == "eos" else "length")
+                    metrics.ERASED_TOKENS.inc(erased)
+                    yield Delta(index, *texts[index].end(), [], "stop" if event.finish_reason == "eos" else "length")
         finally:
             for job in jobs:
                 job.cancelled.set()

@@ -14,7 +14,7 @@ from ghosttrace.law.expiry import ExpiryTracker
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.generate import Generation, Request, generate, stop_ids
 from ghosttrace.model.sampling import Sampling
-from ghosttrace.serving.settings import Settings
+from ghosttrace.serving.settings import ServingSettings
 
 JobEvent = int | Generation | Exception
 """Sent to the client of a job: each token, then the full generation or the error."""
@@ -33,7 +33,7 @@ class Job:
     """
 
     request: Request
-    settings: Settings
+    settings: ServingSettings
     sampling: Sampling
     send: Callable[[JobEvent], None]
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -96,7 +96,7 @@ def decode(checkpoint: Checkpoint, batch: Sequence[Job]) -> None:
         checkpoint.model,
         requests,
         checkpoint.markup,
-        arm.law(settings.policy),
+        arm.adapt_policy(settings.policy),
         sampling,
         arm.eraser,
         on_token=lambda row, token: batch[row].send(token),

@@ -45,12 +45,12 @@ class CompletionBody(BaseModel):
     user: str | None = None
     metadata: dict[str, Any] | None = None
 
-    def sampling(self, defaults: Mapping[str, Any], room: int, max_block_tokens: int | None) -> Sampling:
+    def sampling(self, defaults: Mapping[str, Any], remaining_context: int, max_block_tokens: int | None) -> Sampling:
         """Return how the response's tokens are chosen.
 
         Args:
             defaults: the model's generation config.
-            room: tokens that fit into the context after the prompt.
+            remaining_context: tokens that fit into the context after the prompt.
             max_block_tokens: of the request's settings.
         """
         names = ("temperature", "top_p", "top_k", "min_p")
@@ -59,10 +59,14 @@ class CompletionBody(BaseModel):
         found = {"temperature": 1.0} | own | given
         found["top_k"] = max(found.get("top_k", 0), 0)
         found["temperature"] = 0.0 if found["temperature"] < GREEDY_BELOW else found["temperature"]
-        return Sampling(min(self.max_response or room, room), **found, max_block_tokens=max_block_tokens)
+        return Sampling(
+            min(self.max_response_tokens or remaining_context, remaining_context),
+            **found,
+            max_block_tokens=max_block_tokens,
+        )
 
     @property
-    def max_response(self) -> int | None:
+    def max_response_tokens(self) -> int | None:
         """The most tokens of a response; None: as many as fit into the context."""
         return self.max_tokens
 
@@ -75,7 +79,7 @@ class ChatBody(CompletionBody):
     chat_template_kwargs: dict[str, Any] = {}
 
     @property
-    def max_response(self) -> int | None:
+    def max_response_tokens(self) -> int | None:
         """The most tokens of a response, under the parameter's new name or else its old one."""
         return self.max_completion_tokens or self.max_tokens
 
@@ -94,7 +98,7 @@ class TextBody(CompletionBody):
     prompt: str | list[int] | list[str] | list[list[int]]
 
     @property
-    def max_response(self) -> int | None:
+    def max_response_tokens(self) -> int | None:
         """The most tokens of a response; 16 by default, as in the OpenAI API."""
         return self.max_tokens or 16
 

@@ -49,9 +49,9 @@ class ResponseBuilder:
         name = ("chatcmpl-" if self.chat else "cmpl-") + uuid4().hex
         self._head = {"id": name, "object": kind, "created": int(time.time()), "model": model}
 
-    def whole(self, choices: Sequence[dict[str, Any]], written: int) -> dict[str, Any]:
-        """Return the whole response; `written` counts the tokens of all choices."""
-        found = self._head | {"choices": list(choices), "usage": self._usage(written)}
+    def full_response(self, choices: Sequence[dict[str, Any]], completion_tokens: int) -> dict[str, Any]:
+        """Return the whole response; `completion_tokens` counts the tokens of all choices."""
+        found = self._head | {"choices": list(choices), "usage": self._usage(completion_tokens)}
         if self._body.return_token_ids and self.chat:
             found["prompt_token_ids"] = list(self._prompts[0])
         return found
@@ -60,16 +60,16 @@ class ResponseBuilder:
         """Return one event of a stream."""
         return self._head | {"choices": list(choices)} | ({"object": "chat.completion.chunk"} if self.chat else {})
 
-    def opening(self, index: int) -> dict[str, Any]:
+    def opening_chunk(self, index: int) -> dict[str, Any]:
         """Return the first event of a chat's choice, which names the role."""
         delta = {"role": "assistant", "content": ""}
         return self.chunk([{"index": index, "finish_reason": None, "logprobs": None, "delta": delta}])
 
-    def usage_chunk(self, written: int) -> dict[str, Any] | None:
+    def usage_chunk(self, completion_tokens: int) -> dict[str, Any] | None:
         """Return the last event of a stream, which holds the usage; None if the request did not ask for it."""
         if self._body.stream_options is None or not self._body.stream_options.include_usage:
             return None
-        return self.chunk([]) | {"usage": self._usage(written)}
+        return self.chunk([]) | {"usage": self._usage(completion_tokens)}
 
     def choice(self, part: Delta, streamed: bool = False) -> dict[str, Any]:
         """Return one whole choice, or a streamed part of it."""
@@ -85,12 +85,12 @@ class ResponseBuilder:
                 found["prompt_token_ids"] = list(self._prompts[part.index // self._body.n])
         return found
 
-    def _usage(self, written: int) -> dict[str, int]:
+    def _usage(self, completion_tokens: int) -> dict[str, int]:
         read = sum(map(len, self._prompts))
-        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+        return {"prompt_tokens": read, "completion_tokens": completion_tokens, "total_tokens": read + completion_tokens}
 
 
-async def collect(builder: ResponseBuilder, deltas: AsyncIterator[Delta], count: int) -> dict[str, Any]:
+async def collect_response(builder: ResponseBuilder, deltas: AsyncIterator[Delta], count: int) -> dict[str, Any]:
     """Wait for all deltas of `count` choices and return the whole response."""
     found = [Delta(index, "", "", [], None) for index in range(count)]
     async for part in deltas:
@@ -102,20 +102,20 @@ async def collect(builder: ResponseBuilder, deltas: AsyncIterator[Delta], count:
             before.tokens + part.tokens,
             part.finish,
         )
-    return builder.whole([builder.choice(one) for one in found], sum(len(one.tokens) for one in found))
+    return builder.full_response([builder.choice(one) for one in found], sum(len(one.tokens) for one in found))
 
 
-async def stream(builder: ResponseBuilder, deltas: AsyncIterator[Delta]) -> AsyncIterator[str]:
+async def stream_response(builder: ResponseBuilder, deltas: AsyncIterator[Delta]) -> AsyncIterator[str]:
     """Yield a response as server-sent events."""
-    written, begun = 0, set[int]()
+    completion_tokens, begun = 0, set[int]()
     try:
         async for part in deltas:
             if builder.chat and part.index not in begun:
                 begun.add(part.index)
-                yield _event(builder.opening(part.index))
-            written += len(part.tokens)
+                yield _event(builder.opening_chunk(part.index))
+            completion_tokens += len(part.tokens)
             yield _event(builder.chunk([builder.choice(part, streamed=True)]))
-        usage = builder.usage_chunk(written)
+        usage = builder.usage_chunk(completion_tokens)
         if usage is not None:
             yield _event(usage)
     except Exception as error:  # the status was already sent, so the error becomes an event

@@ -14,23 +14,23 @@ class TextStream:
     Args:
         tokenizer: the model's.
         delimiters: ids of the delimiters, in the order of `DELIMITERS`.
-        stops: ids that end a response.
+        stop_token_ids: ids that end a response.
         skip_special: leave special tokens out of the text.
-        wanted: which part is the reasoning; None returns the whole text as content.
+        reasoning_segment: which part is the reasoning; None returns the whole text as content.
     """
 
     def __init__(
         self,
         tokenizer: Any,
         delimiters: Sequence[int],
-        stops: Collection[int],
+        stop_token_ids: Collection[int],
         skip_special: bool,
-        wanted: Segment | None,
+        reasoning_segment: Segment | None,
     ) -> None:
-        self._tokenizer, self._stops = tokenizer.backend_tokenizer, stops
+        self._tokenizer, self._stops = tokenizer.backend_tokenizer, stop_token_ids
         # The splitter needs the delimiters in the text.
-        self._decoder = DecodeStream(skip_special_tokens=skip_special and wanted is None)
-        self._splitter = None if wanted is None else make_splitter(tokenizer, delimiters, wanted)
+        self._decoder = DecodeStream(skip_special_tokens=skip_special and reasoning_segment is None)
+        self._splitter = None if reasoning_segment is None else make_splitter(tokenizer, delimiters, reasoning_segment)
 
     def feed(self, token: int) -> tuple[str, str]:
         """Return the reasoning and the content that this token completes."""
@@ -42,8 +42,8 @@ class TextStream:
         return self._splitter.feed("", last=True) if self._splitter else ("", "")
 
 
-def make_splitter(tokenizer: Any, delimiters: Sequence[int], wanted: Segment) -> ReasoningSplitter:
+def make_splitter(tokenizer: Any, delimiters: Sequence[int], reasoning_segment: Segment) -> ReasoningSplitter:
     """Return a splitter for this tokenizer's text; see `ReasoningSplitter`."""
     spelled = tokenizer.convert_ids_to_tokens(list(delimiters))
     special = [*tokenizer.all_special_tokens, "<think>"]
-    return ReasoningSplitter(wanted, spelled, special, thinks="</think>" in tokenizer.get_vocab())
+    return ReasoningSplitter(reasoning_segment, spelled, special, has_think_end="</think>" in tokenizer.get_vocab())

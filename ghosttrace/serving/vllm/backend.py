@@ -16,15 +16,15 @@ import numpy as np
 from torch import Tensor
 
 from ghosttrace.ablation.arms import Part
-from ghosttrace.ablation.collect import Cell, Write
+from ghosttrace.ablation.collect import BenchArm, SampleWriter
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import alive, expiry
 from ghosttrace.law.markup import DELIMITERS, find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.generate import Generation, Request, stop_ids
-from ghosttrace.model.sampling import Sampling, noise, sample
-from ghosttrace.serving.paging import ARMS
-from ghosttrace.serving.settings import PREFIX
+from ghosttrace.model.sampling import Sampling, random_stream, sample
+from ghosttrace.serving.paging import PAGED_ARMS
+from ghosttrace.serving.settings import OVERRIDE_PREFIX
 from ghosttrace.serving.vllm.engine_args import engine_args
 
 
@@ -40,22 +40,22 @@ class VllmBackend:
 
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     name: ClassVar[str] = "vllm"
-    arms: ClassVar[tuple[str, ...] | None] = ARMS
+    arms: ClassVar[tuple[str, ...] | None] = PAGED_ARMS
 
     def settings(self) -> dict[str, Any]:
         """Return what `run.json` records of the backend."""
         return {"engine": dict(self.engine_args)}
 
-    def open(self, cells: Sequence[Cell]) -> AbstractContextManager[Write]:
+    def open(self, cells: Sequence[BenchArm]) -> AbstractContextManager[SampleWriter]:
         """Return a context that holds an engine for these cells and yields the function that generates with it.
 
         Raises:
             UserError: vLLM is not installed, or it cannot run one of the arms.
         """
-        return vllm_writer(cells[0].checkpoint, cells, self.engine_args)
+        return open_vllm_generator(cells[0].checkpoint, cells, self.engine_args)
 
 
-class Draws:
+class SharedNoiseSampler:
     """Samples a request's tokens: the n-th token by the n-th number of its stream, however often it is asked.
 
     Args:
@@ -64,7 +64,7 @@ class Draws:
     """
 
     def __init__(self, key: tuple[int, ...], sampling: Sampling) -> None:
-        self._stream, self._sampling = noise(*key), sampling
+        self._stream, self._sampling = random_stream(*key), sampling
         self._drawn: list[float] = []
 
     def __call__(self, index: int, logits: Tensor) -> int:
@@ -74,19 +74,23 @@ class Draws:
         return sample(logits[None], self._sampling, np.array([self._drawn[index]]))[0]
 
 
-def check_arms(cells: Sequence[Cell]) -> None:
+def check_arms(cells: Sequence[BenchArm]) -> None:
     """Refuse arms that change more than which keys a paged cache holds.
 
     Raises:
         UserError: one of the cells has such an arm.
     """
     for cell in cells:
-        if cell.arm.name not in ARMS or not getattr(cell.arm, "part", Part()).whole:
-            raise UserError(f"vLLM runs the arms {', '.join(ARMS)}, of all layers and heads: leave out {cell.arm.name}")
+        if cell.arm.name not in PAGED_ARMS or not getattr(cell.arm, "part", Part()).is_whole_cache:
+            raise UserError(
+                f"vLLM runs the arms {', '.join(PAGED_ARMS)}, of all layers and heads: leave out {cell.arm.name}"
+            )
 
 
 @contextmanager
-def vllm_writer(checkpoint: Checkpoint, cells: Sequence[Cell], options: Mapping[str, Any]) -> Iterator[Write]:
+def open_vllm_generator(
+    checkpoint: Checkpoint, cells: Sequence[BenchArm], options: Mapping[str, Any]
+) -> Iterator[SampleWriter]:
     """Hold an engine for these cells and yield the function that generates with it.
 
     Args:
@@ -118,7 +122,7 @@ def vllm_writer(checkpoint: Checkpoint, cells: Sequence[Cell], options: Mapping[
         cleanup_dist_env_and_memory()
 
 
-def _write(llm: Any, cell: Cell, requests: Sequence[Request], keep: Callable[[int, Generation], None]) -> None:
+def _write(llm: Any, cell: BenchArm, requests: Sequence[Request], keep: Callable[[int, Generation], None]) -> None:
     from vllm import SamplingParams
 
     params = [
@@ -127,7 +131,9 @@ def _write(llm: Any, cell: Cell, requests: Sequence[Request], keep: Callable[[in
             temperature=0,
             stop_token_ids=sorted(stop_ids(cell.checkpoint.model)),
             detokenize=False,
-            extra_args={PREFIX + name: value for name, value in _overrides(cell, request).items() if value is not None},
+            extra_args={
+                OVERRIDE_PREFIX + name: value for name, value in _overrides(cell, request).items() if value is not None
+            },
         )
         for request in requests
     ]
@@ -136,8 +142,8 @@ def _write(llm: Any, cell: Cell, requests: Sequence[Request], keep: Callable[[in
         keep(index, _generation(cell, request, list(output.outputs[0].token_ids), output.outputs[0].finish_reason))
 
 
-def _overrides(cell: Cell, request: Request) -> dict[str, Any]:
-    draws = Draws(request.key, cell.sampling) if cell.sampling.temperature > 0 else None
+def _overrides(cell: BenchArm, request: Request) -> dict[str, Any]:
+    draws = SharedNoiseSampler(request.key, cell.sampling) if cell.sampling.temperature > 0 else None
     return {
         "arm": cell.arm.name,
         "harness": request.harness,
@@ -146,9 +152,9 @@ def _overrides(cell: Cell, request: Request) -> dict[str, Any]:
     }
 
 
-def _generation(cell: Cell, request: Request, tokens: list[int], reason: str) -> Generation:
+def _generation(cell: BenchArm, request: Request, tokens: list[int], reason: str) -> Generation:
     """Return a response with the number of keys that its law holds at each token."""
-    checkpoint, law = cell.checkpoint, cell.arm.law(cell.checkpoint.policy)
+    checkpoint, law = cell.checkpoint, cell.arm.adapt_policy(cell.checkpoint.policy)
     computed = [*request.prompt, *tokens[:-1]]
     held = alive(expiry(computed, checkpoint.markup, law))
     finish = "eos" if reason == "stop" else "length"

@@ -6,19 +6,19 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ghosttrace.errors import UserError
-from ghosttrace.model.checkpoint import load_config, load_tokenizer, read_law, source
-from ghosttrace.model.geometry import Geometry
-from ghosttrace.serving.paging import REREADING, Arm
-from ghosttrace.serving.settings import KEY, Settings
+from ghosttrace.model.checkpoint import load_config, load_tokenizer, read_erasure_config, resolve_pretrained_path
+from ghosttrace.model.geometry import CacheGeometry
+from ghosttrace.serving.paging import RECOMPUTING_ARMS, PagedArm
+from ghosttrace.serving.settings import CONFIG_KEY, ServingSettings
 
 
 def read_settings(
     model: str,
     delimiters: Mapping[str, str] | None = None,
-    arm: Arm | None = None,
+    arm: PagedArm | None = None,
     max_block_tokens: int | None = None,
     **policy: Any,
-) -> Settings:
+) -> ServingSettings:
     """Read the law of a model, without loading its weights.
 
     Args:
@@ -34,8 +34,10 @@ def read_settings(
     """
     config, tokenizer = load_config(model), load_tokenizer(model)
     check_layers(model, config)
-    markup, law, stages = read_law(model, config, tokenizer, delimiters, **policy)
-    return Settings(markup, law, arm or ("restart" if stages[-1:] == ("sealed",) else "memento"), max_block_tokens)
+    markup, law, stages = read_erasure_config(model, config, tokenizer, delimiters, **policy)
+    return ServingSettings(
+        markup, law, arm or ("restart" if stages[-1:] == ("sealed",) else "memento"), max_block_tokens
+    )
 
 
 def check_layers(model: str, config: PreTrainedConfig) -> None:
@@ -48,7 +50,7 @@ def check_layers(model: str, config: PreTrainedConfig) -> None:
     others = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
     if getattr(text, "kv_lora_rank", None):
         others.add("latent attention")
-    if any(window is not None for window in Geometry.of(config).windows):
+    if any(window is not None for window in CacheGeometry.from_config(config).windows):
         others.add("sliding windows")
     if others:
         raise UserError(
@@ -69,15 +71,15 @@ def engine_args(model: str, async_scheduling: bool | None = None, **settings: An
         UserError: see `read_settings`; or asynchronous scheduling where it would be too late.
     """
     law = read_settings(model, **settings)
-    if async_scheduling and law.needs_tokens:
+    if async_scheduling and law.needs_sampled_token:
         raise UserError(f"{law.arm} with this policy needs the token just written: leave out async_scheduling")
-    ahead = False if law.needs_tokens else async_scheduling
-    kind = "Rereading" if law.arm in REREADING else "" if ahead is False else "Ahead"
+    ahead = False if law.needs_sampled_token else async_scheduling
+    kind = "Recomputing" if law.arm in RECOMPUTING_ARMS else "" if ahead is False else "Async"
     return {
-        "model": source(model),
+        "model": resolve_pretrained_path(model),
         "scheduler_cls": "ghosttrace.serving.vllm.scheduler.make_scheduler",
         "worker_cls": "ghosttrace.serving.vllm.worker.ErasingWorker",
         "logits_processors": [f"ghosttrace.serving.vllm.forced_tokens:ForcedTokens{kind}"],
         "async_scheduling": ahead,
-        "additional_config": {KEY: law.to_dict()},
+        "additional_config": {CONFIG_KEY: law.to_dict()},
     }

@@ -5,10 +5,10 @@ from typing import Any
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, MLAAttentionSpec
 
 from ghosttrace.errors import UserError
-from ghosttrace.serving.settings import Settings
+from ghosttrace.serving.settings import ServingSettings
 
 
-def check_engine(config: Any, schedules_ahead: bool, settings: Settings) -> None:
+def check_engine(config: Any, schedules_ahead: bool, settings: ServingSettings) -> None:
     """Refuse engine options under which erasure would be wrong.
 
     Args:
@@ -41,7 +41,7 @@ def check_engine(config: Any, schedules_ahead: bool, settings: Settings) -> None
             schedules_ahead and parallel.pipeline_parallel_size > 2
         ),
         "this law needs the token just written before the next is scheduled: add --no-async-scheduling": (
-            schedules_ahead and settings.needs_tokens
+            schedules_ahead and settings.needs_sampled_token
         ),
     }
     for sentence, wrong in refused.items():

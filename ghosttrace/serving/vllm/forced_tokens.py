@@ -10,7 +10,7 @@ from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 
 from ghosttrace.law.expiry import ExpiryTracker
-from ghosttrace.serving.settings import Settings, check_overrides
+from ghosttrace.serving.settings import ServingSettings, check_overrides
 
 
 class RequestForcing:
@@ -20,16 +20,16 @@ class RequestForcing:
         settings: the law, with the request's overrides applied.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ServingSettings) -> None:
         self._settings = settings
         self._tracker = ExpiryTracker(settings.markup, settings.policy)
 
     @property
-    def known(self) -> int:
+    def num_tokens_fed(self) -> int:
         """The number of tokens followed so far."""
-        return self._tracker.trace.position
+        return self._tracker.block_tracker.num_read
 
-    def read(self, tokens: Sequence[int]) -> None:
+    def feed(self, tokens: Sequence[int]) -> None:
         """Follow the next tokens."""
         for token in tokens:
             self._tracker.push(token)
@@ -43,7 +43,7 @@ class RequestForcing:
         """
         token = self._token()
         if token is None and self._settings.draws is not None:
-            token = self._settings.draws(self.known - prompt, logits)
+            token = self._settings.draws(self.num_tokens_fed - prompt, logits)
         if token is None:
             return logits
         alone = torch.full_like(logits, -torch.inf)
@@ -51,7 +51,7 @@ class RequestForcing:
         return alone
 
     def _token(self) -> int | None:
-        trace, most = self._tracker.trace, self._settings.max_block_tokens
+        trace, most = self._tracker.block_tracker, self._settings.max_block_tokens
         if most is not None and trace.in_block and trace.block_tokens >= most:
             return self._settings.markup.block_end
         forced: int | None = self._settings.harness(self._tracker) if self._settings.harness else None
@@ -65,10 +65,10 @@ class ForcedTokens(AdapterLogitsProcessor, LogitsProcessor):
     runner makes it with a device and asks it row by row; the V2 runner makes it with its request states.
     """
 
-    ahead = rereading = False
+    async_scheduling = recomputes = False
 
     def __init__(self, vllm_config: Any, *where: Any) -> None:
-        self._settings = Settings.of(vllm_config)
+        self._settings = ServingSettings.from_vllm_config(vllm_config)
         if len(where) == 2:
             AdapterLogitsProcessor.__init__(self, vllm_config, *where)
         else:
@@ -79,7 +79,9 @@ class ForcedTokens(AdapterLogitsProcessor, LogitsProcessor):
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Refuse a request whose overrides are wrong or cannot be met; vLLM calls this before it queues the request."""
         asked = (sampling_params.prompt_logprobs, getattr(sampling_params, "prompt_logprob_token_ids", None))
-        check_overrides(sampling_params.extra_args, cls.ahead, cls.rereading, any(one is not None for one in asked))
+        check_overrides(
+            sampling_params.extra_args, cls.async_scheduling, cls.recomputes, any(one is not None for one in asked)
+        )
 
     def is_argmax_invariant(self) -> bool:
         """Return False: it changes which token greedy decoding takes."""
@@ -88,13 +90,13 @@ class ForcedTokens(AdapterLogitsProcessor, LogitsProcessor):
     def new_req_logits_processor(self, params: SamplingParams) -> Callable[..., Tensor] | None:
         """V1: return the processor of a request that has something to force, else None."""
         settings = self._settings.with_overrides(params.extra_args)
-        if not settings.forces:
+        if not settings.forces_tokens:
             return None
         forcing = RequestForcing(settings)
 
         def apply(prompt_ids: list[int], output_ids: list[int], logits: Tensor) -> Tensor:
-            known_outputs = forcing.known - len(prompt_ids)
-            forcing.read([*prompt_ids[forcing.known :], *output_ids[max(known_outputs, 0) :]])
+            known_outputs = forcing.num_tokens_fed - len(prompt_ids)
+            forcing.feed([*prompt_ids[forcing.num_tokens_fed :], *output_ids[max(known_outputs, 0) :]])
             return forcing.apply(logits, len(prompt_ids))
 
         return apply
@@ -103,9 +105,9 @@ class ForcedTokens(AdapterLogitsProcessor, LogitsProcessor):
         """V2: a request enters a row, which another request may have left."""
         self._rows.pop(req_idx, None)
         settings = self._settings.with_overrides(sampling_params.extra_args)
-        if settings.forces:
+        if settings.forces_tokens:
             self._rows[req_idx] = RequestForcing(settings)
-        return settings.forces
+        return settings.forces_tokens
 
     def apply(self, logits: Tensor, context: Any = None) -> Tensor:
         """Force tokens in a batch.
@@ -120,20 +122,22 @@ class ForcedTokens(AdapterLogitsProcessor, LogitsProcessor):
         for index, (row, length) in enumerate(zip(context.idx_mapping_np.tolist(), lengths, strict=False)):
             forcing = self._rows.get(row)
             if forcing is not None:
-                forcing.read(self._states.all_token_ids.gpu[row, forcing.known : length].tolist())
+                forcing.feed(self._states.all_token_ids.gpu[row, forcing.num_tokens_fed : length].tolist())
                 prompt = int(self._states.prompt_len.np[row])
-                if forcing.known == length >= prompt:  # otherwise its known tokens are being computed: none is sampled
+                if (
+                    forcing.num_tokens_fed == length >= prompt
+                ):  # otherwise its num_tokens_fed tokens are being computed: none is sampled
                     logits[index] = forcing.apply(logits[index], prompt)
         return logits
 
 
-class ForcedTokensAhead(ForcedTokens):
+class ForcedTokensAsync(ForcedTokens):
     """For an engine that schedules ahead of its tokens."""
 
-    ahead = True
+    async_scheduling = True
 
 
-class ForcedTokensRereading(ForcedTokens):
+class ForcedTokensRecomputing(ForcedTokens):
     """For an engine whose own arm computes some tokens twice, or never."""
 
-    rereading = True
+    recomputes = True

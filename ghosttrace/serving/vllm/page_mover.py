@@ -11,7 +11,7 @@ from ghosttrace.errors import UserError
 from ghosttrace.serving.paging import Compaction
 
 
-def slots(pages: list[int] | Tensor, first: int, stop: int, page_size: int) -> Tensor:
+def slot_mapping(pages: list[int] | Tensor, first: int, stop: int, page_size: int) -> Tensor:
     """Return where slots `first` to `stop` of a request lie: int64[stop - first] of page * page_size + offset."""
     pages = torch.as_tensor(pages)
     numbers = torch.arange(first, stop, device=pages.device)
@@ -46,7 +46,7 @@ class PageMover:
         """Copy slots; all are read before any is written.
 
         Args:
-            source, target: int64[n] each, as `slots` returns them.
+            source, target: int64[n] each, as `slot_mapping` returns them.
         """
         device = self._layers[0][0].kv_cache.device
         source, target = source.to(device), target.to(device)
@@ -67,10 +67,12 @@ class PageMover:
         """
         for turn in range(max(map(len, compactions.values()))):
             now = {name: moves[turn] for name, moves in compactions.items() if len(moves) > turn}
-            now = {name: one for name, one in now.items() if one.first < one.stop and one.first != one.to}
+            now = {name: one for name, one in now.items() if one.start < one.stop and one.start != one.target}
             if now:
-                source = [slots(pages[name], one.first, one.stop, page_size) for name, one in now.items()]
-                target = [slots(pages[name], one.to, one.length, page_size) for name, one in now.items()]
+                source = [slot_mapping(pages[name], one.start, one.stop, page_size) for name, one in now.items()]
+                target = [
+                    slot_mapping(pages[name], one.target, one.slots_after, page_size) for name, one in now.items()
+                ]
                 self.move(torch.cat(source), torch.cat(target))
 
 

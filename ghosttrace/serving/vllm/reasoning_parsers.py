@@ -11,21 +11,21 @@ from vllm.entrypoints.generate.base.protocol import DeltaMessage
 from vllm.reasoning import ReasoningParser
 
 from ghosttrace.law.markup import DELIMITERS, Markup
-from ghosttrace.model.checkpoint import RECORD
+from ghosttrace.model.checkpoint import CONFIG_KEY
 from ghosttrace.serving.reasoning_split import THINK_END, ReasoningSplitter, Segment
-from ghosttrace.serving.vllm import seam_check
+from ghosttrace.serving.vllm import private_api_check
 
 
 class TraceParser(ReasoningParser):
     """What both parsers share; vLLM makes one for each request."""
 
-    wanted: Segment
+    reasoning_segment: Segment
 
     def __init__(self, tokenizer: Any, *args: Any, **kwargs: Any) -> None:
-        seam_check.check("reasoning")
+        private_api_check.check_component("reasoning")
         super().__init__(tokenizer, *args, **kwargs)
         config = getattr(self._model_config, "hf_config", None)
-        spelled = (getattr(config, RECORD, None) or {}).get("delimiters", {})
+        spelled = (getattr(config, CONFIG_KEY, None) or {}).get("delimiters", {})
         self._delimiters = [spelled.get(name, f"<|{name}|>") for name in DELIMITERS]
         self._end = self.vocab.get(THINK_END)
         names = dict(zip(DELIMITERS, self._delimiters, strict=True))
@@ -34,7 +34,7 @@ class TraceParser(ReasoningParser):
 
     def _make_splitter(self) -> ReasoningSplitter:
         special = [*self.model_tokenizer.all_special_tokens, "<think>"]
-        return ReasoningSplitter(self.wanted, self._delimiters, special, thinks=self._end is not None)
+        return ReasoningSplitter(self.reasoning_segment, self._delimiters, special, has_think_end=self._end is not None)
 
     def adjust_request(self, request: Any) -> Any:
         """Keep the delimiters in the text, where the splitter needs them."""
@@ -77,10 +77,10 @@ class TraceParser(ReasoningParser):
 class MementoParser(TraceParser):
     """Returns the text of the mementos as the reasoning."""
 
-    wanted = "memento"
+    reasoning_segment = "memento"
 
 
 class BlockParser(TraceParser):
     """Returns the text of the blocks as the reasoning, erased blocks included."""
 
-    wanted = "block"
+    reasoning_segment = "block"

@@ -4,10 +4,10 @@ from typing import Any
 
 from ghosttrace.errors import UserError
 from ghosttrace.serving.vllm.page_mover import PageMover
-from ghosttrace.serving.vllm.seam_check import check_backend
+from ghosttrace.serving.vllm.private_api_check import check_backend
 
 
-class MovesPages:
+class PageMoverMixin:
     """A mixin that makes the runner's `PageMover` as soon as it has pages."""
 
     _mover: PageMover

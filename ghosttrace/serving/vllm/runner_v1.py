@@ -6,19 +6,19 @@ import numpy as np
 import torch
 
 from ghosttrace.serving.paging import Compaction
-from ghosttrace.serving.vllm.runner_pages import MovesPages
-from ghosttrace.serving.vllm.step_orders import StepOrders
+from ghosttrace.serving.vllm.erasure_metadata import ErasureMetadata
+from ghosttrace.serving.vllm.runner_pages import PageMoverMixin
 
 
-class ErasureV1(MovesPages):
+class ErasingRunnerMixinV1(PageMoverMixin):
     """Mixin for `GPUModelRunner` or `CPUModelRunner`."""
 
-    _orders = StepOrders()
+    _erasure_metadata = ErasureMetadata()
 
     def _update_states(self: Any, scheduler_output: Any) -> Any:
-        self._orders = StepOrders.of(scheduler_output)
-        if self._orders.compactions:
-            self._compact(self._orders.compactions)
+        self._erasure_metadata = ErasureMetadata.from_scheduler_output(scheduler_output)
+        if self._erasure_metadata.compactions:
+            self._compact(self._erasure_metadata.compactions)
         return super()._update_states(scheduler_output)  # type: ignore[misc]
 
     def _compact(self: Any, compactions: dict[str, list[Compaction]]) -> None:
@@ -26,7 +26,7 @@ class ErasureV1(MovesPages):
         pages = {name: self.requests[name].block_ids[0] for name in compactions}
         self._mover.compact(pages, compactions, size)
         for name, moves in compactions.items():
-            del pages[name][-(-moves[-1].length // size) :]
+            del pages[name][-(-moves[-1].slots_after // size) :]
             row = self.input_batch.req_id_to_index.get(name)
             if row is not None:
                 self.input_batch.block_table.add_row(self.requests[name].block_ids, row)
@@ -34,11 +34,11 @@ class ErasureV1(MovesPages):
     def _prepare_inputs(self: Any, scheduler_output: Any, num_scheduled_tokens: np.ndarray) -> Any:
         """Prepare a step, then count sequence lengths and the slot mapping in slots."""
         prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)  # type: ignore[misc]
-        if not self._orders.erased:
+        if not self._erasure_metadata.erased:
             return prepared
         count, total = self.input_batch.num_reqs, scheduler_output.total_num_scheduled_tokens
         names = self.input_batch.req_ids[:count]
-        erased = torch.tensor([self._orders.erased.get(name, 0) for name in names], dtype=torch.int32)
+        erased = torch.tensor([self._erasure_metadata.erased.get(name, 0) for name in names], dtype=torch.int32)
         self.optimistic_seq_lens_cpu[:count] -= erased
         on_device = erased.to(self.device, non_blocking=True)
         if self.seq_lens.data_ptr() != self.optimistic_seq_lens_cpu.data_ptr():
@@ -46,8 +46,8 @@ class ErasureV1(MovesPages):
         rows = self.req_indices.gpu[:total].long()
         slots = self.positions[:total] - on_device[rows]
         self.input_batch.block_table.compute_slot_mapping(count, self.query_start_loc.gpu[: count + 1], slots)
-        if self._orders.renumbered:
-            closed = torch.tensor([name in self._orders.renumbered for name in names])
+        if self._erasure_metadata.renumbered:
+            closed = torch.tensor([name in self._erasure_metadata.renumbered for name in names])
             closed = closed.to(self.device, non_blocking=True)
             self.positions[:total] = torch.where(closed[rows], slots, self.positions[:total])
         return prepared

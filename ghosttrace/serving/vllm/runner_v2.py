@@ -6,48 +6,48 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ghosttrace.serving.vllm.runner_pages import MovesPages
-from ghosttrace.serving.vllm.step_orders import StepOrders
+from ghosttrace.serving.vllm.erasure_metadata import ErasureMetadata
+from ghosttrace.serving.vllm.runner_pages import PageMoverMixin
 
 
-class ErasureV2(MovesPages):
+class ErasingRunnerMixinV2(PageMoverMixin):
     """Mixin for the V2 `GPUModelRunner` or `CPUModelRunner`."""
 
-    _orders = StepOrders()
+    _erasure_metadata = ErasureMetadata()
     _erased: tuple[Tensor, Tensor] | None = None  # of the current batch: on the device, and on the host
     _positions: Tensor | None = None  # of the current batch before they were closed up
 
     def update_requests(self: Any, scheduler_output: Any) -> None:
         """Carry out the step's compactions and jumps, then update requests as vLLM does."""
-        self._orders = StepOrders.of(scheduler_output)
-        if self._orders.compactions:
+        self._erasure_metadata = ErasureMetadata.from_scheduler_output(scheduler_output)
+        if self._erasure_metadata.compactions:
             self._compact()
         states = self.req_states
-        for name, (position, known) in self._orders.jumps.items():
+        for name, (position, known) in self._erasure_metadata.jumps.items():
             row = states.req_id_to_index[name]
             states.num_computed_tokens.stage_write_elem(row, position)
             states.prefill_len.np[row] = known  # tokens that are computed again count as prefill
-        if self._orders.jumps:
+        if self._erasure_metadata.jumps:
             states.num_computed_tokens.apply_write()
             states.prefill_len.copy_to_uva()
         super().update_requests(scheduler_output)  # type: ignore[misc]
 
     def _compact(self: Any) -> None:
-        size, compactions = self.page_size(), self._orders.compactions
+        size, compactions = self.page_size(), self._erasure_metadata.compactions
         rows = {name: self.req_states.req_id_to_index[name] for name in compactions}
         pages = {name: self.block_tables.block_tables[0].gpu[row] for name, row in rows.items()}
         self._mover.compact(pages, compactions, size)
         for name, moves in compactions.items():
-            self.block_tables.num_blocks.np[0, rows[name]] = -(-moves[-1].length // size)
+            self.block_tables.num_blocks.np[0, rows[name]] = -(-moves[-1].slots_after // size)
 
     def prepare_attn(self: Any, input_batch: Any) -> Any:
         """Prepare attention with sequence lengths and the slot mapping counted in slots."""
         self._erased = self._positions = None
         names = input_batch.req_ids
-        if not any(name in self._orders.erased for name in names):
+        if not any(name in self._erasure_metadata.erased for name in names):
             return super().prepare_attn(input_batch)  # type: ignore[misc]
         count, total = input_batch.num_reqs, input_batch.num_tokens
-        on_host = torch.tensor([self._orders.erased.get(name, 0) for name in names], dtype=torch.int32)
+        on_host = torch.tensor([self._erasure_metadata.erased.get(name, 0) for name in names], dtype=torch.int32)
         on_device = on_host.to(self.device, non_blocking=True)
         self._erased = on_device, on_host
         input_batch.seq_lens[:count] -= on_device
@@ -58,9 +58,9 @@ class ErasureV2(MovesPages):
         input_batch.positions = slots
         prepared = super().prepare_attn(input_batch)  # type: ignore[misc]
         input_batch.positions = positions
-        if self._orders.renumbered:
+        if self._erasure_metadata.renumbered:
             self._positions = positions[:total].clone()
-            closed = torch.tensor([name in self._orders.renumbered for name in names])
+            closed = torch.tensor([name in self._erasure_metadata.renumbered for name in names])
             closed = torch.repeat_interleave(closed.to(self.device, non_blocking=True), lengths, output_size=total)
             positions[:total] = torch.where(closed, slots[:total], positions[:total])
         return prepared

@@ -19,12 +19,12 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
 from ghosttrace.serving import metrics
-from ghosttrace.serving.paging import Compaction, Paging
-from ghosttrace.serving.settings import Settings
-from ghosttrace.serving.vllm import seam_check
+from ghosttrace.serving.paging import Compaction, SlotTracker
+from ghosttrace.serving.settings import ServingSettings
+from ghosttrace.serving.vllm import private_api_check
 from ghosttrace.serving.vllm.engine_checks import check_engine, check_pages
+from ghosttrace.serving.vllm.erasure_metadata import ErasureMetadata
 from ghosttrace.serving.vllm.kv_cache_manager import ErasingKVCacheManager
-from ghosttrace.serving.vllm.step_orders import StepOrders
 
 logger = logging.getLogger("vllm.ghosttrace")
 
@@ -34,21 +34,21 @@ class ErasingSchedulerBase(Scheduler):
 
     Attributes:
         settings: the engine's law.
-        pagings: by request id, the slots of every request.
+        slot_trackers: by request id, the slots of every request.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        seam_check.check("scheduler")
+        private_api_check.check_component("scheduler")
         super().__init__(*args, **kwargs)
-        self.settings = Settings.of(self.vllm_config)
+        self.settings = ServingSettings.from_vllm_config(self.vllm_config)
         check_engine(self.vllm_config, isinstance(self, AsyncScheduler), self.settings)
         check_pages(self.kv_cache_config)
-        self.pagings: dict[str, Paging] = {}
+        self.slot_trackers: dict[str, SlotTracker] = {}
         self._compactions: dict[str, list[Compaction]] = {}
         self._jumps: dict[str, tuple[int, int]] = {}
         manager: Any = self.kv_cache_manager
-        manager.__class__ = ErasingKVCacheManager  # seams.py says why
-        manager.pagings = self.pagings
+        manager.__class__ = ErasingKVCacheManager  # private_api.py says why
+        manager.slot_trackers = self.slot_trackers
 
     def add_request(self, request: Request) -> None:
         """Add a request under the law that it asks for.
@@ -59,62 +59,66 @@ class ErasingSchedulerBase(Scheduler):
         if request.resumable:
             logger.error("%s: a prompt in pieces takes tokens back: send it whole", request.request_id)
             self.encoder_cache_mismatch_reqs.add(request.request_id)  # the set of requests that end in an error
-        if request.request_id not in self.pagings:
+        if request.request_id not in self.slot_trackers:
             params = request.sampling_params
             settings = self.settings.with_overrides(params.extra_args if params else None)
-            self.pagings[request.request_id] = settings.paging()
+            self.slot_trackers[request.request_id] = settings.make_slot_tracker()
         super().add_request(request)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Carry out the erasures that are due, schedule, and attach the workers' orders to the output."""
         for request in self.running:
-            self._settle(request)
-        metrics.ALIVE.set(sum(one.num_computed_tokens - self.pagings[one.request_id].erased for one in self.running))
+            self._apply_erasures(request)
+        metrics.ALIVE_TOKENS.set(
+            sum(one.num_computed_tokens - self.slot_trackers[one.request_id].erased for one in self.running)
+        )
         output = super().schedule(*args, **kwargs)
-        scheduled = {name: self.pagings[name] for name in output.num_scheduled_tokens}
-        output.ghosttrace = StepOrders(
+        scheduled = {name: self.slot_trackers[name] for name in output.num_scheduled_tokens}
+        output.ghosttrace = ErasureMetadata(
             compactions=self._compactions,
-            erased={name: paging.erased for name, paging in scheduled.items() if paging.erased},
-            renumbered=frozenset(name for name, paging in scheduled.items() if paging.arm == "restart-renumbered"),
+            erased={name: slot_tracker.erased for name, slot_tracker in scheduled.items() if slot_tracker.erased},
+            renumbered=frozenset(
+                name for name, slot_tracker in scheduled.items() if slot_tracker.arm == "restart-renumbered"
+            ),
             jumps=self._jumps,
         )
         self._compactions, self._jumps = {}, {}
         return output
 
-    def _settle(self, request: Request) -> None:
-        name, paging = request.request_id, self.pagings[request.request_id]
-        paging.read(request._all_token_ids)
-        if not paging.erases:
+    def _apply_erasures(self, request: Request) -> None:
+        name, slot_tracker = request.request_id, self.slot_trackers[request.request_id]
+        slot_tracker.update(request._all_token_ids)
+        if not slot_tracker.has_erasures:
             return
-        before = paging.erased
-        position, compactions = paging.settle(request.num_computed_tokens)
+        before = slot_tracker.erased
+        position, compactions = slot_tracker.apply_erasures(request.num_computed_tokens)
         if position != request.num_computed_tokens:
             request.num_computed_tokens, self._jumps[name] = position, (position, request.num_tokens)
         if compactions:
-            metrics.ERASED.inc(paging.erased - before)
+            metrics.ERASED_TOKENS.inc(slot_tracker.erased - before)
             self._compactions.setdefault(name, []).extend(compactions)
-            metrics.FREED.inc(self.kv_cache_manager.truncate(name, compactions[-1].length))
+            metrics.FREED_PAGES.inc(self.kv_cache_manager.truncate(name, compactions[-1].slots_after))
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """Shorten a chunk as vLLM does, and then to the next erasure."""
         tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
-        paging = self.pagings[request.request_id]
-        paging.read(request._all_token_ids)
-        limit = paging.limit(num_computed_tokens)
-        return tokens if limit is None else min(tokens, limit - num_computed_tokens)
+        slot_tracker = self.slot_trackers[request.request_id]
+        slot_tracker.update(request._all_token_ids)
+        chunk_limit = slot_tracker.chunk_limit(num_computed_tokens)
+        return tokens if chunk_limit is None else min(tokens, chunk_limit - num_computed_tokens)
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super()._preempt_request(request, *args, **kwargs)
-        self.pagings[request.request_id].clear()
-        self._drop_orders(request)
+        self.slot_trackers[request.request_id].clear()
+        self._drop_pending_erasures(request)
 
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)
-        paging = self.pagings.pop(request.request_id)
-        metrics.count_finished(len(paging.tracker.blocks), request.num_computed_tokens, paging.erased)
-        self._drop_orders(request)
+        slot_tracker = self.slot_trackers.pop(request.request_id)
+        metrics.count_finished(len(slot_tracker.tracker.blocks), request.num_computed_tokens, slot_tracker.erased)
+        self._drop_pending_erasures(request)
 
-    def _drop_orders(self, request: Request) -> None:
+    def _drop_pending_erasures(self, request: Request) -> None:
         """Drop orders for a cache that no longer exists."""
         self._compactions.pop(request.request_id, None)
         self._jumps.pop(request.request_id, None)

@@ -10,13 +10,13 @@ from typing import Any
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import load_tokenizer
 from ghosttrace.serving.prompt_guard import TOKENS_VARIABLE, special_tokens
-from ghosttrace.serving.settings import KEY, Settings
+from ghosttrace.serving.settings import CONFIG_KEY, ServingSettings
 from ghosttrace.serving.vllm.engine_args import engine_args
 
-OWN = ("--model", "--scheduler-cls", "--worker-cls", "--additional-config", "--logits-processors")
+RESERVED_FLAGS = ("--model", "--scheduler-cls", "--worker-cls", "--additional-config", "--logits-processors")
 """Flags of `vllm serve` that this command sets."""
 
-REFUSED = {
+REFUSED_FLAGS = {
     "--speculative-config": "tokens that may yet be rejected cannot erase anything",
     "--kv-transfer-config": "pages that have been compacted cannot be handed out",
     "--tokenizer": "the law reads the delimiters from the model's own",
@@ -36,30 +36,30 @@ def check_flags(flags: Sequence[str]) -> None:
         UserError: one of them is among the flags.
     """
     for name in (flag.partition("=")[0].replace("_", "-") for flag in flags):
-        if name in OWN:
+        if name in RESERVED_FLAGS:
             raise UserError(f"{name} is set by ghosttrace serve: leave it out")
-        if name in REFUSED:
-            raise UserError(f"{REFUSED[name]}: leave out {name}")
+        if name in REFUSED_FLAGS:
+            raise UserError(f"{REFUSED_FLAGS[name]}: leave out {name}")
 
 
 def server_command(
-    model: str, host: str, port: int, passed_on: Sequence[str], **settings: Any
+    model: str, host: str, port: int, vllm_flags: Sequence[str], **settings: Any
 ) -> tuple[list[str], dict[str, str]]:
     """Return the command of `vllm serve` for a model, and what its environment needs besides.
 
     Args:
         model: a bundled name, a folder or a hub id; also the name that clients ask for.
         host, port: address to listen on.
-        passed_on: further flags of `vllm serve`.
+        vllm_flags: further flags of `vllm serve`.
         settings: of `engine_args`.
 
     Raises:
         UserError: see `engine_args`, `special_tokens` and `check_flags`.
     """
-    check_flags(passed_on)
+    check_flags(vllm_flags)
     arguments = engine_args(model, **settings)
     settings_dict = arguments["additional_config"]
-    tokens = special_tokens(load_tokenizer(model), Settings.from_dict(settings_dict[KEY]).markup)
+    tokens = special_tokens(load_tokenizer(model), ServingSettings.from_dict(settings_dict[CONFIG_KEY]).markup)
     flags = ["--scheduler-cls", arguments["scheduler_cls"], "--worker-cls", arguments["worker_cls"]]
     flags += ["--logits-processors", *arguments["logits_processors"]]
     flags += ["--additional-config", json.dumps(settings_dict)]
@@ -67,7 +67,7 @@ def server_command(
     flags += ["--host", host, "--port", str(port)]
     if arguments["async_scheduling"] is not None:
         flags.append("--async-scheduling" if arguments["async_scheduling"] else "--no-async-scheduling")
-    command = [sys.executable, "-m", *_server_module(), arguments["model"], *flags, *passed_on]
+    command = [sys.executable, "-m", *_server_module(), arguments["model"], *flags, *vllm_flags]
     return command, {TOKENS_VARIABLE: json.dumps(tokens)}
 
 

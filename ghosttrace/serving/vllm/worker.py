@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.platforms import current_platform
 
-from ghosttrace.serving.vllm import seam_check
+from ghosttrace.serving.vllm import private_api_check
 
 if TYPE_CHECKING or not current_platform.is_cpu():
     from vllm.v1.worker.gpu_worker import Worker
@@ -17,7 +17,7 @@ class ErasingWorker(Worker):
 
     def init_device(self) -> None:
         """Set up the device and the erasing model runner."""
-        seam_check.check("worker")
+        private_api_check.check_component("worker")
         super().init_device()
         if current_platform.is_cpu():  # vLLM's CPU worker makes its runner in `init_device`, without the hook below
             self.model_runner = self._make_model_runner()
@@ -35,19 +35,19 @@ def runner_class(v2: bool, cpu: bool) -> Any:
         cpu: the platform is a CPU.
     """
     if v2:
-        seam_check.check("runner_v2")
-        from ghosttrace.serving.vllm.runner_v2 import ErasureV2
+        private_api_check.check_component("runner_v2")
+        from ghosttrace.serving.vllm.runner_v2 import ErasingRunnerMixinV2
 
         if cpu:
             from vllm.v1.worker.cpu.model_runner import CPUModelRunner as RunnerV2
         else:
             from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
-        return type("ErasingModelRunnerV2", (ErasureV2, RunnerV2), {})
-    seam_check.check("runner")
-    from ghosttrace.serving.vllm.runner_v1 import ErasureV1
+        return type("ErasingModelRunnerV2", (ErasingRunnerMixinV2, RunnerV2), {})
+    private_api_check.check_component("runner")
+    from ghosttrace.serving.vllm.runner_v1 import ErasingRunnerMixinV1
 
     if cpu:
         from vllm.v1.worker.cpu_model_runner import CPUModelRunner as Runner
     else:
         from vllm.v1.worker.gpu_model_runner import GPUModelRunner as Runner
-    return type("ErasingModelRunner", (ErasureV1, Runner), {})
+    return type("ErasingModelRunner", (ErasingRunnerMixinV1, Runner), {})

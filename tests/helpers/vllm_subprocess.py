@@ -1,4 +1,4 @@
-"""vLLM in a process of its own: `python tests/helpers/vllm_apart.py FOLDER ARM (v2 | tensor | pipeline)`.
+"""vLLM in a process of its own: `python tests/helpers/vllm_subprocess.py FOLDER ARM (v2 | tensor | pipeline)`.
 
 `v2` is the V2 model runner under Triton's interpreter; the others are two processes of workers. Prints the
 largest difference to the reference, the one to full attention, and how many requests were preempted.
@@ -31,9 +31,19 @@ from ghosttrace.ablation.arms import ARMS
 from ghosttrace.law.expiry import Policy
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.sampling import Sampling
-from ghosttrace.serving.settings import PREFIX
-from ghosttrace.serving.vllm.backend import Draws
-from helpers.engines import Script, ask, furthest, make_model, masked, scheduler, serving, session, workload
+from ghosttrace.serving.settings import OVERRIDE_PREFIX
+from ghosttrace.serving.vllm.backend import SharedNoiseSampler
+from helpers.engines import (
+    Script,
+    generate_logprobs,
+    make_model,
+    masked,
+    max_difference,
+    scheduler,
+    serving,
+    session,
+    workload,
+)
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "v2": {"pages": 17},
@@ -51,7 +61,7 @@ def draw(llm: Any, checkpoint: Checkpoint, scripts: Sequence[Script]) -> bool:
             temperature=0,
             ignore_eos=True,
             detokenize=False,
-            extra_args={PREFIX + "draws": Draws((0, number), how)},
+            extra_args={OVERRIDE_PREFIX + "draws": SharedNoiseSampler((0, number), how)},
         )
         for number in range(len(scripts))
     ]
@@ -72,14 +82,14 @@ def main() -> None:
         before = planner._preempt_request
         planner._preempt_request = lambda *args, **kwargs: (preempted.append(args[0]), before(*args, **kwargs))[1]
         runners = llm.collective_rpc(lambda worker: [base.__module__ for base in type(worker.model_runner).__mro__])
-        found = ask(llm, scripts)
+        found = generate_logprobs(llm, scripts)
         drawn = draw(llm, checkpoint, scripts[:4]) if KIND == "v2" and ARM == "memento" else True
     law = checkpoint.policy
     expected = masked(checkpoint, scripts, law) if ARM == "memento" else session(checkpoint, scripts, ARMS[ARM]())
     report = {
         "runners": runners,
-        "worst": furthest(found, expected),
-        "full": furthest(found, masked(checkpoint, scripts, Policy(law.mask_delimiters, -1))),
+        "worst": max_difference(found, expected),
+        "full": max_difference(found, masked(checkpoint, scripts, Policy(law.mask_delimiters, -1))),
         "preempted": len(preempted),
         "drawn": drawn,
     }

@@ -6,7 +6,7 @@ from ghosttrace.serving.paging import Compaction
 
 
 @dataclass(frozen=True)
-class StepOrders:
+class ErasureMetadata:
     """Erasure in one step of the engine; every mapping is by request id.
 
     Attributes:
@@ -22,7 +22,7 @@ class StepOrders:
     jumps: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, scheduler_output: object) -> "StepOrders":
+    def from_scheduler_output(cls, scheduler_output: object) -> "ErasureMetadata":
         """Return the orders of a `SchedulerOutput`; vLLM's own outputs, such as those of warm-up, carry none."""
-        orders: StepOrders = getattr(scheduler_output, "ghosttrace", cls())
+        orders: ErasureMetadata = getattr(scheduler_output, "ghosttrace", cls())
         return orders

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from ghosttrace.data.read import TraceText, encode
+from ghosttrace.data.read import TraceText, tokenize_trace
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.law.expiry import Policy
 from ghosttrace.law.markup import DELIMITERS, Markup, find_blocks
@@ -63,7 +63,7 @@ def trace(at: Checkpoint, name: str, blocks: list[str], mementos: str = "Result 
     )
     text = TraceText("What is 6 x 7?", f"<think>\n{pairs}</think>\nThe answer is 42.")
     spelled = {name: f"<|{name}|>" for name in DELIMITERS}
-    return TokenTrace("test", name, *encode(text, at.tokenizer, "qwen3", spelled))
+    return TokenTrace("test", name, *tokenize_trace(text, at.tokenizer, "qwen3", spelled))
 
 
 def pairs_of(at: Checkpoint, ids: Any) -> list[Any]:

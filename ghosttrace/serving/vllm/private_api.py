@@ -1,7 +1,7 @@
 """Every private or unstable name of vLLM that GhostTrace overrides, calls or reads, as plain data.
 
 vLLM does not promise to keep any of these. The tables record them for each version that GhostTrace was written for.
-`seam_check.py` compares them with the installed version before an engine starts; `experiments/check_vllm_sources.py`
+`private_api_check.py` compares them with the installed version before an engine starts; `experiments/check_vllm_sources.py`
 compares them with the sources of any version, without importing it.
 
 The model runner is made by `Worker._make_model_runner`, which vLLM lets subclasses override. The page manager has no
@@ -12,22 +12,22 @@ its own methods.
 
 from typing import Literal, NamedTuple
 
-VERSIONS = ("0.32", "0.33")
-INSTALL = "install a version that was tried, with `pip install 'vllm>=0.32,<0.34'`"
-Part = Literal["scheduler", "worker", "runner", "runner_v2", "reasoning"]
+SUPPORTED_VERSIONS = ("0.32", "0.33")
+INSTALL_HINT = "install a version that was tried, with `pip install 'vllm>=0.32,<0.34'`"
+Component = Literal["scheduler", "worker", "runner", "runner_v2", "reasoning"]
 
 
-class Seam(NamedTuple):
+class PrivateName(NamedTuple):
     """One name of vLLM.
 
     Attributes:
-        part: the part of GhostTrace that depends on it.
+        component: the component of GhostTrace that depends on it.
         module, owner: where it is, and its class.
         name: of the method or the attribute.
         parameters: names of a method's parameters in order; None for an attribute.
     """
 
-    part: Part
+    component: Component
     module: str
     owner: str
     name: str
@@ -39,7 +39,7 @@ class Seam(NamedTuple):
         return f"{self.module}.{self.owner}.{self.name}{shown}"
 
 
-METHODS: dict[Part, dict[str, dict[str, str]]] = {
+METHOD_PARAMETERS: dict[Component, dict[str, dict[str, str]]] = {
     "scheduler": {
         "vllm.v1.core.sched.scheduler.Scheduler": {
             "__init__": "self vllm_config kv_cache_config structured_output_manager block_size hash_block_size "
@@ -126,7 +126,7 @@ METHODS: dict[Part, dict[str, dict[str, str]]] = {
 }
 """Parameters of each method in vLLM 0.32, by part and class."""
 
-CHANGED: dict[str, dict[str, str]] = {
+CHANGED_PARAMETERS: dict[str, dict[str, str]] = {
     "0.33": {
         "vllm.v1.core.kv_cache_manager.KVCacheManager.get_computed_blocks": "self request max_cache_hit_length",
         "vllm.v1.worker.gpu.block_table.BlockTables.gather_block_tables": "self idx_mapping num_reqs_padded out "
@@ -135,7 +135,7 @@ CHANGED: dict[str, dict[str, str]] = {
 }
 """Parameters that a later version has changed."""
 
-ATTRIBUTES: dict[Part, dict[str, str]] = {
+ATTRIBUTES: dict[Component, dict[str, str]] = {
     "scheduler": {
         "vllm.v1.core.sched.scheduler.Scheduler": "vllm_config kv_cache_config kv_cache_manager running "
         "encoder_cache_mismatch_reqs",
@@ -179,21 +179,21 @@ ATTRIBUTES: dict[Part, dict[str, str]] = {
 }
 """Attributes that are read or written, by part and class: the same in all versions."""
 
-KV_UPDATE = ("self", "layer", "key", "value", "kv_cache", "slot_mapping")
+KV_UPDATE_PARAMETERS = ("self", "layer", "key", "value", "kv_cache", "slot_mapping")
 """Parameters of `do_kv_cache_update`, which every attention backend has and `PageMover` calls."""
 
 
-def table(version: str) -> list[Seam]:
-    """Return the seams of a version in `VERSIONS`."""
-    changed, found = CHANGED.get(version, {}), list[Seam]()
-    for part, classes in METHODS.items():
+def private_names(version: str) -> list[PrivateName]:
+    """Return the seams of a version in `SUPPORTED_VERSIONS`."""
+    changed, found = CHANGED_PARAMETERS.get(version, {}), list[PrivateName]()
+    for part, classes in METHOD_PARAMETERS.items():
         for path, methods in classes.items():
             module, _, owner = path.rpartition(".")
             for name, parameters in methods.items():
                 words = changed.get(f"{path}.{name}", parameters).split()
-                found.append(Seam(part, module, owner, name, tuple(words)))
+                found.append(PrivateName(part, module, owner, name, tuple(words)))
     for part, attributes in ATTRIBUTES.items():
         for path, names in attributes.items():
             module, _, owner = path.rpartition(".")
-            found += [Seam(part, module, owner, name, None) for name in names.split()]
+            found += [PrivateName(part, module, owner, name, None) for name in names.split()]
     return found

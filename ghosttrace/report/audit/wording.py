@@ -10,14 +10,14 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
-LEAK, UNDECIDED, WITHIN, CLEAR = "leak", "undecided", "within the limit", "not detected"
-ORDER = (LEAK, UNDECIDED, WITHIN, CLEAR)
-BITS = ("bits", "exposure bits")
-SHARES = ("AUC", "TPR", "rate")
+LEAK, UNDECIDED, WITHIN_LIMIT, NOT_DETECTED = "leak", "undecided", "within the limit", "not detected"
+STATE_ORDER = (LEAK, UNDECIDED, WITHIN_LIMIT, NOT_DETECTED)
+BIT_UNITS = ("bits", "exposure bits")
+RATE_UNITS = ("AUC", "TPR", "rate")
 KV = {"k": "keys", "v": "values", "kv": "keys and values", "hidden": "hidden states"}
 
 
-CONDITIONS = {
+CONTROL_EXPECTATIONS = {
     "text": "what the text alone tells: the baseline of every attack",
     "causal": "states from before the secret: nothing can be found",
     "shuffled": "secrets dealt out again at random: nothing can be found",
@@ -27,13 +27,13 @@ CONDITIONS = {
 """The controls that every audit needs, and what each of them must show."""
 
 
-def judged(summary: Row) -> list[tuple[str, Row]]:
+def judged_rows(summary: Row) -> list[tuple[str, Row]]:
     """The rows that decide the verdict, each with its state as the gate recorded it, surest leaks first."""
     found = [(row["state"], row) for row in summary["results"] if row["state"] is not None]
-    return sorted(found, key=lambda pair: (ORDER.index(pair[0]), -_or_zero(pair[1]["low"])))
+    return sorted(found, key=lambda pair: (STATE_ORDER.index(pair[0]), -_or_zero(pair[1]["low"])))
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """A measure with about three digits."""
     if value is None:
         return "–"
@@ -46,18 +46,22 @@ def bits(value: float | None) -> str:
     return "– bits" if value is None else f"{value:.3g} bits".replace("-", "−")
 
 
-def span(row: Row) -> str:
+def interval_text(row: Row) -> str:
     """The interval of a row, in brackets."""
-    return "" if row["low"] is None and row["high"] is None else f"[{number(row['low'])}, {number(row['high'])}]"
+    return (
+        ""
+        if row["low"] is None and row["high"] is None
+        else f"[{format_number(row['low'])}, {format_number(row['high'])}]"
+    )
 
 
-def measured(row: Row) -> str:
+def estimate_text(row: Row) -> str:
     """The estimate of a row with its interval and unit."""
-    value = f"{number(row['estimate'])} {span(row)}".strip()
-    return f"{value} {row['unit']}" if row["unit"] in BITS else f"{row['unit']} {value}"
+    value = f"{format_number(row['estimate'])} {interval_text(row)}".strip()
+    return f"{value} {row['unit']}" if row["unit"] in BIT_UNITS else f"{row['unit']} {value}"
 
 
-def place(row: Row) -> str:
+def location_text(row: Row) -> str:
     """Where in the cache a row was measured; empty for what has no place there."""
     parts = [row["carrier"]]
     if row["layer"]:
@@ -71,15 +75,15 @@ def title(attack: str, summary: Row) -> str:
     return str(summary["attacks"][attack]["title"])
 
 
-def finding(row: Row, summary: Row) -> str:
+def finding_sentence(row: Row, summary: Row) -> str:
     """One row as a sentence."""
-    aside = "; ".join(part for part in (place(row), row["note"]) if part)
-    return f"{title(row['attack'], summary)}: {measured(row)} of {row['secret']}{f' ({aside})' if aside else ''}."
+    aside = "; ".join(part for part in (location_text(row), row["note"]) if part)
+    return f"{title(row['attack'], summary)}: {estimate_text(row)} of {row['secret']}{f' ({aside})' if aside else ''}."
 
 
 def by_threat(summary: Row) -> list[dict[str, Any]]:
     """For each threat model: name, summary, attacks, state (None: not judged) and what was found, a sentence."""
-    rows = judged(summary)
+    rows = judged_rows(summary)
     return [
         {**threat, **_outcome(threat["name"], [pair for pair in rows if pair[1]["threat"] == threat["name"]], summary)}
         for threat in summary["threats"]
@@ -96,17 +100,17 @@ def _outcome(threat: str, rows: Sequence[tuple[str, Row]], summary: Row) -> dict
     same = [row for said, row in rows if said == first]
     if first == LEAK:
         more = {1: "", 2: " One more such row is below."}.get(len(same), f" {len(same) - 1} more such rows are below.")
-        return {"state": LEAK, "found": finding(same[0], summary) + more}
+        return {"state": LEAK, "found": finding_sentence(same[0], summary) + more}
     widest = max(same, key=lambda row: float("inf") if row["high"] is None else row["high"])
-    if first in (WITHIN, CLEAR):
+    if first in (WITHIN_LIMIT, NOT_DETECTED):
         ends = [row[name] for _, row in rows for name in ("high", "detectable") if row[name] is not None]
         most = f"at most {bits(max(ends))} a secret by this suite"
-        if first == CLEAR:
-            return {"state": CLEAR, "found": f"Not detected: {most}."}
+        if first == NOT_DETECTED:
+            return {"state": NOT_DETECTED, "found": f"Not detected: {most}."}
         row, limit = same[0], bits(summary["max_leak_bits"])
         what = f"{title(row['attack'], summary)} found {bits(row['estimate'])} of {row['secret']}"
         found = f"{what}, within the {limit} allowed"
-        return {"state": WITHIN, "found": f"{found}; {most}."}
+        return {"state": WITHIN_LIMIT, "found": f"{found}; {most}."}
     most = "No bound was reached" if widest["high"] is None else f"Up to {bits(widest['high'])} cannot be ruled out"
     return {"state": UNDECIDED, "found": f"{most} ({title(widest['attack'], summary).lower()}, {widest['secret']})."}
 
@@ -117,15 +121,15 @@ def _unjudged(threat: str, summary: Row) -> str:
         told = (f"The text alone tells {bits(one['text_bits'])} of {one['name']}." for one in summary["secrets"])
         return " ".join(told)
     rows = [row for row in summary["results"] if row["threat"] == threat and row["condition"] == "open"]
-    return " ".join(finding(row, summary) for row in rows) if rows else "None of its attacks was run."
+    return " ".join(finding_sentence(row, summary) for row in rows) if rows else "None of its attacks was run."
 
 
-def verdict(summary: Row) -> str:
+def verdict_sentence(summary: Row) -> str:
     """The verdict in a sentence, with its full stop."""
     return f"{summary['sentence'].rstrip('.')}."
 
 
-def bounds(summary: Row) -> str:
+def bounds_text(summary: Row) -> str:
     """The limit, the ceiling and the smallest leak that the run could have seen, in sentences."""
     limit, ceiling, least = (summary[name] for name in ("max_leak_bits", "ceiling_bits", "detectable_bits"))
     above = (
@@ -136,7 +140,7 @@ def bounds(summary: Row) -> str:
     seen = "No probe decides, so none was tried on leaks of known size."
     if least is not None:
         seen = f"A linear code of {bits(least)} at one place of the cache would have been seen in 8 of 10 runs."
-    elif any(attack["reads_one_place"] for attack in summary["attacks"].values()):
+    elif any(attack["probes_single_site"] for attack in summary["attacks"].values()):
         seen = "None of the codes put into the sealed cache to try the probes was seen: what they miss is unknown."
     return f"The limit is {bits(limit)} a secret. {seen} {above if summary['valid'] else ''}".rstrip()
 
@@ -148,7 +152,7 @@ def controls(summary: Row) -> list[dict[str, Any]]:
     """
     failed = {failure.partition(":")[0] for failure in summary["failures"]}
     found = []
-    for condition, shows in CONDITIONS.items():
+    for condition, shows in CONTROL_EXPECTATIONS.items():
         rows = [row for row in summary["results"] if row["condition"] == condition]
         held = condition not in failed if rows and (condition != "text" or condition in failed) else None
         kinds: dict[tuple[str, str], list[Row]] = {}
@@ -160,7 +164,7 @@ def controls(summary: Row) -> list[dict[str, Any]]:
     return found
 
 
-def standing(control: Row) -> str:
+def control_status(control: Row) -> str:
     """Whether an entry of `controls` held, in a word or two."""
     if control["held"] is None:
         return "baseline" if control["condition"] == "text" else "not run"

@@ -9,8 +9,8 @@ import pandas as pd
 from ghosttrace.ablation.arms import Arm, Part
 from ghosttrace.bench import Bench
 from ghosttrace.law.expiry import Policy
-from ghosttrace.runs.folder import REFERENCE
-from ghosttrace.stats import estimate, holm, maj_at_k, paired_effect, paired_p, pass_at_k
+from ghosttrace.runs.folder import REFERENCE_ARM
+from ghosttrace.stats import estimate, holm, maj_at_k, paired_effect, paired_p_value, pass_at_k
 
 
 def summarise(samples: pd.DataFrame, bytes_per_token: int) -> pd.DataFrame:
@@ -31,7 +31,7 @@ def summarise(samples: pd.DataFrame, bytes_per_token: int) -> pd.DataFrame:
     for bench, group in samples.groupby("bench", sort=False):
         first = len(rows)
         scores = group.groupby(["arm", "problem"], sort=False)["correct"].mean().unstack("problem")
-        reference = scores.loc[REFERENCE].to_numpy(float)
+        reference = scores.loc[REFERENCE_ARM].to_numpy(float)
         for arm, part in group.groupby("arm", sort=False):
             mine = scores.loc[arm].to_numpy(float)
             accuracy, effect = estimate(mine), paired_effect(mine, reference)
@@ -39,11 +39,11 @@ def summarise(samples: pd.DataFrame, bytes_per_token: int) -> pd.DataFrame:
             row |= {"accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
             row |= {"effect": effect.value, "effect_low": effect.low, "effect_high": effect.high}
             row |= {"better": effect.better, "worse": effect.worse, "detectable": effect.detectable}
-            row |= {"p": None if arm == REFERENCE else paired_p(mine, reference), "p_holm": None}
+            row |= {"p": None if arm == REFERENCE_ARM else paired_p_value(mine, reference), "p_holm": None}
             for name in ("peak_kv", "auc_kv"):
                 tokens = float(part[f"{name}_tokens"].mean())
                 row |= {f"{name}_tokens": tokens, f"{name}_bytes": tokens * bytes_per_token}
-            rows.append(row | {"truncated": int((part["finish"] == "length").sum())} | _followed(part))
+            rows.append(row | {"truncated": int((part["finish"] == "length").sum())} | _swap_answer_shares(part))
         tested = [row for row in rows[first:] if row["p"] is not None]
         for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
             row["p_holm"] = p
@@ -81,7 +81,7 @@ def _majority(problem: pd.DataFrame, k: int) -> float:
     return maj_at_k(votes, problem["correct"].to_numpy(bool), k)
 
 
-def _followed(part: pd.DataFrame) -> dict[str, float | None]:
+def _swap_answer_shares(part: pd.DataFrame) -> dict[str, float | None]:
     """For `swap`: whom the answers follow, among samples in which a memento was swapped.
 
     Where the donor leads to the very answer of the original (nothing was hidden), an unchanged answer
@@ -117,7 +117,7 @@ def failed_controls(
     """
     failures = []
     all_gone = policy.keep_last_n_blocks == 0 and not policy.keep_last_block_for_answer
-    ceilings = {bench.name: bench.ceiling if all_gone and part.whole else None for bench in benches}
+    ceilings = {bench.name: bench.ceiling if all_gone and part.is_whole_cache else None for bench in benches}
     for row in results.to_dict("records"):
         arm = arms[row["arm"]]
         if arm.control and not row["effect_low"] <= 0 <= row["effect_high"]:
@@ -132,5 +132,5 @@ def failed_controls(
 
 def headline_arm(arms: Iterable[Arm]) -> str | None:
     """The arm that the headline of a report is about; None if no arm acts on the channel."""
-    acting = [arm for arm in arms if arm.name != REFERENCE and not arm.control]
+    acting = [arm for arm in arms if arm.name != REFERENCE_ARM and not arm.control]
     return max(acting, key=lambda arm: arm.priority).name if acting else None

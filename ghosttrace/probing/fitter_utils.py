@@ -13,8 +13,10 @@ from torch import Tensor
 
 from ghosttrace.errors import UserError
 
-EXCLUDED = -100.0  # nats: what an offset of -inf becomes, so that a label the text excludes costs much, not everything
-HIGHEST = 4.0  # of alpha: by how much a probe may be sharpened
+EXCLUDED_LOG_PROB = (
+    -100.0
+)  # nats: what an offset of -inf becomes, so that a label the text excludes costs much, not everything
+MAX_CALIBRATION_ALPHA = 4.0  # of alpha: by how much a probe may be sharpened
 
 
 def check_finite(features: Tensor) -> None:
@@ -57,7 +59,7 @@ def base_logits(offset: Tensor | None, n_classes: Sequence[int], device: torch.d
 
     Returns:
         float32[T, C, N], or [T, C, 1] without an offset; classes before samples, which is how
-        the fitters compute. What the offset excludes gets `EXCLUDED` nats.
+        the fitters compute. What the offset excludes gets `EXCLUDED_LOG_PROB` nats.
 
     Raises:
         UserError: the offset holds NaN or +infinity.
@@ -69,7 +71,7 @@ def base_logits(offset: Tensor | None, n_classes: Sequence[int], device: torch.d
     if offset is None:
         base = torch.zeros(len(n_classes), most, 1, device=device)
     else:
-        base = offset.to(device).float().clamp(min=EXCLUDED).transpose(1, 2).contiguous()
+        base = offset.to(device).float().clamp(min=EXCLUDED_LOG_PROB).transpose(1, 2).contiguous()
     return base.masked_fill_(missing[:, :, None], -torch.inf)
 
 
@@ -91,7 +93,7 @@ def cross_entropy(log_probabilities: Tensor, labels: Tensor) -> Tensor:
 
 
 def calibrate(logits: Tensor, labels: Tensor, base: Tensor) -> Tensor:
-    """The alpha in [0, HIGHEST] that minimises the cross-entropy of `softmax(base + alpha * logits)`.
+    """The alpha in [0, MAX_CALIBRATION_ALPHA] that minimises the cross-entropy of `softmax(base + alpha * logits)`.
 
     It is convex in alpha: Newton steps, bisection where they would leave the bracket.
 
@@ -112,7 +114,7 @@ def calibrate(logits: Tensor, labels: Tensor, base: Tensor) -> Tensor:
         mean = (p * logits).sum(-2)
         return (weight * mean).sum(-1) - target, (weight * ((p * logits.square()).sum(-2) - mean.square())).sum(-1)
 
-    low, high = torch.zeros_like(target), torch.full_like(target, HIGHEST)
+    low, high = torch.zeros_like(target), torch.full_like(target, MAX_CALIBRATION_ALPHA)
     alpha = torch.ones_like(target)
     for _ in range(25):
         first, second = slopes(alpha)

@@ -7,7 +7,7 @@ from ghosttrace.law.markup import Markup
 
 BS, BE, SS, SE, HEAD_A, HEAD_B, END = range(1, 8)
 MARKUP = Markup(BS, BE, SS, SE, assistant_header=(HEAD_A, HEAD_B), turn_end=END)
-BARE = Policy(mask_delimiters=True, require_assistant_section=False)
+NO_HEADER_POLICY = Policy(mask_delimiters=True, require_assistant_section=False)
 
 pair = st.lists(st.integers(8, 10), max_size=3).flatmap(
     lambda text: st.lists(st.integers(8, 10), max_size=2).map(lambda memento: [BS, *text, BE, SS, *memento, SE])

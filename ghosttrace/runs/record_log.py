@@ -15,10 +15,10 @@ from typing import Any
 import pyarrow as pa
 
 from ghosttrace.errors import RunWarning
-from ghosttrace.runs.records import Key, Layout, Records
+from ghosttrace.runs.records import RecordKey, RecordLayout, Records
 
 
-class Log(Records):
+class RecordLog(Records):
     """Samples in a file: what was done before is found again.
 
     Args:
@@ -29,10 +29,10 @@ class Log(Records):
         RunWarning: a record cannot be read; its sample is taken again.
     """
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, path: Path, layout: RecordLayout) -> None:
         super().__init__(layout)
         self.path = path
-        self._places: dict[Key, int] = {}
+        self._places: dict[RecordKey, int] = {}
         self._file = path.open("a+b")
         self._file.seek(0)
         end = whole = 0
@@ -47,30 +47,30 @@ class Log(Records):
             end += len(line)
         self._file.truncate(whole)  # what a crash cut short at the end; damage further up stays where it is
 
-    def __contains__(self, key: Key) -> bool:
+    def __contains__(self, key: RecordKey) -> bool:
         return key in self._places
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def keys(self) -> list[Key]:
+    def keys(self) -> list[RecordKey]:
         return list(self._places)
 
-    def get(self, key: Key) -> dict[str, Any]:
+    def get(self, key: RecordKey) -> dict[str, Any]:
         """The row of a sample that is here, read back."""
         with self.path.open("rb") as file:
             file.seek(self._places[key])
             row: dict[str, Any] = json.loads(file.readline())
         return row
 
-    def _keep(self, key: Key, row: dict[str, Any]) -> None:
+    def _keep(self, key: RecordKey, row: dict[str, Any]) -> None:
         place = self._file.seek(0, os.SEEK_END)
         self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
         self._places[key] = place
 
-    def finish(self, order: Iterable[Key], path: Path) -> None:
+    def finish(self, order: Iterable[RecordKey], path: Path) -> None:
         """Write the samples as one Parquet file, which appears complete or not at all, and end the log."""
         self.write(order, path)
         self.close()
@@ -80,7 +80,7 @@ class Log(Records):
         """Close the file, which stays."""
         self._file.close()
 
-    def _read(self, line: bytes) -> Key | None:
+    def _read(self, line: bytes) -> RecordKey | None:
         """The key of a line, None if it is no whole row of the layout."""
         if not line.endswith(b"\n"):
             return None

@@ -13,8 +13,8 @@ import pytest
 
 from experiments.check_vllm_sources import compare, open_sources
 from ghosttrace.errors import UserError
-from ghosttrace.serving.vllm import seam_check
-from ghosttrace.serving.vllm.seams import VERSIONS, Part, Seam, table
+from ghosttrace.serving.vllm import private_api_check
+from ghosttrace.serving.vllm.private_api import SUPPORTED_VERSIONS, Component, PrivateName, private_names
 
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here")
 
@@ -36,9 +36,9 @@ class Scheduler:
 @pytest.fixture(autouse=True)
 def nothing_is_checked_yet() -> Iterator[None]:
     """Clear the cached results before and after every test, because tests replace the table."""
-    seam_check.check.cache_clear()
+    private_api_check.check_component.cache_clear()
     yield
-    seam_check.check.cache_clear()
+    private_api_check.check_component.cache_clear()
 
 
 @pytest.fixture
@@ -49,14 +49,14 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm_like", module)
 
 
-def seam(name: str, parameters: str | None, owner: str = "Scheduler", module: str = "vllm_like") -> Seam:
-    return Seam("scheduler", module, owner, name, None if parameters is None else tuple(parameters.split()))
+def seam(name: str, parameters: str | None, owner: str = "Scheduler", module: str = "vllm_like") -> PrivateName:
+    return PrivateName("scheduler", module, owner, name, None if parameters is None else tuple(parameters.split()))
 
 
 def test_what_is_as_expected_passes(fake: None) -> None:
-    seam_check.check_seam(seam("schedule", "self throttle_prefills urgent"), "0.32.0")
-    seam_check.check_seam(seam("validate", "cls params **more"), "0.32.0")
-    seam_check.check_seam(seam("running", None), "0.32.0")
+    private_api_check.check_name(seam("schedule", "self throttle_prefills urgent"), "0.32.0")
+    private_api_check.check_name(seam("validate", "cls params **more"), "0.32.0")
+    private_api_check.check_name(seam("running", None), "0.32.0")
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,9 @@ def test_what_is_as_expected_passes(fake: None) -> None:
         (seam("waiting", None), "vllm_like.Scheduler.waiting, which is gone"),
     ],
 )
-def test_what_has_moved_is_refused_in_one_sentence(fake: None, moved: Seam, says: str) -> None:
+def test_what_has_moved_is_refused_in_one_sentence(fake: None, moved: PrivateName, says: str) -> None:
     with pytest.raises(UserError) as refused:
-        seam_check.check_seam(moved, "0.32.0")
+        private_api_check.check_name(moved, "0.32.0")
     message = str(refused.value)
     assert message.startswith("vLLM 0.32.0 has moved vllm_") and says in message
     assert message.endswith("install a version that was tried, with `pip install 'vllm>=0.32,<0.34'`")
@@ -83,25 +83,25 @@ def installed(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     module = ModuleType("vllm")
     module.__version__ = version  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", module)
-    seam_check.check.cache_clear()
+    private_api_check.check_component.cache_clear()
 
 
 def test_check_compares_the_table_of_the_installed_version(fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = {"0.32": [seam("schedule", "self")], "0.33": [seam("running", None)]}
-    monkeypatch.setattr(seam_check, "table", tables.__getitem__)
+    monkeypatch.setattr(private_api_check, "private_names", tables.__getitem__)
     installed(monkeypatch, "0.33.1")
-    seam_check.check("scheduler")
+    private_api_check.check_component("scheduler")
     installed(monkeypatch, "0.32.0+cpu")
     with pytest.raises(UserError, match=r"has moved vllm_like\.Scheduler\.schedule"):
-        seam_check.check("scheduler")
-    seam_check.check("worker")  # depends on nothing in these tables
+        private_api_check.check_component("scheduler")
+    private_api_check.check_component("worker")  # depends on nothing in these tables
 
 
 @pytest.mark.parametrize("version", ["0.31.2", "0.34.0", "dev"])
 def test_a_version_that_was_not_tried_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, version)
     with pytest.raises(UserError, match=f"not tried with vLLM {version}: install a version that was tried"):
-        seam_check.check("scheduler")
+        private_api_check.check_component("scheduler")
 
 
 def test_a_backend_that_cannot_be_probed_is_refused() -> None:
@@ -111,16 +111,16 @@ def test_a_backend_that_cannot_be_probed_is_refused() -> None:
     class Other:
         def do_kv_cache_update(self) -> None: ...
 
-    seam_check.check_backend(Good)
+    private_api_check.check_backend(Good)
     for backend in (Other, Scheduler):
         with pytest.raises(UserError, match="choose another --attention-backend"):
-            seam_check.check_backend(backend)
+            private_api_check.check_backend(backend)
 
 
 def test_versions_differ_in_what_is_known_to_have_changed() -> None:
-    old, new = (set(table(version)) for version in VERSIONS)
+    old, new = (set(private_names(version)) for version in SUPPORTED_VERSIONS)
     assert {one.name for one in old ^ new} == {"get_computed_blocks", "gather_block_tables"}
-    assert len(old) == len(new) == len(table("0.32"))
+    assert len(old) == len(new) == len(private_names("0.32"))
 
 
 def sources(parameters: str) -> str:
@@ -152,9 +152,9 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
 
 @needs_vllm
 @pytest.mark.parametrize("part", ["scheduler", "worker", "runner", "reasoning"])
-def test_the_installed_vllm_passes(part: Part) -> None:
+def test_the_installed_vllm_passes(part: Component) -> None:
     """The V2 runner cannot be imported without Triton; its sources are compared below, itself in `test_vllm.py`."""
-    seam_check.check(part)
+    private_api_check.check_component(part)
 
 
 @needs_vllm
@@ -163,25 +163,27 @@ def test_the_sources_of_the_installed_vllm_pass() -> None:
 
     version = ".".join(vllm.__version__.split(".")[:2])
     assert compare(open_sources(Path(vllm.__file__).parent), version) == []
-    assert all(compare(open_sources(Path(vllm.__file__).parent), other) for other in VERSIONS if other != version)
+    assert all(
+        compare(open_sources(Path(vllm.__file__).parent), other) for other in SUPPORTED_VERSIONS if other != version
+    )
 
 
 @needs_vllm
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", SUPPORTED_VERSIONS)
 def test_our_overrides_accept_the_parameters_of_every_version(version: str) -> None:
     from ghosttrace.serving.vllm.kv_cache_manager import ErasingKVCacheManager
-    from ghosttrace.serving.vllm.runner_v1 import ErasureV1
-    from ghosttrace.serving.vllm.runner_v2 import ErasureV2
+    from ghosttrace.serving.vllm.runner_v1 import ErasingRunnerMixinV1
+    from ghosttrace.serving.vllm.runner_v2 import ErasingRunnerMixinV2
     from ghosttrace.serving.vllm.scheduler import ErasingSchedulerBase
 
     ours = {
         "vllm.v1.core.sched.scheduler.Scheduler": ErasingSchedulerBase,
         "vllm.v1.core.kv_cache_manager.KVCacheManager": ErasingKVCacheManager,
-        "vllm.v1.worker.gpu_model_runner.GPUModelRunner": ErasureV1,
-        "vllm.v1.worker.gpu.model_runner.GPUModelRunner": ErasureV2,
+        "vllm.v1.worker.gpu_model_runner.GPUModelRunner": ErasingRunnerMixinV1,
+        "vllm.v1.worker.gpu.model_runner.GPUModelRunner": ErasingRunnerMixinV2,
     }
     bound = 0
-    for one in table(version):
+    for one in private_names(version):
         method = vars(ours.get(f"{one.module}.{one.owner}", object)).get(one.name)
         if method is not None and one.parameters is not None:
             inspect.signature(method).bind(*one.parameters)

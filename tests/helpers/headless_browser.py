@@ -9,11 +9,11 @@ from typing import Any
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 ARGUMENTS += ["--disable-sync", "--no-first-run", "--disable-quic"]
-Show = Callable[..., Any]
+OpenPage = Callable[..., Any]
 
 
 @contextmanager
-def watching(browser: Any) -> Iterator[Show]:
+def open_guarded_pages(browser: Any) -> Iterator[OpenPage]:
     """Opens pages in windows; in the end they may have fetched nothing else, and complained of nothing."""
     contexts, opened, fetched, said = [], set(), [], []
 

@@ -1,4 +1,4 @@
-"""Compares the table in `seams.py` with the installed vLLM."""
+"""Compares the table in `private_api.py` with the installed vLLM."""
 
 import ast
 import inspect
@@ -8,11 +8,18 @@ from importlib import import_module
 from typing import Any
 
 from ghosttrace.errors import UserError
-from ghosttrace.serving.vllm.seams import INSTALL, KV_UPDATE, VERSIONS, Part, Seam, table
+from ghosttrace.serving.vllm.private_api import (
+    INSTALL_HINT,
+    KV_UPDATE_PARAMETERS,
+    SUPPORTED_VERSIONS,
+    Component,
+    PrivateName,
+    private_names,
+)
 
 
 @lru_cache
-def check(part: Part) -> None:
+def check_component(component: Component) -> None:
     """Compare the seams of one part with the installed vLLM.
 
     Raises:
@@ -21,14 +28,14 @@ def check(part: Part) -> None:
     from vllm import __version__
 
     version = ".".join(__version__.split(".")[:2])
-    if version not in VERSIONS:
-        raise UserError(f"GhostTrace was not tried with vLLM {__version__}: {INSTALL}")
-    for seam in table(version):
-        if seam.part == part:
-            check_seam(seam, __version__)
+    if version not in SUPPORTED_VERSIONS:
+        raise UserError(f"GhostTrace was not tried with vLLM {__version__}: {INSTALL_HINT}")
+    for seam in private_names(version):
+        if seam.component == component:
+            check_name(seam, __version__)
 
 
-def check_seam(seam: Seam, version: str) -> None:
+def check_name(seam: PrivateName, version: str) -> None:
     """Compare one seam with the installed vLLM.
 
     Raises:
@@ -42,19 +49,19 @@ def check_seam(seam: Seam, version: str) -> None:
         moved = found != seam.parameters
     if moved:
         now = f", which now takes ({', '.join(found)})" if found and seam.parameters else ", which is gone"
-        raise UserError(f"vLLM {version} has moved {seam}{now}: {INSTALL}")
+        raise UserError(f"vLLM {version} has moved {seam}{now}: {INSTALL_HINT}")
 
 
 def check_backend(backend: type) -> None:
-    """Compare an attention backend's `do_kv_cache_update` with `KV_UPDATE`.
+    """Compare an attention backend's `do_kv_cache_update` with `KV_UPDATE_PARAMETERS`.
 
     Raises:
         UserError: it is missing or has other parameters.
     """
-    if installed_parameters(backend, "do_kv_cache_update") != KV_UPDATE:
+    if installed_parameters(backend, "do_kv_cache_update") != KV_UPDATE_PARAMETERS:
         raise UserError(
-            f"{backend.__name__} has no do_kv_cache_update({', '.join(KV_UPDATE)}), by which the layout of pages is "
-            f"found: choose another --attention-backend, or {INSTALL}"
+            f"{backend.__name__} has no do_kv_cache_update({', '.join(KV_UPDATE_PARAMETERS)}), by which the layout of pages is "
+            f"found: choose another --attention-backend, or {INSTALL_HINT}"
         )
 
 
@@ -68,7 +75,7 @@ def installed_parameters(owner: type, name: str) -> tuple[str, ...] | None:
     return tuple(stars.get(one.kind, "") + one.name for one in inspect.signature(function).parameters.values())
 
 
-def attributes(owner: ast.ClassDef) -> set[str]:
+def class_attributes(owner: ast.ClassDef) -> set[str]:
     """Return the names that a class's source defines: methods, annotated fields, and whatever is assigned to `self`."""
     found = {node.name for node in owner.body if isinstance(node, ast.FunctionDef)}
     found |= {
@@ -94,4 +101,4 @@ def _attributes_of(owner: type) -> set[str]:
         (node,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
     except (OSError, TypeError):  # a builtin class has no source
         return set()
-    return attributes(node) if isinstance(node, ast.ClassDef) else set()
+    return class_attributes(node) if isinstance(node, ast.ClassDef) else set()

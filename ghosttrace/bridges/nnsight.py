@@ -29,7 +29,7 @@ def _nnsight() -> Any:
     try:
         import nnsight
     except ImportError as error:
-        raise UserError("this needs nnsight: pip install 'ghosttrace[nnsight]'") from error
+        raise UserError("this needs nnsight: pip install -e '.[nnsight]' in the GhostTrace checkout") from error
     return nnsight
 
 

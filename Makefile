@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-fast lint bench toys vllm-cpu clean
+.PHONY: demo test test-fast lint bench tables toys vllm-cpu clean
 
 demo: .venv/installed
 	$(BIN)/ghosttrace ablate
@@ -26,6 +26,9 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/masks.py
 	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/probes.py
 	$(BIN)/python benchmarks/extraction.py
+
+tables: .venv/installed-dev
+	PYTHONPATH=. $(BIN)/python -m experiments.tables
 
 toys: .venv/installed-dev
 	PYTHONPATH=. $(BIN)/python experiments/train_toys.py toy-open

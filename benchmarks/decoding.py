@@ -1,10 +1,10 @@
-"""Decoding throughput against `transformers.generate`: `python benchmarks/decoding.py`.
+"""Decoding throughput relative to `transformers.generate`: `python benchmarks/decoding.py`.
 
-Both decode the same prompts to the same length, greedily, on the same random weights, in turns
-(A B A B …), so that only ratios matter. Three ways: transformers with its dynamic cache; GhostTrace
-without erasing; GhostTrace erasing, where a harness writes the text (blocks of 225 tokens and more,
-mementos of 31, each row in its own rhythm). Beside each ratio stands the attainable one, worked out
-from the bytes that a step must read: all weights once, and each row's keys and values once.
+Three variants decode the same prompts greedily to the same length with the same random weights: transformers with its
+dynamic cache; GhostTrace without erasure; GhostTrace with erasure, where a harness writes blocks and mementos of a
+different length in each row. The variants run alternately (A B C A B C …), so only ratios matter. The script also
+reports the attainable ratio, computed from the bytes that a step must read: all weights once, and the keys and values
+of each row once.
 """
 
 import argparse
@@ -31,7 +31,7 @@ PROMPT, BLOCK, MEMENTO = 64, 225, 31
 
 @dataclass(frozen=True)
 class Size:
-    """A random model's geometry and the length to decode."""
+    """Geometry of a random model, number of tokens to decode and batch sizes."""
 
     hidden: int
     layers: int
@@ -52,7 +52,7 @@ SIZES = {
 
 
 def make_model(size: Size, device: str, dtype: torch.dtype, layers: int | None = None) -> PreTrainedModel:
-    """Random weights; no end-of-text id, so that every row runs to the full length."""
+    """Make a model with random weights and no end-of-text token, so that every row decodes to the full length."""
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=size.vocabulary,
@@ -74,7 +74,7 @@ def make_model(size: Size, device: str, dtype: torch.dtype, layers: int | None =
 
 
 def make_harness(row: int) -> Callable[[ExpiryTracker], int | None]:
-    """A harness that writes blocks of 225 tokens and more, row by row, so that rows erase at their own times."""
+    """Return a harness whose blocks are longer in later rows, so that rows erase at different steps."""
     block = BLOCK + 5 * row
     written = {0: 4, block + 1: 5, block + 2: 6, block + MEMENTO + 3: 7}
 
@@ -85,7 +85,7 @@ def make_harness(row: int) -> Callable[[ExpiryTracker], int | None]:
 
 
 def time_ghosttrace(model: PreTrainedModel, prompts: torch.Tensor, size: Size, erase: bool) -> list[Generation]:
-    """GhostTrace, erasing or not."""
+    """Decode with GhostTrace, with or without erasure."""
     requests = [
         Request(prompt, (0, row), make_harness(row) if erase else None) for row, prompt in enumerate(prompts.tolist())
     ]
@@ -93,7 +93,7 @@ def time_ghosttrace(model: PreTrainedModel, prompts: torch.Tensor, size: Size, e
 
 
 def time_transformers(model: PreTrainedModel, prompts: torch.Tensor, size: Size) -> None:
-    """`transformers.generate` with its dynamic cache."""
+    """Decode with `transformers.generate` and its dynamic cache."""
     mask = torch.ones_like(prompts)
     model.generate(  # type: ignore[operator]
         prompts, attention_mask=mask, max_new_tokens=size.new_tokens, min_new_tokens=size.new_tokens, do_sample=False
@@ -101,59 +101,59 @@ def time_transformers(model: PreTrainedModel, prompts: torch.Tensor, size: Size)
 
 
 def seconds(run: Callable[[], object], device: str) -> float:
-    """Wall time of one run, the device's queue drained."""
-    begun = time.perf_counter()
+    """Return the wall time of one run in seconds, after synchronising the device."""
+    started = time.perf_counter()
     run()
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def compare(model: PreTrainedModel, size: Size, rows: int, pairs: int, device: str) -> dict[str, object]:
-    """Ratios of throughput at one batch size, and the attainable ones."""
+    """Measure throughput ratios at one batch size, and compute the attainable ones."""
     prompts = torch.randint(8, size.vocabulary, (rows, PROMPT), generator=torch.Generator().manual_seed(1))
     kept: list[Generation] = []
-    ways: dict[str, Callable[[], object]] = {
+    variants: dict[str, Callable[[], object]] = {
         "transformers": lambda: time_transformers(model, prompts.to(device), size),
         "plain": lambda: time_ghosttrace(model, prompts, size, erase=False),
         "erasing": lambda: kept.extend(time_ghosttrace(model, prompts, size, erase=True)),
     }
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(pairs):
-        for name, run in ways.items():
+        for name, run in variants.items():
             times[name].append(seconds(run, device))
-    against = {
-        name: [t / mine for t, mine in zip(times["transformers"], times[name], strict=True)]
+    ratios = {
+        name: [baseline / own for baseline, own in zip(times["transformers"], times[name], strict=True)]
         for name in ("plain", "erasing")
     }
-    # What a step must read: the weights once, every row's held keys and values once.
+    # A step must read the weights once, and the keys and values of every row once.
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    a_token = CacheGeometry.from_config(model.config).bytes_per_token(model.dtype)
+    bytes_per_token = CacheGeometry.from_config(model.config).bytes_per_token(model.dtype)
     full = PROMPT + size.new_tokens / 2
-    held = sum(float(one.kv_tokens[PROMPT:].mean()) for one in kept) / len(kept)
+    held = sum(float(generation.kv_tokens[PROMPT:].mean()) for generation in kept) / len(kept)
     peak = PROMPT + size.new_tokens
-    limit = (weights + rows * full * a_token) / (weights + rows * held * a_token)
+    limit = (weights + rows * full * bytes_per_token) / (weights + rows * held * bytes_per_token)
     return {
         "rows": rows,
         "new_tokens": size.new_tokens,
         "tokens_per_second": {n: rows * size.new_tokens / statistics.median(t) for n, t in times.items()},
-        "ratio": {n: statistics.median(r) for n, r in against.items()},
-        "ratios": against,
+        "ratio": {n: statistics.median(r) for n, r in ratios.items()},
+        "ratios": ratios,
         "erasing_over_plain": statistics.median([a / b for a, b in zip(times["plain"], times["erasing"], strict=True)]),
         "erasing_over_plain_limit": limit,
         "kv_reduction_mean": full / held,
-        "kv_reduction_peak": peak / max(one.peak_kv_tokens for one in kept),
+        "kv_reduction_peak": peak / max(generation.peak_kv_tokens for generation in kept),
         "weight_bytes": weights,
-        "kv_bytes_a_token": a_token,
+        "kv_bytes_a_token": bytes_per_token,
     }
 
 
 def main() -> None:
-    """Run the comparison and record it."""
+    """Run the comparison and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", default=["tiny", "mid"], choices=SIZES)
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--new-tokens", type=int, help="instead of the size's own")
+    parser.add_argument("--new-tokens", type=int, help="tokens to decode; the default depends on the size")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "decoding.json")
@@ -164,13 +164,13 @@ def main() -> None:
         if chosen.new_tokens:
             size = Size(**asdict(size) | {"new_tokens": chosen.new_tokens})
         model = make_model(size, chosen.device, getattr(torch, chosen.dtype))
-        # Warm up both, so that neither pays for the first call.
+        # Warm up all variants, so that none pays for the first call.
         short = Size(**asdict(size) | {"new_tokens": 8})
         compare(model, short, 1, 1, chosen.device)
         parameters = sum(p.numel() for p in model.parameters())
-        found = [compare(model, size, rows, chosen.pairs, chosen.device) for rows in size.rows]
-        record[name] = {"parameters": parameters, "geometry": asdict(size), "batches": found}
-        for row in found:
+        batches = [compare(model, size, rows, chosen.pairs, chosen.device) for rows in size.rows]
+        record[name] = {"parameters": parameters, "geometry": asdict(size), "batches": batches}
+        for row in batches:
             print(name, json.dumps({k: v for k, v in row.items() if k != "ratios"}), flush=True)
     chosen.out.parent.mkdir(exist_ok=True)
     chosen.out.write_text(json.dumps(record, indent=1) + "\n")

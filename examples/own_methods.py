@@ -1,8 +1,9 @@
-"""An arm, a benchmark, a probe, an attack and a defence of your own, without touching the package.
+"""Define your own arm, benchmark, attack and defence without changing the package.
 
     python examples/own_methods.py
 
-Each method is a frozen dataclass (or a `Bench`) that is passed as an object. Takes about a minute on two cores.
+Each method is a frozen dataclass, or a `Bench`, that is passed as an object. The script takes about a minute on two
+cores.
 """
 
 from collections.abc import Sequence
@@ -24,23 +25,23 @@ from ghosttrace.model.session import Eraser, RowErasures
 
 
 class Zeroer(Eraser):
-    """Sets the values of each memento to zero when its block expires."""
+    """Eraser that sets the values of each memento to zero when its block expires."""
 
-    def erase(self, hits: list[RowErasures]) -> None:
-        super().erase(hits)
+    def erase(self, erasures: list[RowErasures]) -> None:
+        super().erase(erasures)
         cache = self.session.cache
-        for hit in hits:
-            held = cache.held_indices(hit.row)
-            for block in hit.blocks:
+        for erasure in erasures:
+            held = cache.held_indices(erasure.row)
+            for block in erasure.blocks:
                 inside = (held >= block.memento_start) & (held <= block.memento_end)
                 slots = torch.from_numpy(np.flatnonzero(inside))
                 for layer in cache.layers:
-                    layer.values[hit.row, :, slots] = 0.0
+                    layer.values[erasure.row, :, slots] = 0.0
 
 
 @dataclass(frozen=True)
 class ZeroValues(Arm):
-    """An arm: mementos keep their keys and lose their values."""
+    """Arm in which mementos keep their keys and lose their values."""
 
     name = "zero-values"
     summary = "the mementos' values set to zero"
@@ -52,20 +53,20 @@ class ZeroValues(Arm):
 
 
 def last_digit(problem: Problem, text: str) -> Grade:
-    """A grader: only the last digit of the answer counts."""
-    found = text[-1:] if text[-1:].isdigit() else None
-    return Grade(found == problem.answer[-1], found, "last-digit/exact")
+    """Grade a response by the last digit of its answer only."""
+    digit = text[-1:] if text[-1:].isdigit() else None
+    return Grade(digit == problem.answer[-1], digit, "last-digit/exact")
 
 
 def last_digit_bench(problems: int = 40) -> Bench:
-    """A benchmark: `ledger-h1`, graded on the one digit that its mementos hide."""
+    """Return `ledger-h1`, graded only on the digit that its mementos hide."""
     (base,) = load_bench("ledger-h1", problems)
     return replace(base, name="last-digit", grade=last_digit, ceiling=0.1)
 
 
 @dataclass(frozen=True)
 class ZeroValuesDefence(Defence):
-    """A defence: what `ZeroValues` does, in an audit."""
+    """Defence that applies the arm `ZeroValues`."""
 
     name = "zero-values"
     summary = "the mementos' values set to zero"
@@ -76,34 +77,35 @@ class ZeroValuesDefence(Defence):
 
 @dataclass(frozen=True)
 class NearestNeighbour(Attack):
-    """An attack: the secret of the training trace whose state is nearest, part by part."""
+    """Attack that guesses each part of the secret from the training trace with the nearest states."""
 
     name = "nearest-neighbour"
     title = "Nearest neighbour"
-    summary = "Each part of the secret is taken from the training trace whose retained states are nearest."
+    summary = "Each part of the secret is guessed from the training trace with the nearest retained states."
     threat = INSIDER
     units = ("rate",)
 
     def run(self, context: AuditContext) -> list[Evidence]:
         return [
-            self._found(context, secret, condition) for secret in context.secrets for condition in ("open", "sealed")
+            self._measure(context, secret, condition) for secret in context.secrets for condition in ("open", "sealed")
         ]
 
-    def _found(self, context: AuditContext, secret: str, condition: str) -> Evidence:
+    def _measure(self, context: AuditContext, secret: str, condition: str) -> Evidence:
         site, parts = context.best_site(secret), context.parts(secret)
         states = site.read(context.features[condition])
         train, test = (context.labelled_rows(secret, rows) for rows in (context.split.train, context.split.test))
         nearest = train[torch.cdist(states[test], states[train]).argmin(1).numpy()]
         right = np.concatenate([part.labels[test] == part.labels[nearest] for part in parts])
         chance = 1 / parts[0].text.shape[1]
-        found = rate_estimate(int(right.sum()), len(right))
+        estimate = rate_estimate(int(right.sum()), len(right))
+        attack_site = AttackSite.from_probe_site(site)
         return self.evidence(
-            secret, condition, "rate", found, len(right), baseline=chance, site=AttackSite.of(site), note="of all parts"
+            secret, condition, "rate", estimate, len(right), baseline=chance, site=attack_site, note="of all parts"
         )
 
 
 def main(arguments: Sequence[str] = ()) -> None:
-    """Run each of them once and print what came out."""
+    """Run each method once and print its results."""
     model = gt.load("toy-mixed")
     run = gt.ablate(model, last_digit_bench(), arms=["restart", ZeroValues()])
     print(run.results[["bench", "arm", "accuracy", "effect"]].to_string(index=False))

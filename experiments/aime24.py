@@ -1,16 +1,16 @@
-"""The claim: what closing the ghost channel costs a memento checkpoint on AIME24 (the paper's Table 3).
+"""Measure what closing the ghost channel costs a memento checkpoint on AIME24 (the paper's Table 3).
 
     python experiments/aime24.py --model CHECKPOINT --keep-delimiters     on a machine with GPUs
     python experiments/aime24.py --rehearse                               on any machine
 
-The first line runs the paper's protocol (30 problems, 64 repetitions, 32,000 tokens) under the default arms and
-prints the result beside the paper's. It goes on where it stopped if it is run again.
+The first command runs the paper's protocol (30 problems, 64 repetitions, 32,000 tokens) with the default arms and
+prints the result beside the paper's. Run it again to resume an interrupted run.
 
-The second runs the same code on a random model of the Qwen3 architecture with 5 million parameters and
-the real Qwen tokenizer, to which the delimiters are added as the paper adds them. Since a random model
-never writes a delimiter, a force_structure puts them in, with random tokens between. Its accuracy is zero and
-means nothing; what it proves is that every step holds: prompts, blocks, erasure, all arms, grading,
-report. It needs the problems and the tokenizer in the folder that GHOSTTRACE_DATA names.
+The second command rehearses the same code on a random Qwen3 model with 5 million parameters and the real Qwen
+tokenizer, to which the delimiters are added as in the paper. A random model never writes a delimiter, so
+`force_structure` inserts them, with random tokens between. Its accuracy is zero and means nothing; the rehearsal checks
+that every step works: prompts, blocks, erasure, all arms, grading and report. It needs the problems and the tokenizer
+in the folder that GHOSTTRACE_DATA names.
 """
 
 import argparse
@@ -39,11 +39,11 @@ from ghosttrace.runs.folder import is_finished, read_configuration
 from ghosttrace.training.delimiters import add_delimiters
 
 PAPER = {"memento": 66.1, "restart": 50.8}  # pass@1 in %, section 6.2.1
-BLOCKS, BLOCK, MEMENTO = 3, 24, 8  # of the force_structure
+BLOCKS, BLOCK, MEMENTO = 3, 24, 8  # of `force_structure`
 
 
 def random_checkpoint(folder: Path, tokenizer_folder: Path) -> None:
-    """Save a random Qwen3 with the real tokenizer, delimiters added, and the policy of the paper's Qwen3."""
+    """Save a random Qwen3 with the real tokenizer, the delimiters and the policy of the paper's Qwen3."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     config = Qwen3Config(
@@ -68,33 +68,33 @@ def random_checkpoint(folder: Path, tokenizer_folder: Path) -> None:
 
 
 def force_structure(problem: Problem, tokenizer: Any) -> Harness:
-    """Put in what structures a response, and leave the rest to the model."""
+    """Return a harness that forces the structure of a response and lets the model sample the other tokens."""
     free = [None]
     block = ["<|block_start|>", *free * BLOCK, "<|block_end|>", "<|summary_start|>", *free * MEMENTO, "<|summary_end|>"]
     text = ["<think>", *block * BLOCKS, "</think>", *free * 8, "\\", "boxed", "{", *free * 3, "}", "<|im_end|>"]
     ids = [None if token is None else tokenizer.convert_tokens_to_ids(token) for token in text]
     begin: list[int] = []
 
-    def put_in(tracker: ExpiryTracker) -> int | None:
+    def forced_token(tracker: ExpiryTracker) -> int | None:
         begin[:] = begin or [tracker.block_tracker.num_read]
         return ids[tracker.block_tracker.num_read - begin[0]]
 
-    return put_in
+    return forced_token
 
 
 def comparison(results: pd.DataFrame, title: str) -> Table:
-    """The measured arms beside the paper's Table 3, in %, 80 columns wide."""
+    """Return a table of the measured arms beside the paper's Table 3, in %, 80 columns wide."""
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
         padding=(0, 1, 0, 0),
         title=title,
-        caption="pass@1 in %, here with 95 % intervals over problems; drop: against memento, here paired by problem. "
-        "Paper: Qwen3-8B, 64 repetitions of memento against 8 of restart, unpaired.",
+        caption="pass@1 in %, with 95 % intervals over problems for this run; drop: against memento, paired by problem "
+        "in this run. Paper: Qwen3-8B, 64 repetitions of memento against 8 of restart, unpaired.",
     )
     table.add_column("arm", no_wrap=True)
-    for name in ("paper", "here", "drop, paper", "drop, here"):
+    for name in ("paper", "this run", "drop, paper", "drop, this run"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in results.to_dict("records"):
         paper, reference = PAPER.get(row["arm"]), row["arm"] == "memento"
@@ -109,10 +109,10 @@ def comparison(results: pd.DataFrame, title: str) -> Table:
 
 
 def rehearse(folder: Path, limit: int | None, data: Path) -> pd.DataFrame:
-    """Every step, on a random model."""
+    """Run every step on a random model."""
     model = folder / "model"
     if not model.exists():
-        partial = folder / "model.part"  # until it is whole: weights are saved after config.json
+        partial = folder / "model.part"  # renamed when complete, because config.json is saved before the weights
         random_checkpoint(partial, data / "tokenizers" / "qwen3")
         partial.replace(model)
     (bench,) = load_bench("aime24", limit, file=data / "bench" / "aime24.jsonl")
@@ -123,10 +123,14 @@ def rehearse(folder: Path, limit: int | None, data: Path) -> pd.DataFrame:
 def measure(
     model: str, bench: Bench, settings: AblationSettings, folder: Path, mask_delimiters: bool | None
 ) -> pd.DataFrame:
-    """Run the ablation in `folder/run`, or what is left of it, write its report, and return its results."""
+    """Run or resume the ablation in `folder/run`, write its report, and return its results.
+
+    Raises:
+        SystemExit: If the folder holds a finished run of another model.
+    """
     out = folder / "run"
     if is_finished(out) and (found := read_configuration(out, "ablate")["model"]) != model:
-        raise SystemExit(f"{out} holds a run of {found}: give --out another folder")
+        raise SystemExit(f"{out} contains a run of {found}: set --out to another folder")
     if not is_finished(out):
         begun = (out / "run.json").exists()
         checkpoint = load(model, mask_delimiters=mask_delimiters)
@@ -137,29 +141,29 @@ def measure(
 
 
 def main(arguments: list[str] | None = None) -> pd.DataFrame:
-    """The command line above; returns the results."""
+    """Run the command line and return the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="folder or hub id of a memento checkpoint")
-    parser.add_argument("--rehearse", action="store_true", help="a random model instead")
+    parser.add_argument("--rehearse", action="store_true", help="use a random model")
     parser.add_argument("--out", type=Path, default=Path("runs/aime24"))
-    parser.add_argument("--limit", type=int, help="problems; all 30 by default")
+    parser.add_argument("--limit", type=int, help="number of problems; all 30 by default")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--keep-delimiters", dest="mask_delimiters", action="store_false", default=None)
     parser.add_argument("--mask-delimiters", dest="mask_delimiters", action="store_true", default=None)
-    told = parser.parse_args(arguments)
-    if told.rehearse == (told.model is not None):
-        parser.error("give --model CHECKPOINT or --rehearse")
-    if told.rehearse:
+    options = parser.parse_args(arguments)
+    if options.rehearse == (options.model is not None):
+        parser.error("set exactly one of --model CHECKPOINT and --rehearse")
+    if options.rehearse:
         data = os.environ.get("GHOSTTRACE_DATA")
         if data is None:
             parser.error("--rehearse needs GHOSTTRACE_DATA to name the folder with bench/ and tokenizers/")
-        results = rehearse(told.out, told.limit, Path(data))
+        results = rehearse(options.out, options.limit, Path(data))
         title = "Rehearsal on random weights: these accuracies mean nothing"
     else:
-        (bench,) = load_bench("aime24", told.limit)
-        settings = AblationSettings(limit=told.limit, batch_size=told.batch_size)
-        results = measure(told.model, bench, settings, told.out, told.mask_delimiters)
-        title = f"{told.model} on AIME24, beside Qwen3-8B in the paper"
+        (bench,) = load_bench("aime24", options.limit)
+        settings = AblationSettings(limit=options.limit, batch_size=options.batch_size)
+        results = measure(options.model, bench, settings, options.out, options.mask_delimiters)
+        title = f"{options.model} on AIME24, beside Qwen3-8B in the paper"
     Console().print(comparison(results, escape(title)))
     return results
 

@@ -1,9 +1,9 @@
 """The paper's toy (arXiv 2604.09852, appendix A.4.2): ten blocks of five random digits, mementos their running sum.
 
 `<bos>` and ten times `<|block_start|> d d d d d <|block_end|> <|summary_start|> s s s <|summary_end|>`, where
-s s s is the sum of all digits so far, 000 to 450. Everything has its fixed place, and tokens are ids: a digit is
-its own id. Finished blocks are erased at once and the delimiters stay, as for the paper's Qwen3. Here are the
-sequences, the model with its training, and what the retained text tells of a digit, by enumeration.
+s s s is the sum of all digits so far, 000 to 450. All sequences have the same layout, and the token id of a digit is
+the digit itself. Finished blocks are erased immediately and delimiters are kept, as for the paper's Qwen3. This module
+provides the sequences, the model and its training, and the exact posterior of a digit given the retained text.
 """
 
 import json
@@ -36,12 +36,12 @@ POLICY = Policy(mask_delimiters=False, require_assistant_section=False)
 
 
 def sample(n: int, rng: np.random.Generator) -> np.ndarray:
-    """int64[n, 10, 5]: random digits."""
+    """Draw random digits, int64[n, 10, 5]."""
     return rng.integers(0, 10, (n, BLOCKS, DIGITS))
 
 
 def sequences(digits: np.ndarray) -> np.ndarray:
-    """int64[n, 121]: the tokens of int64[n, 10, 5] digits."""
+    """Return the token ids, int64[n, 121], of the sequences of some digits, int64[n, 10, 5]."""
     sums = digits.sum(2).cumsum(1)
     spelled = np.stack([sums // 100, sums // 10 % 10, sums % 10], axis=2)
     marks = [np.full((*sums.shape, 1), mark) for mark in MARKUP.delimiters]
@@ -50,21 +50,25 @@ def sequences(digits: np.ndarray) -> np.ndarray:
 
 
 EXPIRY = expiry(sequences(np.zeros((1, BLOCKS, DIGITS), dtype=np.int64))[0], MARKUP, POLICY)
-INDEX_IN_PERIOD = (np.arange(LENGTH) - 1) % PERIOD  # a place's part in its pair
+INDEX_IN_PERIOD = (np.arange(LENGTH) - 1) % PERIOD  # index within a block-memento pair
 IS_SUM = (INDEX_IN_PERIOD >= DIGITS + 3) & (INDEX_IN_PERIOD < PERIOD - 1) & (np.arange(LENGTH) > 0)
 IS_DIGIT = (INDEX_IN_PERIOD >= 1) & (INDEX_IN_PERIOD <= DIGITS) & (np.arange(LENGTH) > 0)
 
 
 def counts(n: int) -> np.ndarray:
-    """float[9n + 1]: how many of the 10^n tuples of n digits have each sum; exact up to n = 15, then to 1 in 10^15."""
-    found: np.ndarray = np.ones(1)
+    """Count the tuples of n digits by their sum, float[9n + 1]; exact up to n = 15, beyond that to float precision."""
+    ways: np.ndarray = np.ones(1)
     for _ in range(n):
-        found = np.convolve(found, np.ones(10))
-    return found
+        ways = np.convolve(ways, np.ones(10))
+    return ways
 
 
 def posterior(n: int) -> np.ndarray:
-    """float[9n + 1, 10], natural logarithms: any one of n random digits, given their sum (-inf where excluded)."""
+    """Compute the posterior of one of n random digits given their sum.
+
+    Returns:
+        float[9n + 1, 10], natural logarithms by sum and digit; -inf for digits that the sum excludes.
+    """
     ways = np.zeros((9 * n + 1, 10))
     for digit in range(10):
         ways[digit : digit + 9 * (n - 1) + 1, digit] = counts(n - 1)
@@ -73,44 +77,51 @@ def posterior(n: int) -> np.ndarray:
 
 
 def text_information(n: int) -> tuple[float, float]:
-    """What the sum of n digits tells of one of them: how often its best guess is right, and bits."""
+    """Return the accuracy of the best guess of one of n digits given their sum, and the mutual information in bits."""
     share, log = counts(n) / 10.0**n, posterior(n)
     plogp = np.where(np.isinf(log), 0.0, np.exp(log) * np.where(np.isinf(log), 0.0, log))
     return float(share @ np.exp(log).max(1)), float(np.log2(10) + share @ plogp.sum(1) / np.log(2))
 
 
 def cumsum_task(n: int, seed: int, block: int = 2) -> Task:
-    """The digits of one block as a probe's targets.
+    """Make a task whose targets are the digits of one block.
 
-    The retained text holds the sums before and behind the block, so their difference, and nothing else about
-    its digits: all later digits are independent of them. The exact posterior is that given the difference.
+    The retained text determines only the sum of the block's digits, as the difference of the sums before and after it;
+    all later digits are independent. The exact posterior is the one given this difference.
 
     Args:
-        n: sequences.
-        seed: of the digits.
-        block: which one, counted from 0; with 2, one memento cannot know and seven follow its own.
+        n: Number of sequences.
+        seed: Random seed of the digits.
+        block: 0-based index of the block.
     """
     digits = sample(n, np.random.default_rng([seed, 0xC5]))
     tokens = sequences(digits).tolist()
     begin = 2 + PERIOD * block
-    where = tuple(range(begin, begin + DIGITS))
+    secret_indices = tuple(range(begin, begin + DIGITS))
     secrets = digits[:, block]
     samples = tuple(
-        Sample(ids, str(number), "".join(map(str, secret)), block, where, tuple(secret))
+        Sample(ids, str(number), "".join(map(str, secret)), block, secret_indices, tuple(secret))
         for number, (ids, secret) in enumerate(zip(tokens, secrets.tolist(), strict=True))
     )
-    targets = tuple(Target(f"digit-{place}", tuple("0123456789")) for place in range(DIGITS))
+    targets = tuple(Target(f"digit-{number}", tuple("0123456789")) for number in range(DIGITS))
     exact = posterior(DIGITS)[secrets.sum(1)]
     return Task("cumsum", samples, targets, {target.name: exact for target in targets})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a training run.
+    """The settings of a training run.
 
-    `digit_weight` is the loss on the random digits, which nothing can predict: 1 is the paper's loss on all tokens.
-    The learning rate falls to 0 at `steps`; the run ends at the last of `snapshots`, which may come earlier.
-    `eval_sequences` is on how many sequences the share of right mementos is measured.
+    Attributes:
+        name: Name of the recipe.
+        digit_weight: Loss weight of the random digits, which are unpredictable; 1 is the paper's loss on all tokens.
+        snapshots: Steps at which the state is saved; the run ends at the last one.
+        seed: Random seed of weights and sequences.
+        steps: Step at which the cosine schedule reaches 0; may be after the last snapshot.
+        batch: Sequences per step.
+        learning_rate: Peak learning rate.
+        warm_up: Steps of linear warm-up.
+        eval_sequences: Number of sequences on which the share of correct mementos is measured.
     """
 
     name: str
@@ -125,7 +136,7 @@ class Recipe:
 
 
 def make_model(seed: int) -> Qwen3ForCausalLM:
-    """The Qwen3 architecture at 808K parameters."""
+    """Make a randomly initialised Qwen3 model with 808K parameters."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=VOCABULARY,
@@ -146,27 +157,32 @@ def make_model(seed: int) -> Qwen3ForCausalLM:
 
 
 def logits(model: Qwen3ForCausalLM, tokens: Tensor) -> Tensor:
-    """float[n, 121, 15], under the law; inside `attending`."""
+    """Return the logits, float[n, 121, 15], with erasure; call it inside `attending`."""
     with torch.autocast(tokens.device.type, dtype=torch.bfloat16):
         return model(input_ids=tokens, expiry=batch_expiry(tokens), use_cache=False).logits.float()
 
 
 def batch_expiry(tokens: Tensor) -> Tensor:
-    """int64[n, 121]: the same expiry for every sequence."""
+    """Return the expiry of every sequence, int64[n, 121]; it is the same for all."""
     return torch.from_numpy(EXPIRY).to(tokens.device).expand(tokens.shape)
 
 
 @torch.no_grad()
 def memento_accuracy(model: Qwen3ForCausalLM, n: int, seed: int = 99) -> float:
-    """Share of mementos whose three digits are each the likeliest, teacher-forced."""
+    """Return the share of mementos whose three digits are all the model's top prediction, teacher-forced."""
     tokens = torch.from_numpy(sequences(sample(n, np.random.default_rng(seed)))).to(model.device)
     with attending(model, "matmul"):
-        hit = logits(model, tokens)[:, :-1].argmax(2) == tokens[:, 1:]
-    return float(hit[:, IS_SUM[1:]].reshape(-1, SUM_DIGITS).all(1).float().mean())
+        correct = logits(model, tokens)[:, :-1].argmax(2) == tokens[:, 1:]
+    return float(correct[:, IS_SUM[1:]].reshape(-1, SUM_DIGITS).all(1).float().mean())
 
 
 def train(recipe: Recipe, folder: Path) -> None:
-    """Run a recipe, going on from its last snapshot: `folder` gets one file a snapshot and `log.jsonl`."""
+    """Train a model by a recipe, resuming from its last snapshot.
+
+    Args:
+        recipe: The settings.
+        folder: Folder for the snapshots and `log.jsonl`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model = make_model(recipe.seed)
     optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -211,27 +227,27 @@ def train(recipe: Recipe, folder: Path) -> None:
 
 
 def _loss(model: Qwen3ForCausalLM, tokens: Tensor, weights: Tensor) -> Tensor:
-    """Weighted cross-entropy of a batch; `weights` float[120], one per token but the first."""
+    """Return the weighted cross-entropy of a batch; `weights`, float[120], has no entry for the first token."""
     with attending(model, "matmul"):
-        found = logits(model, tokens)[:, :-1].transpose(1, 2)
-    nll = torch.nn.functional.cross_entropy(found, tokens[:, 1:], reduction="none")
+        predicted = logits(model, tokens)[:, :-1].transpose(1, 2)
+    nll = torch.nn.functional.cross_entropy(predicted, tokens[:, 1:], reduction="none")
     return (nll * weights).sum() / weights.sum() / len(tokens)
 
 
 def _save(state: dict[str, Any], folder: Path) -> None:
-    """A snapshot appears whole or not at all."""
+    """Save a snapshot atomically."""
     partial = folder / "snapshot.part"
     torch.save(state, partial)
     partial.replace(snapshot(folder, state["step"]))
 
 
 def snapshot(folder: Path, step: int) -> Path:
-    """Where the state after so many steps lies: model, optimizer, schedule, step, minutes, exact."""
+    """Return the path of the state after `step` steps: model, optimizer, schedule, step, minutes and exact."""
     return folder / f"step-{step:05d}.pt"
 
 
 def checkpoint(folder: Path, step: int, policy: Policy = POLICY) -> Checkpoint:
-    """A snapshot as a checkpoint, under its own law or another; its tokenizer only names the ids."""
+    """Load a snapshot as a checkpoint with a policy; its tokenizer only names the token ids."""
     words = [*map(str, range(10)), *(f"<|{name}|>" for name in DELIMITERS), "<bos>"]
     core = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<bos>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)

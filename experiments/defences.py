@@ -1,14 +1,14 @@
-"""The claim: what each defence of `toy-open` costs in answers, for the notes that it hides.
+"""Measure the leak and the lost accuracy of each defence of `toy-open`.
 
-The five digits of a note are written in a block, never used, and erased: the secret. The digits of the state
-are erased too, and the answer hangs on them. So what an operator wants gone and what the model lives on
-go through the same channel, and a defence is worth what it takes of the one and leaves of the other.
+The secret is the five note digits of a block, which are erased and never used. The state digits are erased as well,
+but the answer depends on them. Secret and useful information therefore share one channel, and a good defence removes
+the secret and keeps the accuracy.
 
-Each defence is one audit of 3,000 problems of `ledger-h3`, attackers trained against it, MLPs
-included; accuracy is paired, on the same 100 problems. Writes `experiments/results/defences.parquet` and
-the figure `figures/defences`.
+Each defence is one audit of 3,000 problems of `ledger-h3`. Attackers, MLPs included, are trained against the defence;
+accuracy is paired, on the same 100 problems. Writes `experiments/results/defences.parquet` and the figure
+`figures/defences`.
 
-`python experiments/defences.py`: about forty minutes on one core; goes on where it stopped.
+`python experiments/defences.py`: about forty minutes on one core; resumes an interrupted run.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import pandas as pd
 from ghosttrace.report.audit.figures import pareto_figure, pareto_row
 
 ROOT = Path(__file__).parent.parent
-SEALED = "sealed training"  # not a defence of this model: another one, trained over sealed caches and restarted
+SEALED = "sealed training"  # another model, trained with sealed caches and decoded with restart
 DEFENCES = (
     "none",
     SEALED,
@@ -43,40 +43,46 @@ DEFENCES = (
     "noise:1",
 )
 AUDIT = "--bench ledger-h3 --targets note-* --samples 3000 --attacks attribute,behavioural"
-ACCEPTED_EXIT_CODES = (0, 10, 11)  # exit codes of an audit that came to a conclusion
+ACCEPTED_EXIT_CODES = (0, 10, 11)  # of an audit whose controls held
 
 
 def audit(defence: str, folder: Path) -> dict[str, Any]:
-    """The summary of one audit, run unless it is there."""
+    """Return the summary of one audit, running or resuming it if needed.
+
+    Raises:
+        SystemExit: If the audit fails.
+    """
     if not (folder / "summary.json").exists():
         begun = folder.exists() and any(folder.iterdir())
-        told = ["toy-sealed", "--defence", "restart"] if defence == SEALED else ["toy-open", "--defence", defence]
-        where = ["--resume", str(folder)] if begun else [*AUDIT.split(), "--out", str(folder), "--model", *told]
-        done = subprocess.run([sys.executable, "-m", "ghosttrace", "audit", *where], check=False)
-        if done.returncode not in ACCEPTED_EXIT_CODES:
-            raise SystemExit(f"the audit of {defence} ended with {done.returncode}")
-    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return found
+        subject = ["toy-sealed", "--defence", "restart"] if defence == SEALED else ["toy-open", "--defence", defence]
+        options = ["--resume", str(folder)] if begun else [*AUDIT.split(), "--out", str(folder), "--model", *subject]
+        process = subprocess.run([sys.executable, "-m", "ghosttrace", "audit", *options], check=False)
+        if process.returncode not in ACCEPTED_EXIT_CODES:
+            raise SystemExit(f"the audit of {defence} ended with exit code {process.returncode}: see its output above")
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return summary
 
 
 def row_of(defence: str, summary: dict[str, Any], undefended: float) -> dict[str, Any]:
-    """One point of the picture; what sealed training loses is counted from the other model."""
+    """Return one point of the figure; the loss of sealed training is relative to `toy-open` without defence."""
     row = pareto_row(summary) | {"defence": defence, "verdict": summary["verdict"]}
     if defence == SEALED:
-        worth = summary["defence"]
-        ends = {"lost_low": undefended - worth["accuracy_high"], "lost_high": undefended - worth["accuracy_low"]}
-        row |= {"lost": undefended - worth["accuracy"], **ends}
+        sealed = summary["defence"]
+        ends = {"lost_low": undefended - sealed["accuracy_high"], "lost_high": undefended - sealed["accuracy_low"]}
+        row |= {"lost": undefended - sealed["accuracy"], **ends}
     return row
 
 
 def main() -> None:
-    """Measure, record, draw."""
+    """Run all audits and write results and figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "defences", help="for the audits' folders")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "runs" / "defences", help="folder for the run folders of the audits"
+    )
     work, rows = parser.parse_args().work, []
-    found = {defence: audit(defence, work / re.sub(r"\W+", "-", defence)) for defence in DEFENCES}
-    for defence, summary in found.items():
-        rows.append(row_of(defence, summary, found["none"]["defence"]["accuracy"]))
+    summaries = {defence: audit(defence, work / re.sub(r"\W+", "-", defence)) for defence in DEFENCES}
+    for defence, summary in summaries.items():
+        rows.append(row_of(defence, summary, summaries["none"]["defence"]["accuracy"]))
         print(rows[-1], flush=True)
     results = pd.DataFrame(rows)
     results.to_parquet(ROOT / "experiments" / "results" / "defences.parquet", index=False)

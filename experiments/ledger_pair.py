@@ -1,9 +1,9 @@
-"""The claim: a drop under `restart` does not by itself measure missing information.
+"""Claim: a drop under `restart` does not by itself measure missing information.
 
-Two models of the same architecture and task, one of which met sealed caches in training, run the
-same arms on the same problems. Writes `experiments/results/ledger_pair.parquet` (columns of
-`ghosttrace.ablation.summary.summarise`, and the model) and `figures/ledger_pair.{png,svg}`. About three
-minutes on two cores: `python experiments/ledger_pair.py`.
+Two models with the same architecture and task run the same arms on the same problems; only one of them was trained
+with sealed caches. Writes `experiments/results/ledger_pair.parquet` (columns of
+`ghosttrace.ablation.summary.summarise`, and the model) and `figures/ledger_pair.{png,svg}`.
+`python experiments/ledger_pair.py`: about three minutes on two cores.
 """
 
 from pathlib import Path
@@ -18,33 +18,40 @@ ARMS = ("placebo", "restart", "swap")
 
 
 def measure() -> pd.DataFrame:
-    """Both models, all four levels."""
+    """Run the arms on both models and all four levels.
+
+    Raises:
+        SystemExit: If a control failed.
+    """
     parts = []
     for model in ("toy-open", "toy-mixed"):
         outcome = gt.ablate(model, arms=ARMS)
         if not outcome.valid:
-            raise SystemExit(f"{model}: {outcome.failures}")
+            raise SystemExit(f"{model}: controls failed: {outcome.failures}")
         parts.append(outcome.results.assign(model=model))
     return pd.concat(parts, ignore_index=True)
 
 
 def draw(results: pd.DataFrame) -> Figure:
-    """Accuracy against h, one panel a model; for swap the share of answers that follow the donor."""
+    """Draw accuracy by h, one panel per model; for swap, the share of answers that follow the donor."""
     figure = Figure(figsize=(8.4, 3.1), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    titles = {"toy-open": "toy-open: never met a sealed cache", "toy-mixed": "toy-mixed: trained on both"}
+    titles = {
+        "toy-open": "toy-open: trained without sealed caches",
+        "toy-mixed": "toy-mixed: trained on both kinds of cache",
+    }
     for axis, (model, title) in zip(axes, titles.items(), strict=True):
-        for place, arm in enumerate(("memento", "placebo", "restart", "swap")):
+        for number, arm in enumerate(("memento", "placebo", "restart", "swap")):
             part = results[(results["model"] == model) & (results["arm"] == arm)]
-            at = [level + 0.2 * (place - 1.5) for level in range(4)]
+            at = [level + 0.2 * (number - 1.5) for level in range(4)]
             value, low, high = part["accuracy"], part["accuracy_low"], part["accuracy_high"]
             if arm == "swap":
                 axis.bar(at, part["follows_donor"], 0.18, color=gt.ARMS[arm].colour, label="swap: follows the donor")
                 continue
             errors = [(value - low).tolist(), (high - value).tolist()]
-            axis.bar(at, value, 0.18, yerr=errors, capsize=2, color=gt.ARMS[arm].colour, label=f"{arm}: answer right")
+            axis.bar(at, value, 0.18, yerr=errors, capsize=2, color=gt.ARMS[arm].colour, label=f"{arm}: answer correct")
         axis.step(
-            [-0.5, 0.5, 1.5, 2.5, 3.5], [1, 1, 0.1, 0.01, 0.001], "k--", linewidth=1, label="a sealed cache's best"
+            [-0.5, 0.5, 1.5, 2.5, 3.5], [1, 1, 0.1, 0.01, 0.001], "k--", linewidth=1, label="ceiling of a sealed cache"
         )
         axis.set(title=title, xlabel="hidden digits h", xticks=range(4), ylim=(0, 1.05))
         axis.spines[["top", "right"]].set_visible(False)
@@ -54,7 +61,7 @@ def draw(results: pd.DataFrame) -> Figure:
 
 
 def main() -> None:
-    """Measure, record, draw."""
+    """Measure and write results and figure."""
     results = measure()
     (ROOT / "experiments" / "results").mkdir(exist_ok=True)
     results.to_parquet(ROOT / "experiments" / "results" / "ledger_pair.parquet", index=False)

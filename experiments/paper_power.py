@@ -1,11 +1,12 @@
-"""The claim: unpaired, most intervals of a 15.3-point drop on 30 problems include 0; paired, hardly any does.
+"""Claim: on 30 problems, most unpaired intervals of a 15.3-point drop include 0; almost no paired interval does.
 
-The paper reports 66.1 % for normal (64 repetitions) and 50.8 % for restart (8) on the 30 problems of
-AIME24 (arXiv 2604.09852, section 6.2.1), each a mean with its own standard error over problems. Scores
-by problem are not published, so the model of `ghosttrace.ablation.power` is simulated for that drop, and for one
-of 5 points: problems and answers are drawn anew in every run, and every run is read in three ways.
-Writes `experiments/results/paper_power.parquet` and `figures/paper_power.{png,svg}`. About a minute on
-two cores: `python experiments/paper_power.py`.
+The paper reports the accuracy of normal decoding (64 repetitions) and of restart (8 repetitions) on the 30 problems of
+AIME24 (arXiv 2604.09852, section 6.2.1), each with its own standard error over problems. Scores by problem are not
+published. This script therefore simulates the population model of `ghosttrace.ablation.power` for that drop and for a
+drop of 5 points. Every simulated run draws new problems and answers and computes three kinds of interval.
+
+Writes `experiments/results/paper_power.parquet` and `figures/paper_power.{png,svg}`.
+`python experiments/paper_power.py`: about a minute on two cores.
 """
 
 from itertools import product
@@ -27,31 +28,37 @@ COLOURS = {0.5: "#8c6bb1", 1.0: "#1b6e53", 2.0: "#d8a24a"}
 
 
 def draw(drop: Population, concentration: float, repetitions: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Contests, each with problems of its own.
+    """Simulate runs, each with newly drawn problems.
 
     Args:
-        drop: the population.
+        drop: The population of problems.
         concentration: a + b of its Beta distribution.
-        repetitions: samples of each problem under the reference and under the arm.
+        repetitions: Samples per problem under the reference and under the arm.
 
     Returns:
-        `reference` and `arm`, float[RUNS, PROBLEMS]: scores; `truth`, float[RUNS]: the effect on the
-        very problems drawn.
+        `reference` and `arm`, float[RUNS, PROBLEMS]: scores by problem. `truth`, float[RUNS]: true effect on the drawn
+        problems.
     """
-    # A problem is one of the grid's quantiles; `tests/test_power.py` draws from the distribution itself.
+    # Problems are quantiles of the population's grid; `tests/test_power.py` draws from the distribution itself.
     rng = np.random.default_rng([round(1000 * drop.effect), round(10 * concentration), *repetitions])
     chosen = rng.integers(len(drop.reference), size=(RUNS, PROBLEMS))
-    theta, fallen = drop.reference[chosen], drop.arm[chosen]
-    reference, arm = (rng.binomial(n, p) / n for n, p in zip(repetitions, (theta, fallen), strict=True))
-    return {"reference": reference, "arm": arm, "truth": (fallen - theta).mean(axis=1)}
+    p_reference, p_arm = drop.reference[chosen], drop.arm[chosen]
+    reference, arm = (rng.binomial(n, p) / n for n, p in zip(repetitions, (p_reference, p_arm), strict=True))
+    return {"reference": reference, "arm": arm, "truth": (p_arm - p_reference).mean(axis=1)}
 
 
 def intervals(reference: np.ndarray, arm: np.ndarray, repetitions: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Every run's 95 % interval of the difference of means, float[RUNS, 2], in three ways.
+    """Compute three kinds of 95 % interval of each run's difference of means.
 
-    `unpaired`: the two means' standard errors over problems, added in quadrature, as a reader of two
-    reported scores would. `paired`: the product's own. `fixed`: answers alone are uncertain; it says
-    nothing about any other problem.
+    Args:
+        reference: Scores under the reference, float[RUNS, PROBLEMS].
+        arm: Scores under the arm, float[RUNS, PROBLEMS].
+        repetitions: Samples per problem under the reference and under the arm.
+
+    Returns:
+        float[RUNS, 2] for each kind. `unpaired` adds the standard errors of both means over problems in quadrature, as
+        for two reported scores. `paired` is the interval of `ghosttrace.stats.paired_effect`. `fixed` includes only the
+        sampling of answers and does not generalise to other problems.
     """
     difference = arm.mean(axis=1) - reference.mean(axis=1)
     over_problems = sum(scores.var(axis=1, ddof=1) / PROBLEMS for scores in (reference, arm))
@@ -59,17 +66,17 @@ def intervals(reference: np.ndarray, arm: np.ndarray, repetitions: tuple[int, in
         (scores * (1 - scores) / (n - 1)).sum(axis=1) / PROBLEMS**2
         for n, scores in zip(repetitions, (reference, arm), strict=True)
     )
-    around = np.stack([-Z_95 * np.ones(RUNS), Z_95 * np.ones(RUNS)], axis=1)
-    effects = [paired_effect(mine, other) for mine, other in zip(arm, reference, strict=True)]
+    signs = np.stack([-Z_95 * np.ones(RUNS), Z_95 * np.ones(RUNS)], axis=1)
+    effects = [paired_effect(*scores) for scores in zip(arm, reference, strict=True)]
     return {
-        "unpaired": difference[:, None] + around * np.sqrt(over_problems)[:, None],
+        "unpaired": difference[:, None] + signs * np.sqrt(over_problems)[:, None],
         "paired": np.array([(effect.low, effect.high) for effect in effects]),
-        "fixed": difference[:, None] + around * np.sqrt(over_answers)[:, None],
+        "fixed": difference[:, None] + signs * np.sqrt(over_answers)[:, None],
     }
 
 
 def planned(drop: Population, way: str, repetitions: tuple[int, int]) -> tuple[float, float | None]:
-    """Half-width and, paired, power as `ghosttrace.ablation.power` has them in closed form."""
+    """Return the half-width, and for `paired` the power, from the closed form of `ghosttrace.ablation.power`."""
     between = {"paired": drop.paired_variance, "unpaired": drop.unpaired_variance, "fixed": 0.0}[way]
     error = standard_error(PROBLEMS, between, drop.within_problem_variance(*repetitions))
     if way != "paired":
@@ -78,13 +85,13 @@ def planned(drop: Population, way: str, repetitions: tuple[int, int]) -> tuple[f
 
 
 def simulate(effect: float, concentration: float, repetitions: tuple[int, int]) -> list[dict[str, float | str | None]]:
-    """One row a way of reading, see `measure`."""
+    """Return one row per kind of interval, with the columns of `measure`."""
     drop = population_with_effect(ACCURACY, effect, concentration)
     drawn = draw(drop, concentration, repetitions)
-    found = intervals(drawn["reference"], drawn["arm"], repetitions)
-    widths = {way: ends[:, 1] - ends[:, 0] for way, ends in found.items()}
+    ends_by_way = intervals(drawn["reference"], drawn["arm"], repetitions)
+    widths = {way: ends[:, 1] - ends[:, 0] for way, ends in ends_by_way.items()}
     rows: list[dict[str, float | str | None]] = []
-    for way, (low, high) in ((way, ends.T) for way, ends in found.items()):
+    for way, (low, high) in ((way, ends.T) for way, ends in ends_by_way.items()):
         closed_form, closed_power = planned(drop, way, repetitions)
         row: dict[str, float | str | None] = {"effect": effect, "concentration": concentration, "way": way}
         row |= {"repetitions": repetitions[0], "arm_repetitions": repetitions[1], "runs": RUNS}
@@ -97,19 +104,19 @@ def simulate(effect: float, concentration: float, repetitions: tuple[int, int]) 
 
 
 def measure() -> pd.DataFrame:
-    """Every design at every effect and concentration.
+    """Simulate every design at every effect and concentration.
 
     Returns:
-        One row per effect, concentration, repetitions and way: mean half-width and its closed form, the
-        share of runs whose interval excludes 0 and its closed form, covers the population's effect, covers
-        the effect on the very problems drawn, and is less than half as wide as the paired one.
+        One row per effect, concentration, repetitions and kind of interval (`way`). It holds the mean half-width and
+        its closed form, and the share of runs whose interval excludes 0 (with its closed form), covers the effect in
+        the population, covers the effect on the drawn problems, or is less than half as wide as the paired interval.
     """
     designs = [PAPER, *((n, n) for n in REPETITIONS)]
-    return pd.DataFrame([row for asked in product(EFFECTS, CONCENTRATIONS, designs) for row in simulate(*asked)])
+    return pd.DataFrame([row for setting in product(EFFECTS, CONCENTRATIONS, designs) for row in simulate(*setting)])
 
 
 def figure(results: pd.DataFrame) -> Figure:
-    """Intervals side by side, and the share of runs that exclude 0 against repetitions."""
+    """Draw the intervals of several designs, and the share of runs that exclude 0 by number of repetitions."""
     drawn = Figure(figsize=(9.2, 3.6), layout="constrained")
     left, right = drawn.subplots(1, 2, width_ratios=(1.15, 1))
     _draw_intervals(left, results[results["effect"] == EFFECTS[0]])
@@ -131,20 +138,20 @@ SHOWN_DESIGNS = {
 
 def _draw_intervals(axis: Axes, results: pd.DataFrame) -> None:
     indexed = results.set_index(["repetitions", "arm_repetitions", "way", "concentration"])["half_width"]
-    for place, design in enumerate(SHOWN_DESIGNS.values()):
+    for number, design in enumerate(SHOWN_DESIGNS.values()):
         for shift, concentration in zip((0.22, 0.0, -0.22), CONCENTRATIONS, strict=True):
             axis.errorbar(
                 -100 * EFFECTS[0],
-                -place + shift,
+                -number + shift,
                 xerr=100 * indexed.loc[*design, concentration],
                 fmt="o",
                 markersize=3,
                 capsize=3,
                 color=COLOURS[concentration],
-                label=f"a + b = {concentration:g}" if place == 0 else None,
+                label=f"a + b = {concentration:g}" if number == 0 else None,
             )
     axis.axvline(0, color="black", linewidth=0.8)
-    axis.set(yticks=[-place for place in range(len(SHOWN_DESIGNS))], yticklabels=list(SHOWN_DESIGNS))
+    axis.set(yticks=[-number for number in range(len(SHOWN_DESIGNS))], yticklabels=list(SHOWN_DESIGNS))
     axis.set(xlabel="effect in points, mean 95 % interval", title="a drop of 15.3 points, 30 problems")
     axis.legend(fontsize=7, frameon=False, loc="lower left")
 
@@ -153,10 +160,10 @@ def _draw_power(axis: Axes, results: pd.DataFrame) -> None:
     for effect, colour in zip(EFFECTS, ("#b3392f", "#2b6cb0"), strict=True):
         part = results[results["effect"] == effect]
         for way, style, fill in (("paired", "-", "full"), ("unpaired", ":", "none")):
-            one = part[(part["way"] == way) & (part["concentration"] == 1.0)]
+            rows = part[(part["way"] == way) & (part["concentration"] == 1.0)]
             axis.plot(
-                one["repetitions"],
-                one["excludes_0"],
+                rows["repetitions"],
+                rows["excludes_0"],
                 style,
                 marker="o",
                 markersize=4,
@@ -164,8 +171,8 @@ def _draw_power(axis: Axes, results: pd.DataFrame) -> None:
                 color=colour,
                 label=f"{100 * effect:g} points, {way}",
             )
-        rest = part[part["way"] == "paired"].groupby("repetitions")["excludes_0"]
-        axis.fill_between(rest.min().index, rest.min(), rest.max(), color=colour, alpha=0.15, linewidth=0)
+        paired = part[part["way"] == "paired"].groupby("repetitions")["excludes_0"]
+        axis.fill_between(paired.min().index, paired.min(), paired.max(), color=colour, alpha=0.15, linewidth=0)
     axis.axhline(0.8, color="black", linestyle="--", linewidth=0.8)
     axis.set_xscale("log", base=2)
     axis.set(xticks=REPETITIONS, xticklabels=[str(n) for n in REPETITIONS], ylim=(0, 1.02))
@@ -173,7 +180,7 @@ def _draw_power(axis: Axes, results: pd.DataFrame) -> None:
 
 
 def main() -> None:
-    """Simulate, record, draw."""
+    """Simulate and write results and figure."""
     results = measure()
     (ROOT / "experiments" / "results").mkdir(exist_ok=True)
     results.to_parquet(ROOT / "experiments" / "results" / "paper_power.parquet", index=False)

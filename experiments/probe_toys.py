@@ -1,9 +1,9 @@
-"""The claim: mementos of both toys hold the digits that they hide, and notes that the task never needs.
+"""Claim: mementos of both toys contain the digits that their text hides, and notes that the task never needs.
 
-`ghosttrace probe` on each bundled model, ledger-h3, with hidden states beside keys and values; where the
-digits are by layer and hop, open against sealed. Writes `experiments/results/probe_toys.parquet` (columns
-of `ghosttrace.probing.evidence.summarise`, and the model) and `figures/probe_toys.{png,svg}`. About ten
-minutes on two cores: `python experiments/probe_toys.py`.
+Runs `ghosttrace probe` on each bundled model and `ledger-h3`, on keys, values and hidden states, and shows the bits by
+layer and hop in open and sealed caches. Writes `experiments/results/probe_toys.parquet` (columns of
+`ghosttrace.probing.evidence.summarise`, and the model) and `figures/probe_toys.{png,svg}`.
+`python experiments/probe_toys.py`: about ten minutes on two cores.
 """
 
 from pathlib import Path
@@ -21,7 +21,11 @@ MODELS, TARGETS, BENCH, SAMPLES = ("toy-open", "toy-mixed"), ("hidden-*", "note-
 
 
 def measure(work: Path) -> pd.DataFrame:
-    """Probe both models, or go on where that stopped."""
+    """Probe both models, resuming interrupted runs.
+
+    Raises:
+        SystemExit: If a control failed.
+    """
     parts = []
     for model in MODELS:
         folder = work / model
@@ -29,33 +33,33 @@ def measure(work: Path) -> pd.DataFrame:
             begun = (folder / "run.json").exists()
             out, resume = (None, folder) if begun else (folder, None)
             probe(model, BENCH, samples=SAMPLES, kv=("k", "v", "hidden"), out=out, resume=resume)
-        found = ProbeResult.open(folder)
-        if not found.valid:
-            raise SystemExit(f"{model}: {found.failures}")
-        parts.append(found.results.assign(model=model))
+        result = ProbeResult.open(folder)
+        if not result.valid:
+            raise SystemExit(f"{model}: controls failed: {result.failures}")
+        parts.append(result.results.assign(model=model))
     return pd.concat(parts, ignore_index=True)
 
 
 def draw(results: pd.DataFrame) -> Figure:
-    """Bits by layer and hop in values, linear probes; a row a model, open and sealed side by side."""
+    """Draw the bits of linear probes on values by layer and hop, open and sealed, one row of panels per model."""
     figure = Figure(figsize=(9.6, 4.6), layout="constrained")
     grid = figure.subplots(2, 4, sharex=True, sharey=True)
     linear = results[(results["probe"] == "linear") & (results["kv"] == "v")]
     for line, model in zip(grid, MODELS, strict=True):
         panels = [(target, condition) for target in TARGETS for condition in ("open", "sealed")]
         for axis, (target, condition) in zip(line, panels, strict=True):
-            here = linear[(linear["model"] == model) & (linear["target"] == target)]
-            image = draw_heat(axis, here[here["condition"].isin([condition, "causal"])], 3.33, "hop")
+            rows = linear[(linear["model"] == model) & (linear["target"] == target)]
+            image = draw_heat(axis, rows[rows["condition"].isin([condition, "causal"])], 3.33, "hop")
             axis.set_title(f"{model}, {target}, {condition}", fontsize=8)
         line[0].set_ylabel("layer")
     for axis in grid[1]:
         axis.set_xlabel("hop (-1: before)")
-    figure.colorbar(image, ax=grid, label="bits a digit beyond the text, of 3.32")
+    figure.colorbar(image, ax=grid, label="bits per digit beyond the text, of 3.32")
     return figure
 
 
 def main() -> None:
-    """Measure, record, draw."""
+    """Measure and write results and figure."""
     results = measure(ROOT / "runs" / "probe_toys")
     results.to_parquet(ROOT / "experiments" / "results" / "probe_toys.parquet", index=False)
     figure = draw(results)

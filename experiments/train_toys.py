@@ -1,12 +1,15 @@
-"""Remake the bundled checkpoints: `python experiments/train_toys.py toy-open` (or `toy-mixed`, `toy-sealed`).
+"""Train the bundled checkpoints: `python experiments/train_toys.py toy-open` (or `toy-mixed`, `toy-sealed`).
 
-All learn the four levels of `ledger` mixed, by `ghosttrace sft`: with full attention first, then by the law.
-`toy-mixed` gets a share of the second stage's traces over a sealed cache, so that a sealed cache is nothing
-new to it, `toy-sealed` gets no other; there the loss leaves out the digits that the retained text does not
-determine, until the last stage: then they learn that these could be anything, so that their probabilities
-over a sealed cache mean something. Loss is on what the model itself must write; in the last stage, in half
-of the traces, on the observations too, so that without a harness it writes valid ones of its own. The log is
-kept beside the weights. A seed can stall: the gate at the end says so and nothing is written.
+All three are trained by `ghosttrace sft` on a mix of the four levels of `ledger`, first with full attention, then with
+memento attention (`toy-open`), with sealed caches (`toy-sealed`), or with both (`toy-mixed`).
+
+- Over a sealed cache, the loss excludes digits that the retained text does not determine. The last run includes them,
+  so that the models learn uniform probabilities for them.
+- The loss covers the tokens that the model must write. In half of the traces of the last run it also covers the
+  observations, so that the model can write valid observations without a harness.
+
+The training log is saved beside the weights. A random seed can stall: then the accuracy check at the end fails and
+nothing is written.
 """
 
 import argparse
@@ -33,7 +36,7 @@ from ghosttrace.training.recipe import Recipe
 from ghosttrace.training.sft import sft
 
 POLICY = Policy(mask_delimiters=True)
-LEVELS = np.array([1.0, 1.0, 1.5, 2.0]) / 5.5  # the share of each level
+LEVELS = np.array([1.0, 1.0, 1.5, 2.0]) / 5.5  # share of each level in the training data
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message.role + '|>' + message.content }}"
     "{% if message.role == 'assistant' %}{{ '<eos>' }}{% endif %}{% endfor %}"
@@ -46,12 +49,13 @@ class SftRun:
     """One run of `ghosttrace sft`.
 
     Attributes:
-        stage: of the recipe.
-        steps: of 32 traces each.
-        learning_rate: at the start of the schedule.
-        schedule: transformers' name of it.
-        observed: the share of the traces in which observations carry loss.
-        only_determined_labels: over a sealed cache nothing is asked that only the ghost channel could tell.
+        stage: Stage of the recipe.
+        steps: Number of optimizer steps, each on one batch of traces.
+        learning_rate: Peak learning rate.
+        schedule: Name of the learning-rate schedule in transformers.
+        observed: Share of traces in which observations are in the loss.
+        only_determined_labels: Whether the loss over a sealed cache excludes digits that the retained text does not
+            determine.
     """
 
     stage: Stage
@@ -64,7 +68,15 @@ class SftRun:
 
 @dataclass(frozen=True)
 class Toy:
-    """Everything that decides a toy."""
+    """The settings of a toy's training.
+
+    Attributes:
+        name: Name of the toy.
+        parts: Runs of `ghosttrace sft`, in order.
+        seed: Random seed of weights and data.
+        sealed_share: Share of traces over a sealed cache in runs of stage `memento`.
+        batch: Traces per step.
+    """
 
     name: str
     parts: tuple[SftRun, ...]
@@ -77,7 +89,7 @@ FULL = SftRun("full", 1400, 7e-4, "constant_with_warmup")
 
 
 def memento_stages(stage: Stage) -> tuple[SftRun, ...]:
-    """The second stage and its end."""
+    """Return the runs after full attention: the main run and the final one with a lower learning rate."""
     return SftRun(stage, 1900, 7e-4), SftRun(stage, 700, 2e-4, observed=0.5, only_determined_labels=False)
 
 
@@ -89,7 +101,7 @@ TOYS = {
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character, delimiters and tags whole, with a chat template."""
+    """Make a tokenizer with one token per character, delimiter and tag, and a chat template."""
     from tokenizers import Regex, Tokenizer
     from tokenizers.decoders import Fuse
     from tokenizers.models import WordLevel
@@ -106,7 +118,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(seed: int) -> Qwen3ForCausalLM:
-    """The Qwen3 architecture at about 0.8M parameters."""
+    """Make a randomly initialised Qwen3 model with about 0.8M parameters."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(VOCABULARY),
@@ -128,23 +140,31 @@ def make_model(seed: int) -> Qwen3ForCausalLM:
 
 
 def row(
-    one: Ledger, ids: dict[str, int], markup: Markup, observed: bool, only_determined_labels: bool
+    ledger: Ledger, ids: dict[str, int], markup: Markup, observed: bool, only_determined_labels: bool
 ) -> dict[str, list[int]]:
-    """A ledger as a row of training data.
+    """Convert a ledger to a row of training data.
 
-    With `only_determined_labels`, nothing is asked that only the ghost channel could tell: the hidden digits of a block's
-    first step (but for the first block, whose state is in the prompt) and of the answer.
+    Args:
+        ledger: The problem and its solution.
+        ids: Token ids of the vocabulary.
+        markup: Markup of the tokenizer.
+        observed: Whether observations are in the loss.
+        only_determined_labels: Whether to exclude digits that the retained text does not determine: the hidden digits
+            of the answer and of each block's first step, except in the first block, whose state is in the prompt.
+
+    Returns:
+        `input_ids` and `labels`.
     """
-    prompt = ["<|user|>", *one.prompt, "<|assistant|>"]
-    text = prompt + one.response()
+    prompt = ["<|user|>", *ledger.prompt, "<|assistant|>"]
+    text = prompt + ledger.response()
     tokens = np.array([ids[token] for token in text])
     labels = tokens.copy()
     labels[: len(prompt)] = IGNORE_INDEX
-    hidden = range(N_DIGITS - one.level, N_DIGITS)
+    hidden = range(N_DIGITS - ledger.level, N_DIGITS)
     for number, block in enumerate(find_blocks(tokens, markup)):
         begin = block.start + 1
         if not observed:
-            labels[[begin + place for place in range(BLOCK_TOKENS) if is_observation(place)]] = IGNORE_INDEX
+            labels[[begin + index for index in range(BLOCK_TOKENS) if is_observation(index)]] = IGNORE_INDEX
         if only_determined_labels and number > 0:
             labels[[begin + N_NOTES + 2 * digit + 1 for digit in hidden]] = IGNORE_INDEX
     if only_determined_labels:
@@ -153,20 +173,21 @@ def row(
 
 
 def write_rows(path: Path, toy: Toy, number: int, tokenizer: PreTrainedTokenizerFast) -> None:
-    """The traces of one part, each of them new."""
+    """Write the training traces of run `number` to a parquet file; every trace is new."""
     part, rng = toy.parts[number], np.random.default_rng([toy.seed, number, 1])
     ids, markup = tokenizer.get_vocab(), Markup.from_tokenizer(tokenizer)
     rows = []
-    for place in range(part.steps * toy.batch):
-        sealed = part.stage == "sealed" or (part.stage == "memento" and is_sealed(place, toy.sealed_share, toy.seed))
-        one = Ledger.sample(rng, int(rng.choice(N_DIGITS + 1, p=LEVELS)))
-        rows.append(row(one, ids, markup, bool(rng.random() < part.observed), sealed and part.only_determined_labels))
+    for index in range(part.steps * toy.batch):
+        sealed = part.stage == "sealed" or (part.stage == "memento" and is_sealed(index, toy.sealed_share, toy.seed))
+        ledger = Ledger.sample(rng, int(rng.choice(N_DIGITS + 1, p=LEVELS)))
+        observed = bool(rng.random() < part.observed)
+        rows.append(row(ledger, ids, markup, observed, sealed and part.only_determined_labels))
     pd.DataFrame(rows).to_parquet(path, index=False)
 
 
 def flags(toy: Toy, part: SftRun) -> tuple[str, ...]:
-    """What the trainer is told."""
-    told = {
+    """Return the trainer's command-line options for one run."""
+    options = {
         "learning_rate": part.learning_rate,
         "lr_scheduler_type": part.schedule,
         "warmup_steps": min(100, part.steps // 8),
@@ -184,12 +205,12 @@ def flags(toy: Toy, part: SftRun) -> tuple[str, ...]:
         "disable_tqdm": True,
         "dtype": "float32",
     }
-    return tuple(text for name, value in told.items() for text in (f"--{name}", str(value)))
+    return tuple(text for name, value in options.items() for text in (f"--{name}", str(value)))
 
 
 def train(toy: Toy, work: Path) -> tuple[Path, list[dict[str, Any]]]:
-    """Run every part; return the folder of the last model and the log."""
-    tokenizer, log, began = make_tokenizer(), list[dict[str, Any]](), time.process_time()
+    """Run all parts; return the folder of the last model and the training log."""
+    tokenizer, log, started = make_tokenizer(), list[dict[str, Any]](), time.process_time()
     model = work / "untrained"
     make_model(toy.seed).save_pretrained(model)
     tokenizer.save_pretrained(model)
@@ -202,32 +223,38 @@ def train(toy: Toy, work: Path) -> tuple[Path, list[dict[str, Any]]]:
         )
         model = sft(recipe, out) / "model"
         for entry in pd.read_parquet(out / "samples.parquet").to_dict("records"):
-            minutes = (time.process_time() - began) / 60
+            minutes = (time.process_time() - started) / 60
             log.append({"part": number, "cpu_minutes": minutes} | {str(key): value for key, value in entry.items()})
     return model, log
 
 
 def gate_accuracies(toy: Toy, model: Path, limit: int = 200) -> dict[str, float]:
-    """Accuracies that decide whether a toy is kept, and those that must be reached."""
-    found = gt.ablate(str(model), bench="ledger", arms=("restart",), limit=limit).results
-    names = found["bench"] + "/" + found["arm"]
-    return dict(zip(names, found["accuracy"].astype(float), strict=True))
+    """Measure the accuracies that decide whether a toy is kept, by benchmark and arm."""
+    results = gt.ablate(str(model), bench="ledger", arms=("restart",), limit=limit).results
+    names = results["bench"] + "/" + results["arm"]
+    return dict(zip(names, results["accuracy"].astype(float), strict=True))
 
 
 def missed_thresholds(toy: Toy, accuracy: dict[str, float]) -> list[str]:
-    """Bars that were not reached."""
-    need = [] if toy.name == "toy-sealed" else [f"ledger-h{level}/memento" for level in range(4)]
-    need += [] if toy.name == "toy-open" else ["ledger-h0/restart"]
-    return [name for name in need if accuracy[name] < 0.95]
+    """Return the required accuracies that are below 95 %."""
+    required = [] if toy.name == "toy-sealed" else [f"ledger-h{level}/memento" for level in range(4)]
+    required += [] if toy.name == "toy-open" else ["ledger-h0/restart"]
+    return [name for name in required if accuracy[name] < 0.95]
 
 
 def main() -> None:
-    """Train one of the toys and save it, unless it stalled."""
+    """Train a toy and save it.
+
+    Raises:
+        SystemExit: If the training stalled.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=TOYS)
-    parser.add_argument("--work", type=Path, default=Path("runs") / "toys", help="for rows and runs of each part")
-    parser.add_argument("--out", type=Path, help="folder to write (default: the package's own)")
-    parser.add_argument("--seed", type=int, help="another seed than the recipe's")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs") / "toys", help="folder for the data and runs of all parts"
+    )
+    parser.add_argument("--out", type=Path, help="folder to write; the package's own by default")
+    parser.add_argument("--seed", type=int, help="random seed; the recipe's by default")
     chosen = parser.parse_args()
     toy = TOYS[chosen.name] if chosen.seed is None else replace(TOYS[chosen.name], seed=chosen.seed)
     torch.set_num_threads(1)
@@ -237,7 +264,7 @@ def main() -> None:
     model, log = train(toy, work)
     accuracy = gate_accuracies(toy, model)
     if missed_thresholds(toy, accuracy):
-        raise SystemExit(f"seed {toy.seed} stalled: {accuracy}; try another with --seed")
+        raise SystemExit(f"training with seed {toy.seed} stalled ({accuracy}): try another --seed")
     folder = chosen.out or Path(gt.__file__).parent / "models" / toy.name
     load(str(model)).model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""GhostTrace: what erased reasoning leaves in the KV cache, and how to measure it.
+"""GhostTrace: measure the information that erased reasoning leaves in the KV cache.
 
     import ghosttrace as gt
 
@@ -9,7 +9,7 @@
     run.figure("accuracy")
 
 `ablate`, `bits`, `probe`, `patch` and `audit` take a model, settings, a folder (`out=`) and a progress callback, and
-return a result; `open_run` gives the same result back from a finished run folder.
+return a result. `open_run` reads the same result from a finished run folder.
 """
 
 from ghosttrace.ablation.arms import ARMS, Arm, Part

@@ -1,4 +1,4 @@
-"""Any finished run folder, back as the result object of the instrument that made it."""
+"""Opening of finished run folders as result objects."""
 
 from pathlib import Path
 
@@ -12,24 +12,30 @@ from ghosttrace.runs.folder import read_json
 from ghosttrace.runs.result import RunResult
 
 RESULT_CLASSES: dict[str, type[RunResult]] = {
-    kind.command: kind for kind in (AblationResult, BitsResult, ProbeResult, PatchResult, AuditResult)
+    result_class.command: result_class
+    for result_class in (AblationResult, BitsResult, ProbeResult, PatchResult, AuditResult)
 }
-"""The kind of result of each measuring command."""
+"""Result class of each measuring command."""
 
 
 def open_run(folder: str | Path) -> RunResult:
-    """The result of a finished run: equal to what the run itself returned.
+    """Open the result of a finished run; it equals the result that the run itself returned.
 
     Args:
-        folder: as `ghosttrace ablate`, `bits`, `probe`, `patch` or `audit` left it.
+        folder: run folder of `ghosttrace ablate`, `bits`, `probe`, `patch` or `audit`.
+
+    Returns:
+        An object of the command's result class, such as `AblationResult`.
 
     Raises:
-        UserError: the folder is no finished run of one of these commands.
+        UserError: the folder is not a finished run of one of these commands.
     """
     path = Path(folder)
     if not (path / "run.json").is_file():
-        raise UserError(f"{path} is not a run: give the folder that a ghosttrace command wrote, with its run.json")
+        raise UserError(f"{path} is not a run: give a folder that a ghosttrace command wrote, with its run.json")
     command = read_json(path / "run.json", "command")["command"]
     if command not in RESULT_CLASSES:
-        raise UserError(f"{path} is a run of {command!r}, and results are those of {', '.join(RESULT_CLASSES)}")
+        raise UserError(
+            f"{path} is a run of {command!r}, which has no result: give a run of {', '.join(RESULT_CLASSES)}"
+        )
     return RESULT_CLASSES[command].open(path)

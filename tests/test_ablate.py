@@ -1,4 +1,4 @@
-"""`ablate` end to end on the bundled models: the numbers, the run folder, and bad input."""
+"""`ablate` end to end on the bundled models: results, run folder and invalid input."""
 
 import json
 import warnings
@@ -45,14 +45,14 @@ def accuracy(ablation: AblationResult, arm: str) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_the_bundled_models_show_the_channel(outcome: tuple[str, AblationResult]) -> None:
+def test_bundled_models_show_the_ghost_channel(outcome: tuple[str, AblationResult]) -> None:
     name, ablation = outcome
     assert min(accuracy(ablation, "memento").values()) >= 0.95
     assert min(accuracy(ablation, "placebo").values()) >= 0.95
     restart = accuracy(ablation, "restart")
     assert restart["ledger-h1"] <= 0.2
     assert max(restart["ledger-h2"], restart["ledger-h3"]) <= 0.08
-    # The pair's lesson: at h = 0 nothing is missing, yet a model that never met a sealed cache fails.
+    # At h = 0 the text suffices, yet a model that was never trained on a sealed cache fails.
     assert restart["ledger-h0"] >= 0.95 if name == "toy-mixed" else restart["ledger-h0"] <= 0.2
     assert ablation.valid, ablation.failures
 
@@ -69,7 +69,7 @@ def test_swapped_answers_follow_the_donor(outcome: tuple[str, AblationResult]) -
 
 
 @pytest.mark.slow
-def test_placebo_answers_are_mementos(outcome: tuple[str, AblationResult]) -> None:
+def test_placebo_gives_the_answers_of_memento(outcome: tuple[str, AblationResult]) -> None:
     _, ablation = outcome
     by_arm = {arm: part["response"].tolist() for arm, part in ablation.samples.groupby("arm")}
     assert by_arm["placebo"] == by_arm["memento"]
@@ -77,7 +77,7 @@ def test_placebo_answers_are_mementos(outcome: tuple[str, AblationResult]) -> No
 
 
 @pytest.mark.slow
-def test_kv_columns_are_the_laws(outcome: tuple[str, AblationResult]) -> None:
+def test_kv_columns_equal_the_counts_from_expiry(outcome: tuple[str, AblationResult]) -> None:
     _, ablation = outcome
     problem = ablation.samples["problem"][0]
     rows = ablation.samples[ablation.samples["problem"] == problem]
@@ -90,32 +90,32 @@ def test_kv_columns_are_the_laws(outcome: tuple[str, AblationResult]) -> None:
         assert (ablation.results[f"{name}_bytes"] == 4096 * ablation.results[f"{name}_tokens"]).all()
 
 
-def test_arms_share_their_draws() -> None:
-    """At a temperature, arms that do the same sample the same; another repetition or seed samples otherwise."""
+def test_arms_share_random_draws() -> None:
+    """At a temperature above 0, equivalent arms give equal samples; other repetitions and seeds give other samples."""
     settings = {"arms": ("placebo",), "limit": 20, "repetitions": 2, "sampling": {"temperature": 1.5}}
-    one, other = (ablate("toy-mixed", "ledger-h1", seed=0, **settings) for _ in range(2))
-    pd.testing.assert_frame_equal(one.samples, other.samples)
-    responses = one.samples.pivot_table(
+    run, repeat = (ablate("toy-mixed", "ledger-h1", seed=0, **settings) for _ in range(2))
+    pd.testing.assert_frame_equal(run.samples, repeat.samples)
+    responses = run.samples.pivot_table(
         index=["problem", "repetition"], columns="arm", values="response", aggfunc="first"
     )
     assert (responses["placebo"] == responses["memento"]).all()
-    first, second = (one.samples.query("arm == 'memento' and repetition == @r")["response"].tolist() for r in (0, 1))
+    first, second = (run.samples.query("arm == 'memento' and repetition == @r")["response"].tolist() for r in (0, 1))
     assert first != second
     assert (
         ablate("toy-mixed", "ledger-h1", seed=1, **settings).samples["response"].tolist()
-        != one.samples["response"].tolist()
+        != run.samples["response"].tolist()
     )
 
 
-def test_batches_do_not_matter() -> None:
+def test_results_do_not_depend_on_batch_size() -> None:
     small, large = (
         ablate("toy-mixed", "ledger-h2", arms=("restart", "swap"), limit=12, batch_size=n).samples for n in (5, 64)
     )
     assert small["response"].tolist() == large["response"].tolist()
 
 
-def test_without_a_harness_a_model_writes_observations_of_its_own() -> None:
-    """Valid form, and an answer that fits the increments it wrote itself."""
+def test_without_a_harness_the_model_generates_observations() -> None:
+    """Responses have valid form, and the answer fits the generated increments."""
     for name in ("toy-mixed", "toy-open"):
         checkpoint = load(name)
         fits = 0
@@ -135,8 +135,8 @@ def test_without_a_harness_a_model_writes_observations_of_its_own() -> None:
 
 
 @pytest.mark.slow
-def test_parts_of_the_cache_carry_the_state() -> None:
-    """Sealing everything breaks h = 1; sealing the first layer alone, which holds only tokens, does not."""
+def test_sealing_a_part_of_the_cache() -> None:
+    """Sealing all layers fails at h = 1; sealing only the first layer, which depends on single tokens, does not."""
     settings = {"arms": ("restart",), "limit": 30}
     first = ablate("toy-mixed", "ledger-h1", part=Part(layers=(0,)), **settings)
     assert accuracy(first, "restart")["ledger-h1"] >= 0.95
@@ -156,7 +156,7 @@ def test_controls_can_fail() -> None:
 
 
 def test_at_k_counts_votes_and_passes() -> None:
-    """Two problems of four samples: one voted right by spelling apart, one voted wrong."""
+    """Two problems with four samples: the majority is right (in different spellings) on one, and wrong on the other."""
     answers = {
         "a": [("1/2", True), ("0.5", True), ("3", False), (None, False)],
         "b": [("7", True), *[("8", False)] * 3],
@@ -174,8 +174,8 @@ def test_at_k_counts_votes_and_passes() -> None:
 
 
 def slow_holm(p: list[float]) -> list[float]:
-    """The largest of the smaller ones, each times the number of those not smaller."""
-    return [min(1.0, max(q * sum(r >= q for r in p) for q in p if q <= one)) for one in p]
+    """Return Holm-adjusted p-values by definition, in quadratic time."""
+    return [min(1.0, max(q * sum(r >= q for r in p) for q in p if q <= value)) for value in p]
 
 
 @pytest.mark.slow
@@ -193,48 +193,52 @@ def test_truncated_responses_are_counted(tmp_path: Path) -> None:
     samples = pd.read_parquet(tmp_path / "run" / "samples.parquet")
     rows = json.loads((tmp_path / "run" / "summary.json").read_text())["results"]
     for row in rows:
-        mine = samples[samples["arm"] == row["arm"]]
-        assert row["truncated"] == (mine["finish"] == "length").sum() == (mine["response"].str[-5:] != "<eos>").sum()
+        arm_samples = samples[samples["arm"] == row["arm"]]
+        assert (
+            row["truncated"]
+            == (arm_samples["finish"] == "length").sum()
+            == (arm_samples["response"].str[-5:] != "<eos>").sum()
+        )
     assert 0 < sum(row["truncated"] for row in rows) < len(samples)
 
 
-def on_a_gpu(*arms: str, tokens: int = 4096) -> list[BenchArm]:
-    """Cells of these arms of a bundled model, as if it were on a GPU."""
+def arms_on_fake_gpu(*arms: str, tokens: int = 4096) -> list[BenchArm]:
+    """Return these arms with a fake model whose device is a GPU."""
     settings = AblationSettings(arms, limit=1, sampling={"max_new_tokens": tokens})
-    cells = plan_bench_arms(load("toy-mixed"), load_bench("ledger-h1", 1), settings)
-    model = cells[0].checkpoint.model
+    bench_arms = plan_bench_arms(load("toy-mixed"), load_bench("ledger-h1", 1), settings)
+    model = bench_arms[0].checkpoint.model
     fake = SimpleNamespace(device=torch.device("cuda"), dtype=model.dtype, config=model.config)
-    return [replace(cell, checkpoint=replace(cell.checkpoint, model=fake)) for cell in cells]
+    return [replace(bench_arm, checkpoint=replace(bench_arm.checkpoint, model=fake)) for bench_arm in bench_arms]
 
 
-def test_a_gpu_is_filled_with_what_it_surely_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row of 4,096 tokens of 4 KiB takes 16 MiB, and twice that where a sealed cache is kept beside it."""
+def test_batch_size_on_a_gpu_fits_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of 4,096 tokens of 4 KiB takes 16 MiB, and 32 MiB in an arm that also keeps a sealed cache."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * 2**24 / 0.8 + 1, 2**40))
-    assert largest_batch_size(on_a_gpu("memento", "full", "noise")) == 10
+    assert largest_batch_size(arms_on_fake_gpu("memento", "full", "noise")) == 10
     for arm in ("restart", "restart-renumbered", "seal-mementos"):
-        assert largest_batch_size(on_a_gpu("full", arm)) == 5
-    assert largest_batch_size(on_a_gpu("full", tokens=8192)) == 5
-    assert largest_batch_size(on_a_gpu("full", tokens=2**20)) == 1
-    assert largest_batch_size(on_a_gpu("full", tokens=1)) == 128
-    assert largest_batch_size(on_a_gpu("full", tokens=1), maximum=7) == 7
-    cells = plan_bench_arms(load("toy-mixed"), load_bench("ledger-h1", 1), AblationSettings())
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: pytest.fail("asked without a GPU"))
-    assert largest_batch_size(cells) == 128
+        assert largest_batch_size(arms_on_fake_gpu("full", arm)) == 5
+    assert largest_batch_size(arms_on_fake_gpu("full", tokens=8192)) == 5
+    assert largest_batch_size(arms_on_fake_gpu("full", tokens=2**20)) == 1
+    assert largest_batch_size(arms_on_fake_gpu("full", tokens=1)) == 128
+    assert largest_batch_size(arms_on_fake_gpu("full", tokens=1), maximum=7) == 7
+    bench_arms = plan_bench_arms(load("toy-mixed"), load_bench("ledger-h1", 1), AblationSettings())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: pytest.fail("mem_get_info called without a GPU"))
+    assert largest_batch_size(bench_arms) == 128
 
 
-def test_no_number_of_the_table_is_cut_at_80_columns() -> None:
+def test_table_shows_names_and_numbers_in_full_at_80_columns() -> None:
     row = {"bench": "[b]", "arm": "restart-renumbered", "accuracy": 1.0, "accuracy_low": 1.0, "accuracy_high": 1.0}
     row |= {"effect": -0.661, "effect_low": -0.712, "effect_high": -0.598, "better": 10, "worse": 390}
     row |= {"detectable": 0.125, "peak_kv_tokens": 12_345.0, "truncated": 1920}
     console = Console(width=80, file=StringIO())
     console.print(ablation_table(pd.DataFrame([row])))
-    said = console.file.getvalue()
-    assert "…" not in said and "[b]" in said
-    numbers = ("100.0 [100.0, 100.0]", "-66.1 [-71.2, -59.8]", "10/390", "12.5", "12,345", "1,920")
-    assert all(number in said for number in numbers)
+    output = console.file.getvalue()
+    assert "…" not in output and "[b]" in output
+    numbers = ("restart-renumbered", "100.0 [100.0,100.0]", "-66.1 [-71.2,-59.8]", "10/390", "12.5", "12,345")
+    assert all(number in output for number in numbers)
 
 
-def test_a_bench_with_another_number_of_problems_is_said() -> None:
+def test_unexpected_number_of_problems_gives_a_warning() -> None:
     bench = replace(load_bench("ledger-h1", 2)[0], name="aime24", origin="mine.jsonl", full_size=30)
     with pytest.warns(RunWarning, match=r"aime24 has 30 problems, and mine\.jsonl holds 2"):
         ablate("toy-mixed", bench, ["full"])
@@ -252,7 +256,7 @@ def test_python_api_in_five_lines() -> None:
 
 
 @pytest.mark.slow
-def test_the_run_folder(tmp_path: Path) -> None:
+def test_run_folder_contents(tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert command("ablate", "--bench", "ledger-h1", "--limit", "6", "--out", str(out)) == 0
     config, summary = (json.loads((out / name).read_text()) for name in ("run.json", "summary.json"))
@@ -265,7 +269,9 @@ def test_the_run_folder(tmp_path: Path) -> None:
     for row in summary["results"]:
         assert set(keys.split()) <= row.keys()
         assert 0 <= row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"] <= 1
-    arms = [name for name, arm in ARMS.items() if arm.default and name != "restart-bare"]  # none stay on the toys
+    arms = [
+        name for name, arm in ARMS.items() if arm.default and name != "restart-bare"
+    ]  # the toys retain no delimiters
     assert [row["arm"] for row in summary["results"]] == arms
     samples = pd.read_parquet(out / "samples.parquet")
     assert len(samples) == 6 * len(arms)
@@ -274,19 +280,19 @@ def test_the_run_folder(tmp_path: Path) -> None:
         assert "<svg" in (out / "figures" / f"{name}.svg").read_text()
 
 
-def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path) -> None:
+def test_existing_run_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     benches = load_bench("ledger-h0", 1)
-    with pytest.raises(UserError, match=r"holds another run: go on with --resume .*, or give --out a new folder"):
+    with pytest.raises(UserError, match=r"holds another run: continue it with --resume .*, or give --out a new folder"):
         run_ablation(load("toy-mixed"), benches, AblationSettings(limit=1), out=tmp_path)
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="holds other files"):
         run_ablation(load("toy-mixed"), benches, AblationSettings(limit=1), out=Path(__file__).parent)
 
 
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
-def test_running_out_of_memory_says_what_to_change(error: Exception) -> None:
+def test_out_of_memory_error_names_the_option_to_change(error: Exception) -> None:
     checkpoint = load("toy-mixed")
     requests = [Request([1, 2, 3])] * 64
     with (
@@ -298,17 +304,17 @@ def test_running_out_of_memory_says_what_to_change(error: Exception) -> None:
         raise RuntimeError("unrelated")
 
 
-def test_default_arms_are_those_that_mean_something() -> None:
-    """keep_last_n_blocks 1 rules out swap; asked for by name it is refused, by default it is left out."""
+def test_default_arms_skip_arms_that_do_not_apply() -> None:
+    """`swap` requires keep_last_n_blocks 0: it is refused by name and skipped by default."""
     keeps = load("toy-mixed", keep_last_n_blocks=1)
-    found = ablate(keeps, "ledger-h1", limit=4)
-    assert set(found.results["arm"]) == {name for name, arm in ARMS.items() if arm.default} - {"swap", "restart-bare"}
-    assert found.valid
+    result = ablate(keeps, "ledger-h1", limit=4)
+    assert set(result.results["arm"]) == {name for name, arm in ARMS.items() if arm.default} - {"swap", "restart-bare"}
+    assert result.valid
 
 
 def test_swap_needs_a_benchmark_with_counterfactuals() -> None:
     (bench,) = load_bench("ledger-h1", 2)
-    plain = replace(bench, counterfactual=None)
+    without_counterfactual = replace(bench, counterfactual=None)
     with pytest.raises(UserError, match="counterfactual"):
-        ablate("toy-mixed", [plain], arms=("swap",))
-    assert "swap" not in set(ablate("toy-mixed", [plain]).results["arm"])
+        ablate("toy-mixed", [without_counterfactual], arms=("swap",))
+    assert "swap" not in set(ablate("toy-mixed", [without_counterfactual]).results["arm"])

@@ -1,4 +1,4 @@
-"""The command `ghosttrace ablate`: help and bad input."""
+"""The command `ghosttrace ablate`: help text and invalid input."""
 
 from pathlib import Path
 
@@ -13,24 +13,24 @@ BAD = {
     "no arm 'restrat'": ["--arms", "restrat"],
     "layer 9 is out of range": ["--arms", "restart", "--layers", "9"],
     "head 4 is out of range": ["--arms", "restart", "--heads", "4"],
-    "a list of numbers": ["--arms", "restart", "--layers", "one"],
-    "--kv is k, v or k,v": ["--arms", "restart", "--kv", "q"],
+    "a comma-separated list of integers": ["--arms", "restart", "--layers", "one"],
+    "--kv must be k, v or k,v": ["--arms", "restart", "--kv", "q"],
     "choose what a sealing arm seals": ["--arms", "swap", "--layers", "1"],
     "temperature >= 0": ["--temperature", "nan"],
     "cannot be used here": ["--device", "cuda:99"],
     "at least 1": ["--limit", "0"],
-    "--map-delimiters is NAME=TOKEN": ["--map-delimiters", "block=x"],
+    "--map-delimiters must be NAME=TOKEN": ["--map-delimiters", "block=x"],
     "swap needs keep_last_n_blocks 0": ["--arms", "swap", "--keep-last-n-blocks", "1", "--limit", "2"],
     "keep_last_n_blocks -1 erases none": ["--arms", "restart", "--keep-last-n-blocks", "-1", "--limit", "2"],
-    "seal-delimiters needs delimiters that stay": ["--arms", "seal-delimiters", "--limit", "2"],
-    "not negative": ["--seed", "-1"],
+    "seal-delimiters needs retained delimiters": ["--arms", "seal-delimiters", "--limit", "2"],
+    "--seed must not be negative": ["--seed", "-1"],
     "no arm ''": ["--arms", ""],
-    "cannot be made": ["--out", "/proc/nowhere/run", "--limit", "1"],
+    "cannot be created": ["--out", "/proc/nowhere/run", "--limit", "1"],
 }
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_bad_input_is_one_sentence_and_exit_code_2(
+def test_invalid_input_gives_one_sentence_and_exit_code_2(
     message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -38,15 +38,15 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     monkeypatch.setattr("sys.argv", ["ghosttrace", "ablate", *BAD[message]])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
-    said = capsys.readouterr().err.strip()
+    stderr = capsys.readouterr().err.strip()
     assert stopped.value.code == 2
-    assert message in said
-    assert said.startswith("ghosttrace: ")
-    assert "\n" not in said
+    assert message in stderr
+    assert stderr.startswith("ghosttrace: ")
+    assert "\n" not in stderr
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_help_reads_well() -> None:
+def test_help_text() -> None:
     runner = CliRunner()
     assert "ablate" in runner.invoke(cli.app, ["--help"]).output
     assert "--bench" in runner.invoke(cli.app, ["ablate", "--help"], env={"COLUMNS": "200"}).output

@@ -1,4 +1,4 @@
-"""The AIME24 experiment from end to end on a random model, and the delimiters it is given."""
+"""The AIME24 experiment end to end on a random model, and the delimiters added to a tokenizer."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,9 @@ QWEN = "tokenizers/qwen3/tokenizer.json"
 
 @pytest.mark.slow
 @requires_data(QWEN, "bench/aime24.jsonl")
-def test_every_step_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_experiment_runs_end_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("GHOSTTRACE_DATA", str(DATA))
     results = aime24.main(["--rehearse", "--limit", "2", "--out", str(tmp_path)])
     assert set(results["arm"]) == set(ARMS) - {"swap"}
@@ -41,39 +43,41 @@ def test_every_step_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     row = json.loads((tmp_path / "run" / "summary.json").read_text())["results"][0]
     assert row["peak_kv_bytes"] == row["peak_kv_tokens"] * 2 * 4 * 2 * 16 * 4
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
-    said = capsys.readouterr().out
-    assert "these accuracies mean nothing" in said and "-15.3" in said
-    again = aime24.main(["--rehearse", "--limit", "2", "--out", str(tmp_path)])
-    pd.testing.assert_frame_equal(again, results)
+    output = capsys.readouterr().out
+    assert "these accuracies mean nothing" in output and "-15.3" in output
+    repeated = aime24.main(["--rehearse", "--limit", "2", "--out", str(tmp_path)])
+    pd.testing.assert_frame_equal(repeated, results)
 
 
-def test_a_model_whose_saving_was_killed_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its config.json is saved before its weights."""
+def test_partially_saved_model_is_created_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """config.json is saved before the weights, so it alone does not mean that the model is complete."""
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "aime24.jsonl").write_text(json.dumps({"id": 1, "problem": "?", "answer": 1}))
 
-    def killed(folder: Path, _: Path) -> None:
+    def save_config_then_interrupt(folder: Path, _: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").touch()
         raise KeyboardInterrupt
 
-    def whole(folder: Path, _: Path) -> None:
+    def save_weights(folder: Path, _: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "model.safetensors").touch()
 
     used: list[bool] = []
     monkeypatch.setattr(aime24, "measure", lambda model, *_: used.append((Path(model) / "model.safetensors").exists()))
-    monkeypatch.setattr(aime24, "random_checkpoint", killed)
+    monkeypatch.setattr(aime24, "random_checkpoint", save_config_then_interrupt)
     with pytest.raises(KeyboardInterrupt):
         aime24.rehearse(tmp_path / "out", None, tmp_path)
-    monkeypatch.setattr(aime24, "random_checkpoint", whole)
+    monkeypatch.setattr(aime24, "random_checkpoint", save_weights)
     aime24.rehearse(tmp_path / "out", None, tmp_path)
-    monkeypatch.setattr(aime24, "random_checkpoint", killed)  # it is there: made once
+    monkeypatch.setattr(
+        aime24, "random_checkpoint", save_config_then_interrupt
+    )  # the model exists, so it is not created again
     aime24.rehearse(tmp_path / "out", None, tmp_path)
     assert used == [True, True]
 
 
-def test_one_of_the_two_ways_must_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exactly_one_mode_must_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GHOSTTRACE_DATA", raising=False)
     for arguments in ([], ["--rehearse", "--model", "x"], ["--rehearse"]):
         with pytest.raises(SystemExit):
@@ -83,7 +87,7 @@ def test_one_of_the_two_ways_must_be_chosen(monkeypatch: pytest.MonkeyPatch) -> 
 @requires_data(QWEN)
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("room", [True, False])
-def test_new_embeddings_are_means_of_related_words_and_noise(tied: bool, room: bool) -> None:
+def test_new_embeddings_are_means_of_related_words_plus_noise(tied: bool, room: bool) -> None:
     tokenizer = AutoTokenizer.from_pretrained(DATA / "tokenizers" / "qwen3")
     config = Qwen3Config(
         vocab_size=151_936 if room else len(tokenizer),
@@ -115,15 +119,15 @@ def test_new_embeddings_are_means_of_related_words_and_noise(tied: bool, room: b
     assert torch.equal(before, model.get_input_embeddings().weight)
 
 
-def test_a_tokenizer_that_has_them_is_left_alone() -> None:
+def test_tokenizer_with_delimiters_is_unchanged() -> None:
     checkpoint = load("toy-mixed")
     before = [parameter.clone() for parameter in checkpoint.model.parameters()]
     assert add_delimiters(checkpoint.model, checkpoint.tokenizer) == {}
     assert all(torch.equal(a, b) for a, b in zip(before, checkpoint.model.parameters(), strict=True))
 
 
-def test_the_geometry_of_qwen3_8b_takes_144_kib_a_token() -> None:
-    """The paper's figure (appendix on evaluation): 2 x 36 layers x 8 heads x 128 x 2 bytes."""
+def test_qwen3_8b_takes_144_kib_per_token() -> None:
+    """The value in the paper's appendix on evaluation: 2 x 36 layers x 8 heads x 128 x 2 bytes."""
     from ghosttrace.model.geometry import CacheGeometry
 
     config = Qwen3Config(num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8, head_dim=128)

@@ -1,4 +1,4 @@
-"""The Python API: every instrument the same way, results that come back from their folders, methods of one's own."""
+"""The Python API: uniform calls, results reopened from their folders, and user-defined methods."""
 
 import importlib.util
 import pkgutil
@@ -31,46 +31,46 @@ def model() -> gt.Checkpoint:
 
 
 @pytest.fixture(scope="module", params=RUNS)
-def kept(
+def finished_run(
     request: pytest.FixtureRequest, model: gt.Checkpoint, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, gt.RunResult, list[tuple[str, int, int]]]:
-    """A run of each instrument in a folder, and what its progress callback was called with."""
+    """Run each instrument in a folder; return its command, its result and the calls of the progress callback."""
     seen: list[tuple[str, int, int]] = []
     folder = tmp_path_factory.mktemp(request.param) / "run"
     result = RUNS[request.param](model, out=folder, progress=lambda *step: seen.append(step))
     return request.param, result, seen
 
 
-def test_every_instrument_is_here() -> None:
+def test_all_instruments_are_tested() -> None:
     assert RUNS.keys() == RESULT_CLASSES.keys()
 
 
 @pytest.mark.slow
-def test_a_result_comes_back_from_its_folder(kept: tuple[str, gt.RunResult, Any]) -> None:
-    command, result, _ = kept
+def test_reopened_result_equals_the_original(finished_run: tuple[str, gt.RunResult, Any]) -> None:
+    command, result, _ = finished_run
     assert result.folder is not None
-    again = gt.open_run(result.folder)
-    assert type(again) is type(result) is RESULT_CLASSES[command]
-    assert again == result
-    pd.testing.assert_frame_equal(again.results, result.results)
-    pd.testing.assert_frame_equal(again.samples, result.samples)
-    assert (again.valid, again.failures) == (result.valid, result.failures)
+    reopened = gt.open_run(result.folder)
+    assert type(reopened) is type(result) is RESULT_CLASSES[command]
+    assert reopened == result
+    pd.testing.assert_frame_equal(reopened.results, result.results)
+    pd.testing.assert_frame_equal(reopened.samples, result.samples)
+    assert (reopened.valid, reopened.failures) == (result.valid, result.failures)
 
 
 @pytest.mark.slow
-def test_progress_ends_where_it_should(kept: tuple[str, gt.RunResult, list[tuple[str, int, int]]]) -> None:
-    _, _, seen = kept
+def test_progress_reaches_its_total(finished_run: tuple[str, gt.RunResult, list[tuple[str, int, int]]]) -> None:
+    _, _, seen = finished_run
     assert seen
     assert all(0 <= done <= total for _, done, total in seen)
-    what, done, total = seen[-1]
-    assert what and done == total
+    stage, done, total = seen[-1]
+    assert stage and done == total
 
 
 @pytest.mark.slow
-def test_results_show_themselves(kept: tuple[str, gt.RunResult, Any], tmp_path: Path) -> None:
-    _, result, _ = kept
+def test_results_have_repr_html_and_report(finished_run: tuple[str, gt.RunResult, Any], tmp_path: Path) -> None:
+    _, result, _ = finished_run
     shown = result._repr_html_()
-    assert ("All controls held" in shown) == result.valid and "<table" in shown
+    assert ("All controls passed" in shown) == result.valid and "<table" in shown
     assert "toy-mixed" in repr(result)
     for name in result.figures():
         assert isinstance(result.figure(name), matplotlib.figure.Figure)
@@ -81,21 +81,23 @@ def test_results_show_themselves(kept: tuple[str, gt.RunResult, Any], tmp_path: 
 
 
 @pytest.mark.slow
-def test_in_memory_a_run_finds_the_same(kept: tuple[str, gt.RunResult, Any], model: gt.Checkpoint) -> None:
-    command, result, _ = kept
-    alone = RUNS[command](model)
-    assert alone.folder is None
-    pd.testing.assert_frame_equal(alone.samples, result.samples)
+def test_run_in_memory_equals_run_in_a_folder(
+    finished_run: tuple[str, gt.RunResult, Any], model: gt.Checkpoint
+) -> None:
+    command, result, _ = finished_run
+    in_memory = RUNS[command](model)
+    assert in_memory.folder is None
+    pd.testing.assert_frame_equal(in_memory.samples, result.samples)
     with pytest.raises(gt.UserError, match="kept in memory: give report a path"):
-        alone.report()
+        in_memory.report()
 
 
-def test_two_results_that_differ_are_not_equal(model: gt.Checkpoint) -> None:
-    one, other = (gt.bits(model, bench="ledger-h1", limit=2, seed=seed) for seed in (0, 1))
-    assert one == one and one != other and one != "a result"
+def test_different_results_are_not_equal(model: gt.Checkpoint) -> None:
+    first, second = (gt.bits(model, bench="ledger-h1", limit=2, seed=seed) for seed in (0, 1))
+    assert first == first and first != second and first != "a result"
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_open_run_refuses_other_folders(tmp_path: Path) -> None:
     with pytest.raises(gt.UserError, match="is not a run"):
         gt.open_run(tmp_path)
     (tmp_path / "run.json").write_text('{"command": "sft"}')
@@ -119,7 +121,7 @@ def test_the_package_is_typed() -> None:
     assert (Path(gt.__path__[0]) / "py.typed").exists()
 
 
-def test_samples_are_the_same_wherever_they_are(tmp_path: Path) -> None:
+def test_samples_equal_in_memory_and_in_a_folder(tmp_path: Path) -> None:
     import pyarrow as pa
 
     layout = RecordLayout(pa.schema({"arm": pa.string(), "n": pa.int32(), "ids": pa.list_(pa.int32())}), ("arm", "n"))
@@ -139,7 +141,7 @@ def test_samples_are_the_same_wherever_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_methods_of_ones_own_need_no_change_to_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+def test_example_of_user_defined_methods_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """The script defines an arm, a benchmark, a defence and an attack, and runs them."""
     path = Path(__file__).parent.parent / "examples" / "own_methods.py"
     specification = importlib.util.spec_from_file_location("own_methods", path)
@@ -147,14 +149,14 @@ def test_methods_of_ones_own_need_no_change_to_the_package(capsys: pytest.Captur
     script = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(script)
     script.main()
-    said = capsys.readouterr().out
-    assert "zero-values" in said and "last-digit" in said
-    assert "nearest-neighbour" in said and "sealed" in said
+    output = capsys.readouterr().out
+    assert "zero-values" in output and "last-digit" in output
+    assert "nearest-neighbour" in output and "sealed" in output
 
 
-def test_an_arm_of_ones_own_reaches_the_report(model: gt.Checkpoint, tmp_path: Path) -> None:
+def test_user_defined_arm_appears_in_the_report(model: gt.Checkpoint, tmp_path: Path) -> None:
     class Own(gt.Arm):
-        """Memento under another name."""
+        """The arm `memento` under another name."""
 
         name, summary, headline, priority = "own", "nothing at all", "Doing nothing at all", 99
 

@@ -1,4 +1,4 @@
-"""The arms, on the shared family matrix: what each guarantees, and that each can tell a difference."""
+"""The arms on all model families: their guarantees, and positive controls that each comparison can fail."""
 
 from dataclasses import replace
 
@@ -44,7 +44,7 @@ PARTS = {
 def replay(
     family: str, arm: Arm, policy: Policy, tokens: list[list[int]], size: int = 4
 ) -> tuple[Session, list[Tensor]]:
-    """Logits after every token under an arm, and the session as it ends."""
+    """Feed traces to a session under an arm; return the session and the logits after every token."""
     parts: list[list[Tensor]] = [[] for _ in tokens]
     with attending(tiny(family)) as model:
         session = Session(model, MARKUP, arm.adapt_policy(policy), [(row,) for row in range(len(tokens))], arm.eraser)
@@ -55,7 +55,7 @@ def replay(
 
 
 def states(cache: KVCache, row: int) -> list[Tensor]:
-    """Keys and values of everything a row holds, layer by layer."""
+    """Return the keys and values of a row, layer by layer."""
     length = cache.slots.length[row]
     return [s[row, :, :length].clone() for layer in cache.layers for s in (layer.keys, layer.values)]
 
@@ -87,14 +87,14 @@ def test_arms_differ_from_memento_where_they_should(name: str, family: str) -> N
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("policy", [ERASE, KEEP], ids=["erase-delimiters", "keep-delimiters"])
 @pytest.mark.parametrize("arm", [Restart(), RestartRenumbered()], ids=lambda arm: arm.name)
-def test_a_sealed_cache_knows_nothing_of_the_blocks(family: str, policy: Policy, arm: Arm) -> None:
-    """The guarantee: bit for bit the same cache and prediction whatever the erased blocks said."""
+def test_sealed_cache_does_not_depend_on_block_content(family: str, policy: Policy, arm: Arm) -> None:
+    """Cache and logits are bitwise equal for different contents of the erased blocks."""
     session, logits = replay(family, arm, policy, TRACES)
     changed = [other_blocks(tokens) for tokens in TRACES]
-    again, others = replay(family, arm, policy, changed)
+    changed_session, others = replay(family, arm, policy, changed)
     for row, tokens in enumerate(TRACES):
         last = find_blocks(tokens, MARKUP)[-1].memento_end
-        kept = states(session.cache, row), states(again.cache, row)
+        kept = states(session.cache, row), states(changed_session.cache, row)
         assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
         assert torch.equal(logits[row][last:], others[row][last:])
 
@@ -108,7 +108,7 @@ OTHER_POLICIES = {
 
 @pytest.mark.parametrize("name", OTHER_POLICIES)
 def test_sealing_holds_under_other_policies(name: str) -> None:
-    """Whatever has expired cannot be told from what is held, bit for bit."""
+    """The retained cache is bitwise independent of the expired tokens."""
     policy = OTHER_POLICIES[name]
     session, _ = replay("olmo3", Restart(), policy, TRACES)
     for row, tokens in enumerate(TRACES):
@@ -116,18 +116,18 @@ def test_sealing_holds_under_other_policies(name: str) -> None:
         changed = [o if times[k] <= len(tokens) else t for k, (t, o) in enumerate(zip(tokens, other_blocks(tokens)))]  # noqa: B905
         assert changed != tokens
         both = [changed if number == row else other for number, other in enumerate(TRACES)]
-        again, _ = replay("olmo3", Restart(), policy, both)
-        pairs = zip(states(session.cache, row), states(again.cache, row), strict=True)
+        other_session, _ = replay("olmo3", Restart(), policy, both)
+        pairs = zip(states(session.cache, row), states(other_session.cache, row), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize("name", [name for name in MATRIX if name not in ("full", "swap")])
 @pytest.mark.parametrize("policy", [ERASE, KEEP, *OTHER_POLICIES.values()])
-def test_logits_do_not_depend_on_how_a_trace_is_cut(name: str, policy: Policy) -> None:
-    """Token by token, as in generation, or in one go: the same predictions."""
+def test_logits_do_not_depend_on_chunk_size(name: str, policy: Policy) -> None:
+    """Feeding token by token, in chunks or at once gives the same logits."""
     arm = MATRIX[name].arm
     if name in ("seal-delimiters", "restart-bare") and policy.mask_delimiters:
-        pytest.skip("no delimiters stay")
+        pytest.skip("this arm needs kept delimiters")
     results = [replay("qwen3", arm, policy, TRACES, size)[1] for size in (1, 7, 1000)]
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
@@ -135,11 +135,13 @@ def test_logits_do_not_depend_on_how_a_trace_is_cut(name: str, policy: Policy) -
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_open_cache_does_know(family: str) -> None:
-    """The positive control of the guarantee: the same comparison says no for `memento`."""
+def test_open_cache_depends_on_block_content(family: str) -> None:
+    """Positive control: the comparison used for sealed caches fails for `memento`."""
     session, _ = replay(family, Memento(), ERASE, TRACES)
-    again, _ = replay(family, Memento(), ERASE, [other_blocks(tokens) for tokens in TRACES])
-    assert any(not torch.equal(a, b) for a, b in zip(states(session.cache, 0), states(again.cache, 0), strict=True))
+    changed_session, _ = replay(family, Memento(), ERASE, [other_blocks(tokens) for tokens in TRACES])
+    assert any(
+        not torch.equal(a, b) for a, b in zip(states(session.cache, 0), states(changed_session.cache, 0), strict=True)
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -168,7 +170,7 @@ def test_restart_equals_one_fresh_prefill(family: str, policy: Policy, renumber:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
 def test_renumbered_restart_equals_stock_transformers(family: str) -> None:
-    """No code of ours on the reference's side: retained text, prefilled by the model as it comes."""
+    """The reference uses no code of this package: the unmodified model prefills the retained text."""
     ended = [tokens[: find_blocks(tokens, MARKUP)[-1].memento_end + 1] for tokens in TRACES]
     _, logits = replay(family, RestartRenumbered(), ERASE, ended)
     for row, tokens in enumerate(ended):
@@ -177,11 +179,11 @@ def test_renumbered_restart_equals_stock_transformers(family: str) -> None:
         torch.testing.assert_close(logits[row][-1], fresh, atol=1e-5, rtol=1e-5)
 
 
-def test_bare_restart_is_restart_where_no_delimiter_stays() -> None:
+def test_bare_restart_equals_restart_if_delimiters_are_erased() -> None:
     _, bare = replay("qwen3", RestartBare(), KEEP, TRACES)
-    _, plain = replay("qwen3", Restart(), ERASE, TRACES)
-    assert all(torch.equal(a, b) for a, b in zip(bare, plain, strict=True))
-    with pytest.raises(UserError, match="so take restart"):
+    _, restarted = replay("qwen3", Restart(), ERASE, TRACES)
+    assert all(torch.equal(a, b) for a, b in zip(bare, restarted, strict=True))
+    with pytest.raises(UserError, match="use restart"):
         RestartBare().adapt_policy(ERASE)
 
 
@@ -199,7 +201,7 @@ def test_rerotating_there_and_back_changes_nothing(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rerotated_first_layer_keys_are_those_of_the_new_positions(family: str) -> None:
-    """In the first layer keys depend on token and position alone: re-rotation must give a fresh prefill's."""
+    """First-layer keys depend on token and position alone, so re-rotated keys must equal those of a fresh prefill."""
     session, _ = replay(family, Rerotated(), ERASE, TRACES[:1])
     text = [TRACES[0][k] for k in session.cache.held_indices(0)]
     fresh, _ = replay(family, Memento(), replace(ERASE, keep_last_n_blocks=-1), [text])
@@ -207,12 +209,12 @@ def test_rerotated_first_layer_keys_are_those_of_the_new_positions(family: str) 
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_a_part_changes_that_part_alone(name: str) -> None:
-    """Layers, heads and keys or values outside the part are memento's to the bit, inside restart's."""
+def test_sealing_a_part_changes_only_that_part(name: str) -> None:
+    """States outside the part are bitwise those of `memento`, and inside it those of `restart`."""
     part, policy = PARTS[name], KEEP
-    one = [TRACES[0][: find_blocks(TRACES[0], MARKUP)[0].memento_end + 1]]
+    traces = [TRACES[0][: find_blocks(TRACES[0], MARKUP)[0].memento_end + 1]]
     live, sealed, mixed = (
-        states(replay("qwen3", arm, policy, one, size=1000)[0].cache, 0)
+        states(replay("qwen3", arm, policy, traces, size=1000)[0].cache, 0)
         for arm in (Memento(), Restart(), Restart(part))
     )
     changed = 0
@@ -229,8 +231,8 @@ def test_a_part_changes_that_part_alone(name: str) -> None:
     assert changed
 
 
-def test_carriers_divide_the_seal() -> None:
-    """Sealing delimiters touches the kept delimiters alone, sealing mementos the mementos alone."""
+def test_sealing_a_carrier_changes_only_that_carrier() -> None:
+    """`seal-delimiters` changes only kept delimiters, and `seal-mementos` only mementos."""
     tokens = TRACES[0][: find_blocks(TRACES[0], MARKUP)[0].memento_end + 1]
     block, held = find_blocks(tokens, MARKUP)[0], retained(tokens, KEEP)
     live, delimiters, mementos = (
@@ -239,9 +241,9 @@ def test_carriers_divide_the_seal() -> None:
     )
     is_memento = torch.from_numpy(held >= block.memento_start)
     is_end = torch.from_numpy(held == block.end)
-    for sealed, where in ((delimiters, is_end), (mementos, is_memento)):
+    for sealed, expected in ((delimiters, is_end), (mementos, is_memento)):
         moved = (sealed - live).abs().amax((0, 2)) > 0
-        assert torch.equal(moved, where)
+        assert torch.equal(moved, expected)
 
 
 def test_positions_out_of_range_are_refused() -> None:
@@ -249,7 +251,7 @@ def test_positions_out_of_range_are_refused() -> None:
         Part(layers=(7,)).check(4, 2)
     with pytest.raises(UserError, match="head 2 is out of range"):
         Part(heads=(2,)).check(4, 2)
-    with pytest.raises(UserError, match="seal-delimiters needs delimiters that stay"):
+    with pytest.raises(UserError, match="seal-delimiters needs retained delimiters"):
         SealDelimiters().adapt_policy(ERASE)
     for name in set(MATRIX) - {"full", "memento"}:
         with pytest.raises(UserError, match="keep_last_n_blocks"):
@@ -258,8 +260,8 @@ def test_positions_out_of_range_are_refused() -> None:
         Swap(donor).adapt_policy(Policy(True, keep_last_n_blocks=1))
 
 
-def test_swap_is_memento_over_the_donor() -> None:
-    """After the swap, the cache is the one that would be there had the block been the donor's."""
+def test_swap_equals_memento_with_the_donor_block() -> None:
+    """After the swap, the cache equals that of a trace with the donor's block."""
     tokens = TRACES[0]
     block = find_blocks(tokens, MARKUP)[2]
     replaced = [*tokens[: block.start + 1], *donor((0,), 2, 0), *tokens[block.end :]]  # type: ignore[misc]
@@ -276,8 +278,8 @@ def test_noise_is_the_same_for_the_same_key_and_grows_with_size() -> None:
     assert gaps[0] == 0 < gaps[1] < gaps[2]
 
 
-def test_rows_leave_the_batch_under_every_arm() -> None:
-    """Dropping a row leaves the others' predictions alone."""
+def test_removing_a_row_leaves_other_rows_unchanged() -> None:
+    """Removing a row from the batch does not change the logits of other rows, under every arm."""
     for name, case in MATRIX.items():
         arm = case.arm
         with attending(tiny("qwen3")) as model:
@@ -289,8 +291,8 @@ def test_rows_leave_the_batch_under_every_arm() -> None:
         torch.testing.assert_close(logits, expected[1][25:], atol=1e-5, rtol=1e-5, msg=name)
 
 
-def test_pad_batch_of_masked_logits_is_memento() -> None:
-    """The arm `memento` is the law's mask."""
+def test_memento_equals_the_masked_forward_pass() -> None:
+    """The arm `memento` gives the logits of a forward pass with the expiry mask."""
     batch = pad_batch(TRACES, [expiry(tokens, MARKUP, ERASE) for tokens in TRACES], pad_id=0)
     with attending(tiny("mistral")) as model:
         masked = model(**batch.inputs, use_cache=False).logits

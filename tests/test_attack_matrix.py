@@ -1,6 +1,6 @@
-"""Every attack and every defence: described, run on a tiny audit, and well formed; a new one is a row here.
+"""Test matrix of attacks and defences: descriptions, and evidence of a tiny audit. A new one is a row here.
 
-Then an attack and a defence of the user's own, which the package knows nothing of, through `audit`.
+User-defined attacks and defences run through `audit`.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from tempfile import mkdtemp
 
 import numpy as np
 import pytest
-from helpers.audits import errors, toy
+from helpers.audits import schema_errors, toy
 
 from ghosttrace.ablation.arms import Arm, Memento, Restart
 from ghosttrace.auditing.attacks import ATTACKS, Attack, TextBaselineAttack
@@ -39,11 +39,11 @@ from ghosttrace.runs.records import Records
 
 @dataclass(frozen=True)
 class AttackCase:
-    """What is expected of an attack on the bare cache of `toy-open`.
+    """Expected result of an attack on the undefended cache of `toy-open`.
 
     Attributes:
-        finds: whether it finds the digits that mementos hide.
-        controls: conditions beside `open` under which it looks too.
+        finds: Whether it finds the digits hidden by mementos.
+        controls: Conditions other than `open` under which it runs.
     """
 
     finds: bool
@@ -59,7 +59,7 @@ ATTACK_MATRIX = {
     "collision": AttackCase(True),
     "text": AttackCase(False, ("text",)),
 }
-DEFENCE_MATRIX = {  # the policy's mask_delimiters under which each means something
+DEFENCE_MATRIX = {  # the mask_delimiters setting to which each defence applies
     "none": True,
     "restart": True,
     "restart-renumbered": True,
@@ -75,29 +75,29 @@ KINDS: Mapping[str, type[Attack]] = {**ATTACKS, "text": TextBaselineAttack}
 
 @cache
 def tiny_context() -> AuditContext:
-    """An audit of the hidden digits, one layer's values probed, ready for any attack."""
+    """Return the context of an audit of the hidden digits, with probes of the values of one layer."""
     settings = ProbeSettings(hops=(0,), layers=(3,), kv=("v",), mlp=False, describe=False)
     subject = make_subject(toy(), SecretSource(samples=400), ["hidden-*"])
     task, parts = subject.task, split(subject.task.samples)
     features = read_caches(toy(), task, settings, Memento(), Path(mkdtemp()), 16_384, no_progress)
-    asked, plain = probe_targets(toy(), task, parts)
+    targets, text_targets = probe_targets(toy(), task, parts)
     records = Records(PROBE_RECORDS)
-    for row in text_baseline_rows(task, asked, plain, parts):
+    for row in text_baseline_rows(task, targets, text_targets, parts):
         records.add(row)
     prompts, fpr = subject.prompts, 0.1
-    at = AuditContext(
-        toy(), task, parts, Memento(), settings, asked, features, records=records, prompts=prompts, fpr=fpr
+    context = AuditContext(
+        toy(), task, parts, Memento(), settings, targets, features, records=records, prompts=prompts, fpr=fpr
     )
-    Sweep(toy(), settings, parts, features, asked, secret_carrier(task.samples), at.device).run(records)
-    return at
+    Sweep(toy(), settings, parts, features, targets, secret_carrier(task.samples), context.device).run(records)
+    return context
 
 
-def test_the_matrices_have_a_row_for_each() -> None:
+def test_matrices_list_every_attack_and_defence() -> None:
     assert ATTACK_MATRIX.keys() == KINDS.keys() and DEFENCE_MATRIX.keys() == DEFENCES.keys()
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_an_attack_is_described(name: str) -> None:
+def test_attack_description(name: str) -> None:
     attack = KINDS[name]()
     assert attack.name == name and attack.title and attack.summary.endswith(".") and attack.threat in THREATS
     described = attack.describe()
@@ -107,28 +107,28 @@ def test_an_attack_is_described(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_an_attack_runs_and_its_evidence_is_well_formed(name: str) -> None:
-    at, attack, case = tiny_context(), KINDS[name](), ATTACK_MATRIX[name]
-    early = replace(at, targets=[], features={}, records=Records(PROBE_RECORDS))
+def test_attack_gives_valid_evidence(name: str) -> None:
+    context, attack, case = tiny_context(), KINDS[name](), ATTACK_MATRIX[name]
+    early = replace(context, targets=[], features={}, records=Records(PROBE_RECORDS))
     attack.check(early)
     assert attack.skip_reason_for_all(early) is None and attack.attackable_secrets(early) == attack.secrets(early)
-    found = attack.run(at)
-    assert {one.attack for one in found} == {name} and {one.unit for one in found} == set(attack.units)
+    evidence = attack.run(context)
+    assert {item.attack for item in evidence} == {name} and {item.unit for item in evidence} == set(attack.units)
     open_condition = () if name == "text" else ("open",)
-    assert {one.condition for one in found} == {*open_condition, *case.controls}
-    assert {one.secret for one in found} == set(attack.secrets(at))
-    assert any(one.gate for one in found) is attack.counts_bits
-    assert sum(one.gate for one in found) == attack.n_gated(at)
-    for one in found:
-        assert one.from_single_site is attack.probes_single_site and one.n > 0
-        assert one.found.low <= one.found.value <= one.found.high
-        assert not one.gate or (one.condition, one.unit) == ("open", "bits")
-    first = next(one for one in found if one.condition in ("open", "text"))
-    assert (first.found.low > first.baseline) is case.finds
+    assert {item.condition for item in evidence} == {*open_condition, *case.controls}
+    assert {item.secret for item in evidence} == set(attack.secrets(context))
+    assert any(item.gate for item in evidence) is attack.counts_bits
+    assert sum(item.gate for item in evidence) == attack.n_gated(context)
+    for item in evidence:
+        assert item.from_single_site is attack.probes_single_site and item.n > 0
+        assert item.estimate.low <= item.estimate.value <= item.estimate.high
+        assert not item.gate or (item.condition, item.unit) == ("open", "bits")
+    first = next(item for item in evidence if item.condition in ("open", "text"))
+    assert (first.estimate.low > first.baseline) is case.finds
 
 
 @pytest.mark.parametrize("name", DEFENCES)
-def test_a_defence_is_described_and_makes_an_arm(name: str) -> None:
+def test_defence_description_and_arm(name: str) -> None:
     policy = Policy(mask_delimiters=DEFENCE_MATRIX[name])
     checkpoint, defence = replace(toy(), policy=policy), parse_defence(name)
     assert defence.name == name and defence.summary and parse_defence(defence.spec) == defence
@@ -145,7 +145,7 @@ RELATIVE = Threat("relative", "knows the model's owner", "Talk to them.")
 
 @dataclass(frozen=True)
 class FirstToken(Attack):
-    """Bits that the first token of the secret's block gives of its first part: an attack from a user's script."""
+    """Attack that predicts the first part of a secret from the first token of its block."""
 
     name = "first-token"
     title = "First token"
@@ -170,7 +170,7 @@ class FirstToken(Attack):
 
 @dataclass(frozen=True)
 class Nothing(Attack):
-    """An attack that finds nothing, and whose finding decides."""
+    """Attack with a gated finding of zero bits."""
 
     name = "nothing"
     title = "Nothing at all"
@@ -186,7 +186,7 @@ class Nothing(Attack):
 
 @dataclass(frozen=True)
 class Sealed(Defence):
-    """A user's own defence: `restart` under another name, with something to be said of it."""
+    """User-defined defence: `restart` under another name, with a caveat."""
 
     name = "sealed"
     summary = "retained tokens recomputed, by the user's own code"
@@ -197,38 +197,38 @@ class Sealed(Defence):
 
 
 def tiny_audit(out: Path | None = None, **more: object) -> AuditResult:
-    """An audit of few samples at one site."""
+    """Run an audit of few samples at one site."""
     chosen = {"attacks": ["behavioural", FirstToken()], "defence": Sealed(), "max_leak_bits": 0.5} | more
     small = {"samples": 400, "hops": (0,), "layers": (3,), "kv": ("v",), "mlp": False, "utility_limit": 2}
     return audit("toy-open", out=out, **small, **chosen)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
-def test_an_attack_and_a_defence_of_your_own_need_no_change_of_the_package(tmp_path: Path) -> None:
+def test_user_defined_attack_and_defence_run_in_audit(tmp_path: Path) -> None:
     steps = list[str]()
-    result = tiny_audit(tmp_path / "run", progress=lambda what, done, total: steps.append(what))
+    result = tiny_audit(tmp_path / "run", progress=lambda stage, done, total: steps.append(stage))
     assert (result.verdict.verdict, result.exit_code) == ("leak", 10) and "first-token" in result.verdict.sentence
     (row,) = result.results[result.results["attack"] == "first-token"].to_dict("records")
     assert (row["state"], row["threat"], row["defence"]) == ("leak", "relative", "sealed")
     assert row["estimate"] == pytest.approx(log2(10)) and set(result.results["attack"]) == {
         *("behavioural", "first-token", "text")
     }
-    assert "first-token of hidden-* was left out: it reads notes alone." in result.summary["left_out"]
-    assert errors(dict(result.summary)) == [] and "attack first-token" in steps
+    assert "first-token of hidden-* was skipped: it reads notes alone." in result.summary["left_out"]
+    assert schema_errors(dict(result.summary)) == [] and "attack first-token" in steps
     sarif = (tmp_path / "run" / "audit.sarif").read_text()
     for text in (result.page(), (tmp_path / "run" / "card.md").read_text().replace("\\", "")):
-        for said in ("First token", RELATIVE.summary.split("'")[0], "Talk to them.", Sealed.caveat):
-            assert said in text
+        for phrase in ("First token", RELATIVE.summary.split("'")[0], "Talk to them.", Sealed.caveat):
+            assert phrase in text
     assert FirstToken.summary in sarif and FirstToken.title in sarif
-    again = open_run(tmp_path / "run")
-    assert again == result and isinstance(again, AuditResult) and again.verdict == result.verdict
-    assert len(again.sites) == len(result.summary["sites"]) and len(again.samples) == len(result.samples) > 0
+    reopened = open_run(tmp_path / "run")
+    assert reopened == result and isinstance(reopened, AuditResult) and reopened.verdict == result.verdict
+    assert len(reopened.sites) == len(result.summary["sites"]) and len(reopened.samples) == len(result.samples) > 0
 
 
-def test_attacks_need_names_of_their_own() -> None:
+def test_attacks_with_equal_names_are_refused() -> None:
     with pytest.raises(UserError, match="two attacks are called 'first-token'"):
         tiny_audit(attacks=[FirstToken(), FirstToken(2)])
     with pytest.raises(
-        UserError, match=r"--attacks needs one that counts bits .*: attribute, behavioural or collision"
+        UserError, match=r"--attacks needs an attack that counts bits .*: add attribute, behavioural or collision"
     ):
         tiny_audit(attacks=["membership"])

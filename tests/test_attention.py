@@ -1,4 +1,4 @@
-"""Masked attention equals a brute-force reading of the law, on every family."""
+"""Masked attention equals a brute-force implementation of the law, on every family."""
 
 import numpy as np
 import pytest
@@ -26,15 +26,15 @@ POLICIES = [Policy(True), Policy(False), Policy(False, keep_last_n_blocks=1, era
 def test_masked_forward_equals_brute_force(
     family: str, side: str, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "MIN_MEAN_SEGMENT_TOKENS", 1)  # however short
+    monkeypatch.setattr(attention, "MIN_MEAN_SEGMENT_TOKENS", 1)  # even for short sequences
     model = tiny(family)
     sequences = [trace(seed, blocks) for seed, blocks in ((0, 5), (1, 3), (2, 5))]
-    laws = [expiry(tokens, MARKUP, policy) for tokens, policy in zip(sequences, POLICIES, strict=True)]
-    assert all((times < NEVER).sum() > 8 for times in laws)
-    batch = pad_batch(sequences, laws, pad_id=0, side=side)  # type: ignore[arg-type]
+    expiries = [expiry(tokens, MARKUP, policy) for tokens, policy in zip(sequences, POLICIES, strict=True)]
+    assert all((times < NEVER).sum() > 8 for times in expiries)
+    batch = pad_batch(sequences, expiries, pad_id=0, side=side)  # type: ignore[arg-type]
     with attending(model, kernel):  # type: ignore[arg-type]
         logits = model(**batch.inputs, use_cache=False).logits
-    for row, (tokens, times) in enumerate(zip(sequences, laws, strict=True)):
+    for row, (tokens, times) in enumerate(zip(sequences, expiries, strict=True)):
         expected = brute_force(model, tokens, times)
         torch.testing.assert_close(logits[row, batch.attention_mask[row] == 1], expected, atol=1e-5, rtol=1e-5)
 
@@ -42,7 +42,7 @@ def test_masked_forward_equals_brute_force(
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3", "olmo3"])
 def test_flex_equals_sdpa(family: str) -> None:
-    """FlexAttention compiles a kernel here, so two families stand for all: with and without windows."""
+    """Two families only, with and without sliding windows, because FlexAttention compiles a kernel."""
     model = tiny(family)
     sequences = [trace(3, 12), trace(4, 9)]
     batch = pad_batch(sequences, [expiry(tokens, MARKUP, Policy(True)) for tokens in sequences], pad_id=0)
@@ -56,8 +56,8 @@ def test_flex_equals_sdpa(family: str) -> None:
 
 @settings(max_examples=150)
 @given(st.data())
-def test_segments_reassemble_what_is_visible(data: st.DataObject) -> None:
-    """On any expiries at all, keys that nothing sees and queries that see nothing included; each rectangle is tight."""
+def test_segments_cover_exactly_the_visible_pairs(data: st.DataObject) -> None:
+    """For arbitrary expiries, also with keys that no query sees and queries that see no key; rectangles are tight."""
     rows, steps = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 24))
     times = st.one_of(st.integers(0, steps + 2), st.just(NEVER))
     distinct = data.draw(st.lists(st.lists(times, min_size=steps, max_size=steps), min_size=1, max_size=2))
@@ -79,14 +79,14 @@ def test_segments_reassemble_what_is_visible(data: st.DataObject) -> None:
     assert torch.equal(rebuilt, visibility_mask(visibility, window)[:, 0])
 
 
-def test_what_nothing_is_hidden_from_needs_no_mask() -> None:
-    """Full attention, and each trace of a pack that erases nothing: no T x T tensor."""
+def test_fully_visible_segments_need_no_mask() -> None:
+    """Full attention, and each trace of a pack without erasure, needs no T x T mask."""
     index = torch.arange(300)[None]
-    for law, causal in (([NEVER] * 300, [300]), ([100] * 100 + [300] * 200, [100, 200])):
-        parts = segments(Visibility(index, index, torch.tensor([law]), index, index))
+    for times, causal in (([NEVER] * 300, [300]), ([100] * 100 + [300] * 200, [100, 200])):
+        parts = segments(Visibility(index, index, torch.tensor([times]), index, index))
         assert [len(part.queries) for part in parts] == causal
         assert all(part.mask is None for part in parts)
-        windowed = segments(Visibility(index, index, torch.tensor([law]), index, index), window=150)
+        windowed = segments(Visibility(index, index, torch.tensor([times]), index, index), window=150)
         assert [part.mask is None for part in windowed] == [steps <= 150 for steps in causal]
 
 
@@ -104,7 +104,7 @@ def test_segments_follow_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_short_segments_take_the_dense_mask() -> None:
-    """Which kernel runs shows in what the layers get."""
+    """The mask that layers receive shows which kernel runs."""
     model, given_masks = tiny("llama"), []
     layer = model.base_model.layers[0].self_attn  # type: ignore[union-attr]
     layer.register_forward_pre_hook(lambda m, a, kw: given_masks.append(kw["attention_mask"]), with_kwargs=True)
@@ -121,8 +121,8 @@ def test_short_segments_take_the_dense_mask() -> None:
 
 @pytest.mark.parametrize("window", [None, 100, 700])
 @pytest.mark.parametrize("steps", [384, 500])
-def test_block_mask_covers_exactly_what_is_visible(window: int | None, steps: int) -> None:
-    """Skipped tiles hold nothing visible, whole tiles nothing hidden, the rest is tested in the kernel."""
+def test_block_mask_covers_exactly_the_visible_pairs(window: int | None, steps: int) -> None:
+    """Skipped tiles have no visible pair, full tiles no hidden pair; other tiles are masked in the kernel."""
     rng = np.random.default_rng(steps)
     times = np.full((2, steps), NEVER)
     for row in range(2):
@@ -155,7 +155,7 @@ def _members(counts: Tensor, indices: Tensor) -> set[tuple[int, int]]:
     return {(q, int(k)) for q, count in enumerate(counts) for k in indices[q, :count]}
 
 
-def test_attending_leaves_the_model_as_it_was() -> None:
+def test_attending_restores_the_model() -> None:
     model = tiny("llama")
     tokens = torch.tensor([trace(0)])
     before = model(tokens, use_cache=False).logits
@@ -164,14 +164,14 @@ def test_attending_leaves_the_model_as_it_was() -> None:
         masked = model(tokens, use_cache=False, expiry=torch.zeros_like(tokens) + tokens.shape[1] // 2).logits
         with pytest.raises(UserError, match="one expiry per key"):
             model(tokens, use_cache=False, expiry=torch.zeros(1, 3, dtype=torch.int64))
-        again = model(tokens, use_cache=False).logits
+        after = model(tokens, use_cache=False).logits
     assert model.config._attn_implementation == "sdpa" and not model._forward_pre_hooks
-    for logits in (inside, again, model(tokens, use_cache=False).logits):
+    for logits in (inside, after, model(tokens, use_cache=False).logits):
         torch.testing.assert_close(logits, before, atol=1e-6, rtol=1e-6)
     assert (masked - before).abs().max() > 0.1
 
 
-def test_nested_contexts_keep_the_law() -> None:
+def test_nested_contexts_keep_erasing() -> None:
     model, tokens = tiny("llama"), torch.tensor([trace(0)])
     times = torch.from_numpy(expiry(trace(0), MARKUP, Policy(True)))[None]
     with attending(model):
@@ -182,13 +182,13 @@ def test_nested_contexts_keep_the_law() -> None:
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_other_kinds_of_attention_are_refused() -> None:
-    """Chunks and linear layers when entering, attention sinks in the forward pass."""
+def test_unsupported_attention_is_refused() -> None:
+    """Chunked and linear attention are refused on entry, attention sinks in the forward pass."""
     model = tiny("qwen2")
     for name, value in (("attention_chunk_size", 8), ("layer_types", ["linear_attention"] * 4)):
         before = getattr(model.config, name, None)
         setattr(model.config, name, value)
-        with pytest.raises(UserError, match="does not cover"), attending(model):
+        with pytest.raises(UserError, match="has unsupported layers"), attending(model):
             pass
         setattr(model.config, name, before)
     sinks = AutoModelForCausalLM.from_config(GptOssConfig(**SIZE, head_dim=16, num_local_experts=2))
@@ -196,8 +196,8 @@ def test_other_kinds_of_attention_are_refused() -> None:
         sinks(torch.tensor([[1, 2, 3]]), use_cache=False, expiry=torch.full((1, 3), 9))
 
 
-def test_families_differ_from_plain_attention() -> None:
-    """The positive control: where blocks are erased, masked and plain logits part."""
+def test_masked_logits_differ_from_causal_logits() -> None:
+    """Positive control: masked and causal logits differ after the first erasure."""
     tokens = trace(0)
     times = expiry(tokens, MARKUP, Policy(True))
     first = int(times.min())

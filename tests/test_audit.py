@@ -1,4 +1,4 @@
-"""The audit's figures against hand computations, and what its probes could have seen."""
+"""Quantities of the audit against hand computations, and detectable leaks of its probes."""
 
 from dataclasses import replace
 from itertools import product
@@ -46,20 +46,20 @@ def test_exposure_by_hand() -> None:
     rng = np.random.default_rng(0)
     first, second = (np.log(rng.dirichlet(np.ones(3), 5)) for _ in range(2))
     labels = [rng.integers(0, 3, 5), rng.integers(0, 3, 5)]
-    for row, found in enumerate(exposures([first, second], labels)):
+    for row, exposure in enumerate(exposures([first, second], labels)):
         scores = {(a, b): first[row, a] + second[row, b] for a, b in product(range(3), repeat=2)}
         own = scores[labels[0][row], labels[1][row]]
         rank = 1 + sum(score > own for score in scores.values())
-        assert found == pytest.approx(log2(9) - log2(rank))
+        assert exposure == pytest.approx(log2(9) - log2(rank))
 
 
 def test_exposure_of_ties_is_the_mean_over_their_orders() -> None:
     flat = np.full((1, 10), -log(10))
-    (found,) = exposures([flat, flat], [np.array([3]), np.array([7])])
-    assert found == pytest.approx(log2(100) - np.mean([log2(rank) for rank in range(1, 101)]))
+    (exposure,) = exposures([flat, flat], [np.array([3]), np.array([7])])
+    assert exposure == pytest.approx(log2(100) - np.mean([log2(rank) for rank in range(1, 101)]))
     half = np.log(np.array([[0.3, 0.3, 0.2, 0.2]]))
-    (found,) = exposures([half], [np.array([2])])
-    assert found == pytest.approx(2 - (log2(3) + log2(4)) / 2)
+    (exposure,) = exposures([half], [np.array([2])])
+    assert exposure == pytest.approx(2 - (log2(3) + log2(4)) / 2)
 
 
 def test_auc_and_rates_by_hand() -> None:
@@ -73,15 +73,15 @@ def test_auc_and_rates_by_hand() -> None:
 
 
 @given(st.lists(st.floats(-5, 5), min_size=20, max_size=200), st.sampled_from([0.05, 0.1, 0.5]))
-def test_a_threshold_lets_no_more_false_claims_through(scores: list[float], rate: float) -> None:
+def test_threshold_keeps_the_false_positive_rate(scores: list[float], rate: float) -> None:
     absent = np.array(scores)
     assert (absent > threshold(absent, rate)).mean() <= rate
 
 
 def test_epsilon_by_hand() -> None:
-    """All of 300 right, none of 300 wrong: Clopper and Pearson's ends have a closed form there."""
-    sure = Claims(np.full(300, 1.0), np.full(300, 0.0))
-    bound, ceiling = epsilon_lower_bound(sure, sure)
+    """With 300 of 300 true and 0 of 300 false positives, the Clopper-Pearson bounds have a closed form."""
+    claims = Claims(np.full(300, 1.0), np.full(300, 0.0))
+    bound, ceiling = epsilon_lower_bound(claims, claims)
     low, high = 0.025 ** (1 / 300), 1 - 0.025 ** (1 / 300)
     assert ceiling == pytest.approx(log(low / high))
     assert bound.value == pytest.approx(ceiling)
@@ -89,142 +89,144 @@ def test_epsilon_by_hand() -> None:
     assert none.value == 0
 
 
-def test_auc_says_no() -> None:
-    """Of 200 draws without any difference, about 5 in 100 intervals miss a half."""
+def test_auc_interval_covers_one_half_without_a_difference() -> None:
+    """In 200 draws without a difference, about 5 % of the intervals miss 0.5."""
     missed = 0
     for seed in range(200):
         rng = np.random.default_rng(seed)
-        found = auc(Claims(rng.normal(size=80), rng.normal(size=80)))
-        missed += not found.low <= 0.5 <= found.high
+        estimate = auc(Claims(rng.normal(size=80), rng.normal(size=80)))
+        missed += not estimate.low <= 0.5 <= estimate.high
     assert missed <= 20
 
 
 def clustered(bases: int, copies: int, labels: np.ndarray, seed: int) -> tuple[AuditContext, list[np.ndarray]]:
-    """An audit judged on copies of some base traces, and what a probe of nothing says of them: alike of one base."""
+    """Return an audit on copies of base traces, and uninformative log-posteriors that are equal for copies."""
     rng = np.random.default_rng(seed)
     cluster = np.repeat(np.arange(bases), copies)
     every = np.arange(len(cluster))
-    samples = tuple(Sample([], str(one), "", 0, (), (int(labels[one]),)) for one in cluster)
+    samples = tuple(Sample([], str(base), "", 0, (), (int(labels[base]),)) for base in cluster)
     task = Task("marked", samples, (Target("class", tuple("0123456789")),))
     text = np.full((len(every), 10), -log(10))
-    said = np.log(rng.dirichlet(np.ones(10), bases))[cluster]
-    asked = [ProbeTarget("class", labels[cluster], text)]
+    log_posteriors = np.log(rng.dirichlet(np.ones(10), bases))[cluster]
+    targets = [ProbeTarget("class", labels[cluster], text)]
     parts = Split(every, every, every, cluster, "")
-    return AuditContext(toy(), task, parts, Restart(), ProbeSettings(seed=seed), asked), [said]
+    return AuditContext(toy(), task, parts, Restart(), ProbeSettings(seed=seed), targets), [log_posteriors]
 
 
 @pytest.mark.slow
-def test_the_interval_of_an_auc_knows_which_traces_are_copies() -> None:
-    """Of 200 audits without a leak, 30 bases of 30 traces each with one label, about 5 in 100 miss a half."""
+def test_auc_interval_accounts_for_clusters() -> None:
+    """In 200 audits without a leak (30 bases, 30 copies each), about 5 % of the intervals miss 0.5."""
     missed = 0
     for seed in range(200):
-        at, said = clustered(30, 30, np.random.default_rng([seed, 1]).integers(0, 10, 30), seed)
-        found = MembershipAttack().findings(at, "marked", SITE, {"open": said})[0].found
-        missed += not found.low <= 0.5 <= found.high
+        context, log_posteriors = clustered(30, 30, np.random.default_rng([seed, 1]).integers(0, 10, 30), seed)
+        estimate = MembershipAttack().findings(context, "marked", SITE, {"open": log_posteriors})[0].estimate
+        missed += not estimate.low <= 0.5 <= estimate.high
     assert missed <= 16
 
 
-def test_an_auc_without_clusters_is_de_longs() -> None:
+def test_auc_interval_without_clusters_is_delongs() -> None:
     rng = np.random.default_rng(0)
     claims = Claims(rng.normal(0.5, size=60), rng.normal(size=80))
     above = np.sign(claims.member_scores[:, None] - claims.nonmember_scores[None]) / 2 + 0.5
     error = (above.mean(1).var(ddof=1) / 60 + above.mean(0).var(ddof=1) / 80) ** 0.5
-    found = auc(claims)
-    assert (found.high - found.value) / stats.t.ppf(0.975, 139) == pytest.approx(error, rel=0.02)
-    sure = auc(Claims(np.ones(30), np.zeros(30)))
-    assert (sure.value, sure.high) == (1.0, 1.0) and sure.low == pytest.approx(1 - unseen_share_bound(60))
+    estimate = auc(claims)
+    assert (estimate.high - estimate.value) / stats.t.ppf(0.975, 139) == pytest.approx(error, rel=0.02)
+    certain = auc(Claims(np.ones(30), np.zeros(30)))
+    assert (certain.value, certain.high) == (1.0, 1.0) and certain.low == pytest.approx(1 - unseen_share_bound(60))
 
 
-def test_rates_are_of_one_trace_a_cluster() -> None:
+def test_rates_use_one_trace_per_cluster() -> None:
     cluster = np.repeat([4, 2, 9], [1, 50, 3])
     drawn = one_row_per_cluster(np.arange(54), cluster, 0)
     assert sorted(cluster[drawn]) == [2, 4, 9] and (np.diff(drawn) > 0).all()
     assert len({tuple(one_row_per_cluster(np.arange(54), cluster, seed)) for seed in range(40)}) > 20
-    at, said = clustered(300, 4, np.random.default_rng(1).integers(0, 10, 300), 0)
-    rows = MembershipAttack().findings(at, "marked", SITE, {"open": said})
+    context, log_posteriors = clustered(300, 4, np.random.default_rng(1).integers(0, 10, 300), 0)
+    rows = MembershipAttack().findings(context, "marked", SITE, {"open": log_posteriors})
     assert [(row.unit, row.n) for row in rows] == [("AUC", 1200), ("TPR", 300), ("epsilon", 300)]
-    assert rows[-1].found.high == np.inf and "ceiling" in rows[-1].note
+    assert rows[-1].estimate.high == np.inf and "ceiling" in rows[-1].note
 
 
-def test_membership_says_what_it_cannot_do() -> None:
+def test_membership_names_the_traces_it_needs() -> None:
     labels = np.random.default_rng(1).integers(0, 10, 30)
-    at, said = clustered(30, 30, labels, 0)
-    (row,) = MembershipAttack().findings(at, "marked", SITE, {"open": said})
+    context, log_posteriors = clustered(30, 30, labels, 0)
+    (row,) = MembershipAttack().findings(context, "marked", SITE, {"open": log_posteriors})
     assert row.note.startswith("15 independent false claims on validation cannot set a threshold for a rate of 0.01")
     assert "give 200 independent traces" in row.note
-    one, said = clustered(1, 30, labels[:1], 0)
-    assert MembershipAttack().findings(one, "marked", SITE, {"open": said}) == []
+    single_base, log_posteriors = clustered(1, 30, labels[:1], 0)
+    assert MembershipAttack().findings(single_base, "marked", SITE, {"open": log_posteriors}) == []
     assert (
-        "no false claim" in (MembershipAttack().skip_reason_for_all(one) or "")
-        and MembershipAttack().skip_reason_for_all(at) is None
+        "no false claim" in (MembershipAttack().skip_reason_for_all(single_base) or "")
+        and MembershipAttack().skip_reason_for_all(context) is None
     )
 
 
 def test_utility_is_measured_on_different_base_traces() -> None:
     samples = [Sample([k], base, "", 0, (), ()) for k, base in enumerate("aaabbc")]
-    assert [one.ids[0] for one in interleave_base_traces(samples)] == [0, 3, 5, 1, 4, 2]
+    assert [sample.ids[0] for sample in interleave_base_traces(samples)] == [0, 3, 5, 1, 4, 2]
 
 
-def test_a_mean_allows_for_what_went_unseen() -> None:
+def test_mean_interval_allows_for_unseen_cases() -> None:
     nothing = mean_estimate(np.zeros(100), np.arange(100), 0.05, 10.0)
     assert (nothing.value, nothing.low, nothing.p) == (0, 0, 1)
     assert nothing.high == pytest.approx(10 * unseen_share_bound(100))
-    whole = mean_estimate(np.tile([1.0, 2.0, 3.0], 40), np.arange(120), 0.05, 10.0)
+    full = mean_estimate(np.tile([1.0, 2.0, 3.0], 40), np.arange(120), 0.05, 10.0)
     reach = stats.t.ppf(0.975, 119) * np.tile([1.0, 2.0, 3.0], 40).std(ddof=1) / 120**0.5
-    assert (whole.low, whole.high) == (pytest.approx(2 - reach), pytest.approx(2 + reach))
+    assert (full.low, full.high) == (pytest.approx(2 - reach), pytest.approx(2 + reach))
     doubled = mean_estimate(np.repeat(np.tile([1.0, 2.0, 3.0], 40), 2), np.repeat(np.arange(120), 2), 0.05, 10.0)
-    assert doubled.high == pytest.approx(whole.high)  # copies of a trace say nothing more
+    assert doubled.high == pytest.approx(full.high)  # copies of a trace add no information
 
 
-def test_agreement_of_few_is_no_proof_of_a_leak() -> None:
-    """What went unseen may hold nothing as well as all, and four clusters say nothing at all."""
-    sure = mean_estimate(np.full(5, 2.0), np.arange(5), 0.05, 2.0)
-    assert sure.low == pytest.approx(2.0 - 2.0 * unseen_share_bound(5)) and sure.high == 2.0
+def test_few_equal_values_do_not_prove_a_leak() -> None:
+    """Unseen cases may have zero bits, so few equal values give a wide interval; four clusters give no bound."""
+    few_equal = mean_estimate(np.full(5, 2.0), np.arange(5), 0.05, 2.0)
+    assert few_equal.low == pytest.approx(2.0 - 2.0 * unseen_share_bound(5)) and few_equal.high == 2.0
     few = mean_estimate(np.full(4, 0.5), np.arange(4), 0.05, 2.0)
     assert few.low == -np.inf
     row = Evidence("collision", "block", "open", "bits", few, 4, gate=True)
     assert decide_verdict([row], [], 0.1, {}, 1000).exit_code == 11
 
 
-def test_noise_of_one_part_does_not_hide_that_the_others_say_nothing() -> None:
+def test_interval_is_wide_if_one_part_equals_the_text() -> None:
     noise = np.random.default_rng(0).normal(size=900) * 0.02
-    plain, silent = (mean_estimate(noise, np.arange(900), 0.01, 16.6, silent) for silent in (False, True))
-    assert plain.high < 0.01
+    all_parts, silent = (mean_estimate(noise, np.arange(900), 0.01, 16.6, silent) for silent in (False, True))
+    assert all_parts.high < 0.01
     assert silent.high == pytest.approx(silent.value + (16.6 - silent.value) * unseen_share_bound(900, 0.005))
     rows, text = np.arange(3), np.full(3, -1.0)
-    told, silence = LabelLogProbs(rows, text + 0.1, text), LabelLogProbs(rows, text.copy(), text)
-    assert any_part_equals_text([told, silence]) and not any_part_equals_text([told])
+    leaking, silent_part = LabelLogProbs(rows, text + 0.1, text), LabelLogProbs(rows, text.copy(), text)
+    assert any_part_equals_text([leaking, silent_part]) and not any_part_equals_text([leaking])
 
 
 @pytest.mark.parametrize("constant", [False, True])
 @pytest.mark.parametrize("bits", [0.1, 0.5, 2.0])
-def test_an_injected_leak_holds_what_it_says(bits: float, constant: bool) -> None:
+def test_injected_leak_has_the_requested_size(bits: float, constant: bool) -> None:
     share, classes = label_fidelity(bits, 10), 10
     joint = np.full((classes, classes), (1 - share) / classes / classes) + np.eye(classes) * share / classes
     assert (joint * np.log2(joint * classes**2)).sum() == pytest.approx(bits)
     labels = np.random.default_rng(0).integers(0, 10, 6000)
     flat = ProbeTarget("digit", labels, np.full((6000, 10), -log(10)))
     noise = torch.randn(6000, 64, generator=torch.Generator().manual_seed(0))
-    if constant:  # like the first layer of a delimiter
+    if constant:  # constant states, like those of a delimiter in the first layer
         noise = noise[:1].expand(6000, -1)
     leaked = inject(noise, [flat], [bits], np.random.default_rng(1))
     parts = split([Sample([], str(k), str(k), 0, (), ()) for k in range(6000)])
     ((scores,),) = linear_scores(leaked[None], [flat], parts, torch.device("cpu"))
-    found = mean_estimate(scores.log2p - scores.text_log2p, np.arange(len(scores.log2p)), 0.05, 10.0)
-    assert found.low < bits and found.value > 0.5 * bits
+    estimate = mean_estimate(scores.log2p - scores.text_log2p, np.arange(len(scores.log2p)), 0.05, 10.0)
+    assert estimate.low < bits and estimate.value > 0.5 * bits
 
 
-def test_common_labels_are_no_leak_that_was_seen() -> None:
-    at, states = noise_context(1400, 1, [0.9, 0.1])
-    assert sum(detection_trials(at, at.targets, states, [1e-6])) <= 1
-    at, states = noise_context(2000, 1, [0.55, *[0.05] * 9])
-    assert sum(detection_trials(at, at.targets, states, [1.0])) >= 8
+def test_detection_trials_with_unequal_class_shares() -> None:
+    context, states = noise_context(1400, 1, [0.9, 0.1])
+    assert sum(detection_trials(context, context.targets, states, [1e-6])) <= 1
+    context, states = noise_context(2000, 1, [0.55, *[0.05] * 9])
+    assert sum(detection_trials(context, context.targets, states, [1.0])) >= 8
 
 
 @pytest.mark.slow
-def test_a_leak_counts_as_seen_only_if_it_is_seen_spread_over_all_parts_too() -> None:
-    at, states = noise_context(1400, 5, [0.1] * 10)
-    alone, evenly = (sum(detection_trials(at, at.targets, states, bits)) for bits in ([0.5, 0, 0, 0, 0], [0.1] * 5))
-    assert alone >= 8 > evenly
-    least = smallest_detectable_leak(replace(at, max_leak=0.5), "d-*", SITE)
-    assert least is None or least > 0.5
+def test_leak_must_be_detectable_spread_over_all_parts() -> None:
+    context, states = noise_context(1400, 5, [0.1] * 10)
+    concentrated, evenly = (
+        sum(detection_trials(context, context.targets, states, bits)) for bits in ([0.5, 0, 0, 0, 0], [0.1] * 5)
+    )
+    assert concentrated >= 8 > evenly
+    smallest = smallest_detectable_leak(replace(context, max_leak=0.5), "d-*", SITE)
+    assert smallest is None or smallest > 0.5

@@ -1,4 +1,4 @@
-"""The audit's attacks on caches that leak and that cannot."""
+"""Attacks of the audit on leaking and on sealed caches."""
 
 from dataclasses import dataclass, replace
 from itertools import product
@@ -30,16 +30,15 @@ from ghosttrace.probing.sweep import ProbeSettings, Sweep
 from ghosttrace.runs.records import Records
 
 
-def test_a_stray_cache_tells_nothing_by_what_is_common() -> None:
-    at, _ = noise_context(1400, 1, [0.9, 0.1])
-    at = replace(at, features={"open": at.features["sealed"]})
-    assert abs(TenantAttack().finding(at, "d-*", SITE).found.value) < 0.02
+def test_tenant_attack_finds_nothing_from_common_labels() -> None:
+    audit_context, _ = noise_context(1400, 1, [0.9, 0.1])
+    audit_context = replace(audit_context, features={"open": audit_context.features["sealed"]})
+    assert abs(TenantAttack().finding(audit_context, "d-*", SITE).estimate.value) < 0.02
 
 
 @dataclass(frozen=True)
 class Xor:
-    """States of four layers that hold a bit in the signs of two numbers of one layer's values, which no linear
-    probe can see; nothing elsewhere."""
+    """Random states of four layers; the values of one layer encode a bit as the product of two signs."""
 
     labels: np.ndarray
     layer: int
@@ -55,82 +54,88 @@ class Xor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layer", [1, 3])
-def test_where_no_linear_probe_sees_anything_the_mlp_looks_at_every_layer(layer: int) -> None:
+def test_mlp_probes_every_layer_if_no_linear_probe_finds_a_signal(layer: int) -> None:
     labels = np.random.default_rng(0).integers(0, 2, 1000)
     samples = tuple(Sample([], str(k), str(k), 0, (), (int(label),)) for k, label in enumerate(labels))
-    asked = [ProbeTarget("bit", labels, np.full((1000, 2), -log(2)))]
+    targets = [ProbeTarget("bit", labels, np.full((1000, 2), -log(2)))]
     caches = {"open": Xor(labels, layer), "sealed": Xor(labels, 9)}
     settings = ProbeSettings(hops=(0,), describe=False)
     records = Records(PROBE_RECORDS)
     own = Carrier("secret")
     task = Task("xor", samples, (Target("bit", ("0", "1")),))
-    at = AuditContext(toy(), task, split(samples), Memento(), settings, asked, caches, records=records)  # type: ignore[arg-type]
-    Sweep(toy(), settings, at.split, at.features, asked, own, torch.device("cpu")).run(records)
-    rows = {(one.condition): one for one in AttributeAttack().run(at)}
-    assert (rows["open"].site.probe, rows["open"].site.layer) == ("mlp", str(layer)) and rows["open"].found.low > 0.3
-    assert rows["sealed"].found.value < 0.05
-    (best,) = Sweep(toy(), settings, at.split, at.features, asked, own, torch.device("cpu")).best(records)
+    audit_context = AuditContext(toy(), task, split(samples), Memento(), settings, targets, caches, records=records)  # type: ignore[arg-type]
+    Sweep(toy(), settings, audit_context.split, audit_context.features, targets, own, torch.device("cpu")).run(records)
+    rows = {(item.condition): item for item in AttributeAttack().run(audit_context)}
+    assert (rows["open"].site.probe, rows["open"].site.layer) == ("mlp", str(layer)) and rows["open"].estimate.low > 0.3
+    assert rows["sealed"].estimate.value < 0.05
+    (best,) = Sweep(
+        toy(), settings, audit_context.split, audit_context.features, targets, own, torch.device("cpu")
+    ).best(records)
     assert (best.layers, best.kv) == ((3,), "v")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arm", "told"), [(Memento(), True), (Restart(), False)])
-def test_collision_tells_blocks_apart_where_they_left_something(arm: Arm, told: bool) -> None:
-    found = {(one.condition, one.unit): one for one in CollisionAttack().run(context(arm))}
-    assert found["open", "bits"].found.value == pytest.approx(2.0 if told else 0.0, abs=0.01)
-    assert found["open", "rate"].found.value == (1.0 if told else 0.0)
-    assert found["sealed", "bits"].found.value == 0 and found["open", "bits"].gate
+@pytest.mark.parametrize(("arm", "distinguishable"), [(Memento(), True), (Restart(), False)])
+def test_collision_distinguishes_blocks_only_in_an_open_cache(arm: Arm, distinguishable: bool) -> None:
+    findings = {(item.condition, item.unit): item for item in CollisionAttack().run(context(arm))}
+    assert findings["open", "bits"].estimate.value == pytest.approx(2.0 if distinguishable else 0.0, abs=0.01)
+    assert findings["open", "rate"].estimate.value == (1.0 if distinguishable else 0.0)
+    assert findings["sealed", "bits"].estimate.value == 0 and findings["open", "bits"].gate
 
 
 @pytest.mark.slow
-def test_half_precision_is_no_disguise() -> None:
-    """What rounding does is measured, so that in bfloat16 the true block is still told, and a sealed one is not."""
+def test_half_precision_does_not_hide_the_block() -> None:
+    """Collision allows for rounding: in bfloat16 it finds the block in an open cache and not in a sealed one."""
     half = gt.load("toy-open", device="cpu", dtype="bfloat16")
-    at = replace(context(Memento()), checkpoint=half)
-    found = {(one.condition, one.unit): one.found.value for one in CollisionAttack().run(at)}
-    assert found["open", "rate"] >= 0.95 and found["open", "bits"] > 1.9
-    assert found["sealed", "rate"] <= 0.4 and found["sealed", "bits"] < 0.05
+    audit_context = replace(context(Memento()), checkpoint=half)
+    findings = {(item.condition, item.unit): item.estimate.value for item in CollisionAttack().run(audit_context)}
+    assert findings["open", "rate"] >= 0.95 and findings["open", "bits"] > 1.9
+    assert findings["sealed", "rate"] <= 0.4 and findings["sealed", "bits"] < 0.05
 
 
 def test_kept_delimiters_are_compared_too() -> None:
     policy = replace(toy().policy, mask_delimiters=False)
     keeping = replace(context(Memento()), checkpoint=replace(toy(), policy=policy))
-    for at, more in ((keeping, 2), (replace(keeping, arm=DropDelimiters()), 0)):
-        case = find_collision_cases(at, at.split.test)[0]
-        pair = gt.find_blocks(at.task.samples[case.row].ids, toy().markup)[1]
+    for audit_context, more in ((keeping, 2), (replace(keeping, arm=DropDelimiters()), 0)):
+        case = find_collision_cases(audit_context, audit_context.split.test)[0]
+        pair = gt.find_blocks(audit_context.task.samples[case.row].ids, toy().markup)[1]
         memento = set(range(pair.memento_start, pair.memento_end + 1))
         assert set(case.indices.tolist()) == memento | ({pair.start, pair.end} if more else set())
     cases = find_collision_cases(keeping, keeping.split.test)[:8]
-    alone = [replace(case, indices=case.indices[1:2]) for case in cases]  # <|block_end|> has seen its whole block
-    assert (distances(keeping, Memento(), alone)[:, 1:] > 0).all() and (distances(keeping, Restart(), cases) == 0).all()
+    block_ends = [replace(case, indices=case.indices[1:2]) for case in cases]  # <|block_end|> has seen its whole block
+    assert (distances(keeping, Memento(), block_ends)[:, 1:] > 0).all() and (
+        distances(keeping, Restart(), cases) == 0
+    ).all()
 
 
-def test_candidates_cannot_be_told_by_what_is_retained() -> None:
-    at = context(Memento())
-    for case in find_collision_cases(at, at.split.test)[:10]:
+def test_candidates_have_the_same_retained_text() -> None:
+    audit_context = context(Memento())
+    for case in find_collision_cases(audit_context, audit_context.split.test)[:10]:
         assert len({tuple(ids) for ids in case.ids}) == len(case.ids) == 4
-        mine = at.task.samples[case.row]
-        assert case.ids[0] == list(mine.ids[: len(case.ids[0])])
-        outside = {tuple(token for k, token in enumerate(ids) if not _inside(at, case.row, k)) for ids in case.ids}
+        sample = audit_context.task.samples[case.row]
+        assert case.ids[0] == list(sample.ids[: len(case.ids[0])])
+        outside = {
+            tuple(token for k, token in enumerate(ids) if not _inside(audit_context, case.row, k)) for ids in case.ids
+        }
         assert len(outside) == 1
 
 
-def _inside(at: AuditContext, row: int, place: int) -> bool:
-    pair = gt.find_blocks(at.task.samples[row].ids, toy().markup)[1]
-    return pair.start < place < pair.end
+def _inside(audit_context: AuditContext, row: int, index: int) -> bool:
+    pair = gt.find_blocks(audit_context.task.samples[row].ids, toy().markup)[1]
+    return pair.start < index < pair.end
 
 
 @pytest.mark.slow
-def test_the_attacker_imitates_all_but_the_draws() -> None:
-    """Noise as large as the states hides which block it was; a little does not."""
-    loud, quiet = (CollisionAttack().run(context(Noise(size=size)))[0].found.value for size in (30.0, 0.01))
+def test_collision_reproduces_the_defence_but_not_its_noise() -> None:
+    """Noise as large as the states hides the block; small noise does not."""
+    loud, quiet = (CollisionAttack().run(context(Noise(size=size)))[0].estimate.value for size in (30.0, 0.01))
     assert loud < 0.3 and quiet == pytest.approx(2.0, abs=0.01)
 
 
-def test_answers_that_begin_alike_are_read_whole() -> None:
-    """Held to sessions that read every answer from the start; the asked one stays where it is."""
-    at, rows = context(Memento()), range(3)
-    ids = [list(at.task.samples[row].ids[:70]) for row in rows]
+def test_answers_with_a_shared_first_token_are_scored_completely() -> None:
+    """Scores equal those of sessions that read each answer separately, and the session is unchanged."""
+    audit_context, rows = context(Memento()), range(3)
+    ids = [list(audit_context.task.samples[row].ids[:70]) for row in rows]
     spelling = toy().tokenizer.encode
     alike = [tuple(spelling(text, add_special_tokens=False)) for text in ("12", "1", "130", "4")]
     with attending(toy().model):
@@ -138,11 +143,11 @@ def test_answers_that_begin_alike_are_read_whole() -> None:
         before, held = session.logits.clone(), session.cache.slots.length.copy()
         likely, _ = score_answers(session, alike)
         assert torch.equal(session.logits, before) and (session.cache.slots.length == held).all()
-        for row, place in product(rows, range(4)):
-            one = run_session(toy(), Memento(), [ids[row]], [(0, row)])
-            steps = [one.logits[0], *one.advance([alike[place]], all_logits=True)[0][:-1]]
+        for row, number in product(rows, range(4)):
+            single = run_session(toy(), Memento(), [ids[row]], [(0, row)])
+            steps = [single.logits[0], *single.advance([alike[number]], all_logits=True)[0][:-1]]
             log_p = torch.stack([step.log_softmax(-1) for step in steps])
-            assert likely[row, place] == pytest.approx(log_p[range(len(steps)), alike[place]].sum().item(), abs=1e-4)
+            assert likely[row, number] == pytest.approx(log_p[range(len(steps)), alike[number]].sum().item(), abs=1e-4)
         distinct = [tuple(spelling(text, add_special_tokens=False)) for text in ("12", "31", "0")]
         first, _ = score_answers(session, distinct)
         expected = before.log_softmax(-1)[:, [answer[0] for answer in distinct]]
@@ -150,26 +155,26 @@ def test_answers_that_begin_alike_are_read_whole() -> None:
 
 
 @pytest.mark.parametrize("others", [[], [(0,)]])
-def test_word_for_word_is_every_token_of_what_the_model_would_say(others: list[tuple[int, ...]]) -> None:
-    at = context(Memento())
-    ids = [list(at.task.samples[row].ids[:70]) for row in range(2)]
+def test_verbatim_match_needs_every_greedy_token(others: list[tuple[int, ...]]) -> None:
+    audit_context = context(Memento())
+    ids = [list(audit_context.task.samples[row].ids[:70]) for row in range(2)]
     with attending(toy().model):
         session = run_session(toy(), Memento(), ids, [(0, 0), (0, 1)])
         greedy = []
         for row in range(2):
-            one, tokens = run_session(toy(), Memento(), [ids[row]], [(0, row)]), []
+            single, tokens = run_session(toy(), Memento(), [ids[row]], [(0, row)]), []
             for _ in range(3):
-                tokens.append(int(one.logits[0].argmax()))
-                one.advance([tokens[-1:]])
+                tokens.append(int(single.logits[0].argmax()))
+                single.advance([tokens[-1:]])
             greedy.append(tuple(tokens))
         right, wrong = greedy[0], (*greedy[0][:2], (greedy[0][2] + 1) % 30)
-        alike = [(right[0], 0)] * len(others)  # makes the answers begin alike
+        alike = [(right[0], 0)] * len(others)  # gives the answers a shared first token
         for answers, expected in (([right, *alike, (9,)], 0), ([wrong, *alike, (9,)], -1)):
-            _, said = score_answers(session, answers)
-            assert said[0] == expected
+            _, answered = score_answers(session, answers)
+            assert answered[0] == expected
 
 
-def test_learning_traces_are_of_all_clusters() -> None:
+def test_calibration_traces_come_from_all_clusters() -> None:
     cluster = np.repeat(np.arange(28), 200)
     train = np.arange(len(cluster))
     few = calibration_split(Split(train, train[:0], train[:0], cluster, ""), 0).train

@@ -1,4 +1,4 @@
-"""The gate of examples/ci-gate: it passes the audit's exit code on, and its workflow uploads what the audit leaves."""
+"""The gate in examples/ci-gate: it returns the exit code of the audit, and its workflow uploads the reports."""
 
 import subprocess
 from pathlib import Path
@@ -10,29 +10,29 @@ GATE = Path(__file__).parent.parent / "examples" / "ci-gate"
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [
         (0, "PASS: nothing found above"),
-        (2, "STOP: the audit could not be run as asked"),
+        (2, "STOP: the audit could not run"),
         (10, "STOP: a leak"),
         (11, "STOP: not enough data"),
         (12, "STOP: a control failed"),
         (137, "STOP: the audit ended with exit code 137"),
     ],
 )
-def test_the_gate_passes_the_exit_code_on(tmp_path: Path, code: int, said: str) -> None:
+def test_gate_returns_the_exit_code_of_the_audit(tmp_path: Path, code: int, message: str) -> None:
     stub = tmp_path / "ghosttrace"
     stub.write_text(f'#!/bin/sh\necho "$@"\nexit {code}\n')
     stub.chmod(0o755)
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     words = ["sh", GATE / "gate.sh", "a model", "out", "--max-leak-bits", "0.2"]
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
-    called, told = done.stdout.splitlines()
+    called, summary_line = done.stdout.splitlines()
     assert called == "audit --model a model --out out --max-leak-bits 0.2"
-    assert done.returncode == code and told.startswith(said)
+    assert done.returncode == code and summary_line.startswith(message)
 
 
-def test_the_workflow_uploads_what_the_gate_leaves_whatever_it_says() -> None:
+def test_workflow_uploads_reports_for_every_exit_code() -> None:
     workflow = yaml.safe_load((GATE / "audit.yml").read_text())
     steps = workflow["jobs"]["audit"]["steps"]
     assert workflow["permissions"]["security-events"] == "write"

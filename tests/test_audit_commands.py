@@ -1,4 +1,4 @@
-"""`ghosttrace audit` as a command: bad input in a sentence, secrets of every source, each exit code."""
+"""The command `ghosttrace audit`: invalid input, secrets from every source, and each exit code."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import typer
-from helpers.audits import errors, toy
+from helpers.audits import schema_errors, toy
 from helpers.families import FAMILIES
 from transformers import AutoModelForCausalLM
 
@@ -39,7 +39,7 @@ def token_trace(name: str, *blocks: str, memento: str = "abc") -> TokenTrace:
     return TokenTrace("file", name, toy().prompt_ids("x179"), response)
 
 
-def test_marked_secrets_that_the_text_reveals_are_left_out_and_named(tmp_path: Path) -> None:
+def test_marked_secrets_in_the_retained_text_are_excluded(tmp_path: Path) -> None:
     traces = [token_trace(f"t{k}", "abc", "dghe" if k % 2 else "jfhe", "cde", "abc") for k in range(8)]
     traces.append(token_trace("told", "abc", "dghe", "cde", "abc", memento="dgh"))
     rows = [{"trace": f"t{k}", "block": 1, "text": "dgh" if k % 2 else "jfh"} for k in range(8)]
@@ -49,10 +49,13 @@ def test_marked_secrets_that_the_text_reveals_are_left_out_and_named(tmp_path: P
     rows.append({"trace": "twice", "block": 1, "text": "dgh"})
     task, excluded = marked_task(traces, toy(), read_marks(marks(tmp_path, *rows)), 1)
     assert len(task.samples) == 8 and task.targets[0].classes == ("dgh", "jfh")
-    assert [one.trace for one in excluded] == ["told", "none", "t1", "t1", "twice"]
-    assert "retained holds the secret" in excluded[0].reason and "an earlier block too" in excluded[-1].reason
+    assert [exclusion.trace for exclusion in excluded] == ["told", "none", "t1", "t1", "twice"]
+    assert (
+        "retained text contains the secret" in excluded[0].reason
+        and "also occurs in an earlier block" in excluded[-1].reason
+    )
     for sample in task.samples:
-        spelled = toy().tokenizer.convert_ids_to_tokens([sample.ids[place] for place in sample.secret_indices])
+        spelled = toy().tokenizer.convert_ids_to_tokens([sample.ids[index] for index in sample.secret_indices])
         assert "".join(spelled) == task.targets[0].classes[sample.labels[0]]
     with pytest.raises(UserError, match="none of 1 marked secrets"):
         marked_task(traces, toy(), rows[-2:-1], 1)
@@ -67,52 +70,52 @@ QUICK = ["--hops", "0", "--layers", "3", "--kv", "v", "--no-mlp", "--utility-lim
 
 
 def command(*arguments: str) -> int:
-    """The exit code of `ghosttrace audit`."""
+    """Run `ghosttrace audit` and return its exit code."""
     app = typer.Typer()
     app.command()(cli.audit)
     return int(app(list(arguments), standalone_mode=False) or 0)
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, message",
     [
         (["--attacks", "guessing"], "--attacks is a list of"),
-        (["--attacks", "ranking"], "--attacks needs one that counts bits"),
+        (["--attacks", "ranking"], "--attacks needs an attack that counts bits"),
         (["--defence", "prayer"], "no defence 'prayer'"),
         (["--defence", "drop-delimiters"], "delimiters"),
-        (["--kv", "hidden"], "leave hidden out"),
-        (["--max-leak-bits", "0"], "--max-leak-bits is above 0"),
+        (["--kv", "hidden"], "remove hidden from --kv"),
+        (["--max-leak-bits", "0"], "--max-leak-bits must be above 0"),
         (["--prompt", "well?"], "put parts of the secret in braces"),
-        (["--secrets", "x.jsonl"], "give them with --traces"),
+        (["--secrets", "x.jsonl"], "give the traces with --traces"),
         (["--targets", "notes"], "ledger-h3 has no target 'notes': it has note-0, note-1"),
         (["--fpr", "0.001"], r"30 independent traces on validation cannot set a threshold .*: give 6,667"),
-        (["--fpr", "0"], "--fpr between 0 and 1"),
+        (["--fpr", "0"], "--fpr must be between 0 and 1"),
         (["--samples", "8"], "8 samples for 10 classes"),
     ],
 )
-def test_bad_input_is_refused_in_a_sentence(options: list[str], said: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=said):
+def test_invalid_input_is_refused(options: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
         command("--samples", "200", *options, "--out", str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
-    ("bench", "targets", "asked"),
+    ("bench", "targets", "expected"),
     [
         ("ledger-h3", None, {"note-*": [f"note-{k}" for k in range(5)], "hidden-*": [f"hidden-{k}" for k in range(3)]}),
         ("ledger-h3", "note-0", {"note-*": ["note-0", *[None] * 4]}),
         ("ledger-h2", "hidden-*", {"hidden-*": [None, "hidden-0", "hidden-1"]}),
     ],
 )
-def test_built_in_prompts_fill_in_what_is_not_asked_for(
-    bench: str, targets: str | None, asked: dict[str, list[str | None]]
+def test_built_in_prompts_keep_positions_of_other_targets(
+    bench: str, targets: str | None, expected: dict[str, list[str | None]]
 ) -> None:
     chosen = None if targets is None else [targets]
     prompts = make_subject(toy(), SecretSource(bench, samples=100), chosen).prompts
-    assert {secret: list(prompt.targets) for secret, prompt in prompts.items()} == asked
+    assert {secret: list(prompt.targets) for secret, prompt in prompts.items()} == expected
     assert all(len(options) == 10 for prompt in prompts.values() for options in prompt.answer_tokens)
 
 
-def test_probes_look_at_all_that_is_retained_unless_told() -> None:
+def test_default_probes_cover_all_retained_tokens() -> None:
     keeping = replace(toy(), policy=replace(toy().policy, mask_delimiters=False))
     assert retained_carriers(toy(), parse_defence("none")) == ("memento",)
     assert retained_carriers(keeping, parse_defence("none")) == ("memento", "delimiters")
@@ -120,7 +123,7 @@ def test_probes_look_at_all_that_is_retained_unless_told() -> None:
 
 
 @pytest.mark.slow
-def test_a_leak_is_found_and_gated(tmp_path: Path) -> None:
+def test_leak_fails_the_gate(tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert command("--samples", "400", *QUICK, "attribute,ranking,behavioural", "--out", str(out)) == 10
     summary = json.loads((out / "summary.json").read_text())
@@ -136,23 +139,23 @@ def test_a_leak_is_found_and_gated(tmp_path: Path) -> None:
     for name in ("report.html", "card.md", "audit.sarif", "samples.parquet", "traces.parquet", "run.json"):
         assert (out / name).stat().st_size > 500
     assert not (out / "features").exists()
-    assert errors(summary) == []  # by the published schema
+    assert schema_errors(summary) == []  # valid under the published schema
     assert command("--resume", str(out)) == 10
     (out / "card.md").unlink()
-    again = open_run(out)
-    assert again.report() == out / "report.html" and (out / "card.md").exists()
-    assert set(again.figures()) == {"leak", "sites"} and (out / "figures" / "leak.svg").exists()
+    reopened = open_run(out)
+    assert reopened.report() == out / "report.html" and (out / "card.md").exists()
+    assert set(reopened.figures()) == {"leak", "sites"} and (out / "figures" / "leak.svg").exists()
 
 
 @pytest.mark.slow
-def test_targets_choose_the_secrets_and_an_unwritable_report_is_named(
+def test_targets_select_secrets_and_unwritable_report_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, options = tmp_path / "run", ["--targets", "note-*", "--samples", "400", *QUICK, "attribute,behavioural"]
 
-    def full(folder: Path, *found: Any) -> None:
+    def full(folder: Path, *arguments: Any) -> None:
         (folder / "card.md").mkdir()
-        write_reports(folder, *found)
+        write_reports(folder, *arguments)
 
     monkeypatch.setattr("ghosttrace.auditing.result.write_reports", full)
     with pytest.raises(UserError, match=r"card\.md cannot be written"):
@@ -167,18 +170,18 @@ def test_targets_choose_the_secrets_and_an_unwritable_report_is_named(
 
 
 @pytest.mark.slow
-def test_an_audit_too_small_to_tell(tmp_path: Path) -> None:
+def test_small_audit_gives_not_enough_data(tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--model", "toy-mixed", "--defence", "restart", "--samples", "300"]
     assert command(*options, *QUICK, "attribute,collision", "--out", str(out)) == 11
     summary = json.loads((out / "summary.json").read_text())
     assert summary["verdict"] == "not enough data" and summary["traces_needed"] is None
-    assert "cannot be told" in summary["sentence"] and "give ten times" in (out / "card.md").read_text()
+    assert "too few traces to estimate" in summary["sentence"] and "give ten times" in (out / "card.md").read_text()
 
 
 @pytest.mark.slow
-def test_a_sabotaged_control_makes_the_audit_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sealed cache that serves as control is not sealed."""
+def test_failed_control_makes_the_audit_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control fails because its sealed cache is replaced by an open one."""
     from ghosttrace.probing import features
 
     monkeypatch.setitem(features.LAYOUTS, "sealed", features.LAYOUTS["open"])
@@ -198,18 +201,18 @@ def response(number: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def random(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The options that name a random model, which spells letter by letter, and 36 traces."""
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return options with a random model, whose tokenizer has one token per letter, and 36 traces."""
     folder, toy = tmp_path_factory.mktemp("random"), Path(resolve_pretrained_path("toy-open"))
     (folder / "model").mkdir()
     for name in ("tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(toy / name, folder / "model")
-    told = json.loads((toy / "tokenizer.json").read_text())
-    vocabulary = told["model"]["vocab"]
+    tokenizer_json = json.loads((toy / "tokenizer.json").read_text())
+    vocabulary = tokenizer_json["model"]["vocab"]
     for letter in sorted(set(string.printable) - set(vocabulary)):
         vocabulary[letter] = len(vocabulary)
-    told["pre_tokenizer"]["pattern"]["Regex"] = r"[\s\S]"
-    (folder / "model" / "tokenizer.json").write_text(json.dumps(told))
+    tokenizer_json["pre_tokenizer"]["pattern"]["Regex"] = r"[\s\S]"
+    (folder / "model" / "tokenizer.json").write_text(json.dumps(tokenizer_json))
     config = FAMILIES["qwen3"]()
     config.vocab_size, config.ghosttrace = len(vocabulary), {"policy": Policy(mask_delimiters=False).to_dict()}
     torch.manual_seed(0)
@@ -220,16 +223,16 @@ def random(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def audited(out: Path, *arguments: str) -> dict[str, Any]:
-    """The summary of an audit that came to an end."""
+    """Run an audit to its end and return the summary."""
     code = command(*arguments, *QUICK[:-1], "--out", str(out))
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
-    assert code == summary["exit_code"] and errors(summary) == []
+    assert code == summary["exit_code"] and schema_errors(summary) == []
     assert "What this audit does not say" in (out / "report.html").read_text()
     return summary
 
 
 @pytest.mark.slow
-def test_without_probes_the_verdict_says_nothing_of_what_they_could_see(tmp_path: Path) -> None:
+def test_verdict_without_probes_names_no_detectable_leak(tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--targets", "note-0", "--samples", "300"]
     assert command(*options, *QUICK, "behavioural", "--out", str(out)) == 11
@@ -239,9 +242,9 @@ def test_without_probes_the_verdict_says_nothing_of_what_they_could_see(tmp_path
 
 
 @pytest.mark.slow
-def test_names_are_asked_for_whole(random: list[str], tmp_path: Path) -> None:
-    """Letter by letter Tamara and Tanaka begin alike."""
-    summary = audited(tmp_path / "run", *random, "--secret", "name", "--samples", "6")
+def test_names_are_scored_with_all_tokens(random_model: list[str], tmp_path: Path) -> None:
+    """With one token per letter, Tamara and Tanaka share their first tokens."""
+    summary = audited(tmp_path / "run", *random_model, "--secret", "name", "--samples", "6")
     rows = {(row["attack"], row["condition"], row["unit"]): row for row in summary["results"]}
     assert rows["behavioural", "open", "bits"]["gate"] and rows["behavioural", "open", "rate"]["n"] in range(4, 8)
     assert rows["ranking", "open", "exposure bits"]["n"] > 20 and summary["left_out"] == []
@@ -249,40 +252,42 @@ def test_names_are_asked_for_whole(random: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("key", "ranked"), [("key:4", True), ("key", False)])
-def test_keys_that_could_be_too_many_are_not_ranked(random: list[str], tmp_path: Path, key: str, ranked: bool) -> None:
+def test_secrets_with_too_many_candidates_are_not_ranked(
+    random_model: list[str], tmp_path: Path, key: str, ranked: bool
+) -> None:
     attacks = ["--attacks", "attribute,ranking,membership"]
-    summary = audited(tmp_path / "run", *random, "--secret", key, "--samples", "6", *attacks)
+    summary = audited(tmp_path / "run", *random_model, "--secret", key, "--samples", "6", *attacks)
     assert ("ranking" in {row["attack"] for row in summary["results"]}) is ranked
-    assert any("ranking of hex-* was left out: it could be more" in one for one in summary["left_out"]) is not ranked
-    assert all(one in (tmp_path / "run" / "report.html").read_text() for one in summary["left_out"])
+    assert any("ranking of hex-* was skipped: it has more" in reason for reason in summary["left_out"]) is not ranked
+    assert all(reason in (tmp_path / "run" / "report.html").read_text() for reason in summary["left_out"])
     (auc,) = [row for row in summary["results"] if (row["unit"], row["condition"]) == ("AUC", "open")]
     assert "cannot set a threshold for a rate of 0.01" in auc["note"]
 
 
 def marked(folder: Path, traces: str, block: int) -> list[str]:
-    """The options that mark a word in each trace."""
+    """Return options that mark a word of block `block` in each trace."""
     texts = ["up" if number % 2 else "it" for number in range(36)]
     marks = [{"trace": f"{traces}/{number}", "block": block, "text": text} for number, text in enumerate(texts)]
     (folder / "secrets.jsonl").write_text("\n".join(map(json.dumps, marks)))
     return ["--secrets", str(folder / "secrets.jsonl")]
 
 
-def test_marked_secrets(random: list[str], tmp_path: Path) -> None:
-    summary = audited(tmp_path / "run", *random, *marked(tmp_path, random[3], 1))
+def test_marked_secrets(random_model: list[str], tmp_path: Path) -> None:
+    summary = audited(tmp_path / "run", *random_model, *marked(tmp_path, random_model[3], 1))
     assert summary["secrets"][0]["name"] == "marked" and summary["excluded"] == []
-    assert any("behavioural of marked was left out: no prompt asks for it" in one for one in summary["left_out"])
+    assert any("behavioural of marked was skipped: no prompt asks for it" in reason for reason in summary["left_out"])
 
 
-def test_what_an_earlier_block_says_too_is_left_out_and_named(random: list[str], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the secret stands in an earlier block too"):
-        audited(tmp_path / "run", *random, *marked(tmp_path, random[3], 2), "--targets", "none")
+def test_secret_in_an_earlier_block_is_excluded(random_model: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the secret also occurs in an earlier block"):
+        audited(tmp_path / "run", *random_model, *marked(tmp_path, random_model[3], 2), "--targets", "none")
 
 
 @pytest.mark.parametrize("attack", ["behavioural", "collision", "behavioural,collision"])
-def test_what_cannot_come_to_a_verdict_is_refused_before_it_reads_a_cache(
-    random: list[str], tmp_path: Path, attack: str
+def test_audit_without_a_possible_verdict_is_refused_early(
+    random_model: list[str], tmp_path: Path, attack: str
 ) -> None:
-    options = [*random, *marked(tmp_path, random[3], 1), "--attacks", attack]
-    with pytest.raises(UserError, match=r"nothing here would count any .* add attribute to --attacks"):
+    options = [*random_model, *marked(tmp_path, random_model[3], 1), "--attacks", attack]
+    with pytest.raises(UserError, match=r"no attack can count bits .* add attribute to --attacks"):
         audited(tmp_path / "run", *options)
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""The gate of an audit: its verdicts, the states of its rows, and that every report says the same."""
+"""The gate of an audit: verdicts, states of rows, and agreement of all reports."""
 
 import json
 import re
@@ -27,13 +27,15 @@ def evidence(low: float, value: float, high: float, gate: bool = True) -> Eviden
     return finding("attribute", value, low=low, high=high, p=0.5, n=100, gate=gate)
 
 
-def said_of(found: Sequence[Evidence], seen: float | None, traces: int = 1000, failures: Sequence[str] = ()) -> Verdict:
-    """The gate's verdict at a limit of 0.1 where probes would have seen the same leak of every secret."""
-    return decide_verdict(found, failures, 0.1, {one.secret: seen for one in found}, traces)
+def verdict_at_limit(
+    findings: Sequence[Evidence], detectable: float | None, traces: int = 1000, failures: Sequence[str] = ()
+) -> Verdict:
+    """Return the verdict at a limit of 0.1 bits if the detectable leak of every secret is `detectable`."""
+    return decide_verdict(findings, failures, 0.1, {item.secret: detectable for item in findings}, traces)
 
 
 @pytest.mark.parametrize(
-    "found, failures, detectable, verdict, code",
+    "findings, failures, detectable, verdict, code",
     [
         ([evidence(0.2, 0.3, 0.4)], [], 0.05, "leak", 10),
         ([evidence(0.2, 0.3, 0.4, gate=False), evidence(0.0, 0.0, 0.05)], [], 0.05, "not detected", 0),
@@ -47,16 +49,16 @@ def said_of(found: Sequence[Evidence], seen: float | None, traces: int = 1000, f
         ([evidence(0.03, 0.06, 0.09)], [], 0.5, "not enough data", 11),
     ],
 )
-def test_the_gate(
-    found: list[Evidence], failures: list[str], detectable: float | None, verdict: str, code: int
+def test_gate_verdicts(
+    findings: list[Evidence], failures: list[str], detectable: float | None, verdict: str, code: int
 ) -> None:
-    said = said_of(found, detectable, failures=failures)
-    assert (said.verdict, said.exit_code) == (verdict, code) and not FORBIDDEN.search(said.sentence)
-    assert (said.traces_needed is not None) == (verdict == "not enough data" and detectable is not None)
-    if said.traces_needed is not None:
-        assert said.traces_needed > 1000
+    decision = verdict_at_limit(findings, detectable, failures=failures)
+    assert (decision.verdict, decision.exit_code) == (verdict, code) and not FORBIDDEN.search(decision.sentence)
+    assert (decision.traces_needed is not None) == (verdict == "not enough data" and detectable is not None)
+    if decision.traces_needed is not None:
+        assert decision.traces_needed > 1000
     if verdict == "not detected":
-        assert said.ceiling == max(0.05, detectable or 0)
+        assert decision.ceiling == max(0.05, detectable or 0)
 
 
 @pytest.mark.parametrize(
@@ -75,56 +77,63 @@ def test_the_gate(
         (-np.inf, 0.09, 0.1, "not detected"),
     ],
 )
-def test_a_row_is_held_to_the_limit(low: float, high: float, detectable: float | None, state: str) -> None:
-    one = evidence(low, 0.05, high)
-    assert [row["state"] for row in rows([one], detectable)] == [state]
-    others = [replace(one, gate=False), replace(one, condition="sealed")]
+def test_row_state_compares_the_interval_with_the_limit(
+    low: float, high: float, detectable: float | None, state: str
+) -> None:
+    item = evidence(low, 0.05, high)
+    assert [row["state"] for row in rows([item], detectable)] == [state]
+    others = [replace(item, gate=False), replace(item, condition="sealed")]
     assert [row["state"] for row in rows(others, detectable)] == [None, None]
 
 
-def test_a_row_is_held_to_what_probes_of_its_own_secret_could_see() -> None:
-    found = [evidence(-0.1, 0.0, 0.05), replace(evidence(-0.1, 0.0, 0.05), secret="hidden-*")]
-    said = decide_verdict(found, [], 0.1, {"note-*": 0.1, "hidden-*": 0.5}, 1000)
-    assert said.states == ("not detected", "undecided") and said.verdict == "not enough data"
+def test_row_state_uses_the_detectable_leak_of_its_secret() -> None:
+    findings = [evidence(-0.1, 0.0, 0.05), replace(evidence(-0.1, 0.0, 0.05), secret="hidden-*")]
+    decision = decide_verdict(findings, [], 0.1, {"note-*": 0.1, "hidden-*": 0.5}, 1000)
+    assert decision.states == ("not detected", "undecided") and decision.verdict == "not enough data"
 
 
-def test_a_verdict_without_probes_does_not_depend_on_what_they_could_see() -> None:
+def test_verdict_without_probes_ignores_the_detectable_leak() -> None:
     row = finding("behavioural", 0.0, low=0.0, high=0.05, gate=True)
-    for seen in (None, 2.0):
-        said = said_of([row], seen)
-        assert (said.exit_code, said.ceiling) == (0, 0.05) and "linear code" not in said.sentence
-    with_probes = said_of([row, evidence(0.0, 0.0, 0.05)], 0.08)
+    for detectable in (None, 2.0):
+        decision = verdict_at_limit([row], detectable)
+        assert (decision.exit_code, decision.ceiling) == (0, 0.05) and "linear code" not in decision.sentence
+    with_probes = verdict_at_limit([row, evidence(0.0, 0.0, 0.05)], 0.08)
     assert with_probes.ceiling == 0.08
-    found = said_of([evidence(0.03, 0.06, 0.09)], 0.1)
-    assert "attribute found 0.06 bits of note-* [0.03, 0.09], within the 0.1 allowed" in found.sentence
-    assert "no interval of this suite reaches beyond 0.09" in found.sentence and "Not detected" not in found.sentence
-    assert "a linear code of 0.08 bits at one place of the cache would have been seen in 8 of 10 runs" in (
+    decision_within_limit = verdict_at_limit([evidence(0.03, 0.06, 0.09)], 0.1)
+    assert "attribute found 0.06 bits of note-* [0.03, 0.09], within the 0.1 allowed" in decision_within_limit.sentence
+    assert (
+        "no interval of this suite reaches beyond 0.09" in decision_within_limit.sentence
+        and "Not detected" not in decision_within_limit.sentence
+    )
+    assert "a linear code of 0.08 bits at one site of the cache would have been detected in 8 of 10 runs" in (
         with_probes.sentence
     )
 
 
-@pytest.mark.parametrize("most", [3.3, 16.6])
-def test_as_many_traces_as_are_asked_for_would_do(most: float) -> None:
-    """Of a secret of which nothing is found: what may have gone unseen shrinks with the number of traces."""
+@pytest.mark.parametrize("unknown_bits", [3.3, 16.6])
+def test_traces_needed_suffice(unknown_bits: float) -> None:
+    """For a secret with no measured leak, the upper bound for unseen cases shrinks with the number of traces."""
 
     def tested(traces: int) -> list[Evidence]:
         n = round(0.15 * traces)
-        return [replace(evidence(0.0, 0.0, 0.0), found=mean_estimate(np.zeros(n), np.arange(n), 0.02, most), n=n)]
+        return [
+            replace(evidence(0.0, 0.0, 0.0), estimate=mean_estimate(np.zeros(n), np.arange(n), 0.02, unknown_bits), n=n)
+        ]
 
-    said = said_of(tested(300), 0.1, 300)
-    assert said.traces_needed is not None and said.traces_needed < 12_000
-    assert said_of(tested(said.traces_needed), 0.1, said.traces_needed).exit_code == 0
-    assert said_of(tested(said.traces_needed // 2), 0.1, said.traces_needed // 2).exit_code == 11
-
-
-def test_where_no_injected_leak_was_seen_nobody_knows_how_many_traces_would_do() -> None:
-    said = said_of([evidence(0.0, 0.0, 0.05)], None)
-    assert said.traces_needed is None and "cannot be told" in said.sentence
+    decision = verdict_at_limit(tested(300), 0.1, 300)
+    assert decision.traces_needed is not None and decision.traces_needed < 12_000
+    assert verdict_at_limit(tested(decision.traces_needed), 0.1, decision.traces_needed).exit_code == 0
+    assert verdict_at_limit(tested(decision.traces_needed // 2), 0.1, decision.traces_needed // 2).exit_code == 11
 
 
-def test_an_audit_without_a_gated_finding_is_refused() -> None:
+def test_traces_needed_is_unknown_if_no_injected_leak_was_detected() -> None:
+    decision = verdict_at_limit([evidence(0.0, 0.0, 0.05)], None)
+    assert decision.traces_needed is None and "too few traces to estimate" in decision.sentence
+
+
+def test_audit_without_a_gated_finding_is_refused() -> None:
     with pytest.raises(UserError, match="gate=True"):
-        said_of([evidence(0.0, 0.0, 0.05, gate=False)], 0.1)
+        verdict_at_limit([evidence(0.0, 0.0, 0.05, gate=False)], 0.1)
 
 
 @pytest.mark.parametrize("wrong", [{"unit": "nats"}, {"condition": "closed"}])
@@ -139,9 +148,9 @@ LOWS, HIGHS = st.sampled_from([-np.inf, *FINITE]), st.sampled_from([*FINITE, np.
 
 @st.composite
 def audits(draw: st.DrawFn) -> tuple[float, list[Evidence], dict[str, float | None], list[str]]:
-    """A limit, gated findings with interval ends at multiples of it, what probes could see, and failures."""
+    """Draw a limit, gated findings with interval bounds at multiples of it, detectable leaks, and failures."""
     limit = draw(st.sampled_from([0.01, 0.1, 0.3, 1.0, 7.0]))
-    found = []
+    findings = []
     for attack, secret in draw(
         st.lists(
             st.sampled_from(
@@ -160,36 +169,49 @@ def audits(draw: st.DrawFn) -> tuple[float, list[Evidence], dict[str, float | No
         low, high = sorted([draw(LOWS) * limit, draw(HIGHS) * limit])
         middle = np.clip((low + high) / 2 if np.isfinite(low + high) else 0.0, low, high)
         value = float(middle) if np.isfinite(middle) else 0.0
-        found.append(finding(attack, value, low=low, high=high, gate=True, secret=secret))
-        found.append(finding(attack, value, low=low, high=high, condition="sealed", secret=secret))
+        findings.append(finding(attack, value, low=low, high=high, gate=True, secret=secret))
+        findings.append(finding(attack, value, low=low, high=high, condition="sealed", secret=secret))
     times = {
         secret: draw(st.sampled_from([None, 1.0, 1.5, MAX_DETECTABLE_TO_LIMIT_RATIO, 2.5, 5.0]))
         for secret in ("note-*", "hidden-*")
     }
-    seen = {secret: None if one is None else one * limit for secret, one in times.items()}
-    return limit, found, seen, draw(st.sampled_from([[], [], [], ["sealed: attribute finds +0.412 bits"]]))
+    detectable_by_secret = {
+        secret: None if multiple is None else multiple * limit for secret, multiple in times.items()
+    }
+    return (
+        limit,
+        findings,
+        detectable_by_secret,
+        draw(st.sampled_from([[], [], [], ["sealed: attribute finds +0.412 bits"]])),
+    )
 
 
 def audit_summary(
-    limit: float, found: list[Evidence], seen: dict[str, float | None], failures: list[str]
+    limit: float, findings: list[Evidence], detectable_by_secret: dict[str, float | None], failures: list[str]
 ) -> dict[str, Any]:
-    """The summary of an audit with these findings."""
-    said = decide_verdict(found, failures, limit, seen, 4000)
-    table = rows(found, None, said)
-    for row, one in zip(table, found, strict=True):
-        row["detectable"] = seen.get(one.secret) if one.from_single_site and one.condition == "open" else None
-    more: dict[str, Any] = {"exit_code": said.exit_code, "sentence": said.sentence, "ceiling_bits": said.ceiling}
-    more |= {"traces_needed": said.traces_needed, "max_leak_bits": limit, "results": table}
-    more |= {"verdict": said.verdict, "valid": not failures, "failures": failures}
+    """Return the summary of an audit with these findings."""
+    decision = decide_verdict(findings, failures, limit, detectable_by_secret, 4000)
+    table = rows(findings, None, decision)
+    for row, item in zip(table, findings, strict=True):
+        row["detectable"] = (
+            detectable_by_secret.get(item.secret) if item.from_single_site and item.condition == "open" else None
+        )
+    more: dict[str, Any] = {
+        "exit_code": decision.exit_code,
+        "sentence": decision.sentence,
+        "ceiling_bits": decision.ceiling,
+    }
+    more |= {"traces_needed": decision.traces_needed, "max_leak_bits": limit, "results": table}
+    more |= {"verdict": decision.verdict, "valid": not failures, "failures": failures}
     return summary() | more
 
 
-def check_agreement(found: dict[str, Any]) -> None:
-    """The verdict, the states of the rows, the threats, the page and SARIF say the same."""
-    verdict, states = found["verdict"], [row["state"] for row in found["results"] if row["state"] is not None]
-    assert found["exit_code"] == EXIT_CODES[verdict]
-    levels = [one["level"] for one in sarif(found, run())["runs"][0]["results"]]
-    shown = set(re.findall(r'class="state ([a-z ]+)"', page(found, run()))) & STATES
+def check_agreement(audit: dict[str, Any]) -> None:
+    """Check that verdict, states of rows, threats, page and SARIF agree."""
+    verdict, states = audit["verdict"], [row["state"] for row in audit["results"] if row["state"] is not None]
+    assert audit["exit_code"] == EXIT_CODES[verdict]
+    levels = [result["level"] for result in sarif(audit, run())["runs"][0]["results"]]
+    shown = set(re.findall(r'class="state ([a-z ]+)"', page(audit, run()))) & STATES
     if verdict == "invalid":
         assert states == [] and shown == set() and set(levels) == {"note"}
         return
@@ -198,9 +220,9 @@ def check_agreement(found: dict[str, Any]) -> None:
     assert (verdict == "within the limit") == ("within the limit" in states and not {"leak", "undecided"} & set(states))
     assert (verdict == "not detected") == (set(states) == {"not detected"})
     assert sorted(levels) == sorted(LEVELS[state] for state in states if state in LEVELS)
-    threats = {threat["state"] for threat in wording.by_threat(found)} - {None}
+    threats = {threat["state"] for threat in wording.by_threat(audit)} - {None}
     assert shown == set(states) and threats <= set(states)
-    assert ("leak" in threats) == (verdict == "leak") and {state for state, _ in wording.judged_rows(found)} == set(
+    assert ("leak" in threats) == (verdict == "leak") and {state for state, _ in wording.judged_rows(audit)} == set(
         states
     )
 
@@ -214,15 +236,18 @@ def test_verdict_page_and_sarif_agree(
 
 
 @given(audits())
-def test_the_verdict_is_that_of_all_findings_together(
+def test_verdict_follows_from_all_findings(
     drawn: tuple[float, list[Evidence], dict[str, float | None], list[str]],
 ) -> None:
-    """Said once more, without states: every interval within the limit, and probes of every secret sharp."""
-    limit, found, seen, failures = drawn
-    gated = [one for one in found if one.gate]
-    limits = [seen.get(one.secret) for one in gated if one.from_single_site]
-    sharp = all(one is not None and one <= MAX_DETECTABLE_TO_LIMIT_RATIO * limit * (1 + 1e-9) for one in limits)
-    lows, highs = [one.found.low for one in gated], [one.found.high for one in gated]
+    """The verdict derived independently: all intervals within the limit, and all detectable leaks small enough."""
+    limit, findings, detectable_by_secret, failures = drawn
+    gated = [item for item in findings if item.gate]
+    limits = [detectable_by_secret.get(item.secret) for item in gated if item.from_single_site]
+    sharp = all(
+        detectable is not None and detectable <= MAX_DETECTABLE_TO_LIMIT_RATIO * limit * (1 + 1e-9)
+        for detectable in limits
+    )
+    lows, highs = [item.estimate.low for item in gated], [item.estimate.high for item in gated]
     expected = "not enough data"
     if failures:
         expected = "invalid"
@@ -230,11 +255,11 @@ def test_the_verdict_is_that_of_all_findings_together(
         expected = "leak"
     elif sharp and max(highs) <= limit:
         expected = "within the limit" if max(lows) > 0 else "not detected"
-    assert decide_verdict(found, failures, limit, seen, 4000).verdict == expected
+    assert decide_verdict(findings, failures, limit, detectable_by_secret, 4000).verdict == expected
 
 
-def test_what_probes_could_see_at_twice_the_limit_is_enough_everywhere() -> None:
-    """At a limit of 0.1 and a detectable leak of 0.2 the gate passes, and so say page and SARIF."""
-    found = audit_summary(0.1, [evidence(-0.05, 0.0, 0.05)], {"note-*": 0.2}, [])
-    assert found["verdict"] == "not detected" and found["results"][0]["state"] == "not detected"
-    check_agreement(found)
+def test_detectable_leak_of_twice_the_limit_passes_in_all_reports() -> None:
+    """At a limit of 0.1 bits and a detectable leak of 0.2 bits the gate, the page and SARIF pass."""
+    audit = audit_summary(0.1, [evidence(-0.05, 0.0, 0.05)], {"note-*": 0.2}, [])
+    assert audit["verdict"] == "not detected" and audit["results"][0]["state"] == "not detected"
+    check_agreement(audit)

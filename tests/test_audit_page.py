@@ -1,4 +1,4 @@
-"""The page of an audit in a browser: it fits a small screen, can be read, and nothing in it runs or is fetched."""
+"""The audit page in a browser: narrow screens, contrast, and no injected script or outside request."""
 
 import re
 from collections.abc import Iterator
@@ -13,17 +13,19 @@ from helpers.headless_browser import OpenPage, open_guarded_pages
 
 @pytest.fixture
 def show(browser: Any, tmp_path: Path) -> Iterator[OpenPage]:
-    """Opens the page of a summary."""
+    """Yield a function that writes and opens the page of a summary."""
     with open_guarded_pages(browser) as open_page:
 
-        def written(found: dict[str, Any], *more: Any, **named: Any) -> Any:
-            return open_page(write_audit(tmp_path, found, run(found["model"])) / "report.html", *more, **named)
+        def open_audit_page(audit_summary: dict[str, Any], *more: Any, **named: Any) -> Any:
+            return open_page(
+                write_audit(tmp_path, audit_summary, run(audit_summary["model"])) / "report.html", *more, **named
+            )
 
-        yield written
+        yield open_audit_page
 
 
 @pytest.mark.parametrize(("verdict", "scheme"), [("leak", "light"), ("within the limit", "light"), ("invalid", "dark")])
-def test_a_narrow_screen_scrolls_down_alone(show: OpenPage, verdict: str, scheme: str) -> None:
+def test_narrow_screen_has_no_horizontal_scrolling(show: OpenPage, verdict: str, scheme: str) -> None:
     window = show(summary(verdict, HOSTILE), 360, scheme)
     across, room = window.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert across <= room == 360
@@ -31,7 +33,7 @@ def test_a_narrow_screen_scrolls_down_alone(show: OpenPage, verdict: str, scheme
 
 
 def luminance(colour: str) -> float:
-    """Relative luminance of an `rgb()` or a `color(srgb)` colour (WCAG 2.2)."""
+    """Return the relative luminance of an `rgb()` or `color(srgb)` colour (WCAG 2.2)."""
     numbers = np.array([float(value) for value in re.findall(r"[\d.]+", colour)[:3]])
     channels = numbers if colour.startswith("color") else numbers / 255
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
@@ -40,22 +42,22 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("verdict", ["leak", "not enough data"])
-def test_text_can_be_read(show: OpenPage, verdict: str, scheme: str) -> None:
-    """Its contrast is 4.5 or more (WCAG 2.2, 1.4.3): on the page, the band of the verdict, and in the heat maps."""
+def test_text_has_enough_contrast(show: OpenPage, verdict: str, scheme: str) -> None:
+    """The contrast is at least 4.5 (WCAG 2.2, 1.4.3) on the page, in the verdict band and in the heat maps."""
     window = show(summary(verdict), scheme=scheme)
     pairs = [
-        (".says", ".outcome"),
+        (".sentence", ".outcome"),
         (".outcome .small", ".outcome"),
         *((name, "body") for name in ("h1", ".state", ".sub")),
     ]
     colours = "names => names.map(name => getComputedStyle(document.querySelector(name)))"
-    found = [
+    colour_pairs = [
         window.evaluate(f"names => ({colours})(names).map((style, n) => n ? style.backgroundColor : style.color)", pair)
         for pair in pairs
     ]
-    found += window.locator(".heat td").evaluate_all(
+    colour_pairs += window.locator(".heat td").evaluate_all(
         "cells => cells.map(cell => getComputedStyle(cell)).map(style => [style.color, style.backgroundColor])"
     )
-    for pair in found:
+    for pair in colour_pairs:
         ink, paper = map(luminance, pair)
         assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5, pair

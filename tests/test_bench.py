@@ -1,4 +1,4 @@
-"""Benchmarks of `bench/hub.py`: their files, their hub pages, prompts and protocol, and bad input."""
+"""Benchmarks from files and from the hub: rows, prompts, protocol and invalid input."""
 
 import json
 from collections import Counter
@@ -32,7 +32,7 @@ def write(path: Path, rows: list[object]) -> Path:
 @requires_data("bench/aime24.jsonl", "bench/aime25.jsonl")
 @pytest.mark.parametrize("name", ["aime24", "aime25"])
 @pytest.mark.parametrize("way", ["file", "folder"])
-def test_a_contest_from_a_file_or_a_folder(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_benchmark_from_a_file_or_a_folder(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file = DATA / "bench" / f"{name}.jsonl"
     if way == "folder":
         monkeypatch.setenv("GHOSTTRACE_DATA", str(DATA))
@@ -51,9 +51,9 @@ def test_a_contest_from_a_file_or_a_folder(name: str, way: str, monkeypatch: pyt
 
 
 def test_a_local_file_is_a_benchmark(tmp_path: Path) -> None:
-    (whole,) = load_bench(str(write(tmp_path / "mine.jsonl", PROBLEMS)))
-    assert (whole.name, whole.protocol.repetitions) == ("mine", 64)
-    assert whole.grade(whole.problems[3], r"\boxed{06}").correct
+    (bench,) = load_bench(str(write(tmp_path / "mine.jsonl", PROBLEMS)))
+    assert (bench.name, bench.protocol.repetitions) == ("mine", 64)
+    assert bench.grade(bench.problems[3], r"\boxed{06}").correct
     (letters,) = load_bench(str(write(tmp_path / "choice.jsonl", [{"id": 1, "problem": "Which?", "answer": "C"}])))
     assert letters.grade(letters.problems[0], "The answer is (C).").correct
     assert "letter" in letters.problems[0].prompt
@@ -83,7 +83,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_bad_files_are_explained_with_the_line(message: str, tmp_path: Path) -> None:
+def test_invalid_file_is_refused_with_the_line_number(message: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text(BAD[message])
     with pytest.raises(UserError, match=message) as refused:
@@ -91,7 +91,7 @@ def test_bad_files_are_explained_with_the_line(message: str, tmp_path: Path) -> 
     assert "\n" not in str(refused.value)
 
 
-def test_more_bad_input(tmp_path: Path) -> None:
+def test_other_invalid_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no file .*nowhere\.jsonl: give a JSONL file"):
         load_bench("nowhere.jsonl")
     (tmp_path / "latin.jsonl").write_bytes(b"\xff\xfe\x00")
@@ -104,15 +104,15 @@ def test_more_bad_input(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["aime24", "hmmt-feb23"])
-def test_a_hub_that_cannot_be_reached_is_explained(name: str) -> None:
-    """The tests run with the hub switched off."""
+def test_unreachable_hub_is_reported(name: str) -> None:
+    """The tests run with the hub offline."""
     with pytest.raises(
         UserError, match=f"{name} .*cannot be read from the hub here: give --bench-file .*GHOSTTRACE_DATA"
     ):
         load_bench(name)
 
 
-def test_a_gated_data_set_says_how_to_get_access(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gated_data_set_error_explains_how_to_get_access(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     def refuse(*_: object, **__: object) -> None:
@@ -126,9 +126,7 @@ def test_a_gated_data_set_says_how_to_get_access(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("error", [OSError("the error was propagated"), ValueError('Unknown split "test".')])
-def test_other_trouble_with_a_data_set_is_not_taken_for_its_gate(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_hub_errors_are_not_reported_as_gated(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     def refuse(*_: object, **__: object) -> None:
@@ -141,7 +139,7 @@ def test_other_trouble_with_a_data_set_is_not_taken_for_its_gate(
         read_traces("some/traces")
 
 
-def test_a_data_set_with_other_columns_is_explained(tmp_path: Path) -> None:
+def test_data_set_with_unknown_columns_is_refused(tmp_path: Path) -> None:
     repo = hub_folder(tmp_path / "set", [{"question": "p", "answer": 12}])
     with pytest.raises(UserError, match="row 0 has no problem: every line needs"):
         fetch_problems("some", HubSource(repo, "integer", 1, "0" * 40))
@@ -150,7 +148,7 @@ def test_a_data_set_with_other_columns_is_explained(tmp_path: Path) -> None:
 
 
 def hub_folder(path: Path, rows: list[dict[str, object]]) -> str:
-    """A data set in the layout of the hub's, which `datasets` reads from a folder as well."""
+    """Write a data set in the layout of the hub, which `datasets` also reads from a folder."""
     (path / "data").mkdir(parents=True)
     pd.DataFrame(rows).to_parquet(path / "data" / "train-00000-of-00001.parquet")
     return str(path)
@@ -164,20 +162,20 @@ COLUMNS = {
 
 
 @pytest.mark.parametrize("layout", COLUMNS)
-def test_rows_of_the_hub_come_under_one_set_of_names(layout: str, tmp_path: Path) -> None:
+def test_rows_of_all_hub_data_sets_get_the_same_columns(layout: str, tmp_path: Path) -> None:
     repo = hub_folder(tmp_path / "set", [COLUMNS[layout]])
     (problem,), origin = fetch_problems("some", HubSource(repo, "integer", 1, "0" * 40))
     assert (problem.id, problem.prompt, problem.answer) == ("7", "p", "12")
     assert origin == f"{repo}@{'0' * 40}"
 
 
-def test_the_pinned_part_of_a_data_set_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pinned_revision_and_split_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    asked: list[object] = []
+    calls: list[object] = []
 
-    def load_dataset(*where: object, **how: object) -> list[dict[str, object]]:
-        asked.append((where, how))
+    def load_dataset(*args: object, **kwargs: object) -> list[dict[str, object]]:
+        calls.append((args, kwargs))
         return [
             COLUMNS["MATH-500"]
             | {"id": "other", "Question": "q?"}
@@ -189,17 +187,17 @@ def test_the_pinned_part_of_a_data_set_is_asked_for(monkeypatch: pytest.MonkeyPa
     for name in ("math500", "gpqa-diamond"):
         source = HUB_SOURCES[name]
         fetch_problems(name, source)
-        assert asked.pop() == ((source.repo, source.config), {"split": source.split, "revision": source.revision})
+        assert calls.pop() == ((source.repo, source.config), {"split": source.split, "revision": source.revision})
     assert fetch_problems("math500", HUB_SOURCES["math500"])[0][0].id == "7"
 
 
-def test_a_data_folder_may_hold_the_file_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_folder_may_contain_the_file_directly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "aime24.jsonl", PROBLEMS)
     monkeypatch.setenv("GHOSTTRACE_DATA", str(tmp_path))
     assert len(load_bench("aime24")[0].problems) == 4
 
 
-def test_choices_are_shuffled_by_the_question_alone(tmp_path: Path) -> None:
+def test_order_of_choices_depends_on_the_question_alone(tmp_path: Path) -> None:
     wrong = {f"Incorrect Answer {i}": f"wrong {i}" for i in (1, 2, 3)}
     rows = [{"Question": f"q{i}?", "Correct Answer": "right", "Record ID": f"r{i}"} | wrong for i in range(40)]
     problems, _ = fetch_problems("some", HubSource(hub_folder(tmp_path / "a", rows), "choice", 40, "0" * 40))
@@ -210,7 +208,7 @@ def test_choices_are_shuffled_by_the_question_alone(tmp_path: Path) -> None:
     assert reversed_ == problems[::-1]
 
 
-def test_sources_are_pinned_or_say_that_they_are_not() -> None:
+def test_unpinned_sources_are_marked() -> None:
     for name, source in HUB_SOURCES.items():
         assert source.revision is None or len(source.revision) == 40, name
         assert source.size == 198 or source.rule != "choice"
@@ -232,12 +230,12 @@ def test_sources_are_pinned_or_say_that_they_are_not() -> None:
         ("b", "eos", "b"),
     ],
 )
-def test_what_is_graded(response: str, finish: str, graded: str) -> None:
+def test_graded_text(response: str, finish: str, graded: str) -> None:
     assert final_text(response, finish) == graded
 
 
 class Talk:
-    """A tokenizer that only knows a chat format."""
+    """Tokenizer stub with a chat template only."""
 
     def __init__(self, system: str) -> None:
         self.system = system
@@ -248,27 +246,27 @@ class Talk:
 
 
 def test_system_prompts_by_family() -> None:
-    """Qwen3 and Olmo 3 take none; whoever else brings one keeps it; a user's text is never touched."""
-    said = "<|im_start|>system\nquoted<|im_end|>\n"
+    """Qwen3 and Olmo 3 get no system prompt, other families keep theirs; the user's text is unchanged."""
+    user_text = "<|im_start|>system\nquoted<|im_end|>\n"
     for family in ("qwen3", "olmo3"):
-        assert chat_prompt(Talk("Be good."), family, said) == chat_prompt(Talk(""), family, said)
-        assert said in chat_prompt(Talk(""), family, said)
+        assert chat_prompt(Talk("Be good."), family, user_text) == chat_prompt(Talk(""), family, user_text)
+        assert user_text in chat_prompt(Talk(""), family, user_text)
     for family in ("phi3", "qwen2", None):
         assert "Be good." in chat_prompt(Talk("Be good."), family, "?")
 
 
-def test_the_hash_covers_all_that_surrounds_a_problem() -> None:
-    plain = template_hash(Talk(""), "phi3", MATHEMATICS_TEMPLATE)
+def test_template_hash_covers_everything_around_the_problem() -> None:
+    expected_hash = template_hash(Talk(""), "phi3", MATHEMATICS_TEMPLATE)
     changed = PromptTemplate(
         MATHEMATICS_TEMPLATE.name, MATHEMATICS_TEMPLATE.version + 1, MATHEMATICS_TEMPLATE.text + " Be brief."
     )
     others = [template_hash(Talk(""), "phi3", changed), template_hash(Talk("Be good."), "phi3", MATHEMATICS_TEMPLATE)]
-    assert len({plain, *others}) == 3
-    assert template_hash(Talk("Be good."), "qwen3", MATHEMATICS_TEMPLATE) == plain
+    assert len({expected_hash, *others}) == 3
+    assert template_hash(Talk("Be good."), "qwen3", MATHEMATICS_TEMPLATE) == expected_hash
 
 
 @requires_data("tokenizers/qwen3/tokenizer.json")
-def test_the_real_qwen_prompt() -> None:
+def test_prompt_of_the_real_qwen_tokenizer() -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(DATA / "tokenizers" / "qwen3")
@@ -279,7 +277,7 @@ def test_the_real_qwen_prompt() -> None:
     )
 
 
-def test_prompts_of_the_toys_are_as_they_were_trained_on() -> None:
+def test_toy_prompts_equal_the_training_prompts() -> None:
     checkpoint = load("toy-mixed")
     assert checkpoint.tokenizer.convert_ids_to_tokens(checkpoint.prompt_ids("x042")) == [
         *("<|user|>", "x", "0", "4", "2", "<|assistant|>")

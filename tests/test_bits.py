@@ -1,4 +1,4 @@
-"""Ghost bits: against slow references, calibrated on `ledger`, and seen to say no."""
+"""Ghost bits: slow references, calibration on `ledger`, and controls that fail."""
 
 import json
 import sys
@@ -43,21 +43,21 @@ def checkpoint_of(family: str, policy: Policy = KEEP) -> Checkpoint:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_open_probabilities_are_one_masked_pass(family: str) -> None:
-    found = log2_probabilities(checkpoint_of(family), Memento(), LONG)
+def test_open_probabilities_equal_one_masked_pass(family: str) -> None:
+    actual = log2_probabilities(checkpoint_of(family), Memento(), LONG)
     batch = pad_batch(LONG, [expiry(ids, MARKUP, KEEP) for ids in LONG], pad_id=0)
     with attending(tiny(family)) as model:
         logits = model(**batch.inputs, use_cache=False).logits
     for row, ids in enumerate(LONG):
         expected = logits[row, : len(ids) - 1].log_softmax(-1)[range(len(ids) - 1), ids[1:]] / np.log(2)
-        np.testing.assert_allclose(found[row], expected.numpy(), atol=1e-4)
+        np.testing.assert_allclose(actual[row], expected.numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["llama", "olmo3"])
-def test_sealed_probabilities_are_a_prefill_of_what_is_left(family: str) -> None:
-    """Token by token behind the last memento: one pass over the retained text, no block in view."""
+def test_sealed_probabilities_equal_a_prefill_of_the_retained_text(family: str) -> None:
+    """After the last memento, each probability equals that of one pass over the retained text without any block."""
     ids = LONG[1]
-    (found,) = log2_probabilities(checkpoint_of(family), Restart(), [ids])
+    (actual,) = log2_probabilities(checkpoint_of(family), Restart(), [ids])
     held = np.flatnonzero(expiry(ids, MARKUP, KEEP) == NEVER)
     index, position = torch.arange(len(held))[None], torch.from_numpy(held)[None]
     with attending(tiny(family)) as model:
@@ -65,37 +65,37 @@ def test_sealed_probabilities_are_a_prefill_of_what_is_left(family: str) -> None
         text = torch.tensor([[ids[k] for k in held]])
         logits = model(input_ids=text, position_ids=position, use_cache=False, expiry=visibility).logits[0]
     last = find_blocks(ids, MARKUP, False)[-1].memento_end
-    after = [place for place in range(len(held) - 1) if held[place] >= last]
+    after = [slot for slot in range(len(held) - 1) if held[slot] >= last]
     assert after
-    for place in after:
-        expected = float(logits[place].log_softmax(-1)[ids[held[place + 1]]]) / np.log(2)
-        assert found[held[place + 1] - 1] == pytest.approx(expected, abs=1e-4)
+    for slot in after:
+        expected = float(logits[slot].log_softmax(-1)[ids[held[slot + 1]]]) / np.log(2)
+        assert actual[held[slot + 1] - 1] == pytest.approx(expected, abs=1e-4)
 
 
-def test_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = log2_probabilities(checkpoint_of("qwen3"), Restart(), LONG)
+def test_probabilities_do_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = log2_probabilities(checkpoint_of("qwen3"), Restart(), LONG)
     monkeypatch.setattr(likelihood, "MAX_LOGIT_BYTES", 4 * 96 * 3 * 5)
-    for a, b in zip(whole, log2_probabilities(checkpoint_of("qwen3"), Restart(), LONG), strict=True):
+    for a, b in zip(expected, log2_probabilities(checkpoint_of("qwen3"), Restart(), LONG), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-def test_a_trace_without_blocks_among_others_is_left_out() -> None:
+def test_trace_without_blocks_is_skipped() -> None:
     records, checkpoint = Records(BITS_TABLE), load("toy-mixed")
     (bench,) = load_bench("ledger-h0", 3)
-    plain = TokenTrace(bench.name, "plain", checkpoint.prompt_ids("w042"), [4, 10, 11, 1])
-    traces = [*reference_traces(checkpoint, bench), plain]
+    without_blocks = TokenTrace(bench.name, "plain", checkpoint.prompt_ids("w042"), [4, 10, 11, 1])
+    traces = [*reference_traces(checkpoint, bench), without_blocks]
     measure(checkpoint, traces, [Restart()], records)
     results = summarise(records.get((bench.name, trace.name, "restart")) for trace in traces)
     assert set(results["n_traces"]) == {3}
 
 
-def test_what_is_measured() -> None:
-    """Every token from the first erasure on: its kind, the pairs before it, its distance from the last one."""
+def test_measured_tokens() -> None:
+    """All tokens after the first erasure, with kind, number of preceding pairs, and distance to the last memento."""
     b, e, s, m = MARKUP.delimiters
     think_end = [50, 51]
     response = [b, 20, 21, e, s, 30, m, 40, b, 22, e, s, 31, m, *think_end, 60, 61]
-    one = TokenTrace("file", "0", [9, *think_end], response)
-    table = measured_tokens(one, MARKUP, KEEP, think_end)
+    trace = TokenTrace("file", "0", [9, *think_end], response)
+    table = measured_tokens(trace, MARKUP, KEEP, think_end)
     first = 3 + response.index(m) + 1
     assert table["position"].tolist() == list(range(first, 3 + len(response)))
     kinds = "other delimiter block delimiter delimiter memento delimiter other other answer answer"
@@ -104,7 +104,7 @@ def test_what_is_measured() -> None:
     assert table["distance"].tolist() == [*range(1, 8), *range(1, 5)]
     nothing = measured_tokens(TokenTrace("file", "1", [9], [20, 21, 22]), MARKUP, KEEP, think_end)
     assert nothing.empty
-    kept = measured_tokens(one, MARKUP, replace(KEEP, keep_last_n_blocks=1), think_end)
+    kept = measured_tokens(trace, MARKUP, replace(KEEP, keep_last_n_blocks=1), think_end)
     assert kept["position"].min() == 3 + len(response) - 4
     twice = TokenTrace("file", "2", [9], [*response, *think_end, 62])
     assert measured_tokens(twice, MARKUP, KEEP, think_end)["kind"].tolist()[-5:] == ["other"] * 4 + ["answer"]
@@ -125,10 +125,10 @@ def answers(request: pytest.FixtureRequest) -> tuple[str, pd.DataFrame, pd.DataF
 
 
 @pytest.mark.slow
-def test_ledger_answers_hold_three_bits_and_a_third_a_hidden_digit(
+def test_ledger_answers_have_log2_10_bits_per_hidden_digit(
     answers: tuple[str, pd.DataFrame, pd.DataFrame],
 ) -> None:
-    """The mixed model knows what a sealed cache cannot tell; to the open one it is unfamiliar, at h = 0 too."""
+    """toy-mixed loses exactly the hidden digits; toy-open, not trained on sealed caches, fails even at h = 0."""
     name, table, _ = answers
     sealed = table[table["arm"] == "restart"].set_index("source")["bits_per_trace"]
     for level in range(4):
@@ -140,7 +140,7 @@ def test_ledger_answers_hold_three_bits_and_a_third_a_hidden_digit(
 
 
 @pytest.mark.slow
-def test_the_cross_entropy_is_the_arms(answers: tuple[str, pd.DataFrame, pd.DataFrame]) -> None:
+def test_cross_entropy_is_that_of_the_arm(answers: tuple[str, pd.DataFrame, pd.DataFrame]) -> None:
     name, table, _ = answers
     rows = table.set_index(["source", "arm"])["cross_entropy"]
     assert rows["ledger-h3", "placebo"] < 0.5
@@ -149,17 +149,17 @@ def test_the_cross_entropy_is_the_arms(answers: tuple[str, pd.DataFrame, pd.Data
 
 
 @pytest.mark.slow
-def test_distances_fall_into_their_groups(answers: tuple[str, pd.DataFrame, pd.DataFrame]) -> None:
-    """Between two mementos of `ledger` stand 23 tokens; behind the last one 4."""
+def test_distance_groups(answers: tuple[str, pd.DataFrame, pd.DataFrame]) -> None:
+    """In `ledger` there are 23 tokens between two mementos, and 4 after the last one."""
     _, _, results = answers
     part = results[(results["by"] == "distance") & (results["arm"] == "restart") & (results["source"] == "ledger-h0")]
     assert part.set_index("group")["n_tokens"].to_dict() == {"1": 160, "2-4": 480, "5-16": 1440, "17-64": 960}
 
 
-def test_batches_are_of_similar_lengths_and_stay_under_their_size() -> None:
+def test_batches_have_similar_lengths_and_a_maximum_size() -> None:
     traces = [TokenTrace("s", str(n), [1], [1] * (n - 1)) for n in (9, 2, 5, 3, 30)]
-    found = [[len(trace.ids) for trace in batch] for batch in measuring._batches(traces, 12)]
-    assert found == [[2, 3], [5], [9], [30]]
+    lengths = [[len(trace.ids) for trace in batch] for batch in measuring._batches(traces, 12)]
+    assert lengths == [[2, 3], [5], [9], [30]]
 
 
 @pytest.mark.slow
@@ -180,16 +180,16 @@ def test_groups_add_up(answers: tuple[str, pd.DataFrame, pd.DataFrame]) -> None:
 def test_controls_can_fail() -> None:
     row = {"source": "s", "arm": "placebo", "by": "all", "group": "all", "bits": 0.1, "bits_low": 0.05}
     row |= {"bits_high": 0.15, "n_tokens": 30, "n_traces": 10, "cross_entropy": 1.0}
-    assert "placebo moved" in failed_controls(pd.DataFrame([row]), COMPARED, {})[0]
+    assert "placebo differs" in failed_controls(pd.DataFrame([row]), COMPARED, {})[0]
     assert failed_controls(pd.DataFrame([row | {"bits_low": -0.1}]), COMPARED, {}) == ()
     leak = row | {"arm": "restart", "by": "kind", "group": "answer"}
-    assert "a sealed cache leaves 3.32" in failed_controls(pd.DataFrame([leak]), COMPARED, {"s": 0.1})[0]
+    assert "below the minimum of 3.32 bits" in failed_controls(pd.DataFrame([leak]), COMPARED, {"s": 0.1})[0]
     assert failed_controls(pd.DataFrame([leak | {"cross_entropy": 3.3}]), COMPARED, {"s": 0.1}) == ()
 
 
 @pytest.mark.slow
 @requires_data("tokenizers/qwen3/tokenizer.json", "traces/memento_blog_example_code.json")
-def test_real_traces_on_a_random_model_are_within_noise_of_nothing(tmp_path: Path) -> None:
+def test_real_traces_on_a_random_model_have_no_ghost_bits(tmp_path: Path) -> None:
     from experiments.aime24 import random_checkpoint
 
     random_checkpoint(tmp_path, DATA / "tokenizers" / "qwen3")
@@ -206,25 +206,25 @@ def test_real_traces_on_a_random_model_are_within_noise_of_nothing(tmp_path: Pat
     assert kinds == {"block", "memento", "delimiter", "answer", "other"}
 
 
-def test_the_command_its_folder_and_resuming(tmp_path: Path) -> None:
+def test_command_run_folder_and_resume(tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ("bits", "--bench", "ledger-h1", "--limit", "4", "--batch-tokens", "250")
     assert command(*options, "--out", str(out)) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["command"], summary["valid"]) == ("bits", True)
     assert {row["by"] for row in summary["results"]} == {"all", "kind", "block", "distance"}
-    whole = (out / "samples.parquet").read_bytes()
+    contents = (out / "samples.parquet").read_bytes()
     rows = pd.read_parquet(out / "samples.parquet")
     assert set(rows["arm"]) == {"restart", "placebo"}
     kept = parquet.read_table(out / "samples.parquet").to_pylist()[:3]
     (out / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept) + '{"source": "led')
     (out / "samples.parquet").unlink()
     assert command("bits", "--resume", str(out)) == 0
-    assert (out / "samples.parquet").read_bytes() == whole
+    assert (out / "samples.parquet").read_bytes() == contents
     assert (out / "figures" / "bits.svg").exists()
 
 
-def test_a_finished_ablation_is_a_source(tmp_path: Path) -> None:
+def test_finished_ablation_can_be_a_source(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert command("ablate", "--bench", "ledger-h1", "--limit", "3", "--arms", "restart", "--out", str(run)) == 0
     traces = load_traces(load("toy-mixed"), [str(run)])
@@ -232,66 +232,66 @@ def test_a_finished_ablation_is_a_source(tmp_path: Path) -> None:
         ("ledger-h1", f"ledger-h1-0-{i:04d}/0") for i in range(3)
     ]
     assert command("bits", "--traces", str(run), "--out", str(tmp_path / "bits")) == 0
-    with pytest.raises(UserError, match=r"bits/samples\.parquet is damaged or no ablation's: give the folder"):
+    with pytest.raises(UserError, match=r"bits/samples\.parquet is damaged or not of an ablation: give the folder"):
         load_traces(load("toy-mixed"), [str(tmp_path / "bits")])
 
 
 def test_two_runs_of_one_bench_are_refused(tmp_path: Path) -> None:
-    """Their traces have the same names, and one would pass for the other."""
+    """Their traces have equal names and could not be distinguished."""
     runs = [str(tmp_path / name) for name in "ab"]
     for folder in runs:
         assert command("ablate", "--bench", "ledger-h1", "--limit", "1", "--arms", "restart", "--out", folder) == 0
-    with pytest.raises(UserError, match=r"ledger-h1, ledger-h1-0-0000/0 is there twice: .*one run of each bench"):
+    with pytest.raises(UserError, match=r"ledger-h1, ledger-h1-0-0000/0 occurs twice: .*one run of each bench"):
         load_traces(load("toy-mixed"), runs)
 
 
-def test_noise_belongs_to_the_trace_whatever_is_in_its_batch() -> None:
+def test_noise_does_not_depend_on_the_batch() -> None:
     checkpoint, (bench,) = load("toy-mixed"), load_bench("ledger-h1", 4)
     traces = reference_traces(checkpoint, bench)
     traces.append(replace(traces[0], name="again"))
-    found = []
+    by_batch_size = []
     for tokens in (1, 65_536):
         records = Records(BITS_TABLE)
         measure(checkpoint, traces, [Noise()], records, tokens)
-        found.append([records.get((trace.source, trace.name, "noise"))["log2p_arm"] for trace in traces])
-    for alone, together in zip(*found, strict=True):
-        np.testing.assert_allclose(alone, together, atol=1e-2)
-    assert not np.allclose(found[0][0], found[0][-1], atol=0.1)
+        by_batch_size.append([records.get((trace.source, trace.name, "noise"))["log2p_arm"] for trace in traces])
+    for single, together in zip(*by_batch_size, strict=True):
+        np.testing.assert_allclose(single, together, atol=1e-2)
+    assert not np.allclose(by_batch_size[0][0], by_batch_size[0][-1], atol=0.1)
 
 
-def test_what_is_measured_is_found_once_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measured_tokens_are_computed_once_per_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
     def counting(trace: TokenTrace, *rest: object) -> pd.DataFrame:
         seen.append(trace.name)
         return measured_tokens(trace, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(measuring, "measured", counting)
+    monkeypatch.setattr(measuring, "measured_tokens", counting)
     checkpoint, (bench,) = load("toy-mixed"), load_bench("ledger-h1", 2)
     measure(checkpoint, reference_traces(checkpoint, bench), [Restart(), PlaceboArm(), Noise()], Records(BITS_TABLE))
     assert len(seen) == len(set(seen)) == 2
 
 
 BAD = {
-    "--arms of bits are of": ["--arms", "swap"],
+    "bits cannot run the arm 'swap'": ["--arms", "swap"],
     "no file nowhere.json": ["--traces", "nowhere.json"],
     "no data set of that name": ["--traces", "nobody/nothing"],
     "at least 1": ["--limit", "0"],
     "keep_last_n_blocks -1 erases none": ["--limit", "2", "--keep-last-n-blocks", "-1"],
-    "holds no samples.parquet": ["--traces", "."],
+    "has no samples.parquet": ["--traces", "."],
     "no trace has a finished block": ["--traces", "plain.txt"],
     "finished block and memento with text after": ["--traces", "ends.jsonl"],
-    "--seed is not negative": ["--seed", "-1"],
-    "device 'meta' holds no numbers": ["--device", "meta"],
+    "--seed must not be negative": ["--seed", "-1"],
+    "device 'meta' cannot run": ["--device", "meta"],
     "nested too deeply": ["--traces", "deep.json"],
     "line 2 holds half a surrogate pair": ["--traces", "half.jsonl"],
-    "is there twice": ["--traces", "ends.jsonl", "--traces", "ends.jsonl"],
-    "is damaged or no ablation's": ["--traces", "broken"],
+    "occurs twice": ["--traces", "ends.jsonl", "--traces", "ends.jsonl"],
+    "is damaged or not of an ablation": ["--traces", "broken"],
 }
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_bad_input_is_one_sentence_and_exit_code_2(
+def test_invalid_input_gives_one_sentence_and_exit_code_2(
     message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -305,13 +305,13 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     monkeypatch.setattr(sys, "argv", ["ghosttrace", "bits", *BAD[message]])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
-    said = capsys.readouterr().err.strip()
+    stderr = capsys.readouterr().err.strip()
     assert stopped.value.code == 2
-    assert message in said and "\n" not in said
+    assert message in stderr and "\n" not in stderr
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_traces_of_nothing_are_refused(tmp_path: Path) -> None:
+def test_traces_without_erasure_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match="holds no traces"):
         load_traces(load("toy-mixed"), [str(tmp_path / "empty.jsonl")])

@@ -1,4 +1,4 @@
-"""nnsight under the law: the states that we read, on every family, and the same patching as in TransformerLens."""
+"""nnsight with block erasure: states equal `read_states` on every family, and patching equals TransformerLens."""
 
 import sys
 from functools import partial
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.bridges import LAYOUTS, batch, check_states, checkpoint, example
+from helpers.bridges import LAYOUTS, batch, check_states, example, tiny_checkpoint
 from helpers.families import FAMILIES, tiny
 from transformers import AutoModelForCausalLM, GPT2Config
 
@@ -25,36 +25,36 @@ from nnsight.modeling.transformers import TransformersModel  # noqa: E402
 
 @pytest.mark.parametrize("kind", LAYOUTS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_states_equal_ours(family: str, kind: str) -> None:
-    check_states(partial(nns.read_states, nns.wrap(checkpoint(family))), family, kind)
+def test_states_equal_read_states(family: str, kind: str) -> None:
+    check_states(partial(nns.read_states, nns.wrap(tiny_checkpoint(family))), family, kind)
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
-def test_transformers_models_are_read_the_same(kind: str) -> None:
-    """Around a loaded model, with its tokenizer, which nnsight then sets to pad on the left."""
-    layouts, places = batch(kind)
-    model = TransformersModel(checkpoint("gemma3").model, tokenizer=load_tokenizer("toy-mixed"))
-    found, expected = nns.read_states(model, layouts, places), read_states(tiny("gemma3"), layouts, places)
-    torch.testing.assert_close(found.keys, expected.keys, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found.values, expected.values, atol=1e-5, rtol=1e-5)
+def test_transformers_model_gives_the_same_states(kind: str) -> None:
+    """A loaded model with its tokenizer, which nnsight sets to left padding."""
+    layouts, indices = batch(kind)
+    model = TransformersModel(tiny_checkpoint("gemma3").model, tokenizer=load_tokenizer("toy-mixed"))
+    actual, expected = nns.read_states(model, layouts, indices), read_states(tiny("gemma3"), layouts, indices)
+    torch.testing.assert_close(actual.keys, expected.keys, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual.values, expected.values, atol=1e-5, rtol=1e-5)
 
 
-def test_weights_that_nnsight_has_not_loaded_yet_are_loaded() -> None:
+def test_lazily_loaded_weights_are_loaded() -> None:
     bundled = load("toy-mixed", device="cpu")
     tokens = bundled.prompt_ids("x042")
-    layouts, places = [open_layout(tokens, bundled.markup, Policy(True))], [np.arange(len(tokens))]
+    layouts, indices = [open_layout(tokens, bundled.markup, Policy(True))], [np.arange(len(tokens))]
     model = TransformersModel(resolve_pretrained_path("toy-mixed"), task="text-generation")
     assert not model.dispatched
-    found, expected = nns.read_states(model, layouts, places), read_states(bundled.model, layouts, places)
-    assert torch.equal(found.keys, expected.keys) and torch.equal(found.values, expected.values)
+    actual, expected = nns.read_states(model, layouts, indices), read_states(bundled.model, layouts, indices)
+    assert torch.equal(actual.keys, expected.keys) and torch.equal(actual.values, expected.values)
 
 
-def test_everything_is_put_back() -> None:
-    """After a trace, after one that breaks off, and after one that stops at a layer."""
-    plain = checkpoint("olmo3").model
-    model = nnsight.NNsight(plain)
+def test_model_is_restored() -> None:
+    """After a trace, after one that raises, and after one that stops at a layer."""
+    stock_model = tiny_checkpoint("olmo3").model
+    model = nnsight.NNsight(stock_model)
     tokens, expiry = torch.arange(8, 48)[None], torch.full((1, 40), 20)
-    before = plain(tokens).logits
+    before = stock_model(tokens).logits
     with nns.attending(model):
         with model.trace(tokens, expiry=expiry):
             masked = model.output.logits.save()
@@ -71,12 +71,16 @@ def test_everything_is_put_back() -> None:
             model.model.layers[2].output.save()
             raise KeyError("in a trace")
     assert attention._VISIBILITY.get() is None
-    assert plain.config._attn_implementation == "sdpa" and not plain._forward_pre_hooks and not plain._forward_hooks
-    assert torch.equal(plain(tokens).logits, before)
+    assert (
+        stock_model.config._attn_implementation == "sdpa"
+        and not stock_model._forward_pre_hooks
+        and not stock_model._forward_hooks
+    )
+    assert torch.equal(stock_model(tokens).logits, before)
 
 
-def test_bad_input_is_answered_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = checkpoint("llama")
+def test_invalid_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = tiny_checkpoint("llama")
     with pytest.raises(UserError, match="LlamaForCausalLM is no nnsight model"), nns.attending(given.model):
         pass
     other = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4))
@@ -89,10 +93,10 @@ def test_bad_input_is_answered_in_a_sentence(monkeypatch: pytest.MonkeyPatch) ->
         nns.read_states(nns.wrap(given), *batch("open"))
     monkeypatch.setitem(sys.modules, "nnsight", None)
     for call in (nns.wrap, lambda it: nns.attending(it).__enter__()):
-        with pytest.raises(UserError, match=r"pip install 'ghosttrace\[nnsight\]'"):
+        with pytest.raises(UserError, match=r"pip install -e '\.\[nnsight\]'"):
             call(given)
 
 
-def test_the_examples_of_both_tools_agree(tmp_path: Path) -> None:
+def test_examples_of_both_tools_agree(tmp_path: Path) -> None:
     pytest.importorskip("transformer_lens", reason="the extra `lens` is not installed")
     assert example(tmp_path, 0, 2)["shares"] == example(tmp_path, 0, 1)["shares"]

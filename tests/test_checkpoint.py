@@ -1,4 +1,4 @@
-"""Loading a checkpoint: what it must bring along, and what is said where it does not."""
+"""Loading a checkpoint: required contents, and errors if they are missing."""
 
 import json
 import shutil
@@ -10,8 +10,8 @@ from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import load, resolve_pretrained_path
 
 
-def stripped(tmp_path: Path, **change: object) -> Path:
-    """A copy of a bundled model with its config changed; None removes a key."""
+def with_changed_config(tmp_path: Path, **change: object) -> Path:
+    """Return a copy of a bundled model with keys of its config changed; None removes a key."""
     folder = tmp_path / "model"
     shutil.copytree(resolve_pretrained_path("toy-mixed"), folder)
     config = json.loads((folder / "config.json").read_text())
@@ -21,14 +21,14 @@ def stripped(tmp_path: Path, **change: object) -> Path:
 
 
 def test_a_policy_must_be_recorded_or_given(tmp_path: Path) -> None:
-    folder = stripped(tmp_path, ghosttrace=None)
+    folder = with_changed_config(tmp_path, ghosttrace=None)
     with pytest.raises(UserError, match="--mask-delimiters"):
         load(str(folder))
     assert load(str(folder), mask_delimiters=True).policy == load("toy-mixed").policy
 
 
 def test_missing_delimiters_are_named(tmp_path: Path) -> None:
-    folder = stripped(tmp_path)
+    folder = with_changed_config(tmp_path)
     text = (folder / "tokenizer.json").read_text().replace("<|block_end|>", "<|stop|>")
     (folder / "tokenizer.json").write_text(text)
     with pytest.raises(UserError, match=r"has no <\|block_end\|>: .*--map-delimiters"):
@@ -36,8 +36,8 @@ def test_missing_delimiters_are_named(tmp_path: Path) -> None:
     assert load(str(folder), delimiters={"block_end": "<|stop|>"}).markup == load("toy-mixed").markup
 
 
-def test_broken_checkpoints_are_explained(tmp_path: Path) -> None:
-    folder = stripped(tmp_path, ghosttrace={"policy": {"mask_delimiters": True, "colour": "red"}})
+def test_broken_checkpoints_are_refused(tmp_path: Path) -> None:
+    folder = with_changed_config(tmp_path, ghosttrace={"policy": {"mask_delimiters": True, "colour": "red"}})
     with pytest.raises(UserError, match="unknown fields colour"):
         load(str(folder))
     (folder / "model.safetensors").unlink()

@@ -1,4 +1,4 @@
-"""Runs that die go on where they stopped and end as if nothing had happened."""
+"""Interrupted runs: resumed, they end with the same files."""
 
 import json
 import multiprocessing
@@ -34,7 +34,7 @@ KILLS = 20
 
 
 def work(out: str | None, resume: str | None) -> None:
-    """One process's work on a run."""
+    """Run or resume a small ablation, as the work of one process."""
     import torch
 
     torch.set_num_threads(1)
@@ -47,7 +47,7 @@ def contents(folder: Path) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Callable[..., Any]]:
-    """A run left alone, and how to begin such a process."""
+    """Return the folder of an uninterrupted run, and a function that starts such a run in a process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ghosttrace.ablation.run"])
     folder = tmp_path_factory.mktemp("runs") / "left-alone"
@@ -59,7 +59,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Callabl
 
 
 def kill_after(child: Any, log: Path, records: int, seconds: float) -> None:
-    """SIGKILL some time after so many samples are on record."""
+    """Send SIGKILL `seconds` after `records` samples are recorded."""
     while child.is_alive() and not (records == 0 or (log.exists() and log.read_bytes().count(b"\n") >= records)):
         time.sleep(0.002)
     child.join(timeout=seconds)
@@ -68,10 +68,12 @@ def kill_after(child: Any, log: Path, records: int, seconds: float) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_as_one_left_alone(undisturbed: tuple[Path, Callable[..., Any]], tmp_path: Path) -> None:
-    """SIGKILL at 20 random moments; resumed, samples and summary are the same to the byte."""
-    alone, process = undisturbed
-    total, draw, unfinished = len(pd.read_parquet(alone / "samples.parquet")), random.Random(0), 0
+def test_killed_and_resumed_run_equals_an_uninterrupted_run(
+    undisturbed: tuple[Path, Callable[..., Any]], tmp_path: Path
+) -> None:
+    """After SIGKILL at 20 random moments and resuming, samples and summary are bytewise equal."""
+    reference, process = undisturbed
+    total, draw, unfinished = len(pd.read_parquet(reference / "samples.parquet")), random.Random(0), 0
     for kill in range(KILLS):
         folder = tmp_path / str(kill)
         child = process(target=work, args=(str(folder), None))
@@ -84,24 +86,24 @@ def test_a_killed_run_ends_as_one_left_alone(undisturbed: tuple[Path, Callable[.
             child.start()
             child.join()
             assert child.exitcode == 0
-        assert contents(folder) == contents(alone), kill
+        assert contents(folder) == contents(reference), kill
         assert not (folder / "samples.jsonl").exists()
-    assert unfinished >= KILLS // 2  # else the kills came too late to show anything
+    assert unfinished >= KILLS // 2  # otherwise the kills came too late to test anything
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run."""
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished run."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert command("ablate", *OPTIONS, "--out", str(folder)) == 0
     return folder
 
 
 @pytest.fixture
-def half_done(whole: Path, tmp_path: Path) -> Path:
-    """The same run's folder as a kill leaves it: some records, the last one torn."""
+def half_done(finished_run: Path, tmp_path: Path) -> Path:
+    """Return the folder of an interrupted run: some records, the last one incomplete."""
     folder = tmp_path / "run"
-    shutil.copytree(whole, folder)
+    shutil.copytree(finished_run, folder)
     frame = pd.read_parquet(folder / "samples.parquet").head(7)
     rows = json.loads(frame.to_json(orient="records"))
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -110,14 +112,14 @@ def half_done(whole: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_torn_last_record_is_dropped_with_a_warning(half_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_incomplete_last_record_is_dropped_with_a_warning(half_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("ablate", "--resume", str(half_done)) == 0
     assert "samples.jsonl, byte" in capsys.readouterr().out
     expected = pd.read_parquet(half_done.parent / "expected.parquet")
     pd.testing.assert_frame_equal(pd.read_parquet(half_done / "samples.parquet"), expected)
 
 
-def test_damage_in_the_middle_costs_that_record_alone(half_done: Path) -> None:
+def test_damaged_record_is_dropped_alone(half_done: Path) -> None:
     path = half_done / "samples.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([lines[0], b"\x00" * 40 + b"\n", *lines[2:]]))
@@ -141,10 +143,10 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_another_configuration_is_refused(change: str, half_done: Path) -> None:
-    options, said = CHANGES[change]
+    options, message = CHANGES[change]
     with pytest.raises(UserError, match="cannot be resumed") as refused:
         resume(half_done, *options)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_changed_weights_or_policy_under_the_same_name_are_refused(tmp_path: Path) -> None:
@@ -173,15 +175,15 @@ def test_changed_problems_under_the_same_name_are_refused(tmp_path: Path) -> Non
         resume(folder)
 
 
-def test_a_smaller_batch_is_allowed_and_said(half_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_smaller_batch_size_is_allowed_with_a_note(half_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("ablate", "--resume", str(half_done), "--batch-size", "2") == 0
     assert "settings.batch_size is 2 now and 3 in the run: results agree up to rounding" in capsys.readouterr().out
     expected = pd.read_parquet(half_done.parent / "expected.parquet")
     assert pd.read_parquet(half_done / "samples.parquet")["response"].tolist() == expected["response"].tolist()
 
 
-def test_batches_stay_as_they_were_begun(half_done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU their size follows from the memory that is free, which may be another when the run goes on."""
+def test_resumed_run_keeps_its_batch_size(half_done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the batch size depends on free memory, which may differ when the run is resumed."""
     config = json.loads((half_done / "run.json").read_text())
     config["options"]["batch_size"] = None
     (half_done / "run.json").write_text(json.dumps(config))
@@ -192,8 +194,8 @@ def test_batches_stay_as_they_were_begun(half_done: Path, monkeypatch: pytest.Mo
     assert json.loads((half_done / "run.json").read_text())["settings"]["batch_size"] == 3
 
 
-def test_a_batch_cut_short_is_decoded_as_a_whole(half_done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else what is left of it would be decoded in other company, and its last bits with it."""
+def test_interrupted_batch_is_decoded_completely(half_done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the remaining rows would be decoded in another batch, with other rounding."""
     sizes: list[int] = []
 
     def counting(model: Any, requests: Any, *rest: Any, **more: Any) -> Any:
@@ -201,17 +203,17 @@ def test_a_batch_cut_short_is_decoded_as_a_whole(half_done: Path, monkeypatch: p
         return generate(model, requests, *rest, **more)
 
     monkeypatch.setattr("ghosttrace.ablation.backend.generate", counting)
-    resume(half_done)  # eight samples in batches of 3 and 1, six of them on record
+    resume(half_done)  # eight samples in batches of 3 and 1; six are recorded
     assert sizes == [3, 1]
 
 
 def test_a_second_process_is_refused(half_done: Path) -> None:
-    with lock_folder(half_done), pytest.raises(UserError, match="another process is working on"):
+    with lock_folder(half_done), pytest.raises(UserError, match="another process is using"):
         resume(half_done)
     assert command("ablate", "--resume", str(half_done)) == 0
 
 
-def test_a_finished_run_has_nothing_left(half_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_run_cannot_be_resumed(half_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("ablate", "--resume", str(half_done)) == 0
     capsys.readouterr()
     assert command("ablate", "--resume", str(half_done)) == 0
@@ -220,13 +222,13 @@ def test_a_finished_run_has_nothing_left(half_done: Path, capsys: pytest.Capture
 
 def test_a_configuration_without_settings_is_refused(half_done: Path) -> None:
     config = json.loads((half_done / "run.json").read_text())
-    del config["settings"], config["options"]["noise"]  # the latter is put back as its default
+    del config["settings"], config["options"]["noise"]  # the latter is replaced by its default
     (half_done / "run.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"cannot be resumed: options\.noise is 0\.5 now and None in the run"):
         resume(half_done)
 
 
-def test_what_cannot_be_resumed_is_explained(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_resumed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run"):
         resume(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"command": "probe"}))
@@ -237,8 +239,10 @@ def test_what_cannot_be_resumed_is_explained(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_one_sentence_and_the_run_goes_on(half_done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every write to the log fails as on a full disk; with room again, the run ends as it should."""
+def test_full_disk_gives_one_sentence_and_the_run_can_be_resumed(
+    half_done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every write to the log fails as on a full disk; resumed with free space, the run finishes."""
     begin = RecordLog.__init__
 
     def begin_on_a_full_disk(self: RecordLog, *args: Any) -> None:
@@ -255,7 +259,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on(half_done: Path, monkey
 
 
 @pytest.mark.slow
-def test_a_refused_run_leaves_no_folder_and_a_begun_one_its_samples(
+def test_refused_run_leaves_no_folder_and_started_run_keeps_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint, benches, taken = load("toy-mixed"), load_bench("ledger-h1", 4), []
@@ -280,15 +284,15 @@ def test_a_refused_run_leaves_no_folder_and_a_begun_one_its_samples(
     monkeypatch.undo()
     with monkeypatch.context():
         fail_after(3)
-        with pytest.raises(UserError, match=r"out of memory; what is done is kept: go on with --resume"):
+        with pytest.raises(UserError, match=r"out of memory; finished samples are kept: continue with --resume"):
             run_ablation(checkpoint, benches, SETTINGS, out=tmp_path / "begun")
     monkeypatch.undo()
     run_ablation(checkpoint, benches, SETTINGS, resume=tmp_path / "begun")
     assert is_finished(tmp_path / "begun")
 
 
-def test_a_sample_is_on_record_as_soon_as_it_is_done(tmp_path: Path) -> None:
-    """Not at the end of its batch: rows of one batch appear at different steps."""
+def test_sample_is_recorded_as_soon_as_it_is_finished(tmp_path: Path) -> None:
+    """Rows of one batch are recorded at different steps, not at its end."""
     log = RecordLog(tmp_path / "samples.jsonl", SAMPLE_TABLE)
     sizes, keep = [], RecordLog._keep
 
@@ -306,7 +310,7 @@ def test_a_sample_is_on_record_as_soon_as_it_is_done(tmp_path: Path) -> None:
     assert [length for _, length in sizes] == sorted(length for _, length in sizes)
 
 
-def test_what_came_out_otherwise_is_in_the_summary(half_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_differences_are_recorded_in_the_summary(half_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads((half_done / "summary.json").read_text())["changed_on_resume"] == []
     path = half_done / "samples.jsonl"
     lines = path.read_text().splitlines(keepends=True)
@@ -316,7 +320,7 @@ def test_what_came_out_otherwise_is_in_the_summary(half_done: Path, capsys: pyte
     resume(half_done)
     changed = json.loads((half_done / "summary.json").read_text())["changed_on_resume"]
     assert changed == [["ledger-h1", "restart", row["problem"], 0]]
-    assert "1 came out otherwise" in capsys.readouterr().out
+    assert "1 sample(s) differ" in capsys.readouterr().out
 
 
 def test_differences_on_repetition_are_noted() -> None:

@@ -1,4 +1,4 @@
-"""What a sweep is summed up to: means over targets, p values, controls, and which probes are believed."""
+"""The summary of a sweep: means over targets, p-values, controls, and fallback to the text baseline."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,7 +9,7 @@ import pytest
 from experiments.probe_calibration import site, uniform_target
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.probing.evidence import (
-    _grouped,
+    _family_means,
     failed_controls,
     fall_back_to_text,
     summarise,
@@ -27,15 +27,15 @@ def test_targets_of_one_name_are_averaged() -> None:
     ]
 
 
-def cell(gained: list[float] | np.ndarray, **more: Any) -> dict[str, Any]:
-    """A row of `PROBE_RECORDS` by hand, on the first samples."""
+def probe_row(gained: list[float] | np.ndarray, **more: Any) -> dict[str, Any]:
+    """Return a row of `PROBE_RECORDS` for the first samples."""
     row = {"condition": "open", **site(), "target": "digit-0", "n_train": 9, "validation_bits": 0.0}
-    told = {"log2p": list(gained), "text_log2p": [0.0] * len(gained), "hit": [True] * len(gained)}
-    return row | told | {"sample": list(range(len(gained)))} | more
+    scores = {"log2p": list(gained), "text_log2p": [0.0] * len(gained), "hit": [True] * len(gained)}
+    return row | scores | {"sample": list(range(len(gained)))} | more
 
 
 def world(n: int, labels: np.ndarray | None = None) -> tuple[Task, Split]:
-    """A target for every column of labels; all samples are trained on and tested."""
+    """Return a task with a target per column of labels, and a split that trains and tests on all samples."""
     labels = np.zeros((n, 1), int) if labels is None else labels
     everything = np.arange(n)
     names = tuple(Target(f"digit-{number}", tuple("0123456789")) for number in range(labels.shape[1]))
@@ -43,75 +43,75 @@ def world(n: int, labels: np.ndarray | None = None) -> tuple[Task, Split]:
     return Task("made", samples, names), Split(everything, everything[:0], everything, everything, "bases")
 
 
-def test_open_rows_and_controls_are_adjusted_each_among_themselves() -> None:
+def test_open_rows_and_controls_are_adjusted_separately() -> None:
     rng = np.random.default_rng(0)
     conditions = ("open", "sealed", "causal", "shuffled", "open", "open", "control-task")
     rows = [
-        cell(rng.normal(0.03 * layer, 0.3, 40), condition=condition, **site(layer))
+        probe_row(rng.normal(0.03 * layer, 0.3, 40), condition=condition, **site(layer))
         for layer, condition in enumerate(conditions)
     ]
-    found = summarise(rows, *world(40))
+    table = summarise(rows, *world(40))
     for together in (("open",), ("sealed", "causal", "shuffled")):
-        here = found[found["condition"].isin(together)].sort_values("p")
-        steps = here["p"].to_numpy() * [3, 2, 1]
+        group = table[table["condition"].isin(together)].sort_values("p")
+        steps = group["p"].to_numpy() * [3, 2, 1]
         assert 0 < steps[0] < steps[1] and steps[2] < 1
-        np.testing.assert_allclose(here["p_holm"], np.maximum.accumulate(steps))
-    assert found["p_holm"].isna().to_list() == [condition == "control-task" for condition in conditions]
+        np.testing.assert_allclose(group["p_holm"], np.maximum.accumulate(steps))
+    assert table["p_holm"].isna().to_list() == [condition == "control-task" for condition in conditions]
 
 
-def test_a_mean_over_targets_is_taken_where_all_of_them_apply() -> None:
+def test_mean_over_targets_uses_samples_with_all_targets() -> None:
     gained = [[0.5, 1.0, 2.0, 4.0], [0.25, 0.5, 1.0, 8.0]]
     rows = [
-        cell(gained[0], sample=[0, 1, 2, 3], hit=[1, 1, 0, 0], n_train=70, validation_bits=0.5),
-        cell(gained[1], target="digit-1", sample=[1, 2, 3, 5], hit=[1, 1, 1, 0], n_train=60, validation_bits=1.0),
+        probe_row(gained[0], sample=[0, 1, 2, 3], hit=[1, 1, 0, 0], n_train=70, validation_bits=0.5),
+        probe_row(gained[1], target="digit-1", sample=[1, 2, 3, 5], hit=[1, 1, 1, 0], n_train=60, validation_bits=1.0),
     ]
-    (mean,) = _grouped(rows, {"digit-0": 0.1, "digit-1": 0.3})
+    (mean,) = _family_means(rows, {"digit-0": 0.1, "digit-1": 0.3})
     assert (mean["target"], mean["n_train"], mean["validation_bits"]) == ("digit-*", 60, 0.75)
     assert mean["sample"] == [1, 2, 3]
     np.testing.assert_allclose(mean["log2p"], [0.625, 1.25, 2.5])
     np.testing.assert_allclose(mean["hit"], [1.0, 0.5, 0.5])
-    found = summarise(rows, *world(6, np.zeros((6, 2), int))).set_index("target").loc["digit-*"]
-    assert found["bits"] == pytest.approx(4.375 / 3) and found["accuracy"] == pytest.approx(2 / 3)
-    assert (found["n_train"], found["n_test"], found["n_clusters"]) == (60, 3, 3)
+    average = summarise(rows, *world(6, np.zeros((6, 2), int))).set_index("target").loc["digit-*"]
+    assert average["bits"] == pytest.approx(4.375 / 3) and average["accuracy"] == pytest.approx(2 / 3)
+    assert (average["n_train"], average["n_test"], average["n_clusters"]) == (60, 3, 3)
 
 
-def test_chance_is_how_often_the_commonest_training_class_is_right() -> None:
+def test_chance_is_the_accuracy_of_the_most_common_training_class() -> None:
     labels = np.array([[0], [1], [1], [1], [2], [1], [1], [1], [-1], [0]])
     task, parts = world(10, labels)
     parts = replace(parts, train=np.arange(5), test=np.arange(5, 10))
-    found = summarise([cell([0.1] * 4, sample=[5, 6, 7, 9])], task, parts)
-    assert found["chance"].item() == 0.75
+    table = summarise([probe_row([0.1] * 4, sample=[5, 6, 7, 9])], task, parts)
+    assert table["chance"].item() == 0.75
 
 
 @pytest.mark.parametrize(("bits", "failed"), [(0.005, False), (0.05, True)])
 @pytest.mark.parametrize("condition", ["sealed", "causal", "shuffled"])
-def test_a_twentieth_of_a_bit_fails_a_control_and_rounding_does_not(condition: str, bits: float, failed: bool) -> None:
+def test_bits_above_the_threshold_fail_a_control(condition: str, bits: float, failed: bool) -> None:
     gained = bits * np.tile([0.9, 1.1], 20)
-    found = failed_controls(summarise([cell(gained, condition=condition)], *world(40)))
-    assert [failure.partition(":")[0] for failure in found] == [condition] * failed
+    failures = failed_controls(summarise([probe_row(gained, condition=condition)], *world(40)))
+    assert [failure.partition(":")[0] for failure in failures] == [condition] * failed
 
 
-def test_fewer_than_five_test_clusters_are_no_control() -> None:
-    for clusters, said in ((4, "controls: 4 independent traces"), (5, "")):
+def test_fewer_than_five_test_clusters_fail_the_controls() -> None:
+    for clusters, message in ((4, "controls: 4 independent traces"), (5, "")):
         task, parts = world(20)
         parts = replace(parts, cluster=np.arange(20) % clusters)
-        found = failed_controls(summarise([cell([0.0] * 20)], task, parts))
-        assert "".join(found)[: len("controls: 4 independent traces")] == said
+        failures = failed_controls(summarise([probe_row([0.0] * 20)], task, parts))
+        assert "".join(failures)[: len("controls: 4 independent traces")] == message
 
 
 @pytest.mark.parametrize(("errors", "trusted"), [(-1.1, False), (0.9, False), (1.1, True)])
-def test_a_probe_is_believed_beyond_one_standard_error_over_clusters(errors: float, trusted: bool) -> None:
+def test_probe_is_used_if_its_gain_exceeds_one_standard_error(errors: float, trusted: bool) -> None:
     spread = np.random.default_rng(0).normal(size=30)
     spread = (spread - spread.mean()) / spread.std(ddof=1)
-    gained = np.repeat(spread + errors / np.sqrt(30), 4)  # four samples of a cluster are no more than one
-    asked = uniform_target("digit-0", np.zeros(150, int), 2)
-    posterior = asked.text.copy()
+    gained = np.repeat(spread + errors / np.sqrt(30), 4)  # four samples of a cluster count as one
+    target = uniform_target("digit-0", np.zeros(150, int), 2)
+    posterior = target.text.copy()
     posterior[20:140, 0] += gained
     cluster = np.concatenate([np.arange(100, 120), np.repeat(np.arange(30), 4), np.arange(200, 210)])
-    found = fall_back_to_text(posterior, asked, np.arange(20, 140), cluster)
-    np.testing.assert_array_equal(found, posterior if trusted else asked.text)
+    log_p = fall_back_to_text(posterior, target, np.arange(20, 140), cluster)
+    np.testing.assert_array_equal(log_p, posterior if trusted else target.text)
 
 
-def test_a_probe_chosen_on_one_cluster_is_not_believed() -> None:
-    asked = uniform_target("digit-0", np.zeros(10, int), 2)
-    assert fall_back_to_text(asked.text + 0.5, asked, np.arange(10), np.zeros(10, int)) is asked.text
+def test_probe_selected_on_one_cluster_falls_back_to_text() -> None:
+    target = uniform_target("digit-0", np.zeros(10, int), 2)
+    assert fall_back_to_text(target.text + 0.5, target, np.arange(10), np.zeros(10, int)) is target.text

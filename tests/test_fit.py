@@ -1,4 +1,4 @@
-"""The grid of linear probes equals scikit-learn and scipy, and calibration falls back on the text."""
+"""The grid of linear probes equals scikit-learn and scipy, and calibration falls back to the text."""
 
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,7 @@ from ghosttrace.probing.fitter_utils import EXCLUDED_LOG_PROB, base_logits, cali
 from ghosttrace.probing.linear_grid import LinearProbe, fit_grid, fit_path, select_penalty
 from ghosttrace.probing.probes.mlp import fit_mlp
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 DEVICES = [pytest.param("cpu"), pytest.param("cuda", marks=gpu)]
 TIGHT = 1e-11  # nats
 
@@ -31,15 +31,15 @@ def standard(features: Tensor) -> np.ndarray:
     return (x - x.mean(0)) / np.where(scale > 1e-6, scale, 1)
 
 
-def by_scikit_learn(features: Tensor, labels: Tensor, penalty: float) -> np.ndarray:
+def scikit_learn_log_probs(features: Tensor, labels: Tensor, penalty: float) -> np.ndarray:
     known = (labels >= 0).numpy()
     x = standard(features)
     model = LogisticRegression(C=1 / (known.sum() * penalty), tol=1e-8, max_iter=5000)
     return model.fit(x[known], labels.numpy()[known]).predict_log_proba(x)
 
 
-def by_scipy(features: Tensor, labels: Tensor, classes: int, penalty: float, offset: np.ndarray) -> np.ndarray:
-    """The objective as it is written, with an offset."""
+def scipy_log_probs(features: Tensor, labels: Tensor, classes: int, penalty: float, offset: np.ndarray) -> np.ndarray:
+    """Return log-probabilities from minimising the objective with an offset by L-BFGS."""
     known = (labels >= 0).numpy()
     every = standard(features)
     x, y, base = every[known], np.eye(classes)[labels.numpy()[known]], offset[known]
@@ -53,13 +53,13 @@ def by_scipy(features: Tensor, labels: Tensor, classes: int, penalty: float, off
         return loss, np.concatenate([(x.T @ error + penalty * weight).ravel(), error.sum(0)])
 
     options = {"maxiter": 5000, "maxfun": 10_000, "ftol": 1e-15, "gtol": 1e-9}
-    found = minimize(objective, np.zeros(size + classes), jac=True, method="L-BFGS-B", options=options).x
-    return log_softmax(offset + every @ found[:size].reshape(-1, classes) + found[size:], axis=1)
+    solution = minimize(objective, np.zeros(size + classes), jac=True, method="L-BFGS-B", options=options).x
+    return log_softmax(offset + every @ solution[:size].reshape(-1, classes) + solution[size:], axis=1)
 
 
-def agree(found: Tensor, expected: np.ndarray, penalty: float) -> None:
-    """Log-probabilities to 1e-3; to 4e-3 where a small penalty lets classes come apart and leaves the minimum flat."""
-    gap = np.abs(found.double().numpy() - expected)
+def check_log_probs(actual: Tensor, expected: np.ndarray, penalty: float) -> None:
+    """Check log-probabilities to 1e-3, or to 4e-3 for small penalties, where the minimum is flat."""
+    gap = np.abs(actual.double().numpy() - expected)
     assert gap.max() < (1e-3 if penalty > 1e-3 else 4e-3), gap.max()
     assert gap.mean() < (1e-4 if penalty > 1e-3 else 3e-4), gap.mean()
 
@@ -81,17 +81,17 @@ def test_the_grid_equals_scikit_learn(case: str, penalty: float) -> None:
     settings: dict[str, Any] = {"n": 600, **CASES[case]}
     x, y = planted(sets=2, d=40, classes=(5, 5, 5), **settings)
     probe = fit_grid(x, y, [5, 5, 5], penalty, tolerance=TIGHT)
-    found = probe.log_probabilities(x)
+    actual = probe.log_probabilities(x)
     for f, t in np.ndindex(2, 3):
-        agree(found[f, t], by_scikit_learn(x[f], y[t], penalty), penalty)
+        check_log_probs(actual[f, t], scikit_learn_log_probs(x[f], y[t], penalty), penalty)
     assert (probe.gap < TIGHT).all()
 
 
-def test_the_default_tolerance_decides_as_scikit_learn_does() -> None:
+def test_default_tolerance_gives_the_predictions_of_scikit_learn() -> None:
     x, y = planted(1, 2000, 32, (10, 10), signal=0.3)
     probe = fit_grid(x, y, [10, 10], 1e-3).log_probabilities(x)
     for t in range(2):
-        expected = by_scikit_learn(x[0], y[t], 1e-3)
+        expected = scikit_learn_log_probs(x[0], y[t], 1e-3)
         assert np.abs(probe[0, t].numpy() - expected).mean() < 2e-3
         assert (probe[0, t].argmax(1).numpy() == expected.argmax(1)).mean() > 0.995
 
@@ -99,14 +99,16 @@ def test_the_default_tolerance_decides_as_scikit_learn_does() -> None:
 def test_missing_labels_and_different_numbers_of_classes() -> None:
     x, y = planted(2, 500, 12, (2, 7, 4), signal=0.4)
     y[0, ::3], y[1, 400:] = -1, -1
-    found = fit_grid(x, y, [2, 7, 4], 0.01, tolerance=TIGHT).log_probabilities(x)
+    actual = fit_grid(x, y, [2, 7, 4], 0.01, tolerance=TIGHT).log_probabilities(x)
     for f, t in np.ndindex(2, 3):
         classes = [2, 7, 4][t]
         expected = (
-            by_scikit_learn(x[f], y[t], 0.01) if classes > 2 else by_scipy(x[f], y[t], 2, 0.01, np.zeros((500, 2)))
+            scikit_learn_log_probs(x[f], y[t], 0.01)
+            if classes > 2
+            else scipy_log_probs(x[f], y[t], 2, 0.01, np.zeros((500, 2)))
         )
-        agree(found[f, t, :, :classes], expected, 0.01)
-        assert (found[f, t, :, classes:] == -torch.inf).all()
+        check_log_probs(actual[f, t, :, :classes], expected, 0.01)
+        assert (actual[f, t, :, classes:] == -torch.inf).all()
 
 
 @pytest.mark.parametrize("penalty", [1e-3, 0.1])
@@ -114,14 +116,14 @@ def test_offsets_equal_scipy(penalty: float) -> None:
     x, y = planted(1, 400, 16, (4, 4), signal=0.5, skew=0.5)
     y[1, :100] = -1
     offset = some_offset(y, 4)
-    offset[0, torch.arange(0, 400, 7), (y[0, ::7] + 1) % 4] = -torch.inf  # classes that the text excludes
-    offset[0, 5, y[0, 5]] = -torch.inf  # and one that it excludes wrongly
-    found = fit_grid(x, y, [4, 4], penalty, offset, tolerance=TIGHT).log_probabilities(x, offset)
-    assert found.isfinite().all()
+    offset[0, torch.arange(0, 400, 7), (y[0, ::7] + 1) % 4] = -torch.inf  # classes excluded by the text
+    offset[0, 5, y[0, 5]] = -torch.inf  # and one wrongly excluded
+    actual = fit_grid(x, y, [4, 4], penalty, offset, tolerance=TIGHT).log_probabilities(x, offset)
+    assert actual.isfinite().all()
     for t in range(2):
-        agree(
-            found[0, t],
-            by_scipy(x[0], y[t], 4, penalty, offset[t].clamp(min=EXCLUDED_LOG_PROB).double().numpy()),
+        check_log_probs(
+            actual[0, t],
+            scipy_log_probs(x[0], y[t], 4, penalty, offset[t].clamp(min=EXCLUDED_LOG_PROB).double().numpy()),
             penalty,
         )
 
@@ -131,10 +133,10 @@ def test_offsets_equal_scipy(penalty: float) -> None:
     n=st.integers(8, 60), d=st.integers(1, 20), classes=st.lists(st.integers(2, 5), min_size=1, max_size=3),
     penalty=st.floats(1e-3, 1.0), seed=st.integers(0, 1000), offsets=st.booleans(), missing=st.booleans(),
 )  # fmt: skip
-def test_the_gradient_is_zero_where_the_grid_stops(
+def test_gradient_is_zero_at_the_solution(
     n: int, d: int, classes: list[int], penalty: float, seed: int, offsets: bool, missing: bool
 ) -> None:
-    """Optimality, by autograd on the objective as it is written; convex, so this is the minimum."""
+    """The gradient of the convex objective, by autograd, is zero, so the solution is the minimum."""
     x, y = planted(2, n, d, tuple(classes), 0.5, seed)
     if missing:
         y[:, ::4] = -1
@@ -148,56 +150,56 @@ def test_the_gradient_is_zero_where_the_grid_stops(
         bias = probe.bias[f, t].double()[present].requires_grad_()
         base = 0 if offset is None else offset[t].double()[known][:, present]
         log_p = (base + xs @ weight + bias).log_softmax(1)
-        hits = y[t, known][:, None] == present
-        loss = -log_p[hits].mean() + penalty / 2 * weight.square().sum()
+        is_label = y[t, known][:, None] == present
+        loss = -log_p[is_label].mean() + penalty / 2 * weight.square().sum()
         loss.backward()
         assert weight.grad is not None and bias.grad is not None
         assert max(weight.grad.abs().max(), bias.grad.abs().max()) < 5e-4
 
 
-def test_a_path_equals_its_fits_and_a_warm_start_moves_nothing() -> None:
+def test_path_equals_separate_fits_and_warm_start_is_converged() -> None:
     x, y = planted(3, 400, 20, (4, 6), signal=0.3, decay=6.0)
     penalties = [1.0, 0.1, 1e-2]
     path = fit_path(x, y, [4, 6], penalties, tolerance=TIGHT)
     for penalty, probe in zip(penalties, path, strict=True):
-        alone = fit_grid(x, y, [4, 6], penalty, tolerance=TIGHT)
-        real = alone.log_probabilities(x).isfinite()
-        gap = (probe.log_probabilities(x) - alone.log_probabilities(x))[real].abs()
+        cold = fit_grid(x, y, [4, 6], penalty, tolerance=TIGHT)
+        real = cold.log_probabilities(x).isfinite()
+        gap = (probe.log_probabilities(x) - cold.log_probabilities(x))[real].abs()
         assert gap.max() < 2e-3
-    again = fit_grid(x, y, [4, 6], penalties[-1], start=path[-1], max_passes=1)
-    assert (again.gap < 1e-6).all()
-    torch.testing.assert_close(again.weight, path[-1].weight, atol=1e-5, rtol=0)
-    assert fit_grid(x, y, [4, 6], penalties[-1], max_passes=1).gap.min() > 1e-3  # a cold start is further away
+    warm = fit_grid(x, y, [4, 6], penalties[-1], start=path[-1], max_passes=1)
+    assert (warm.gap < 1e-6).all()
+    torch.testing.assert_close(warm.weight, path[-1].weight, atol=1e-5, rtol=0)
+    assert fit_grid(x, y, [4, 6], penalties[-1], max_passes=1).gap.min() > 1e-3  # a cold start is not converged
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = planted(5, 200, 8, (3, 4), signal=0.5)
-    whole = fit_grid(x, y, [3, 4], 0.01, tolerance=TIGHT)
+    expected = fit_grid(x, y, [3, 4], 0.01, tolerance=TIGHT)
     monkeypatch.setattr(grid, "CPU_BATCH_FLOATS", 200 * (8 + 8) * 2)
     parts = fit_grid(x, y, [3, 4], 0.01, tolerance=TIGHT)
-    torch.testing.assert_close(whole.weight, parts.weight, atol=1e-3, rtol=0)
+    torch.testing.assert_close(expected.weight, parts.weight, atol=1e-3, rtol=0)
     assert parts.weight.shape == (5, 2, 8, 4)
 
 
-def test_a_class_that_train_lacks_stays_unlikely_and_finite() -> None:
+def test_class_missing_in_train_stays_unlikely_and_finite() -> None:
     x, y = planted(1, 300, 6, (4,), signal=1.0)
     y[y == 2] = -1
     probe = fit_grid(x, y, [4], 0.01, tolerance=TIGHT)
-    found, known = probe.log_probabilities(x)[0, 0], y[0] >= 0
-    assert found.isfinite().all()
-    assert found[known, 2].exp().mean() < 0.05
-    agree(found[:, [0, 1, 3]].log_softmax(1), by_scikit_learn(x[0], y[0], 0.01), 0.01)
+    actual, known = probe.log_probabilities(x)[0, 0], y[0] >= 0
+    assert actual.isfinite().all()
+    assert actual[known, 2].exp().mean() < 0.05
+    check_log_probs(actual[:, [0, 1, 3]].log_softmax(1), scikit_learn_log_probs(x[0], y[0], 0.01), 0.01)
     assert (probe.weight[0, 0, :, 2] == 0).all()
     assert probe.bias[0, 0, 2].exp() == pytest.approx(1 / (2 * int(known.sum())))
     offset = some_offset(y, 4)
-    told = fit_grid(x, y, [4], 0.01, offset)
-    assert (told.weight[0, 0, :, 2] == 0).all()
-    assert told.bias[0, 0, 2] == 0  # the text's word on it stands
-    moved = replace(told, bias=told.bias + 1)
-    assert fit_grid(x, y, [4], 0.01, offset, start=moved).bias[0, 0, 2] == 0  # whatever it is begun at
+    with_offset = fit_grid(x, y, [4], 0.01, offset)
+    assert (with_offset.weight[0, 0, :, 2] == 0).all()
+    assert with_offset.bias[0, 0, 2] == 0  # the text's probability of the class is kept
+    moved = replace(with_offset, bias=with_offset.bias + 1)
+    assert fit_grid(x, y, [4], 0.01, offset, start=moved).bias[0, 0, 2] == 0  # for any starting point
 
 
-def test_one_class_alone_is_certain() -> None:
+def test_single_class_is_certain() -> None:
     x, y = planted(1, 50, 3, (3,), signal=0.0)
     probe = fit_grid(x, torch.ones_like(y), [3], 0.1)
     assert (probe.log_probabilities(x)[0, 0, :, 1].exp() > 0.95).all()
@@ -209,9 +211,9 @@ def test_constant_features_and_identical_rows() -> None:
     mean, scale = moments(wide)
     assert (scale[0, 5:] == 1).all()
     assert mean[0, 6] == 0
-    found = fit_grid(wide, y, [3], 0.01, tolerance=TIGHT).log_probabilities(wide)
+    actual = fit_grid(wide, y, [3], 0.01, tolerance=TIGHT).log_probabilities(wide)
     torch.testing.assert_close(
-        found, fit_grid(x, y, [3], 0.01, tolerance=TIGHT).log_probabilities(x), atol=2e-3, rtol=0
+        actual, fit_grid(x, y, [3], 0.01, tolerance=TIGHT).log_probabilities(x), atol=2e-3, rtol=0
     )
     same = fit_grid(x[:, :1].expand(-1, 200, -1), y, [3], 0.01)
     shares = torch.bincount(y[0]) / 200
@@ -219,7 +221,7 @@ def test_constant_features_and_identical_rows() -> None:
 
 
 def best_alpha(logits: Tensor, labels: Tensor, base: Tensor) -> float:
-    """By trying."""
+    """Return the best alpha of a grid search."""
     alphas = torch.linspace(0, 4, 2001)
     log_p = (base + alphas[:, None, None] * logits).log_softmax(-1)
     return float(alphas[cross_entropy(log_p, labels).argmin()])
@@ -232,13 +234,13 @@ def test_calibration_finds_the_best_alpha(sharp: float) -> None:
     offset = some_offset(y, 3)
     logits = torch.randn(2, 300, 3, generator=torch.Generator().manual_seed(1))
     logits = logits + sharp * torch.nn.functional.one_hot(y.clamp(min=0), 3)
-    found = calibrate(logits.mT, y, offset.mT)
-    assert sharp >= 0 or (found == 0).all()  # not nearly: the offset itself
+    alpha = calibrate(logits.mT, y, offset.mT)
+    assert sharp >= 0 or (alpha == 0).all()  # exactly zero: the offset itself
     for t in range(2):
-        assert abs(float(found[t]) - best_alpha(logits[t], y[t], offset[t])) < 3e-3
+        assert abs(float(alpha[t]) - best_alpha(logits[t], y[t], offset[t])) < 3e-3
 
 
-def test_without_signal_the_grid_falls_back_on_the_offset() -> None:
+def test_without_signal_the_probe_falls_back_to_the_offset() -> None:
     x, y = planted(6, 600, 60, (4, 4), signal=0.0)
     offset = some_offset(y, 4)
     train, held = slice(0, 300), slice(300, 600)
@@ -249,10 +251,10 @@ def test_without_signal_the_grid_falls_back_on_the_offset() -> None:
     raw = cross_entropy(path[1].log_probabilities(x[:, held], offset[:, held]), y[:, held])
     assert (loss <= text + 1e-6).all()
     assert (loss > text - 0.02).all()
-    assert (raw > text + 0.1).all()  # what calibration saves it from
+    assert (raw > text + 0.1).all()  # without calibration
 
 
-def test_selection_takes_the_best_of_each_cell() -> None:
+def test_selection_takes_the_best_penalty_of_each_set_and_target() -> None:
     x, y = planted(2, 800, 30, (5, 5), signal=0.4)
     x[1] = torch.randn(800, 30, generator=torch.Generator().manual_seed(3))
     train, held = slice(0, 400), slice(400, 800)
@@ -260,12 +262,12 @@ def test_selection_takes_the_best_of_each_cell() -> None:
     chosen = select_penalty(path, x[:, held], y[:, held])
     base = base_logits(None, [5, 5], x.device)
     for f, t in np.ndindex(2, 2):
-        one, losses = slice(f, f + 1), []
+        feature_set, losses = slice(f, f + 1), []
         for probe in path:
             alpha = calibrate(probe.logits(x[:, held]).mT, y[:, held], base)
             losses.append(cross_entropy(probe.scaled(alpha).log_probabilities(x[:, held]), y[:, held])[f, t])
-        found = cross_entropy(chosen.at(one).log_probabilities(x[one, held]), y[:, held])[0, t]
-        assert abs(found - min(losses)) < 1e-6
+        loss = cross_entropy(chosen.at(feature_set).log_probabilities(x[feature_set, held]), y[:, held])[0, t]
+        assert abs(loss - min(losses)) < 1e-6
 
 
 def test_scaling_multiplies_the_logits() -> None:
@@ -276,7 +278,7 @@ def test_scaling_multiplies_the_logits() -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_probes_live_where_the_features_are(device: str) -> None:
+def test_probes_are_on_the_device_of_the_features(device: str) -> None:
     x, y = planted(2, 200, 5, (3, 4), signal=1.0)
     offset = some_offset(y, 4)
     x, y, offset = (part.to(device) for part in (x, y, offset))
@@ -313,13 +315,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_bad_input_is_refused_in_a_sentence(case: str) -> None:
+def test_invalid_input_is_refused(case: str) -> None:
     arguments, message = REFUSED[case]
     with pytest.raises(UserError, match=message):
         fit_grid(**arguments)
 
 
-def test_other_fitters_refuse_bad_features_too() -> None:
+def test_other_fitters_refuse_invalid_features() -> None:
     x, y = planted(1, 20, 3, (3,), signal=0.0)
     probe = fit_grid(x, y, [3], 0.1)
     rows = torch.arange(20)
@@ -332,16 +334,16 @@ def test_other_fitters_refuse_bad_features_too() -> None:
             call()
 
 
-def test_probes_of_one_set_are_those_of_the_grid() -> None:
+def test_probe_of_one_set_equals_the_grid() -> None:
     x, y = planted(3, 60, 4, (3,), signal=1.0)
     probe = fit_grid(x, y, [3], 0.1)
-    one = probe.at(slice(1, 2))
-    assert isinstance(one, LinearProbe)
-    assert torch.equal(one.log_probabilities(x[1:2])[0], probe.log_probabilities(x)[1])
+    single = probe.at(slice(1, 2))
+    assert isinstance(single, LinearProbe)
+    assert torch.equal(single.log_probabilities(x[1:2])[0], probe.log_probabilities(x)[1])
 
 
-def test_many_constant_features_that_rounding_leaves_a_little() -> None:
-    """Keys of the first layer where all texts read alike: LAPACK makes NaN of a matrix of 1e-12."""
+def test_features_that_are_constant_up_to_rounding() -> None:
+    """Like first-layer keys of equal texts: LAPACK returns NaN for a matrix of values near 1e-12."""
     generator = torch.Generator().manual_seed(0)
     level = torch.randn(640, generator=generator)
     features = (level + 1e-7 * torch.randn(800, 640, generator=generator))[None]

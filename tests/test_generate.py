@@ -38,7 +38,7 @@ def masked(family: str, policy: Policy) -> list[torch.Tensor]:
 
 
 def replay(family: str, policy: Policy, size: int) -> tuple[Session, list[torch.Tensor]]:
-    """Feed the traces through an evicting session, `size` tokens at a time."""
+    """Feed the traces to an evicting session, `size` tokens at a time."""
     parts: list[list[torch.Tensor]] = [[] for _ in TRACES]
     with attending(tiny(family)) as model:
         session = Session(model, MARKUP, policy, [(row,) for row in range(len(TRACES))])
@@ -67,8 +67,8 @@ def test_eviction_equals_masking_under_other_policies(family: str, policy: Polic
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_memory_is_what_the_law_says(policy: Policy) -> None:
-    """Keys held at every step, and the very keys, are the law's; what is allocated follows."""
+def test_cache_contents_follow_the_law(policy: Policy) -> None:
+    """At every step the cached keys are those that the law keeps visible, and the allocation follows."""
     session, _ = replay("llama", policy, 1)
     for row, tokens in enumerate(TRACES):
         times = expiry(tokens, MARKUP, policy)
@@ -78,8 +78,8 @@ def test_memory_is_what_the_law_says(policy: Policy) -> None:
     assert layer.keys.shape[2] == slots.capacity <= max(map(max, (r.kv_tokens for r in session.rows))) * 9 // 8 + 65
 
 
-def test_memory_shrinks_physically() -> None:
-    """A block of 2,000 tokens is given back once it is erased."""
+def test_memory_is_released_after_erasure() -> None:
+    """The memory of a block of 2,000 tokens is released after its erasure."""
     tokens = [1, 3, 4, *[9] * 2000, 5, 6, 9, 7, 9]
     with attending(tiny("qwen3")) as model:
         session = Session(model, MARKUP, Policy(True), [(0,)])
@@ -90,34 +90,34 @@ def test_memory_shrinks_physically() -> None:
 
 
 def forced(tokens: list[int]):  # type: ignore[no-untyped-def]
-    """A harness that writes a whole response."""
+    """Return a harness that forces the response in `tokens`."""
     begin = tokens.index(3) + 1
 
     def put(tracker: ExpiryTracker) -> int | None:
-        at = tracker.block_tracker.num_read
-        return tokens[at] if begin <= at < len(tokens) else None
+        index = tracker.block_tracker.num_read
+        return tokens[index] if begin <= index < len(tokens) else None
 
     return Request(tokens[:begin], (0, begin), put)
 
 
-def test_generation_reports_the_kv_curve_of_the_law() -> None:
+def test_generation_reports_the_kv_curve() -> None:
     policy, limit = Policy(True), max(map(len, TRACES))
     done = generate(tiny("qwen3"), [forced(t) for t in TRACES], MARKUP, policy, Sampling(limit))
     for generation, tokens in zip(done, TRACES, strict=True):
-        whole = generation.prompt + generation.tokens
-        assert whole[: len(tokens)] == tokens and generation.blocks >= 5
-        curve = alive(expiry(whole[:-1], MARKUP, policy))
+        sequence = generation.prompt + generation.tokens
+        assert sequence[: len(tokens)] == tokens and generation.blocks >= 5
+        curve = alive(expiry(sequence[:-1], MARKUP, policy))
         assert generation.kv_tokens.tolist() == curve.tolist()
         response = curve[len(generation.prompt) :]
         assert (generation.peak_kv_tokens, generation.auc_kv_tokens) == (curve.max(), response.sum())
 
 
-def test_prompts_with_blocks_are_erased_on_the_way() -> None:
-    """A conversation that goes on: the assistant's earlier blocks never pile up in the cache."""
+def test_blocks_in_prompts_are_erased_during_prefill() -> None:
+    """In a multi-turn prompt, the cache never holds all earlier blocks of the assistant."""
     prompt = [*TRACES[2], 2, 1, 9, 3]
     (done,) = generate(tiny("qwen3"), [Request(prompt)], MARKUP, Policy(True), Sampling(4))
-    whole = done.prompt + done.tokens
-    curve = alive(expiry(whole[:-1], MARKUP, Policy(True)))
+    sequence = done.prompt + done.tokens
+    curve = alive(expiry(sequence[:-1], MARKUP, Policy(True)))
     assert done.kv_tokens.tolist() == curve.tolist()
     assert done.peak_kv_tokens == curve.max() < len(prompt)
 
@@ -130,7 +130,7 @@ def test_empty_batches_and_prompts() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_greedy_decoding_equals_transformers(family: str) -> None:
-    """Without blocks to erase, the tokens are those of `model.generate`; rows end on their own."""
+    """Without blocks, tokens equal those of `model.generate`, and rows end independently."""
     model = tiny(family)
     prompts = [[1, 20, 30, 3], [1, 9, 3], [1, 50, 51, 52, 53, 3]]
     done = generate(model, [Request(p) for p in prompts], MARKUP, Policy(True), Sampling(40))
@@ -142,12 +142,17 @@ def test_greedy_decoding_equals_transformers(family: str) -> None:
 
 def test_stop_at_eos_and_stream() -> None:
     ends = [forced([1, 3, 9, 9, 2]), forced([1, 3, 9, 9, 9, 9, 9, 2])]
-    heard: list[tuple[int, int]] = []
+    streamed: list[tuple[int, int]] = []
     done = generate(
-        tiny("llama"), ends, MARKUP, Policy(True), Sampling(20), on_token=lambda row, token: heard.append((row, token))
+        tiny("llama"),
+        ends,
+        MARKUP,
+        Policy(True),
+        Sampling(20),
+        on_token=lambda row, token: streamed.append((row, token)),
     )
     assert [g.tokens for g in done] == [[9, 9, 2], [9, 9, 9, 9, 9, 2]] and {g.finish_reason for g in done} == {"eos"}
-    assert [token for row, token in heard if row == 1] == done[1].tokens
+    assert [token for row, token in streamed if row == 1] == done[1].tokens
 
 
 def test_max_block_tokens_forces_the_block_to_end() -> None:
@@ -186,7 +191,7 @@ def test_samples_follow_their_distribution(sampling: Sampling) -> None:
     assert sample(logits, sampling, np.array([1 - 1e-17])) in [[i] for i in np.flatnonzero(expected)]
 
 
-def test_bad_sampling_is_refused() -> None:
+def test_invalid_sampling_is_refused() -> None:
     for bad in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"min_p": 2.0}, {"max_block_tokens": 0}):
         with pytest.raises(UserError):
             Sampling(4, **bad)  # type: ignore[arg-type]

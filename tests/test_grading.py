@@ -1,4 +1,4 @@
-r"""Grading: tricky answers one by one, the data's own answers, any spelling of an integer, hostile input, threads."""
+r"""Grading: difficult answers, answers of real data, spellings of integers, hostile input and threads."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghosttrace.bench.benchmark import Grade
-from ghosttrace.bench.grading import GRADERS, choice, extract, integer, mathematics
+from ghosttrace.bench.grading import GRADERS, choice, extract_answer, integer, mathematics
 
 DATA = Path(os.environ.get("GHOSTTRACE_DATA", Path(__file__).parents[2] / "shared")) / "bench"
 
@@ -215,27 +215,27 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("text, answer, where", EXTRACTED)
-def test_the_answer_is_found_where_it_stands(text: str, answer: str | None, where: str) -> None:
-    assert extract(text) == (answer, where)
+@pytest.mark.parametrize("text, answer, rule", EXTRACTED)
+def test_answer_is_extracted_by_the_expected_rule(text: str, answer: str | None, rule: str) -> None:
+    assert extract_answer(text) == (answer, rule)
 
 
 @pytest.mark.parametrize("grade, gold, text, rule, correct", ROWS)
-def test_tricky_answers(grade: Callable[[str, str], Grade], gold: str, text: str, rule: str, correct: bool) -> None:
+def test_difficult_answers(grade: Callable[[str, str], Grade], gold: str, text: str, rule: str, correct: bool) -> None:
     graded = grade(gold, text)
     assert (graded.correct, graded.rule) == (correct, rule), graded
 
 
-def test_the_extracted_answer_is_canonical() -> None:
+def test_extracted_answer_is_canonical() -> None:
     assert integer("33", r"\boxed{m + n = 0\text{33}^\circ}").extracted == "33"
     assert mathematics("1", r"\boxed{ \frac{1}{2} }").extracted == r"\frac{1}{2}"
     assert choice("C", r"\boxed{\text{(c)}}").extracted == "C"
 
 
-def test_threads_grade_alike() -> None:
+def test_threads_give_equal_grades() -> None:
     with ThreadPoolExecutor(4) as pool:
         graded = list(pool.map(lambda row: row[0](row[1], row[2]), ROWS))
-    assert [(one.rule, one.correct) for one in graded] == [(row[3], row[4]) for row in ROWS]
+    assert [(result.rule, result.correct) for result in graded] == [(row[3], row[4]) for row in ROWS]
 
 
 # The answers of real data
@@ -249,11 +249,13 @@ def golds(name: str) -> list[str]:
 
 
 def value(answer: str) -> Fraction | str:
-    """A reference of its own: the numeric answers of the data as fractions, the others as they are."""
-    plain = answer.replace("\\! ", "").replace("\\frac{", "").replace("\\frac", "").replace("}{", "/").replace("}", "")
-    plain = {"14": "1/4", "270/7\\text{ degrees": "270/7"}.get(plain, plain) if "\\frac" in answer else plain
+    """Return the numeric answers of the data as fractions and other answers unchanged: an independent reference."""
+    cleaned = (
+        answer.replace("\\! ", "").replace("\\frac{", "").replace("\\frac", "").replace("}{", "/").replace("}", "")
+    )
+    cleaned = {"14": "1/4", "270/7\\text{ degrees": "270/7"}.get(cleaned, cleaned) if "\\frac" in answer else cleaned
     try:
-        return Fraction(plain.replace(",", "") if "(" not in plain else plain)
+        return Fraction(cleaned.replace(",", "") if "(" not in cleaned else cleaned)
     except ValueError:
         return answer
 
@@ -263,7 +265,7 @@ def negated(answer: str) -> str:
 
 
 @pytest.mark.parametrize("name, rule", [("aime24", "integer"), ("aime25", "integer"), ("math500_sub50", "mathematics")])
-def test_answers_of_the_data(name: str, rule: str) -> None:
+def test_answers_of_real_data(name: str, rule: str) -> None:
     answers, grade = golds(name), GRADERS[rule]
 
     def right(gold: str, answer: str) -> bool:
@@ -310,10 +312,10 @@ PIECES = st.sampled_from(
 
 
 @given(st.lists(PIECES | st.text(max_size=5), max_size=30).map("".join))
-def test_any_text_is_read(text: str) -> None:
-    found, where = extract(text)
-    assert (found is None) == (where == "none")
-    assert found is None or (found in text and found == found.strip() and found)
+def test_any_text_is_accepted(text: str) -> None:
+    answer, rule = extract_answer(text)
+    assert (answer is None) == (rule == "none")
+    assert answer is None or (answer in text and answer == answer.strip() and answer)
     choice("A", text)
 
 
@@ -325,9 +327,9 @@ INSIDE = st.recursive(
 
 
 @given(INSIDE, st.text(alphabet="ab{ ", max_size=5), st.text(alphabet="ab} ", max_size=5))
-def test_balanced_braces_are_found_whole(inside: str, before: str, after: str) -> None:
+def test_balanced_braces_are_extracted_completely(inside: str, before: str, after: str) -> None:
     expected = (inside.strip(), "boxed") if inside.strip() else (None, "none")
-    assert extract(rf"{before}\boxed{{{inside}}}{after}") == expected
+    assert extract_answer(rf"{before}\boxed{{{inside}}}{after}") == expected
 
 
 # Hostile input

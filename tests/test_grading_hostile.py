@@ -1,4 +1,4 @@
-"""Answers that are meant to break a grader, and what a verifier process does when it dies or takes too long."""
+"""Answers meant to break a grader, and verifier processes that die or exceed their time limit."""
 
 import os
 import signal
@@ -42,20 +42,20 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_answers_are_wrong_and_end(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_answers_are_wrong_and_terminate(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(grading, "TIME_LIMIT_SECONDS", 0.3)
         assert not mathematics("34", text).correct and not choice("34", text).correct
-    assert mathematics("1/2", r"\boxed{2/4}").correct  # the next answer is graded as ever
+    assert mathematics("1/2", r"\boxed{2/4}").correct  # the next answer is graded normally
 
 
-def test_what_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_answer_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grading, "TIME_LIMIT_SECONDS", 0.3)
     assert integer("34", r"\boxed{10^{10^{10}}}") == Grade(False, "10^{10^{10}}", "boxed/gave-up")
     assert integer("34", r"\boxed{" + "3" * (MAX_ANSWER_CHARACTERS + 1) + "}").rule == "boxed/too-long"
 
 
-def test_an_interrupted_question_leaves_no_answer_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_leaves_no_pending_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mathematics("1/2", r"\boxed{2/4}").correct
     child = grading._VERIFIER._child
     assert child is not None and child.stdout is not None
@@ -77,16 +77,16 @@ def verifier_pid() -> int:
     return grading._VERIFIER._child.pid
 
 
-def test_a_fork_has_a_verifier_of_its_own() -> None:
+def test_fork_starts_its_own_verifier() -> None:
     with get_context("fork").Pool(1) as pool:
         assert pool.apply(verifier_pid) != verifier_pid()
-    here = verifier_pid()
+    own_pid = verifier_pid()
     with get_context("fork").Pool(1) as pool:
-        assert pool.apply(verifier_pid) != here
-    assert verifier_pid() == here
+        assert pool.apply(verifier_pid) != own_pid
+    assert verifier_pid() == own_pid
 
 
-def test_a_verifier_that_died_is_replaced() -> None:
+def test_dead_verifier_is_replaced() -> None:
     dead = verifier_pid()
     os.kill(dead, signal.SIGKILL)
     os.waitid(os.P_PID, dead, os.WEXITED | os.WNOWAIT)

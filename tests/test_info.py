@@ -1,4 +1,4 @@
-"""`info` on bundled models and on the real traces and tokenizer beside the project."""
+"""`info` on bundled models, and on real traces and a real tokenizer."""
 
 import json
 import os
@@ -25,7 +25,7 @@ real = pytest.mark.skipif(not QWEN.exists(), reason=f"no {QWEN}: set GHOSTTRACE_
 
 @pytest.fixture
 def qwen(tmp_path: Path) -> str:
-    """The real tokenizer with the Qwen3-8B geometry beside it."""
+    """Return a folder with the real tokenizer and the geometry of Qwen3-8B."""
     folder = tmp_path / "qwen3"
     shutil.copytree(QWEN, folder)
     config = Qwen3Config(
@@ -37,7 +37,7 @@ def qwen(tmp_path: Path) -> str:
 
 
 @real
-def test_qwen3_8b_takes_144_kib_a_token(qwen: str) -> None:
+def test_qwen3_8b_takes_144_kib_per_token(qwen: str) -> None:
     model = model_info(qwen)
     assert model.bytes_per_token == 144 * 1024
     assert (model.family, model.policy) == ("qwen3", None)
@@ -53,43 +53,43 @@ def test_qwen3_8b_takes_144_kib_a_token(qwen: str) -> None:
 @pytest.mark.parametrize("name", ["response", "code"])
 @pytest.mark.parametrize("mask_delimiters", [True, False])
 def test_real_traces(qwen: str, name: str, mask_delimiters: bool) -> None:
-    """Block by block: sizes are those of the texts, and the curve is brute force's."""
+    """Sizes of blocks equal those of the texts, and the KV curve equals a brute-force count."""
     path = DATA / "traces" / f"memento_blog_example_{name}.json"
     (trace,) = read_traces(path)
     policy, model = Policy(mask_delimiters), model_info(qwen)
-    found = trace_info(model, trace, policy)
+    info = trace_info(model, trace, policy)
     segments = json.loads(path.read_text())["segments"]
     for kind, column in (("block", "block_tokens"), ("summary", "memento_tokens")):
         texts = [s["text"] for s in segments if s["type"] == kind]
         expected = [len(model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
-        assert found.blocks[column].tolist() == expected
-    assert (found.blocks["erased_keys"] == found.blocks["block_tokens"] + 2 * mask_delimiters).all()
-    steps = np.arange(found.tokens)
+        assert info.blocks[column].tolist() == expected
+    assert (info.blocks["erased_keys"] == info.blocks["block_tokens"] + 2 * mask_delimiters).all()
+    steps = np.arange(info.tokens)
     held = steps + 1
-    for row in found.blocks.itertuples():
+    for row in info.blocks.itertuples():
         held = held - np.where(steps >= row.erased_at, row.erased_keys, 0)
-        assert row.held_before == found.kv_tokens_held[row.erased_at - 1]
+        assert row.held_before == info.kv_tokens_held[row.erased_at - 1]
         assert row.held_after == row.held_before - row.erased_keys
-    np.testing.assert_array_equal(found.kv_tokens_held, held)
-    assert found.kv_tokens_held.max() < found.tokens / 1.9
+    np.testing.assert_array_equal(info.kv_tokens_held, held)
+    assert info.kv_tokens_held.max() < info.tokens / 1.9
 
 
 @real
-def test_delimiters_in_the_problem_are_not_the_assistants(qwen: str) -> None:
+def test_delimiters_in_the_problem_are_ignored(qwen: str) -> None:
     model = model_info(qwen)
     pair = "<|block_start|>a<|block_end|><|summary_start|>b<|summary_end|>"
-    found = trace_info(model, TraceText(pair, f"\n<think>\n{pair}</think>"), Policy(True))
-    assert len(found.blocks) == 1
+    info = trace_info(model, TraceText(pair, f"\n<think>\n{pair}</think>"), Policy(True))
+    assert len(info.blocks) == 1
 
 
 def test_info_of_a_bundled_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     text = tmp_path / "trace.txt"
     text.write_text("<think><|block_start|>123<|block_end|><|summary_start|>4<|summary_end|></think>123")
     cli.app(["info", "toy-mixed", "--trace", str(text)], standalone_mode=False)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "4,096 in float32" in said
-    assert "mask_delimiters=True" in said
-    assert "peak 11 KV tokens" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "4,096 in float32" in output
+    assert "mask_delimiters=True" in output
+    assert "peak 11 KV tokens" in output
 
 
 def test_geometry_of_windows() -> None:
@@ -104,13 +104,13 @@ def test_geometry_of_windows() -> None:
     ("name", "content", "message"),
     [
         ("a.json", "{", "not valid JSON"),
-        ("a.json", '{"segments": [{"type": "block"}]}', "is a list of"),
-        ("a.json", '{"segments": null}', "is a list of"),
+        ("a.json", '{"segments": [{"type": "block"}]}', "give a list of"),
+        ("a.json", '{"segments": null}', "give a list of"),
         ("a.json", '{"x": 1}', "neither 'segments' nor 'response'"),
         (None, "", "no file"),
     ],
 )
-def test_bad_traces(tmp_path: Path, name: str | None, content: str, message: str) -> None:
+def test_invalid_traces_are_refused(tmp_path: Path, name: str | None, content: str, message: str) -> None:
     path = tmp_path / (name or "missing.json")
     if name:
         path.write_text(content)
@@ -125,9 +125,9 @@ def test_openmementos_rows(tmp_path: Path) -> None:
     traces = read_traces(path)
     assert [t.problem for t in traces] == ["w1", "w1"]
     model = model_info("toy-open")
-    found = trace_info(model, traces[0], Policy(True))
+    info = trace_info(model, traces[0], Policy(True))
     ids = model.tokenizer("<|user|>w1<|assistant|>" + response)["input_ids"]
     times = expiry(ids, Markup.from_tokenizer(model.tokenizer), Policy(True))
-    assert found.kv_tokens_held.tolist() == alive(times).tolist()
-    assert (times < NEVER).sum() == found.blocks["erased_keys"][0] == 4
+    assert info.kv_tokens_held.tolist() == alive(times).tolist()
+    assert (times < NEVER).sum() == info.blocks["erased_keys"][0] == 4
     assert len(find_blocks(ids, Markup.from_tokenizer(model.tokenizer))) == 1

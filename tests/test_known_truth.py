@@ -1,7 +1,6 @@
 """Benchmarks with a known truth: the exact posterior against enumeration, and probes that find it.
 
-A benchmark with `secrets` needs a row in `MATRIX`: how to enumerate everything that could have stood in a trace under
-the same retained text.
+A benchmark with `secrets` needs a row in `MATRIX`, which enumerates all traces with the same retained text.
 """
 
 from collections import Counter
@@ -34,13 +33,13 @@ def toy() -> Checkpoint:
 
 @dataclass(frozen=True)
 class Truth:
-    """A benchmark, and its possible worlds.
+    """A benchmark and an enumeration of all traces with the same retained text.
 
     Attributes:
-        bench: with `secrets`.
-        blocks: which blocks can hold a secret.
-        worlds: (block, target) to every trace that is retained as the first sample of seed 0 is, all equally likely.
-        answers: every (text retained before the answer, answer) that belongs to one retained text, all equally likely;
+        bench: Benchmark with `secrets`.
+        blocks: Blocks that can contain a secret.
+        worlds: Maps (block, target) to all equally likely traces with the retained text of the first sample of seed 0.
+        answers: Yields all equally likely pairs (text retained before the answer, answer) with one retained text.
             None if the benchmark states no ceiling.
     """
 
@@ -50,54 +49,54 @@ class Truth:
     answers: Callable[[], Iterator[tuple[tuple[int, ...], str]]] | None = None
 
 
-def ids_of(one: Ledger) -> list[int]:
-    return [*toy().prompt_ids(one.prompt), *toy().tokenizer.convert_tokens_to_ids(one.response())]
+def ids_of(ledger: Ledger) -> list[int]:
+    return [*toy().prompt_ids(ledger.prompt), *toy().tokenizer.convert_tokens_to_ids(ledger.response())]
 
 
 def retained(ids: Any) -> tuple[int, ...]:
-    """The tokens that are never erased."""
+    """Return the tokens that are never erased."""
     times = expiry(ids, toy().markup, toy().policy)
     return tuple(token for token, time in zip(ids, times, strict=True) if time == NEVER)
 
 
 def ledger_worlds(level: int, block: int, target: str) -> Iterator[World]:
-    """Notes are free; what one block adds to the hidden digits the next one takes away, the answer included."""
-    one = Ledger.sample(np.random.default_rng([0, level, SECRET_STREAM]), level)
-    kind, place = target.split("-")
+    """Yield all traces with the same retained text: other notes, or hidden digits changed and then restored."""
+    ledger = Ledger.sample(np.random.default_rng([0, level, SECRET_STREAM]), level)
+    kind, digit_index = target.split("-")
     if kind == "note":
         for digit in range(10):
-            notes = one.notes.copy()
-            notes[block, int(place)] = digit
-            yield ids_of(replace(one, notes=notes)), str(digit)
+            notes = ledger.notes.copy()
+            notes[block, int(digit_index)] = digit
+            yield ids_of(replace(ledger, notes=notes)), str(digit)
         return
     for shift in np.ndindex(*[10] * level):
-        increments = one.increments.copy()
+        increments = ledger.increments.copy()
         for number, sign in ((block, 1), (block + 1, -1)):
             increments[number, 0, N_DIGITS - level :] += sign * np.array(shift)
-        other = replace(one, increments=increments % 10)
-        yield ids_of(other), str(other.states[block, -1, N_DIGITS - level + int(place)])
+        other = replace(ledger, increments=increments % 10)
+        yield ids_of(other), str(other.states[block, -1, N_DIGITS - level + int(digit_index)])
 
 
 def ledger_answers(level: int) -> Iterator[tuple[tuple[int, ...], str]]:
-    one = Ledger.sample(np.random.default_rng(level), level)
+    ledger = Ledger.sample(np.random.default_rng(level), level)
     for shift in np.ndindex(*[10] * level):
-        increments = one.increments.copy()
+        increments = ledger.increments.copy()
         increments[-1, 0, N_DIGITS - level :] += np.array(shift, dtype=np.int64)
-        other = replace(one, increments=increments % 10)
+        other = replace(ledger, increments=increments % 10)
         yield retained(ids_of(other))[: -N_DIGITS - 1], other.answer
 
 
 def parity_task(checkpoint: Checkpoint, samples: int, seed: int, block: int) -> Task:
-    """Of each trace of `ledger` whether the first digit that a memento hides is odd."""
-    found = ledger_task(checkpoint, samples, seed, block, level=3)
+    """Return a task: whether the first digit hidden by a memento of `ledger` is odd."""
+    task = ledger_task(checkpoint, samples, seed, block, level=3)
     odd = [
         replace(
-            one,
-            secret_indices=one.secret_indices[N_NOTES : N_NOTES + 1],
-            labels=(one.labels[N_NOTES] % 2,),
-            secret=one.secret[N_NOTES:],
+            sample,
+            secret_indices=sample.secret_indices[N_NOTES : N_NOTES + 1],
+            labels=(sample.labels[N_NOTES] % 2,),
+            secret=sample.secret[N_NOTES:],
         )
-        for one in found.samples
+        for sample in task.samples
     ]
     exact = {"parity": np.full((samples, 2), -np.log(2))}
     return Task("parity", tuple(odd), (Target("parity", ("even", "odd")),), exact)
@@ -125,12 +124,12 @@ def task_of(name: str, samples: int, seed: int = 0, block: int = 1) -> Task:
     return secrets(toy(), samples, seed, block)
 
 
-def test_every_benchmark_with_secrets_is_in_the_matrix() -> None:
+def test_matrix_lists_every_benchmark_with_secrets() -> None:
     assert {name for name, make in GENERATED_BENCHES.items() if make(1, 0).secrets} <= MATRIX.keys()
 
 
 @pytest.mark.parametrize(("name", "block"), PLACES)
-def test_the_exact_posterior_is_what_enumeration_gives(name: str, block: int) -> None:
+def test_exact_posterior_equals_enumeration(name: str, block: int) -> None:
     task = task_of(name, 4, block=block)
     first = list(task.samples[0].ids)
     assert task.exact_log_posteriors.keys() == {target.name for target in task.targets}
@@ -144,8 +143,8 @@ def test_the_exact_posterior_is_what_enumeration_gives(name: str, block: int) ->
 
 
 @pytest.mark.parametrize("name", [name for name, truth in MATRIX.items() if truth.answers])
-def test_the_ceiling_of_a_sealed_cache_is_what_enumeration_gives(name: str) -> None:
-    """The best guess of the answer, given all that is retained before it."""
+def test_ceiling_of_a_sealed_cache_equals_enumeration(name: str) -> None:
+    """The ceiling is the accuracy of the best guess of the answer from the retained text."""
     truth = MATRIX[name]
     assert truth.answers is not None
     texts, answers = zip(*truth.answers(), strict=True)
@@ -154,12 +153,12 @@ def test_the_ceiling_of_a_sealed_cache_is_what_enumeration_gives(name: str) -> N
 
 
 @pytest.mark.parametrize(("name", "block"), PLACES)
-def test_secrets_stand_in_their_block_and_are_drawn_again(name: str, block: int) -> None:
+def test_secrets_are_in_their_block_and_reproducible(name: str, block: int) -> None:
     task = task_of(name, 30, block=block)
     assert len({sample.base for sample in task.samples}) == 30
     for sample in task.samples:
         pair = find_blocks(sample.ids, toy().markup)[block]
-        assert sample.block == block and all(pair.start < place < pair.end for place in sample.secret_indices)
+        assert sample.block == block and all(pair.start < index < pair.end for index in sample.secret_indices)
         assert all(0 <= label < len(t.classes) for label, t in zip(sample.labels, task.targets, strict=True))
     for posterior in task.exact_log_posteriors.values():
         np.testing.assert_allclose(np.exp(posterior).sum(axis=1), 1)
@@ -169,21 +168,21 @@ def test_secrets_stand_in_their_block_and_are_drawn_again(name: str, block: int)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MATRIX)
-def test_probes_find_the_secrets_and_a_sealed_cache_has_none(name: str) -> None:
-    found = gt.probe(toy(), MATRIX[name].bench, samples=500, hops=(0,), layers=(2,), kv=("v",), mlp=False)
-    assert found.valid, found.failures
-    rows = found.results[found.results["headline"] & (found.results["probe"] == "linear")]
+def test_probes_find_secrets_in_open_caches_only(name: str) -> None:
+    result = gt.probe(toy(), MATRIX[name].bench, samples=500, hops=(0,), layers=(2,), kv=("v",), mlp=False)
+    assert result.valid, result.failures
+    rows = result.results[result.results["headline"] & (result.results["probe"] == "linear")]
     assert not rows.loc[rows["condition"] == "sealed", "significant"].any()
     assert rows.loc[rows["condition"] == "open", "significant"].all()
 
 
 @pytest.mark.slow
-def test_a_benchmark_of_ones_own_runs_through_probe(tmp_path: Path) -> None:
-    mine = MATRIX["parity"].bench
-    found = gt.probe(toy(), mine, samples=200, hops=(0,), layers=(3,), kv=("v",), mlp=False, out=tmp_path / "run")
-    assert found.valid and found.configuration["task"]["name"] == "parity"
-    rows = found.results.query("target == 'parity' and probe == 'linear' and hop == 0").set_index("condition")
+def test_user_defined_benchmark_runs_in_probe(tmp_path: Path) -> None:
+    bench = MATRIX["parity"].bench
+    result = gt.probe(toy(), bench, samples=200, hops=(0,), layers=(3,), kv=("v",), mlp=False, out=tmp_path / "run")
+    assert result.valid and result.configuration["task"]["name"] == "parity"
+    rows = result.results.query("target == 'parity' and probe == 'linear' and hop == 0").set_index("condition")
     assert rows.loc["open", "bits"] > 0.5 and abs(rows.loc["sealed", "bits"]) < 0.05
-    assert open_run(tmp_path / "run") == found
+    assert open_run(tmp_path / "run") == result
     with pytest.raises(gt.UserError, match="mute has no secrets of its own"):
-        gt.probe(toy(), replace(mine, name="mute", secrets=None))
+        gt.probe(toy(), replace(bench, name="mute", secrets=None))

@@ -32,17 +32,17 @@ def test_vector_form_equals_tracker(tokens: list[int], policy: Policy) -> None:
 
 @settings(max_examples=500, deadline=None)
 @given(streams, policies, st.integers(0, 60))
-def test_the_past_never_changes(tokens: list[int], policy: Policy, cut: int) -> None:
-    """Truncating a stream leaves unchanged what every kept query saw."""
-    whole, part = expiry(tokens, MARKUP, policy), expiry(tokens[:cut], MARKUP, policy)
+def test_visibility_is_causal(tokens: list[int], policy: Policy, cut: int) -> None:
+    """Truncating a stream does not change which keys the remaining queries see."""
+    full, part = expiry(tokens, MARKUP, policy), expiry(tokens[:cut], MARKUP, policy)
     steps = len(part)
-    np.testing.assert_array_equal(np.minimum(whole[:steps], steps), np.minimum(part, steps))
+    np.testing.assert_array_equal(np.minimum(full[:steps], steps), np.minimum(part, steps))
 
 
 @settings(max_examples=500, deadline=None)
 @given(streams, policies)
 def test_only_finished_blocks_of_the_assistant_expire(tokens: list[int], policy: Policy) -> None:
-    """Prompt, memento and answer tokens stay; a block outlives its memento; delimiters as told."""
+    """Blocks expire after their memento; prompt, memento and answer never; delimiters according to the policy."""
     times = expiry(tokens, MARKUP, policy)
     allowed = np.zeros(len(tokens), dtype=bool)
     for block in find_blocks(tokens, MARKUP, policy.require_assistant_section):
@@ -87,13 +87,13 @@ def test_expiry_by_hand(policy: Policy, expected: dict[int, int]) -> None:
     assert {k: int(t) for k, t in enumerate(times) if t != NEVER} == expected
 
 
-def test_blocks_in_the_prompt_count_only_without_a_section() -> None:
+def test_prompt_blocks_expire_only_without_an_assistant_section() -> None:
     tokens = [BS, 9, BE, SS, 8, SE, HEAD_A, HEAD_B, 9]
     assert find_blocks(tokens, MARKUP) == []
     assert find_blocks(tokens, MARKUP, require_assistant_section=False) == [Block(0, 2, 3, 5)]
 
 
-def test_tracker_reports_the_block_under_way() -> None:
+def test_tracker_reports_the_unfinished_block() -> None:
     tracker = BlockTracker(MARKUP, require_assistant_section=False)
     for token in (9, BS, 9, 9):
         tracker.push(token)
@@ -102,7 +102,7 @@ def test_tracker_reports_the_block_under_way() -> None:
     assert not tracker.in_block and tracker.block_tokens == 0
 
 
-def test_bad_policies_and_markups_are_refused() -> None:
+def test_invalid_policies_and_markups_are_refused() -> None:
     with pytest.raises(TypeError):
         Policy()  # type: ignore[call-arg]
     with pytest.raises(UserError, match="erase_at"):

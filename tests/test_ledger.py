@@ -30,56 +30,56 @@ TOKENIZER = load_tokenizer("toy-mixed")
 MARKUP = Markup.from_tokenizer(TOKENIZER)
 
 
-def text_of(one: Ledger) -> list[str]:
-    return ["<|user|>", *one.prompt, "<|assistant|>", *one.response()]
+def trace_text(ledger: Ledger) -> list[str]:
+    return ["<|user|>", *ledger.prompt, "<|assistant|>", *ledger.response()]
 
 
-def retained(one: Ledger) -> tuple[str, ...]:
-    """What is left to read once every block is erased, the answer left out."""
-    text = text_of(one)
+def retained(ledger: Ledger) -> tuple[str, ...]:
+    """Return the retained text after all blocks are erased, without the answer."""
+    text = trace_text(ledger)
     blocks = find_blocks(TOKENIZER.convert_tokens_to_ids(text), MARKUP)
-    gone = {place for block in blocks for place in range(block.start, block.end + 1)}
-    return tuple(t for place, t in enumerate(text[: -N_DIGITS - 1]) if place not in gone)
+    erased = {index for block in blocks for index in range(block.start, block.end + 1)}
+    return tuple(t for index, t in enumerate(text[: -N_DIGITS - 1]) if index not in erased)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 3))
 def test_every_ledger_is_consistent(seed: int, level: int) -> None:
-    one = Ledger.sample(np.random.default_rng(seed), level)
-    state = one.start.copy()
+    ledger = Ledger.sample(np.random.default_rng(seed), level)
+    state = ledger.start.copy()
     for number in range(N_BLOCKS):
-        block = one.block(number)
+        block = ledger.block(number)
         assert len(block) == BLOCK_TOKENS
-        for place, token in enumerate(block):
-            digit = (place - 5) // 2 % N_DIGITS
-            if place >= 5 and is_observation(place):
+        for index, token in enumerate(block):
+            digit = (index - 5) // 2 % N_DIGITS
+            if index >= 5 and is_observation(index):
                 state[digit] = (state[digit] + ord(token) - ord("a")) % 10
-            elif place >= 5:
+            elif index >= 5:
                 assert int(token) == state[digit]
-    assert one.answer == "".join(map(str, state))
-    assert grade(Problem("", one.prompt, one.answer), final_text("".join(one.response()[:-1]), "eos")).correct
-    assert "".join(retained(one)).count("*") == N_BLOCKS * level
+    assert ledger.answer == "".join(map(str, state))
+    assert grade(Problem("", ledger.prompt, ledger.answer), final_text("".join(ledger.response()[:-1]), "eos")).correct
+    assert "".join(retained(ledger)).count("*") == N_BLOCKS * level
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 3), st.integers(0, 3))
-def test_counterfactuals_leave_the_retained_text_alone(seed: int, level: int, number: int) -> None:
+def test_counterfactuals_keep_the_retained_text(seed: int, level: int, number: int) -> None:
     rng = np.random.default_rng(seed)
-    one = Ledger.sample(rng, level)
-    other = one.counterfactual(number, rng)
-    assert retained(one) == retained(other)
-    assert one.block(number) != other.block(number)
-    hidden = [a != b for a, b in zip(one.answer, other.answer, strict=True)]
+    ledger = Ledger.sample(rng, level)
+    other = ledger.counterfactual(number, rng)
+    assert retained(ledger) == retained(other)
+    assert ledger.block(number) != other.block(number)
+    hidden = [a != b for a, b in zip(ledger.answer, other.answer, strict=True)]
     assert hidden == [False] * (N_DIGITS - level) + [True] * level
 
 
-def test_the_harness_writes_observations_and_nothing_else() -> None:
+def test_harness_forces_only_observations() -> None:
     (bench,) = load_bench("ledger-h2", 3)
-    one = Ledger.sample(np.random.default_rng([0, 2, PROBLEM_STREAM]), 2)
+    ledger = Ledger.sample(np.random.default_rng([0, 2, PROBLEM_STREAM]), 2)
     harness = bench.harness(bench.problems[0], TOKENIZER)  # type: ignore[misc]
     tracker = ExpiryTracker(MARKUP, Policy(True))
     put_in = 0
-    for token in TOKENIZER.convert_tokens_to_ids(text_of(one)):
+    for token in TOKENIZER.convert_tokens_to_ids(trace_text(ledger)):
         forced = harness(tracker)
         assert forced in (None, token)
         put_in += forced is not None
@@ -100,12 +100,12 @@ def test_the_harness_writes_observations_and_nothing_else() -> None:
     ],
 )
 def test_grading(response: str, extracted: str | None) -> None:
-    found = grade(Problem("", "", "123"), final_text(response, "length"))
-    assert (found.extracted, found.correct) == (extracted, extracted == "123")
+    result = grade(Problem("", "", "123"), final_text(response, "length"))
+    assert (result.extracted, result.correct) == (extracted, extracted == "123")
     assert not grade(Problem("", "", "124"), final_text(response, "length")).correct
 
 
-def test_problems_are_the_same_for_the_same_seed_and_grow_by_appending() -> None:
+def test_more_problems_extend_the_list_of_the_same_seed() -> None:
     few, many, other = ledger(1, 5), ledger(1, 9), ledger(1, 5, seed=1)
     assert few.problems == many.problems[:5]
     assert {p.prompt for p in few.problems} != {p.prompt for p in other.problems}
@@ -119,7 +119,7 @@ def toy() -> Checkpoint:
 
 
 @pytest.mark.parametrize("level", range(4))
-def test_ledger_labels_are_what_the_trace_spells(toy: Checkpoint, level: int) -> None:
+def test_ledger_labels_equal_the_digits_in_the_trace(toy: Checkpoint, level: int) -> None:
     task = ledger_task(toy, 20, seed=1, block=2, level=level)
     assert [t.name for t in task.targets] == [f"note-{i}" for i in range(5)] + [f"hidden-{i}" for i in range(level)]
     for sample in task.samples:
@@ -131,14 +131,14 @@ def test_ledger_labels_are_what_the_trace_spells(toy: Checkpoint, level: int) ->
         pair = find_blocks(sample.ids, toy.markup)[2]
         text = toy.tokenizer.convert_ids_to_tokens(list(sample.ids))
         shown = text[pair.memento_start + 1 : pair.memento_end]
-        after = text[pair.end - 5 : pair.end : 2]  # the state's digits, an increment before each
+        after = text[pair.end - 5 : pair.end : 2]  # the digits of the state, each after an increment
         assert text[sample.secret_indices[0]] == text[pair.start + 1]
         assert shown == after[: 3 - level] + ["*"] * level
         assert "".join(after[3 - level :]) == sample.secret[5:]
         assert text[-1] == "<eos>"
 
 
-def test_ledger_problems_are_new_and_bounded(toy: Checkpoint) -> None:
+def test_ledger_probe_samples_differ_from_problems(toy: Checkpoint) -> None:
     task = ledger_task(toy, 30, level=1)
     rng = np.random.default_rng([0, 1, PROBLEM_STREAM])
     known = {tuple(Ledger.sample(rng, 1).notes[1]) for _ in range(400)}
@@ -147,5 +147,5 @@ def test_ledger_problems_are_new_and_bounded(toy: Checkpoint) -> None:
     for level, block in ((4, 1), (1, 3), (0, 4), (0, -1)):
         with pytest.raises(UserError, match="ledger has levels 0 to 3"):
             ledger_task(toy, 3, block=block, level=level)
-    with pytest.raises(UserError, match="does not spell ledger"):
+    with pytest.raises(UserError, match="lacks tokens of ledger"):
         ledger_task(replace(toy, tokenizer=SimpleNamespace(convert_tokens_to_ids=lambda text: [None])), 3, level=1)

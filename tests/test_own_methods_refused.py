@@ -1,4 +1,4 @@
-"""Arms, benchmarks, probes, attacks and defences of the user's own that cannot be used are refused in one sentence."""
+"""Invalid user-defined arms, benchmarks, probes, attacks and defences are refused with one sentence."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ class Nameless(gt.Arm):
 
 
 @pytest.mark.parametrize("arms", [[own_arm("memento")], ["restart", own_arm("restart")], [own_arm("a"), own_arm("a")]])
-def test_two_different_arms_of_one_name_are_refused(arms) -> None:
+def test_different_arms_with_one_name_are_refused(arms) -> None:
     with pytest.raises(gt.UserError, match="two arms are called"):
         AblationSettings(arms=tuple(arms))
     with pytest.raises(gt.UserError, match="two arms are called"):
@@ -37,7 +37,7 @@ def test_two_different_arms_of_one_name_are_refused(arms) -> None:
 
 
 @pytest.mark.parametrize(
-    "arm, told",
+    "arm, message",
     [
         (Nameless(), "has no name"),
         (Restart, "give an object of the class"),
@@ -45,12 +45,12 @@ def test_two_different_arms_of_one_name_are_refused(arms) -> None:
         (own_arm("red", "red"), "#aa3377"),
     ],
 )
-def test_what_is_no_arm_is_refused(arm, told) -> None:
-    with pytest.raises(gt.UserError, match=told):
+def test_invalid_arms_are_refused(arm, message) -> None:
+    with pytest.raises(gt.UserError, match=message):
         AblationSettings(arms=(arm,))
 
 
-def test_no_arms_means_the_reference_alone() -> None:
+def test_empty_list_of_arms_runs_the_reference_alone() -> None:
     assert [arm.name for arm in AblationSettings(arms=()).chosen_arms()] == ["memento"]
 
 
@@ -64,16 +64,16 @@ def test_unknown_fields_of_sampling_are_refused() -> None:
 
 
 def test_benchmarks_are_names_or_objects_and_each_has_its_own_name() -> None:
-    (one,) = gt.load_bench("ledger-h1", 3)
-    assert [bench.name for bench in as_benches(["ledger-h0", one])] == ["ledger-h0", "ledger-h1"]
+    (ledger_h1,) = gt.load_bench("ledger-h1", 3)
+    assert [bench.name for bench in as_benches(["ledger-h0", ledger_h1])] == ["ledger-h0", "ledger-h1"]
     with pytest.raises(gt.UserError, match="two benchmarks are called 'ledger-h1'"):
-        as_benches([one, replace(one, problems=one.problems[:2])])
+        as_benches([ledger_h1, replace(ledger_h1, problems=ledger_h1.problems[:2])])
     with pytest.raises(gt.UserError, match="no benchmark"):
         as_benches([])
     with pytest.raises(gt.UserError, match="repeats the id"):
-        replace(one, problems=one.problems[:1] * 2)
+        replace(ledger_h1, problems=ledger_h1.problems[:1] * 2)
     with pytest.raises(gt.UserError, match="holds no problems"):
-        gt.ablate("toy-mixed", replace(one, problems=()))
+        gt.ablate("toy-mixed", replace(ledger_h1, problems=()))
 
 
 def test_an_arm_that_needs_counterfactual_blocks_is_refused_where_there_are_none() -> None:
@@ -85,10 +85,10 @@ def test_an_arm_that_needs_counterfactual_blocks_is_refused_where_there_are_none
         own.check(model)
 
 
-def test_sources_with_like_names_have_a_figure_each() -> None:
-    (one,) = gt.load_bench("ledger-h1", 1)
-    found = gt.patch("toy-mixed", [replace(one, name="a b"), replace(one, name="a-b")], kind="seal")
-    assert list(found.figures()) == ["patch-a-b", "patch-a-b-1"]
+def test_sources_with_similar_names_get_separate_figures() -> None:
+    (ledger_h1,) = gt.load_bench("ledger-h1", 1)
+    result = gt.patch("toy-mixed", [replace(ledger_h1, name="a b"), replace(ledger_h1, name="a-b")], kind="seal")
+    assert list(result.figures()) == ["patch-a-b", "patch-a-b-1"]
 
 
 @dataclass(frozen=True)
@@ -114,21 +114,21 @@ class Secrets:
 @pytest.mark.parametrize(
     "attack, change",
     [
-        (Own(), {"gate": True}),  # an attack that counts no bits
+        (Own(), {"gate": True}),  # an attack that does not measure bits
         (Counts(), {"gate": True, "unit": "rate"}),
         (Counts(), {"gate": True, "condition": "sealed"}),
         (Counts(), {"secret": "none"}),
         (Counts(), {"attack": "attribute"}),
     ],
 )
-def test_findings_that_no_verdict_can_rest_on_are_refused(attack, change) -> None:
-    found = Evidence("own", "note-*", "open", "bits", AttackEstimate(0.9, 0.8, 1.0), 100)
-    assert check_findings(attack, [found], Secrets()) == [found]
+def test_invalid_findings_are_refused(attack, change) -> None:
+    finding = Evidence("own", "note-*", "open", "bits", AttackEstimate(0.9, 0.8, 1.0), 100)
+    assert check_findings(attack, [finding], Secrets()) == [finding]
     with pytest.raises(gt.UserError, match="attack own returned"):
-        check_findings(attack, [replace(found, **change)], Secrets())
+        check_findings(attack, [replace(finding, **change)], Secrets())
 
 
-def test_attacks_and_defences_are_objects_with_their_fields() -> None:
+def test_attacks_and_defences_are_validated() -> None:
     with pytest.raises(gt.UserError, match="give an object of the class"):
         resolve_attacks([Own])
     with pytest.raises(gt.UserError, match="give an object of the class"):
@@ -138,7 +138,7 @@ def test_attacks_and_defences_are_objects_with_their_fields() -> None:
         resolve_attacks([untitled])
 
 
-def test_options_of_a_defence_may_be_text() -> None:
+def test_defence_options_may_be_strings() -> None:
     @dataclass(frozen=True)
     class Named(gt.Defence):
         name = "named"
@@ -153,23 +153,23 @@ def test_options_of_a_defence_may_be_text() -> None:
     assert Named().spec == "named:x,0.5"
 
 
-def test_a_threat_of_ones_own_has_a_name_of_its_own() -> None:
+def test_user_defined_threat_needs_a_new_name() -> None:
     other = dataclass(frozen=True)(type("Other", (Own,), {"threat": Threat("reader", "reads", "stop")}))()
     with pytest.raises(gt.UserError, match="two threats are called 'reader'"):
         AuditSettings(resolve_attacks(["attribute", other]), resolve_defence("none"), sweep.ProbeSettings())
 
 
-def test_probes_are_objects() -> None:
+def test_probe_classes_are_refused() -> None:
     with pytest.raises(gt.UserError, match="is no probe"):
         sweep.ProbeSettings(probes=("mlp",))
 
 
-def test_run_json_takes_numbers_of_numpy_and_paths() -> None:
-    found = as_json({"limit": np.int64(3), "layers": np.arange(2), "file": Path("a") / "b"})
-    assert found == {"limit": 3, "layers": [0, 1], "file": "a/b"}
+def test_run_json_converts_numpy_values_and_paths() -> None:
+    converted = as_json({"limit": np.int64(3), "layers": np.arange(2), "file": Path("a") / "b"})
+    assert converted == {"limit": 3, "layers": [0, 1], "file": "a/b"}
 
 
-def test_a_method_is_recorded_without_addresses() -> None:
+def test_method_is_recorded_without_memory_addresses() -> None:
     @dataclass(frozen=True)
     class Held:
         what: object
@@ -178,16 +178,16 @@ def test_a_method_is_recorded_without_addresses() -> None:
     assert stable_repr(Held(object())) == stable_repr(Held(object()))
 
 
-def test_built_in_arms_may_be_given_as_objects_too() -> None:
+def test_built_in_arms_may_be_objects() -> None:
     arms = (gt.ARMS["memento"](), gt.ARMS["placebo"](), Restart())
     assert [arm.name for arm in AblationSettings(arms=arms).chosen_arms()] == ["memento", "placebo", "restart"]
 
 
-def test_one_name_need_not_be_a_list() -> None:
-    one, other = (
+def test_single_name_may_be_a_string() -> None:
+    by_name, by_object = (
         gt.bits("toy-mixed", bench="ledger-h1", arms=arms, limit=2) for arms in ("restart,full", ["restart", "full"])
     )
-    assert one == other
+    assert by_name == by_object
     assert set(gt.ablate("toy-mixed", "ledger-h1", "restart", limit=2).results["arm"]) == {"memento", "restart"}
     with pytest.raises(gt.UserError, match="no arm 'restrat'"):
         gt.ablate("toy-mixed", "ledger-h1", "restrat")

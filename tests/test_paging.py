@@ -1,4 +1,4 @@
-"""Slots of a paged cache, held to the law on arbitrary streams, chunks and losses of the cache."""
+"""Slots of a paged cache follow the law for arbitrary streams, chunks and preemptions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,77 +29,77 @@ STREAMS = st.lists(
 
 @dataclass
 class Cache:
-    """What slots hold: the place of each token, and whom it saw when it was read."""
+    """Simulated cache: token index of each slot, and the keys that each token saw when it was read."""
 
     slots: list[int] = field(default_factory=list)
     saw: dict[int, list[int]] = field(default_factory=dict)
 
 
 def run(seed: int, tokens: list[int], slot_tracker: SlotTracker) -> Iterator[tuple[int, Cache]]:
-    """Read a request as an engine would: chunks of any size, tokens known late, the cache lost at any time.
+    """Simulate an engine that reads a request, and yield each token index with the cache.
 
-    One that begins, or begins again, finds some of its first tokens in the cache, up to its first block, and reads on
-    from there before anything is settled.
+    Chunks have random sizes, tokens become known late, and the request may be preempted at any time. When it starts
+    or restarts, some tokens before its first block may already be in the prefix cache.
     """
     rng = np.random.default_rng(seed)
-    cache, place, written = Cache(), 0, int(rng.integers(1, len(tokens) + 1))
+    cache, num_read, written = Cache(), 0, int(rng.integers(1, len(tokens) + 1))
     begins = True
-    while place < len(tokens):
+    while num_read < len(tokens):
         slot_tracker.update(tokens[:written])
         if begins or rng.random() < 0.05:
             slot_tracker.clear()
             shared = min(
                 written - 1, len(tokens) if slot_tracker.first_block_index is None else slot_tracker.first_block_index
             )
-            place = int(rng.choice([0, shared]))
-            cache = Cache(list(range(place)), {here: list(range(here + 1)) for here in range(place)})
+            num_read = int(rng.choice([0, shared]))
+            cache = Cache(list(range(num_read)), {index: list(range(index + 1)) for index in range(num_read)})
             begins = False
         else:
-            place, compactions = slot_tracker.apply_erasures(place)
-            for first, stop, to in compactions:
-                cache.slots[to:] = cache.slots[first:stop]
-        until = min(written, place + int(rng.integers(1, 10)))
-        chunk_limit = slot_tracker.chunk_limit(place)
+            num_read, compactions = slot_tracker.apply_erasures(num_read)
+            for first, stop, target in compactions:
+                cache.slots[target:] = cache.slots[first:stop]
+        until = min(written, num_read + int(rng.integers(1, 10)))
+        chunk_limit = slot_tracker.chunk_limit(num_read)
         if chunk_limit is not None:
-            assert chunk_limit > place
+            assert chunk_limit > num_read
             until = min(until, chunk_limit)
-        for here in range(place, until):
-            assert here - slot_tracker.erased == len(cache.slots)
-            cache.slots.append(here)
-            cache.saw[here] = list(cache.slots)
-            yield here, cache
-        place = until
-        if place == written < len(tokens):
+        for index in range(num_read, until):
+            assert index - slot_tracker.erased == len(cache.slots)
+            cache.slots.append(index)
+            cache.saw[index] = list(cache.slots)
+            yield index, cache
+        num_read = until
+        if num_read == written < len(tokens):
             written += 1
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 2**32), STREAMS, st.sampled_from(POLICIES), st.sampled_from(["memento", "placebo"]))
-def test_memento_holds_what_the_law_says(seed: int, tokens: list[int], policy: Policy, arm: PagedArm) -> None:
-    """At every token, whatever the chunks, the moments at which tokens become known, and the losses."""
+def test_memento_slots_follow_the_law(seed: int, tokens: list[int], policy: Policy, arm: PagedArm) -> None:
+    """At every token, for all chunks, preemptions, and times at which tokens become known."""
     times = expiry(tokens, MARKUP, policy)
-    for place, cache in run(seed, tokens, SlotTracker(MARKUP, policy, arm)):
-        assert cache.slots == [key for key in range(place + 1) if place < times[key]]
+    for index, cache in run(seed, tokens, SlotTracker(MARKUP, policy, arm)):
+        assert cache.slots == [key for key in range(index + 1) if index < times[key]]
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 2**32), STREAMS, st.sampled_from(POLICIES), st.sampled_from(SEALED_ARMS))
-def test_a_sealed_cache_never_saw_what_is_erased(seed: int, tokens: list[int], policy: Policy, arm: PagedArm) -> None:
-    """At the end it holds what `memento` holds, and no token in it ever saw a key that is gone by then."""
+def test_sealed_cache_never_saw_erased_tokens(seed: int, tokens: list[int], policy: Policy, arm: PagedArm) -> None:
+    """At the end it holds the slots of `memento`, and no token in it saw a key that is erased by then."""
     times = expiry(tokens, MARKUP, policy)
     *_, (_, cache) = run(seed, tokens, SlotTracker(MARKUP, policy, arm))
-    gone = {key for key, time in enumerate(times) if time < NEVER}
-    assert cache.slots == [key for key in range(len(tokens)) if key not in gone]
-    assert all(not gone & set(cache.saw[key]) for key in cache.slots)
+    erased = {key for key, time in enumerate(times) if time < NEVER}
+    assert cache.slots == [key for key in range(len(tokens)) if key not in erased]
+    assert all(not erased & set(cache.saw[key]) for key in cache.slots)
 
 
-def test_a_live_restart_reads_the_memento_again_before_the_next_token_is_chosen() -> None:
-    """Written token by token: the block is gone when `<|summary_end|>` is read, and only then."""
+def test_restart_recomputes_the_memento_before_the_next_token() -> None:
+    """Token by token, the block is erased exactly when `<|summary_end|>` is read."""
     tokens = [1, 3, 4, 9, 9, 5, 6, 8, 7, 8]
     slot_tracker = SlotTracker(MARKUP, Policy(True), "restart")
-    for place in range(8):
-        slot_tracker.update(tokens[: place + 1])
-        assert slot_tracker.apply_erasures(place) == (place, [])
+    for index in range(8):
+        slot_tracker.update(tokens[: index + 1])
+        assert slot_tracker.apply_erasures(index) == (index, [])
     slot_tracker.update(tokens[:9])
     assert (
         slot_tracker.apply_erasures(8) == (6, [(2, 2, 2)])
@@ -108,7 +108,7 @@ def test_a_live_restart_reads_the_memento_again_before_the_next_token_is_chosen(
     )
 
 
-def test_placebo_reads_the_same_tokens_again_with_the_block_there() -> None:
+def test_placebo_recomputes_the_memento_with_its_block() -> None:
     tokens = [1, 3, 4, 9, 9, 5, 6, 8, 7, 8]
     slot_tracker = SlotTracker(MARKUP, Policy(True), "placebo")
     slot_tracker.update(tokens[:9])
@@ -123,21 +123,21 @@ def test_placebo_reads_the_same_tokens_again_with_the_block_there() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(STREAMS, st.sampled_from(POLICIES))
-def test_most_is_the_peak_of_a_replay(tokens: list[int], policy: Policy) -> None:
+def test_peak_slots_equals_the_peak_of_a_replay(tokens: list[int], policy: Policy) -> None:
     for arm in ("full", "memento", "restart"):
-        slot_tracker, place, slots_after, peak = SlotTracker(MARKUP, policy, arm), 0, 0, 0
+        slot_tracker, num_read, slots_after, peak = SlotTracker(MARKUP, policy, arm), 0, 0, 0
         slot_tracker.update(tokens)
-        while place < len(tokens):
-            place, compactions = slot_tracker.apply_erasures(place)
+        while num_read < len(tokens):
+            num_read, compactions = slot_tracker.apply_erasures(num_read)
             slots_after = compactions[-1].slots_after if compactions else slots_after
-            chunk_limit = slot_tracker.chunk_limit(place)
+            chunk_limit = slot_tracker.chunk_limit(num_read)
             until = len(tokens) if chunk_limit is None else min(chunk_limit, len(tokens))
-            slots_after, place = slots_after + until - place, until
+            slots_after, num_read = slots_after + until - num_read, until
             peak = max(peak, slots_after)
         assert peak == slot_tracker.peak_slots(len(tokens))
 
 
-def test_frontier_is_the_first_block_of_the_assistant() -> None:
+def test_first_block_index_is_the_first_block_of_the_assistant() -> None:
     slot_tracker = SlotTracker(MARKUP, Policy(True))
     slot_tracker.update([1, 4, 8, 3, 8])
     assert slot_tracker.first_block_index is None
@@ -150,10 +150,10 @@ def test_arms_that_need_more_than_paging_are_refused() -> None:
         SlotTracker(MARKUP, Policy(True), "swap")  # type: ignore[arg-type]
 
 
-def test_erasures_are_in_the_order_of_their_places() -> None:
-    """What `SlotTracker` relies on: keys that are gone lie before those that go next."""
+def test_erasures_are_sorted_by_token_index() -> None:
+    """`SlotTracker` requires that erased keys precede the keys that are erased next."""
     rng = np.random.default_rng(0)
     for policy in POLICIES:
-        found = erasures([3, *rng.choice([4, 5, 6, 7, 9], 400).tolist()], MARKUP, policy)
-        assert [e.keys.start for e in found] == sorted(e.keys.start for e in found)
-        assert [e.expires_at for e in found] == sorted(e.expires_at for e in found)
+        row_erasures = erasures([3, *rng.choice([4, 5, 6, 7, 9], 400).tolist()], MARKUP, policy)
+        assert [e.keys.start for e in row_erasures] == sorted(e.keys.start for e in row_erasures)
+        assert [e.expires_at for e in row_erasures] == sorted(e.expires_at for e in row_erasures)

@@ -1,4 +1,4 @@
-"""Patching: against states put in by hand, against the arms, and what is patched of a trace."""
+"""Patching: against states patched by hand and against the arms, and the choice of patch cases."""
 
 from dataclasses import replace
 from typing import Any
@@ -43,7 +43,7 @@ from ghosttrace.patching.summary import failed_controls
 
 
 class HeldLayer(CacheLayerMixin):
-    """A cache layer that stands before the new tokens and never changes: no code of ours."""
+    """Constant cache layer that precedes the new tokens, independent of the package."""
 
     is_sliding = False
 
@@ -66,10 +66,10 @@ class HeldLayer(CacheLayerMixin):
         return -1
 
 
-def by_hand(
+def patched_by_hand(
     checkpoint: Checkpoint, case: PatchCase, reading: str, sites: tuple[PatchSite, ...], own: bool = True
 ) -> np.ndarray:
-    """States of masked passes, put together with tensor operations, and one pass over what follows."""
+    """Return log2-probabilities of the continuation after patching states with plain tensor operations."""
     model, policy, end = checkpoint.model, checkpoint.policy, case.block.memento_end + 1
     ids = case.trace.ids[:end]
     held = np.flatnonzero(expiry(ids, MARKUP, policy) > end)
@@ -77,14 +77,14 @@ def by_hand(
     swapped = [*ids[: case.block.start + 1], *(case.donor or ()), *ids[case.block.end :]]
     layout = sealed_layout(ids, MARKUP, policy) if reading == "seal" else open_layout(swapped, MARKUP, policy)
     altered = read_states(model, [layout], [held])
-    places = carrier_token_indices(case, checkpoint, 2)
+    site_indices = carrier_token_indices(case, checkpoint, 2)
     keys, values = clean.keys.clone(), clean.values.clone()
     for site in sites:
-        at = np.isin(held, places[site.carrier, site.place])
+        is_patched = np.isin(held, site_indices[site.carrier, site.place])
         layers = slice(None) if site.layer == ALL else slice(site.layer, site.layer + 1)
-        for letter, mine, theirs in (("k", keys, altered.keys), ("v", values, altered.values)):
+        for letter, states, altered_states in (("k", keys, altered.keys), ("v", values, altered.values)):
             if letter in site.kv:
-                mine[layers, ..., at, :] = theirs[layers, ..., at, :]
+                states[layers, ..., is_patched, :] = altered_states[layers, ..., is_patched, :]
     store = Cache(layers=[HeldLayer(k, v) for k, v in zip(keys, values, strict=True)])
     following = case.own_continuation if own else case.donor_continuation
     assert following is not None
@@ -105,7 +105,7 @@ MATRIX += [("phi3-window", "erase"), ("olmo3", "keep"), ("gemma3", "keep"), ("ge
 
 
 @pytest.mark.parametrize(("family", "policy"), MATRIX)
-def test_patches_are_states_put_in_by_hand(family: str, policy: str) -> None:
+def test_patches_equal_states_patched_by_hand(family: str, policy: str) -> None:
     checkpoint, cases = checkpoint_of(family, POLICIES[policy]), [case_of(0, 3), case_of(2, 4, 1)]
     patcher = Patcher(checkpoint, cases, ("seal", "swap"), 2)
     rng, patches = np.random.default_rng(0), []
@@ -115,28 +115,30 @@ def test_patches_are_states_put_in_by_hand(family: str, policy: str) -> None:
             single = [(sites[n],) for n in rng.choice(len(sites), 4, replace=False)]
             joint = tuple(sites[n] for n in rng.choice(len(sites), 3, replace=False))
             patches += [
-                Patch(number, reading, cell, case.own_continuation)
-                for cell in [(), *single, joint, (PatchSite("everything"),)]
+                Patch(number, reading, site_tuple, case.own_continuation)
+                for site_tuple in [(), *single, joint, (PatchSite("everything"),)]
             ]
         if case.donor_continuation is not None:
             patches.append(Patch(number, "swap", (PatchSite("memento", 1, 2, "v"),), case.donor_continuation))
     changed = 0
     for patch, score in zip(patches, patcher.score(patches, 700), strict=True):
         case = cases[patch.case_index]
-        expected = by_hand(checkpoint, case, patch.cache_name, patch.sites, patch.continuation == case.own_continuation)
+        expected = patched_by_hand(
+            checkpoint, case, patch.cache_name, patch.sites, patch.continuation == case.own_continuation
+        )
         np.testing.assert_allclose(score.log2p, expected, atol=1e-4)
-        plain = by_hand(checkpoint, case, patch.cache_name, (), patch.continuation == case.own_continuation)
-        changed += bool(np.abs(expected - plain).max() > 0.01)
+        unpatched = patched_by_hand(checkpoint, case, patch.cache_name, (), patch.continuation == case.own_continuation)
+        changed += bool(np.abs(expected - unpatched).max() > 0.01)
     assert changed > 3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_patching_everything_is_the_arm(family: str) -> None:
+def test_patching_everything_equals_the_arm(family: str) -> None:
     checkpoint, cases = checkpoint_of(family), [case_of(0), case_of(1, 3)]
     patcher = Patcher(checkpoint, cases, ("seal", "swap"), 2)
 
     def donors(key: tuple[int, ...], number: int, length: int) -> list[int] | None:
-        return list(cases[key[0]].donor or ()) if number == cases[key[0]].number else None
+        return list(cases[key[0]].donor or ()) if number == cases[key[0]].block_index else None
 
     for reading, arm in (("seal", Restart()), ("swap", Swap(donors))):
         patches = [
@@ -145,15 +147,17 @@ def test_patching_everything_is_the_arm(family: str) -> None:
         ]
         expected = log2_probabilities(checkpoint, arm, [case.trace.ids for case in cases])
         clean = log2_probabilities(checkpoint, Memento(), [case.trace.ids for case in cases])
-        for case, score, mine, before in zip(cases, patcher.score(patches, 10_000), expected, clean, strict=True):
+        for case, score, expected_log2p, clean_log2p in zip(
+            cases, patcher.score(patches, 10_000), expected, clean, strict=True
+        ):
             after = slice(case.block.memento_end + 1, None)
-            np.testing.assert_allclose(score.log2p, mine[after], atol=1e-4)
-            assert np.abs(mine[after] - before[after]).max() > 1e-3
+            np.testing.assert_allclose(score.log2p, expected_log2p[after], atol=1e-4)
+            assert np.abs(expected_log2p[after] - clean_log2p[after]).max() > 1e-3
 
 
 @pytest.mark.parametrize("family", ["phi3-window", "gemma3"])
 @pytest.mark.parametrize("number", [-1, 0, 1])
-def test_nothing_happens_where_nothing_differs(family: str, number: int) -> None:
+def test_patch_has_no_effect_where_states_are_equal(family: str, number: int) -> None:
     cases = [case_of(seed, 3, number) for seed in range(2)]
     results, _ = results_of(checkpoint_of(family), cases, parts=1)
     assert failed_controls(results) == () and results["valid"].all()
@@ -162,12 +166,12 @@ def test_nothing_happens_where_nothing_differs(family: str, number: int) -> None
         for carrier in ("placebo", "prompt", "arm"):
             assert abs(rows[kind, carrier, "all", "all", "kv"]) < 1e-4
         if kind == "swap" or number == 0:
-            assert rows[kind, "delimiters", 0].abs().max() < 1e-4  # <|block_start|> has seen no block that differs
-        assert rows[kind, "memento", "all", 0].abs().max() < 1e-4  # layer 0: keys and values of the token alone
+            assert rows[kind, "delimiters", 0].abs().max() < 1e-4  # <|block_start|> has seen no changed block
+        assert rows[kind, "memento", "all", 0].abs().max() < 1e-4  # layer 0: keys and values depend on the token alone
         assert rows[kind].abs().max() > 0.01
     if number:
         assert rows["swap", "earlier"].abs().max() < 1e-4
-        if family == "gemma3":  # whose layer 2 sees beyond the window
+        if family == "gemma3":  # its layer 2 has full attention
             assert rows["seal", "earlier"].abs().max() > 1e-4
     else:
         assert "earlier" not in set(results["carrier"])
@@ -175,36 +179,40 @@ def test_nothing_happens_where_nothing_differs(family: str, number: int) -> None
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(0, 4), st.sampled_from(sorted(POLICIES)), st.data())
-def test_carriers_divide_what_is_retained(seed: int, blocks: int, number: int, name: str, data: st.DataObject) -> None:
+def test_carriers_partition_the_retained_tokens(
+    seed: int, blocks: int, number: int, name: str, data: st.DataObject
+) -> None:
     ids = trace(seed, blocks)
-    for place in reversed([k for k, token in enumerate(ids) if token in MARKUP.delimiters]):
-        ids[place:place] = [20] * data.draw(st.integers(0, 1))  # text before, between and after the pairs
+    for index in reversed([k for k, token in enumerate(ids) if token in MARKUP.delimiters]):
+        ids[index:index] = [20] * data.draw(st.integers(0, 1))  # text before, between and after the pairs
     case = replace(case_of(0), trace=TokenTrace("s", "0", [], ids), blocks=tuple(find_blocks(ids, MARKUP)))
-    case = replace(case, number=number % blocks, stop=len(ids), donor=None, other=None)
+    case = replace(case, block_index=number % blocks, end_index=len(ids), donor=None, donor_continuation=None)
     runs = data.draw(st.integers(0, case.block.memento_end - case.block.memento_start - 1))
-    places = carrier_token_indices(case, checkpoint_of("llama", POLICIES[name]), runs)
+    site_indices = carrier_token_indices(case, checkpoint_of("llama", POLICIES[name]), runs)
     before = ids[: case.block.memento_end + 1]
-    held = [k for k, gone in enumerate(expiry(before, MARKUP, POLICIES[name])) if gone > len(before)]
-    whole = {carrier: list(at) for (carrier, place), at in places.items() if place == ALL}
-    assert whole.pop("everything") == whole.pop("placebo") == held
-    assert sorted(k for at in whole.values() for k in at) == held
+    held = [k for k, expires_at in enumerate(expiry(before, MARKUP, POLICIES[name])) if expires_at > len(before)]
+    by_carrier = {carrier: list(indices) for (carrier, run), indices in site_indices.items() if run == ALL}
+    assert by_carrier.pop("everything") == by_carrier.pop("placebo") == held
+    assert sorted(k for indices in by_carrier.values() for k in indices) == held
     for carrier in ("delimiters", "memento"):
-        pieces = [k for (found, place), at in places.items() if found == carrier and place != ALL for k in at]
-        if carrier in whole and (runs or carrier == "delimiters"):
-            assert pieces == whole[carrier]
+        pieces = [
+            k for (other, run), indices in site_indices.items() if other == carrier and run != ALL for k in indices
+        ]
+        if carrier in by_carrier and (runs or carrier == "delimiters"):
+            assert pieces == by_carrier[carrier]
 
 
-def test_batches_do_not_matter() -> None:
+def test_results_do_not_depend_on_batch_size() -> None:
     cases = [case_of(seed, 3) for seed in range(4)]
     assert [len(batch) for batch in batch_cases(cases, 1)] == [1] * 4 and len(batch_cases(cases, 10_000)) == 1
     other = replace(cases[0], trace=replace(cases[0].trace, source="another"))
     assert [len(batch) for batch in batch_cases([*cases, other], 10_000)] == [1, 4]
-    whole, _ = results_of(checkpoint_of("olmo3"), cases)
+    one_batch, _ = results_of(checkpoint_of("olmo3"), cases)
     small, _ = results_of(checkpoint_of("olmo3"), cases, batch_tokens=1_000)
-    np.testing.assert_allclose(whole["bits"], small["bits"], atol=1e-4)
+    np.testing.assert_allclose(one_batch["bits"], small["bits"], atol=1e-4)
 
 
-def test_donors_are_drawn_and_kept() -> None:
+def test_donors_are_drawn_reproducibly() -> None:
     checkpoint = load("toy-mixed")
     (bench,) = load_bench("ledger-h3", 6)
     traces = reference_traces(checkpoint, bench)
@@ -214,7 +222,7 @@ def test_donors_are_drawn_and_kept() -> None:
         assert case.donor_continuation is not None and case.donor_continuation[:1] == case.own_continuation[:1]
         assert all(a != b for a, b in zip(case.donor_continuation[1:], case.own_continuation[1:], strict=True))
         assert case.ids(True) != case.ids(False) and len(case.ids(True)) == len(case.trace.ids)
-    early = make_cases(checkpoint, traces, [bench], number=1)
+    early = make_cases(checkpoint, traces, [bench], block_index=1)
     assert all(case.donor_continuation is None and case.donor is not None and case.block_index == 1 for case in early)
     assert early[0].end_index == early[0].blocks[2].memento_end + 1
     short = replace(bench, counterfactual=lambda problem, number, rng: (["1"], "1"))
@@ -222,25 +230,25 @@ def test_donors_are_drawn_and_kept() -> None:
         make_cases(checkpoint, traces, [short])
 
 
-def test_what_cannot_be_patched_is_refused() -> None:
+def test_unpatchable_traces_are_refused() -> None:
     checkpoint = load("toy-mixed")
     (bench,) = load_bench("ledger-h1", 2)
     traces = reference_traces(checkpoint, bench)
     for policy in ({"keep_last_n_blocks": 1}, {"keep_last_n_blocks": -1}, {"keep_last_block_for_answer": True}):
         with pytest.raises(UserError, match="patch needs keep_last_n_blocks 0"):
             make_cases(replace(checkpoint, policy=replace(checkpoint.policy, **policy)), traces)
-    plain = TokenTrace("file", "0", traces[0].prompt, [4, 10, 11])
+    without_blocks = TokenTrace("file", "0", traces[0].prompt, [4, 10, 11])
     end = find_blocks(traces[0].ids, checkpoint.markup)[-1].memento_end + 2 - len(traces[0].prompt)
     ends = replace(traces[0], response=traces[0].response[:end])
-    for number, some in ((-1, [plain]), (4, traces), (-5, traces), (3, [ends])):
+    for number, some in ((-1, [without_blocks]), (4, traces), (-5, traces), (3, [ends])):
         with pytest.raises(UserError, match=f"no trace has a memento of block {number}"):
-            make_cases(checkpoint, some, number=number)
-    assert len(make_cases(checkpoint, [plain, *traces])) == 2
+            make_cases(checkpoint, some, block_index=number)
+    assert len(make_cases(checkpoint, [without_blocks, *traces])) == 2
 
 
-def test_traces_without_a_counterfactual_are_sealed_alone() -> None:
-    """Of unequal mementos: their text is cut into as many runs as the shortest has tokens."""
-    cases = [replace(case_of(seed, 3, 1), donor=None, other=None) for seed in range(4)]
+def test_traces_without_a_counterfactual_are_only_sealed() -> None:
+    """Mementos of unequal length are split into as many runs as the shortest has tokens."""
+    cases = [replace(case_of(seed, 3, 1), donor=None, donor_continuation=None) for seed in range(4)]
     lengths = [case.block.memento_end - case.block.memento_start - 1 for case in cases]
     assert (
         len(set(lengths)) > 1
@@ -252,5 +260,5 @@ def test_traces_without_a_counterfactual_are_sealed_alone() -> None:
     assert results["follows_donor"].isna().all() and results["keeps_original"].isna().all()
     memento = results[(results["carrier"] == "memento") & (results["place"] != "all")]
     assert set(memento["place"]) == set(range(min(lengths) + 2))
-    one, _ = results_of(checkpoint_of("qwen3"), cases[:1])
-    assert one["bits_low"].isna().all() and one["valid"].all()
+    single, _ = results_of(checkpoint_of("qwen3"), cases[:1])
+    assert single["bits_low"].isna().all() and single["valid"].all()

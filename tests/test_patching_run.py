@@ -1,4 +1,4 @@
-"""Runs of `patch`: on the bundled models, their folders, the command, and controls seen to fail."""
+"""Runs of `patch`: bundled models, run folders, the command, and controls that fail."""
 
 import json
 from functools import cache
@@ -44,9 +44,9 @@ def patched(model: str) -> tuple[Checkpoint, list[PatchCase], pd.DataFrame, dict
 def test_the_answer_is_carried_by_values_of_the_last_layer(model: str) -> None:
     _, _, results, site_sets = patched(model)
     assert results["valid"].all() and failed_controls(results) == ()
-    whole = results[(results["place"] == "all")].set_index(["source", "intervention", "carrier", "layer", "kv"])
+    joint_rows = results[(results["place"] == "all")].set_index(["source", "intervention", "carrier", "layer", "kv"])
     for source in ("ledger-h1", "ledger-h3"):
-        swap = whole.loc[source, "swap"]
+        swap = joint_rows.loc[source, "swap"]
         assert swap.loc[("everything", "all", "kv"), "follows_donor"] == 1
         assert swap.loc[("everything", "all", "kv"), "recovered"] == pytest.approx(1)
         assert swap.loc[("memento", 3, "v"), "recovered"] == pytest.approx(1, abs=0.03)
@@ -55,39 +55,39 @@ def test_the_answer_is_carried_by_values_of_the_last_layer(model: str) -> None:
         assert swap.loc[("memento", "all", "k"), "keeps_original"] == 1
         assert site_sets[source].enough and site_sets[source].recovered.value > 0.85
         assert {(site.layer, site.kv) for site in site_sets[source].sites} == {(3, "v")}
-    assert abs(whole.loc[("ledger-h0", "swap", "everything", "all", "kv"), "bits"]) < 0.1
-    assert whole.loc[("ledger-h0", "swap", "everything", "all", "kv"), "keeps_original"] == 1
-    assert np.isnan(whole.loc[("ledger-h0", "swap", "everything", "all", "kv"), "recovered"])
+    assert abs(joint_rows.loc[("ledger-h0", "swap", "everything", "all", "kv"), "bits"]) < 0.1
+    assert joint_rows.loc[("ledger-h0", "swap", "everything", "all", "kv"), "keeps_original"] == 1
+    assert np.isnan(joint_rows.loc[("ledger-h0", "swap", "everything", "all", "kv"), "recovered"])
     assert "ledger-h0" not in site_sets
     if model == "toy-mixed":
         for source, level in (("ledger-h1", 1), ("ledger-h3", 3)):
-            sealed = whole.loc[(source, "seal", "everything", "all", "kv"), "bits"]
+            sealed = joint_rows.loc[(source, "seal", "everything", "all", "kv"), "bits"]
             assert sealed == pytest.approx(level * np.log2(10), abs=0.8)
 
 
-def test_each_hidden_digit_sits_on_a_token_of_its_own() -> None:
-    """`toy-open`: the digits of the answer on tokens 0, 2 and 3 of the memento, the first being `<|summary_start|>`."""
+def test_each_hidden_digit_is_at_its_own_token() -> None:
+    """In `toy-open` the three digits of the answer are at tokens 0 (`<|summary_start|>`), 2 and 3 of the memento."""
     _, _, results, site_sets = patched("toy-open")
     assert {site.place for site in site_sets["ledger-h1"].sites} == {3}
     assert {site.place for site in site_sets["ledger-h3"].sites} == {0, 2, 3}
     rows = results[(results["source"] == "ledger-h3") & (results["intervention"] == "swap")]
     rows = rows[(rows["carrier"] == "memento") & (rows["layer"] == "all") & (rows["kv"] == "v")].set_index("place")
-    for digit, place in enumerate((0, 2, 3)):
-        by_token = np.array(rows.loc[place, "by_token"])
+    for digit, token in enumerate((0, 2, 3)):
+        by_token = np.array(rows.loc[token, "by_token"])
         assert by_token[digit] > 10 and np.abs(np.delete(by_token, digit)).max() < 0.1
-        assert by_token.sum() == pytest.approx(rows.loc[place, "bits"])
+        assert by_token.sum() == pytest.approx(rows.loc[token, "bits"])
     assert rows.loc[0, "token"] == "<|summary_start|>" and rows.loc[1, "token"] == "*"
 
 
-def test_a_joint_patch_of_everything_is_everything() -> None:
+def test_joint_patch_of_all_sites_equals_patching_everything() -> None:
     checkpoint, cases, _, _ = patched("toy-open")
     some = [case for case in cases if case.trace.source == "ledger-h3"][:4]
-    pieces = [PatchSite("memento", place, layer, kv) for place in range(5) for layer in range(4) for kv in "kv"]
+    pieces = [PatchSite("memento", token, layer, kv) for token in range(5) for layer in range(4) for kv in "kv"]
     for name in ("swap", "seal"):
-        joint, whole = joint_effect(checkpoint, some, name, [*pieces, PatchSite("earlier")], 2_000, 3)
-        np.testing.assert_allclose(joint, whole, atol=1e-3)
-    cases = [case_of(seed, blocks) for seed, blocks in ((1, 4), (0, 2), (2, 3))]  # of falling and rising lengths
-    sites = [PatchSite("memento", place, 1, "v") for place in range(2)]
+        joint, expected = joint_effect(checkpoint, some, name, [*pieces, PatchSite("earlier")], 2_000, 3)
+        np.testing.assert_allclose(joint, expected, atol=1e-3)
+    cases = [case_of(seed, blocks) for seed, blocks in ((1, 4), (0, 2), (2, 3))]  # of decreasing and increasing lengths
+    sites = [PatchSite("memento", token, 1, "v") for token in range(2)]
     forwards, _ = joint_effect(checkpoint_of("qwen3"), cases, "swap", sites, 65_536, 1)
     backwards, _ = joint_effect(checkpoint_of("qwen3"), cases[::-1], "swap", sites, 120, 1)
     np.testing.assert_allclose(backwards[::-1], forwards, atol=1e-4)
@@ -95,15 +95,15 @@ def test_a_joint_patch_of_everything_is_everything() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.01, 1.2))
-def test_no_member_of_a_set_can_be_left_out(weights: list[float], wanted: float) -> None:
+def test_site_set_is_minimal(weights: list[float], wanted: float) -> None:
     worth = dict(zip([PatchSite("memento", n) for n in range(len(weights))], weights, strict=True))
 
     def enough(sites: Any) -> bool:
         return sum(worth[site] for site in sites) >= wanted * sum(weights) - 1e-12
 
-    chosen, found = _search(list(worth), enough)
-    assert found == enough(list(worth))
-    if found:
+    chosen, is_enough = _search(list(worth), enough)
+    assert is_enough == enough(list(worth))
+    if is_enough:
         assert enough(chosen)
         assert not any(enough([o for o in chosen if o != site]) for site in chosen if len(chosen) > 1)
     else:
@@ -111,7 +111,7 @@ def test_no_member_of_a_set_can_be_left_out(weights: list[float], wanted: float)
 
 
 def row_of(trace: str, own: float, other: float, greedy: tuple[bool, bool], **more: Any) -> dict[str, Any]:
-    """A record of two sites: everything, which leaves -10 bits of one's own and -1 of the donor's, and another."""
+    """Return a record of two sites: everything (log2p of own text -10, of the donor's -1), and a memento token."""
     row = {"source": "s", "trace": trace, "intervention": "swap", "block": 0, "own": [1, 2], "other": [1, 3]}
     row |= {"clean": [-1.0], "clean_other": -12.0, "arm": -10.0, "carrier": ["everything", "memento"]}
     row |= {"place": [ALL, 1], "token": ["all", trace], "layer": [ALL, 2], "kv": ["kv", "v"]}
@@ -119,7 +119,7 @@ def row_of(trace: str, own: float, other: float, greedy: tuple[bool, bool], **mo
     return row | {"greedy_own": [False, greedy[0]], "greedy_other": [True, greedy[1]]} | more
 
 
-def test_what_a_site_is_worth() -> None:
+def test_site_summary() -> None:
     rows = [row_of("a", -4.0, -8.0, (True, False)), row_of("b", -6.0, -2.0, (False, True))]
     results = summarise(rows).set_index("carrier")
     site = results.loc["memento"]
@@ -130,18 +130,19 @@ def test_what_a_site_is_worth() -> None:
     assert site["p"] == pytest.approx(0.1560, abs=1e-3)  # t = 4 on one degree of freedom
     assert site["p_holm"] == pytest.approx(site["p"]) and results.loc["everything", "p"] == 0
     shared = [row | {"greedy_own": [True, True], "greedy_other": [True, True]} for row in rows]
-    assert summarise(shared).set_index("carrier").loc["memento", "follows_donor"] == 0  # an answer shared is kept
+    assert summarise(shared).set_index("carrier").loc["memento", "follows_donor"] == 0  # equal answers count as kept
     assert summarise(rows[:1]).set_index("carrier").loc["memento", "bits"] == 3
     nothing = [row | {"log2p_own": [-1.0, -1.0], "log2p_other": [-12.0, -12.0], "arm": -1.0} for row in rows]
     assert summarise(nothing)["recovered"].isna().all()
-    assert recovered_share(np.array([1.0, 0.5]), np.array([2.0, -2.0])) is None  # no whole effect to take a share of
+    assert recovered_share(np.array([1.0, 0.5]), np.array([2.0, -2.0])) is None  # no total effect to take a share of
 
 
 def test_controls_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [row_of("a", -4.0, -8.0, (True, False), arm=-9.0), row_of("b", -6.0, -2.0, (False, True), arm=-9.0)]
     results = summarise(rows)
     assert failed_controls(results) == (
-        "s: swap of arm is off the arm that does the same by -1.0000 bits (1.0000 a trace)",
+        "s: swap of everything differs from the arm that alters the whole cache by -1.0000 bits on average "
+        "(1.0000 bits per trace in absolute value)",
     )
     assert not results["valid"].any()
     assert failed_controls(
@@ -150,32 +151,32 @@ def test_controls_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CACHE_ARMS, "placebo", Noise(0.5))
     results, _ = results_of(checkpoint_of("llama"), [case_of(seed, 3) for seed in range(6)], parts=1)
     failures = failed_controls(results)
-    assert failures and all("of placebo moved the continuation" in failure for failure in failures)
+    assert failures and all("of placebo changed the continuation" in failure for failure in failures)
     rows = [row_of(n, -1 - d, -12.0, (True, False), carrier=["everything", "prompt"]) for n, d in (("a", 3), ("b", -3))]
     assert (
-        "moved the continuation by +0.0000 bits (3.0000 a trace)" in failed_controls(summarise(rows))[0]
+        "by +0.0000 bits on average (3.0000 bits per trace in absolute value)" in failed_controls(summarise(rows))[0]
     )  # 0 on average
 
 
 @pytest.mark.slow
-def test_the_run_folder_and_resuming(tmp_path: Path) -> None:
+def test_run_folder_and_resume(tmp_path: Path) -> None:
     options = {"bench": "ledger-h1", "limit": 2, "batch_tokens": 210}
-    found = gt.patch("toy-open", **options, out=tmp_path / "run")
-    assert open_run(tmp_path / "run") == found and found.valid
+    result = gt.patch("toy-open", **options, out=tmp_path / "run")
+    assert open_run(tmp_path / "run") == result and result.valid
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["command"], summary["valid"], summary["failures"]) == ("patch", True, [])
-    assert summary["results"][0]["layer"] == "all" and not found.results["control"].all()
-    (sites,) = found.site_sets
+    assert summary["results"][0]["layer"] == "all" and not result.results["control"].all()
+    (sites,) = result.site_sets
     assert sites["enough"] and sites["sites"][0]["place"] == 3 and sites["valid"]
-    assert "All controls held" in found.page()
-    whole = (tmp_path / "run" / "samples.parquet").read_bytes()
+    assert "All controls passed" in result.page()
+    contents = (tmp_path / "run" / "samples.parquet").read_bytes()
     kept = parquet.read_table(tmp_path / "run" / "samples.parquet").to_pylist()[:2]
     lines = "".join(json.dumps(row) + "\n" for row in kept)
     (tmp_path / "run" / "samples.jsonl").write_text(lines + '{"source": "led')
     (tmp_path / "run" / "samples.parquet").unlink()
-    with pytest.warns(RunWarning, match="dropped a record"):
-        assert gt.patch("toy-open", **options, resume=tmp_path / "run") == found
-    assert (tmp_path / "run" / "samples.parquet").read_bytes() == whole
+    with pytest.warns(RunWarning, match="dropped a damaged record"):
+        assert gt.patch("toy-open", **options, resume=tmp_path / "run") == result
+    assert (tmp_path / "run" / "samples.parquet").read_bytes() == contents
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     for kind in ("png", "svg"):
         assert (tmp_path / "run" / "figures" / f"patch-ledger-h1.{kind}").stat().st_size > 1000
@@ -184,37 +185,37 @@ def test_the_run_folder_and_resuming(tmp_path: Path) -> None:
         gt.patch("toy-open", **options, seed=1, resume=tmp_path / "run")
 
 
-def test_one_kind_alone_leaves_the_other_out() -> None:
-    """And changes nothing about what it measures."""
+def test_single_kind_gives_the_same_samples() -> None:
+    """Running one kind alone gives the same samples as running both."""
     both = gt.patch("toy-mixed", "ledger-h1", limit=2).samples
     for kind in ("seal", "swap"):
-        alone = gt.patch("toy-mixed", "ledger-h1", kind=kind, limit=2)  # type: ignore[arg-type]
-        assert alone.samples.equals(both[both["intervention"] == kind].reset_index(drop=True))
-        assert set(alone.results["intervention"]) == {kind} and alone.valid
-        assert len(alone.site_sets) == (kind == "swap")
+        single_kind = gt.patch("toy-mixed", "ledger-h1", kind=kind, limit=2)  # type: ignore[arg-type]
+        assert single_kind.samples.equals(both[both["intervention"] == kind].reset_index(drop=True))
+        assert set(single_kind.results["intervention"]) == {kind} and single_kind.valid
+        assert len(single_kind.site_sets) == (kind == "swap")
     checkpoint = load("toy-mixed")
     (bench,) = load_bench("ledger-h1", 2)
     traces = reference_traces(checkpoint, bench)
     assert set(gt.patch(checkpoint, traces=traces).results["intervention"]) == {"seal"}
     with pytest.raises(UserError, match="a swap needs counterfactual blocks"):
         gt.patch(checkpoint, traces=traces, kind="swap")
-    with pytest.raises(UserError, match="--kind is seal or swap, not 'both'"):
+    with pytest.raises(UserError, match="--kind must be seal or swap, not 'both'"):
         gt.patch(checkpoint, kind="both")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="--parts and --batch-tokens are at least 1"):
+    with pytest.raises(UserError, match="--parts and --batch-tokens must be at least 1"):
         gt.patch("no such model", parts=0)
 
 
-def test_a_failed_control_invalidates_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_control_invalidates_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CACHE_ARMS, "placebo", Noise(2.0))
     command = ["patch", "--bench", "ledger-h1", "--limit", "3", "--out", str(tmp_path / "run")]
     done = CliRunner().invoke(cli.app, command)
     assert done.exit_code == 12 and "INVALID" in done.output
-    found = open_run(tmp_path / "run")
-    assert not found.results["valid"].any() and not found.valid and "placebo" in found.failures[0]
-    assert not any(row["valid"] for row in found.summary["site_sets"])
+    reopened = open_run(tmp_path / "run")
+    assert not reopened.results["valid"].any() and not reopened.valid and "placebo" in reopened.failures[0]
+    assert not any(row["valid"] for row in reopened.summary["site_sets"])
 
 
-def test_the_command_prints_what_carries_the_answer(tmp_path: Path) -> None:
+def test_command_prints_the_site_set(tmp_path: Path) -> None:
     command = ["patch", "--model", "toy-open", "--bench", "ledger-h1", "--limit", "2", "--kind", "swap"]
     done = CliRunner().invoke(cli.app, [*command, "--out", str(tmp_path / "run")])
     assert done.exit_code == 0

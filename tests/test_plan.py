@@ -1,4 +1,4 @@
-"""Plans: what the power module, the law and a real session say, and nothing else."""
+"""Plans agree with the power module, the law and a real session."""
 
 from dataclasses import replace
 
@@ -41,11 +41,11 @@ def make(policy: Policy = KEEP, **changes: object) -> Plan:
     return plan(QWEN, torch.bfloat16, policy, replace(AIME, **changes))
 
 
-def test_qwen3_8b_takes_144_kib_a_token() -> None:
+def test_qwen3_8b_takes_144_kib_per_token() -> None:
     assert make().bytes_per_token == 147_456 == 144 * 1024
 
 
-def test_a_config_is_enough() -> None:
+def test_plan_needs_only_a_config() -> None:
     done = plan(CacheGeometry.from_config(load_config("toy-mixed")), torch.float32, KEEP, AIME)
     assert done.bytes_per_token == 4096
 
@@ -56,14 +56,14 @@ def test_counts_by_hand() -> None:
     assert done.samples == 1920
     assert done.tokens == 1920 * 3 * 2000
     assert done.seconds == done.tokens / 500
-    # One block of 1,150 ends within 2,000 tokens: its end, then the memento with both delimiters, again.
+    # One block of 1,150 tokens ends within 2,000: <|block_end|>, then the recomputed memento with both delimiters.
     assert [arm.recomputed_tokens for arm in done.arms] == [0, 1 + 194 + 2, 0]
     assert done.recomputed_tokens == 1920 * 197
     assert make().seconds is None
     assert (done.rows, make(n_problems=3, repetitions=4).rows) == (32, 12)
 
 
-def test_the_average_trace_has_the_papers_proportions() -> None:
+def test_average_trace_has_the_proportions_of_the_paper() -> None:
     """About 10,900 tokens of blocks and 1,850 of mementos; the last block has not ended."""
     tokens = average_trace(200, 12_750)
     blocks = find_blocks(tokens, MARKUP)
@@ -75,12 +75,12 @@ def test_the_average_trace_has_the_papers_proportions() -> None:
 
 @pytest.mark.parametrize("mask_delimiters", [True, False])
 @pytest.mark.parametrize("keep", [0, 2])
-def test_kv_is_what_the_law_leaves(mask_delimiters: bool, keep: int) -> None:
-    """Block by block, without the law: what a finished block leaves behind, and the block under way."""
-    gone = 1150 + 2 * mask_delimiters
+def test_kv_equals_a_count_without_the_law(mask_delimiters: bool, keep: int) -> None:
+    """The count adds the retained tokens of finished blocks and the tokens of the unfinished block."""
+    erased_per_block = 1150 + 2 * mask_delimiters
     held, blocks = [], 0
     for step in range(12_750):
-        held.append(201 + step - max(0, blocks - keep) * gone)
+        held.append(201 + step - max(0, blocks - keep) * erased_per_block)
         blocks += (step + 1) % 1348 == 0
     done = make(Policy(mask_delimiters, keep), arms=("full", "restart"))
     memento, full, restart = done.arms
@@ -100,10 +100,8 @@ def test_kv_is_what_the_law_leaves(mask_delimiters: bool, keep: int) -> None:
         Policy(False, erase_at="before_summary_end"),
     ],
 )
-def test_a_real_session_reads_and_holds_what_was_planned(
-    name: str, policy: Policy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A small trace through a tiny model, every token that passes it counted."""
+def test_real_session_matches_the_plan(name: str, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small trace is fed to a tiny model, and all forwarded tokens are counted."""
     tokens = average_trace(4, 75, block=9, memento=4)
     monkeypatch.setattr("ghosttrace.ablation.plan.average_trace", lambda *lengths: tokens)
     planned = arm_plan(name, policy, 4, 75)
@@ -128,19 +126,19 @@ def test_a_real_session_reads_and_holds_what_was_planned(
     assert planned.has_sealed_copy == (name not in ("memento", "placebo"))
 
 
-def test_nothing_is_read_again_where_nothing_expires() -> None:
+def test_nothing_is_recomputed_without_erasure() -> None:
     assert count_recomputed_tokens(expiry(average_trace(10, 900), MARKUP, KEEP)) == 0
     assert arm_plan("restart", KEEP, 10, 900) == ArmPlan("restart", True, 1820, 2 * (10 + 901 / 2), 0)
 
 
-def test_what_it_can_find_is_what_power_says() -> None:
+def test_detectable_effect_agrees_with_power() -> None:
     done = make(repetitions=8, concentration=2.0)
     assert done.min_repetitions == repetitions_needed(30, population_with_effect(0.661, 0.05, 2.0))
     assert done.detectable == detectable(0.661, 30, 8, 2.0)
     at_needed, below = (make(repetitions=done.min_repetitions - less, concentration=2.0).power for less in (0, 1))
     assert at_needed >= 0.8 > below
-    found = make(effect=done.detectable, repetitions=8, concentration=2.0)
-    assert found.power == pytest.approx(0.8, abs=1e-6)
+    planned = make(effect=done.detectable, repetitions=8, concentration=2.0)
+    assert planned.power == pytest.approx(0.8, abs=1e-6)
     assert make(n_problems=120).half_width < make().half_width / 1.9
 
 
@@ -158,45 +156,45 @@ def test_what_it_can_find_is_what_power_says() -> None:
         ({"throughput": 0.0}, "above 0"),
         ({"arms": ("erase",)}, "no arm 'erase'"),
         ({"policy": Policy(False, keep_last_n_blocks=-1)}, "erases none"),
-        ({"policy": Policy(True), "arms": ("seal-delimiters",)}, "needs delimiters that stay"),
+        ({"policy": Policy(True), "arms": ("seal-delimiters",)}, "needs retained delimiters"),
     ],
 )
-def test_bad_input_is_refused(changes: dict[str, object], message: str) -> None:
+def test_invalid_input_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make(**changes)
 
 
 def shown(done: Plan) -> str:
     console = Console(width=80, record=True, file=None, quiet=True)
-    with console.capture() as said:
+    with console.capture() as captured:
         console.quiet = False
         for table in plan_table(done):
             console.print(table)
-    return said.get()
+    return captured.get()
 
 
-def test_the_table_says_it_in_80_columns() -> None:
+def test_table_fits_80_columns() -> None:
     arms = ("memento", "full", "restart", "restart-renumbered")
     text = shown(make(arms=arms, throughput=4290.0, batch_size=128))
     assert max(len(line) for line in text.splitlines()) <= 80
     flat = " ".join(text.split())
     for words in (
-        "To find a drop of 5 points from 66.1 %",
+        "To detect a drop of 5 points from 66.1 %",
         "problems, repetitions 30, 64",
         "samples, all arms 7,680",
-        "tokens decoded, 12,750 a sample 97,920,000",
+        "tokens decoded, 12,750 per sample 97,920,000",
         "time to decode 6.3 hours",
-        "144 KiB a token, block delimiters kept",
+        "144 KiB per token, block delimiters kept",
         "restart-renumbered* 6,264 0.86 0.47 110.1 1,781",
         "full 12,950 1.78 0.90 227.6",
     ):
         assert words in flat, (words, text)
 
 
-def test_the_table_says_what_cannot_be_had() -> None:
+def test_table_names_unreachable_power() -> None:
     text = " ".join(shown(make(concentration=0.1)).split())
-    assert "repetitions needed for 80 % power none is enough: more problems" in text
-    assert "not told: give a throughput" in text
+    assert "repetitions needed for 80 % power no number suffices: add problems" in text
+    assert "unknown: set --throughput" in text
     hopeless = " ".join(shown(make(n_problems=2, effect=0.1)).split())
-    assert "smallest drop found with 80 % power none: more problems" in hopeless
-    assert "chance of finding it over 99 %" in " ".join(shown(make(effect=0.1)).split())
+    assert "smallest drop detected with 80 % power none: add problems" in hopeless
+    assert "power: chance of detecting it over 99 %" in " ".join(shown(make(effect=0.1)).split())

@@ -1,4 +1,4 @@
-"""Closed forms of `ghosttrace.ablation.power` held to simulations of the model they describe."""
+"""Closed forms of `ghosttrace.ablation.power` against simulations."""
 
 from functools import cache
 from pathlib import Path
@@ -30,7 +30,7 @@ DESIGNS = [(0.661, 0.153, 0.5), (0.661, 0.153, 1.0), (0.661, 0.05, 2.0), (0.3, 0
 
 @cache
 def shift(accuracy: float, effect: float, concentration: float) -> float:
-    """The fall of log odds, by bisection on 400,000 drawn problems."""
+    """Return the decrease of log odds that gives this effect, by bisection on 400,000 drawn problems."""
     theta = drawn(np.random.default_rng(9), accuracy, concentration, (400_000,))
     low, high = 0.0, 50.0
     for _ in range(40):
@@ -43,10 +43,10 @@ def drawn(rng: np.random.Generator, accuracy: float, concentration: float, size:
     return rng.beta(accuracy * concentration, (1 - accuracy) * concentration, size)
 
 
-def contests(
+def simulated_scores(
     design: tuple[float, float, float], runs: int, problems: int, repetitions: int, arm_repetitions: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of problems under both arms, float[runs, problems] each: problems and answers drawn anew."""
+    """Return scores of both arms, float[runs, problems] each, with problems and answers drawn in each run."""
     accuracy, _, concentration = design
     rng = np.random.default_rng(seed)
     theta = drawn(rng, accuracy, concentration, (runs, problems))
@@ -55,7 +55,7 @@ def contests(
 
 
 @pytest.mark.parametrize("design", DESIGNS)
-def test_the_grid_is_the_population(design: tuple[float, float, float]) -> None:
+def test_grid_equals_the_simulated_population(design: tuple[float, float, float]) -> None:
     accuracy, effect, concentration = design
     drop = population_with_effect(*design)
     assert drop.effect == pytest.approx(effect, abs=1e-9)
@@ -70,7 +70,7 @@ def test_the_grid_is_the_population(design: tuple[float, float, float]) -> None:
     assert noise == pytest.approx(accuracy * (1 - accuracy) * concentration / (1 + concentration), rel=0.01)
 
 
-def test_uniform_chances_have_a_closed_form() -> None:
+def test_uniform_probabilities_have_a_closed_form() -> None:
     """Beta(1, 1): the mean of theta r / (1 - (1 - r) theta), r = exp(-delta), is an elementary integral."""
     odds = log_odds(0.5, 2.0)
     for delta in (0.1, 1.0, 3.0):
@@ -79,7 +79,7 @@ def test_uniform_chances_have_a_closed_form() -> None:
         assert expit(odds - delta).mean() == pytest.approx(mean, abs=1e-6)
 
 
-def test_chances_close_to_1_have_finite_log_odds() -> None:
+def test_probabilities_close_to_1_have_finite_log_odds() -> None:
     assert np.isfinite(log_odds(0.661, 0.1)).all()
     assert population_with_effect(0.661, 0.66, 0.1).effect == pytest.approx(0.66)
 
@@ -87,10 +87,10 @@ def test_chances_close_to_1_have_finite_log_odds() -> None:
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("repetitions", [(64, 8), (2, 5)])
 def test_standard_errors(design: tuple[float, float, float], repetitions: tuple[int, int]) -> None:
-    """Spread of the estimate over 10,000 contests, on shared problems and on two sets of them."""
+    """Standard errors equal the spread over 10,000 simulated runs, on shared and on separate problems."""
     drop, n, runs = population_with_effect(*design), 30, 10_000
     within = drop.within_problem_variance(*repetitions)
-    reference, arm = contests(design, runs, n, *repetitions)
+    reference, arm = simulated_scores(design, runs, n, *repetitions)
     paired = (arm - reference).mean(axis=1).std()
     unpaired = (np.roll(arm, 1, axis=0) - reference).mean(axis=1).std()
     assert standard_error(n, drop.paired_variance, within) == pytest.approx(paired, rel=0.025)
@@ -98,11 +98,13 @@ def test_standard_errors(design: tuple[float, float, float], repetitions: tuple[
 
 
 @pytest.mark.parametrize("design", DESIGNS)
-def test_paired_effects_have_the_width_and_coverage_that_was_planned(design: tuple[float, float, float]) -> None:
+def test_paired_intervals_have_the_planned_width_and_coverage(design: tuple[float, float, float]) -> None:
     n, repetitions, runs = 30, 8, 800
     drop = population_with_effect(*design)
     planned = half_width(standard_error(n, drop.paired_variance, drop.within_problem_variance(repetitions)), n - 1)
-    effects = [paired_effect(a, r) for r, a in zip(*contests(design, runs, n, repetitions, repetitions), strict=True)]
+    effects = [
+        paired_effect(a, r) for r, a in zip(*simulated_scores(design, runs, n, repetitions, repetitions), strict=True)
+    ]
     covered = np.mean([e.low <= -drop.effect <= e.high for e in effects])
     assert 0.92 < covered < 0.97
     assert np.mean([e.high - e.low for e in effects]) / 2 == pytest.approx(planned, rel=0.05)
@@ -118,29 +120,29 @@ def test_power_is_the_share_of_runs_that_find_the_effect(
         standard_error(problems, drop.paired_variance, drop.within_problem_variance(repetitions)),
         problems - 1,
     )
-    reference, arm = contests(design, runs, problems, repetitions, repetitions)
-    found = np.mean([paired_effect(a, r).high < 0 for r, a in zip(reference, arm, strict=True)])
+    reference, arm = simulated_scores(design, runs, problems, repetitions, repetitions)
+    share = np.mean([paired_effect(a, r).high < 0 for r, a in zip(reference, arm, strict=True)])
     assert 0.6 < promised < 0.95
-    assert found == pytest.approx(promised, abs=3.5 * np.sqrt(promised * (1 - promised) / runs))
+    assert share == pytest.approx(promised, abs=3.5 * np.sqrt(promised * (1 - promised) / runs))
 
 
 @pytest.mark.parametrize(("concentration", "spare"), [(0.5, 0.15), (1.0, 0.08), (2.0, 0.05)])
-def test_on_few_u_shaped_problems_power_errs_on_the_safe_side(concentration: float, spare: float) -> None:
-    """Skewed differences: what is promised at 80 % is found a little more often."""
+def test_power_is_conservative_on_few_u_shaped_problems(concentration: float, spare: float) -> None:
+    """With skewed differences, an effect with predicted power 80 % is found slightly more often."""
     for repetitions in (8, 64):
-        least = detectable(0.661, 30, repetitions, concentration)
-        assert least is not None
-        reference, arm = contests((0.661, least, concentration), 800, 30, repetitions, repetitions)
-        found = np.mean([paired_effect(a, r).high < 0 for r, a in zip(reference, arm, strict=True)])
-        assert 0.77 < found < 0.8 + spare
+        effect = detectable(0.661, 30, repetitions, concentration)
+        assert effect is not None
+        reference, arm = simulated_scores((0.661, effect, concentration), 800, 30, repetitions, repetitions)
+        share = np.mean([paired_effect(a, r).high < 0 for r, a in zip(reference, arm, strict=True)])
+        assert 0.77 < share < 0.8 + spare
 
 
 def test_power_of_a_t_test_on_normal_differences() -> None:
     rng = np.random.default_rng(2)
     for n, effect in ((5, 1.2), (30, 0.4), (30, 2.0)):
         x = rng.normal(effect, 1, (20_000, n))
-        found = np.mean(x.mean(axis=1) / (x.std(axis=1, ddof=1) / np.sqrt(n)) > stats.t.ppf(0.975, n - 1))
-        assert power(effect, 1 / np.sqrt(n), n - 1) == pytest.approx(found, abs=0.012)
+        share = np.mean(x.mean(axis=1) / (x.std(axis=1, ddof=1) / np.sqrt(n)) > stats.t.ppf(0.975, n - 1))
+        assert power(effect, 1 / np.sqrt(n), n - 1) == pytest.approx(share, abs=0.012)
     assert power(0.0, 1.0, 29) == pytest.approx(0.025)
     assert power(1.0, 0.001, 29) == 1
 
@@ -155,10 +157,10 @@ ANY = {
 
 @settings(max_examples=40, deadline=None)
 @given(**ANY)
-def test_repetitions_needed_are_the_fewest(accuracy: float, share: float, concentration: float, problems: int) -> None:
+def test_repetitions_needed_are_minimal(accuracy: float, share: float, concentration: float, problems: int) -> None:
     drop = population_with_effect(accuracy, share * accuracy, concentration)
 
-    def found(repetitions: float) -> float:
+    def power_at(repetitions: float) -> float:
         return power(
             drop.effect,
             standard_error(problems, drop.paired_variance, drop.within_problem_variance(repetitions)),
@@ -167,36 +169,36 @@ def test_repetitions_needed_are_the_fewest(accuracy: float, share: float, concen
 
     needed = repetitions_needed(problems, drop)
     if needed is None:
-        assert found(1e12) < 0.8
+        assert power_at(1e12) < 0.8
     else:
-        assert found(needed) >= 0.8 - 1e-9
-        assert needed == 1 or found(needed - 1) < 0.8
+        assert power_at(needed) >= 0.8 - 1e-9
+        assert needed == 1 or power_at(needed - 1) < 0.8
 
 
 @settings(max_examples=12, deadline=None)
 @given(repetitions=st.integers(1, 64), accuracy=ANY["accuracy"], concentration=ANY["concentration"])
-def test_the_detectable_effect_is_the_smallest(repetitions: int, accuracy: float, concentration: float) -> None:
-    n, least = 30, detectable(accuracy, 30, repetitions, concentration)
+def test_detectable_effect_is_minimal(repetitions: int, accuracy: float, concentration: float) -> None:
+    n, smallest = 30, detectable(accuracy, 30, repetitions, concentration)
 
-    def found(effect: float) -> float:
+    def power_at(effect: float) -> float:
         drop = population_with_effect(accuracy, effect, concentration)
         return power(effect, standard_error(n, drop.paired_variance, drop.within_problem_variance(repetitions)), n - 1)
 
-    if least is None:
-        assert max(found(share * accuracy) for share in np.linspace(0.01, 0.99, 20)) < 0.8
+    if smallest is None:
+        assert max(power_at(share * accuracy) for share in np.linspace(0.01, 0.99, 20)) < 0.8
     else:
-        assert found(least) == pytest.approx(0.8, abs=1e-6)
-        assert all(found(share * least) < 0.8 for share in (0.1, 0.5, 0.9, 0.99))
+        assert power_at(smallest) == pytest.approx(0.8, abs=1e-6)
+        assert all(power_at(share * smallest) < 0.8 for share in (0.1, 0.5, 0.9, 0.99))
 
 
-def test_the_papers_design_by_hand() -> None:
+def test_design_of_the_paper_by_hand() -> None:
     """Beta(0.661, 0.339): Var(theta) = E[theta (1 - theta)] = 0.661 * 0.339 / 2, so most of it between problems."""
     drop = population_with_effect(0.661, 0.153)
     assert np.var(drop.reference) == pytest.approx(0.661 * 0.339 / 2, rel=1e-3)
     assert drop.paired_variance < drop.unpaired_variance / 10
-    alone = standard_error(30, drop.unpaired_variance, drop.within_problem_variance(64, 8))
+    unpaired = standard_error(30, drop.unpaired_variance, drop.within_problem_variance(64, 8))
     assert (
-        half_width(alone, 58)
+        half_width(unpaired, 58)
         > 0.153
         > half_width(standard_error(30, drop.paired_variance, drop.within_problem_variance(8)), 29)
     )
@@ -214,7 +216,7 @@ def test_the_papers_design_by_hand() -> None:
         (0.661, 0.1, 0.0, "concentration"),
     ],
 )
-def test_what_cannot_be_planned_is_refused(accuracy: float, effect: float, concentration: float, message: str) -> None:
+def test_invalid_designs_are_refused(accuracy: float, effect: float, concentration: float, message: str) -> None:
     with pytest.raises(UserError, match=message):
         population_with_effect(accuracy, effect, concentration)
     with pytest.raises(UserError, match="at least 2"):
@@ -229,21 +231,21 @@ def recorded(column: str, way: str, repetitions: tuple[int, int], concentration:
     return 100 * RESULTS.set_index(CELL).loc[(effect, *repetitions, way, concentration), column]
 
 
-def test_the_document_quotes_the_recorded_simulation() -> None:
+def test_tables_of_the_document_equal_the_recorded_simulation() -> None:
     text = (ROOT / "docs" / "statistics.md").read_text()
     designs = [((64, 8), "unpaired"), ((64, 8), "paired"), ((8, 8), "paired"), ((64, 64), "paired")]
     designs += [((64, 8), "fixed"), ((64, 64), "fixed")]
     columns = {"half_width": ".1f", "excludes_0": ".0f", "covers_population": ".0f", "covers_these_problems": ".0f"}
     for repetitions, way in designs:
-        cells = [
+        numbers = [
             " / ".join(f"{recorded(column, way, repetitions, c):{form}}" for c in (0.5, 1.0, 2.0))
             for column, form in columns.items()
         ]
-        assert f"| {repetitions[0]} and {repetitions[1]}, {way} | {' | '.join(cells)} |" in text
+        assert f"| {repetitions[0]} and {repetitions[1]}, {way} | {' | '.join(numbers)} |" in text
     assert set(RESULTS["runs"]) == {2000}
 
 
-def test_the_documents_sentences_quote_it_too() -> None:
+def test_sentences_of_the_document_equal_the_recorded_simulation() -> None:
     flat = " ".join((ROOT / "docs" / "statistics.md").read_text().split())
     unpaired, paired = (recorded("half_width", way, (64, 8), 1.0) for way in ("unpaired", "paired"))
     assert f"± {unpaired:.1f} points (a + b = 1)" in flat
@@ -266,7 +268,7 @@ def test_the_documents_sentences_quote_it_too() -> None:
 
 
 @pytest.mark.parametrize("concentration", [0.5, 1.0, 2.0])
-def test_the_recorded_simulation_agrees_with_the_closed_forms(concentration: float) -> None:
+def test_recorded_simulation_agrees_with_the_closed_forms(concentration: float) -> None:
     rows = RESULTS[(RESULTS["concentration"] == concentration) & (RESULTS["repetitions"] >= 8)]
     np.testing.assert_allclose(rows["half_width"], rows["planned_half_width"], rtol=0.06)
     paired = rows[rows["way"] == "paired"]
@@ -275,12 +277,12 @@ def test_the_recorded_simulation_agrees_with_the_closed_forms(concentration: flo
     assert rows.loc[rows["way"] == "fixed", "covers_these_problems"].between(0.93, 0.97).all()
 
 
-def test_the_experiment_remakes_a_recorded_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same seeds, all but the slow part: fewer runs agree within their noise."""
+def test_experiment_reproduces_a_recorded_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same seeds and fewer runs, a recorded row is reproduced within its noise."""
     monkeypatch.setattr(paper_power, "RUNS", 300)
     for row in paper_power.simulate(0.153, 1.0, (64, 8)):
-        again = recorded("half_width", row["way"], (64, 8), 1.0) / 100
-        assert row["half_width"] == pytest.approx(again, rel=0.03)
+        half_width_recorded = recorded("half_width", row["way"], (64, 8), 1.0) / 100
+        assert row["half_width"] == pytest.approx(half_width_recorded, rel=0.03)
         assert row["planned_half_width"] == pytest.approx(
             recorded("planned_half_width", row["way"], (64, 8), 1.0) / 100, rel=1e-9
         )

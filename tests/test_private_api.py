@@ -16,25 +16,25 @@ from ghosttrace.errors import UserError
 from ghosttrace.serving.vllm import private_api_check
 from ghosttrace.serving.vllm.private_api import SUPPORTED_VERSIONS, Component, PrivateName, private_names
 
-needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here")
+needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM")
 
 
 class Scheduler:
-    """Stands for a class of vLLM."""
+    """Stub of a vLLM class."""
 
     def __init__(self) -> None:
         self.running: list[Any] = []
 
     def schedule(self, throttle_prefills: bool = False, *, urgent: bool = False) -> None:
-        """Has one parameter more than expected."""
+        """A method with one parameter more than expected."""
 
     @classmethod
     def validate(cls, params: Any, **more: Any) -> None:
-        """A class method."""
+        """A class method of the stub."""
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_checked_yet() -> Iterator[None]:
+def clear_check_cache() -> Iterator[None]:
     """Clear the cached results before and after every test, because tests replace the table."""
     private_api_check.check_component.cache_clear()
     yield
@@ -42,8 +42,8 @@ def nothing_is_checked_yet() -> Iterator[None]:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module `vllm_like` that holds the class above."""
+def fake_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Register a module `vllm_like` with the stub class."""
     module = ModuleType("vllm_like")
     module.Scheduler = Scheduler  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm_like", module)
@@ -53,58 +53,58 @@ def seam(name: str, parameters: str | None, owner: str = "Scheduler", module: st
     return PrivateName("scheduler", module, owner, name, None if parameters is None else tuple(parameters.split()))
 
 
-def test_what_is_as_expected_passes(fake: None) -> None:
+def test_expected_signatures_pass(fake_vllm: None) -> None:
     private_api_check.check_name(seam("schedule", "self throttle_prefills urgent"), "0.32.0")
     private_api_check.check_name(seam("validate", "cls params **more"), "0.32.0")
     private_api_check.check_name(seam("running", None), "0.32.0")
 
 
 @pytest.mark.parametrize(
-    "moved, says",
+    "moved, expected_part",
     [
-        (seam("schedule", "self throttle_prefills"), "which now takes (self, throttle_prefills, urgent)"),
-        (seam("_free_blocks", "self request"), "vllm_like.Scheduler._free_blocks(self, request), which is gone"),
-        (seam("schedule", "self", owner="OtherScheduler"), "OtherScheduler.schedule(self), which is gone"),
-        (seam("schedule", "self", module="vllm_unlike"), "vllm_unlike.Scheduler.schedule(self), which is gone"),
-        (seam("waiting", None), "vllm_like.Scheduler.waiting, which is gone"),
+        (seam("schedule", "self throttle_prefills"), "now has the parameters (self, throttle_prefills, urgent)"),
+        (seam("_free_blocks", "self request"), "vllm_like.Scheduler._free_blocks(self, request) is missing"),
+        (seam("schedule", "self", owner="OtherScheduler"), "OtherScheduler.schedule(self) is missing"),
+        (seam("schedule", "self", module="vllm_unlike"), "vllm_unlike.Scheduler.schedule(self) is missing"),
+        (seam("waiting", None), "vllm_like.Scheduler.waiting is missing"),
     ],
 )
-def test_what_has_moved_is_refused_in_one_sentence(fake: None, moved: PrivateName, says: str) -> None:
+def test_changed_signatures_are_refused(fake_vllm: None, moved: PrivateName, expected_part: str) -> None:
     with pytest.raises(UserError) as refused:
         private_api_check.check_name(moved, "0.32.0")
     message = str(refused.value)
-    assert message.startswith("vLLM 0.32.0 has moved vllm_") and says in message
-    assert message.endswith("install a version that was tried, with `pip install 'vllm>=0.32,<0.34'`")
+    assert message.startswith("in vLLM 0.32.0, vllm_") and expected_part in message
+    assert message.endswith("install a supported version with `pip install 'vllm>=0.32,<0.34'`")
     assert "\n" not in message and ". " not in message
 
 
-def installed(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    """Let vLLM have this version."""
+def set_vllm_version(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """Set the reported version of vLLM."""
     module = ModuleType("vllm")
     module.__version__ = version  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", module)
     private_api_check.check_component.cache_clear()
 
 
-def test_check_compares_the_table_of_the_installed_version(fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_uses_the_table_of_the_installed_version(fake_vllm: None, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = {"0.32": [seam("schedule", "self")], "0.33": [seam("running", None)]}
     monkeypatch.setattr(private_api_check, "private_names", tables.__getitem__)
-    installed(monkeypatch, "0.33.1")
+    set_vllm_version(monkeypatch, "0.33.1")
     private_api_check.check_component("scheduler")
-    installed(monkeypatch, "0.32.0+cpu")
-    with pytest.raises(UserError, match=r"has moved vllm_like\.Scheduler\.schedule"):
+    set_vllm_version(monkeypatch, "0.32.0+cpu")
+    with pytest.raises(UserError, match=r"in vLLM 0\.32\.0\+cpu, vllm_like\.Scheduler\.schedule"):
         private_api_check.check_component("scheduler")
-    private_api_check.check_component("worker")  # depends on nothing in these tables
+    private_api_check.check_component("worker")  # no entry of these tables
 
 
 @pytest.mark.parametrize("version", ["0.31.2", "0.34.0", "dev"])
-def test_a_version_that_was_not_tried_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, version)
-    with pytest.raises(UserError, match=f"not tried with vLLM {version}: install a version that was tried"):
+def test_untested_version_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_vllm_version(monkeypatch, version)
+    with pytest.raises(UserError, match=f"does not support vLLM {version}: install a supported version"):
         private_api_check.check_component("scheduler")
 
 
-def test_a_backend_that_cannot_be_probed_is_refused() -> None:
+def test_backend_with_other_parameters_is_refused() -> None:
     class Good:
         def do_kv_cache_update(self, layer: Any, key: Any, value: Any, kv_cache: Any, slot_mapping: Any) -> None: ...
 
@@ -117,9 +117,9 @@ def test_a_backend_that_cannot_be_probed_is_refused() -> None:
             private_api_check.check_backend(backend)
 
 
-def test_versions_differ_in_what_is_known_to_have_changed() -> None:
+def test_tables_of_versions_differ_in_known_changes() -> None:
     old, new = (set(private_names(version)) for version in SUPPORTED_VERSIONS)
-    assert {one.name for one in old ^ new} == {"get_computed_blocks", "gather_block_tables"}
+    assert {entry.name for entry in old ^ new} == {"get_computed_blocks", "gather_block_tables"}
     assert len(old) == len(new) == len(private_names("0.32"))
 
 
@@ -138,27 +138,27 @@ def test_sources_are_compared_without_importing_them(kind: str, tmp_path: Path) 
     if kind == "wheel":
         with zipfile.ZipFile(tmp_path / "vllm.whl", "w") as wheel:
             wheel.write(path, path.relative_to(tmp_path))
-    found = compare(open_sources(tmp_path / "vllm.whl" if kind == "wheel" else tmp_path), "0.32")
-    about = [sentence for sentence in found if "KVCacheManager." in sentence and "SingleType" not in sentence]
+    sentences = compare(open_sources(tmp_path / "vllm.whl" if kind == "wheel" else tmp_path), "0.32")
+    about = [sentence for sentence in sentences if "KVCacheManager." in sentence and "SingleType" not in sentence]
     moved = "KVCacheManager.cache_blocks(self, request, num_computed_tokens): it now takes (self, request, tokens)"
-    assert any(sentence.endswith(moved) for sentence in about) and not any("coordinator" in one for one in about)
-    assert sum("there is no such class" in sentence for sentence in found) > 50
+    assert any(sentence.endswith(moved) for sentence in about) and not any("coordinator" in line for line in about)
+    assert sum("there is no such class" in sentence for sentence in sentences) > 50
 
 
-def test_sources_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a folder nor a wheel"):
         open_sources(tmp_path / "vllm.whl")
 
 
 @needs_vllm
 @pytest.mark.parametrize("part", ["scheduler", "worker", "runner", "reasoning"])
-def test_the_installed_vllm_passes(part: Component) -> None:
-    """The V2 runner cannot be imported without Triton; its sources are compared below, itself in `test_vllm.py`."""
+def test_installed_vllm_passes(part: Component) -> None:
+    """Without the V2 runner, which needs Triton: its sources are compared below, and it runs in `test_vllm.py`."""
     private_api_check.check_component(part)
 
 
 @needs_vllm
-def test_the_sources_of_the_installed_vllm_pass() -> None:
+def test_sources_of_the_installed_vllm_pass() -> None:
     import vllm
 
     version = ".".join(vllm.__version__.split(".")[:2])
@@ -176,16 +176,16 @@ def test_our_overrides_accept_the_parameters_of_every_version(version: str) -> N
     from ghosttrace.serving.vllm.runner_v2 import ErasingRunnerMixinV2
     from ghosttrace.serving.vllm.scheduler import ErasingSchedulerBase
 
-    ours = {
+    overriding_classes = {
         "vllm.v1.core.sched.scheduler.Scheduler": ErasingSchedulerBase,
         "vllm.v1.core.kv_cache_manager.KVCacheManager": ErasingKVCacheManager,
         "vllm.v1.worker.gpu_model_runner.GPUModelRunner": ErasingRunnerMixinV1,
         "vllm.v1.worker.gpu.model_runner.GPUModelRunner": ErasingRunnerMixinV2,
     }
     bound = 0
-    for one in private_names(version):
-        method = vars(ours.get(f"{one.module}.{one.owner}", object)).get(one.name)
-        if method is not None and one.parameters is not None:
-            inspect.signature(method).bind(*one.parameters)
+    for entry in private_names(version):
+        method = vars(overriding_classes.get(f"{entry.module}.{entry.owner}", object)).get(entry.name)
+        if method is not None and entry.parameters is not None:
+            inspect.signature(method).bind(*entry.parameters)
             bound += 1
     assert bound >= 15

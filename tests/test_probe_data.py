@@ -42,7 +42,7 @@ def sample(number: int, block: int = 1, **more: object) -> Sample:
     return replace(Sample(ids, str(number), f"s{number}", block, (begin,), (number % 2,)), **more)
 
 
-def checkpoint(family: str, policy: Policy) -> Checkpoint:
+def tiny_checkpoint(family: str, policy: Policy) -> Checkpoint:
     return Checkpoint(family, tiny(family), gt.load("toy-open").tokenizer, MARKUP, policy)
 
 
@@ -53,8 +53,8 @@ def task_of(samples: list[Sample]) -> Task:
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("arm", "layout"), [("memento", open_layout), ("restart", sealed_layout)])
-def test_states_of_one_pass_are_those_of_the_evicting_cache(family, policy, arm, layout) -> None:
-    """The reference decodes in a session: physical eviction, and for `restart` recomputation block by block."""
+def test_states_of_one_pass_equal_the_evicting_cache(family, policy, arm, layout) -> None:
+    """The reference is a session with physical eviction, and for `restart` with recomputation block by block."""
     model, traces = tiny(family), [trace(number) for number in range(3)]
     with attending(model):
         session = Session(
@@ -62,8 +62,8 @@ def test_states_of_one_pass_are_those_of_the_evicting_cache(family, policy, arm,
         )
         session.advance(traces)
     count = int(session.cache.slots.length.min())
-    places = [session.cache.held_indices(row)[-count:] for row in range(3)]
-    states = read_states(model, [layout(ids, MARKUP, policy) for ids in traces], places)
+    indices = [session.cache.held_indices(row)[-count:] for row in range(3)]
+    states = read_states(model, [layout(ids, MARKUP, policy) for ids in traces], indices)
     for row in range(3):
         held = slice(int(session.cache.slots.length[row]) - count, int(session.cache.slots.length[row]))
         for number, layer in enumerate(session.cache.layers):
@@ -72,34 +72,34 @@ def test_states_of_one_pass_are_those_of_the_evicting_cache(family, policy, arm,
 
 
 def test_open_and_sealed_states_differ_where_a_block_was_seen() -> None:
-    """The comparison above could fail: a memento's states do depend on its block."""
+    """Positive control of the test above: states of a memento depend on its block."""
     model, policy, ids = tiny("qwen3"), POLICIES[0], trace(0)
     block = find_blocks(ids, MARKUP)[1]
-    places = [np.array([block.start - 1, block.memento_end])]
-    opened, sealed = (read_states(model, [make(ids, MARKUP, policy)], places) for make in (open_layout, sealed_layout))
+    indices = [np.array([block.start - 1, block.memento_end])]
+    opened, sealed = (read_states(model, [make(ids, MARKUP, policy)], indices) for make in (open_layout, sealed_layout))
     apart = (opened.values - sealed.values).abs().amax(dim=(1, 2, 4))  # [L, P]
     assert apart[1:, 1].min() > 1e-2
-    assert apart[0].max() < 1e-6  # the first layer's values have not attended yet
+    assert apart[0].max() < 1e-6  # first-layer values depend on the token alone
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 @given(seed=st.integers(0, 10**6), other=st.integers(0, 10**6))
-def test_a_sealed_sequence_lets_nothing_through(policy: Policy, seed: int, other: int) -> None:
-    """Who can be seen from a retained column, directly or through others, is never erased text."""
+def test_sealed_layout_hides_erased_text(policy: Policy, seed: int, other: int) -> None:
+    """From a retained column no erased token can be reached, directly or through other columns."""
     ids = trace(seed, blocks=3)
     layout = sealed_layout(ids, MARKUP, policy)
-    gone = expiry(ids, MARKUP, policy) < NEVER
+    erased = expiry(ids, MARKUP, policy) < NEVER
     columns = len(layout.token_index)
     index = np.arange(columns)
     sees = (index[None, :] <= index[:, None]) & (index[:, None] < layout.expiry[None, :])
-    kept = np.flatnonzero(~gone)
+    kept = np.flatnonzero(~erased)
     last = layout.columns(kept)
     reached = np.zeros(columns, dtype=bool)
     frontier = last[(layout.expiry[last] == NEVER)]
     while len(frontier):
         reached[frontier] = True
         frontier = np.flatnonzero(sees[frontier].any(axis=0) & ~reached)
-    assert not gone[layout.token_index[reached]].any()
+    assert not erased[layout.token_index[reached]].any()
     assert (layout.token_index[layout.columns(range(len(ids)))] == np.arange(len(ids))).all()
 
 
@@ -108,7 +108,7 @@ def test_a_policy_that_keeps_blocks_cannot_be_sealed_in_one_pass() -> None:
         sealed_layout(trace(0), MARKUP, Policy(mask_delimiters=True, keep_last_n_blocks=1))
 
 
-def test_hidden_states_are_transformers_own_and_hooks_are_gone() -> None:
+def test_hidden_states_equal_transformers_and_hooks_are_removed() -> None:
     model, ids = tiny("llama"), trace(3)
     layout = open_layout(ids, MARKUP, Policy(mask_delimiters=True, keep_last_n_blocks=-1))
 
@@ -120,11 +120,11 @@ def test_hidden_states_are_transformers_own_and_hooks_are_gone() -> None:
     assert hooks() == before
     with torch.no_grad():
         expected = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
-    for number, hidden in enumerate(expected[1:-1]):  # the last one is behind the final norm
+    for number, hidden in enumerate(expected[1:-1]):  # the last hidden state comes after the final norm
         torch.testing.assert_close(states.hidden[number], hidden, atol=1e-5, rtol=0)
 
 
-def test_states_that_are_not_finite_name_their_layer() -> None:
+def test_error_for_nonfinite_states_names_the_layer() -> None:
     model = tiny("llama")
     weight = model.model.layers[2].self_attn.v_proj.weight
     before = weight[0, 0].item()
@@ -136,31 +136,36 @@ def test_states_that_are_not_finite_name_their_layer() -> None:
         weight.data[0, 0] = before
 
 
-def test_carriers_stand_where_they_should() -> None:
-    one = sample(0)
-    blocks = find_blocks(one.ids, MARKUP)
-    ids = np.array(one.ids)
-    direct = Carrier("memento").token_indices(one, blocks)
+def test_token_indices_of_carriers() -> None:
+    example = sample(0)
+    blocks = find_blocks(example.ids, MARKUP)
+    ids = np.array(example.ids)
+    direct = Carrier("memento").token_indices(example, blocks)
     assert (ids[direct[0]], ids[direct[-1]]) == (MARKUP.summary_start, MARKUP.summary_end)
-    assert list(ids[Carrier("delimiters", 1).token_indices(one, blocks)]) == [MARKUP.block_start, MARKUP.block_end]
-    assert Carrier("memento", -1).token_indices(one, blocks)[-1] < blocks[1].start < one.secret_indices[0] < direct[0]
-    assert list(Carrier("memento", 0, 2).token_indices(one, blocks)) == list(direct[-2:])
-    assert not len(Carrier("memento", 9).token_indices(one, blocks))
+    assert list(ids[Carrier("delimiters", 1).token_indices(example, blocks)]) == [MARKUP.block_start, MARKUP.block_end]
+    assert (
+        Carrier("memento", -1).token_indices(example, blocks)[-1]
+        < blocks[1].start
+        < example.secret_indices[0]
+        < direct[0]
+    )
+    assert list(Carrier("memento", 0, 2).token_indices(example, blocks)) == list(direct[-2:])
+    assert not len(Carrier("memento", 9).token_indices(example, blocks))
 
 
-def test_carriers_that_cannot_be_lined_up_are_refused() -> None:
+def test_carriers_of_unequal_length_are_refused() -> None:
     samples = [sample(number) for number in range(6)]
-    blocks = [find_blocks(one.ids, MARKUP) for one in samples]
+    blocks = [find_blocks(item.ids, MARKUP) for item in samples]
     with pytest.raises(UserError, match="--pool mean"):
         padded_token_indices(Carrier("memento"), samples, blocks)
     with pytest.raises(UserError, match="no trace has memento tokens at hop 7"):
         padded_token_indices(Carrier("memento", 7), samples, blocks)
     short = [*samples[:5], sample(5, ids=trace(5, blocks=2))]
     with pytest.raises(UserError, match="trace 5 has no memento tokens at hop 1"):
-        padded_token_indices(Carrier("memento", 1), short, [find_blocks(one.ids, MARKUP) for one in short])
-    places, weights = padded_token_indices(Carrier("memento", 0, "mean"), samples, blocks)
+        padded_token_indices(Carrier("memento", 1), short, [find_blocks(item.ids, MARKUP) for item in short])
+    indices, weights = padded_token_indices(Carrier("memento", 0, "mean"), samples, blocks)
     np.testing.assert_allclose(weights.sum(axis=1), 1)
-    assert places.shape == weights.shape
+    assert indices.shape == weights.shape
 
 
 @given(
@@ -171,7 +176,7 @@ def test_splits_share_neither_secret_nor_base(pairs: list[tuple[int, int]], seed
     samples = [replace(sample(0), base=f"b{base}", secret=f"s{secret}") for base, secret in pairs]
     try:
         parts = split(samples, seed)
-    except UserError:  # they hang together: held to its words below
+    except UserError:  # secrets and bases overlap; the assertions below hold anyway
         return
     sides = [parts.train, parts.validation, parts.test]
     assert sorted(np.concatenate(sides).tolist()) == list(range(len(samples)))
@@ -180,7 +185,7 @@ def test_splits_share_neither_secret_nor_base(pairs: list[tuple[int, int]], seed
         assert not (held[0] & held[1] or held[0] & held[2] or held[1] & held[2])
 
 
-def test_few_traces_are_split_within_only_if_told() -> None:
+def test_few_traces_are_split_within_traces_only_on_request() -> None:
     samples = [replace(sample(0), base=f"b{number % 2}", secret=f"s{number}") for number in range(40)]
     with pytest.raises(UserError, match="--within-traces"):
         split(samples)
@@ -190,25 +195,25 @@ def test_few_traces_are_split_within_only_if_told() -> None:
 
 
 @pytest.mark.parametrize("within", [False, True])
-def test_clusters_are_base_traces_or_where_those_are_shared_secrets(within: bool) -> None:
+def test_clusters_are_base_traces_or_secrets(within: bool) -> None:
     order = np.random.default_rng(0).permutation(160)
     samples = [replace(sample(0), base=f"b{number // 2}", secret=f"s{number // 4}") for number in order]
-    named = np.array([one.secret if within else one.base for one in samples])
+    named = np.array([item.secret if within else item.base for item in samples])
     cluster = split(samples, within_traces=within).cluster
     assert ((cluster[:, None] == cluster) == (named[:, None] == named)).all()
 
 
-def test_where_the_secret_is_the_class_traces_alike_token_for_token_stay_together() -> None:
+def test_identical_traces_are_in_one_cluster() -> None:
     samples = [replace(sample(0), base="b", secret="", ids=trace(number // 3)) for number in range(120)]
     parts = split(samples, within_traces=True)
     assert parts.shares == "traces alike token for token"
     number = np.arange(120) // 3
     assert ((parts.cluster[:, None] == parts.cluster) == (number[:, None] == number)).all()
-    for one in range(40):
-        assert len(set(parts.split_names()[number == one])) == 1
+    for group in range(40):
+        assert len(set(parts.split_names()[number == group])) == 1
 
 
-def test_tasks_that_teach_nothing_are_refused() -> None:
+def test_unlearnable_tasks_are_refused() -> None:
     few = task_of([sample(0)])
     with pytest.raises(UserError, match="1 samples for 2 classes"):
         few.check()
@@ -220,72 +225,82 @@ def test_tasks_that_teach_nothing_are_refused() -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen3", "olmo3", "gemma3"])
-def test_shards_hold_what_one_trace_at_a_time_gives(family: str, tmp_path: Path, monkeypatch) -> None:
+def test_shards_equal_reading_one_trace_at_a_time(family: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(features_module, "TRACES_PER_SHARD", 3)
     policy = Policy(mask_delimiters=False)
-    model, samples = checkpoint(family, policy), [sample(number) for number in range(7)]
+    model, samples = tiny_checkpoint(family, policy), [sample(number) for number in range(7)]
     last, mean = Carrier("memento", 1, 1), Carrier("memento", 0, "mean")
     layouts = {"open": open_layout, "sealed": sealed_layout}
     for cache, layout in layouts.items():
         wanted = StateSelection(cache, (last, mean), (0, 3), hidden=True)
-        found = extract_features(model, task_of(samples), wanted, tmp_path, batch_tokens=100)
-        assert len(found.paths) == 3
-        for row, one in enumerate(samples):
-            block = find_blocks(one.ids, MARKUP)
-            places = [np.array([block[2].memento_end]), np.arange(block[1].memento_start, block[1].memento_end + 1)]
-            alone = [read_states(model.model, [layout(one.ids, MARKUP, policy)], [at], hidden=True) for at in places]
-            keys = alone[0].keys[3, 0].transpose(0, 1).flatten(1)
-            torch.testing.assert_close(found.load(last, 3, "k")[row], keys, atol=1e-5, rtol=0)
+        features = extract_features(model, task_of(samples), wanted, tmp_path, batch_tokens=100)
+        assert len(features.paths) == 3
+        for row, example in enumerate(samples):
+            block = find_blocks(example.ids, MARKUP)
+            indices = [np.array([block[2].memento_end]), np.arange(block[1].memento_start, block[1].memento_end + 1)]
+            expected = [
+                read_states(model.model, [layout(example.ids, MARKUP, policy)], [wanted_indices], hidden=True)
+                for wanted_indices in indices
+            ]
+            keys = expected[0].keys[3, 0].transpose(0, 1).flatten(1)
+            torch.testing.assert_close(features.load(last, 3, "k")[row], keys, atol=1e-5, rtol=0)
             torch.testing.assert_close(
-                found.load(last, 3, "k", [1])[row], keys[:, keys.shape[1] // 2 :], atol=1e-5, rtol=0
+                features.load(last, 3, "k", [1])[row], keys[:, keys.shape[1] // 2 :], atol=1e-5, rtol=0
             )
-            values = alone[1].values[0, 0].transpose(0, 1).flatten(1).mean(0, keepdim=True)
-            torch.testing.assert_close(found.load(mean, 0, "v")[row], values, atol=1e-5, rtol=0)
-            torch.testing.assert_close(found.load(last, 3, "hidden")[row], alone[0].hidden[3, 0], atol=1e-4, rtol=0)
+            values = expected[1].values[0, 0].transpose(0, 1).flatten(1).mean(0, keepdim=True)
+            torch.testing.assert_close(features.load(mean, 0, "v")[row], values, atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                features.load(last, 3, "hidden")[row], expected[0].hidden[3, 0], atol=1e-4, rtol=0
+            )
 
 
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("hops", [(0,), (0, 1)])
-def test_a_block_that_stays_for_the_answer_is_sealed_in_shards_too(masked: bool, hops: tuple, tmp_path: Path) -> None:
-    """It is erased only where the next block begins, behind all that is read here."""
+def test_block_kept_for_the_answer_is_sealed_in_shards(masked: bool, hops: tuple, tmp_path: Path) -> None:
+    """Under this policy the last block is erased only at the next block, after all tokens read here."""
     policy = Policy(mask_delimiters=masked, keep_last_block_for_answer=True)
-    model, samples = checkpoint("qwen3", policy), [sample(number) for number in range(3)]
+    model, samples = tiny_checkpoint("qwen3", policy), [sample(number) for number in range(3)]
     carriers = tuple(Carrier("memento", hop, 1) for hop in hops)
-    found = extract_features(model, task_of(samples), StateSelection("sealed", carriers, (3,)), tmp_path)
-    for (row, one), carrier in product(enumerate(samples), carriers):
-        place = carrier.token_indices(one, find_blocks(one.ids, MARKUP))
-        whole = read_states(model.model, [sealed_layout(one.ids, MARKUP, policy)], [place]).values[3, 0]
-        torch.testing.assert_close(found.load(carrier, 3, "v")[row], whole[:, 0].reshape(1, -1), atol=1e-5, rtol=0)
+    features = extract_features(model, task_of(samples), StateSelection("sealed", carriers, (3,)), tmp_path)
+    for (row, example), carrier in product(enumerate(samples), carriers):
+        indices = carrier.token_indices(example, find_blocks(example.ids, MARKUP))
+        expected = read_states(model.model, [sealed_layout(example.ids, MARKUP, policy)], [indices]).values[3, 0]
+        torch.testing.assert_close(
+            features.load(carrier, 3, "v")[row], expected[:, 0].reshape(1, -1), atol=1e-5, rtol=0
+        )
 
 
-def test_shards_that_are_there_are_not_made_again(tmp_path: Path, monkeypatch) -> None:
+def test_existing_shards_are_reused(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(features_module, "TRACES_PER_SHARD", 2)
-    model, samples = checkpoint("llama", POLICIES[0]), [sample(number) for number in range(6)]
+    model, samples = tiny_checkpoint("llama", POLICIES[0]), [sample(number) for number in range(6)]
     wanted = StateSelection("open", (Carrier("memento", 0, 1),), (0,))
     paths = extract_features(model, task_of(samples), wanted, tmp_path).paths
-    whole = [path.read_bytes() for path in paths]
+    contents = [path.read_bytes() for path in paths]
     paths[1].unlink()
-    paths[2].write_bytes(whole[2][:50])
+    paths[2].write_bytes(contents[2][:50])
     stamps = paths[0].stat().st_mtime_ns
     extract_features(model, task_of(samples), wanted, tmp_path)
-    assert [path.read_bytes() for path in paths] == whole
+    assert [path.read_bytes() for path in paths] == contents
     assert paths[0].stat().st_mtime_ns == stamps
-    extract_features(model, task_of(samples[::-1]), wanted, tmp_path)  # other traces: made anew
-    assert paths[0].read_bytes() != whole[0]
+    extract_features(model, task_of(samples[::-1]), wanted, tmp_path)  # other traces: the shards are recomputed
+    assert paths[0].read_bytes() != contents[0]
 
 
-def test_erased_delimiters_and_blocks_that_stay_are_refused(tmp_path: Path) -> None:
+def test_erased_delimiters_and_kept_blocks_are_refused(tmp_path: Path) -> None:
     samples = [sample(number) for number in range(3)]
     wanted = StateSelection("open", (Carrier("delimiters"),), (0,))
     with pytest.raises(UserError, match="no trace keeps its delimiters"):
-        extract_features(checkpoint("llama", POLICIES[0]), task_of(samples), wanted, tmp_path)
-    keeps = checkpoint("llama", Policy(mask_delimiters=True, keep_last_n_blocks=-1))
+        extract_features(tiny_checkpoint("llama", POLICIES[0]), task_of(samples), wanted, tmp_path)
+    keeps = tiny_checkpoint("llama", Policy(mask_delimiters=True, keep_last_n_blocks=-1))
     with pytest.raises(UserError, match="never erased"):
         extract_features(keeps, task_of(samples), StateSelection("open", (Carrier("memento", 0, 1),), (0,)), tmp_path)
 
 
-def test_ledger_secrets_stand_where_the_task_says() -> None:
+def test_secret_indices_of_ledger_point_at_the_labels() -> None:
     model = gt.load("toy-open")
     task = ledger_task(model, 20, level=2)
-    spelled = [[int(model.tokenizer.decode([one.ids[place]])) for place in one.secret_indices] for one in task.samples]
-    assert spelled == [list(one.labels) for one in task.samples]
+    spelled = [
+        [int(model.tokenizer.decode([example.ids[index]])) for index in example.secret_indices]
+        for example in task.samples
+    ]
+    assert spelled == [list(example.labels) for example in task.samples]

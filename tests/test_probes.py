@@ -1,4 +1,4 @@
-"""Probes beside the linear one: those that are bundled, one of the user's own, and what is refused."""
+"""Nonlinear and user-defined probes, and invalid probes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ MATRIX: dict[str, Probe] = {"mlp": MLP(), "class-means": ClassMeans()}
 """Every bundled probe, and one of the user's own."""
 
 
-def test_every_bundled_probe_is_in_the_matrix() -> None:
+def test_matrix_lists_every_bundled_probe() -> None:
     assert PROBES.keys() <= MATRIX.keys()
     assert all(name == probe.name for name, probe in MATRIX.items())
 
 
 def coded(n: int, strength: float) -> tuple[Tensor, ProbeTarget, Split]:
-    """float32[n, 12] with a code of ten classes in them."""
+    """Return features float32[n, 12] with a code of ten classes, the target and a split."""
     rng = np.random.default_rng(0)
     _, parts = simulated_task(n, 10)
     labels = rng.integers(0, 10, n)
@@ -47,25 +47,25 @@ def coded(n: int, strength: float) -> tuple[Tensor, ProbeTarget, Split]:
 
 
 @pytest.mark.parametrize("name", MATRIX)
-def test_a_probe_reads_a_code_and_falls_back_on_the_text_where_there_is_none(name: str) -> None:
-    for strength, least, most in ((5.0, 1.0, 3.33), (0.0, 0.0, 0.0)):
-        features, asked, parts = coded(1_500, strength)
-        (scores,) = probe_scores(MATRIX[name], features, [asked], parts, 0, CPU)
+def test_probe_reads_a_code_or_falls_back_to_the_text(name: str) -> None:
+    for strength, low, high in ((5.0, 1.0, 3.33), (0.0, 0.0, 0.0)):
+        features, target, parts = coded(1_500, strength)
+        (scores,) = probe_scores(MATRIX[name], features, [target], parts, 0, CPU)
         bits = (scores.log2p - scores.text_log2p).mean()
-        assert least <= bits <= most, strength
+        assert low <= bits <= high, strength
         assert len(scores.sample) == len(parts.test) and scores.n_train == len(parts.train)
 
 
 @pytest.mark.parametrize("name", MATRIX)
 def test_the_same_seed_gives_the_same_posteriors(name: str) -> None:
-    features, asked, parts = coded(300, 3.0)
-    one, two = (MATRIX[name].fit(features, [asked], parts, 1, CPU) for _ in range(2))
-    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+    features, target, parts = coded(300, 3.0)
+    first, second = (MATRIX[name].fit(features, [target], parts, 1, CPU) for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @dataclass(frozen=True)
 class Returns(Probe):
-    """Whatever a function makes of the targets."""
+    """Probe that returns the result of a function of the targets."""
 
     answer: Callable[[Sequence[ProbeTarget], Split], list[np.ndarray]]
     name = "returns"
@@ -76,21 +76,21 @@ class Returns(Probe):
         return self.answer(targets, split)
 
 
-def test_a_probe_never_sees_the_labels_of_the_test() -> None:
-    features, asked, parts = coded(300, 0.0)
+def test_probe_never_gets_test_labels() -> None:
+    features, target, parts = coded(300, 0.0)
     seen = []
 
     def spy(targets: Sequence[ProbeTarget], split: Split) -> list[np.ndarray]:
         seen.append(targets[0].labels)
-        return [one.text for one in targets]
+        return [item.text for item in targets]
 
-    probe_scores(Returns(spy), features, [asked], parts, 0, CPU)
+    probe_scores(Returns(spy), features, [target], parts, 0, CPU)
     known = np.concatenate([parts.train, parts.validation])
-    assert (seen[0][parts.test] == -1).all() and np.array_equal(seen[0][known], asked.labels[known])
+    assert (seen[0][parts.test] == -1).all() and np.array_equal(seen[0][known], target.labels[known])
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [
         (lambda targets, split: [], "one for each target"),
         (lambda targets, split: [targets[0].text[:5]], "returned arrays of shapes"),
@@ -99,15 +99,15 @@ def test_a_probe_never_sees_the_labels_of_the_test() -> None:
         (lambda targets, split: [np.where(targets[0].text < 0, -np.inf, 0.0)], "no log-posterior of digit-0"),
     ],
 )
-def test_what_are_no_log_posteriors_is_refused(
-    answer: Callable[[Sequence[ProbeTarget], Split], list[np.ndarray]], said: str
+def test_invalid_log_posteriors_are_refused(
+    answer: Callable[[Sequence[ProbeTarget], Split], list[np.ndarray]], message: str
 ) -> None:
-    features, asked, parts = coded(300, 0.0)
-    with pytest.raises(UserError, match=said):
-        probe_scores(Returns(answer), features, [asked], parts, 0, CPU)
+    features, target, parts = coded(300, 0.0)
+    with pytest.raises(UserError, match=message):
+        probe_scores(Returns(answer), features, [target], parts, 0, CPU)
 
 
-def test_probes_have_names_of_their_own() -> None:
+def test_probes_with_equal_names_are_refused() -> None:
     for probes in ((MLP(),), (ClassMeans(), ClassMeans(2.0))):
         with pytest.raises(UserError, match="two probes are called"):
             ProbeSettings(probes=probes)
@@ -116,30 +116,34 @@ def test_probes_have_names_of_their_own() -> None:
 
 
 @pytest.mark.slow
-def test_a_probe_of_ones_own_runs_beside_the_others(tmp_path: Path) -> None:
-    """Fitted at the best site of each hop under every condition, and held to the same controls."""
+def test_user_defined_probe_runs_with_the_others(tmp_path: Path) -> None:
+    """It is fitted at the best site of each hop under every condition, and has the same controls."""
     more = {"samples": 300, "hops": (0, 1), "layers": (2,), "kv": ("v",), "pool": 2, "mlp": False}
-    found = gt.probe("toy-open", "ledger-h1", probes=[ClassMeans()], out=tmp_path / "run", **more)  # type: ignore[arg-type]
-    mine = found.results[found.results["probe"] == "class-means"]
-    assert set(mine["condition"]) == {"open", "sealed", "shuffled", "causal"} and set(mine["hop"]) == {-1, 0, 1}
-    hidden = mine[(mine["target"] == "hidden-0") & (mine["hop"] == 0)].set_index("condition")
+    result = gt.probe("toy-open", "ledger-h1", probes=[ClassMeans()], out=tmp_path / "run", **more)  # type: ignore[arg-type]
+    class_means = result.results[result.results["probe"] == "class-means"]
+    assert set(class_means["condition"]) == {"open", "sealed", "shuffled", "causal"} and set(class_means["hop"]) == {
+        -1,
+        0,
+        1,
+    }
+    hidden = class_means[(class_means["target"] == "hidden-0") & (class_means["hop"] == 0)].set_index("condition")
     assert hidden.loc["open", "bits"] > 1 and hidden.loc["open", "significant"]
     assert abs(hidden.loc["sealed", "bits"]) < 0.05
-    assert found.valid and found.configuration["settings"]["probes"] == ["ClassMeans(spread=1.0)"]
-    assert open_run(tmp_path / "run") == found
-    names = {text.get_text() for text in found.figure("hops").legends[0].get_texts()}
+    assert result.valid and result.configuration["settings"]["probes"] == ["ClassMeans(spread=1.0)"]
+    assert open_run(tmp_path / "run") == result
+    names = {text.get_text() for text in result.figure("hops").legends[0].get_texts()}
     assert {"open, class-means", "sealed, class-means"} <= names
 
 
 def xor(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Class = parity of two signs, which no line tells."""
+    """Return features and labels: the class is the parity of two signs, which is not linearly decodable."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, 6, generator=generator)
     x[:, :2] = x[:, :2].sign() + 0.2 * torch.randn(n, 2, generator=generator)
     return x, ((x[:, 0] > 0) ^ (x[:, 1] > 0)).long()[None]
 
 
-def test_an_mlp_learns_what_lines_cannot() -> None:
+def test_mlp_learns_a_nonlinear_code() -> None:
     x, y = xor(1200, 0)
     train, held, test = torch.arange(600), torch.arange(600, 900), torch.arange(900, 1200)
     mlp = fit_mlp(x, y, [2], train, held, epochs=15)
@@ -149,9 +153,9 @@ def test_an_mlp_learns_what_lines_cannot() -> None:
     assert cross_entropy(line.log_probabilities(x[None, test])[0], y[:, test]) > 0.6
 
 
-def test_an_mlp_adds_to_the_offset_and_falls_back_on_it() -> None:
+def test_mlp_adds_to_the_offset_and_falls_back_to_it() -> None:
     x, y = planted(1, 900, 20, (3, 5), signal=1.0)
-    y[1] = torch.randint(0, 5, (900,), generator=torch.Generator().manual_seed(9))  # which no feature tells
+    y[1] = torch.randint(0, 5, (900,), generator=torch.Generator().manual_seed(9))  # which no feature predicts
     y[0, ::5] = -1
     offset = some_offset(y, 5)
     train, held, test = torch.arange(400), torch.arange(400, 700), torch.arange(700, 900)
@@ -164,12 +168,12 @@ def test_an_mlp_adds_to_the_offset_and_falls_back_on_it() -> None:
     assert abs(gain[1]) < 0.02
 
 
-def test_an_mlp_is_reproducible_and_leaves_the_random_state_alone() -> None:
+def test_mlp_is_reproducible_and_keeps_the_global_random_state() -> None:
     x, y = xor(200, 1)
     state = torch.random.get_rng_state()
-    one, two, other = (
+    first, second, other = (
         fit_mlp(x, y, [2], torch.arange(150), torch.arange(150, 200), seed=s, epochs=2) for s in (3, 3, 4)
     )
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert torch.equal(one.log_probabilities(x), two.log_probabilities(x))
-    assert not torch.equal(one.log_probabilities(x), other.log_probabilities(x))
+    assert torch.equal(first.log_probabilities(x), second.log_probabilities(x))
+    assert not torch.equal(first.log_probabilities(x), other.log_probabilities(x))

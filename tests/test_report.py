@@ -1,4 +1,4 @@
-"""The report says what the run says, and shows its samples as they are."""
+"""The report shows the results and the samples of the run unchanged."""
 
 import json
 import re
@@ -36,25 +36,25 @@ SPELLING = dict(zip(MARKUP.delimiters, DELIMITERS, strict=True))
 
 
 class Unknown(Arm):
-    """An arm that the package does not know."""
+    """A user-defined arm."""
 
     name = "unknown"
 
 
 def write_report(folder: Path) -> Path:
-    """The report of an ablation in its folder."""
+    """Write the report of an ablation and return its path."""
     return AblationResult.open(folder).report()
 
 
 class Page(HTMLParser):
-    """A report as a parser sees it.
+    """Parsed report.
 
     Attributes:
-        tags: how many of each there are.
-        scripts: the text of every script.
-        data: the first of them, read as JSON.
-        rows: the cells of every row of every table.
-        words: all text but scripts and style.
+        tags: Number of occurrences of each tag.
+        scripts: Text of every script.
+        data: First script, parsed as JSON.
+        rows: Cells of every row of every table.
+        words: All text except scripts and styles.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,40 +100,40 @@ def page(run: Path) -> Page:
     return Page(write_report(run))
 
 
-def test_its_numbers_are_those_of_the_summary(page: Page) -> None:
+def test_numbers_equal_the_summary(page: Page) -> None:
     rows = {row[0]: row[1:] for row in page.rows if len(row) == 10}
     for expected in RESULTS:
-        accuracy, effect, counts, p, least, truncated, peak, gigabytes, area = rows[expected["arm"]]
-        found = [float(number) for number in re.findall(r"[\d.]+", accuracy)]
-        assert found == [round(100 * expected[f"accuracy{end}"], 1) for end in ("", "_low", "_high")]
+        accuracy, effect, counts, p, detectable, truncated, peak, gigabytes, area = rows[expected["arm"]]
+        numbers = [float(number) for number in re.findall(r"[\d.]+", accuracy)]
+        assert numbers == [round(100 * expected[f"accuracy{end}"], 1) for end in ("", "_low", "_high")]
         assert (truncated, peak, gigabytes, area) == ("4", "7,000", "1.03", "9.73")
         if expected["arm"] != "memento":
-            found = [float(number) for number in re.findall(r"[-+][\d.]+", effect.replace("−", "-"))]
-            assert found == [round(100 * expected[f"effect{end}"], 1) for end in ("", "_low", "_high")]
-            assert counts == f"0 / {expected['worse']}" and least == "6.1"
+            numbers = [float(number) for number in re.findall(r"[-+][\d.]+", effect.replace("−", "-"))]
+            assert numbers == [round(100 * expected[f"effect{end}"], 1) for end in ("", "_low", "_high")]
+            assert counts == f"0 / {expected['worse']}" and detectable == "6.1"
             assert p == ("< 0.0001" if expected["arm"] == "restart" else f"{expected['p']:.4f}")
     assert ["aime24", "restart", "2", "70.0 [50.0, 80.0]", "60.0 [40.0, 70.0]"] in page.rows
 
 
-def test_it_says_the_effect_first_and_in_words(page: Page) -> None:
+def test_effect_is_stated_first_in_words(page: Page) -> None:
     words = page.words
     assert "ours/qwen3-8b-<memento> on aime24" in words
-    assert "3 problems, answered 2 times under each of 5 arms: the same checkpoint, problems and draws" in words
-    said = "Closing the channel (restart) changed accuracy by −15.3 points [−18.4, −13.0]:"
-    assert f"{said} 3 of 3 problems worse, 0 better." in words
-    assert "From 66.1 % to 50.8 %. Smallest effect it could see: 6.1 points." in words
+    assert "3 problems, answered 2 times under each of 5 arms: the same checkpoint, problems and random draws" in words
+    sentence = "Closing the channel (restart) changed accuracy by −15.3 points [−18.4, −13.0]:"
+    assert f"{sentence} 3 of 3 problems worse, 0 better." in words
+    assert "From 66.1 % to 50.8 %. Smallest detectable effect: 6.1 points." in words
     assert "Controls held. Recomputing" in words and "(placebo) changed accuracy by −0.1 [−3.2, +2.2] points." in words
-    assert "the answer followed that block in 87.5 % of cases." in words and "INVALID" not in words
+    assert "the answer followed the donor in 87.5 % of cases." in words and "INVALID" not in words
     assert words.index("Closing the channel") < words.index("What the arms do") < words.rindex("Provenance")
 
 
-def test_an_invalid_run_says_so_and_why(tmp_path: Path) -> None:
+def test_invalid_run_is_reported_with_its_reason(tmp_path: Path) -> None:
     failures = ["aime24: placebo moved accuracy by -9.1 points", "aime24: restart scores above 10 %"]
     words = Page(write_report(write_run(tmp_path, valid=False, failures=failures))).words
     assert "INVALID" in words and "Controls held" not in words and all(failure in words for failure in failures)
 
 
-def test_a_run_of_the_reference_alone_and_with_fewer_columns(tmp_path: Path) -> None:
+def test_run_with_the_reference_alone_and_fewer_columns(tmp_path: Path) -> None:
     row = {name: value for name, value in RESULTS[0].items() if name != "p_holm"}
     words = Page(write_report(write_run(tmp_path, without=("rule", "prompt"), results=[row], headline_arm=None))).words
     assert "there is no effect to report" in words and "No placebo was run" in words and "p (Holm)" not in words
@@ -143,14 +143,14 @@ def test_words_and_units() -> None:
     part = CONFIG | {"settings": {"part": {"layers": [1, 2], "heads": None, "kv": ["v"]}}}
     assert html.arm_description("restart", part) == "Closing the channel (restart; layers 1, 2; values alone)"
     small, large = ({"bench": bench, "n_problems": n, "n_samples": 64} for bench, n in (("aime24", 1), ("gpqa", 64)))
-    said = "1 problems of aime24 answered 64 times, 64 problems of gpqa answered once"
-    assert html.size([small, large]) == said and html.size([large]) == "64 problems, answered once"
+    expected = "1 problems of aime24 answered 64 times, 64 problems of gpqa answered once"
+    assert html.size([small, large]) == expected and html.size([large]) == "64 problems, answered once"
     assert html.size([large, large | {"bench": "b"}]) == "64 problems of each of 2 benchmarks, answered once"
     assert headline_arm([ARMS[name]() for name in ("memento", "swap", "restart")]) == "restart"
     assert headline_arm([ARMS["placebo"](), Unknown()]) == "unknown"
     assert headline_arm([ARMS["memento"](), ARMS["placebo"]()]) is None
     assert html.points(-0.0004) == "+0.0" and html.points(-0.0006) == "−0.1"
-    assert html.unit([3e4, 1.9e5]) == ("MB", 1e6) and html.unit([12.0]) == ("bytes", 1.0)
+    assert html.byte_unit([3e4, 1.9e5]) == ("MB", 1e6) and html.byte_unit([12.0]) == ("bytes", 1.0)
     named = {"model": "m", "options": {"bench": "ledger"}}
     assert html.title(named, [{"bench": "ledger-h0"}, {"bench": "ledger-h1"}]) == "m on ledger"
     assert html.command({"options": {}}) is None
@@ -164,8 +164,8 @@ def test_words_and_units() -> None:
     ]
 
 
-def test_hostile_text_stays_text(run: Path, page: Page) -> None:
-    """There are scripts in every response, and the page has its own two and nothing from outside."""
+def test_hostile_text_is_escaped(run: Path, page: Page) -> None:
+    """Every response contains scripts, but the page has only its own two and no outside resource."""
     assert page.tags["script"] == len(page.scripts) == 2 and not page.tags["img"]
     rows = pd.read_parquet(run / "samples.parquet").to_dict("records")
     groups = {(group["problem"], group["repetition"]): group for group in page.data["traces"]}
@@ -179,14 +179,14 @@ def test_hostile_text_stays_text(run: Path, page: Page) -> None:
 @settings(max_examples=400, deadline=None)
 @given(streams, policies, st.integers(0, 8))
 @example([1, 9, 2, 3, 9, 4, 8, 1, 8, 8], Policy(False, require_assistant_section=False), 0)
-def test_boxes_hold_the_response_and_erase_by_the_law(tokens: list[int], policy: Policy, cut: int) -> None:
+def test_boxes_show_the_response_and_its_erasures(tokens: list[int], policy: Policy, cut: int) -> None:
     prompt = min(cut, len(tokens))
     words = [SPELLING.get(token, f"{token} ") for token in tokens]
     times, blocks = expiry(tokens, MARKUP, policy), find_blocks(tokens, MARKUP, policy.require_assistant_section)
     reader = traces.TraceRenderer(MARKUP, {}, SPELLING)
     boxes = reader.boxes("".join(words[prompt:]), np.array(tokens, dtype=np.int64), prompt, times, blocks)
     letters = [(letter, time < NEVER) for word, time in zip(words, times, strict=True) for letter in word]
-    shown = [(letter, gone) for box in boxes for text, gone, _ in box.pieces for letter in text]
+    shown = [(letter, is_erased) for box in boxes for text, is_erased, _ in box.pieces for letter in text]
     assert shown == letters[len("".join(words[:prompt])) :]
     lengths = {f"block {n}": block.end - block.start - 1 for n, block in enumerate(blocks, 1) if block.start >= prompt}
     lengths |= {
@@ -197,68 +197,68 @@ def test_boxes_hold_the_response_and_erase_by_the_law(tokens: list[int], policy:
     assert {box.label: box.tokens for box in boxes if box.label.split()[0] in ("block", "memento")} == lengths
 
 
-def test_a_delimiter_in_plain_letters_is_no_delimiter() -> None:
+def test_delimiter_spelled_in_text_tokens_is_no_delimiter() -> None:
     reader = traces.TraceRenderer(MARKUP, {}, SPELLING)
     (box,) = reader.boxes("say <|block_start|>", np.array([8, 9, 10]), 0, np.full(3, NEVER), [])
     assert box == traces.Box("text", 3, (traces.Piece("say <|block_start|>", False, False),))
 
 
-def test_the_answer_stands_apart() -> None:
+def test_answer_has_its_own_box() -> None:
     reader, policy = traces.TraceRenderer(MARKUP, {}, SPELLING), Policy(True, require_assistant_section=False)
     ids = np.array([1, 8, 2, 3, 8, 4, 8, 9])
     response = "<|block_start|>a<|block_end|><|summary_start|>b<|summary_end|>\n</think>\n42"
-    found = reader.boxes(response, ids, 0, expiry(ids, MARKUP, policy), find_blocks(ids, MARKUP, False))
-    assert [box.label for box in found] == ["block 1", "memento 1", "text", "answer"]
-    assert found[-1].pieces == (traces.Piece("\n42", False, False),)
+    shown_boxes = reader.boxes(response, ids, 0, expiry(ids, MARKUP, policy), find_blocks(ids, MARKUP, False))
+    assert [box.label for box in shown_boxes] == ["block 1", "memento 1", "text", "answer"]
+    assert shown_boxes[-1].pieces == (traces.Piece("\n42", False, False),)
 
 
 @settings(max_examples=200, deadline=None)
 @given(streams.filter(bool), policies)
-def test_corners_are_the_whole_curve(tokens: list[int], policy: Policy) -> None:
+def test_corners_describe_the_whole_curve(tokens: list[int], policy: Policy) -> None:
     curve = alive(expiry(tokens, MARKUP, policy))
     steps, held = zip(*traces.curve_breakpoints(curve), strict=True)
     np.testing.assert_array_equal(np.interp(range(len(curve)), steps, held), curve)
 
 
 @given(st.lists(st.integers(0, 2), max_size=6), st.lists(st.integers(0, 2), max_size=6))
-def test_parting_is_the_first_difference(one: list[int], other: list[int]) -> None:
-    slow = next((n for n in range(max(len(one), len(other))) if one[n : n + 1] != other[n : n + 1]), None)
-    assert traces.first_difference(np.array(one), np.array(other)) == slow
+def test_first_difference(first: list[int], second: list[int]) -> None:
+    expected = next((n for n in range(max(len(first), len(second))) if first[n : n + 1] != second[n : n + 1]), None)
+    assert traces.first_difference(np.array(first), np.array(second)) == expected
 
 
-def test_answers_and_ratios_are_counted_over_every_sample(run: Path, page: Page) -> None:
+def test_answers_and_ratios_cover_all_samples(run: Path, page: Page) -> None:
     rows = pd.read_parquet(run / "samples.parquet")
     for row in page.data["answers"]["aime24"]:
-        for arm, cell in row["arms"].items():
-            mine = rows[(rows["problem"] == row["problem"]) & (rows["arm"] == arm)]
-            counted = Counter(zip(mine["extracted"], mine["correct"], strict=True))
-            assert {(answer, right): times for answer, right, times, _ in cell["answers"]} == counted
-            assert cell["accuracy"] == mine["correct"].mean() and cell["answers"][0][3] == "boxed/integer"
-    for arm, found in page.data["peak_ratio"]["aime24"].items():
-        mine = rows[rows["arm"] == arm].to_dict("records")
-        slow = [(len(r["prompt_ids"]) + len(r["response_ids"]) - 1) / r["peak_kv_tokens"] for r in mine]
-        np.testing.assert_allclose(found, np.quantile(slow, [0.05, 0.25, 0.5, 0.75, 0.95]), atol=1e-4)
+        for arm, entry in row["arms"].items():
+            arm_rows = rows[(rows["problem"] == row["problem"]) & (rows["arm"] == arm)]
+            counted = Counter(zip(arm_rows["extracted"], arm_rows["correct"], strict=True))
+            assert {(answer, right): times for answer, right, times, _ in entry["answers"]} == counted
+            assert entry["accuracy"] == arm_rows["correct"].mean() and entry["answers"][0][3] == "boxed/integer"
+    for arm, quantiles in page.data["peak_ratio"]["aime24"].items():
+        arm_rows = rows[rows["arm"] == arm].to_dict("records")
+        ratios = [(len(r["prompt_ids"]) + len(r["response_ids"]) - 1) / r["peak_kv_tokens"] for r in arm_rows]
+        np.testing.assert_allclose(quantiles, np.quantile(ratios, [0.05, 0.25, 0.5, 0.75, 0.95]), atol=1e-4)
     assert page.data["compression"]["aime24"]["restart"] == [21.0] * 5
     first = page.data["traces"][0]["arms"]
-    assert first["placebo"]["parts"] is None and first["restart"]["parts"] == 3
+    assert first["placebo"]["first_difference"] is None and first["restart"]["first_difference"] == 3
 
 
-def test_long_runs_and_long_answers_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page stops at its size, and texts that it does not show are not read."""
+def test_page_size_is_bounded_for_long_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page has a maximum size, and texts that are not shown are not read."""
     folder, read = write_run(tmp_path, length=2000), []
-    whole = traces.parquet.ParquetFile.iter_batches
+    iter_batches = traces.parquet.ParquetFile.iter_batches
 
-    def watched(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    def counted_batches(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         read.extend(kwargs["row_groups"] if "response" in kwargs["columns"] else [])
-        return whole(self, *args, **kwargs)
+        return iter_batches(self, *args, **kwargs)
 
-    monkeypatch.setattr(traces.parquet.ParquetFile, "iter_batches", watched)
+    monkeypatch.setattr(traces.parquet.ParquetFile, "iter_batches", counted_batches)
     monkeypatch.setattr(traces, "MAX_TRACE_BYTES", 900_000)
     monkeypatch.setattr(traces, "MAX_ANSWER_CHARS", 2)
     page = Page(write_report(folder))
     shown = [(group["problem"], group["repetition"]) for group in page.data["traces"]]
     assert shown == [("p0", 0), ("p1", 0), ("p2", 0), ("p0", 1)]
-    assert "This page holds 20 of 30 responses: first repetitions first" in page.words
+    assert "This page contains 20 of 30 responses, starting with the first repetitions" in page.words
     assert len(traces.to_json(page.data["traces"]).encode()) < 900_000
     assert page.data["answers"]["aime24"][0]["answer"] == "20…"
     monkeypatch.setattr(traces, "MAX_TRACE_BYTES", 1)
@@ -266,12 +266,12 @@ def test_long_runs_and_long_answers_are_bounded(tmp_path: Path, monkeypatch: pyt
     assert len(Page(write_report(folder)).data["traces"]) == 1 and read == [0, 1, 3, 4, 6]
 
 
-def test_what_is_no_finished_ablation_is_refused(tmp_path: Path) -> None:
+def test_unfinished_and_other_runs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run: give the folder that ghosttrace ablate wrote"):
         write_report(tmp_path)
     folder = write_run(tmp_path / "run")
     (folder / "samples.jsonl").touch()
-    with pytest.raises(UserError, match="is unfinished: go on with it with ghosttrace ablate --resume"):
+    with pytest.raises(UserError, match="is unfinished: continue with ghosttrace ablate --resume"):
         write_report(folder)
     (folder / "samples.jsonl").unlink()
     (folder / "report.html").mkdir()
@@ -283,16 +283,16 @@ def test_what_is_no_finished_ablation_is_refused(tmp_path: Path) -> None:
         write_report(folder)
 
 
-def test_a_damaged_run_is_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_damaged_run_is_refused(tmp_path: Path) -> None:
     for name, text in (("run.json", "{"), ("summary.json", "{"), ("summary.json", "{}"), ("samples.parquet", "no")):
         folder = write_run(tmp_path / "run")
         (folder / name).write_text(text)
-        with pytest.raises(UserError, match=f"{name} is .*: put back a copy of it, or make the run again"):
+        with pytest.raises(UserError, match=f"{name} is .*: restore a copy of it, or repeat the run"):
             write_report(folder)
 
 
 def options(arguments: list[str]) -> dict[str, Any]:
-    """What the command line makes of its arguments."""
+    """Return the parsed options of the command line."""
     ablate = get_command(cli.app).commands["ablate"]  # type: ignore[attr-defined]
     parameters = ablate.make_context("ablate", arguments).params
     return {name: value for name, value in parameters.items() if name not in ("out", "resume")}
@@ -300,7 +300,7 @@ def options(arguments: list[str]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the bundled model, as the command makes it."""
+    """Return the folder of a run of a bundled model by the command."""
     folder = tmp_path_factory.mktemp("toy") / "run"
     given = options(["--bench", "ledger-h1", "--limit", "3", "--arms", "full,restart", "--keep-last-n-blocks", "0"])
     chosen = AblationSettings(("full", "restart"), limit=3)
@@ -308,8 +308,8 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_real_run_agrees_with_the_law(toy: Path) -> None:
-    """Peaks that were measured are those of the curves; without erasing there is nothing to gain."""
+def test_real_run_agrees_with_the_law(toy: Path) -> None:
+    """Recorded peaks equal those of the curves; without erasure the ratio is 1."""
     page = Page(write_report(toy))
     assert "(restart) changed accuracy by" in page.words
     for group in page.data["traces"]:
@@ -321,11 +321,11 @@ def test_a_real_run_agrees_with_the_law(toy: Path) -> None:
     assert page.data["peak_ratio"]["ledger-h1"]["memento"][2] > 2
 
 
-def test_the_command_to_run_it_again_is_the_one_that_ran(toy: Path) -> None:
+def test_command_to_repeat_the_run_equals_the_original(toy: Path) -> None:
     config = json.loads((toy / "run.json").read_text())
-    said = html.command(config)
-    assert said is not None and said in Page(write_report(toy)).words
-    words = shlex.split(said)
+    command = html.command(config)
+    assert command is not None and command in Page(write_report(toy)).words
+    words = shlex.split(command)
     assert words[:2] == ["ghosttrace", "ablate"] and options(words[2:]) == config["options"]
     spelled = html.command({"options": {"model": "a b", "mask_delimiters": False, "layers": None, "kv": "v"}})
     assert spelled == "ghosttrace ablate --model 'a b' --keep-delimiters --kv v"

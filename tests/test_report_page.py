@@ -1,7 +1,7 @@
-"""The report in a browser: it works, by keyboard too, on any screen, and nothing in it runs or is fetched.
+"""The report in a browser: interaction, keyboard, narrow screens, and no injected script or outside request.
 
-`python tests/test_report_page.py RUN figures/report.png` writes the report of a run folder and takes
-the README's picture of it.
+`python tests/test_report_page.py RUN figures/report.png` writes the report of a run folder and saves the picture
+for the README.
 """
 
 import re
@@ -28,12 +28,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def show(browser: Any, run: Path) -> Iterator[OpenPage]:
-    """Opens the report in a window."""
+    """Yield a function that opens the report in a window."""
     with open_guarded_pages(browser) as open_page:
         yield partial(open_page, run / "report.html")
 
 
-def test_hostile_text_does_not_run(show: OpenPage) -> None:
+def test_hostile_text_is_not_executed(show: OpenPage) -> None:
     page, shown = show(), ""
     for number in range(3):
         page.select_option("#trace-problem", f"p{number}")
@@ -43,24 +43,24 @@ def test_hostile_text_does_not_run(show: OpenPage) -> None:
     assert page.locator("#columns script, #columns b, #columns img, .prompt b").count() == 0
 
 
-def test_the_reader_shows_the_chosen_traces(show: OpenPage) -> None:
+def test_reader_shows_the_selected_traces(show: OpenPage) -> None:
     page = show()
     assert page.locator("#columns article h3").all_inner_texts() == ["memento", "restart"]
-    assert page.locator(".verdict").all_inner_texts() == ["✓ right: 200", "✗ wrong: 900 (right: 200)"]
+    assert page.locator(".verdict").all_inner_texts() == ["✓ correct: 200", "✗ wrong: 900 (correct: 200)"]
     page.select_option("#trace-problem", "p2")
     page.select_option("#trace-repetition", "1")
     page.check("#trace-arms input[value=swap]")
-    verdicts = ["✓ right: 202", "✗ wrong: 901 (right: 202)", "✗ wrong: 901 (right: 202)"]
+    verdicts = ["✓ correct: 202", "✗ wrong: 901 (correct: 202)", "✗ wrong: 901 (correct: 202)"]
     assert page.locator(".verdict").all_inner_texts() == verdicts
     assert "the donor's answer is 900" in page.inner_text("#columns article:nth-child(3) header")
     page.click("#previous")
     assert page.input_value("#trace-problem") == "p1" and page.is_enabled("#next")
 
 
-def test_the_parting_and_the_answer_are_marked_in_place(show: OpenPage) -> None:
+def test_first_difference_and_answer_are_marked(show: OpenPage) -> None:
     page, second = show(), "#columns article:nth-child(2)"
-    assert "parts from memento at token 4" in page.inner_text(f"{second} header")
-    before, after = page.locator(f"{second} .box.block").first.inner_text().split("parts from memento at token 4")
+    assert "diverges from memento at token 4" in page.inner_text(f"{second} header")
+    before, after = page.locator(f"{second} .box.block").first.inner_text().split("diverges from memento at token 4")
     assert re.search(re.escape(HOSTILE[0]) + r" step\d?$", before) and re.match(r"\d+ step", after)
     marked = page.locator("mark").evaluate_all("all => all.map(m => [m.className, m.textContent, m.nextSibling.data])")
     assert [(kind, text, next[:7]) for kind, text, next in marked] == [
@@ -68,16 +68,16 @@ def test_the_parting_and_the_answer_are_marked_in_place(show: OpenPage) -> None:
         ("wrong", "900", "}$, yes"),
     ]
     page.check("#trace-arms input[value=placebo]")
-    assert "token for token as memento" in page.inner_text(f"{second} header")
+    assert "same tokens as memento" in page.inner_text(f"{second} header")
 
 
-def test_erased_text_is_grey_or_folded_away(show: OpenPage) -> None:
+def test_erased_text_is_grey_or_folded(show: OpenPage) -> None:
     page = show()
     block = page.locator(".box.block.erased p").first
     colour = "node => getComputedStyle(node).color"
-    assert block.locator(".gone").first.evaluate(colour) != block.evaluate(colour)
+    assert block.locator(".erased-text").first.evaluate(colour) != block.evaluate(colour)
     page.select_option("#erased", "plain")
-    assert block.locator(".gone").first.evaluate(colour) == block.evaluate(colour)
+    assert block.locator(".erased-text").first.evaluate(colour) == block.evaluate(colour)
     page.select_option("#erased", "fold")
     assert not block.is_visible() and page.locator(".box.memento p").first.is_visible()
 
@@ -99,7 +99,7 @@ def test_answers_are_found_and_sorted(show: OpenPage) -> None:
     assert page.input_value("#trace-problem") == "p1"
 
 
-def test_charts_follow_what_is_chosen(show: OpenPage) -> None:
+def test_charts_follow_the_selection(show: OpenPage) -> None:
     page = show()
     assert "restart minus memento, in points: 3 worse, 0 better" in page.inner_text("#differences-caption")
     page.select_option("#difference-arm", "placebo")
@@ -118,10 +118,10 @@ def test_every_part_follows_the_benchmark(show: OpenPage) -> None:
     assert "0 worse, 0 better, 3 unchanged" in page.inner_text("#differences-caption")
     assert page.locator("#answer-table tbody th").all_inner_texts() == ["hp0", "hp1", "hp2"]
     assert page.input_value("#trace-problem") == "hp0"
-    assert page.locator(".verdict").all_inner_texts() == ["✓ right: 200", "✓ right: 200"]
+    assert page.locator(".verdict").all_inner_texts() == ["✓ correct: 200", "✓ correct: 200"]
 
 
-def test_the_keyboard_is_enough(show: OpenPage) -> None:
+def test_page_works_by_keyboard(show: OpenPage) -> None:
     page = show()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
@@ -133,10 +133,10 @@ def test_the_keyboard_is_enough(show: OpenPage) -> None:
     assert [name for name in visited if name in stops] == stops
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     page.keyboard.press("ArrowDown")
-    assert page.input_value("#trace-problem") == "p1" and "wrong: 900 (right: 201)" in page.inner_text("#columns")
+    assert page.input_value("#trace-problem") == "p1" and "wrong: 900 (correct: 201)" in page.inner_text("#columns")
 
 
-def test_a_narrow_screen_scrolls_down_alone(show: OpenPage) -> None:
+def test_narrow_screen_has_no_horizontal_scrolling(show: OpenPage) -> None:
     page = show(width=360)
     across, room = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert across <= room == 360
@@ -144,15 +144,15 @@ def test_a_narrow_screen_scrolls_down_alone(show: OpenPage) -> None:
 
 
 def luminance(colour: str) -> float:
-    """Relative luminance of an `rgb()` colour (WCAG 2.2)."""
+    """Return the relative luminance of an `rgb()` colour (WCAG 2.2)."""
     channels = np.array([int(value) for value in re.findall(r"\d+", colour)[:3]]) / 255
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read_in_light_and_dark(show: OpenPage, scheme: str) -> None:
-    """Against the page its contrast is 4.5 or more, greyed text included (WCAG 2.2, 1.4.3)."""
+def test_text_has_enough_contrast_in_light_and_dark(show: OpenPage, scheme: str) -> None:
+    """The contrast with the page is at least 4.5, also for grey text (WCAG 2.2, 1.4.3)."""
     page = show(scheme=scheme)
     paper = luminance(page.locator("body").evaluate("node => getComputedStyle(node).backgroundColor"))
     assert (paper < 0.02) == (scheme == "dark")
@@ -160,7 +160,7 @@ def test_text_can_be_read_in_light_and_dark(show: OpenPage, scheme: str) -> None
         "body",
         ".small",
         ".interval",
-        ".gone",
+        ".erased-text",
         ".delimiter",
         "summary",
         "nav a",
@@ -171,14 +171,14 @@ def test_text_can_be_read_in_light_and_dark(show: OpenPage, scheme: str) -> None
         assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5, name
 
 
-def test_without_script_the_numbers_remain(show: OpenPage) -> None:
+def test_numbers_are_shown_without_scripts(show: OpenPage) -> None:
     page = show(java_script_enabled=False)
     assert page.locator("table.numbers").first.is_visible() and not page.locator("#traces").is_visible()
     assert "need JavaScript" in page.inner_text("main")
 
 
 def photograph(run: Path, picture: Path) -> None:
-    """The top of a run's report, 1280 points wide."""
+    """Save a picture of the top of a report, 1280 pixels wide."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:

@@ -1,4 +1,4 @@
-"""Run folders and records: what counts as new, what may change, what is damaged, and what is on the disk."""
+"""Run folders and records: new and resumed runs, permitted changes, damage, and disk writes."""
 
 import errno
 import json
@@ -25,13 +25,13 @@ from ghosttrace.runs.folder import check_resumable, is_finished, lock_folder, ne
 from ghosttrace.runs.record_log import RecordLog
 
 
-def test_versions_may_change_and_are_said() -> None:
+def test_changed_versions_are_allowed_with_a_note() -> None:
     recorded = {"versions": {"torch": "1"}, "policy": {"a": 1}}
     assert check_resumable(recorded, {"versions": {"torch": "2"}, "policy": {"a": 1}}, Path("run")) == [
         "versions.torch is '2' now and '1' in the run: results may differ"
     ]
-    (said,) = check_resumable({}, {"versions": {"sympy": "1"}}, Path("run"))
-    assert said.endswith("results may differ")
+    (note,) = check_resumable({}, {"versions": {"sympy": "1"}}, Path("run"))
+    assert note.endswith("results may differ")
 
 
 SOFT = {"device", *(f"{a}.{b}" for a in ("options", "settings") for b in ("batch_size", "batch_tokens"))}
@@ -41,7 +41,7 @@ SOFT |= {"options.device"}
 
 
 def leaves(value: Any, *path: str) -> Iterator[tuple[str, ...]]:
-    """The path of everything in a JSON object that is no object."""
+    """Yield the path of every leaf of a JSON object."""
     if not isinstance(value, dict) or not value:
         yield path
         return
@@ -50,7 +50,7 @@ def leaves(value: Any, *path: str) -> Iterator[tuple[str, ...]]:
 
 
 def changed(value: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """The same with another value at a path."""
+    """Return the object with another value at a path."""
     key, *rest = path
     return {**value, key: changed(value[key], tuple(rest)) if rest else "another"}
 
@@ -58,19 +58,19 @@ def changed(value: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
 CONFIGURATION = "command model options sha256 policy arms markup delimiters benches settings versions device dtype"
 
 
-def test_everything_else_that_is_recorded_must_stay() -> None:
+def test_other_recorded_values_must_not_change() -> None:
     settings = AblationSettings(arms=("restart",), limit=2, batch_size=3)
-    cells = plan_bench_arms(load("toy-mixed"), load_bench("ledger-h1", 2), settings)
+    bench_arms = plan_bench_arms(load("toy-mixed"), load_bench("ledger-h1", 2), settings)
     given = {"seed": 0, "batch_size": 3, "batch_tokens": 9, "device": "cpu", "arms": "restart"}
-    config = json.loads(json.dumps(configuration(cells, settings, HuggingFaceBackend(), given)))
+    config = json.loads(json.dumps(configuration(bench_arms, settings, HuggingFaceBackend(), given)))
     assert set(config) == set(CONFIGURATION.split())
     names = "origin sha256 problems ceiling template prompt_sha256 sampling repetitions"
     assert set(config["benches"]["ledger-h1"]) == set(names.split())
     assert list(config["arms"]) == ["memento", "restart"]
     assert {"math-verify", "sympy", "tokenizers", "datasets", "scikit-learn"} <= config["versions"].keys()
-    found = [path for path in leaves(config) if path[0] != "versions"]
-    assert len(found) > 50
-    for path in found:
+    recorded = [path for path in leaves(config) if path[0] != "versions"]
+    assert len(recorded) > 50
+    for path in recorded:
         if ".".join(path) in SOFT:
             assert "up to rounding" in check_resumable(config, changed(config, path), Path("run"))[0]
         else:
@@ -79,14 +79,14 @@ def test_everything_else_that_is_recorded_must_stay() -> None:
 
 
 @pytest.mark.parametrize("name", ["versions.jsonl", "device.jsonl", "batch_size"])
-def test_a_bench_named_after_what_may_change_may_not(name: str) -> None:
+def test_benchmark_named_like_a_changeable_key_must_not_change(name: str) -> None:
     recorded = {"benches": {name: {"sha256": "a", "device": "x"}}}
     for key in ("sha256", "device"):
         with pytest.raises(UserError, match="cannot be resumed"):
             check_resumable(recorded, changed(recorded, ("benches", name, key)), Path("run"))
 
 
-def test_a_folder_that_a_kill_left_before_run_json_counts_as_new(tmp_path: Path) -> None:
+def test_folder_without_run_json_counts_as_new(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     (folder / "figures").mkdir(parents=True)
     (folder / ".lock").touch()
@@ -96,43 +96,45 @@ def test_a_folder_that_a_kill_left_before_run_json_counts_as_new(tmp_path: Path)
     other = tmp_path / "other"
     (other / "figures").mkdir(parents=True)
     (other / "figures" / "mine.png").touch()
-    with pytest.raises(UserError, match="holds something else"), new_run_folder(other):
+    with pytest.raises(UserError, match="holds other files"), new_run_folder(other):
         pass
     assert (other / "figures" / "mine.png").exists()
 
 
-def test_of_two_that_begin_in_one_folder_the_second_is_refused_and_removes_nothing(tmp_path: Path) -> None:
+def test_second_run_in_one_folder_is_refused_and_removes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "run"
     with new_run_folder(out):
         with (
-            pytest.raises(UserError, match="another process is working on"),
+            pytest.raises(UserError, match="another process is using"),
             new_run_folder(out),
         ):
-            pytest.fail("both are in")
+            pytest.fail("two runs started in one folder")
         assert (out / "figures").is_dir()
         (out / "run.json").write_text("{}")
     with pytest.raises(UserError, match="holds another run"), new_run_folder(out):
         pass
 
 
-def test_a_run_that_ended_while_another_waited_is_not_run_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is looked at again once the lock is held."""
+def test_run_finished_while_waiting_for_the_lock_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is checked again after the lock is acquired."""
     out, made = tmp_path / "run", Path.mkdir
 
     def slow(self: Path, *args: Any, **kwargs: Any) -> None:
         made(self, *args, **kwargs)
-        (out / "run.json").write_text("{}")  # the other process, meanwhile
+        (out / "run.json").write_text("{}")  # the other process, in the meantime
 
     monkeypatch.setattr(Path, "mkdir", slow)
     with pytest.raises(UserError, match="holds another run"), new_run_folder(out):
-        pytest.fail("runs over it")
+        pytest.fail("the finished run was overwritten")
     assert (out / "run.json").exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "[" * 100_000, "\xff"])
-def test_a_damaged_configuration_is_one_sentence(text: str, tmp_path: Path) -> None:
+def test_damaged_configuration_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=r"run\.json is (missing or damaged|not what .* writes): put back"):
+    with pytest.raises(UserError, match=r"run\.json is (missing or damaged|not what .* writes): restore"):
         resume(tmp_path)
 
 
@@ -140,14 +142,14 @@ ERRORS = {errno.ENOSPC: True, errno.EDQUOT: True, errno.EROFS: True, errno.EACCE
 
 
 @pytest.mark.parametrize("number", ERRORS)
-def test_only_want_of_room_or_rights_is_said_to_be_that(number: int, tmp_path: Path) -> None:
+def test_only_space_and_permission_errors_are_translated(number: int, tmp_path: Path) -> None:
     with pytest.raises(UserError if ERRORS[number] else OSError) as raised, lock_folder(tmp_path):
         raise OSError(number, os.strerror(number))
-    assert ("make room or rights" in str(raised.value)) == ERRORS[number]
+    assert ("free disk space or change the permissions" in str(raised.value)) == ERRORS[number]
 
 
-def test_paths_are_said_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Brackets are markup to rich."""
+def test_paths_are_printed_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rich would interpret brackets as markup."""
     folder = tmp_path / "[red]" / "x[" / "]"
     assert command("ablate", *OPTIONS, "--out", str(folder)) == 0
     assert f"Written to {folder}" in capsys.readouterr().out
@@ -159,22 +161,22 @@ def test_paths_are_said_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def row(number: int) -> dict[str, Any]:
-    """A row of samples.jsonl."""
+    """Return a row of samples.jsonl."""
     empty = dict.fromkeys(SAMPLE_TABLE.schema.names)
     return empty | {"bench": "b", "arm": "restart", "problem": "p", "repetition": number, "response_ids": [1]}
 
 
 @pytest.fixture
-def begun(tmp_path: Path) -> Path:
-    """The log of a run with three samples."""
+def log_path(tmp_path: Path) -> Path:
+    """Return the path of a log with three samples."""
     path = tmp_path / "run" / "samples.jsonl"
     path.parent.mkdir()
     path.write_text("".join(json.dumps(row(number)) + "\n" for number in range(3)))
     return path
 
 
-def test_the_log_goes_only_when_the_samples_are_on_the_disk(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Synced are the file, then, under its name, the folder; then the log is removed."""
+def test_log_is_removed_only_after_samples_are_synced(log_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is synced and renamed, then the folder is synced, and then the log is removed."""
     done: list[str] = []
     sync, replace, unlink = os.fsync, Path.replace, Path.unlink
 
@@ -190,11 +192,11 @@ def test_the_log_goes_only_when_the_samples_are_on_the_disk(begun: Path, monkeyp
         done.append(f"remove {self.name}")
         unlink(self, missing_ok)
 
-    log = RecordLog(begun, SAMPLE_TABLE)
+    log = RecordLog(log_path, SAMPLE_TABLE)
     keys = [log.key_of(row(number)) for number in (2, 0, 1)]
     for owner, name, other in ((os, "fsync", syncing), (Path, "replace", replacing), (Path, "unlink", unlinking)):
         monkeypatch.setattr(owner, name, other)
-    log.finish(keys, begun.with_suffix(".parquet"))
+    log.finish(keys, log_path.with_suffix(".parquet"))
     assert done == ["sync samples.part", "name samples.parquet", "sync run", "remove samples.jsonl"]
 
 
@@ -207,18 +209,18 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("what", DAMAGE)
-def test_a_line_that_is_no_row_is_dropped(what: str, begun: Path) -> None:
-    lines = begun.read_text().splitlines(keepends=True)
-    begun.write_text("".join([lines[0], json.dumps(DAMAGE[what](row(1))) + "\n", lines[2]]))
-    with pytest.warns(RunWarning, match="dropped a record") as said:
-        log = RecordLog(begun, SAMPLE_TABLE)
-    assert len(log) == 2 and len(said) == 1
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_invalid_line_is_dropped(damage: str, log_path: Path) -> None:
+    lines = log_path.read_text().splitlines(keepends=True)
+    log_path.write_text("".join([lines[0], json.dumps(DAMAGE[damage](row(1))) + "\n", lines[2]]))
+    with pytest.warns(RunWarning, match="dropped a damaged record") as warned:
+        log = RecordLog(log_path, SAMPLE_TABLE)
+    assert len(log) == 2 and len(warned) == 1
     log.close()
 
 
-def test_a_deeply_nested_line_is_dropped(tmp_path: Path) -> None:
+def test_deeply_nested_line_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
     path.write_text("[" * 100_000 + "\n")
-    with pytest.warns(RunWarning, match="dropped a record"):
+    with pytest.warns(RunWarning, match="dropped a damaged record"):
         assert len(RecordLog(path, SAMPLE_TABLE)) == 0

@@ -1,4 +1,4 @@
-"""Planted secrets: where they stand, and what no text tells of them."""
+"""Planted secrets: their tokens, and that the retained text does not determine them."""
 
 from collections import Counter
 from dataclasses import replace
@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.paths import DATA, requires_data
-from helpers.text_traces import PROSE, QWEN, TRACES, checkpoint, inside, model_for, pairs_of, trace
+from helpers.text_traces import (
+    PROSE,
+    QWEN,
+    TRACES,
+    block_text,
+    blocks_of,
+    checkpoint_with_delimiters,
+    trace,
+    with_random_model,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,26 +53,29 @@ KINDS = [digit_codes(5), digit_codes(7), api_keys(), person_names(), email_addre
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_nothing_but_the_block_changes_and_the_tokens_spell_the_secret(name: str, kind: Any) -> None:
-    at = checkpoint(name)
-    traces = [trace(at, f"t{number}", [f"{PROSE} {number} {i}." for i in range(4)]) for number in range(6)]
-    task = plant_secrets(traces, at, kind, block=1, samples=30, hops=1, seed=3)
-    base = {one.name: one.ids for one in traces}
+def test_only_the_block_changes_and_its_tokens_spell_the_secret(name: str, kind: Any) -> None:
+    checkpoint = checkpoint_with_delimiters(name)
+    traces = [trace(checkpoint, f"t{number}", [f"{PROSE} {number} {i}." for i in range(4)]) for number in range(6)]
+    task = plant_secrets(traces, checkpoint, kind, block=1, samples=30, hops=1, seed=3)
+    base = {item.name: item.ids for item in traces}
     assert Counter(sample.base for sample in task.samples) == dict.fromkeys(base, 30)
     for sample in task.samples:
         before, after = base[sample.base], list(sample.ids)
-        old, new = pairs_of(at, before), pairs_of(at, after)
+        old, new = blocks_of(checkpoint, before), blocks_of(checkpoint, after)
         assert len(new) == 3 and sample.block == 1
         assert after[: new[1].start + 1] == before[: old[1].start + 1]
         assert after[new[1].end :] == before[old[1].end : old[2].memento_end + 1]
         secret = kind.secret(sample.labels)
         assert sample.secret == ("" if kind.name == "word" else secret.text)
-        text, sentences = inside(at, after, 1), [carrier.format(secret.text) for carrier in kind.sentence_templates]
+        text, sentences = (
+            block_text(checkpoint, after, 1),
+            [carrier.format(secret.text) for carrier in kind.sentence_templates],
+        )
         (sentence,) = [sentence for sentence in sentences if sentence in text]
-        assert text.replace(sentence, "").split() == inside(at, before, 1).split()
-        spelled = decode(at.tokenizer, [after[place] for place in sample.secret_indices])
+        assert text.replace(sentence, "").split() == block_text(checkpoint, before, 1).split()
+        spelled = decode(checkpoint.tokenizer, [after[index] for index in sample.secret_indices])
         assert secret.text in spelled and len(spelled) < len(secret.text) + 4
-        assert decode(at.tokenizer, after).count(secret.text) == 1
+        assert decode(checkpoint.tokenizer, after).count(secret.text) == 1
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -71,25 +83,29 @@ def test_nothing_but_the_block_changes_and_the_tokens_spell_the_secret(name: str
 @given(
     text=st.text(st.sampled_from("ab1 .\n$`{}()\\é🙂漢"), max_size=80), code=st.from_regex("[0-9]{3,7}", fullmatch=True)
 )
-def test_any_block_reads_back_with_the_sentence_in_it(name: str, text: str, code: str) -> None:
-    at = checkpoint(name)
-    (base,) = base_traces([trace(at, "t", ["first block", text, "third"])], at, 1, 1)
+def test_inserted_sentence_survives_tokenization(name: str, text: str, code: str) -> None:
+    checkpoint = checkpoint_with_delimiters(name)
+    (base,) = base_traces([trace(checkpoint, "t", ["first block", text, "third"])], checkpoint, 1, 1)
     for insertion_point in sentence_boundaries(text):
-        ids, where = insert_secret(base, code, "The code {} it is.", insertion_point, at.tokenizer)
-        found = inside(at, ids, 1)
+        ids, indices = insert_secret(base, code, "The code {} it is.", insertion_point, checkpoint.tokenizer)
+        changed_text = block_text(checkpoint, ids, 1)
         sentence = f"The code {code} it is."
-        assert found == insert_sentence(text, sentence, insertion_point)[0] and sentence in found
-        assert len(found) - len(text) - len(sentence) in (0, 1)
-        assert len(pairs_of(at, ids)) == 3
-        assert code == decode(at.tokenizer, [ids[place] for place in where]).strip()
-        retained = [t for t, time in zip(ids, expiry(ids, at.markup, at.policy), strict=True) if time == NEVER]
+        assert changed_text == insert_sentence(text, sentence, insertion_point)[0] and sentence in changed_text
+        assert len(changed_text) - len(text) - len(sentence) in (0, 1)
+        assert len(blocks_of(checkpoint, ids)) == 3
+        assert code == decode(checkpoint.tokenizer, [ids[index] for index in indices]).strip()
+        retained = [
+            t for t, time in zip(ids, expiry(ids, checkpoint.markup, checkpoint.policy), strict=True) if time == NEVER
+        ]
         assert retained == [
-            t for t, time in zip(base.ids, expiry(base.ids, at.markup, at.policy), strict=True) if time == NEVER
+            t
+            for t, time in zip(base.ids, expiry(base.ids, checkpoint.markup, checkpoint.policy), strict=True)
+            if time == NEVER
         ]
 
 
 @pytest.mark.parametrize(
-    "text, spots",
+    "text, insertion_points",
     [
         ("", [""]),
         ("a. b", ["", "a.", "b"]),
@@ -102,8 +118,8 @@ def test_any_block_reads_back_with_the_sentence_in_it(name: str, text: str, code
         ("$a. b$ \\[c. d\\] \\(e. f\\) $$g.\nh$$ i", ["", "$a. b$ \\[c. d\\] \\(e. f\\) $$g.\nh$$ i"]),
     ],
 )
-def test_boundaries(text: str, insertion_points: list[str]) -> None:
-    """`insertion_points` are the pieces between them, those that are only blank shown where they matter."""
+def test_insertion_points(text: str, insertion_points: list[str]) -> None:
+    """The expected list contains the pieces between insertion points; blank pieces are listed where they matter."""
     cuts = sentence_boundaries(text)
     assert cuts[0] == 0
     pieces = [text[a:b] for a, b in zip([0, *cuts[:-1]], cuts, strict=True)]
@@ -113,7 +129,7 @@ def test_boundaries(text: str, insertion_points: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text, spot, found",
+    "text, insertion_point, expected",
     [
         ("", 0, "S."),
         ("ab\ncd", 0, "S.\nab\ncd"),
@@ -124,34 +140,34 @@ def test_boundaries(text: str, insertion_points: list[str]) -> None:
         ("ab ", 3, "ab S."),
     ],
 )
-def test_a_sentence_gets_a_line_or_a_space_of_its_own(text: str, insertion_point: int, found: str) -> None:
-    assert insert_sentence(text, "S.", insertion_point) == (found, found.index("S."))
+def test_inserted_sentence_is_separated_by_a_line_or_space(text: str, insertion_point: int, expected: str) -> None:
+    assert insert_sentence(text, "S.", insertion_point) == (expected, expected.index("S."))
 
 
 @requires_data(QWEN)
-def test_a_code_is_five_tokens_for_qwen_and_names_differ_in_length() -> None:
-    at = checkpoint("qwen")
-    traces = [trace(at, f"t{i}", [PROSE] * 3) for i in range(3)]
-    codes = plant_secrets(traces, at, digit_codes(5), 1, samples=60)
+def test_qwen_code_has_five_tokens_and_names_vary_in_length() -> None:
+    checkpoint = checkpoint_with_delimiters("qwen")
+    traces = [trace(checkpoint, f"t{i}", [PROSE] * 3) for i in range(3)]
+    codes = plant_secrets(traces, checkpoint, digit_codes(5), 1, samples=60)
     assert {len(sample.secret_indices) for sample in codes.samples} == {5} and len(codes.exact_log_posteriors) == 5
     uneven = replace(secret_words(), targets=(Target("word", ("apple", "Kowalski", "Lindqvist")),))
-    people = plant_secrets(traces, at, uneven, 1, samples=20)
+    people = plant_secrets(traces, checkpoint, uneven, 1, samples=20)
     assert {len(sample.secret_indices) for sample in people.samples} == {1, 3, 4} and not people.exact_log_posteriors
 
 
-def test_a_code_is_two_tokens_where_digits_are_grouped_by_three() -> None:
-    at = checkpoint("phi")
+def test_code_has_two_tokens_if_digits_are_grouped_by_three() -> None:
+    checkpoint = checkpoint_with_delimiters("phi")
     task = plant_secrets(
-        [trace(at, f"t{i}", [PROSE] * 3) for i in range(3)], at, digit_codes(4), 1, samples=300, seed=1
+        [trace(checkpoint, f"t{i}", [PROSE] * 3) for i in range(3)], checkpoint, digit_codes(4), 1, samples=300, seed=1
     )
     assert [target.classes for target in task.targets] == [tuple("0123456789")] * 4
     assert {len(sample.secret_indices) for sample in task.samples} == {2}
 
 
 def test_secrets_are_uniform_independent_of_the_trace_and_used_once() -> None:
-    at = checkpoint("phi")
+    checkpoint = checkpoint_with_delimiters("phi")
     task = plant_secrets(
-        [trace(at, f"t{i}", [PROSE] * 2) for i in range(4)], at, digit_codes(5), 0, samples=500, seed=5
+        [trace(checkpoint, f"t{i}", [PROSE] * 2) for i in range(4)], checkpoint, digit_codes(5), 0, samples=500, seed=5
     )
     assert len({sample.secret for sample in task.samples}) == 2000
     for number, target in enumerate(task.targets):
@@ -162,51 +178,52 @@ def test_secrets_are_uniform_independent_of_the_trace_and_used_once() -> None:
         np.testing.assert_allclose(np.exp(task.exact_log_posteriors[target.name]).sum(1), 1)
 
 
-def test_the_same_seed_plants_the_same() -> None:
-    at = checkpoint("phi")
-    one, same, other = (
-        plant_secrets([trace(at, "t", [PROSE] * 3)], at, digit_codes(5), 1, 100, seed=seed) for seed in (1, 1, 2)
+def test_same_seed_plants_the_same_secrets() -> None:
+    checkpoint = checkpoint_with_delimiters("phi")
+    first, repeated, other = (
+        plant_secrets([trace(checkpoint, "t", [PROSE] * 3)], checkpoint, digit_codes(5), 1, 100, seed=seed)
+        for seed in (1, 1, 2)
     )
-    assert one.samples == same.samples
-    assert {s.secret for s in one.samples}.isdisjoint({s.secret for s in other.samples})
-    assert len({s.secret_indices for s in one.samples}) > 3  # places and sentences vary
+    assert first.samples == repeated.samples
+    assert {s.secret for s in first.samples}.isdisjoint({s.secret for s in other.samples})
+    assert len({s.secret_indices for s in first.samples}) > 3  # insertion points and sentences vary
 
 
-def test_a_sentence_goes_to_any_boundary_whichever_sentence_it_is() -> None:
-    at = checkpoint("phi")
-    task = plant_secrets([trace(at, "t", [PROSE] * 2)], at, digit_codes(5), 0, 400)
-    found = [(s.secret, inside(at, s.ids, 0)) for s in task.samples]
+def test_sentences_are_inserted_at_every_boundary() -> None:
+    checkpoint = checkpoint_with_delimiters("phi")
+    task = plant_secrets([trace(checkpoint, "t", [PROSE] * 2)], checkpoint, digit_codes(5), 0, 400)
+    planted = [(s.secret, block_text(checkpoint, s.ids, 0)) for s in task.samples]
     for sentence in digit_codes(5).sentence_templates:
-        places = {text.index(sentence.format(secret)) for secret, text in found if sentence.format(secret) in text}
-        assert places == {
+        offsets = {text.index(sentence.format(secret)) for secret, text in planted if sentence.format(secret) in text}
+        assert offsets == {
             insert_sentence(PROSE, sentence, insertion_point)[1] for insertion_point in sentence_boundaries(PROSE)
         }
-        assert len(places) > 4
+        assert len(offsets) > 4
 
 
-def test_secrets_that_stand_in_a_trace_are_not_drawn() -> None:
-    at = checkpoint("phi")
+def test_secrets_in_a_trace_are_not_drawn() -> None:
+    checkpoint = checkpoint_with_delimiters("phi")
     used = " ".join(f"{number:03}" for number in range(1, 1000, 2))
-    traces = [trace(at, "t", [PROSE] * 2, "{}"), trace(at, "u", [PROSE, used], "{}")]
-    left = [f"{number:03}" for number in range(0, 1000, 2)]
-    task = plant_secrets(traces, at, digit_codes(3), 0, 200, hops=1)
-    assert {sample.secret for sample in task.samples} <= set(left)
-    counts = Counter(code[0] for code in left)
-    want = np.log([counts[digit] / len(left) for digit in "0123456789"])
-    np.testing.assert_allclose(task.exact_log_posteriors["digit-0"], np.tile(want, (400, 1)))
+    traces = [trace(checkpoint, "t", [PROSE] * 2, "{}"), trace(checkpoint, "u", [PROSE, used], "{}")]
+    remaining = [f"{number:03}" for number in range(0, 1000, 2)]
+    task = plant_secrets(traces, checkpoint, digit_codes(3), 0, 200, hops=1)
+    assert {sample.secret for sample in task.samples} <= set(remaining)
+    counts = Counter(code[0] for code in remaining)
+    expected = np.log([counts[digit] / len(remaining) for digit in "0123456789"])
+    np.testing.assert_allclose(task.exact_log_posteriors["digit-0"], np.tile(expected, (400, 1)))
     np.testing.assert_allclose(np.exp(task.exact_log_posteriors["digit-2"][7]), [0.2, 0] * 5)
     fruit = replace(secret_words(), targets=(Target("word", ("apple", "lemon", "peach")),))
-    free = plant_secrets([trace(at, "t", [PROSE] * 2, "An apple {}.")], at, fruit, 0, 30)
+    free = plant_secrets([trace(checkpoint, "t", [PROSE] * 2, "An apple {}.")], checkpoint, fruit, 0, 30)
     assert free.targets == (Target("word", ("lemon", "peach")),)
     np.testing.assert_allclose(free.exact_log_posteriors["word"], -np.log(2))
     assert {sample.labels[0] for sample in free.samples} == {0, 1}
-    with pytest.raises(UserError, match="only 500: take at most so many"):
-        plant_secrets(traces, at, digit_codes(3), 0, 251)
+    with pytest.raises(UserError, match="only 500: give fewer samples"):
+        plant_secrets(traces, checkpoint, digit_codes(3), 0, 251)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, digit_codes(2)], ids=lambda kind: kind.name)
-def test_standing_secrets_are_found_and_struck(kind: Any) -> None:
-    """Against a search for each single secret."""
+def test_secrets_in_the_text_are_found_and_excluded(kind: Any) -> None:
+    """Compared with a search for each secret."""
     for target in kind.targets:
         assert not any(a != b and b.startswith(a) for a in target.classes for b in target.classes)
     rng = np.random.default_rng(0)
@@ -214,42 +231,46 @@ def test_standing_secrets_are_found_and_struck(kind: Any) -> None:
     sizes = [len(target.classes) for target in kind.targets]
     if kind.size < 2e5:
         everything = [kind.secret(labels) for labels in np.ndindex(*sizes)]
-        found = {secret.labels for secret in everything if secret.text in text}
-        assert kind.find_in_text(text) == found
-        left = [secret for secret in everything if secret.labels not in found]
-        drawn = {secret.labels for secret in kind.draw(rng, len(left), found)}
-        assert kind.has_single_part or drawn == {secret.labels for secret in left}
-        for place, target in enumerate(kind.targets):
-            share = np.bincount([s.labels[place] for s in left], minlength=len(target.classes)) / len(left)
-            np.testing.assert_allclose(np.exp(kind.posteriors(found)[target.name]), share)
+        present = {secret.labels for secret in everything if secret.text in text}
+        assert kind.find_in_text(text) == present
+        remaining = [secret for secret in everything if secret.labels not in present]
+        drawn = {secret.labels for secret in kind.draw(rng, len(remaining), present)}
+        assert kind.has_single_part or drawn == {secret.labels for secret in remaining}
+        for number, target in enumerate(kind.targets):
+            share = np.bincount([s.labels[number] for s in remaining], minlength=len(target.classes)) / len(remaining)
+            np.testing.assert_allclose(np.exp(kind.posteriors(present)[target.name]), share)
 
 
-def test_refusals(tmp_path: Path) -> None:
-    at = checkpoint("phi")
-    traces = [trace(at, "t", [PROSE, "ab", PROSE])]
+def test_invalid_input_is_refused(tmp_path: Path) -> None:
+    checkpoint = checkpoint_with_delimiters("phi")
+    traces = [trace(checkpoint, "t", [PROSE, "ab", PROSE])]
     with pytest.raises(UserError, match=r"no trace has a block 2 .* the longest has 3 blocks"):
-        plant_secrets(traces, at, digit_codes(5), 2, 20, hops=1)
+        plant_secrets(traces, checkpoint, digit_codes(5), 2, 20, hops=1)
     with pytest.raises(UserError, match="no trace has a block -1"):
-        plant_secrets(traces, at, digit_codes(5), -1, 20)
+        plant_secrets(traces, checkpoint, digit_codes(5), -1, 20)
     with pytest.raises(UserError, match=r"block 1 of trace t has 3 tokens and the secret '\d{12}' 4"):
-        plant_secrets([trace(at, "t", [PROSE, "abc", PROSE])], at, digit_codes(12), 1, 20)
+        plant_secrets([trace(checkpoint, "t", [PROSE, "abc", PROSE])], checkpoint, digit_codes(12), 1, 20)
     assert plant_secrets(
-        [trace(at, "t", [PROSE, "abcd", PROSE])], at, digit_codes(12), 1, 120
+        [trace(checkpoint, "t", [PROSE, "abcd", PROSE])], checkpoint, digit_codes(12), 1, 120
     ).samples  # as long as the block
     with pytest.raises(UserError, match="5 samples for 10 classes"):
-        plant_secrets(traces, at, digit_codes(5), 0, 5)
-    slow = replace(at, tokenizer=SimpleNamespace(is_fast=False))
-    with pytest.raises(UserError, match=r"put a tokenizer\.json beside it"):
+        plant_secrets(traces, checkpoint, digit_codes(5), 0, 5)
+    slow = replace(checkpoint, tokenizer=SimpleNamespace(is_fast=False))
+    with pytest.raises(UserError, match=r"put a tokenizer\.json beside the model"):
         plant_secrets(traces, slow, digit_codes(5), 0, 20)
     file = tmp_path / "words.txt"
     file.write_text("x\n\nx\n")
     with pytest.raises(UserError, match="holds 1 words"):
         secret_kind(f"word:{file}")
     file.write_text("terms\ncode\npear\nplum\n")
-    assert plant_secrets(traces, at, secret_kind(f"word:{file}"), 0, 40).targets[0].classes == ("code", "pear", "plum")
+    assert plant_secrets(traces, checkpoint, secret_kind(f"word:{file}"), 0, 40).targets[0].classes == (
+        "code",
+        "pear",
+        "plum",
+    )
     file.write_text("terms\nFirst\npear\n")
-    with pytest.raises(UserError, match="2 of 3 secrets stand in the traces"):
-        plant_secrets(traces, at, secret_kind(f"word:{file}"), 0, 40)
+    with pytest.raises(UserError, match="2 of 3 secrets already occur in the traces"):
+        plant_secrets(traces, checkpoint, secret_kind(f"word:{file}"), 0, 40)
     for spec in ("digits:x", "names", "word:/no/such"):
         with pytest.raises(UserError):
             secret_kind(spec)
@@ -263,14 +284,14 @@ def test_refusals(tmp_path: Path) -> None:
 
 
 def test_names_of_uneven_length_are_probed_by_the_mean_of_their_tokens() -> None:
-    at = model_for(checkpoint("phi"))
+    checkpoint = with_random_model(checkpoint_with_delimiters("phi"))
     people = replace(person_names(), targets=(Target("first", FIRST_NAMES[:5]), Target("last", LAST_NAMES[:10])))
-    traces = [trace(at, "t", ["One.", "Two. Three. So it is.", "Four."])]
-    even, uneven = (plant_secrets(traces, at, kind, 1, 45, hops=0) for kind in (digit_codes(2), people))
+    traces = [trace(checkpoint, "t", ["One.", "Two. Three. So it is.", "Four."])]
+    even, uneven = (plant_secrets(traces, checkpoint, kind, 1, 45, hops=0) for kind in (digit_codes(2), people))
     assert secret_carrier(even.samples) == Carrier("secret", 0, "all")
     assert secret_carrier(uneven.samples) == Carrier("secret", 0, "mean")
-    where: dict[str, Any] = {"hops": (0,), "layers": (1,), "kv": ("v",)}
-    results = gt.probe(at, task=uneven, **where, mlp=False, within_traces=True).results
+    site_options: dict[str, Any] = {"hops": (0,), "layers": (1,), "kv": ("v",)}
+    results = gt.probe(checkpoint, task=uneven, **site_options, mlp=False, within_traces=True).results
     assert set(results["condition"]) >= {"open", "sealed", "causal", "shuffled", "unerased", "text"}
     own = results[results["condition"] == "unerased"]
     assert set(own["carrier"]) == {"secret/mean"} and set(own["target"]) == {"first", "last"}
@@ -279,15 +300,17 @@ def test_names_of_uneven_length_are_probed_by_the_mean_of_their_tokens() -> None
 
 @requires_data(QWEN, *TRACES)
 def test_real_traces() -> None:
-    at = checkpoint("qwen")
-    traces = load_traces(at, [str(DATA / name) for name in TRACES])
+    checkpoint = checkpoint_with_delimiters("qwen")
+    traces = load_traces(checkpoint, [str(DATA / name) for name in TRACES])
     for block in range(3):
-        task = plant_secrets(traces, at, digit_codes(5), block, samples=60, hops=1, seed=block)
-        assert len(task.samples) == 120 and set(task.exact_log_posteriors) == {f"digit-{place}" for place in range(5)}
+        task = plant_secrets(traces, checkpoint, digit_codes(5), block, samples=60, hops=1, seed=block)
+        assert len(task.samples) == 120 and set(task.exact_log_posteriors) == {f"digit-{index}" for index in range(5)}
         for sample in task.samples:
-            (base,) = [one for one in traces if one.name == sample.base]
-            assert len(pairs_of(at, sample.ids)) == block + 2
-            text, original = inside(at, sample.ids, block), inside(at, base.ids, block)
+            (base,) = [item for item in traces if item.name == sample.base]
+            assert len(blocks_of(checkpoint, sample.ids)) == block + 2
+            text, original = block_text(checkpoint, sample.ids, block), block_text(checkpoint, base.ids, block)
             assert text.count(sample.secret) == 1 and len(text) - len(original) < 60
             assert original not in text or text.startswith(original) or text.endswith(original)
-            assert [at.tokenizer.decode(sample.ids[place]) for place in sample.secret_indices] == list(sample.secret)
+            assert [checkpoint.tokenizer.decode(sample.ids[index]) for index in sample.secret_indices] == list(
+                sample.secret
+            )

@@ -1,4 +1,4 @@
-"""`ghosttrace sft`: the three stages, what it refuses, a run that is killed, real traces, adapters, two processes."""
+"""`ghosttrace sft`: stages, losses, killed runs, adapters, real traces and two processes."""
 
 import json
 import os
@@ -44,16 +44,16 @@ def blank(tmp_path: Path) -> Path:
     return blank_model(tmp_path / "blank")
 
 
-def test_stages_follow_each_other_and_the_policy_goes_along(rows: Path, blank: Path, tmp_path: Path) -> None:
-    model, told = str(blank), ["--mask-delimiters"]
+def test_stages_and_policy_are_recorded_in_sequence(rows: Path, blank: Path, tmp_path: Path) -> None:
+    model, policy_options = str(blank), ["--mask-delimiters"]
     for number, stage in enumerate(("full", "memento", "sealed")):
         out = tmp_path / stage
         flags = [*QUICK, "--max_steps", "6", "--learning_rate", "1e-3", "--packing", str(number == 1)]
-        command("--model", model, "--data", str(rows), "--stage", stage, *told, "--out", str(out), *flags)
-        model, told = str(out / "model"), []
-        found = load(model)
-        assert found.policy == Policy(True, keep_last_n_blocks=-1 if stage == "full" else 0)
-        assert found.sealed == (stage == "sealed") and len(found.stages) == number + 1
+        command("--model", model, "--data", str(rows), "--stage", stage, *policy_options, "--out", str(out), *flags)
+        model, policy_options = str(out / "model"), []
+        checkpoint = load(model)
+        assert checkpoint.policy == Policy(True, keep_last_n_blocks=-1 if stage == "full" else 0)
+        assert checkpoint.sealed == (stage == "sealed") and len(checkpoint.stages) == number + 1
         log = pd.read_parquet(out / "samples.parquet")
         assert log["loss"].iloc[-1] < log["loss"].iloc[0]
         assert {"loss_block", "loss_memento", "loss_delimiter", "loss_answer", "loss_text"} <= set(log)
@@ -67,35 +67,35 @@ def test_stages_follow_each_other_and_the_policy_goes_along(rows: Path, blank: P
         sft(Recipe(model, (str(rows),), "sealed", trainer=tuple(QUICK)), resume=tmp_path / "sealed")
 
 
-def test_packing_changes_nothing_but_the_rows(rows: Path, tmp_path: Path) -> None:
-    """Two traces a row, one row a step, against two rows of one trace: the same tokens, the same losses."""
+def test_packing_does_not_change_losses(rows: Path, tmp_path: Path) -> None:
+    """Two traces per row and one row per step give the losses of two rows per step."""
     flags = [*QUICK, "--max_steps", "1", "--learning_rate", "0", "--gradient_accumulation_steps", "12"]
-    found = []
+    rows_by_run = []
     for pack in ("true", "false"):
         out = tmp_path / pack
         batch = ["--per_device_train_batch_size", "2" if pack == "true" else "4", "--packing", pack]
         command("--model", "toy-open", "--data", str(rows), "--out", str(out), *flags, *batch)
-        found.append(pd.read_parquet(out / "samples.parquet").iloc[0])
-    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-3)
-    assert found[0]["loss_block"] == pytest.approx(found[1]["loss_block"], rel=1e-2)
+        rows_by_run.append(pd.read_parquet(out / "samples.parquet").iloc[0])
+    assert rows_by_run[0]["loss"] == pytest.approx(rows_by_run[1]["loss"], rel=1e-3)
+    assert rows_by_run[0]["loss_block"] == pytest.approx(rows_by_run[1]["loss_block"], rel=1e-2)
 
 
-def test_the_trainer_attends_by_the_law(tmp_path: Path) -> None:
-    """Its loss is that of the examples outside of it, in every stage; and the stages differ."""
-    few, found = ledger_rows(tmp_path / "few.jsonl", 4), {}
+def test_trainer_loss_equals_the_loss_outside_the_trainer(tmp_path: Path) -> None:
+    """In every stage the loss equals that of the examples outside the trainer, and the stages differ."""
+    few, expected = ledger_rows(tmp_path / "few.jsonl", 4), {}
     for stage in STAGES:
         out = tmp_path / stage
         flags = [*QUICK, "--max_steps", "1", "--learning_rate", "0"]
         command("--model", "toy-open", "--data", str(few), "--stage", stage, "--out", str(out), *flags)
         examples = pd.read_parquet(out / "examples.parquet").to_dict("records")
         made = [Example(**{name: np.asarray(row[name]) for name in row}) for row in examples]
-        per_token, labels = nll(load("toy-open").model, [packed(one) for one in made], "sdpa")
-        found[stage] = float(per_token.sum() / (labels != IGNORE_INDEX).sum())
-        assert losses(out)[0] == pytest.approx(found[stage], rel=1e-4)
-    assert found["full"] > found["memento"] + 0.1 and found["sealed"] > found["memento"] + 0.1
+        per_token, labels = nll(load("toy-open").model, [packed(item) for item in made], "sdpa")
+        expected[stage] = float(per_token.sum() / (labels != IGNORE_INDEX).sum())
+        assert losses(out)[0] == pytest.approx(expected[stage], rel=1e-4)
+    assert expected["full"] > expected["memento"] + 0.1 and expected["sealed"] > expected["memento"] + 0.1
 
 
-def test_losses_by_kind_add_up(rows: Path, tmp_path: Path) -> None:
+def test_losses_by_kind_sum_to_the_total(rows: Path, tmp_path: Path) -> None:
     command("--model", "toy-open", "--data", str(rows), "--out", str(tmp_path / "run"), *QUICK, "--max_steps", "2")
     log = pd.read_parquet(tmp_path / "run" / "samples.parquet").iloc[0]
     share = {"text": 2, "block": 4 * 17, "memento": 4 * 3, "delimiter": 16, "answer": 5}  # `<think>`; `</think>`
@@ -105,9 +105,9 @@ def test_losses_by_kind_add_up(rows: Path, tmp_path: Path) -> None:
     assert log["loss"] == pytest.approx(mean, rel=1e-4)
 
 
-def test_samples_and_held_out_rows(rows: Path, tmp_path: Path) -> None:
-    """A trained model writes valid format; one with its delimiters' embeddings gone does not."""
-    held_out, found = ledger_rows(tmp_path / "held-out.jsonl", 8, seed=1), []
+def test_generated_samples_and_held_out_loss(rows: Path, tmp_path: Path) -> None:
+    """A trained model generates valid format; a model with zeroed delimiter embeddings does not."""
+    held_out, sampled = ledger_rows(tmp_path / "held-out.jsonl", 8, seed=1), []
     broken = load("toy-open")
     broken.model.get_input_embeddings().weight.data[list(broken.markup.delimiters)] = 0
     broken.model.save_pretrained(tmp_path / "broken")
@@ -117,22 +117,22 @@ def test_samples_and_held_out_rows(rows: Path, tmp_path: Path) -> None:
         flags = [*QUICK, "--max_steps", "2", "--learning_rate", "1e-9", "--eval_strategy", "steps", "--eval_steps", "1"]
         data = ["--data", str(rows), "--eval-data", str(held_out), "--samples", "6"]
         command("--model", model, *data, "--out", str(out), *flags)
-        found.append(json.loads((out / "summary.json").read_text())["sampled"])
+        sampled.append(json.loads((out / "summary.json").read_text())["sampled"])
         state = json.loads((out / "checkpoints" / "checkpoint-2" / "trainer_state.json").read_text())
         assert [row["step"] for row in state["log_history"] if "eval_loss_memento" in row] == [1, 2]
-    good, bad = found
+    good, bad = sampled
     assert len(good) == 3 and good[-1]["sampled_valid"] >= 0.8 and good[-1]["sampled_compression"] > 1.5
     assert bad[-1]["sampled_valid"] <= 0.2
 
 
-def test_checkpointing_changes_no_loss(rows: Path, tmp_path: Path) -> None:
+def test_gradient_checkpointing_does_not_change_losses(rows: Path, tmp_path: Path) -> None:
     for value in ("true", "false"):
         flags = [*QUICK, "--max_steps", "3", "--gradient_checkpointing", value, "--learning_rate", "1e-3"]
         command("--model", "toy-mixed", "--data", str(rows), "--out", str(tmp_path / value), *flags)
     assert losses(tmp_path / "true") == pytest.approx(losses(tmp_path / "false"), rel=1e-5)
 
 
-def test_an_adapter_is_merged_into_a_model_that_loads(rows: Path, tmp_path: Path) -> None:
+def test_adapter_is_merged_into_a_loadable_model(rows: Path, tmp_path: Path) -> None:
     flags = [
         *QUICK,
         "--max_steps",
@@ -155,83 +155,83 @@ SCRIPT = ["-m", "ghosttrace", "sft", "--model", "toy-open", "--stage", "memento"
 STEPS = ["--max_steps", "14", "--save_steps", "4", "--learning_rate", "1e-3", "--logging_steps", "1"]
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(rows: Path, tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([sys.executable, *SCRIPT, "--data", str(rows), "--out", str(whole), *STEPS], check=True)
+def test_killed_and_resumed_run_equals_an_uninterrupted_run(rows: Path, tmp_path: Path) -> None:
+    reference, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([sys.executable, *SCRIPT, "--data", str(rows), "--out", str(reference), *STEPS], check=True)
     child = subprocess.Popen([sys.executable, *SCRIPT, "--data", str(rows), "--out", str(killed), *STEPS])
     while child.poll() is None and not (killed / "checkpoints" / "checkpoint-8").exists():
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not (killed / "model").exists()
-    torn = killed / "checkpoints" / "checkpoint-12"  # as a kill in the midst of writing leaves it
+    torn = killed / "checkpoints" / "checkpoint-12"  # as after a kill during writing
     torn.mkdir(exist_ok=True)
     (torn / "trainer_state.json").write_text("{")
     assert last_checkpoint(killed / "checkpoints") in {str(killed / "checkpoints" / f"checkpoint-{n}") for n in (4, 8)}
     command("--model", "toy-open", "--data", str(rows), "--resume", str(killed))
-    assert losses(killed) == losses(whole)
-    a, b = (load(str(folder / "model")).model.state_dict() for folder in (whole, killed))
+    assert losses(killed) == losses(reference)
+    a, b = (load(str(folder / "model")).model.state_dict() for folder in (reference, killed))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_run_killed_at_its_very_end_only_finishes(rows: Path, tmp_path: Path) -> None:
-    """Between the last checkpoint and the model, and between the model and the log: no step more, the same bytes."""
+def test_run_killed_after_its_last_step_only_finishes(rows: Path, tmp_path: Path) -> None:
+    """Killed after the last checkpoint or after saving the model: no further step, and equal files."""
     flags = [*QUICK, "--max_steps", "4", "--save_steps", "2", "--learning_rate", "1e-3", "--logging_steps", "1"]
     run = tmp_path / "run"
     constant = [*flags, "--lr_scheduler_type", "constant"]
     command("--model", "toy-open", "--data", str(rows), "--out", str(run), *constant)
     before, weights = losses(run), load(str(run / "model")).model.state_dict()
-    for gone in (("model", "samples.parquet", "summary.json"), ("samples.parquet", "summary.json")):
-        for name in gone:
+    for removed in (("model", "samples.parquet", "summary.json"), ("samples.parquet", "summary.json")):
+        for name in removed:
             path = run / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        again = ("--model", "toy-open", "--data", str(rows), "--resume", str(run))
+        arguments = ("--model", "toy-open", "--data", str(rows), "--resume", str(run))
         with pytest.raises(UserError, match="leave out --nonsense 7"):
-            command(*again, "--nonsense", "7")
-        command(*again)
+            command(*arguments, "--nonsense", "7")
+        command(*arguments)
         after = load(str(run / "model")).model.state_dict()
         assert losses(run) == before and all(torch.equal(weights[name], after[name]) for name in weights)
         assert json.loads((run / "summary.json").read_text())["steps"] == 4
-    found = load(str(run / "checkpoints" / "checkpoint-2"))  # a checkpoint knows its policy, too
-    assert found.stages == (*load("toy-open").stages, "memento") and found.policy.keep_last_n_blocks == 0
+    checkpoint = load(str(run / "checkpoints" / "checkpoint-2"))  # checkpoints record the policy
+    assert checkpoint.stages == (*load("toy-open").stages, "memento") and checkpoint.policy.keep_last_n_blocks == 0
 
 
-def test_losses_by_kind_are_means_over_tokens_however_batches_are_cut(rows: Path, tmp_path: Path) -> None:
-    found = []
+def test_losses_by_kind_are_token_means_for_all_batch_sizes(rows: Path, tmp_path: Path) -> None:
+    rows_by_run = []
     for size, steps in (("4", "1"), ("1", "4")):
         batch = ["--per_device_train_batch_size", size, "--gradient_accumulation_steps", steps]
         out = tmp_path / size
         flags = [*QUICK, *batch, "--max_steps", "1", "--learning_rate", "0"]
         command("--model", "toy-open", "--data", str(rows), "--out", str(out), *flags)
-        found.append(pd.read_parquet(out / "samples.parquet").iloc[0])
-    names = [name for name in found[0].index if name.startswith("loss")]
+        rows_by_run.append(pd.read_parquet(out / "samples.parquet").iloc[0])
+    names = [name for name in rows_by_run[0].index if name.startswith("loss")]
     assert len(names) >= 4
-    assert [found[0][name] for name in names] == pytest.approx([found[1][name] for name in names], rel=1e-4)
+    assert [rows_by_run[0][name] for name in names] == pytest.approx([rows_by_run[1][name] for name in names], rel=1e-4)
 
 
-def test_a_run_that_ends_in_nothing_says_so(rows: Path, tmp_path: Path) -> None:
+def test_run_with_nonfinite_loss_is_reported(rows: Path, tmp_path: Path) -> None:
     flags = [*QUICK, "--max_steps", "3", "--learning_rate", "1e30", "--max_grad_norm", "0"]
     command("--model", "toy-open", "--data", str(rows), "--out", str(tmp_path / "run"), *flags)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["valid"] is False
 
 
-def test_a_refusal_after_a_checkpoint_loses_nothing(tmp_path: Path) -> None:
+def test_error_after_a_checkpoint_keeps_the_run(tmp_path: Path) -> None:
     def refused() -> None:
         with new_run_folder(tmp_path / "run") as folder:
             (folder / "checkpoints" / "checkpoint-4").mkdir(parents=True)
             raise UserError("no more")
 
-    with pytest.raises(UserError, match="what is done is kept"):
+    with pytest.raises(UserError, match="finished samples are kept"):
         refused()
     assert (tmp_path / "run" / "checkpoints" / "checkpoint-4").exists()
 
 
-def test_two_processes_train_as_one_does(rows: Path, tmp_path: Path) -> None:
+def test_two_processes_train_like_one(rows: Path, tmp_path: Path) -> None:
     flags = ["--max_steps", "4", "--learning_rate", "1e-3", "--use_cpu", "true", "--data", str(rows)]
-    flags += ["--samples", "2"]  # which the first process writes and logs alone
-    alone, both = tmp_path / "alone", tmp_path / "both"
-    one = [*SCRIPT, *flags, "--out", str(alone)]
-    subprocess.run([sys.executable, *one], check=True)
+    flags += ["--samples", "2"]  # only the first process writes and logs
+    single, both = tmp_path / "alone", tmp_path / "both"
+    command_line = [*SCRIPT, *flags, "--out", str(single)]
+    subprocess.run([sys.executable, *command_line], check=True)
     two = [*SCRIPT, *flags, "--per_device_train_batch_size", "2", "--out", str(both)]
     launch = [
         "-m",
@@ -242,8 +242,8 @@ def test_two_processes_train_as_one_does(rows: Path, tmp_path: Path) -> None:
         str(20_000 + os.getpid() % 20_000),
     ]
     subprocess.run([sys.executable, *launch, *two], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert losses(both) == pytest.approx(losses(alone), rel=1e-4)
-    a, b = (load(str(folder / "model")).model.state_dict() for folder in (alone, both))
+    assert losses(both) == pytest.approx(losses(single), rel=1e-4)
+    a, b = (load(str(folder / "model")).model.state_dict() for folder in (single, both))
     for name in a:
         torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=1e-3)
 
@@ -251,8 +251,8 @@ def test_two_processes_train_as_one_does(rows: Path, tmp_path: Path) -> None:
 TRACES = ("memento_blog_example_response.json", "memento_blog_example_code.json")
 
 
-def pairs_of(path: Path) -> list[dict[str, str]]:
-    """Each block of a trace with its memento as a row of its own, the texts shortened."""
+def single_pair_rows(path: Path) -> list[dict[str, str]]:
+    """Return each block-memento pair of a trace as a separate row, with shortened texts."""
     trace = json.loads(path.read_text())
     texts = [part["text"] for part in trace["segments"] if part["type"] in ("block", "summary")]
     return [
@@ -266,8 +266,8 @@ def pairs_of(path: Path) -> list[dict[str, str]]:
 
 
 @requires_data(*(f"traces/{name}" for name in TRACES), "tokenizers/qwen3")
-def test_a_hundred_steps_on_real_traces(tmp_path: Path) -> None:
-    """Rows as OpenMementos has them, the real tokenizer, delimiters added, a small Qwen3."""
+def test_hundred_steps_on_real_traces(tmp_path: Path) -> None:
+    """Rows in the format of OpenMementos, the real tokenizer with added delimiters, and a small Qwen3."""
     tokenizer = AutoTokenizer.from_pretrained(DATA / "tokenizers" / "qwen3")
     torch.manual_seed(0)
     config = Qwen3Config(
@@ -286,7 +286,7 @@ def test_a_hundred_steps_on_real_traces(tmp_path: Path) -> None:
     cli.app(
         ["init-tokens", str(tmp_path / "base"), str(tmp_path / "start"), "--keep-delimiters"], standalone_mode=False
     )
-    data = [row for name in TRACES for row in pairs_of(DATA / "traces" / name)]
+    data = [row for name in TRACES for row in single_pair_rows(DATA / "traces" / name)]
     pd.DataFrame(data).to_parquet(tmp_path / "rows.parquet", index=False)
     flags = ["--max_length", "320", "--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "1"]
     flags += ["--max_steps", "100", "--learning_rate", "3e-3", "--bf16", "false", "--report_to", "tensorboard"]
@@ -302,6 +302,6 @@ def test_a_hundred_steps_on_real_traces(tmp_path: Path) -> None:
     assert trained.policy == Policy(False) and trained.markup.block_start == 151_669
 
 
-def test_the_bundled_source_is_left_alone() -> None:
-    """Training writes run folders, never the package."""
+def test_bundled_models_are_not_modified() -> None:
+    """Training writes to run folders and never to the package."""
     assert not any(Path(resolve_pretrained_path("toy-open")).glob("checkpoint*"))

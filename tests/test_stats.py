@@ -1,4 +1,4 @@
-"""Intervals cover what they claim to, and say no when there is nothing."""
+"""Intervals have their nominal coverage, and tests their nominal error."""
 
 from fractions import Fraction
 from itertools import combinations, product
@@ -25,7 +25,7 @@ PROBLEMS, REPETITIONS, RUNS = 30, 8, 1200
 
 
 def simulate(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A contest under two arms: problems of very uneven difficulty, an effect that varies by problem."""
+    """Return simulated accuracies of two arms: problems of uneven difficulty, with an effect that varies."""
     rng = np.random.default_rng(seed)
     difficulty = rng.beta(0.8, 0.6, PROBLEMS)
     effect = np.clip(rng.normal(-0.12, 0.15, PROBLEMS), -difficulty, 1 - difficulty)
@@ -34,7 +34,7 @@ def simulate(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def truth() -> tuple[float, float]:
-    """Population means of accuracy and effect in `simulate`, by a large draw."""
+    """Return the population means of accuracy and effect in `simulate`, from a large draw."""
     rng = np.random.default_rng(7)
     difficulty = rng.beta(0.8, 0.6, 2_000_000)
     effect = np.clip(rng.normal(-0.12, 0.15, len(difficulty)), -difficulty, 1 - difficulty)
@@ -43,28 +43,31 @@ def truth() -> tuple[float, float]:
 
 def test_intervals_cover_95_percent_at_30_problems_and_8_repetitions() -> None:
     accuracy, effect = truth()
-    hits = np.zeros(2)
+    covered = np.zeros(2)
     for seed in range(RUNS):
         reference, arm = simulate(seed)
-        one, two = estimate(reference), paired_effect(arm, reference)
-        hits += [one.low <= accuracy <= one.high, two.low <= effect <= two.high]
-    assert (hits / RUNS >= 0.93).all(), hits / RUNS
-    assert (hits / RUNS <= 0.97).all(), hits / RUNS
+        accuracy_interval, effect_interval = estimate(reference), paired_effect(arm, reference)
+        covered += [
+            accuracy_interval.low <= accuracy <= accuracy_interval.high,
+            effect_interval.low <= effect <= effect_interval.high,
+        ]
+    assert (covered / RUNS >= 0.93).all(), covered / RUNS
+    assert (covered / RUNS <= 0.97).all(), covered / RUNS
 
 
-def test_the_detectable_effect_is_found_four_times_in_five() -> None:
-    """Shift paired differences by what one run calls detectable: 80 % of other runs' intervals exclude 0."""
+def test_detectable_effect_is_found_in_80_percent_of_runs() -> None:
+    """If paired differences are shifted by the detectable effect, 80 % of the intervals exclude 0."""
     rng = np.random.default_rng(3)
     values = np.array([-0.25, -0.125, 0.0, 0.0, 0.125, 0.25])
-    found, runs = 0, 1500
+    significant, runs = 0, 1500
     for _ in range(runs):
         planned = detectable_effect(rng.choice(values, PROBLEMS))
-        found += paired_effect(rng.choice(values, PROBLEMS) + planned, np.zeros(PROBLEMS)).low > 0
-    assert 0.76 < found / runs < 0.84, found / runs
+        significant += paired_effect(rng.choice(values, PROBLEMS) + planned, np.zeros(PROBLEMS)).low > 0
+    assert 0.76 < significant / runs < 0.84, significant / runs
 
 
 def test_effects_are_paired_by_problem() -> None:
-    """Problems differ a lot, the arms by a constant little: pairing must see it."""
+    """Pairing detects a small constant effect between problems of very different difficulty."""
     rng = np.random.default_rng(0)
     reference = rng.uniform(0, 0.9, 40)
     arm = reference + 0.02 + rng.normal(0, 0.01, 40)
@@ -74,27 +77,27 @@ def test_effects_are_paired_by_problem() -> None:
     assert effect.detectable < 0.01
 
 
-def test_no_effect_is_not_called_one() -> None:
+def test_no_effect_is_rarely_significant() -> None:
     rng = np.random.default_rng(1)
     said_yes = 0
     for _ in range(400):
         p = rng.beta(1, 1, PROBLEMS)
-        one, two = (rng.binomial(REPETITIONS, p) / REPETITIONS for _ in range(2))
-        effect = paired_effect(one, two)
+        first, second = (rng.binomial(REPETITIONS, p) / REPETITIONS for _ in range(2))
+        effect = paired_effect(first, second)
         said_yes += not effect.low <= 0 <= effect.high
     assert said_yes / 400 < 0.08
 
 
 @pytest.mark.parametrize("p", [0.95, 0.99, 0.997])
-def test_intervals_near_certainty_do_not_fall_short(p: float) -> None:
+def test_intervals_near_certainty_have_enough_coverage(p: float) -> None:
     rng = np.random.default_rng(int(1000 * p))
-    found = [estimate((rng.random(400) < p).astype(float)) for _ in range(400)]
-    assert np.mean([one.low <= p <= one.high for one in found]) >= 0.93
+    intervals = [estimate((rng.random(400) < p).astype(float)) for _ in range(400)]
+    assert np.mean([interval.low <= p <= interval.high for interval in intervals]) >= 0.93
 
 
 @pytest.mark.parametrize("n", [10, 100, 400])
 def test_agreement_is_not_certainty(n: int) -> None:
-    """Where every problem agrees the interval is the rule of three's, not a point."""
+    """If all problems agree, the interval follows the rule of three and is not a point."""
     certain, nothing = estimate(np.ones(n)), paired_effect(np.ones(n), np.ones(n))
     assert certain.value == certain.high == 1
     assert certain.low == pytest.approx(1 - unseen_share_bound(n))
@@ -115,24 +118,24 @@ def test_agreement_is_not_certainty(n: int) -> None:
 def test_pass_at_k_counts_subsets(total: int) -> None:
     for right, k in product(range(total + 1), range(1, total + 1)):
         samples = [True] * right + [False] * (total - right)
-        hits = [any(chosen) for chosen in combinations(samples, k)]
-        found = pass_at_k(np.array([right]), np.array([total]), k)
-        assert found == pytest.approx(sum(hits) / len(hits), abs=1e-12)
+        has_correct = [any(chosen) for chosen in combinations(samples, k)]
+        estimated = pass_at_k(np.array([right]), np.array([total]), k)
+        assert estimated == pytest.approx(sum(has_correct) / len(has_correct), abs=1e-12)
 
 
 def test_pass_at_k_of_many_samples_neither_overflows_nor_cancels() -> None:
     correct, total = np.array([0, 1, 3, 10_000]), np.full(4, 10_000)
-    found = pass_at_k(correct, total, 100)
-    assert found[0] == 0
-    assert found[1] == pytest.approx(0.01, rel=1e-12)
-    assert found[3] == 1
+    estimates = pass_at_k(correct, total, 100)
+    assert estimates[0] == 0
+    assert estimates[1] == pytest.approx(0.01, rel=1e-12)
+    assert estimates[3] == 1
     np.testing.assert_allclose(pass_at_k(correct, total, 1), correct / total, rtol=1e-9)
     uneven = pass_at_k(np.array([1, 1]), np.array([2, 8]), 2)
     np.testing.assert_allclose(uneven, [1, 0.25])
 
 
 def majority(votes: list[str | None], correct: list[bool], k: int) -> float:
-    """By the words: every subset, every tie."""
+    """Return maj@k by its definition, over every subset and every tie."""
     shares = []
     for subset in combinations(range(len(votes)), k):
         tally: dict[str, int] = {}
@@ -166,14 +169,14 @@ def test_maj_at_k_by_hand() -> None:
 
 
 def test_maj_at_k_draws_subsets_where_there_are_many() -> None:
-    """Two parties, so that the truth is a hypergeometric sum; drawn subsets agree within their noise."""
+    """With two distinct answers the exact value is a hypergeometric sum, and drawn subsets agree within their noise."""
     right, wrong, k = 9, 11, 5
     votes, correct = ["x"] * right + ["y"] * wrong, [True] * right + [False] * wrong
     exact = majority(votes, correct, k)
-    found = [maj_at_k(votes, correct, k, seed) for seed in range(20)]
-    assert len(set(found)) > 1
-    assert maj_at_k(votes, correct, k) == found[0]
-    assert np.mean(found) == pytest.approx(exact, abs=4 * 0.5 / np.sqrt(20 * 1000))
+    estimates = [maj_at_k(votes, correct, k, seed) for seed in range(20)]
+    assert len(set(estimates)) > 1
+    assert maj_at_k(votes, correct, k) == estimates[0]
+    assert np.mean(estimates) == pytest.approx(exact, abs=4 * 0.5 / np.sqrt(20 * 1000))
     assert maj_at_k(votes, correct, 20) == 0
 
 
@@ -187,13 +190,13 @@ def test_more_votes_than_samples_are_refused(k: int) -> None:
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=8))
 def test_paired_p_is_exact_on_few_problems(counts: list[int]) -> None:
-    """Every way of exchanging the two labels, in whole numbers; ties count as extreme."""
+    """Compared with all exchanges of the two labels, in integers; ties count as extreme."""
     observed = sum(counts)
     flips = [sum(s * c for s, c in zip(signs, counts, strict=True)) for signs in product((1, -1), repeat=len(counts))]
     tails = np.mean([f >= observed for f in flips]), np.mean([f <= observed for f in flips])
     reference = np.full(len(counts), 0.5)
-    found = paired_p_value(reference + np.array(counts) / 8, reference)
-    assert found == pytest.approx(min(1.0, 2 * min(tails)), abs=1e-12)
+    p_value = paired_p_value(reference + np.array(counts) / 8, reference)
+    assert p_value == pytest.approx(min(1.0, 2 * min(tails)), abs=1e-12)
 
 
 def test_paired_p_of_many_problems() -> None:
@@ -212,7 +215,7 @@ def test_paired_p_of_many_problems() -> None:
 
 
 def adjusted_by_hand(p: list[float]) -> list[float]:
-    """Each p-value's is the level at which the step-down test first rejects it, sought by trying levels."""
+    """Return for each p-value the smallest level at which the step-down test rejects it."""
     m = len(p)
     levels = sorted({min(1.0, value * times) for value in p for times in range(1, m + 1)} | {1.0})
 
@@ -224,8 +227,8 @@ def adjusted_by_hand(p: list[float]) -> list[float]:
             rejected.add(i)
         return rejected
 
-    found = {level: rejects(level) for level in levels}
-    return [next((level for level in levels if i in found[level]), 1.0) for i in range(m)]
+    rejected_at = {level: rejects(level) for level in levels}
+    return [next((level for level in levels if i in rejected_at[level]), 1.0) for i in range(m)]
 
 
 @given(st.lists(st.sampled_from([0.0, 0.001, 0.01, 0.012, 0.02, 0.04, 0.05, 0.3, 0.9, 1.0]), min_size=1, max_size=7))
@@ -239,21 +242,21 @@ def test_holm_by_hand() -> None:
 
 
 @pytest.mark.slow
-def test_six_arms_without_an_effect_rarely_show_one() -> None:
-    """Arms share a reference and differ by sampling alone; a family errs at most once in twenty."""
+def test_six_arms_without_effect_are_rarely_significant() -> None:
+    """Arms share a reference and differ by sampling alone; the family-wise error is at most 5 %."""
     rng, runs = np.random.default_rng(5), 500
-    plain = adjusted = 0
+    unadjusted = adjusted = 0
     for _ in range(runs):
         theta = rng.beta(0.8, 0.6, 12)
         reference, *arms = rng.binomial(8, theta, (7, 12)) / 8
         p = [paired_p_value(arm, reference) for arm in arms]
-        plain += min(p) <= 0.05
+        unadjusted += min(p) <= 0.05
         adjusted += min(holm(p)) <= 0.05
     assert adjusted / runs <= 0.05
-    assert plain / runs > 0.08
+    assert unadjusted / runs > 0.08
 
 
-def test_holm_spends_what_it_may() -> None:
+def test_holm_has_the_expected_error_on_independent_p_values() -> None:
     """On independent uniform p-values the family-wise error is 1 - (1 - 0.05 / 6)^6 = 4.9 %."""
     p = np.random.default_rng(6).random((20_000, 6))
     error = np.mean([min(holm(list(row))) <= 0.05 for row in p])

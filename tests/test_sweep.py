@@ -1,4 +1,4 @@
-"""Sweeps of the toy: a sound run, runs whose controls must fail, and what is probed again more closely."""
+"""Sweeps on a toy: a valid run, runs whose controls must fail, and the choice of sites."""
 
 import json
 from dataclasses import dataclass, replace
@@ -36,9 +36,11 @@ def toy() -> gt.Checkpoint:
     return gt.load("toy-open", device="cpu")
 
 
-def few(task: Task, *numbers: int) -> Task:
-    """Some of a task's targets."""
-    samples = tuple(replace(one, labels=tuple(one.labels[number] for number in numbers)) for one in task.samples)
+def with_targets(task: Task, *numbers: int) -> Task:
+    """Return the task with some of its targets."""
+    samples = tuple(
+        replace(sample, labels=tuple(sample.labels[number] for number in numbers)) for sample in task.samples
+    )
     return replace(task, samples=samples, targets=tuple(task.targets[number] for number in numbers))
 
 
@@ -48,19 +50,19 @@ def quick(task: Task, folder: Path | None = None, hops: tuple[int, ...] = (0, 1)
 
 
 @pytest.mark.slow
-def test_a_sound_run_is_valid_and_leaves_its_folder(tmp_path: Path) -> None:
-    found = quick(few(ledger_task(toy(), 700, level=3), 0, 5, 6), tmp_path)
-    assert found.valid
+def test_valid_run_and_its_folder(tmp_path: Path) -> None:
+    result = quick(with_targets(ledger_task(toy(), 700, level=3), 0, 5, 6), tmp_path)
+    assert result.valid
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["command"], summary["valid"], summary["failures"]) == ("probe", True, [])
     keys = {"target", "carrier", "hop", "layer", "kv", "probe", "condition", "n_train", "n_test", "valid"}
     keys |= {"headline", "significant"} | {name + end for name in ("accuracy", "bits") for end in ("", "_low", "_high")}
     assert all(keys <= set(row) for row in summary["results"])
-    direct = found.results.query("condition == 'open' and hop == 0 and target == 'hidden-*' and probe == 'linear'")
+    direct = result.results.query("condition == 'open' and hop == 0 and target == 'hidden-*' and probe == 'linear'")
     assert direct["bits"].item() > 1
     assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} >= {"layers.png", "layers.svg", "hops.png"}
     assert not (tmp_path / "run" / "features").exists()
-    assert open_run(tmp_path / "run") == found and "All controls held" in found.page()
+    assert open_run(tmp_path / "run") == result and "All controls passed" in result.page()
     traces = pd.read_parquet(tmp_path / "run" / "traces.parquet")
     assert len(traces) == 700
     assert set(traces["split"]) == {"train", "validation", "test"}
@@ -68,47 +70,49 @@ def test_a_sound_run_is_valid_and_leaves_its_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_baseline_that_misses_what_the_text_tells_is_caught_by_the_sealed_cache() -> None:
-    """The digits that a memento shows are asked for, and the text is said not to tell them."""
+def test_weak_text_baseline_fails_the_sealed_control() -> None:
+    """The targets are digits in the memento text, with a text baseline that ignores them."""
     task = ledger_task(toy(), 700, level=0)
-    shown = [tuple(toy().tokenizer.convert_ids_to_tokens(one.ids)) for one in task.samples]
+    shown = [tuple(toy().tokenizer.convert_ids_to_tokens(sample.ids)) for sample in task.samples]
     ends = [[k for k, token in enumerate(tokens) if token == "<|summary_end|>"][1] for tokens in shown]
     samples = [
-        replace(one, labels=(int(tokens[end - 1]),), secret_indices=(end - 1,))
-        for one, tokens, end in zip(task.samples, shown, ends, strict=True)
+        replace(sample, labels=(int(tokens[end - 1]),), secret_indices=(end - 1,))
+        for sample, tokens, end in zip(task.samples, shown, ends, strict=True)
     ]
     wrong = Task(
         "shown", tuple(samples), (Target("shown", tuple("0123456789")),), {"shown": task.exact_log_posteriors["note-0"]}
     )
-    found = quick(wrong)
-    assert not found.valid
-    assert any(failure.startswith("sealed: shown") for failure in found.failures)
-    assert any(failure.startswith("text: shown") for failure in found.failures)
-    assert not found.results["valid"].any()
+    result = quick(wrong)
+    assert not result.valid
+    assert any(failure.startswith("sealed: shown") for failure in result.failures)
+    assert any(failure.startswith("text: shown") for failure in result.failures)
+    assert not result.results["valid"].any()
 
 
 @pytest.mark.slow
-def test_a_memento_that_knows_too_early_is_caught() -> None:
-    """The secret is said to stand one block later than it does."""
-    task = few(ledger_task(toy(), 700, level=3), 5, 6)
-    late = replace(task, samples=tuple(replace(one, block=2) for one in task.samples))
-    found = quick(late, hops=(0,))
-    assert any(failure.startswith("causal") for failure in found.failures)
+def test_label_readable_before_its_block_fails_the_causal_control() -> None:
+    """The task states a block after the true block of the secret."""
+    task = with_targets(ledger_task(toy(), 700, level=3), 5, 6)
+    late = replace(task, samples=tuple(replace(sample, block=2) for sample in task.samples))
+    result = quick(late, hops=(0,))
+    assert any(failure.startswith("causal") for failure in result.failures)
 
 
 @pytest.mark.slow
-def test_a_blind_probe_is_caught() -> None:
-    task = few(ledger_task(toy(), 700, level=3), 0)
+def test_unreadable_labels_fail_the_positive_control() -> None:
+    task = with_targets(ledger_task(toy(), 700, level=3), 0)
     dealt = np.random.default_rng(0).permutation(len(task.samples))
-    samples = [replace(one, labels=task.samples[other].labels) for one, other in zip(task.samples, dealt, strict=True)]
-    found = quick(replace(task, samples=tuple(samples)))
-    assert any(failure.startswith("unerased") for failure in found.failures)
+    samples = [
+        replace(sample, labels=task.samples[other].labels) for sample, other in zip(task.samples, dealt, strict=True)
+    ]
+    result = quick(replace(task, samples=tuple(samples)))
+    assert any(failure.startswith("unerased") for failure in result.failures)
 
 
 @pytest.mark.slow
-def test_the_text_of_ledger_tells_nothing_of_the_hidden_digits() -> None:
-    """The exact posterior that `ledger_task` states, held to the text baseline."""
-    task = few(ledger_task(toy(), 1_500, level=2), 0, 5)
+def test_text_of_ledger_does_not_determine_hidden_digits() -> None:
+    """The exact posterior of `ledger_task` agrees with the fitted text baseline."""
+    task = with_targets(ledger_task(toy(), 1_500, level=2), 0, 5)
     texts = retained_tokens(toy(), task)
     _, parts = simulated_task(1_500, 10)
     features = text_features(texts, [1] * 1_500, parts.train)
@@ -127,25 +131,25 @@ def test_few_samples_are_refused_before_anything_runs(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Simulated:
-    """States of one cache: random ones, with the label in them at some hops."""
+    """Random states of one cache that encode the label at some hops."""
 
     labels: np.ndarray
     hops: tuple[int, ...]
     seed: int
 
     def load(self, carrier: Carrier, layer: int, kind: str, heads: Any = None) -> torch.Tensor:
-        """float32[N, 1, 8]."""
+        """Return states float32[N, 1, 8]."""
         noise = np.random.default_rng([self.seed, carrier.hop + 1, layer]).normal(size=(len(self.labels), 1, 8))
         shown = 6 * np.eye(8)[self.labels][:, None] * (carrier.hop in self.hops)
         return torch.from_numpy(noise + shown).float()
 
 
-def sweep_of(settings: ProbeSettings, asked: list[ProbeTarget], caches: dict[str, Any]) -> Sweep:
-    _, parts = simulated_task(len(asked[0].labels), 4)
-    return Sweep(toy(), settings, parts, caches, asked, Carrier("secret"), torch.device("cpu"))
+def sweep_of(settings: ProbeSettings, targets: list[ProbeTarget], caches: dict[str, Any]) -> Sweep:
+    _, parts = simulated_task(len(targets[0].labels), 4)
+    return Sweep(toy(), settings, parts, caches, targets, Carrier("secret"), torch.device("cpu"))
 
 
-def test_every_probe_reads_the_cache_and_the_labels_of_its_condition() -> None:
+def test_probes_read_cache_and_labels_of_their_condition() -> None:
     labels = np.random.default_rng(0).integers(0, 4, 400)
     caches = {"open": Simulated(labels, (0,), 1), "sealed": Simulated(labels, (), 2)}
     records = Records(PROBE_RECORDS)
@@ -155,30 +159,30 @@ def test_every_probe_reads_the_cache_and_the_labels_of_its_condition() -> None:
     for row in map(records.get, records.keys()):
         bits[row["condition"], row["probe"]] = np.mean(row["log2p"]) - np.mean(row["text_log2p"])
     probes = ("linear", "mlp", "class-means")
-    told = {("open", name) for name in (*probes, "online")} | {("unerased", "linear")}
+    expected = {("open", name) for name in (*probes, "online")} | {("unerased", "linear")}
     blind = {(condition, name) for condition in ("sealed", "causal", "shuffled") for name in probes}
-    assert set(bits) == told | blind | {("sealed", "online")}
-    assert min(bits[one] for one in told) > 0.5
-    assert max(bits[one] for one in set(bits) - told) < NEGLIGIBLE_BITS
+    assert set(bits) == expected | blind | {("sealed", "online")}
+    assert min(bits[condition] for condition in expected) > 0.5
+    assert max(bits[condition] for condition in set(bits) - expected) < NEGLIGIBLE_BITS
 
 
-def test_the_best_site_is_the_one_that_gains_most_on_validation() -> None:
+def test_best_site_has_the_largest_validation_gain() -> None:
     settings = ProbeSettings(hops=(0, 1), layers=(1, 2, 3), kv=("k", "v"))
-    asked = [uniform_target(name, np.zeros(60, int), 4) for name in ("first", "last")]
-    sweep, records = sweep_of(settings, asked, {}), Records(PROBE_RECORDS)
-    gains = {0: [1, 0, 2, 5, 3, 0], 1: [0, 1, 0, -2, 4, 3]}  # of k and v of each layer
+    targets = [uniform_target(name, np.zeros(60, int), 4) for name in ("first", "last")]
+    sweep, records = sweep_of(settings, targets, {}), Records(PROBE_RECORDS)
+    gains = {0: [1, 0, 2, 5, 3, 0], 1: [0, 1, 0, -2, 4, 3]}  # keys and values of each layer
     for hop, of_hop in gains.items():
         for number, gain in enumerate(of_hop):
-            for one, share in zip(asked, (2, -1), strict=True):  # a target alone would say otherwise
+            for target, share in zip(targets, (2, -1), strict=True):  # a single target would select another site
                 row = {"n_train": 9, "validation_bits": share * gain, "sample": [], "log2p": [], "text_log2p": []}
-                where = {"condition": "open", **site(1 + number // 2, "kv"[number % 2], hop)}
-                records.add({**where, "target": one.name, "hit": [], **row})
+                row_site = {"condition": "open", **site(1 + number // 2, "kv"[number % 2], hop)}
+                records.add({**row_site, "target": target.name, "hit": [], **row})
     assert [(s.carrier.hop, s.layers, s.kv) for s in sweep.best(records)] == [(0, (2,), "v"), (1, (3,), "k")]
 
 
-def test_a_block_is_probed_from_the_hop_behind_it() -> None:
-    found = ProbeSettings(kinds=("memento", "block"), hops=(0, 1)).carriers
-    assert [(one.kind, one.hop) for one in found] == [
+def test_block_carrier_starts_at_the_next_hop() -> None:
+    carriers = ProbeSettings(kinds=("memento", "block"), hops=(0, 1)).carriers
+    assert [(carrier.kind, carrier.hop) for carrier in carriers] == [
         *(("memento", hop) for hop in (-1, 0, 1)),
         *(("block", hop) for hop in (-1, 1)),
     ]
@@ -188,13 +192,13 @@ def test_a_block_is_probed_from_the_hop_behind_it() -> None:
 
 
 @pytest.mark.parametrize("option", ["--limit", "--samples", "--batch-tokens"])
-def test_nothing_is_not_enough(option: str, tmp_path: Path) -> None:
-    with pytest.raises(gt.UserError, match="--limit and --batch-tokens are at least 1"):
+def test_empty_selections_are_refused(option: str, tmp_path: Path) -> None:
+    with pytest.raises(gt.UserError, match="--limit and --batch-tokens must be at least 1"):
         cli.app(["probe", option, "0", "--bench", "none", "--out", str(tmp_path)], standalone_mode=False)
 
 
 @pytest.mark.parametrize(("valid", "code"), [(True, 0), (False, 12)])
-def test_a_finished_run_says_again_whether_it_was_valid(valid: bool, code: int, tmp_path: Path) -> None:
+def test_finished_run_returns_its_exit_code_again(valid: bool, code: int, tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {"command": "probe", "options": {"seed": 0}})
     write_json(tmp_path / "summary.json", {"command": "probe", "valid": valid, "failures": [], "results": []})
     (tmp_path / "samples.parquet").touch()

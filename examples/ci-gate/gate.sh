@@ -1,9 +1,9 @@
 #!/bin/sh
-# Audit a model before its release; the exit code is the audit's.
+# Audit a model before its release and exit with the audit's exit code.
 #
 #     gate.sh MODEL OUT [options of ghosttrace audit]
 #
-# OUT must not exist yet; it gets report.html, card.md, audit.sarif, summary.json and the rest.
+# OUT is a new folder for report.html, card.md, audit.sarif, summary.json and the other files of the run.
 set -u
 
 if [ "$#" -lt 2 ]; then
@@ -17,11 +17,11 @@ ghosttrace audit --model "$model" --out "$out" "$@"
 code=$?
 
 case $code in
-    0)  echo "PASS: nothing found above the limit by this suite. The ceiling is in $out/card.md; ship the card with the model." ;;
-    10) echo "STOP: a leak above the limit. Who can recover what, and what to do: $out/report.html" ;;
-    11) echo "STOP: not enough data to tell. How many traces would do: $out/report.html" ;;
-    12) echo "STOP: a control failed, and no conclusion may be drawn. Which one: $out/report.html" ;;
-    2)  echo "STOP: the audit could not be run as asked; its last line says how to mend it." ;;
-    *)  echo "STOP: the audit ended with exit code $code before it came to a verdict." ;;
+    0)  echo "PASS: nothing found above the limit by this suite. Ship $out/card.md, which states the ceiling, with the model." ;;
+    10) echo "STOP: a leak above the limit. See $out/report.html for the attackers and the next steps." ;;
+    11) echo "STOP: not enough data. See $out/report.html for the number of traces needed." ;;
+    12) echo "STOP: a control failed, so no conclusion may be drawn. See $out/report.html for the control." ;;
+    2)  echo "STOP: the audit could not run. The last line of its output says how to fix the command." ;;
+    *)  echo "STOP: the audit ended with exit code $code before it reached a verdict." ;;
 esac
 exit "$code"

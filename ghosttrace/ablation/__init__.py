@@ -1,1 +1,1 @@
-"""Ablations: arms, sampling, paired effects with their controls, statistical power, plans."""
+"""Ablations: arms, sampling, paired effects with controls, power analysis and cost plans."""

@@ -1,4 +1,4 @@
-"""What writes the samples of an ablation: the checkpoint's own model, or another engine under the same law."""
+"""Backends that generate the samples of an ablation: the checkpoint's own model or another engine."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -16,11 +16,11 @@ from ghosttrace.model.sampling import Sampling
 
 
 class Backend(Protocol):
-    """An engine that writes samples.
+    """Interface of an engine that generates samples.
 
     Attributes:
-        name: as in run.json.
-        arms: names of the arms that it can run; None: all of them.
+        name: Name recorded in run.json.
+        arms: Names of the supported arms. None means all arms.
     """
 
     @property
@@ -30,51 +30,61 @@ class Backend(Protocol):
     def arms(self) -> Sequence[str] | None: ...
 
     def settings(self) -> dict[str, Any]:
-        """What else decides the samples, for run.json."""
+        """Return the backend's own settings that affect the samples, to be recorded in run.json."""
 
-    def open(self, cells: Sequence[BenchArm]) -> AbstractContextManager[SampleWriter]:
-        """Get ready to write the samples of these cells.
+    def open(self, bench_arms: Sequence[BenchArm]) -> AbstractContextManager[SampleWriter]:
+        """Start the engine and return a context manager that yields a `SampleWriter` for these bench arms.
 
         Raises:
-            UserError: the engine is not installed, or cannot run one of the arms.
+            UserError: The engine is not installed or cannot run one of the arms.
         """
 
 
 @dataclass(frozen=True)
 class HuggingFaceBackend:
-    """`ghosttrace.generate`, with the checkpoint's own model."""
+    """Backend that calls `ghosttrace.generate` with the checkpoint's own model."""
 
     name = "hf"
     arms: Sequence[str] | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Nothing else decides the samples."""
+        """Return an empty dict: this backend has no settings of its own."""
         return {}
 
     @contextmanager
-    def open(self, cells: Sequence[BenchArm]) -> Iterator[SampleWriter]:
-        """Nothing has to be opened."""
+    def open(self, bench_arms: Sequence[BenchArm]) -> Iterator[SampleWriter]:
+        """Yield `write_samples`; there is no engine to start."""
         yield write_samples
 
 
-def write_samples(cell: BenchArm, requests: Sequence[Request], on_done: Callable[[int, Generation], None]) -> None:
-    """Decode a batch; `on_done` is called with each finished response and its number.
+def write_samples(bench_arm: BenchArm, requests: Sequence[Request], on_done: Callable[[int, Generation], None]) -> None:
+    """Generate the responses to a batch of requests.
+
+    Args:
+        bench_arm: The arm and benchmark, with the model and the sampling parameters.
+        requests: The requests to decode together.
+        on_done: Called with (index of the request, response) as soon as a response is finished.
 
     Raises:
-        UserError: the batch does not fit into memory.
+        UserError: The batch does not fit into memory.
     """
-    checkpoint, arm = cell.checkpoint, cell.arm
-    with explain_out_of_memory(checkpoint, requests, cell.sampling):
-        law = arm.adapt_policy(checkpoint.policy)
-        generate(checkpoint.model, requests, checkpoint.markup, law, cell.sampling, arm.eraser, on_done=on_done)
+    checkpoint, arm = bench_arm.checkpoint, bench_arm.arm
+    with explain_out_of_memory(checkpoint, requests, bench_arm.sampling):
+        policy = arm.adapt_policy(checkpoint.policy)
+        generate(checkpoint.model, requests, checkpoint.markup, policy, bench_arm.sampling, arm.eraser, on_done=on_done)
 
 
 @contextmanager
 def explain_out_of_memory(checkpoint: Checkpoint, requests: Sequence[Request], sampling: Sampling) -> Iterator[None]:
-    """Turn running out of memory into one sentence that says what to change.
+    """Convert out-of-memory errors into a `UserError` that suggests a smaller batch.
+
+    Args:
+        checkpoint: The checkpoint whose KV cache size is estimated.
+        requests: The batch that is decoded inside the context.
+        sampling: Sampling parameters; `max_new_tokens` bounds the response length.
 
     Raises:
-        UserError: the batch did not fit.
+        UserError: The batch did not fit into memory.
     """
     try:
         yield
@@ -90,17 +100,20 @@ def explain_out_of_memory(checkpoint: Checkpoint, requests: Sequence[Request], s
         ) from error
 
 
-def largest_batch_size(cells: Sequence[BenchArm], maximum: int = 128) -> int:
-    """How many rows to decode together: `maximum`, or on a GPU as many as its memory holds at their longest.
+def largest_batch_size(bench_arms: Sequence[BenchArm], maximum: int = 128) -> int:
+    """Return the batch size: `maximum`, or on a GPU at most what its free memory holds at full response length.
 
     Args:
-        cells: whose model and longest responses count.
-        maximum: never more than this.
+        bench_arms: Bench arms to run. They share one model; the longest response and the most caches per row count.
+        maximum: Upper bound of the batch size.
+
+    Returns:
+        Number of rows to decode together, at least 1.
     """
-    model = cells[0].checkpoint.model
+    model = bench_arms[0].checkpoint.model
     if model.device.type != "cuda":
         return maximum
     per_token = CacheGeometry.from_config(model.config).bytes_per_token(model.dtype)
-    longest = max(cell.sampling.max_new_tokens * cell.arm.caches for cell in cells)
+    longest = max(bench_arm.sampling.max_new_tokens * bench_arm.arm.caches for bench_arm in bench_arms)
     free, _ = torch.cuda.mem_get_info(model.device)
     return max(1, min(maximum, int(0.8 * free / (longest * per_token))))

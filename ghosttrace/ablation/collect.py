@@ -1,8 +1,8 @@
-"""Sampling one arm on one benchmark, sample by sample, into `Records`.
+"""Generation of the samples of one arm on one benchmark, stored in `Records`.
 
-A batch is always made of the same samples, in the same order, and is decoded whole even if some of
-them are on record already: the numbers that a model computes depend, in their last bits, on what else
-is in the batch, and a run that was interrupted shall end exactly as one that was not.
+A batch always holds the same samples in the same order, and is decoded completely even if some of them are
+recorded already. Floating-point results depend on the composition of the batch in their last bits. With fixed
+batches, a resumed run therefore equals an uninterrupted one.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,24 +18,31 @@ from ghosttrace.model.prompts import template_hash
 from ghosttrace.model.sampling import Sampling, random_stream
 from ghosttrace.runs.records import RecordKey, Records
 
-SWAP_STREAM = 1_000_003  # keeps the swap's own draws apart from the sampling noise
+SWAP_STREAM = 1_000_003  # separates the random draws of `swap` from those of sampling
 
 
 @dataclass
 class DonorBlocks:
-    """Counterfactual blocks for `swap`, one block a problem, and what would follow from them."""
+    """Lookup of counterfactual blocks for `swap`: one randomly chosen block per problem (a `DonorLookup`).
+
+    Attributes:
+        bench: The benchmark that writes the counterfactual blocks.
+        tokenizer: Tokenizer of the checkpoint.
+        seed: Random seed of the chosen blocks and their texts.
+        answers: By row key (seed, problem index, repetition), the answer that follows from the swapped-in block.
+    """
 
     bench: Bench
     tokenizer: Any
     seed: int
     answers: dict[tuple[int, ...], str] = field(default_factory=dict)
 
-    def __call__(self, key: tuple[int, ...], number: int, length: int) -> list[int] | None:
-        draw = random_stream(self.seed, SWAP_STREAM, key[1])
-        problem, chosen = self.bench.problems[key[1]], int(draw.integers(self.bench.blocks))
-        if number != chosen or self.bench.counterfactual is None:
+    def __call__(self, key: tuple[int, ...], block_number: int, length: int) -> list[int] | None:
+        rng = random_stream(self.seed, SWAP_STREAM, key[1])
+        problem, chosen = self.bench.problems[key[1]], int(rng.integers(self.bench.blocks))
+        if block_number != chosen or self.bench.counterfactual is None:
             return None
-        text, answer = self.bench.counterfactual(problem, number, draw)
+        text, answer = self.bench.counterfactual(problem, block_number, rng)
         if len(text) != length:
             return None
         self.answers[key] = answer
@@ -44,12 +51,16 @@ class DonorBlocks:
 
 @dataclass(frozen=True)
 class BenchArm:
-    """One arm on one benchmark.
+    """One arm on one benchmark, with everything that determines its samples.
 
     Attributes:
-        arm, donors: what acts on the cache, and whose blocks it swaps in.
-        repetitions: samples of each problem.
-        seed: of the draws; they belong to (seed, problem, repetition), whatever the arm.
+        checkpoint: The model, its tokenizer and its policy.
+        bench: The benchmark.
+        arm: The arm, which modifies the retained cache.
+        donors: The counterfactual blocks that the arm `swap` uses.
+        sampling: Sampling parameters.
+        repetitions: Number of samples per problem.
+        seed: Random seed. Draws depend on (seed, problem, repetition) and not on the arm, so that arms are paired.
     """
 
     checkpoint: Checkpoint
@@ -62,18 +73,18 @@ class BenchArm:
 
     @property
     def keys(self) -> list[RecordKey]:
-        """Every sample of the cell, in order: (bench, arm, problem, repetition)."""
+        """Record keys of all samples in order: (bench, arm, problem, repetition)."""
         problems = [problem.id for problem in self.bench.problems]
         return [(self.bench.name, self.arm.name, *job) for job in product(problems, range(self.repetitions))]
 
     def run(self, records: Records, batch_size: int, write: "SampleWriter", progress: Callable[[int], None]) -> None:
-        """Take every sample that is not on record.
+        """Generate every sample that is not recorded yet.
 
         Args:
-            records: where samples are kept.
-            batch_size: rows decoded together.
-            write: what decodes a batch.
-            progress: called with the number of samples done, after each batch.
+            records: Storage of the samples.
+            batch_size: Number of rows decoded together.
+            write: Function that decodes a batch.
+            progress: Called after each batch with the number of samples done.
         """
         keys, jobs = self.keys, list(product(range(len(self.bench.problems)), range(self.repetitions)))
         for begin in range(0, len(keys), batch_size):
@@ -86,23 +97,25 @@ class BenchArm:
         checkpoint, requests = self.checkpoint, [self._request(*job) for job in jobs]
         template_sha256 = template_hash(checkpoint.tokenizer, checkpoint.model.config.model_type, self.bench.template)
 
-        def keep(number: int, done: Generation) -> None:
-            records.add(self._row(jobs[number], done, self.donors.answers.get(requests[number].key), template_sha256))
+        def record(index: int, generation: Generation) -> None:
+            donor_answer = self.donors.answers.get(requests[index].key)
+            records.add(self._row(jobs[index], generation, donor_answer, template_sha256))
 
-        write(self, requests, keep)
+        write(self, requests, record)
 
-    def _request(self, number: int, repetition: int) -> Request:
-        problem, tokenizer = self.bench.problems[number], self.checkpoint.tokenizer
+    def _request(self, problem_index: int, repetition: int) -> Request:
+        problem, tokenizer = self.bench.problems[problem_index], self.checkpoint.tokenizer
         harness = self.bench.harness(problem, tokenizer) if self.bench.harness else None
-        return Request(self.checkpoint.prompt_ids(problem.prompt), (self.seed, number, repetition), harness)
+        return Request(self.checkpoint.prompt_ids(problem.prompt), (self.seed, problem_index, repetition), harness)
 
-    def _row(self, job: tuple[int, int], done: Generation, donor: str | None, template_sha256: str) -> dict[str, Any]:
-        """A finished sample under the names of `ghosttrace.ablation.samples.SAMPLE_SCHEMA`."""
+    def _row(
+        self, job: tuple[int, int], generation: Generation, donor_answer: str | None, template_sha256: str
+    ) -> dict[str, Any]:
+        """Grade a finished sample and return it as a row of `ghosttrace.ablation.samples.SAMPLE_SCHEMA`."""
         problem, decode = self.bench.problems[job[0]], self.checkpoint.tokenizer.decode
-        graded = final_text(
-            decode(done.tokens[:-1] if done.finish_reason == "eos" else done.tokens), done.finish_reason
-        )
-        grade = self.bench.grade(problem, graded)
+        tokens, finish_reason = generation.tokens, generation.finish_reason
+        text = decode(tokens[:-1] if finish_reason == "eos" else tokens)
+        grade = self.bench.grade(problem, final_text(text, finish_reason))
         return {
             "bench": self.bench.name,
             "arm": self.arm.name,
@@ -112,19 +125,19 @@ class BenchArm:
             "extracted": grade.extracted,
             "rule": grade.rule,
             "answer": problem.answer,
-            "donor_answer": donor,
-            "finish": done.finish_reason,
-            "blocks": done.blocks,
-            "response_tokens": len(done.tokens),
-            "peak_kv_tokens": done.peak_kv_tokens,
-            "auc_kv_tokens": done.auc_kv_tokens,
+            "donor_answer": donor_answer,
+            "finish": finish_reason,
+            "blocks": generation.blocks,
+            "response_tokens": len(tokens),
+            "peak_kv_tokens": generation.peak_kv_tokens,
+            "auc_kv_tokens": generation.auc_kv_tokens,
             "prompt_sha256": template_sha256,
             "prompt": problem.prompt,
-            "response": decode(done.tokens),
-            "prompt_ids": done.prompt,
-            "response_ids": done.tokens,
+            "response": decode(tokens),
+            "prompt_ids": generation.prompt,
+            "response_ids": tokens,
         }
 
 
 SampleWriter = Callable[[BenchArm, Sequence[Request], Callable[[int, Generation], None]], None]
-"""Decodes a batch of a cell; the callback gets the number of each request and its response."""
+"""(bench arm, requests, callback): decode the batch; call the callback with each request's index and response."""

@@ -1,7 +1,8 @@
-"""What an ablation can find and what it will cost, before it is run.
+"""Plan an ablation: estimate its statistical power and its cost before it runs.
 
-A model's geometry is enough: no weights, no tokenizer. What it can find is `ghosttrace.ablation.power`'s to say;
-the cache follows from the law (`ghosttrace.law.expiry`), read off one made-up trace of average proportions.
+Only the geometry of the model's KV cache is needed, no weights and no tokenizer. Power comes from
+`ghosttrace.ablation.power`. Cache sizes come from the expiry (`ghosttrace.law.expiry`) of one synthetic trace with
+blocks and mementos of average length.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from ghosttrace.law.expiry import Policy, alive, expiry
 from ghosttrace.law.markup import Markup
 from ghosttrace.model.geometry import CacheGeometry
 
-# Averages of arXiv 2604.09852: pass@1 of Qwen3-8B on AIME24, tokens of a response, of a block, of a memento.
+# Averages from arXiv 2604.09852: pass@1 of Qwen3-8B on AIME24; tokens per response, per block and per memento.
 ASSUMED_ACCURACY = 0.661
 MEAN_RESPONSE_TOKENS, MEAN_BLOCK_TOKENS, MEAN_MEMENTO_TOKENS = 12_750, 1_150, 194
 MARKUP = Markup(1, 2, 3, 4, assistant_header=(5,))
@@ -31,17 +32,22 @@ MARKUP = Markup(1, 2, 3, 4, assistant_header=(5,))
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a plan is made for.
+    """Inputs of a plan.
 
     Attributes:
-        n_problems, repetitions: the benchmark's protocol.
-        effect: the fall of accuracy to be found, as a share: 0.05 is 5 points.
-        arms: names in `ghosttrace.ablation.arms.ARMS`; `memento`, the reference, always runs.
-        accuracy: assumed under `memento`.
-        concentration: how alike the problems are (see `ghosttrace.ablation.power`).
-        prompt_tokens, response_tokens: of a sample, on average.
-        batch_size: rows decoded together.
-        throughput: tokens decoded a second by the whole batch; None where nobody knows.
+        n_problems: Number of problems of the benchmark.
+        repetitions: Number of samples per problem.
+        effect: The accuracy drop to detect, as a fraction: 0.05 is 5 points.
+        arms: Names in `ghosttrace.ablation.arms.ARMS`. The reference `memento` always runs.
+        accuracy: Assumed accuracy under `memento`.
+        concentration: How similar the problems are in difficulty (see `ghosttrace.ablation.power`).
+        prompt_tokens: Average prompt length in tokens.
+        response_tokens: Average response length in tokens.
+        batch_size: Number of rows decoded together.
+        throughput: Tokens per second decoded by the whole batch; None if unknown.
+
+    Raises:
+        UserError: An arm does not exist or a number is out of range.
     """
 
     n_problems: int
@@ -60,20 +66,21 @@ class Assumptions:
             if name not in ARMS:
                 raise UserError(f"no arm {name!r}: choose from {', '.join(ARMS)}")
         if min(self.repetitions, self.prompt_tokens, self.response_tokens, self.batch_size) < 1:
-            raise UserError("repetitions, prompt tokens, response tokens and batch size are at least 1")
+            raise UserError("repetitions, prompt tokens, response tokens and batch size must be at least 1")
         if self.throughput is not None and not self.throughput > 0:
-            raise UserError(f"the throughput is the tokens decoded a second, above 0, not {self.throughput:g}")
+            raise UserError(f"the throughput in tokens per second must be above 0, not {self.throughput:g}")
 
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """What one sample under an arm takes.
+    """Cost of one sample under an arm.
 
     Attributes:
-        name: of the arm.
-        has_sealed_copy: it holds a sealed copy beside the live cache, so each token counts twice.
-        peak_tokens, mean_tokens: KV tokens held, at most and on average over the response's steps.
-        recomputed_tokens: tokens prefilled once more to seal (see `recomputed_tokens`).
+        name: Name of the arm.
+        has_sealed_copy: Whether the arm holds a sealed copy beside the live cache, so that each token counts twice.
+        peak_tokens: Maximum number of KV tokens held.
+        mean_tokens: Mean number of KV tokens held over the steps of the response.
+        recomputed_tokens: Tokens prefilled again in order to seal (see `count_recomputed_tokens`).
     """
 
     name: str
@@ -85,17 +92,18 @@ class ArmPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an ablation can find and what it will cost.
+    """Statistical power and cost of a planned ablation.
 
     Attributes:
-        assumptions, policy: what it was made for.
-        bytes_per_token: KV bytes of one token.
-        power: the chance of finding the effect at the assumed repetitions.
-        half_width: half the 95 % interval that the effect would then have.
-        min_repetitions: the fewest repetitions that find it with 80 % power; None if no number does.
-        detectable: the smallest effect found with 80 % power at the assumed repetitions; None if
-            any can be missed.
-        arms: what a sample takes, arm by arm, the reference first.
+        assumptions: The inputs of the plan.
+        policy: The checkpoint's policy.
+        bytes_per_token: KV bytes per token.
+        power: Probability of detecting the effect with the assumed repetitions.
+        half_width: Half the width of the effect's expected 95 % interval, as a fraction.
+        min_repetitions: Smallest number of repetitions that detects the effect with 80 % power; None if no number
+            suffices.
+        detectable: Smallest effect detected with 80 % power at the assumed repetitions; None if there is none.
+        arms: Cost of one sample under each arm, the reference first.
     """
 
     assumptions: Assumptions
@@ -109,41 +117,45 @@ class Plan:
 
     @property
     def samples(self) -> int:
-        """Samples of one arm."""
+        """Number of samples per arm."""
         return self.assumptions.n_problems * self.assumptions.repetitions
 
     @property
     def rows(self) -> int:
-        """Samples decoded together."""
+        """Number of samples decoded together."""
         return min(self.assumptions.batch_size, self.samples)
 
     @property
     def tokens(self) -> int:
-        """Tokens decoded under all arms."""
+        """Number of tokens decoded over all arms."""
         return self.samples * self.assumptions.response_tokens * len(self.arms)
 
     @property
     def recomputed_tokens(self) -> int:
-        """Tokens that sealing arms prefill again."""
+        """Number of tokens that sealing arms prefill again."""
         return self.samples * sum(arm.recomputed_tokens for arm in self.arms)
 
     @property
     def seconds(self) -> float | None:
-        """Time to decode the tokens; what is prefilled is left out. None without a throughput."""
+        """Decoding time in seconds, prefill excluded; None if the throughput is unknown."""
         return None if self.assumptions.throughput is None else self.tokens / self.assumptions.throughput
 
 
 def plan(geometry: CacheGeometry, dtype: torch.dtype, policy: Policy, assumptions: Assumptions) -> Plan:
-    """Plan an ablation.
+    """Estimate the power and the cost of an ablation.
 
     Args:
-        geometry, dtype: of the model's cache.
-        policy: the law it was trained under.
-        assumptions: problems, protocol, effect and arms.
+        geometry: Geometry of the model's KV cache.
+        dtype: Data type of the cache.
+        policy: The policy that the model was trained with.
+        assumptions: Problems, protocol, effect and arms.
+
+    Returns:
+        The plan.
 
     Raises:
-        UserError: the effect is not below the accuracy, there are fewer than two problems, or an arm means
-            nothing under the policy.
+        UserError: The effect is not below the accuracy, there are fewer than two problems, or an arm cannot run
+            under the policy.
     """
     n, repetitions = assumptions.n_problems, assumptions.repetitions
     drop = population_with_effect(assumptions.accuracy, assumptions.effect, assumptions.concentration)
@@ -162,45 +174,52 @@ def plan(geometry: CacheGeometry, dtype: torch.dtype, policy: Policy, assumption
 
 
 def arm_plan(name: str, policy: Policy, prompt_tokens: int, response_tokens: int) -> ArmPlan:
-    """What one sample of average proportions takes under an arm.
+    """Return the cost of one sample under an arm, computed on `average_trace`.
 
     Raises:
-        UserError: the arm means nothing under the policy.
+        UserError: The arm cannot run under the policy.
     """
-    times = expiry(average_trace(prompt_tokens, response_tokens), MARKUP, ARMS[name]().adapt_policy(policy))
+    expires_at = expiry(average_trace(prompt_tokens, response_tokens), MARKUP, ARMS[name]().adapt_policy(policy))
     caches = ARMS[name].caches
-    held = caches * alive(times)
+    held = caches * alive(expires_at)
     mean = float(held[prompt_tokens:].mean())
-    return ArmPlan(name, caches > 1, int(held.max()), mean, count_recomputed_tokens(times) if caches > 1 else 0)
+    recomputed = count_recomputed_tokens(expires_at) if caches > 1 else 0
+    return ArmPlan(name, caches > 1, int(held.max()), mean, recomputed)
 
 
 def average_trace(
     prompt_tokens: int, response_tokens: int, block: int = MEAN_BLOCK_TOKENS, memento: int = MEAN_MEMENTO_TOKENS
 ) -> np.ndarray:
-    """A prompt, then blocks and mementos of equal lengths until the response ends.
+    """Return a synthetic trace: a prompt, then blocks and mementos of fixed lengths until the response ends.
+
+    Args:
+        prompt_tokens: Length of the prompt.
+        response_tokens: Length of the response; the last block or memento is cut off there.
+        block: Tokens per block, delimiters excluded.
+        memento: Tokens per memento, delimiters excluded.
 
     Returns:
-        int64[prompt_tokens + response_tokens], in the ids of `MARKUP`; the rest are 0.
+        Token ids, int64[prompt_tokens + response_tokens]: delimiters as in `MARKUP`, 0 for all other tokens.
     """
-    opened, closed, begun, ended = MARKUP.delimiters
-    pair = [opened, *[0] * block, closed, begun, *[0] * memento, ended]
+    block_start, block_end, memento_start, memento_end = MARKUP.delimiters
+    pair = [block_start, *[0] * block, block_end, memento_start, *[0] * memento, memento_end]
     prompt = [0] * (prompt_tokens - 1) + list(MARKUP.assistant_header)
     return np.concatenate([prompt, np.resize(pair, response_tokens)]).astype(np.int64)
 
 
-def count_recomputed_tokens(times: np.ndarray) -> int:
-    """Tokens that `ghosttrace.ablation.arms.sealer` prefills again over a whole trace.
+def count_recomputed_tokens(expires_at: np.ndarray) -> int:
+    """Return the number of tokens that `ghosttrace.ablation.arms.sealer` prefills again over a whole trace.
 
-    When keys expire, it reads once more what is retained and either lies behind the first of them or was
-    not there at the last expiry. An arm that seals a part alone reads one token more each time.
+    Whenever keys expire, the sealer recomputes every retained token that comes after the first expired key or was
+    added since the last expiry. An arm that seals only a part of the cache recomputes one more token each time.
 
     Args:
-        times: int64[T], expiry.
+        expires_at: Expiry of each token, int64[T].
     """
     total = sealed = 0
-    for at in np.unique(times[times < len(times)]):
-        first = int(np.flatnonzero(times == at)[0])
+    for query in np.unique(expires_at[expires_at < len(expires_at)]):
+        first = int(np.flatnonzero(expires_at == query)[0])
         begin = min(first, sealed) if sealed else first
-        total += int((times[begin:at] > at).sum())
-        sealed = int(at)
+        total += int((expires_at[begin:query] > query).sum())
+        sealed = int(query)
     return total

@@ -14,9 +14,9 @@ from ghosttrace.runs.result import RunResult
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AblationResult(RunResult):
-    """What an ablation found.
+    """Result of an ablation.
 
-    `results` has one row per benchmark and arm (see `ghosttrace.ablation.summary.summarise`), `samples` one row
+    `results` has one row per benchmark and arm (see `ghosttrace.ablation.summary.summarise`). `samples` has one row
     per sample (see `ghosttrace.ablation.samples.SAMPLE_SCHEMA`).
     """
 
@@ -25,30 +25,30 @@ class AblationResult(RunResult):
 
     @cached_property
     def at_k(self) -> pd.DataFrame:
-        """pass@k and maj@k, one row per benchmark, arm and k (see `ghosttrace.ablation.summary.at_k`)."""
+        """Table of pass@k and maj@k with one row per benchmark, arm and k (see `ghosttrace.ablation.summary.at_k`)."""
         return pd.DataFrame(self.summary["at_k"])
 
     def per_problem(self) -> pd.DataFrame:
-        """Correct answers of each problem, one column an arm."""
-        found = self.source.frame(["bench", "problem", "arm", "correct"])
-        table = found.pivot_table(
+        """Return the number of correct answers, with one row per benchmark and problem and one column per arm."""
+        samples = self.source.frame(["bench", "problem", "arm", "correct"])
+        table = samples.pivot_table(
             index=["bench", "problem"], columns="arm", values="correct", aggfunc="sum", sort=False
         )
         return table.astype(int)
 
     def figures(self) -> Mapping[str, Callable[[], Figure]]:
-        """`accuracy`: accuracy by arm; `sawtooth`: KV tokens held at each step of one response."""
+        """Return the figures by name: `accuracy` per arm, and `sawtooth`, KV tokens at each step of one response."""
         return {"accuracy": partial(accuracy_figure, self.results, self.configuration), "sawtooth": self._sawtooth}
 
     def _sawtooth(self) -> Figure:
-        last = self.results.iloc[-1]["bench"]
-        first = self.source.frame(["problem", "repetition"], bench=last).iloc[0]
-        chosen = {"bench": last, "problem": first["problem"], "repetition": int(first["repetition"])}
-        rows = self.source.frame(["arm", "prompt_ids", "response_ids"], **chosen)
+        bench = self.results.iloc[-1]["bench"]
+        first = self.source.frame(["problem", "repetition"], bench=bench).iloc[0]
+        sample = {"bench": bench, "problem": first["problem"], "repetition": int(first["repetition"])}
+        rows = self.source.frame(["arm", "prompt_ids", "response_ids"], **sample)
         title = f"{self.configuration['model']}, {first['problem']}"
         return sawtooth_figure(kv_curves(rows, self.configuration), self.configuration, title)
 
     def page(self) -> str:
-        """Effects, answers, KV, and a reader of the traces, as one HTML page."""
+        """Return the HTML page with effects, answers, KV usage and a viewer of the traces."""
         with self.source.stored() as samples:
             return render(self.configuration, self.summary, samples)

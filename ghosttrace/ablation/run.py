@@ -1,4 +1,4 @@
-"""`ablate`: the same checkpoint, problems and draws with the ghost channel open, closed or altered."""
+"""Run an ablation: the same checkpoint, problems and random draws with an open, sealed or altered cache."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -44,19 +44,29 @@ def ablate(
     resume: str | Path | None = None,
     progress: Progress | None = None,
 ) -> AblationResult:
-    """Run an ablation.
+    """Run an ablation and return its result.
 
     Args:
-        model: a name for `ghosttrace.load`, or what it returned.
-        bench: names for `ghosttrace.bench.load_bench` (separated by commas, or a list), or benchmarks.
-        arms, repetitions, limit, seed, batch_size, sampling, part, noise: see `ghosttrace.ablation.settings.AblationSettings`.
-        backend: what writes the samples; the checkpoint's own model by default.
-        out: the folder of a new run; None keeps it in memory.
-        resume: the folder of a run to go on with.
-        progress: called with (what runs, samples done, samples in all).
+        model: Name or path for `ghosttrace.load`, or a loaded checkpoint.
+        bench: Names for `ghosttrace.bench.load_bench` (separated by commas, or a list), or `Bench` objects.
+        arms: Names of arms (separated by commas, or a list), or `Arm` objects. None means the default arms.
+        repetitions: See `ghosttrace.ablation.settings.AblationSettings`.
+        limit: See `AblationSettings`.
+        seed: See `AblationSettings`.
+        batch_size: See `AblationSettings`.
+        sampling: See `AblationSettings`.
+        part: See `AblationSettings`. None means the whole cache.
+        noise: See `AblationSettings`.
+        backend: Engine that generates the samples. None means the checkpoint's own model.
+        out: Folder of a new run. None keeps the run in memory.
+        resume: Folder of a run to resume.
+        progress: Called with (benchmark and arm, samples done, samples in total).
+
+    Returns:
+        Samples, effects, figures and the report page.
 
     Raises:
-        UserError: anything that cannot be run as asked; it is raised before anything runs.
+        UserError: The request is invalid. It is raised before any sample is generated.
     """
     settings = AblationSettings(
         arms=None if arms is None else tuple(as_list(arms)),
@@ -84,35 +94,43 @@ def run_ablation(
     progress: Progress | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> AblationResult:
-    """Run an ablation with these settings; `ablate` and the command line call it.
+    """Run an ablation with given settings; `ablate` and the command line call this function.
 
     Args:
-        checkpoint, benches, settings, backend: what to run.
-        out, resume, progress: see `ablate`.
-        options: the command line's, recorded so that `--resume` needs no others.
+        checkpoint: The loaded checkpoint.
+        benches: The benchmarks.
+        settings: Arms, repetitions and sampling.
+        backend: Engine that generates the samples. None means the checkpoint's own model.
+        out: See `ablate`.
+        resume: See `ablate`.
+        progress: See `ablate`.
+        options: Options of the command line, recorded so that `--resume` needs no other options.
+
+    Returns:
+        Samples, effects, figures and the report page.
 
     Raises:
-        UserError: anything that cannot be run as asked. A run that has not begun leaves no folder; of one that
-            has, what is done stays.
+        UserError: The run cannot start or cannot continue. A run that cannot start creates no folder. A run that
+            stops keeps its finished samples.
     """
     backend = backend or HuggingFaceBackend()
-    cells = plan_bench_arms(checkpoint, benches, settings, backend)
-    batch_size = settings.batch_size or _recorded_batch_size(resume) or largest_batch_size(cells)
+    bench_arms = plan_bench_arms(checkpoint, benches, settings, backend)
+    batch_size = settings.batch_size or _recorded_batch_size(resume) or largest_batch_size(bench_arms)
     settings = replace(settings, batch_size=batch_size)
-    decided = configuration(cells, settings, backend, options or {})
+    run_configuration = configuration(bench_arms, settings, backend, options or {})
     for bench in benches:
         if len(bench.problems) != min(bench.size, settings.limit or bench.size):
             sizes = f"{bench.size} problems, and {bench.origin} holds {len(bench.problems)}"
-            warnings.warn(f"{bench.name} has {sizes}: not the same test", RunWarning, stacklevel=2)
-    with begin_run(out, resume, decided, SAMPLE_TABLE) as run:
-        with backend.open(cells) as write:
-            collect(cells, run.records, batch_size, write, progress or no_progress)
-        order = [key for cell in cells for key in cell.keys]
+            warnings.warn(f"{bench.name} has {sizes}: results are not comparable", RunWarning, stacklevel=2)
+    with begin_run(out, resume, run_configuration, SAMPLE_TABLE) as run:
+        with backend.open(bench_arms) as write:
+            collect(bench_arms, run.records, batch_size, write, progress or no_progress)
+        order = [key for bench_arm in bench_arms for key in bench_arm.keys]
         samples = run.records.frame(order, SMALL_COLUMNS)
         results = summarise(
             samples, CacheGeometry.from_config(checkpoint.model.config).bytes_per_token(checkpoint.model.dtype)
         )
-        arms = {cell.arm.name: cell.arm for cell in cells}
+        arms = {bench_arm.arm.name: bench_arm.arm for bench_arm in bench_arms}
         failures = failed_controls(results, arms, benches, settings.part, checkpoint.policy)
         return run.finish(
             AblationResult,
@@ -128,22 +146,24 @@ def run_ablation(
 def plan_bench_arms(
     checkpoint: Checkpoint, benches: Sequence[Bench], settings: AblationSettings, backend: Backend | None = None
 ) -> list[BenchArm]:
-    """Every arm on every benchmark, each benchmark's reference first.
+    """Return every combination of benchmark and arm, each benchmark's reference first.
+
+    Default arms that the checkpoint, the benchmark or the backend does not support are skipped.
 
     Raises:
-        UserError: an arm that was asked for by name cannot be run, or a benchmark has no problems.
+        UserError: A requested arm cannot run, or a benchmark has no problems.
     """
     geometry = CacheGeometry.from_config(checkpoint.model.config)
     settings.part.check(geometry.layers, geometry.kv_heads)
     empty = next((bench.name for bench in benches if not bench.problems), None)
     if empty is not None:
-        raise UserError(f"{empty} holds no problems: give a benchmark that has some")
+        raise UserError(f"{empty} holds no problems: give a benchmark with at least one problem")
     backend = backend or HuggingFaceBackend()
-    return [cell for bench in benches for cell in _bench_arms(checkpoint, bench, settings, backend)]
+    return [bench_arm for bench in benches for bench_arm in _bench_arms(checkpoint, bench, settings, backend)]
 
 
 def _bench_arms(checkpoint: Checkpoint, bench: Bench, settings: AblationSettings, backend: Backend) -> list[BenchArm]:
-    cells = []
+    bench_arms = []
     sampling, repetitions = sampling_for(bench, settings), settings.repetitions or bench.protocol.repetitions
     for arm in settings.chosen_arms():
         donors = DonorBlocks(bench, checkpoint.tokenizer, settings.seed)
@@ -158,47 +178,62 @@ def _bench_arms(checkpoint: Checkpoint, bench: Bench, settings: AblationSettings
             if settings.arms is not None or arm.name == REFERENCE_ARM:
                 raise
             continue
-        cells.append(BenchArm(checkpoint, bench, arm.with_donors(donors), donors, sampling, repetitions, settings.seed))
-    return cells
+        bench_arms.append(
+            BenchArm(checkpoint, bench, arm.with_donors(donors), donors, sampling, repetitions, settings.seed)
+        )
+    return bench_arms
 
 
 def sampling_for(bench: Bench, settings: AblationSettings) -> Sampling:
-    """The benchmark's protocol with the user's settings on top."""
+    """Return the sampling parameters of the benchmark's protocol, overridden by the settings."""
     protocol = bench.protocol
     fields = {name: getattr(protocol, name) for name in ("max_new_tokens", "temperature", "top_p", "top_k", "min_p")}
     return Sampling(**fields | {name: value for name, value in settings.sampling.items() if value is not None})
 
 
 def collect(
-    cells: Sequence[BenchArm], records: Records, batch_size: int, write: SampleWriter, progress: Progress = no_progress
+    bench_arms: Sequence[BenchArm],
+    records: Records,
+    batch_size: int,
+    write: SampleWriter,
+    progress: Progress = no_progress,
 ) -> None:
-    """Take every sample of the cells that is not on record yet."""
-    total, before = sum(len(cell.keys) for cell in cells), 0
-    for cell in cells:
+    """Generate all samples that are not recorded yet.
 
-        def show(done: int, cell: BenchArm = cell, before: int = before) -> None:
-            progress(f"{cell.bench.name} · {cell.arm.name}", before + done, total)
+    Args:
+        bench_arms: The bench arms to run, in order.
+        records: Storage of the samples.
+        batch_size: Number of rows decoded together.
+        write: Function that decodes a batch.
+        progress: Called with (benchmark and arm, samples done, samples in total).
+    """
+    total, before = sum(len(bench_arm.keys) for bench_arm in bench_arms), 0
+    for bench_arm in bench_arms:
 
-        cell.run(records, batch_size, write, show)
-        before += len(cell.keys)
+        def report(done: int, bench_arm: BenchArm = bench_arm, before: int = before) -> None:
+            progress(f"{bench_arm.bench.name} · {bench_arm.arm.name}", before + done, total)
+
+        bench_arm.run(records, batch_size, write, report)
+        before += len(bench_arm.keys)
 
 
 def _recorded_batch_size(resume: str | Path | None) -> int | None:
-    """The batch size of the run to go on with, if any: batches stay as they were begun."""
+    """Return the batch size of the run to resume, if any, because a resumed run must use the same batches."""
     settings = {} if resume is None else read_configuration(Path(resume), "ablate").get("settings")
     size = settings.get("batch_size") if isinstance(settings, dict) else None
     return size if isinstance(size, int) else None
 
 
 def configuration(
-    cells: Sequence[BenchArm], settings: AblationSettings, backend: Backend, options: Mapping[str, Any]
+    bench_arms: Sequence[BenchArm], settings: AblationSettings, backend: Backend, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Everything that decides a run's samples, and all that a report of it needs, for run.json."""
-    checkpoint, benches = cells[0].checkpoint, {cell.bench.name: cell.bench for cell in cells}.values()
+    """Return the configuration for run.json: everything that determines the samples or that reports need."""
+    checkpoint = bench_arms[0].checkpoint
+    benches = {bench_arm.bench.name: bench_arm.bench for bench_arm in bench_arms}.values()
     family = checkpoint.model.config.model_type
     ids = dict(zip(DELIMITERS, checkpoint.markup.delimiters, strict=True))
     return provenance("ablate", checkpoint, options) | {
-        "arms": {cell.arm.name: cell.arm.describe(checkpoint.policy) for cell in cells},
+        "arms": {bench_arm.arm.name: bench_arm.arm.describe(checkpoint.policy) for bench_arm in bench_arms},
         "markup": asdict(checkpoint.markup),
         "delimiters": {name: checkpoint.tokenizer.convert_ids_to_tokens(token) for name, token in ids.items()},
         "benches": {

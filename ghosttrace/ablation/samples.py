@@ -1,4 +1,4 @@
-"""The columns of an ablation's samples, one row per bench, arm, problem and repetition."""
+"""Schema of the samples table of an ablation: one row per benchmark, arm, problem and repetition."""
 
 import pyarrow as pa
 

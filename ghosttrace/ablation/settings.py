@@ -1,4 +1,4 @@
-"""What an ablation runs: the settings that the command line and the Python API share."""
+"""Settings of an ablation, shared by the command line and the Python API."""
 
 import re
 from collections.abc import Sequence
@@ -15,24 +15,27 @@ Item = TypeVar("Item")
 
 
 def as_list(items: str | Sequence[Item | str]) -> list[Item | str]:
-    """A sequence as a list; one string as the names in it, separated by commas, as the command line takes them."""
+    """Return a sequence as a list, and split a single string at its commas, as the command line does."""
     return list(items.split(",")) if isinstance(items, str) else list(items)
 
 
 @dataclass(frozen=True)
 class AblationSettings:
-    """What an ablation runs.
+    """Settings of an ablation.
 
     Attributes:
-        arms: names in `ghosttrace.ablation.arms.ARMS`, or arms of your own; `memento`, the reference, always runs.
-            None: the default arms that mean something for the checkpoint and the benchmark.
-        repetitions: samples of each problem; None: the benchmark's protocol.
-        limit: problems of each benchmark.
-        seed: of problems and draws.
-        batch_size: rows decoded together; None: 128, or on a GPU what its memory surely holds.
-        sampling: fields of `Sampling` that override the protocol's.
-        part: what the sealing arms seal.
-        noise: relative size of the arm `noise`.
+        arms: Names in `ghosttrace.ablation.arms.ARMS` or `Arm` objects. The reference `memento` always runs. None
+            means the default arms that the checkpoint and the benchmark support.
+        repetitions: Samples per problem. None means the benchmark's protocol.
+        limit: Number of problems per benchmark. None means all problems, or the default of a generated benchmark.
+        seed: Random seed of generated problems and of sampling.
+        batch_size: Number of rows decoded together. None means 128, or on a GPU what fits into its memory.
+        sampling: Fields of `Sampling` that override the benchmark's protocol.
+        part: The part of the cache that sealing arms recompute.
+        noise: Standard deviation of the arm `noise`, relative to the root mean square of the states.
+
+    Raises:
+        UserError: A setting is invalid, or two arms have the same name.
     """
 
     arms: tuple[str | Arm, ...] | None = None
@@ -45,46 +48,51 @@ class AblationSettings:
     noise: float = 0.5
 
     def __post_init__(self) -> None:
-        chosen = [make_arm(one, self.part, self.noise) for one in (ARMS if self.arms is None else self.arms)]
+        arms = [make_arm(arm, self.part, self.noise) for arm in (ARMS if self.arms is None else self.arms)]
         check_arm_names(self.arms or (), [REFERENCE_ARM])
-        unknown = self.sampling.keys() - {one.name for one in fields(Sampling)}
+        names = [field.name for field in fields(Sampling)]
+        unknown = self.sampling.keys() - set(names)
         if unknown:
-            known = ", ".join(one.name for one in fields(Sampling))
-            raise UserError(f"sampling has no {min(unknown)}: its fields are {known}")
-        parted = [name for name, kind in ARMS.items() if "part" in kind.options]
-        acting = [arm for arm in chosen if self.arms is not None or arm.default]
-        if not self.part.is_whole_cache and not any("part" in arm.options for arm in acting):
-            raise UserError(f"--layers, --heads and --kv choose what a sealing arm seals: add {' or '.join(parted)}")
+            raise UserError(f"sampling has no {min(unknown)}: use the fields {', '.join(names)}")
+        with_part = [name for name, kind in ARMS.items() if "part" in kind.options]
+        to_run = [arm for arm in arms if self.arms is not None or arm.default]
+        if not self.part.is_whole_cache and not any("part" in arm.options for arm in to_run):
+            raise UserError(f"--layers, --heads and --kv choose what a sealing arm seals: add {' or '.join(with_part)}")
         if min(self.batch_size or 1, self.repetitions or 1) < 1 or 0 in (self.batch_size, self.repetitions):
-            raise UserError("--batch-size and --repetitions are at least 1")
+            raise UserError("--batch-size and --repetitions must be at least 1")
         if self.seed < 0 or not 0 <= self.noise < inf:
-            raise UserError("--seed and --noise are not negative")
+            raise UserError("--seed and --noise must be finite and not negative")
 
     def chosen_arms(self) -> list[Arm]:
-        """The arms to run, the reference first."""
+        """Return the arms to run, the reference first."""
         default = [name for name, kind in ARMS.items() if kind.default]
-        asked = default if self.arms is None else self.arms
-        arms = [make_arm(one, self.part, self.noise) for one in (REFERENCE_ARM, *asked)]
+        requested = default if self.arms is None else self.arms
+        arms = [make_arm(arm, self.part, self.noise) for arm in (REFERENCE_ARM, *requested)]
         return list({arm.name: arm for arm in arms}.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """As run.json holds it; an arm of your own as its `repr`."""
-        plain = {name: getattr(self, name) for name in ("repetitions", "limit", "seed", "batch_size", "noise")}
-        arms = None if self.arms is None else [one if isinstance(one, str) else stable_repr(one) for one in self.arms]
+        """Return the settings as JSON values for run.json; `Arm` objects become their `repr`."""
+        scalars = {name: getattr(self, name) for name in ("repetitions", "limit", "seed", "batch_size", "noise")}
+        arms = None if self.arms is None else [arm if isinstance(arm, str) else stable_repr(arm) for arm in self.arms]
         part = {name: getattr(self.part, name) for name in ("layers", "heads", "kv", "carrier", "last")}
-        return {"arms": arms, **plain, "sampling": dict(self.sampling), "part": part}
+        return {"arms": arms, **scalars, "sampling": dict(self.sampling), "part": part}
 
 
 def make_arm(arm: str | Arm, part: Part, noise: float) -> Arm:
-    """An arm by its name, with the settings that concern it; an arm of the user's own as it is.
+    """Return the arm with this name; return an `Arm` object unchanged.
+
+    Args:
+        arm: Name in `ghosttrace.ablation.arms.ARMS`, or an `Arm` object.
+        part: The part of the cache to seal, used if the named arm has a field `part`.
+        noise: Relative size of the noise, used if the named arm has a field `size`.
 
     Raises:
-        UserError: there is no arm of this name.
+        UserError: No arm has this name, or the object is not a valid arm.
     """
     if not isinstance(arm, str):
         check_method(arm, Arm, "name", "summary")
         if not re.fullmatch("#[0-9a-fA-F]{6}", arm.colour):
-            raise UserError(f"the arm {arm.name} has the colour {arm.colour!r}: give a code such as #aa3377")
+            raise UserError(f"the arm {arm.name} has the invalid colour {arm.colour!r}: give a code such as #aa3377")
         return arm
     if arm not in ARMS:
         raise UserError(f"no arm {arm!r}: choose from {', '.join(ARMS)}")
@@ -93,18 +101,18 @@ def make_arm(arm: str | Arm, part: Part, noise: float) -> Arm:
 
 
 def check_arm_names(arms: Sequence[str | Arm], always: Sequence[str]) -> None:
-    """Refuse arms of the user's own whose name another arm has: their samples could not be told apart.
+    """Check that no custom arm has the name of another arm, because samples are identified by the arm's name.
 
     Args:
-        arms: that were asked for.
-        always: the arms that run whatever is asked for.
+        arms: The requested arms, names or `Arm` objects.
+        always: Names of the arms that always run.
 
     Raises:
-        UserError: two arms have the same name.
+        UserError: Two arms have the same name.
     """
-    named = [arm for arm in arms if isinstance(arm, str)]
-    own = [arm for arm in arms if isinstance(arm, Arm)]
-    for number, arm in enumerate(own):
-        others = [*named, *(other.name for other in own[:number])]
+    names = [arm for arm in arms if isinstance(arm, str)]
+    custom = [arm for arm in arms if isinstance(arm, Arm)]
+    for index, arm in enumerate(custom):
+        others = [*names, *(other.name for other in custom[:index])]
         if arm.name in others or (arm.name in always and type(arm) is not ARMS[arm.name]):
-            raise UserError(f"two arms are called {arm.name!r}: give yours a name of its own")
+            raise UserError(f"two arms are called {arm.name!r}: rename your arm")

@@ -1,4 +1,4 @@
-"""From samples to findings: effects with intervals, pass@k, and whether the controls held."""
+"""Statistics of an ablation: effects with intervals, pass@k and controls."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,18 +14,24 @@ from ghosttrace.stats import estimate, holm, maj_at_k, paired_effect, paired_p_v
 
 
 def summarise(samples: pd.DataFrame, bytes_per_token: int) -> pd.DataFrame:
-    """Accuracy and paired effect of every arm on every benchmark.
+    """Return the accuracy and the paired effect of every arm on every benchmark.
 
     Args:
-        samples: one row per sample.
-        bytes_per_token: KV bytes that one token takes in the model.
+        samples: One row per sample (columns of `ghosttrace.ablation.samples.SAMPLE_SCHEMA`).
+        bytes_per_token: KV bytes per token.
 
     Returns:
-        One row per bench and arm: n_problems, n_samples, accuracy and effect with intervals, problems
-        better and worse than under `memento`, the detectable effect, the effect's p-value and the same
-        adjusted over the benchmark's arms (Holm), mean peak and area of KV in tokens and bytes (areas in
-        token-steps and byte-steps), truncated samples, and for `swap` the shares of swapped answers
-        that follow the donor, that keep the original, and that do neither.
+        One row per bench and arm with the columns
+
+        - n_problems, n_samples, truncated (samples cut off at the maximum length);
+        - accuracy and effect (accuracy minus that of `memento`, paired by problem), each with its 95 % interval
+          `_low`, `_high`;
+        - better, worse: problems solved more often or less often than under `memento`;
+        - detectable: the smallest effect that a run of this size detects;
+        - p, p_holm: p-value of the effect, and the same adjusted over the benchmark's arms (Holm);
+        - peak_kv_tokens, peak_kv_bytes, auc_kv_tokens, auc_kv_bytes: mean peak KV usage and mean area under the
+          curve (token-steps, byte-steps);
+        - follows_donor, keeps_original, neither: shares of the swapped samples' answers; None without a swap.
     """
     rows: list[dict[str, Any]] = []
     for bench, group in samples.groupby("bench", sort=False):
@@ -33,13 +39,13 @@ def summarise(samples: pd.DataFrame, bytes_per_token: int) -> pd.DataFrame:
         scores = group.groupby(["arm", "problem"], sort=False)["correct"].mean().unstack("problem")
         reference = scores.loc[REFERENCE_ARM].to_numpy(float)
         for arm, part in group.groupby("arm", sort=False):
-            mine = scores.loc[arm].to_numpy(float)
-            accuracy, effect = estimate(mine), paired_effect(mine, reference)
-            row: dict[str, Any] = {"bench": bench, "arm": arm, "n_problems": len(mine), "n_samples": len(part)}
+            arm_scores = scores.loc[arm].to_numpy(float)
+            accuracy, effect = estimate(arm_scores), paired_effect(arm_scores, reference)
+            row: dict[str, Any] = {"bench": bench, "arm": arm, "n_problems": len(arm_scores), "n_samples": len(part)}
             row |= {"accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
             row |= {"effect": effect.value, "effect_low": effect.low, "effect_high": effect.high}
             row |= {"better": effect.better, "worse": effect.worse, "detectable": effect.detectable}
-            row |= {"p": None if arm == REFERENCE_ARM else paired_p_value(mine, reference), "p_holm": None}
+            row |= {"p": None if arm == REFERENCE_ARM else paired_p_value(arm_scores, reference), "p_holm": None}
             for name in ("peak_kv", "auc_kv"):
                 tokens = float(part[f"{name}_tokens"].mean())
                 row |= {f"{name}_tokens": tokens, f"{name}_bytes": tokens * bytes_per_token}
@@ -51,28 +57,28 @@ def summarise(samples: pd.DataFrame, bytes_per_token: int) -> pd.DataFrame:
 
 
 def at_k(samples: pd.DataFrame) -> pd.DataFrame:
-    """pass@k and maj@k of every arm on every benchmark.
+    """Return pass@k and maj@k of every arm on every benchmark.
 
     Args:
-        samples: one row per sample.
+        samples: One row per sample (columns of `ghosttrace.ablation.samples.SAMPLE_SCHEMA`).
 
     Returns:
-        One row per bench, arm and k (powers of two, and all the repetitions): pass_at_k, the chance that
-        one of k samples is right, and maj_at_k, that the answer most of them give is, with intervals
-        over problems.
+        One row per bench, arm and k (powers of two, and the number of repetitions): pass_at_k, the probability that
+        at least one of k samples is correct, and maj_at_k, the probability that the majority answer of k samples is
+        correct, with 95 % intervals over problems.
     """
     rows = []
     for (bench, arm), part in samples.groupby(["bench", "arm"], sort=False):
         problems = [problem for _, problem in part.groupby("problem", sort=False)]
-        right = np.array([problem["correct"].sum() for problem in problems])
+        n_correct = np.array([problem["correct"].sum() for problem in problems])
         total = np.array([len(problem) for problem in problems])
-        most = int(total.min())
-        for k in sorted({2**power for power in range(most.bit_length())} | {most}):
-            passed = estimate(pass_at_k(right, total, k))
-            agreed = estimate(np.array([_majority(problem, k) for problem in problems]))
+        max_k = int(total.min())
+        for k in sorted({2**power for power in range(max_k.bit_length())} | {max_k}):
+            passed = estimate(pass_at_k(n_correct, total, k))
+            majority = estimate(np.array([_majority(problem, k) for problem in problems]))
             row = {"bench": bench, "arm": arm, "k": k}
             row |= {"pass_at_k": passed.value, "pass_low": passed.low, "pass_high": passed.high}
-            rows.append(row | {"maj_at_k": agreed.value, "maj_low": agreed.low, "maj_high": agreed.high})
+            rows.append(row | {"maj_at_k": majority.value, "maj_low": majority.low, "maj_high": majority.high})
     return pd.DataFrame(rows)
 
 
@@ -82,10 +88,9 @@ def _majority(problem: pd.DataFrame, k: int) -> float:
 
 
 def _swap_answer_shares(part: pd.DataFrame) -> dict[str, float | None]:
-    """For `swap`: whom the answers follow, among samples in which a memento was swapped.
+    """Return the shares of answers that follow the donor or the original, among samples with a swapped memento.
 
-    Where the donor leads to the very answer of the original (nothing was hidden), an unchanged answer
-    counts as keeping it.
+    If donor and original have the same answer because nothing was hidden, that answer counts as the original's.
     """
     swapped = part[part["donor_answer"].notna()]
     if swapped.empty:
@@ -102,22 +107,25 @@ def _swap_answer_shares(part: pd.DataFrame) -> dict[str, float | None]:
 def failed_controls(
     results: pd.DataFrame, arms: Mapping[str, Arm], benches: Sequence[Bench], part: Part, policy: Policy
 ) -> tuple[str, ...]:
-    """The controls that did not hold, in words.
+    """Return one message for each failed control.
 
-    A control arm such as `placebo` is the negative control: recomputation alone must do nothing. A known
-    ceiling is the other: no model beats it over a sealed cache unless the seal leaks. It holds where every
-    finished block is gone when the answer is written.
+    A control arm such as `placebo` must not change the accuracy. A sealed arm must not exceed the known ceiling of a
+    benchmark, because no model can do so unless the sealed cache leaks. The ceiling is checked only if the whole
+    cache was sealed and the policy has erased every finished block by the time of the answer.
 
     Args:
-        results: of `summarise`.
-        arms: those that were run, by name.
-        benches: those that were run.
-        part: what the sealing arms sealed.
-        policy: the checkpoint's.
+        results: Table returned by `summarise`.
+        arms: The arms of the run, by name.
+        benches: The benchmarks of the run.
+        part: The part of the cache that the sealing arms recomputed.
+        policy: The checkpoint's policy.
+
+    Returns:
+        The messages; empty if all controls passed.
     """
     failures = []
-    all_gone = policy.keep_last_n_blocks == 0 and not policy.keep_last_block_for_answer
-    ceilings = {bench.name: bench.ceiling if all_gone and part.is_whole_cache else None for bench in benches}
+    all_erased = policy.keep_last_n_blocks == 0 and not policy.keep_last_block_for_answer
+    ceilings = {bench.name: bench.ceiling if all_erased and part.is_whole_cache else None for bench in benches}
     for row in results.to_dict("records"):
         arm = arms[row["arm"]]
         if arm.control and not row["effect_low"] <= 0 <= row["effect_high"]:
@@ -131,6 +139,9 @@ def failed_controls(
 
 
 def headline_arm(arms: Iterable[Arm]) -> str | None:
-    """The arm that the headline of a report is about; None if no arm acts on the channel."""
-    acting = [arm for arm in arms if arm.name != REFERENCE_ARM and not arm.control]
-    return max(acting, key=lambda arm: arm.priority).name if acting else None
+    """Return the name of the arm with the highest priority, for the report's headline.
+
+    The reference and control arms are excluded; returns None if there are no others.
+    """
+    candidates = [arm for arm in arms if arm.name != REFERENCE_ARM and not arm.control]
+    return max(candidates, key=lambda arm: arm.priority).name if candidates else None

@@ -1,1 +1,1 @@
-"""Privacy audits of erased reasoning: attacks, defences, controls, a verdict."""
+"""Privacy audits of erased reasoning: attacks, defences, controls and a verdict."""

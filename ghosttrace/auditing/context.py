@@ -1,4 +1,4 @@
-"""What an attack works on: traces with secrets, and the caches that a defence leaves of them."""
+"""The input of attacks: traces with secrets, their defended and sealed caches, and the sweep of probes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,29 +22,30 @@ from ghosttrace.probing.text_baseline import log_marginals
 from ghosttrace.runs.records import Records
 
 Posteriors = list[np.ndarray]
-"""Of each part of a secret, float[N, C], natural logarithms."""
+"""For each part of a secret, float[N, C] natural log-probabilities."""
 
 
 @dataclass(frozen=True, eq=False)
 class AuditContext:
-    """Everything an attack may use.
+    """Input of the attacks.
 
-    Before any cache is read the context has neither targets, features nor records: `Attack.obstacle` and
-    `Attack.check` are called with it.
+    Before any cache is read, the context has no targets, features or records. `Attack.skip_reason` and `Attack.check`
+    are called with such a context.
 
     Attributes:
-        checkpoint: the model and its law.
-        task: traces with secrets.
-        split: attackers learn on train, choose and set thresholds on validation, and are judged on test.
-        arm: the defence, fitted.
-        settings: where probes look.
-        targets: the parts of the secrets, with what the text says of each.
-        features: of the `open` cache, which is the defended one, of the `sealed` one, and of `unerased` secrets.
-        alpha: intervals of gated findings miss with this probability each, so that all hold together at 95 %.
-        records: of the finished sweep, one row per probe and target.
-        prompts: for each secret, what a user types to get it; secrets without one are not asked for.
-        fpr: target false-positive rate of `membership`; None: 1 %, if there are traces enough.
-        max_leak: bits a secret that are allowed.
+        checkpoint: Model, tokenizer, markup and policy.
+        task: Traces with secrets.
+        split: Attacks are fitted on train, select sites and set thresholds on validation, and are evaluated on test.
+        arm: Arm of the fitted defence.
+        settings: Sites and settings of the probes.
+        targets: Parts of the secrets, with their text baselines.
+        features: Features of the `open` cache, which is the defended one, of the `sealed` cache, and of the `unerased`
+            tokens of the secrets.
+        alpha: Error rate of the interval of each gated finding, chosen so that all of them hold together at 95 %.
+        records: Records of the finished sweep, one row per probe and target.
+        prompts: For each secret, the prompt that a user types to get it. Secrets without a prompt are not prompted for.
+        fpr: Target false-positive rate of `membership`. None: 1 %, if validation has enough traces.
+        max_leak: Limit of the leak, bits per secret.
     """
 
     checkpoint: Checkpoint
@@ -65,85 +66,98 @@ class AuditContext:
 
     @cached_property
     def secrets(self) -> dict[str, list[int]]:
-        """The numbers of the targets of each secret: of `note-*` those of `note-0` and so on; others are all one."""
-        found: dict[str, list[int]] = {}
+        """For each secret, the numbers of its targets.
+
+        Numbered targets such as `note-0` and `note-1` form the secret `note-*`; all other targets form one secret.
+        """
+        numbers: dict[str, list[int]] = {}
         for number, target in enumerate(self.task.targets):
-            found.setdefault(secret_name_of(target.name, self.task), []).append(number)
-        return found
+            numbers.setdefault(secret_name_of(target.name, self.task), []).append(number)
+        return numbers
 
     @property
     def device(self) -> torch.device:
-        """Where the model is, and probes are fitted."""
+        """Device of the model, on which probes are fitted."""
         return self.checkpoint.model.device
 
     @cached_property
     def sweep_rows(self) -> list[Row]:
-        """The rows of the sweep, in the order in which they were recorded."""
+        """Rows of the sweep, in the order in which they were recorded."""
         return [self.records.get(key) for key in self.records.keys()]  # noqa: SIM118
 
     @cached_property
     def sites(self) -> pd.DataFrame:
-        """The sweep's own table, see `ghosttrace.probing.evidence.summarise`."""
+        """Summary table of the sweep, see `ghosttrace.probing.evidence.summarise`."""
         return summarise(map(self.records.get, sorted(self.records.keys())), self.task, self.split)
 
     def parts(self, secret: str) -> list[ProbeTarget]:
-        """The targets that make up a secret."""
+        """Return the targets that make up a secret."""
         return [self.targets[number] for number in self.secrets[secret]]
 
     def sweep_rows_of(self, secret: str) -> list[Row]:
-        """The rows of the sweep about the parts of a secret."""
+        """Return the rows of the sweep for the parts of a secret."""
         names = {self.task.targets[number].name for number in self.secrets[secret]}
         return [row for row in self.sweep_rows if row["target"] in names]
 
-    def labels(self, secret: str, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Those of some traces to which all targets of a secret apply, int64[n]; their labels, int64[n, parts]."""
-        found = np.stack([self.task.labels(number)[part] for number in self.secrets[secret]], axis=1)
-        known = (found >= 0).all(axis=1)
-        return part[known], found[known]
+    def labels(self, secret: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Select the rows to which all targets of a secret apply.
 
-    def labelled_rows(self, secret: str, part: np.ndarray) -> np.ndarray:
-        """int64: those of some traces to which every target of a secret applies."""
-        return self.labels(secret, part)[0]
+        Args:
+            secret: Name of the secret.
+            rows: int64, row numbers of traces.
+
+        Returns:
+            The selected rows, int64[n], and their labels, int64[n, parts].
+        """
+        labels = np.stack([self.task.labels(number)[rows] for number in self.secrets[secret]], axis=1)
+        labelled = (labels >= 0).all(axis=1)
+        return rows[labelled], labels[labelled]
+
+    def labelled_rows(self, secret: str, rows: np.ndarray) -> np.ndarray:
+        """Return the rows, int64, to which all targets of a secret apply."""
+        return self.labels(secret, rows)[0]
 
     def unknown_bits(self, secret: str) -> float:
-        """Bits of a secret that the text leaves open, on the test."""
+        """Return the bits of a secret that the text does not determine: the text's cross-entropy on test."""
         rows = self.labelled_rows(secret, self.split.test)
-        return float(sum(-one.text[rows, one.labels[rows]].mean() for one in self.parts(secret)) / np.log(2))
+        return float(sum(-part.text[rows, part.labels[rows]].mean() for part in self.parts(secret)) / np.log(2))
 
     def best_site(self, secret: str) -> ProbeSite:
-        """The site whose linear probe of a secret did best on validation."""
+        """Return the site whose linear probe of a secret gains the most bits on validation."""
         best = best_probe(row for row in self.sweep_rows_of(secret) if row["probe"] == "linear")
-        every = (
+        all_sites = (
             site
             for carrier in self.settings.carriers
             for group in site_groups(self.checkpoint, self.settings, carrier)
             for site in group
         )
-        return next(site for site in every if site.result_columns == {name: best[name] for name in site.result_columns})
+        return next(
+            site for site in all_sites if site.result_columns == {name: best[name] for name in site.result_columns}
+        )
 
     def posteriors(
         self, secret: str, site: ProbeSite, condition: str = "open", without_text: bool = False
     ) -> Posteriors:
-        """What a linear probe at a site says of each part of a secret; fitted once, however many attacks ask.
+        """Return the posteriors of a linear probe for each part of a secret. Each probe is fitted once and cached.
 
         Args:
-            secret: which secret.
-            site: where.
-            condition: which cache.
-            without_text: without the text: on top of how often each class occurs.
+            secret: Name of the secret.
+            site: Site of the probe.
+            condition: The cache to read: `open` or `sealed`.
+            without_text: Start the probe from the class frequencies, not from the text baseline.
         """
         key = (secret, site, condition, without_text)
         if key not in self._posteriors:
-            asked = self.parts(secret)
+            targets = self.parts(secret)
             if without_text:
-                asked = [replace(one, text=self._base(one)) for one in asked]
+                targets = [replace(target, text=self._class_frequencies(target)) for target in targets]
             states = site.read(self.features[condition])[None]
             split = self.split
             (self._posteriors[key],) = linear_posteriors(
-                states, asked, split.train, split.validation, split.cluster, self.device
+                states, targets, split.train, split.validation, split.cluster, self.device
             )
         return self._posteriors[key]
 
-    def _base(self, one: ProbeTarget) -> np.ndarray:
-        """float[N, C]: how often each class of a target occurs."""
-        return np.tile(log_marginals(one.labels, one.text.shape[1], self.split.train), (len(one.labels), 1))
+    def _class_frequencies(self, target: ProbeTarget) -> np.ndarray:
+        """Return the log-frequencies of a target's classes, repeated for every trace, float[N, C]."""
+        return np.tile(log_marginals(target.labels, target.text.shape[1], self.split.train), (len(target.labels), 1))

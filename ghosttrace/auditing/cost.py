@@ -1,4 +1,4 @@
-"""What a defence costs: prefill, time and memory on fixed traces, and accuracy or likelihood lost."""
+"""The cost of a defence: prefill, latency and memory on fixed traces, and the loss of accuracy or likelihood."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -31,20 +31,20 @@ from ghosttrace.runs.records import Records
 from ghosttrace.stats import Estimate, estimate, paired_effect, ratio_estimate
 
 N_TIMED_RUNS = 3
-MAX_COST_TRACES = 2  # traces on which the cost of a defence is measured, token by token
-MAX_UTILITY_TRACES = 50  # traces on which its utility is, where there are no graded problems
+MAX_COST_TRACES = 2  # traces for prefill, latency and memory, which are measured token by token
+MAX_UTILITY_TRACES = 50  # traces for the likelihood, which is measured if there are no graded problems
 BATCH_TOKENS = 65_536
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What an arm costs beyond `memento` on the same traces, one at a time, token by token as in decoding.
+    """Cost of an arm relative to `memento`, on the same traces, each read alone and token by token as in decoding.
 
     Attributes:
-        extra_prefill_tokens: read again, a trace.
-        prefill_ratio: all tokens that go through the model, over those of the traces.
-        latency_ratio: the median over turns.
-        kv_ratio: peak keys held, the second cache that an arm works with included.
+        extra_prefill_tokens: Tokens that the arm recomputes, per trace.
+        prefill_ratio: Ratio of the tokens that go through the model.
+        latency_ratio: Median ratio of the times.
+        kv_ratio: Ratio of the peak numbers of keys held, in all caches that the arm uses.
     """
 
     extra_prefill_tokens: float
@@ -55,13 +55,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Utility:
-    """What a model is worth under an arm, and beside it under `memento`.
+    """Utility of a model under an arm and under `memento`.
 
     Attributes:
-        unit: `accuracy`, or `bits a token`: log2 of the probability given to the trace's own tokens.
-        defended, undefended: means, with 95 % intervals over problems or traces.
-        effect: defended minus undefended, paired.
-        n: problems or traces.
+        unit: `accuracy`, or `bits a token`: log2 of the probability of the trace's own tokens.
+        defended, undefended: Means under the arm and under `memento`, with 95 % intervals over problems or traces.
+        effect: Paired effect, defended minus undefended.
+        n: Number of problems or traces.
     """
 
     unit: Literal["accuracy", "bits a token"]
@@ -72,12 +72,12 @@ class Utility:
 
 
 class CountingSession(Session):
-    """A session that counts what goes through the model and what is held meanwhile.
+    """Session that counts the tokens that go through the model and the keys that are held.
 
     Attributes:
-        forwarded_tokens: tokens that went through the model.
-        peak_keys: the most keys held at once in all caches: the live one, those that the eraser keeps, and
-            the copy that is being extended.
+        forwarded_tokens: Number of tokens that went through the model.
+        peak_keys: Maximum number of keys held at the same time in all caches: the session's cache, those that the
+            eraser holds, and the cache that is being extended.
     """
 
     forwarded_tokens = 0
@@ -89,12 +89,12 @@ class CountingSession(Session):
         runs: Sequence[Sequence[int]],
         index: Sequence[np.ndarray],
         position: Sequence[np.ndarray],
-        every: bool = False,
+        all_logits: bool = False,
     ) -> Tensor:
-        logits = super().forward(cache, runs, index, position, every)
-        kept = [held for held in vars(self.eraser).values() if isinstance(held, KVCache)]
-        caches = {id(one): one for one in (self.cache, *kept, cache)}
-        self.peak_keys = max(self.peak_keys, sum(int(one.slots.length.sum()) for one in caches.values()))
+        logits = super().forward(cache, runs, index, position, all_logits)
+        eraser_caches = [value for value in vars(self.eraser).values() if isinstance(value, KVCache)]
+        caches = {id(held): held for held in (self.cache, *eraser_caches, cache)}
+        self.peak_keys = max(self.peak_keys, sum(int(held.slots.length.sum()) for held in caches.values()))
         self.forwarded_tokens += sum(map(len, runs))
         return logits
 
@@ -102,75 +102,82 @@ class CountingSession(Session):
 def measure_cost_and_utility(
     checkpoint: Checkpoint, samples: Sequence[Sample], arm: Arm, benches: Sequence[Bench], seed: int = 0
 ) -> dict[str, Any]:
-    """What a defence costs, as summary.json holds it, but for its name.
+    """Measure the cost and the utility of a defence.
 
     Args:
-        checkpoint: the model and its law.
-        samples: of the audit; the cost is measured on the first of different base traces.
-        arm: the defence.
-        benches: graded problems on which accuracy is measured; without any, likelihood is, on the samples.
-        seed: of the draws.
+        checkpoint: Model, tokenizer, markup and policy.
+        samples: Samples of the audit. The cost is measured on a few of them, from different base traces.
+        arm: Arm of the fitted defence.
+        benches: Graded problems on which accuracy is measured. If there are none, likelihood on the samples is
+            measured instead.
+        seed: Random seed of the sampling.
+
+    Returns:
+        The entries of `defence` in summary.json, except its name, summary and caveat.
     """
     traces = [list(sample.ids) for sample in interleave_base_traces(samples)[:MAX_UTILITY_TRACES]]
-    spent = cost(checkpoint, arm, traces[:MAX_COST_TRACES])
-    worth = accuracy_utility(checkpoint, arm, benches, seed) if benches else likelihood_utility(checkpoint, arm, traces)
+    measured_cost = cost(checkpoint, arm, traces[:MAX_COST_TRACES])
+    utility = (
+        accuracy_utility(checkpoint, arm, benches, seed) if benches else likelihood_utility(checkpoint, arm, traces)
+    )
     return {
-        "utility_unit": worth.unit,
-        "accuracy": worth.defended.value,
-        "accuracy_low": worth.defended.low,
-        "accuracy_high": worth.defended.high,
-        "undefended_accuracy": worth.undefended.value,
-        "effect": worth.effect.value,
-        "effect_low": worth.effect.low,
-        "effect_high": worth.effect.high,
-        **asdict(spent),
+        "utility_unit": utility.unit,
+        "accuracy": utility.defended.value,
+        "accuracy_low": utility.defended.low,
+        "accuracy_high": utility.defended.high,
+        "undefended_accuracy": utility.undefended.value,
+        "effect": utility.effect.value,
+        "effect_low": utility.effect.low,
+        "effect_high": utility.effect.high,
+        **asdict(measured_cost),
     }
 
 
 def interleave_base_traces(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples in another order: the first of every base trace, then the second of each, and so on."""
-    seen = Counter[str]()
-    turns = []
+    """Reorder the samples: the first sample of every base trace, then the second of each, and so on."""
+    counts = Counter[str]()
+    ranks = []
     for sample in samples:
-        turns.append(seen[sample.base])
-        seen[sample.base] += 1
-    return [samples[row] for row in sorted(range(len(samples)), key=turns.__getitem__)]
+        ranks.append(counts[sample.base])
+        counts[sample.base] += 1
+    return [samples[row] for row in sorted(range(len(samples)), key=ranks.__getitem__)]
 
 
 def cost(checkpoint: Checkpoint, arm: Arm, traces: Sequence[Sequence[int]], turns: int = N_TIMED_RUNS) -> Cost:
-    """Read the same traces under an arm and under `memento`, in turns.
+    """Measure the cost of an arm: read the same traces under the arm and under `memento`, in alternation.
 
     Args:
-        checkpoint: the model and its law.
-        arm: the defence.
-        traces: token ids. The text up to the first block is read at once, the rest token by token.
-        turns: how often each is timed; one more goes ahead untimed.
+        checkpoint: Model, tokenizer, markup and policy.
+        arm: The arm to measure.
+        traces: Token ids of each trace. Tokens before the first block are read at once, all others one by one.
+        turns: Number of timed runs, after one untimed run.
 
     Raises:
-        UserError: there are no traces.
+        UserError: There are no traces.
     """
     if not traces:
-        raise UserError("a cost is measured on traces: give at least one")
+        raise UserError("there are no traces to measure the cost on: give at least one")
     seconds: dict[str, list[float]] = {"arm": [], "memento": []}
     counts = {"arm": (0, 0), "memento": (0, 0)}
     for _ in range(1 + turns):
-        for name, one in (("memento", Memento()), ("arm", arm)):
+        for name, tested_arm in (("memento", Memento()), ("arm", arm)):
             begin = perf_counter()
-            sessions = [_read(checkpoint, one, ids, number) for number, ids in enumerate(traces)]
+            sessions = [_replay_trace(checkpoint, tested_arm, ids, number) for number, ids in enumerate(traces)]
             if checkpoint.model.device.type == "cuda":
                 torch.cuda.synchronize(checkpoint.model.device)
             seconds[name].append(perf_counter() - begin)
             counts[name] = sum(s.forwarded_tokens for s in sessions), sum(s.peak_keys for s in sessions)
-    (tokens, peak), (plain_tokens, plain_peak) = counts["arm"], counts["memento"]
+    (tokens, peak), (reference_tokens, reference_peak) = counts["arm"], counts["memento"]
     return Cost(
-        extra_prefill_tokens=(tokens - plain_tokens) / len(traces),
-        prefill_ratio=tokens / plain_tokens,
+        extra_prefill_tokens=(tokens - reference_tokens) / len(traces),
+        prefill_ratio=tokens / reference_tokens,
         latency_ratio=median(a / b for a, b in zip(seconds["arm"][1:], seconds["memento"][1:], strict=True)),
-        kv_ratio=peak / plain_peak,
+        kv_ratio=peak / reference_peak,
     )
 
 
-def _read(checkpoint: Checkpoint, arm: Arm, ids: Sequence[int], number: int) -> CountingSession:
+def _replay_trace(checkpoint: Checkpoint, arm: Arm, ids: Sequence[int], number: int) -> CountingSession:
+    """Read a trace under an arm: the tokens before the first block at once, all others one by one."""
     blocks = find_blocks(ids, checkpoint.markup, checkpoint.policy.require_assistant_section)
     begin = blocks[0].start if blocks else len(ids)
     cuts = [0, *range(max(1, begin), len(ids) + 1)]
@@ -184,52 +191,60 @@ def _read(checkpoint: Checkpoint, arm: Arm, ids: Sequence[int], number: int) -> 
 
 
 def accuracy_utility(checkpoint: Checkpoint, arm: Arm, benches: Sequence[Bench], seed: int = 0) -> Utility:
-    """Accuracy on the same problems with the same draws, under an arm and under `memento`.
+    """Measure accuracy under an arm and under `memento`, on the same problems with the same uniform draws.
 
     Args:
-        checkpoint: the model and its law.
-        arm: the defence.
-        benches: whose problems are taken together.
-        seed: of the draws.
+        checkpoint: Model, tokenizer, markup and policy.
+        arm: The arm to measure.
+        benches: Benchmarks whose problems are pooled.
+        seed: Random seed of the sampling.
     """
-    settings, found = AblationSettings(seed=seed), dict[str, list[np.ndarray]](arm=[], memento=[])
-    for one in benches:
-        for name, act in (("arm", arm), ("memento", Memento())):
-            donors = DonorBlocks(one, checkpoint.tokenizer, seed)
-            repetitions = one.protocol.repetitions
-            cell = BenchArm(checkpoint, one, act, donors, sampling_for(one, settings), repetitions, seed)
+    settings, accuracies = AblationSettings(seed=seed), dict[str, list[np.ndarray]](arm=[], memento=[])
+    for bench in benches:
+        for name, tested_arm in (("arm", arm), ("memento", Memento())):
+            donors = DonorBlocks(bench, checkpoint.tokenizer, seed)
+            repetitions = bench.protocol.repetitions
+            sampling = sampling_for(bench, settings)
+            bench_arm = BenchArm(checkpoint, bench, tested_arm, donors, sampling, repetitions, seed)
             records = Records(SAMPLE_TABLE)
-            cell.run(records, largest_batch_size([cell]), write_samples, lambda done: None)
-            correct = records.frame(cell.keys, ["correct"])["correct"].to_numpy(float)
-            found[name].append(correct.reshape(-1, repetitions).mean(axis=1))
-    mine, plain = (np.concatenate(found[name]) for name in ("arm", "memento"))
-    return Utility("accuracy", estimate(mine), estimate(plain), paired_effect(mine, plain), len(mine))
+            bench_arm.run(records, largest_batch_size([bench_arm]), write_samples, lambda done: None)
+            correct = records.frame(bench_arm.keys, ["correct"])["correct"].to_numpy(float)
+            accuracies[name].append(correct.reshape(-1, repetitions).mean(axis=1))
+    defended, undefended = (np.concatenate(accuracies[name]) for name in ("arm", "memento"))
+    effect = paired_effect(defended, undefended)
+    return Utility("accuracy", estimate(defended), estimate(undefended), effect, len(defended))
 
 
 def likelihood_utility(checkpoint: Checkpoint, arm: Arm, traces: Sequence[Sequence[int]]) -> Utility:
-    """How likely traces without a grader are, from the first erasure on, under an arm and under `memento`.
+    """Measure the likelihood of traces after the first erasure, under an arm and under `memento`.
 
     Args:
-        checkpoint: the model and its law.
-        arm: the defence.
-        traces: token ids; those in which nothing is erased, or nothing follows, are passed over.
+        checkpoint: Model, tokenizer, markup and policy.
+        arm: The arm to measure.
+        traces: Token ids of each trace. Traces without a token after an erased block are skipped.
 
     Raises:
-        UserError: that is so in all of them.
+        UserError: No trace has a token after an erased block.
     """
     first = [first_measured_index(ids, checkpoint.markup, checkpoint.policy) for ids in traces]
     chosen = [(number, [int(t) for t in ids]) for number, ids in enumerate(traces) if first[number] < len(ids)]
     if not chosen:
         raise UserError("no token of these traces follows an erased block: give traces with finished mementos")
-    sums: list[tuple[float, float, int]] = []  # of each trace: arm, memento, tokens
-    step = max(1, BATCH_TOKENS // max(len(ids) for _, ids in chosen))
-    for begin in range(0, len(chosen), step):
-        numbers, batch = zip(*chosen[begin : begin + step], strict=True)
+    sums: list[tuple[float, float, int]] = []  # per trace: bits under the arm, bits under memento, tokens
+    batch_size = max(1, BATCH_TOKENS // max(len(ids) for _, ids in chosen))
+    for begin in range(0, len(chosen), batch_size):
+        numbers, batch = zip(*chosen[begin : begin + batch_size], strict=True)
         keys = [(number,) for number in numbers]
-        both = [log2_probabilities(checkpoint, one, batch, keys) for one in (arm, Memento())]
-        for number, mine, plain in zip(numbers, *both, strict=True):
-            at = first[number] - 1
-            sums.append((mine[at:].sum(), plain[at:].sum(), len(mine) - at))
+        log2p_by_arm = [log2_probabilities(checkpoint, tested_arm, batch, keys) for tested_arm in (arm, Memento())]
+        for number, arm_log2p, memento_log2p in zip(numbers, *log2p_by_arm, strict=True):
+            begin_measured = first[number] - 1
+            sums.append(
+                (
+                    arm_log2p[begin_measured:].sum(),
+                    memento_log2p[begin_measured:].sum(),
+                    len(arm_log2p) - begin_measured,
+                )
+            )
     defended, undefended, count = np.array(sums, dtype=float).T
     effect = ratio_estimate(defended - undefended, count)
     return Utility(

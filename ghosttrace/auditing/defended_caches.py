@@ -1,4 +1,4 @@
-"""What an insider reads: the cache that a session under a defence leaves."""
+"""Reading of defended caches: the retained keys and values of sessions under a defence."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -21,19 +21,19 @@ from ghosttrace.probing.sweep import ProbeSettings, state_selections
 from ghosttrace.runs.progress import Progress
 
 SINGLE_PASS_CONDITIONS: dict[Arm, str] = {Memento(): "open", Restart(): "sealed"}
-"""What one masked pass reads as a session would."""
+"""Arms whose cache can be read in a single masked forward pass, with the name of its layout."""
 
 
 def run_session(
     checkpoint: Checkpoint, arm: Arm, ids: Sequence[Sequence[int] | np.ndarray], keys: Sequence[tuple[int, ...]]
 ) -> Session:
-    """Read B sequences under an arm, evicting as a server would; inside `attending`.
+    """Read B sequences under an arm, evicting keys and values as in serving. Call it inside `attending`.
 
     Args:
-        checkpoint: the model and its law.
-        arm: what becomes of the cache when blocks expire.
-        ids: B token lists.
-        keys: what each row's randomness belongs to.
+        checkpoint: Model, tokenizer, markup and policy.
+        arm: What happens to the cache when blocks expire.
+        ids: Token ids of B sequences.
+        keys: Key of each row's stream of random numbers.
     """
     session = Session(checkpoint.model, checkpoint.markup, arm.adapt_policy(checkpoint.policy), keys, arm.eraser)
     session.advance([[int(token) for token in row] for row in ids])
@@ -41,21 +41,25 @@ def run_session(
 
 
 def read_retained_states(session: Session, indices: Sequence[np.ndarray]) -> States:
-    """The retained states at places of each sequence, int64[P] each.
+    """Return retained keys and values at given token indices.
+
+    Args:
+        session: Session with B rows.
+        indices: For each row, int64[P] token indices.
 
     Raises:
-        UserError: one of them is not retained.
+        UserError: A token is not retained.
     """
     slots = []
-    for row, asked in enumerate(indices):
+    for row, row_indices in enumerate(indices):
         held = session.cache.held_indices(row)
-        found = np.searchsorted(held, asked).clip(max=len(held) - 1)
-        if (held[found] != asked).any():
-            raise UserError("this defence evicts tokens that are to be read: choose other carriers")
-        slots.append(found)
-    at = torch.from_numpy(np.stack(slots)).to(session.model.device)
+        row_slots = np.searchsorted(held, row_indices).clip(max=len(held) - 1)
+        if (held[row_slots] != row_indices).any():
+            raise UserError("this defence evicts tokens that the probes read: choose other carriers")
+        slots.append(row_slots)
+    slot_tensor = torch.from_numpy(np.stack(slots)).to(session.model.device)
     keys, values = (
-        torch.stack([gather_tokens(getattr(layer, name), at) for layer in session.cache.layers])
+        torch.stack([gather_tokens(getattr(layer, name), slot_tensor) for layer in session.cache.layers])
         for name in ("keys", "values")
     )
     states = States(keys, values)
@@ -71,7 +75,7 @@ def read_defended_states(
     rows: Sequence[int],
     indices: Sequence[np.ndarray],
 ) -> States:
-    """A `StateReader` of `ghosttrace.probing.features`, the first three arguments bound."""
+    """Read retained states; with the first three arguments bound, a `ghosttrace.probing.features.StateReader`."""
     with attending(checkpoint.model):
         return read_retained_states(run_session(checkpoint, arm, ids, [(seed, row) for row in rows]), indices)
 
@@ -85,23 +89,27 @@ def read_caches(
     batch_tokens: int,
     progress: Progress,
 ) -> dict[str, Features]:
-    """Features of the defended cache, of the sealed one, and of the secret's own tokens before they go.
+    """Extract the features of all traces that the probes read.
 
     Args:
-        checkpoint: the model and its law.
-        task: traces with secrets.
-        settings: where probes look.
-        arm: the defence.
-        folder: for the shards.
-        batch_tokens: traces read together, padding included.
-        progress: called with (which cache, traces done, traces in all).
+        checkpoint: Model, tokenizer, markup and policy.
+        task: Traces with secrets.
+        settings: Sites and settings of the probes.
+        arm: Arm of the fitted defence.
+        folder: Folder for the shards.
+        batch_tokens: Tokens per batch, padding included.
+        progress: Called with (name of the cache, traces done, total traces).
+
+    Returns:
+        Features of the defended cache (`open`), of the sealed cache (`sealed`), and of the secret's own tokens before
+        they are erased (`unerased`).
     """
     secret = secret_carrier(task.samples)
     defended, sealed = state_selections(checkpoint, settings, secret)
-    kept = tuple(carrier for carrier in defended.carriers if carrier.kind != "secret")
+    retained_carriers = tuple(carrier for carrier in defended.carriers if carrier.kind != "secret")
     name = SINGLE_PASS_CONDITIONS.get(arm, f"defended-{sha256(repr(arm).encode()).hexdigest()[:12]}")
-    parts = {
-        "open": StateSelection(name, kept, defended.layers),
+    selections = {
+        "open": StateSelection(name, retained_carriers, defended.layers),
         "sealed": sealed,
         "unerased": StateSelection("open", (secret,), defended.layers),
     }
@@ -109,8 +117,14 @@ def read_caches(
         {} if arm in SINGLE_PASS_CONDITIONS else {"open": partial(read_defended_states, checkpoint, arm, settings.seed)}
     )
     return {
-        part: extract_features(
-            checkpoint, task, what, folder / part, batch_tokens, partial(progress, f"{part} cache"), readers.get(part)
+        condition: extract_features(
+            checkpoint,
+            task,
+            selection,
+            folder / condition,
+            batch_tokens,
+            partial(progress, f"{condition} cache"),
+            readers.get(condition),
         )
-        for part, what in parts.items()
+        for condition, selection in selections.items()
     }

@@ -1,10 +1,10 @@
-"""What one attack found of one secret: values a trace, and what they say of all traces.
+"""Findings of attacks: one estimate per attack, secret and condition, with an interval over all traces.
 
-Intervals are Student's t over clusters of traces. Where nearly all traces agree, resampling says little:
-the interval then also allows for the share of dissenters that would have gone unseen, each of whom could
-give all of its secret away, or nothing of it (the rule of three, as in `ghosttrace.stats`). A probe that
-fell back on the text for a part of the secret says as little of that part, whatever noise of another part
-spreads the values: its upper end allows for them too.
+Intervals are Student's t over clusters of traces. If nearly all traces have the same value, their spread is not
+informative. The interval then also covers the share of differing traces that a sample of this size misses, each of
+which could leak its whole secret, or nothing (the rule of three, as in `ghosttrace.stats`). The upper bound also covers
+them if a probe falls back to the text for some part of the secret, because noise in another part can then spread the
+values although the probe found nothing in this one.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ CONDITIONS = ("open", "sealed", "causal", "shuffled", "unerased", "text")
 
 @dataclass(frozen=True)
 class AttackSite:
-    """Where an attack looked, as in the results."""
+    """Site of an attack, in the columns of the results; empty for attacks without a site."""
 
     carrier: str = ""
     hop: int = 0
@@ -37,8 +37,8 @@ class AttackSite:
     probe: str = ""
 
     @classmethod
-    def of(cls, site: sweep.ProbeSite, probe: str = "linear") -> "AttackSite":
-        """A site of a sweep."""
+    def from_probe_site(cls, site: sweep.ProbeSite, probe: str = "linear") -> "AttackSite":
+        """Build it from a site of a sweep."""
         return cls(**site.result_columns, probe=probe)
 
 
@@ -47,9 +47,10 @@ class AttackEstimate:
     """A value with its interval.
 
     Attributes:
-        value, low, high: the interval's ends may be infinite.
-        p: of the value being no better than its baseline.
-        high_covers_unseen: whether the upper end is what may have gone unseen.
+        value: The estimate.
+        low, high: Bounds of the interval; may be infinite.
+        p: p-value against the baseline; NaN if there is no test.
+        high_covers_unseen: Whether the upper bound is set by the share of traces that a sample of this size misses.
     """
 
     value: float
@@ -61,28 +62,28 @@ class AttackEstimate:
 
 @dataclass(frozen=True)
 class Evidence:
-    """One attack, one secret, one condition.
+    """A finding: the estimate of one attack on one secret under one condition.
 
     Attributes:
-        attack: name of the attack.
-        secret: its name, or `block` where the attack is after the block as a whole.
-        condition: `open` for what the defence leaves, else the control; one of `CONDITIONS`.
-        unit: one of `UNITS`.
-        found: the estimate.
-        n: traces it was measured on.
-        baseline: what an attacker without the cache gets.
-        gate: whether the verdict depends on it.
-        from_single_site: whether a probe of one place of the cache found it; it then rules out no leak that such probes
-            could not have seen.
-        site: where it looked.
-        note: whatever a reader must know with the figure.
+        attack: Name of the attack.
+        secret: Name of the secret, or `block` if the attack recovers the whole block.
+        condition: `open` for the defended cache, or the name of a control; one of `CONDITIONS`.
+        unit: One of `UNITS`.
+        estimate: The estimate.
+        n: Number of traces that it was measured on.
+        baseline: Value of an attacker without the cache.
+        gate: Whether the finding decides the verdict.
+        from_single_site: Whether the finding is from a probe of a single site. It then rules out only leaks that such
+            probes can detect.
+        site: Site of the attack.
+        note: A remark that reports show beside the estimate.
     """
 
     attack: str
     secret: str
     condition: str
     unit: str
-    found: AttackEstimate
+    estimate: AttackEstimate
     n: int
     baseline: float = 0.0
     gate: bool = False
@@ -93,24 +94,28 @@ class Evidence:
     def __post_init__(self) -> None:
         for name, known in (("unit", UNITS), ("condition", CONDITIONS)):
             if getattr(self, name) not in known:
-                chosen = f"{name} {getattr(self, name)!r}"
-                raise UserError(f"evidence of {self.attack} has the {chosen}: choose from {', '.join(known)}")
+                raise UserError(
+                    f"evidence of {self.attack} has the unknown {name} {getattr(self, name)!r}: "
+                    f"choose from {', '.join(known)}"
+                )
 
     def row(self, defence: str) -> dict[str, Any]:
-        """As in the results, but for threat, state, p_holm, detectable and valid."""
-        named = {name: getattr(self, name) for name in ("attack", "secret", "condition", "unit", "baseline", "gate")}
+        """Return the row of the results, without threat, state, p_holm, detectable and valid."""
+        fields = {name: getattr(self, name) for name in ("attack", "secret", "condition", "unit", "baseline", "gate")}
         site = {name: getattr(self.site, name) for name in ("carrier", "hop", "layer", "kv", "probe")}
-        found = {"estimate": self.found.value, "low": self.found.low, "high": self.found.high, "p": self.found.p}
-        return {**named, "defence": defence, **site, **found, "n": self.n, "note": self.note}
+        estimate = {"estimate": self.estimate.value} | {
+            name: getattr(self.estimate, name) for name in ("low", "high", "p")
+        }
+        return {**fields, "defence": defence, **site, **estimate, "n": self.n, "note": self.note}
 
 
 @dataclass(frozen=True)
 class LabelLogProbs:
-    """What was said of one part of a secret: log2 of the probability of the right label.
+    """Log2-probabilities of the true labels of one part of a secret.
 
     Attributes:
-        sample: int64[n], ascending: the traces.
-        log2p, text_log2p: float[n], by an attacker, and by the text alone.
+        sample: int64[n], row numbers of the traces, ascending.
+        log2p, text_log2p: float[n], predicted by an attacker, and by the text alone.
     """
 
     sample: np.ndarray
@@ -118,78 +123,80 @@ class LabelLogProbs:
     text_log2p: np.ndarray
 
     @classmethod
-    def of(cls, scores: Scores) -> "LabelLogProbs":
-        """What a probe said."""
+    def from_scores(cls, scores: Scores) -> "LabelLogProbs":
+        """Build it from the scores of a probe."""
         return cls(scores.sample, scores.log2p, scores.text_log2p)
 
-    def on(self, rows: np.ndarray) -> "LabelLogProbs":
-        """The same of some of its traces, int64, ascending."""
-        at = np.searchsorted(self.sample, rows)
-        return LabelLogProbs(rows, self.log2p[at], self.text_log2p[at])
+    def select(self, rows: np.ndarray) -> "LabelLogProbs":
+        """Select some of the traces by their row numbers, int64, ascending."""
+        indices = np.searchsorted(self.sample, rows)
+        return LabelLogProbs(rows, self.log2p[indices], self.text_log2p[indices])
 
 
 def mean_estimate(
     values: np.ndarray, cluster: np.ndarray, alpha: float, maximum: float, any_part_uninformative: bool = False
 ) -> AttackEstimate:
-    """The mean over traces, with its p-value against 0.
+    """Estimate the mean over traces, with its interval and its p-value against 0.
 
     Args:
-        values: float[n], of each trace.
-        cluster: int64[n], traces that are not independent; fewer than `MIN_TEST_CLUSTERS` give no lower end.
-        alpha: the interval misses with this probability.
-        maximum: the largest value that a trace could have.
-        any_part_uninformative: whether of some part of the secret nothing was said, see `any_part_equals_text`.
+        values: float[n], value of each trace.
+        cluster: int64[n], cluster of each trace; traces of one cluster are not independent. With fewer than
+            `MIN_TEST_CLUSTERS` clusters the lower bound is -inf.
+        alpha: Error rate of the interval.
+        maximum: Maximum possible value of a trace.
+        any_part_uninformative: Whether the attack added nothing to the text for some part of the secret, see
+            `any_part_equals_text`.
     """
-    number = np.unique(cluster, return_inverse=True)[1]
-    count = np.bincount(number).astype(float)
-    total = np.bincount(number, values)
+    cluster_numbers = np.unique(cluster, return_inverse=True)[1]
+    count = np.bincount(cluster_numbers).astype(float)
+    total = np.bincount(cluster_numbers, values)
     n, value = len(count), float(total.sum() / count.sum())
     if n < 2:
         return AttackEstimate(value, float("-inf"), maximum, 1.0, high_covers_unseen=True)
     error = float((total - value * count).std(ddof=1) / (count.mean() * np.sqrt(n)))
-    reach = float(stats.t.ppf(1 - alpha / 2, n - 1)) * error
-    low, high = value - reach, value + reach
-    agree, slack = nearly_unanimous(total / count), unseen_share_bound(n, alpha / 2)
-    if agree:
-        low = min(low, value - slack * max(value, 0.0))
-    allowed = value + slack * (maximum - value) if agree or any_part_uninformative else high
+    half_width = float(stats.t.ppf(1 - alpha / 2, n - 1)) * error
+    low, high = value - half_width, value + half_width
+    unanimous, unseen_share = nearly_unanimous(total / count), unseen_share_bound(n, alpha / 2)
+    if unanimous:
+        low = min(low, value - unseen_share * max(value, 0.0))
+    unseen_high = value + unseen_share * (maximum - value) if unanimous or any_part_uninformative else high
     if n < MIN_TEST_CLUSTERS:
         low = float("-inf")
-    agreed = 0.5**n if value > 0 else 1.0  # as a test of signs has it
-    p = float(stats.t.sf(value / error, n - 1)) if error > 0 else agreed
-    return AttackEstimate(value, low, min(max(high, allowed), maximum), p, high_covers_unseen=allowed > high)
+    sign_test_p = 0.5**n if value > 0 else 1.0
+    p = float(stats.t.sf(value / error, n - 1)) if error > 0 else sign_test_p
+    return AttackEstimate(value, low, min(max(high, unseen_high), maximum), p, high_covers_unseen=unseen_high > high)
 
 
 def any_part_equals_text(parts: Iterable[LabelLogProbs]) -> bool:
-    """Whether for some part of a secret what was said, of every trace, is what the text says."""
+    """Return whether the prediction of some part of a secret equals that of the text, for every trace."""
     return any(np.array_equal(part.log2p, part.text_log2p) for part in parts)
 
 
 def total_bits(parts: Sequence[LabelLogProbs], cluster: np.ndarray, alpha: float) -> tuple[AttackEstimate, np.ndarray]:
-    """Bits beyond the text, summed over a secret's parts, on the traces that all of them apply to.
+    """Estimate the bits beyond the text, summed over a secret's parts, on the traces to which all parts apply.
 
     Args:
-        parts: what was said of each.
-        cluster: int64[N], of all traces.
-        alpha: as `mean_estimate`.
+        parts: Log-probabilities of each part.
+        cluster: int64[N], cluster of each trace of the task.
+        alpha: Error rate of the interval.
 
     Returns:
-        The mean, and the traces that it is of, int64[n].
+        The mean per trace, and the row numbers of these traces, int64[n].
     """
     rows = reduce(np.intersect1d, [part.sample for part in parts])
-    common = [part.on(rows) for part in parts]
+    common = [part.select(rows) for part in parts]
     values = np.sum([part.log2p - part.text_log2p for part in common], axis=0)
     maximum = -float(np.sum([part.text_log2p.mean() for part in common]))
     return mean_estimate(values, cluster[rows], alpha, maximum, any_part_equals_text(common)), rows
 
 
 def one_row_per_cluster(rows: np.ndarray, cluster: np.ndarray, seed: int) -> np.ndarray:
-    """int64, ascending: of some traces one of each cluster, drawn at random; those are independent."""
+    """Draw one row per cluster at random, so that the rows are independent; return them in ascending order, int64."""
     drawn = np.random.default_rng([seed, 0x01E]).permutation(rows)
     return np.sort(drawn[np.unique(cluster[drawn], return_index=True)[1]])
 
 
 def rate_estimate(successes: int, n: int, alpha: float = 0.05) -> AttackEstimate:
-    """A share with its exact interval (Clopper and Pearson 1934)."""
-    found = stats.binomtest(successes, n).proportion_ci(1 - alpha, "exact")
-    return AttackEstimate(successes / n, float(found.low), float(found.high))
+    """Estimate a rate with its exact interval (Clopper and Pearson 1934)."""
+    interval = stats.binomtest(successes, n).proportion_ci(1 - alpha, "exact")
+    return AttackEstimate(successes / n, float(interval.low), float(interval.high))

@@ -1,7 +1,8 @@
-"""All attacks of an audit on one context, every control beside them, and the verdict."""
+"""Run of all attacks of an audit, their controls, and the verdict."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 
 import pandas as pd
 
@@ -18,15 +19,16 @@ from ghosttrace.stats import holm
 
 @dataclass(frozen=True)
 class Findings:
-    """What an audit found.
+    """Findings and verdict of an audit.
 
     Attributes:
-        evidence: every attack, secret and condition.
-        p_holm: of each, adjusted over all open findings and sites, or over all controls; NaN where there is no test.
-        failures: the controls that did not hold, in words.
-        verdict: what the gate says, with the state of each finding.
-        detectable: for each secret, the smallest leak that probes of one place would have seen, bits; None if none of
-            those tried. Empty where no such probe is among the attacks.
+        evidence: One finding per attack, secret, condition and unit.
+        p_holm: Holm-adjusted p-value of each finding, over all open findings and sites, or over all controls; NaN if
+            there is no test.
+        failures: Failed controls, one sentence each.
+        verdict: The verdict, with the state of each finding.
+        detectable: For each secret, the smallest leak that single-site probes can detect, in bits; None if they
+            detected none. Empty if no attack fits such probes.
     """
 
     evidence: tuple[Evidence, ...]
@@ -37,68 +39,70 @@ class Findings:
 
 
 def run_attacks(context: AuditContext, attacks: Sequence[Attack], progress: Progress = no_progress) -> Findings:
-    """Run every attack, hold the controls, and judge.
+    """Run all attacks, check the controls, and decide the verdict.
 
     Args:
-        context: with features and the records of a finished sweep.
-        attacks: what to run.
-        progress: called with (what is under way, steps done, steps in all).
+        context: Context with features and the records of a finished sweep.
+        attacks: Attacks to run.
+        progress: Called with (current step, steps done, total steps).
     """
     evidence = list[Evidence]()
     for done, attack in enumerate(attacks):
         progress(f"attack {attack.name}", done, len(attacks))
         evidence += check_findings(attack, attack.run(context), context)
-    limits = dict[str, float | None]()
+    detectable = dict[str, float | None]()
     if any(attack.probes_single_site for attack in attacks):
         for done, secret in enumerate(context.secrets):
             progress("leaks of known size", done, len(context.secrets))
-            limits[secret] = smallest_detectable_leak(context, secret, context.best_site(secret))
+            detectable[secret] = smallest_detectable_leak(context, secret, context.best_site(secret))
     p_holm = holm_adjusted(evidence, context.sites)
     failures = (*failed_controls(context.sites), *failed_attack_controls(evidence, p_holm))
-    verdict = decide_verdict(evidence, failures, context.max_leak, limits, len(context.task.samples))
-    return Findings(tuple(evidence), p_holm, failures, verdict, limits)
+    verdict = decide_verdict(evidence, failures, context.max_leak, detectable, len(context.task.samples))
+    return Findings(tuple(evidence), p_holm, failures, verdict, detectable)
 
 
-def check_findings(attack: Attack, found: Sequence[Evidence], context: AuditContext) -> Sequence[Evidence]:
-    """What an attack found, if the verdict and the reports can make sense of it.
+def check_findings(attack: Attack, findings: Sequence[Evidence], context: AuditContext) -> Sequence[Evidence]:
+    """Return the findings of an attack after checking that the verdict and the reports can use them.
 
     Raises:
-        UserError: a finding has another attack's name, no secret of this audit, or decides the verdict without being
-            bits of the open cache, or though the attack says that it counts none.
+        UserError: A finding has the name of another attack, an unknown secret, or `gate=True` although it is not in
+            bits, not of the open cache, or of an attack with `counts_bits = False`.
     """
-    known = {*context.secrets, *attack.secrets(context)}
-    for one in found:
-        if one.attack != attack.name or one.secret not in known:
-            secrets = ", ".join(sorted(known))
+    known_secrets = {*context.secrets, *attack.secrets(context)}
+    for finding in findings:
+        if finding.attack != attack.name or finding.secret not in known_secrets:
             raise UserError(
-                f"attack {attack.name} returned a finding of {one.attack} about {one.secret!r}: "
-                f"give its own name, and a secret of {secrets}"
+                f"attack {attack.name} returned a finding of {finding.attack} about {finding.secret!r}: "
+                f"give its own name, and one of the secrets {', '.join(sorted(known_secrets))}"
             )
-        if one.gate and not (attack.counts_bits and one.unit == "bits" and one.condition == "open"):
+        if finding.gate and not (attack.counts_bits and finding.unit == "bits" and finding.condition == "open"):
             raise UserError(
-                f"attack {attack.name} returned {one.unit} of condition {one.condition} with gate=True: only bits of "
-                "condition open, of an attack with counts_bits = True, decide the verdict"
+                f"attack {attack.name} returned {finding.unit} of condition {finding.condition} with gate=True: set "
+                "gate=True only for bits of condition open, in an attack with counts_bits = True"
             )
-    return found
+    return findings
 
 
 def holm_adjusted(evidence: Sequence[Evidence], sites: pd.DataFrame) -> tuple[float, ...]:
-    """Holm over all open findings together with all open sites, and over the attacks' controls."""
-    found = [float("nan")] * len(evidence)
+    """Return Holm-adjusted p-values: open findings adjusted with all open sites, and controls among themselves."""
+    adjusted = [float("nan")] * len(evidence)
     for conditions, others in ((("open",), sites[sites["condition"] == "open"]["p"].tolist()), (CONTROLS, [])):
-        tested = [k for k, one in enumerate(evidence) if one.condition in conditions and one.found.p == one.found.p]
-        for k, p in zip(tested, holm([evidence[k].found.p for k in tested] + others), strict=False):
-            found[k] = p
-    return tuple(found)
+        tested = [
+            k for k, finding in enumerate(evidence) if finding.condition in conditions and not isnan(finding.estimate.p)
+        ]
+        for k, p in zip(tested, holm([evidence[k].estimate.p for k in tested] + others), strict=False):
+            adjusted[k] = p
+    return tuple(adjusted)
 
 
 def failed_attack_controls(evidence: Sequence[Evidence], p_holm: Sequence[float]) -> list[str]:
-    """Attacks that found something where nothing can be."""
+    """Return a sentence for each finding of a leak under a negative control, where there is no leak."""
     return [
-        f"{one.condition}: {one.attack} finds {one.found.value:+.3f} {one.unit} of {one.secret} where nothing can be"
-        for one, p in zip(evidence, p_holm, strict=True)
-        if one.condition in CONTROLS
+        f"{finding.condition}: {finding.attack} finds {finding.estimate.value:+.3f} {finding.unit} of "
+        f"{finding.secret}, where it must find nothing"
+        for finding, p in zip(evidence, p_holm, strict=True)
+        if finding.condition in CONTROLS
         and p <= ALPHA
-        and one.found.value - one.baseline > NEGLIGIBLE_BITS
-        and one.unit != "epsilon"
+        and finding.estimate.value - finding.baseline > NEGLIGIBLE_BITS
+        and finding.unit != "epsilon"
     ]

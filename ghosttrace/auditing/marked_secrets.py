@@ -1,7 +1,8 @@
-"""Secrets that a user has marked in traces: they stand in a block, and what stays must not determine them.
+"""Secrets that a user has marked in traces. They occur in a block, and the retained text must not contain them.
 
-A JSONL file, a line a secret: `trace` (its name), `block` (counted from 0), `text` (as it stands in the
-block), and `label` where several texts are the same secret; `text` is its own label otherwise.
+The marks are a JSONL file with one secret per line: `trace` (name of the trace), `block` (number of the block, from 0),
+`text` (the secret as spelled in the block), and optionally `label`, which joins several texts into one class. The
+default label is `text`.
 """
 
 import json
@@ -21,17 +22,20 @@ from ghosttrace.probing.planting import decode
 
 @dataclass(frozen=True)
 class ExcludedSecret:
-    """A secret that cannot be audited, and why."""
+    """A marked secret that cannot be audited, with the name of its trace and the reason."""
 
     trace: str
     reason: str
 
 
 def read_marks(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of marks.
+    """Read a file of marked secrets.
+
+    Returns:
+        One dict per secret, with the keys `trace`, `block`, `text` and optionally `label`.
 
     Raises:
-        UserError: the file cannot be read, or a line is not such a row; the line is named.
+        UserError: The file cannot be read, a line is invalid, or the file is empty.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -44,76 +48,80 @@ def read_marks(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{path}, line {number} is no JSON: {error}") from error
-        fits = isinstance(row, dict) and isinstance(row.get("trace"), str) and isinstance(row.get("text"), str)
-        if not fits or not row["text"] or type(row.get("block")) is not int or row["block"] < 0:
-            raise UserError(f'{path}, line {number}: give "trace" and "text" as strings and "block" as a number from 0')
+            raise UserError(f"{path}, line {number} is not valid JSON: {error}") from error
+        is_valid = isinstance(row, dict) and isinstance(row.get("trace"), str) and isinstance(row.get("text"), str)
+        if not is_valid or not row["text"] or type(row.get("block")) is not int or row["block"] < 0:
+            raise UserError(
+                f'{path}, line {number} is invalid: give "trace" and "text" as strings and "block" as an integer'
+            )
         rows.append(row)
     if not rows:
-        raise UserError(f"{path} marks no secrets: give one a line")
+        raise UserError(f"{path} marks no secrets: give one per line")
     return rows
 
 
 def marked_task(
     traces: Sequence[TokenTrace], checkpoint: Checkpoint, rows: Sequence[dict[str, Any]], hops: int
 ) -> tuple[Task, list[ExcludedSecret]]:
-    """A sample for every secret that stands in its block alone.
+    """Build a task with one sample for every marked secret that occurs only in its block.
 
     Args:
-        traces: where they stand.
-        checkpoint: whose tokenizer and markup to use.
-        rows: of `read_marks`.
-        hops: how many blocks after it are needed; what follows the last one's memento is dropped.
+        traces: Traces in which the secrets are marked.
+        checkpoint: Checkpoint with the tokenizer and the markup.
+        rows: Marked secrets, as returned by `read_marks`.
+        hops: Number of blocks that must follow the secret's block. Tokens after the last one's memento are cut off.
 
     Returns:
-        A task with one target, whose classes are the labels; and the secrets left out.
+        A task with one target, whose classes are the labels, and the excluded secrets.
 
     Raises:
-        UserError: none is left, or a label occurs once.
+        UserError: All secrets are excluded, or a label occurs only once.
     """
-    named = {trace.name: trace for trace in traces}
-    found: list[tuple[str, Sample]] = []
+    traces_by_name = {trace.name: trace for trace in traces}
+    labelled_samples: list[tuple[str, Sample]] = []
     excluded: list[ExcludedSecret] = []
     for row in rows:
-        sample = _sample(named.get(row["trace"]), checkpoint, row, hops)
+        sample = _make_sample(traces_by_name.get(row["trace"]), checkpoint, row, hops)
         if isinstance(sample, str):
             excluded.append(ExcludedSecret(row["trace"], sample))
         else:
-            found.append((str(row.get("label", row["text"])), sample))
-    labels = sorted({label for label, _ in found})
+            labelled_samples.append((str(row.get("label", row["text"])), sample))
+    labels = sorted({label for label, _ in labelled_samples})
     if not labels:
         raise UserError(f"none of {len(rows)} marked secrets can be audited: {excluded[0].trace}: {excluded[0].reason}")
     samples = tuple(
-        Sample(s.ids, s.base, s.secret, s.block, s.secret_indices, (labels.index(label),)) for label, s in found
+        Sample(s.ids, s.base, s.secret, s.block, s.secret_indices, (labels.index(label),))
+        for label, s in labelled_samples
     )
     task = Task("marked", samples, (Target("secret", tuple(labels)),))
     task.check()
     return task, excluded
 
 
-def _sample(trace: TokenTrace | None, checkpoint: Checkpoint, row: dict[str, Any], hops: int) -> Sample | str:
-    """The sample, or why there is none."""
+def _make_sample(trace: TokenTrace | None, checkpoint: Checkpoint, row: dict[str, Any], hops: int) -> Sample | str:
+    """Return the sample of a marked secret, or the reason for excluding it."""
     if trace is None:
-        return "there is no such trace"
+        return "no trace has this name"
     ids = trace.ids
     pairs = find_blocks(ids, checkpoint.markup, checkpoint.policy.require_assistant_section)
     if not 1 <= row["block"] < len(pairs) - hops:
-        return f"block {row['block']} is the first, or has not {hops} more after it"
+        return f"block {row['block']} is the first block, or fewer than {hops} blocks follow it"
     pair = pairs[row["block"]]
     inside = ids[pair.start + 1 : pair.end]
-    at = decode(checkpoint.tokenizer, inside).find(row["text"])
-    if at < 0:
-        return "the text does not stand in its block"
-    cut = ids[: pairs[row["block"] + hops].memento_end + 1]
-    if row["text"] in decode(checkpoint.tokenizer, _retained(cut, pairs)):
-        return "the text that is retained holds the secret"
+    begin = decode(checkpoint.tokenizer, inside).find(row["text"])
+    if begin < 0:
+        return "the text does not occur in its block"
+    cut_ids = ids[: pairs[row["block"] + hops].memento_end + 1]
+    if row["text"] in decode(checkpoint.tokenizer, _retained_ids(cut_ids, pairs)):
+        return "the retained text contains the secret"
     if row["text"] in decode(checkpoint.tokenizer, ids[: pair.start]):
-        return "the secret stands in an earlier block too"
-    span = token_range(inside, range(at, at + len(row["text"])), checkpoint.tokenizer)
-    return Sample(cut, trace.name, "", row["block"], tuple(pair.start + 1 + place for place in span), ())
+        return "the secret also occurs in an earlier block"
+    span = token_range(inside, range(begin, begin + len(row["text"])), checkpoint.tokenizer)
+    secret_indices = tuple(pair.start + 1 + offset for offset in span)
+    return Sample(cut_ids, trace.name, "", row["block"], secret_indices, ())
 
 
-def _retained(ids: list[int], pairs: Sequence[Any]) -> list[int]:
-    """What is left of a trace when all its blocks are erased."""
-    gone = {place for pair in pairs for place in range(pair.start + 1, pair.end)}
-    return [token for place, token in enumerate(ids) if place not in gone]
+def _retained_ids(ids: list[int], pairs: Sequence[Any]) -> list[int]:
+    """Return the token ids that remain when all blocks are erased, delimiters included."""
+    erased_indices = {index for pair in pairs for index in range(pair.start + 1, pair.end)}
+    return [token for index, token in enumerate(ids) if index not in erased_indices]

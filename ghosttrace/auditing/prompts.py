@@ -1,4 +1,4 @@
-"""Prompts that ask for a secret: text with slots for its parts."""
+"""Prompts for secrets: text with placeholders for the parts of a secret."""
 
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -15,13 +15,13 @@ PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 @dataclass(frozen=True)
 class SecretPrompt:
-    """A text with slots for the parts of a secret.
+    """Prompt with placeholders for the parts of a secret.
 
     Attributes:
-        text: as it was given.
-        token_prefixes: token ids before each slot.
-        targets: the target each slot asks for; None for one that is filled in by the model alone.
-        answer_tokens: for each slot, the tokens of each class.
+        text: The prompt as given.
+        token_prefixes: For each placeholder, the token ids before it.
+        targets: For each placeholder, the target that it asks for, or None if the model's answer is only filled in.
+        answer_tokens: For each placeholder, the token ids of each class.
     """
 
     text: str
@@ -30,64 +30,71 @@ class SecretPrompt:
     answer_tokens: tuple[tuple[tuple[int, ...], ...], ...]
 
 
-def parse_prompt(text: str, targets: Sequence[Target], asked: Collection[str], tokenizer: Any) -> SecretPrompt:
-    """A prompt such as `The code is {digit-0}{digit-1}`; `{=note-0}` is filled in and not asked for.
+def parse_prompt(text: str, targets: Sequence[Target], audited: Collection[str], tokenizer: Any) -> SecretPrompt:
+    """Parse a prompt such as `The code is {digit-0}{digit-1}`.
+
+    The model fills in every placeholder. A placeholder such as `{=note-0}` is filled in without asking for the target.
 
     Args:
-        text: the prompt.
-        targets: all that slots may name.
-        asked: those of them that the audit asks for; the others are filled in.
-        tokenizer: of the model.
+        text: The prompt.
+        targets: Targets that placeholders may name.
+        audited: Names of the audited targets; placeholders of other targets are only filled in.
+        tokenizer: Tokenizer of the model.
 
     Raises:
-        UserError: a slot that is no target, or none that is asked for.
+        UserError: A placeholder names no target, or the prompt asks for no audited target.
     """
-    known = {target.name: target for target in targets}
+    targets_by_name = {target.name: target for target in targets}
     token_prefixes, names, answer_tokens, begin = [], list[str | None](), [], 0
-    for slot in PLACEHOLDER.finditer(text):
-        name = slot[1].removeprefix("=")
-        if name not in known:
-            raise UserError(f"{{{slot[1]}}} is no part of a secret here: --prompt takes {', '.join(known)} in braces")
-        before = text[begin : slot.start()]
-        spaced = before.endswith(" ")
-        begin = slot.end()
+    for placeholder in PLACEHOLDER.finditer(text):
+        name = placeholder[1].removeprefix("=")
+        if name not in targets_by_name:
+            raise UserError(
+                f"{{{placeholder[1]}}} is no target here: --prompt takes {', '.join(targets_by_name)} in braces"
+            )
+        before = text[begin : placeholder.start()]
+        follows_space = before.endswith(" ")
+        begin = placeholder.end()
         token_prefixes.append(tuple(tokenizer.encode(before.removesuffix(" "), add_special_tokens=False)))
-        names.append(None if slot[1].startswith("=") or name not in asked else name)
-        spelled = (f" {label}" if spaced else label for label in known[name].classes)
-        answer_tokens.append(tuple(tuple(tokenizer.encode(label, add_special_tokens=False)) for label in spelled))
+        names.append(None if placeholder[1].startswith("=") or name not in audited else name)
+        answers = (f" {label}" if follows_space else label for label in targets_by_name[name].classes)
+        answer_tokens.append(tuple(tuple(tokenizer.encode(answer, add_special_tokens=False)) for answer in answers))
     if not any(names):
-        raise UserError(f"--prompt {text!r} asks for nothing: put the parts of the secret in braces, {{{min(asked)}}}")
+        raise UserError(
+            f"--prompt {text!r} asks for no target: put parts of the secret in braces, such as {{{min(audited)}}}"
+        )
     return SecretPrompt(text, tuple(token_prefixes), tuple(names), tuple(answer_tokens))
 
 
 def prompts_by_secret(
-    given: Iterable[str], whole: Task, task: Task, checkpoint: Checkpoint, strict: bool
+    texts: Iterable[str], full_task: Task, task: Task, checkpoint: Checkpoint, strict: bool
 ) -> dict[str, SecretPrompt]:
-    """What is typed to get each secret.
+    """Parse prompts and return the prompt of each secret.
 
     Args:
-        given: the prompts.
-        whole: the task with all its targets.
-        task: with those that are audited; slots that ask for others are filled in by the model.
-        checkpoint: whose tokenizer to use.
-        strict: refuse a prompt that asks for no target of the task; else it is passed over.
+        texts: The prompts.
+        full_task: Task with all its targets.
+        task: Task with the audited targets; placeholders of other targets are only filled in by the model.
+        checkpoint: Checkpoint with the tokenizer.
+        strict: Refuse a prompt that asks for no audited target. If False, such a prompt is skipped.
 
     Raises:
-        UserError: a prompt asks for no part of any secret, or for what there is not.
+        UserError: A placeholder names no target, or a prompt asks for no audited target.
     """
     names = [target.name for target in task.targets]
-    found = {}
-    for text in given:
-        asked = [name for name in names if f"{{{name}}}" in text]
-        if asked:
-            found[secret_name_of(asked[0], task)] = parse_prompt(text, whole.targets, names, checkpoint.tokenizer)
+    prompts = {}
+    for text in texts:
+        targets = [name for name in names if f"{{{name}}}" in text]
+        if targets:
+            secret = secret_name_of(targets[0], task)
+            prompts[secret] = parse_prompt(text, full_task.targets, names, checkpoint.tokenizer)
         elif strict:
             parts = ", ".join(f"{{{name}}}" for name in names)
-            raise UserError(f"--prompt {text!r} asks for nothing: put parts of the secret in braces: {parts}")
-    return found
+            raise UserError(f"--prompt {text!r} asks for no target: put parts of the secret in braces: {parts}")
+    return prompts
 
 
 def secret_name_of(target: str, task: Task) -> str:
-    """The secret that a target is a part of: `note-*` of `note-0` and so on; targets without a number are all one."""
+    """Return the secret of a target: `note-*` for `note-0`, and the name of the task for targets without a number."""
     stem = target_family(target)
     return stem if stem.endswith("*") else task.name

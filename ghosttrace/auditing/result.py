@@ -16,7 +16,7 @@ from ghosttrace.runs.result import RunResult
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AuditResult(RunResult):
-    """What an audit found.
+    """Result of an audit.
 
     `results` has one row per attack, secret, condition and unit (see `ghosttrace.auditing.evidence.Evidence`),
     `samples` one row per fitted probe and target (see `ghosttrace.probing.evidence.PROBE_RECORDS`).
@@ -27,38 +27,45 @@ class AuditResult(RunResult):
 
     @cached_property
     def verdict(self) -> Verdict:
-        """What the gate says, with the state of each row of `results`."""
-        found = self.summary
-        states = tuple(row["state"] for row in found["results"])
-        return Verdict(found["verdict"], found["sentence"], found["ceiling_bits"], found["traces_needed"], states)
+        """The verdict, with the state of each row of `results`."""
+        summary = self.summary
+        states = tuple(row["state"] for row in summary["results"])
+        return Verdict(
+            summary["verdict"], summary["sentence"], summary["ceiling_bits"], summary["traces_needed"], states
+        )
 
     @property
     def exit_code(self) -> int:
-        """Of the command: 0 nothing above the limit, 10 a leak, 11 not enough data, 12 a control failed."""
+        """Exit code of the command: 0 no leak above the limit, 10 a leak, 11 not enough data, 12 a failed control."""
         return self.verdict.exit_code
 
     @cached_property
     def sites(self) -> pd.DataFrame:
-        """The sweep of probes, one row per site, condition and target."""
+        """Summary table of the sweep of probes, one row per site, condition and target."""
         return pd.DataFrame(self.summary["sites"])
 
     def figures(self) -> Mapping[str, Callable[[], Figure]]:
-        """`leak`: bits by attack with the limit; `sites`: bits by layer and hop. None without such rows."""
-        drawn = {"leak": (has_bits, leak_figure), "sites": (has_sites, sites_figure)}
-        return {name: partial(draw, self.summary) for name, (has, draw) in drawn.items() if has(self.summary)}
+        """Return the figures: `leak`, bits by attack with the limit, and `sites`, bits by layer and hop.
+
+        Figures without rows are omitted.
+        """
+        figures = {"leak": (has_bits, leak_figure), "sites": (has_sites, sites_figure)}
+        return {
+            name: partial(draw, self.summary) for name, (has_rows, draw) in figures.items() if has_rows(self.summary)
+        }
 
     def page(self) -> str:
-        """Verdict, findings, controls and advice as one HTML page."""
+        """Return verdict, findings, controls and advice as one HTML page."""
         return page(self.summary, self.configuration)
 
     def report(self, path: str | Path | None = None) -> Path:
-        """Write the report; into the run's folder with audit.sarif and card.md beside it.
+        """Write the report and return the path of its HTML page.
 
         Args:
-            path: where to write the HTML page alone; None: all three into the run's folder.
+            path: Path for the HTML page only. None writes report.html, audit.sarif and card.md to the run folder.
 
         Raises:
-            UserError: the run has no folder and no path is given, or a file cannot be written.
+            UserError: The run has no folder and no path is given, or a file cannot be written.
         """
         if path is not None or self.folder is None:
             return super().report(path)

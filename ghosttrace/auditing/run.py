@@ -1,4 +1,4 @@
-"""`audit`: what can be recovered of erased blocks from the cache that a defence leaves, by whom, and a verdict."""
+"""`audit`: measure which secrets of erased blocks can be recovered from a defended cache, and decide a verdict."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -70,32 +70,32 @@ def audit(
     progress: Progress | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> AuditResult:
-    """Audit what can be recovered of erased blocks.
+    """Audit which secrets of erased blocks can be recovered from the retained cache.
 
     Args:
-        model: a name for `ghosttrace.load`, or what it returned.
-        bench: without traces, a benchmark with secrets of its own, by name or as an object.
-        traces: what the secret is planted in or looked for: files, run folders, hub ids, or traces in tokens.
-        secret: what is planted, or what blocks hold anyway; see `ghosttrace.probing.tasks.make_task`.
-        secrets: instead, a file that marks secrets in the traces; see `ghosttrace.auditing.marked_secrets`.
-        block, samples, limit, targets: see `ghosttrace.probing.tasks.make_task`.
-        attacks: names in `ghosttrace.auditing.attacks.ATTACKS`, or attacks of your own; all by default.
-        defence: what is done to the retained cache, such as `noise:0.5`, or a defence of your own.
-        max_leak_bits: bits a secret that may leak.
-        fpr: target false-positive rate of the membership attack; None: 1 %, if there are traces enough.
-        prompts: what a user types to get a secret, its parts in braces; None: those of the kind of secret.
-        carriers: where probes look; None: mementos, and delimiters where the defence keeps them.
-        hops, layers, kv, pool, mlp, within_traces: see `ghosttrace.probing.sweep.ProbeSettings`.
-        utility_limit: problems on which a defence's accuracy is measured.
-        batch_tokens: tokens read together, padding included.
-        seed: of traces, secrets, splits and probes.
-        out: the folder of a new run; None keeps it in memory.
-        resume: the folder of a run to go on with.
-        progress: called with (what is under way, steps done, steps in all).
-        options: the command line's, recorded so that `--resume` needs no others.
+        model: Name of a model for `ghosttrace.load`, or a loaded checkpoint.
+        bench: Benchmark with planted secrets, by name or as an object; used if `traces` is None.
+        traces: Traces in which the secret is planted or searched: files, run folders, hub ids, or token traces.
+        secret: Kind of secret to plant, or to search in the blocks; see `ghosttrace.probing.tasks.make_task`.
+        secrets: File that marks secrets in the traces, instead of `secret`; see `ghosttrace.auditing.marked_secrets`.
+        block, samples, limit, targets: See `ghosttrace.probing.tasks.make_task`.
+        attacks: Names in `ghosttrace.auditing.attacks.ATTACKS`, or attacks of your own. None: all attacks.
+        defence: Name of a defence with its options, such as `noise:0.5`, or a defence of your own.
+        max_leak_bits: Limit of the leak, bits per secret.
+        fpr: Target false-positive rate of the membership attack. None: 1 %, if validation has enough traces.
+        prompts: Prompts that a user types to get a secret, its parts in braces. None: prompts of the kind of secret.
+        carriers: Carriers to probe. None: mementos, and delimiters if the defence keeps them.
+        hops, layers, kv, pool, mlp, within_traces: See `ghosttrace.probing.sweep.ProbeSettings`.
+        utility_limit: Number of problems on which the accuracy of a defence is measured.
+        batch_tokens: Tokens per batch, padding included.
+        seed: Random seed of traces, secrets, splits and probes.
+        out: Folder of a new run. None keeps the run in memory.
+        resume: Folder of a run to continue.
+        progress: Called with (current step, steps done, total steps).
+        options: Command-line options, recorded so that `--resume` needs no other options.
 
     Raises:
-        UserError: anything that cannot be audited as asked.
+        UserError: The arguments do not allow an audit.
     """
     probes = sweep.ProbeSettings(
         hops=tuple(dict.fromkeys(map(int, hops))),
@@ -139,34 +139,42 @@ def run_audit(
     progress: Progress = no_progress,
     options: Mapping[str, Any] | None = None,
 ) -> AuditResult:
-    """Audit a subject with these settings.
+    """Run an audit.
 
     Args:
-        checkpoint: the model and its law.
-        subject: what is audited.
-        settings: how.
-        out, resume, progress, options: see `audit`.
+        checkpoint: Model, tokenizer, markup and policy.
+        subject: Traces with secrets, prompts and problems.
+        settings: Attacks, defence, probes and limit.
+        out, resume, progress, options: See `audit`.
 
     Raises:
-        UserError: anything that cannot be audited as asked.
+        UserError: The subject and the settings do not allow an audit.
     """
     task, probes = subject.task, settings.probes
     task.check()
-    parts = split(task.samples, probes.seed, probes.within_traces)
-    more: dict[str, Any] = {"prompts": subject.prompts, "fpr": settings.fpr, "max_leak": settings.max_leak}
-    context = AuditContext(checkpoint, task, parts, settings.defence.arm(checkpoint), probes, **more)
+    data_split = split(task.samples, probes.seed, probes.within_traces)
+    context = AuditContext(
+        checkpoint,
+        task,
+        data_split,
+        settings.defence.arm(checkpoint),
+        probes,
+        prompts=subject.prompts,
+        fpr=settings.fpr,
+        max_leak=settings.max_leak,
+    )
     check_attacks(settings.attacks, context)
-    decided = configuration(checkpoint, subject, settings, parts, options or {})
-    with begin_run(out, resume, decided, PROBE_RECORDS) as run:
-        context = replace(context, arm=settings.defence.fit(checkpoint, task, parts), records=run.records)
+    run_configuration = configuration(checkpoint, subject, settings, data_split, options or {})
+    with begin_run(out, resume, run_configuration, PROBE_RECORDS) as run:
+        context = replace(context, arm=settings.defence.fit(checkpoint, task, data_split), records=run.records)
         context = probe_caches(context, settings, run, progress)
-        found = run_attacks(context, settings.attacks, progress)
-        progress("the defence's cost", 0, 1)
-        spent = measure_cost_and_utility(checkpoint, task.samples, context.arm, subject.benches, probes.seed)
-        progress("the defence's cost", 1, 1)
-        summary = summarise_audit(context, found, settings, subject, spent)
+        findings = run_attacks(context, settings.attacks, progress)
+        progress("cost of the defence", 0, 1)
+        cost = measure_cost_and_utility(checkpoint, task.samples, context.arm, subject.benches, probes.seed)
+        progress("cost of the defence", 1, 1)
+        summary = summarise_audit(context, findings, settings, subject, cost)
         order = sorted(run.records.keys(), key=str)
-        result = run.finish(AuditResult, order, not found.failures, result_rows(found, settings), **summary)
+        result = run.finish(AuditResult, order, not findings.failures, result_rows(findings, settings), **summary)
         if result.folder is not None:
             shutil.rmtree(result.folder / "features")
             result.report()
@@ -174,13 +182,16 @@ def run_audit(
 
 
 def probe_caches(context: AuditContext, settings: AuditSettings, run: RunWriter, progress: Progress) -> AuditContext:
-    """Read the caches and probe them at every site; the context with targets, features and records.
+    """Read the caches and probe them at every site.
 
     Args:
-        context: with the fitted defence.
-        settings: of the audit.
-        run: whose records are filled; what is there is not done again.
-        progress: called with (what is under way, steps done, steps in all).
+        context: Context with the fitted defence.
+        settings: Settings of the audit.
+        run: Run whose records are filled; probes on record are not fitted again.
+        progress: Called with (current step, steps done, total steps).
+
+    Returns:
+        The context with targets, features, records and alpha.
     """
     checkpoint, task, probes = context.checkpoint, context.task, context.settings
     if run.folder is not None:
@@ -188,25 +199,29 @@ def probe_caches(context: AuditContext, settings: AuditSettings, run: RunWriter,
     features = read_caches(
         checkpoint, task, probes, context.arm, run.scratch / "features", settings.batch_tokens, progress
     )
-    asked, plain = probe_targets(checkpoint, task, context.split)
-    for row in text_baseline_rows(task, asked, plain, context.split):
+    targets, text_baseline_targets = probe_targets(checkpoint, task, context.split)
+    for row in text_baseline_rows(task, targets, text_baseline_targets, context.split):
         run.records.add(row)
-    own = secret_carrier(task.samples)
-    Sweep(checkpoint, probes, context.split, features, asked, own, context.device).run(
+    secret = secret_carrier(task.samples)
+    Sweep(checkpoint, probes, context.split, features, targets, secret, context.device).run(
         run.records, partial(progress, "probes")
     )
-    gated = sum(attack.n_gated(context) for attack in settings.attacks)
-    return replace(context, targets=asked, features=features, alpha=ALPHA / max(1, gated))
+    n_gated = sum(attack.n_gated(context) for attack in settings.attacks)
+    return replace(context, targets=targets, features=features, alpha=ALPHA / max(1, n_gated))
 
 
 def configuration(
-    checkpoint: Checkpoint, subject: AuditSubject, settings: AuditSettings, parts: Split, options: Mapping[str, Any]
+    checkpoint: Checkpoint,
+    subject: AuditSubject,
+    settings: AuditSettings,
+    data_split: Split,
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Everything that decides an audit's numbers, for run.json."""
+    """Return everything that affects the results of an audit, for run.json."""
     task = subject.task
     return provenance("audit", checkpoint, options) | {
         **task.describe(),
-        "split": parts.describe(),
+        "split": data_split.describe(),
         "settings": settings.probes.to_dict() | {"batch_tokens": settings.batch_tokens},
         "defence": stable_repr(settings.defence),
         "attacks": [stable_repr(attack) for attack in settings.attacks],

@@ -1,4 +1,4 @@
-"""What an audit does: the settings that the command line and the Python API share."""
+"""Settings of an audit, shared by the command line and the Python API."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +15,19 @@ from ghosttrace.probing.carriers import CarrierKind
 
 @dataclass(frozen=True)
 class AuditSettings:
-    """What an audit does.
+    """Settings of an audit.
 
     Attributes:
-        attacks: in the order of the report; the baseline, the text alone, is the last.
-        defence: what is done to the retained cache.
-        probes: where probes look.
-        max_leak: bits a secret that are allowed.
-        fpr: target false-positive rate of `membership`; None: 1 %, if there are traces enough.
-        utility_limit: problems on which a defence's accuracy is measured.
-        batch_tokens: traces read together, padding included.
+        attacks: Attacks in the order of the report; the last one is the baseline, the text alone.
+        defence: Defence of the retained cache.
+        probes: Sites and settings of the probes.
+        max_leak: Limit of the leak, bits per secret.
+        fpr: Target false-positive rate of `membership`. None: 1 %, if validation has enough traces.
+        utility_limit: Number of problems on which the accuracy of a defence is measured.
+        batch_tokens: Tokens per batch, padding included.
+
+    Raises:
+        UserError: A setting is invalid.
     """
 
     attacks: tuple[Attack, ...]
@@ -37,46 +40,52 @@ class AuditSettings:
 
     def __post_init__(self) -> None:
         if not any(attack.counts_bits for attack in self.attacks):
-            *others, last = [name for name, kind in ATTACKS.items() if kind.counts_bits]
-            one_of = f"{', '.join(others)} or {last}"
-            raise UserError(f"--attacks needs one that counts bits for the verdict: {one_of}")
+            *others, last = [name for name, attack in ATTACKS.items() if attack.counts_bits]
+            choices = f"{', '.join(others)} or {last}"
+            raise UserError(f"--attacks needs an attack that counts bits for the verdict: add {choices}")
         names = [attack.name for attack in self.attacks]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
-            raise UserError(f"two attacks are called {twice!r}: give each a name of its own")
+        duplicate = next((name for name in names if names.count(name) > 1), None)
+        if duplicate:
+            raise UserError(f"two attacks are called {duplicate!r}: give each its own name")
         threats = {threat.name: threat for threat in THREATS}
         for threat in (attack.threat for attack in self.attacks):
             if threats.setdefault(threat.name, threat) != threat:
-                raise UserError(f"two threats are called {threat.name!r}: give yours a name of its own")
+                raise UserError(f"two threats are called {threat.name!r}: give yours another name")
         if not self.max_leak > 0 or not (self.fpr is None or 0 < self.fpr < 1):
-            raise UserError("--max-leak-bits is above 0, --fpr between 0 and 1")
+            raise UserError("--max-leak-bits must be above 0, and --fpr must be between 0 and 1")
         if min(self.utility_limit, self.batch_tokens) < 1:
-            raise UserError("--utility-limit and --batch-tokens are at least 1")
+            raise UserError("--utility-limit and --batch-tokens must be at least 1")
         if "hidden" in self.probes.kv:
-            raise UserError("an audit reads what is retained, keys and values: leave hidden out of --kv")
+            raise UserError("an audit reads only retained keys and values: remove hidden from --kv")
 
 
 def resolve_attacks(attacks: Sequence[str | Attack] | None) -> tuple[Attack, ...]:
-    """The attacks by name, your own as they are, and the baseline after them.
+    """Return the attacks as objects, followed by the baseline.
+
+    Args:
+        attacks: Names in `ATTACKS` or attack objects. None: all attacks.
 
     Raises:
-        UserError: there is no attack of some name.
+        UserError: A name is unknown, or an object is not a valid attack.
     """
-    found = []
-    for one in dict.fromkeys(ATTACKS if attacks is None else attacks):
-        if isinstance(one, str) and one not in ATTACKS:
-            raise UserError(f"--attacks is a list of {', '.join(ATTACKS)}, not {one!r}")
-        if not isinstance(one, str):
-            check_method(one, Attack, "name", "title", "summary", "threat")
-        found.append(ATTACKS[one]() if isinstance(one, str) else one)
-    return (*found, TextBaselineAttack())
+    resolved = []
+    for attack in dict.fromkeys(ATTACKS if attacks is None else attacks):
+        if isinstance(attack, str) and attack not in ATTACKS:
+            raise UserError(f"--attacks is a list of {', '.join(ATTACKS)}, not {attack!r}")
+        if not isinstance(attack, str):
+            check_method(attack, Attack, "name", "title", "summary", "threat")
+        resolved.append(ATTACKS[attack]() if isinstance(attack, str) else attack)
+    return (*resolved, TextBaselineAttack())
 
 
 def resolve_defence(defence: str | Defence) -> Defence:
-    """The defence by name and options, your own as it is.
+    """Return the defence as an object.
+
+    Args:
+        defence: Name of a defence with its options, or a defence object.
 
     Raises:
-        UserError: see `ghosttrace.auditing.defences.parse_defence`.
+        UserError: The name or its options are invalid, or the object is not a valid defence.
     """
     if isinstance(defence, str):
         return parse_defence(defence)
@@ -85,39 +94,39 @@ def resolve_defence(defence: str | Defence) -> Defence:
 
 
 def retained_carriers(checkpoint: Checkpoint, defence: Defence) -> tuple[CarrierKind, ...]:
-    """All tokens of a pair that the defence retains: a kept `<|block_end|>` has seen its whole block."""
-    law = defence.arm(checkpoint).adapt_policy(checkpoint.policy)
-    return ("memento",) if law.mask_delimiters else ("memento", "delimiters")
+    """Return the carriers that the defence retains: mementos, and delimiters if they are kept."""
+    policy = defence.arm(checkpoint).adapt_policy(checkpoint.policy)
+    return ("memento",) if policy.mask_delimiters else ("memento", "delimiters")
 
 
 def check_attacks(attacks: Sequence[Attack], context: AuditContext) -> None:
-    """Refuse what cannot come to a verdict, before any cache is read.
+    """Check before any cache is read that the audit can decide a verdict.
 
     Args:
-        attacks: of the audit.
-        context: without features.
+        attacks: Attacks of the audit.
+        context: Context without features.
 
     Raises:
-        UserError: no attack would count bits, or one cannot be run with these settings.
+        UserError: No attack can count bits, or the settings do not fit an attack.
     """
     for attack in attacks:
         attack.check(context)
     reasons = {}
-    for attack in [one for one in attacks if one.counts_bits]:
-        why = attack.skip_reason_for_all(context)
-        if why is None:
+    for attack in [attack for attack in attacks if attack.counts_bits]:
+        reason = attack.skip_reason_for_all(context)
+        if reason is None:
             return
-        reasons[attack.name] = why
-    told = "; ".join(f"{name}: {why}" for name, why in reasons.items())
-    raise UserError(f"the verdict needs bits, and nothing here would count any ({told}): add attribute to --attacks")
+        reasons[attack.name] = reason
+    listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    raise UserError(f"no attack can count bits for the verdict ({listed}): add attribute to --attacks")
 
 
-def left_out(attacks: Sequence[Attack], context: AuditContext) -> tuple[str, ...]:
-    """What could not be done, and why, a sentence each."""
-    found = []
+def skipped_attacks(attacks: Sequence[Attack], context: AuditContext) -> tuple[str, ...]:
+    """Return a sentence for each attack and secret that was skipped, with the reason."""
+    sentences = []
     for attack in attacks:
         for secret in attack.secrets(context):
-            why = attack.skip_reason(context, secret)
-            if why is not None:
-                found.append(f"{attack.name} of {secret} was left out: {why}.")
-    return tuple(found)
+            reason = attack.skip_reason(context, secret)
+            if reason is not None:
+                sentences.append(f"{attack.name} of {secret} was skipped: {reason}.")
+    return tuple(sentences)

@@ -1,4 +1,4 @@
-"""Choosing among the rows of a sweep: the site and probe that did best on validation."""
+"""Selection of sweep rows: the site and probe with the most bits on validation."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -8,19 +8,19 @@ SITE_AND_PROBE = ("carrier", "hop", "layer", "kv", "head", "probe")
 
 
 def best_probe(rows: Iterable[Row]) -> Row:
-    """The site and probe of the open cache with the most bits on validation, as a dict with the keys `SITE_AND_PROBE`."""
+    """Return the open-cache site and probe with the most bits on validation, under the keys of `SITE_AND_PROBE`."""
     groups = group_by_site([row for row in rows if row["condition"] == "open" and row["probe"] in ("linear", "mlp")])
     best = max(groups, key=validation_bits)[0]
     return {name: best[name] for name in SITE_AND_PROBE}
 
 
 def matches_site(row: Row, site: Row, condition: str) -> bool:
-    """Whether a row was measured at a site under a condition."""
+    """Return whether a row was measured at a site under a condition."""
     return row["condition"] == condition and all(row[name] == value for name, value in site.items())
 
 
 def group_by_site(rows: Iterable[Row]) -> list[list[Row]]:
-    """Rows of the same site and probe together, in the order in which sites first occur."""
+    """Group rows by site and probe, in the order in which the sites first occur."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in SITE_AND_PROBE), []).append(row)
@@ -28,5 +28,5 @@ def group_by_site(rows: Iterable[Row]) -> list[list[Row]]:
 
 
 def validation_bits(rows: Sequence[Row]) -> float:
-    """Bits on validation, summed over targets."""
+    """Return the bits on validation, summed over targets."""
     return float(sum(row["validation_bits"] for row in rows))

@@ -1,4 +1,4 @@
-"""What is audited: traces with secrets, the prompts that ask for them, and graded problems where there are any."""
+"""The subject of an audit: traces with secrets, prompts for the secrets, and graded problems."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,13 +17,13 @@ from ghosttrace.probing.tasks import is_natural, make_task, secret_bench
 
 @dataclass(frozen=True)
 class AuditSubject:
-    """What is audited.
+    """Subject of an audit.
 
     Attributes:
-        task: traces with secrets.
-        prompts: for each secret, what a user types to get it; secrets without one are not asked for.
-        excluded: secrets that were left out, and why.
-        benches: graded problems on which a defence's accuracy is measured; none if the traces are the user's own.
+        task: Traces with secrets.
+        prompts: For each secret, the prompt that a user types to get it. Secrets without a prompt are not prompted for.
+        excluded: Marked secrets that cannot be audited.
+        benches: Graded problems on which the accuracy of a defence is measured; empty for the user's own traces.
     """
 
     task: Task
@@ -34,18 +34,18 @@ class AuditSubject:
 
 @dataclass(frozen=True)
 class SecretSource:
-    """Where the secrets come from.
+    """Source of the secrets: a benchmark, traces in which they are planted or searched, or a file that marks them.
 
     Attributes:
-        bench: without traces, a benchmark with secrets of its own.
-        traces: what the secret is planted in or looked for.
-        secret: what is planted in the traces, or what their blocks hold anyway.
-        marks: a file that marks secrets in the traces, instead of `secret`.
-        block: which block holds the secret, counted from 0.
-        samples: problems of the benchmark, or secrets planted in each trace.
-        limit: traces of each source.
-        hops: how many blocks after the secret's own are needed.
-        seed: of problems, secrets and places.
+        bench: Benchmark with planted secrets; used if `traces` is None.
+        traces: Traces in which the secret is planted or searched.
+        secret: Kind of secret to plant in the traces, or to search in their blocks.
+        marks: File that marks secrets in the traces, instead of `secret`.
+        block: Number of the block that holds the secret, counted from 0.
+        samples: Number of problems of the benchmark, or of secrets planted in each trace.
+        limit: Maximum number of traces from each source.
+        hops: Number of blocks that must follow the secret's block.
+        seed: Random seed of problems, secrets and insertion points.
     """
 
     bench: str | Bench = "ledger-h3"
@@ -59,28 +59,28 @@ class SecretSource:
     seed: int = 0
 
     def task(self, checkpoint: Checkpoint) -> tuple[Task, list[ExcludedSecret]]:
-        """The traces with all their secrets, and those left out.
+        """Return the traces with all their secrets, and the excluded secrets.
 
         Raises:
-            UserError: there are none as asked.
+            UserError: There are no such traces or secrets.
         """
         if self.marks is not None:
             if self.traces is None:
-                raise UserError("--secrets marks what stands in traces: give them with --traces")
+                raise UserError("--secrets marks secrets in traces: give the traces with --traces")
             return marked_task(
                 load_traces(checkpoint, self.traces, self.limit), checkpoint, read_marks(self.marks), self.hops
             )
-        more = {name: getattr(self, name) for name in ("block", "samples", "hops", "limit", "seed")}
-        return make_task(checkpoint, self.bench, self.traces, self.secret, **more), []
+        arguments = {name: getattr(self, name) for name in ("block", "samples", "hops", "limit", "seed")}
+        return make_task(checkpoint, self.bench, self.traces, self.secret, **arguments), []
 
     def prompts(self) -> list[str]:
-        """The prompts that go with a kind of secret; none with those that were not planted."""
+        """Return the default prompts of the kind of secret; empty for secrets that were not planted."""
         if self.traces is None:
             return list(secret_bench(self.bench).prompts.values())
         return [] if self.marks is not None or is_natural(self.secret) else [secret_kind(self.secret).prompt]
 
     def benches(self, limit: int) -> tuple[Bench, ...]:
-        """Graded problems of the benchmark, at most so many; none with traces of the user's own."""
+        """Return the benchmark with at most `limit` graded problems; empty for the user's own traces."""
         if self.traces is not None:
             return ()
         if isinstance(self.bench, str):
@@ -95,20 +95,20 @@ def make_subject(
     prompts: Sequence[str] | None = None,
     utility_limit: int = 100,
 ) -> AuditSubject:
-    """The traces, secrets and prompts of an audit.
+    """Build the subject of an audit.
 
     Args:
-        checkpoint: whose tokenizer and chat format to use.
-        source: where the secrets come from.
-        targets: which parts of the secrets to audit, as a shell matches names; all if None.
-        prompts: what a user types to get a secret, instead of the prompts that go with its kind.
-        utility_limit: problems on which a defence's accuracy is measured.
+        checkpoint: Checkpoint with the tokenizer and the chat format.
+        source: Source of the secrets.
+        targets: Name patterns of the targets to audit, as in a shell (`note-*`). None: all targets.
+        prompts: Prompts that a user types to get a secret. None: the default prompts of the kind of secret.
+        utility_limit: Number of problems on which the accuracy of a defence is measured.
 
     Raises:
-        UserError: there are no such traces or secrets, or a prompt asks for nothing.
+        UserError: There are no such traces, secrets or targets, or a prompt asks for no target.
     """
-    whole, excluded = source.task(checkpoint)
-    task = whole if targets is None else whole.select_targets(targets)
-    given = list(prompts) if prompts else source.prompts()
-    found = prompts_by_secret(given, whole, task, checkpoint, strict=bool(prompts))
-    return AuditSubject(task, found, tuple(excluded), source.benches(utility_limit))
+    full_task, excluded = source.task(checkpoint)
+    task = full_task if targets is None else full_task.select_targets(targets)
+    texts = list(prompts) if prompts else source.prompts()
+    secret_prompts = prompts_by_secret(texts, full_task, task, checkpoint, strict=bool(prompts))
+    return AuditSubject(task, secret_prompts, tuple(excluded), source.benches(utility_limit))

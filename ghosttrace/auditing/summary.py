@@ -1,4 +1,4 @@
-"""What summary.json says of an audit: everything that a report needs, as JSON values."""
+"""The summary.json of an audit: everything that a report needs, as JSON values."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,7 +11,7 @@ from ghosttrace.auditing.attacks import Attack
 from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.evidence import BIT_UNITS
 from ghosttrace.auditing.findings import Findings
-from ghosttrace.auditing.settings import AuditSettings, left_out
+from ghosttrace.auditing.settings import AuditSettings, skipped_attacks
 from ghosttrace.auditing.subject import AuditSubject
 from ghosttrace.auditing.threats import THREATS
 from ghosttrace.auditing.verdict import detectable_for_all_secrets
@@ -19,70 +19,75 @@ from ghosttrace.runs.folder import json_rows
 
 
 def summarise_audit(
-    context: AuditContext, found: Findings, settings: AuditSettings, subject: AuditSubject, cost: Mapping[str, Any]
+    context: AuditContext, findings: Findings, settings: AuditSettings, subject: AuditSubject, cost: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What summary.json says beside command, validity and rows.
+    """Return the entries of summary.json, without command, validity and result rows.
 
     Args:
-        context: of the audit.
-        found: what it found.
-        settings: of the audit.
-        subject: what was audited.
-        cost: of the defence, see `ghosttrace.auditing.cost.measure_cost_and_utility`.
+        context: Context of the audit.
+        findings: Findings and verdict.
+        settings: Settings of the audit.
+        subject: Subject of the audit.
+        cost: Cost and utility of the defence, see `ghosttrace.auditing.cost.measure_cost_and_utility`.
     """
-    verdict, defence = found.verdict, settings.defence
-    named = {"name": defence.spec, "summary": defence.summary, "caveat": defence.caveat}
+    verdict, defence = findings.verdict, settings.defence
+    description = {"name": defence.spec, "summary": defence.summary, "caveat": defence.caveat}
     return {
-        "failures": list(found.failures),
+        "failures": list(findings.failures),
         "verdict": verdict.verdict,
         "exit_code": verdict.exit_code,
         "sentence": verdict.sentence,
         "max_leak_bits": settings.max_leak,
         "ceiling_bits": verdict.ceiling,
-        "detectable_bits": detectable_for_all_secrets(found.detectable),
+        "detectable_bits": detectable_for_all_secrets(findings.detectable),
         "traces": len(subject.task.samples),
         "traces_needed": verdict.traces_needed,
         "model": context.checkpoint.name,
-        "defence": {**named, **cost},
-        "secrets": secret_rows(context, found),
-        "excluded": [asdict(one) for one in subject.excluded],
-        "left_out": list(left_out(settings.attacks, context)),
+        "defence": {**description, **cost},
+        "secrets": secret_rows(context, findings),
+        "excluded": [asdict(secret) for secret in subject.excluded],
+        "left_out": list(skipped_attacks(settings.attacks, context)),
         "attacks": {attack.name: attack.describe() for attack in settings.attacks},
         "threats": threat_rows(settings.attacks),
         "sites": json_rows(context.sites),
     }
 
 
-def result_rows(found: Findings, settings: AuditSettings) -> list[dict[str, Any]]:
-    """The rows of the results: every finding with its threat, its state, and what probes like it could see."""
+def result_rows(findings: Findings, settings: AuditSettings) -> list[dict[str, Any]]:
+    """Return one row per finding, with its threat, its state, and the smallest leak that its probes can detect."""
     threats = {attack.name: attack.threat.name for attack in settings.attacks}
     rows = []
-    for one, p, state in zip(found.evidence, found.p_holm, found.verdict.states, strict=True):
-        tried = one.from_single_site and one.unit in BIT_UNITS and one.condition == "open"
+    for finding, p, state in zip(findings.evidence, findings.p_holm, findings.verdict.states, strict=True):
+        has_detectable = finding.from_single_site and finding.unit in BIT_UNITS and finding.condition == "open"
         rows.append(
             {
-                **one.row(settings.defence.spec),
-                "threat": threats[one.attack],
+                **finding.row(settings.defence.spec),
+                "threat": threats[finding.attack],
                 "state": state,
                 "p_holm": p,
-                "detectable": found.detectable.get(one.secret) if tried else None,
-                "valid": not found.failures,
+                "detectable": findings.detectable.get(finding.secret) if has_detectable else None,
+                "valid": not findings.failures,
             }
         )
     return json_rows(pd.DataFrame(rows).replace([np.inf, -np.inf], np.nan))
 
 
-def secret_rows(context: AuditContext, found: Findings) -> list[dict[str, Any]]:
-    """Each secret with what the text leaves unknown of it, and what it tells."""
-    text = {one.secret: one.found.value for one in found.evidence if one.condition == "text"}
+def secret_rows(context: AuditContext, findings: Findings) -> list[dict[str, Any]]:
+    """Return one row per secret, with the bits that the text does not determine and the bits that it gives."""
+    text_bits = {finding.secret: finding.estimate.value for finding in findings.evidence if finding.condition == "text"}
     return [
-        {"name": name, "targets": len(members), "unknown_bits": context.unknown_bits(name), "text_bits": text[name]}
-        for name, members in context.secrets.items()
+        {
+            "name": name,
+            "targets": len(numbers),
+            "unknown_bits": context.unknown_bits(name),
+            "text_bits": text_bits[name],
+        }
+        for name, numbers in context.secrets.items()
     ]
 
 
 def threat_rows(attacks: Sequence[Attack]) -> list[dict[str, Any]]:
-    """The threat models of the audit, those of the user's own attacks last, each with the attacks that were run."""
+    """Return one row per threat model with its attacks; threat models of the user's own attacks come last."""
     threats = dict.fromkeys((*THREATS, *(attack.threat for attack in attacks)))
     return [
         asdict(threat) | {"attacks": [attack.name for attack in attacks if attack.threat == threat]}

@@ -1,16 +1,16 @@
-"""Who an attacker is and what they hold: the threat models of an audit."""
+"""The threat models of an audit: which attacker has access to which data."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Threat:
-    """One kind of attacker.
+    """A threat model.
 
     Attributes:
-        name: as in the results.
-        summary: what the attacker holds and does.
-        advice: what to do about a leak to this attacker.
+        name: Name in the results.
+        summary: Access and actions of the attacker; a phrase that completes "an attacker who ...".
+        advice: Countermeasures against a leak to this attacker, in sentences.
     """
 
     name: str
@@ -20,26 +20,26 @@ class Threat:
 
 INSIDER = Threat(
     "insider",
-    "reads the retained keys and values, their text and the weights, and has traces of their own to learn from",
+    "reads the retained keys and values, their text and the weights, and has other traces to train on",
     "Whoever can read the retained cache can read the secret. Give the cache the access rights, and the time to live, "
-    "of the text that was dropped from it.",
+    "of the text that was removed from it.",
 )
 TENANT = Threat(
     "tenant",
-    "is handed the retained keys and values by mistake, without the text",
+    "receives the retained keys and values by mistake, without the text",
     "Do not pass this cache on: no prefix caching and no reuse across tenants, and clear it when its session ends.",
 )
 USER = Threat(
     "user",
-    "goes on prompting the same session, and sees the model's probabilities",
-    "A user who goes on prompting can draw the secret out. End the session, or recompute its cache from the retained "
-    "text, where the secret must not be known any more.",
+    "continues to prompt the same session, and sees the model's probabilities",
+    "A user who continues to prompt can extract the secret. End the session, or recompute its cache from the retained "
+    "text as soon as the session no longer needs the secret.",
 )
 TEXT_READER = Threat(
     "reader",
-    "sees the retained text alone: what no defence of the cache can change",
-    "The retained text gives the secret away, and no defence of the cache helps: change what mementos say.",
+    "sees only the retained text, which no defence of the cache changes",
+    "The retained text reveals the secret, and no defence of the cache helps: change the content of the mementos.",
 )
 
 THREATS = (INSIDER, TENANT, USER, TEXT_READER)
-"""In the order of the report."""
+"""The threat models, in the order of the report."""

@@ -1,7 +1,7 @@
-"""The verdict: a leak, one within the limit, none that this suite could see, or too few traces to say.
+"""The verdict of an audit: a leak, a leak within the limit, no detected leak, or too few traces to decide.
 
-What decides is computed here and nowhere else: first the state of every gated finding, then the verdict, which
-follows from the states. Reports format both.
+This is the only module that decides: it computes the state of every gated finding, and the verdict from the states.
+Reports format both.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,23 +12,23 @@ from ghosttrace.auditing.evidence import Evidence
 from ghosttrace.errors import UserError
 
 EXIT_CODES = {"not detected": 0, "within the limit": 0, "leak": 10, "not enough data": 11, "invalid": 12}
-MAX_DETECTABLE_TO_LIMIT_RATIO = (
-    2.0  # a code of so many times the limit must have been seen, for intervals below the limit to count
-)
+# Single-site probes must detect a code of at most this multiple of the limit. Otherwise an interval below the limit
+# does not count.
+MAX_DETECTABLE_TO_LIMIT_RATIO = 2.0
 LEAK, UNDECIDED, WITHIN_LIMIT, NOT_DETECTED = "leak", "undecided", "within the limit", "not detected"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says.
+    """Verdict of an audit.
 
     Attributes:
-        verdict: a key of `EXIT_CODES`.
-        sentence: in plain words.
-        ceiling: bits a secret; a larger leak to these attackers is ruled out. None where nothing is.
-        traces_needed: about how many would do, where there were too few.
-        states: of each finding in turn: `leak`, `undecided`, `within the limit` or `not detected`; None for those
-            that the gate does not look at, and for all of them if a control failed.
+        verdict: A key of `EXIT_CODES`.
+        sentence: The verdict as a sentence, without the full stop.
+        ceiling: Bits per secret; the audit rules out larger leaks to its attackers. None if it rules out no leak.
+        traces_needed: Approximate number of traces needed, if there were too few and the number can be estimated.
+        states: State of each finding, in order: `leak`, `undecided`, `within the limit` or `not detected`. None for
+            findings that do not decide, and for all findings if a control failed.
     """
 
     verdict: str
@@ -39,32 +39,35 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        """Of the command."""
+        """Exit code of the command."""
         return EXIT_CODES[self.verdict]
 
 
-def finding_state(one: Evidence, max_leak: float, seen: float | None) -> str | None:
-    """What one finding says against the limit; None for controls and findings that the gate does not look at.
+def finding_state(finding: Evidence, max_leak: float, detectable: float | None) -> str | None:
+    """Compare one finding with the limit.
 
-    It is decided if its interval ends within the limit and, where it comes from probes of one place, these would
-    have seen a code of twice the limit.
+    A finding without a leak is decided if its interval ends at or below the limit. If it is from single-site probes,
+    these must also be able to detect a code of twice the limit.
 
     Args:
-        one: the finding.
-        max_leak: bits a secret that are allowed.
-        seen: the smallest leak of this secret that probes of one place would have seen, bits; None if larger than
-            all tried.
+        finding: The finding.
+        max_leak: Limit of the leak, bits per secret.
+        detectable: Smallest leak of this secret that single-site probes can detect, in bits; None if they detected
+            none.
+
+    Returns:
+        The state, see `Verdict`; None for controls and other findings that do not decide.
     """
-    if one.condition != "open" or not one.gate:
+    if finding.condition != "open" or not finding.gate:
         return None
-    if one.found.low > max_leak:
+    if finding.estimate.low > max_leak:
         return LEAK
-    sharp = not one.from_single_site or (
-        seen is not None and seen <= MAX_DETECTABLE_TO_LIMIT_RATIO * max_leak * (1 + 1e-9)
+    is_sensitive = not finding.from_single_site or (
+        detectable is not None and detectable <= MAX_DETECTABLE_TO_LIMIT_RATIO * max_leak * (1 + 1e-9)
     )
-    if not sharp or not one.found.high <= max_leak:
+    if not is_sensitive or not finding.estimate.high <= max_leak:
         return UNDECIDED
-    return WITHIN_LIMIT if one.found.low > 0 else NOT_DETECTED
+    return WITHIN_LIMIT if finding.estimate.low > 0 else NOT_DETECTED
 
 
 def decide_verdict(
@@ -74,94 +77,107 @@ def decide_verdict(
     detectable: Mapping[str, float | None],
     traces: int,
 ) -> Verdict:
-    """Hold the gated findings to the leak that is allowed.
+    """Compare the gated findings with the limit and decide the verdict.
 
-    How often that lets a leak through is measured: see `experiments/audit_calibration.py`.
+    `experiments/audit_calibration.py` measures how often the gate misses a leak.
 
     Args:
-        evidence: every finding; those of the open cache with `gate` decide.
-        failures: controls that did not hold.
-        max_leak: bits a secret.
-        detectable: for each secret, the smallest leak that probes of one place would have seen, bits; None if
-            larger than all tried. It counts where such a probe is among what decides.
-        traces: in the run.
+        evidence: All findings. Those of the open cache with `gate` decide.
+        failures: Failed controls, one sentence each.
+        max_leak: Limit of the leak, bits per secret.
+        detectable: For each secret, the smallest leak that single-site probes can detect, in bits; None if they
+            detected none. It counts only for secrets with a gated finding from such probes.
+        traces: Number of traces in the run.
 
     Raises:
-        UserError: no finding decides.
+        UserError: No finding decides.
     """
-    states = tuple(finding_state(one, max_leak, detectable.get(one.secret)) for one in evidence)
+    states = tuple(finding_state(finding, max_leak, detectable.get(finding.secret)) for finding in evidence)
     if failures:
         sentence = f"No conclusion: a control failed ({failures[0]})"
         return Verdict("invalid", sentence, None, states=(None,) * len(states))
-    gated = [one for one, state in zip(evidence, states, strict=True) if state is not None]
+    gated = [finding for finding, state in zip(evidence, states, strict=True) if state is not None]
     if not gated:
-        raise UserError("no finding decides the verdict: an attack that counts bits returns evidence with gate=True")
-    probed = {one.secret: detectable.get(one.secret) for one in gated if one.from_single_site}
-    seen, highest = detectable_for_all_secrets(probed), max(one.found.high for one in gated)
-    blind = bool(probed) and seen is None
-    bounded = not blind and isfinite(highest)
-    ceiling = (highest if seen is None else max(highest, seen)) if bounded else None
+        raise UserError("no finding decides the verdict: return evidence in bits with gate=True from an attack")
+    detectable_by_secret = {
+        finding.secret: detectable.get(finding.secret) for finding in gated if finding.from_single_site
+    }
+    min_detectable = detectable_for_all_secrets(detectable_by_secret)
+    max_high = max(finding.estimate.high for finding in gated)
+    nothing_detectable = bool(detectable_by_secret) and min_detectable is None
+    bounded = not nothing_detectable and isfinite(max_high)
+    ceiling = (max_high if min_detectable is None else max(max_high, min_detectable)) if bounded else None
     if LEAK in states:
-        return Verdict("leak", _leak(gated, max_leak), ceiling, states=states)
+        return Verdict("leak", _leak_sentence(gated, max_leak), ceiling, states=states)
     if UNDECIDED not in states:
-        tried = "" if seen is None else f"; a {describe_code(seen)} would have been seen in 8 of 10 runs"
+        sensitivity = (
+            ""
+            if min_detectable is None
+            else f"; a {describe_code(min_detectable)} would have been detected in 8 of 10 runs"
+        )
         verdict = "within the limit" if WITHIN_LIMIT in states else "not detected"
-        return Verdict(verdict, _allowed(gated, max_leak, highest, tried), ceiling, states=states)
-    needed = None if blind else _needed(gated, max_leak, max_leak if seen is None else seen, traces)
-    how = (
-        "how many traces would do cannot be told from so few" if needed is None else f"about {needed:,} traces would do"
+        return Verdict(verdict, _pass_sentence(gated, max_leak, max_high, sensitivity), ceiling, states=states)
+    needed = (
+        None
+        if nothing_detectable
+        else _traces_needed(gated, max_leak, max_leak if min_detectable is None else min_detectable, traces)
     )
-    sentence = f"Not enough data to tell whether more than {max_leak:g} bits a secret leak: {how}"
+    requirement = (
+        "too few traces to estimate how many are needed" if needed is None else f"about {needed:,} traces are needed"
+    )
+    sentence = f"Not enough data to decide whether more than {max_leak:g} bits per secret leak: {requirement}"
     return Verdict("not enough data", sentence, ceiling, needed, states)
 
 
 def detectable_for_all_secrets(detectable: Mapping[str, float | None]) -> float | None:
-    """The leak that would have been seen of every secret; None if there is none, or none was tried."""
-    known = [one for one in detectable.values() if one is not None]
+    """Return the smallest leak that is detectable for all secrets; None if it is unknown for one, or there are none."""
+    known = [bits for bits in detectable.values() if bits is not None]
     return max(known) if known and len(known) == len(detectable) else None
 
 
-def _leak(gated: Sequence[Evidence], max_leak: float) -> str:
-    """What is said of a leak: the surest one."""
-    worst = finding_with_highest_low(gated)
+def _leak_sentence(gated: Sequence[Evidence], max_leak: float) -> str:
+    """Return the sentence for a leak, about the finding with the highest lower bound."""
+    finding = finding_with_highest_low(gated)
+    estimate = finding.estimate
     return (
-        f"Leak: {worst.attack} recovers {worst.found.value:.2f} bits of {worst.secret} "
-        f"[{worst.found.low:.2f}, {worst.found.high:.2f}] beyond the text, more than the {max_leak:g} allowed"
+        f"Leak: {finding.attack} recovers {estimate.value:.2f} bits of {finding.secret} "
+        f"[{estimate.low:.2f}, {estimate.high:.2f}] beyond the text, more than the {max_leak:g} allowed"
     )
 
 
-def _allowed(gated: Sequence[Evidence], max_leak: float, highest: float, tried: str) -> str:
-    """What is said where no more than the limit can leak: what was found, if anything was."""
-    most = finding_with_highest_low(gated)
-    if most.found.low <= 0:
-        return f"Not detected by this suite: no interval reaches beyond {highest:.3g} bits a secret{tried}"
+def _pass_sentence(gated: Sequence[Evidence], max_leak: float, max_high: float, sensitivity: str) -> str:
+    """Return the sentence for no leak above the limit, about the leak below it if there is one."""
+    finding = finding_with_highest_low(gated)
+    estimate = finding.estimate
+    if estimate.low <= 0:
+        return f"Not detected by this suite: no interval reaches beyond {max_high:.3g} bits per secret{sensitivity}"
     return (
-        f"Within the limit: {most.attack} found {most.found.value:.3g} bits of {most.secret} "
-        f"[{most.found.low:.3g}, {most.found.high:.3g}], within the {max_leak:g} allowed; no interval of this "
-        f"suite reaches beyond {highest:.3g}{tried}"
+        f"Within the limit: {finding.attack} found {estimate.value:.3g} bits of {finding.secret} "
+        f"[{estimate.low:.3g}, {estimate.high:.3g}], within the {max_leak:g} allowed; no interval of this "
+        f"suite reaches beyond {max_high:.3g}{sensitivity}"
     )
 
 
 def finding_with_highest_low(gated: Iterable[Evidence]) -> Evidence:
-    """The finding whose interval begins highest."""
-    return max(gated, key=lambda one: one.found.low)
+    """Return the finding whose interval has the highest lower bound."""
+    return max(gated, key=lambda finding: finding.estimate.low)
 
 
 def describe_code(bits: float) -> str:
-    """What was put into the sealed cache to try the probes, in words."""
-    return f"linear code of {bits:.3g} bits at one place of the cache"
+    """Return a description of the code that the probes were tested with."""
+    return f"linear code of {bits:.3g} bits at one site of the cache"
 
 
-def _needed(gated: Sequence[Evidence], max_leak: float, detectable: float, traces: int) -> int | None:
-    """Traces after which this would be decided, a tenth to spare; None where so few say nothing of it.
+def _traces_needed(gated: Sequence[Evidence], max_leak: float, detectable: float, traces: int) -> int | None:
+    """Estimate the number of traces needed for a decision, plus 10 %; None if it cannot be estimated.
 
-    Intervals shrink with the root of the number of traces, what may have gone unseen with the number itself. A
-    code of b bits is seen once the number of traces times b is large enough.
+    Intervals shrink with the square root of the number of traces. The share of traces that a sample misses shrinks with
+    the number itself. A code of b bits is detected once the number of traces times b is large enough.
     """
     factors = [max(1.0, detectable / (MAX_DETECTABLE_TO_LIMIT_RATIO * max_leak))]
-    for one in [one for one in gated if one.found.high > max_leak]:
-        value, below = one.found.value, one.found.value <= max_leak
-        reach = one.found.high - value if below else value - one.found.low
-        ratio = reach / max(abs(max_leak - value), max_leak / 10)
-        factors.append(ratio if below and one.found.high_covers_unseen else ratio**2)
+    for estimate in [finding.estimate for finding in gated if finding.estimate.high > max_leak]:
+        value, below = estimate.value, estimate.value <= max_leak
+        half_width = estimate.high - value if below else value - estimate.low
+        ratio = half_width / max(abs(max_leak - value), max_leak / 10)
+        factors.append(ratio if below and estimate.high_covers_unseen else ratio**2)
     return ceil(1.1 * traces * max(factors) / 100) * 100 if isfinite(max(factors)) else None

@@ -1,4 +1,8 @@
-"""Benchmarks. To add one, write a file that makes a `Bench` and name it in `GENERATED_BENCHES`, or add a row to `HUB_SOURCES`."""
+"""Benchmarks.
+
+To add a generated benchmark, write a file with a function that returns a `Bench` and list it in `GENERATED_BENCHES`. To
+add a data set of the Hugging Face hub, add a row to `HUB_SOURCES`.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,27 +13,30 @@ from ghosttrace.bench.ledger import LEDGER_BENCHES
 from ghosttrace.errors import UserError
 
 GENERATED_BENCHES: dict[str, Callable[[int | None, int], Bench]] = {**LEDGER_BENCHES}
-"""Benchmarks that are drawn at random: (number of problems or None, seed) to the benchmark."""
+"""Generated benchmarks by name: functions of (number of problems or None for the default, seed) to a `Bench`."""
 
 BENCH_GROUPS = {"ledger": tuple(LEDGER_BENCHES), "hmmt": tuple(name for name in HUB_SOURCES if name.startswith("hmmt"))}
 BENCH_NAMES = (*BENCH_GROUPS, *GENERATED_BENCHES, *HUB_SOURCES)
 
 
 def load_bench(name: str, limit: int | None = None, seed: int = 0, file: Path | None = None) -> list[Bench]:
-    """A benchmark, or the members of a group of them.
+    """Load a benchmark, or all members of a group of benchmarks.
 
     Args:
-        name: `ledger` or `hmmt` (groups), a member such as `ledger-h1`, a name of `contests.HUB_SOURCES` such as
-            `aime24`, or a JSONL file.
-        limit: the number of problems of each; `ledger` draws 400 unless told otherwise.
-        seed: which problems, where they are drawn at random.
-        file: a JSONL file that holds the problems of a benchmark of `contests.HUB_SOURCES`.
+        name: A group (`ledger` or `hmmt`), a member such as `ledger-h1`, a name in `contests.HUB_SOURCES` such as
+            `aime24`, or the path of a JSONL file.
+        limit: Number of problems per benchmark. None means all problems; `ledger` then draws 400.
+        seed: Random seed of generated problems.
+        file: JSONL file with the problems of a benchmark of `contests.HUB_SOURCES`, read instead of the hub.
+
+    Returns:
+        One benchmark, or one per member of the group.
 
     Raises:
-        UserError: no such benchmark, or its problems cannot be read.
+        UserError: The benchmark does not exist or its problems cannot be read.
     """
     if limit is not None and limit < 1:
-        raise UserError("--limit is the number of problems, at least 1")
+        raise UserError("--limit, the number of problems, must be at least 1")
     if file is not None and name not in HUB_SOURCES:
         raise UserError(f"--bench-file holds the problems of a benchmark such as aime24, not of {name}")
     if name.endswith(".jsonl"):
@@ -43,27 +50,33 @@ def load_bench(name: str, limit: int | None = None, seed: int = 0, file: Path | 
 
 
 def as_benches(bench: str | Bench | Sequence[str | Bench], limit: int | None = None, seed: int = 0) -> list[Bench]:
-    """Benchmarks by name (several names separated by commas), or as they are.
+    """Load the benchmarks that are given by name, and return `Bench` objects unchanged.
+
+    Args:
+        bench: Names (separated by commas, or a list), `Bench` objects, or a list of both.
+        limit: Number of problems per loaded benchmark; see `load_bench`.
+        seed: Random seed of generated problems.
 
     Raises:
-        UserError: there are none, two have the same name, or see `load_bench`.
+        UserError: There are no benchmarks, two have the same name, or one cannot be loaded.
     """
-    given = bench.split(",") if isinstance(bench, str) else [bench] if isinstance(bench, Bench) else bench
-    found = [one for this in given for one in (load_bench(this, limit, seed) if isinstance(this, str) else [this])]
-    names = [one.name for one in found]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise UserError(f"two benchmarks are called {twice!r}: give each once, and yours a name of its own")
-    if not found:
-        raise UserError(f"there is no benchmark: give one of {', '.join(BENCH_NAMES)}, or a `Bench`")
-    return found
+    items = bench.split(",") if isinstance(bench, str) else [bench] if isinstance(bench, Bench) else bench
+    loaded = [load_bench(item, limit, seed) if isinstance(item, str) else [item] for item in items]
+    benches = [member for group in loaded for member in group]
+    names = [member.name for member in benches]
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate:
+        raise UserError(f"two benchmarks are called {duplicate!r}: give each benchmark once, under a unique name")
+    if not benches:
+        raise UserError(f"no benchmark given: choose from {', '.join(BENCH_NAMES)}, or give a `Bench`")
+    return benches
 
 
 def bench_size(name: str) -> tuple[int, int]:
-    """Problems and repetitions of one benchmark, without reading it from the hub.
+    """Return the number of problems and of repetitions of a benchmark, without access to the hub.
 
     Raises:
-        UserError: no such benchmark.
+        UserError: The benchmark does not exist, or its JSONL file cannot be read.
     """
     if name in GENERATED_BENCHES:
         bench = GENERATED_BENCHES[name](None, 0)

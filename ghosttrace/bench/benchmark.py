@@ -1,4 +1,4 @@
-"""What a benchmark is: problems, a protocol, a grader, and what surrounds the model while it works."""
+"""Data structures of a benchmark: problems, sampling protocol, grader and harness."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -15,12 +15,18 @@ from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.prompts import PLAIN_TEMPLATE, PromptTemplate
 
 Harness = Callable[[ExpiryTracker], int | None]
-"""ProbeTarget before every token: the id it puts in (a tool's output, say), or None for the model's own."""
+"""Called before every token: returns a token id to force (a tool's output, say), or None to let the model choose."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem: its id, the user's message and the right answer."""
+    """One problem of a benchmark.
+
+    Attributes:
+        id: Unique within the benchmark.
+        prompt: The user's message.
+        answer: The correct answer.
+    """
 
     id: str
     prompt: str
@@ -29,12 +35,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Grade:
-    """Whether a response is right.
+    """Grade of a response.
 
     Attributes:
-        correct: it is.
-        extracted: the answer found in it, in a canonical form where there is one; None if there was none.
-        rule: where the answer stood and how it was compared, e.g. `boxed/integer`.
+        correct: Whether the answer is correct.
+        extracted: The answer found in the response, in canonical form if possible; None if no answer was found.
+        rule: Where the answer was found and how it was compared, such as `boxed/integer`.
     """
 
     correct: bool
@@ -44,7 +50,16 @@ class Grade:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a benchmark is sampled unless told otherwise. Temperature 0 is greedy decoding."""
+    """Default sampling parameters of a benchmark.
+
+    Attributes:
+        temperature: Sampling temperature; 0 means greedy decoding.
+        max_new_tokens: Maximum response length in tokens.
+        repetitions: Number of samples per problem.
+        top_p: Nucleus sampling threshold; 1 disables it.
+        top_k: Number of most probable tokens to sample from; 0 disables it.
+        min_p: Minimum probability relative to the most probable token; 0 disables it.
+    """
 
     temperature: float
     max_new_tokens: int
@@ -56,25 +71,25 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Bench:
-    """A benchmark.
+    """A benchmark: problems with a grader and a sampling protocol.
 
     Attributes:
-        name: as in the results.
-        problems: in a fixed order.
-        protocol: the default sampling.
-        grade: (problem, what follows `</think>`) to `Grade`; see `final_text`.
-        origin: where the problems come from, with revision or digest.
-        template: how a problem became the prompt.
-        response: the assistant's turn as a perfect model writes it, where that is known.
-        harness: (problem, tokenizer) to what puts tokens in, if anything does.
-        counterfactual: (problem, block number, generator) to another text of that block, as token
-            strings, under which the memento's text is the same, and the answer that follows from it.
-        blocks: how many blocks a response has, where that is known; `swap` draws one of them.
-        ceiling: the most that any model can score over a sealed cache, where that is known.
-        full_size: problems of the whole benchmark, where more can be missing than a limit leaves out.
-        secrets: (checkpoint, samples, seed, block) to traces whose erased block of that number holds secrets that
-            the retained text does not determine; what probes and audits look for.
-        prompts: for each of these secrets, what a user types to get it (see `--prompt` of `ghosttrace audit`).
+        name: Name in the results.
+        problems: The problems in a fixed order.
+        protocol: Default sampling parameters.
+        grade: Function of (problem, text after `</think>`) to `Grade`; see `final_text`.
+        origin: Source of the problems, with revision or digest.
+        template: Template that turned a problem into its prompt.
+        response: Function of a problem to the response of a perfect model; None if unknown.
+        harness: Function of (problem, tokenizer) to a `Harness` that forces tokens; None if no tokens are forced.
+        counterfactual: Function of (problem, block number, random generator) to (token strings of another text of that
+            block, answer that follows from it). The memento's text is the same for both blocks. None if unsupported.
+        blocks: Number of blocks per response, from which `swap` draws one; 0 if unknown.
+        ceiling: Maximum accuracy of any model over a sealed cache, as a fraction; None if unknown.
+        full_size: Number of problems of the whole benchmark; None means that `problems` is complete.
+        secrets: Function of (checkpoint, number of samples, seed, block number) to a `Task`: traces whose erased block
+            holds secrets that the retained text does not determine. Probes and audits use it. None if unsupported.
+        prompts: By secret name or pattern, the user message that extracts it (see `--prompt` of `ghosttrace audit`).
     """
 
     name: str
@@ -95,28 +110,31 @@ class Bench:
     def __post_init__(self) -> None:
         ids = [problem.id for problem in self.problems]
         if len(set(ids)) < len(ids):
-            twice = next(one for one in ids if ids.count(one) > 1)
-            raise UserError(f"{self.name} repeats the id {twice!r}: give every problem an id of its own")
+            duplicate = next(id_ for id_ in ids if ids.count(id_) > 1)
+            raise UserError(f"{self.name} repeats the id {duplicate!r}: give every problem a unique id")
 
     @property
     def size(self) -> int:
-        """Problems of the whole benchmark."""
+        """Number of problems of the whole benchmark."""
         return len(self.problems) if self.full_size is None else self.full_size
 
     @property
     def digest(self) -> str:
-        """SHA-256 of every id, prompt and answer, in order."""
+        """SHA-256 of all ids, prompts and answers in order, as a hexadecimal string."""
         text = json.dumps([[problem.id, problem.prompt, problem.answer] for problem in self.problems])
         return sha256(text.encode()).hexdigest()
 
 
 def final_text(response: str, finish: str) -> str:
-    """The part of a response that is graded: what follows the last `</think>`.
+    """Return the part of a response that is graded: the text after the last `</think>`.
 
     Args:
-        response: special tokens included, the end of turn left out.
-        finish: `eos` or `length`. A response cut off before `</think>` has no answer; one that ended
-            without it, of a model that does not mark its thinking, is graded as a whole.
+        response: Decoded response with special tokens, without the end-of-turn token.
+        finish: Finish reason, `eos` or `length`.
+
+    Returns:
+        The text after the last `</think>`. Without a `</think>`, the whole response if it ended with `eos` (a model
+        that does not mark its thinking), or an empty string if it was cut off.
     """
-    _, mark, after = response.rpartition("</think>")
-    return after if mark or finish == "eos" else ""
+    _, end_of_thinking, after = response.rpartition("</think>")
+    return after if end_of_thinking or finish == "eos" else ""

@@ -1,7 +1,7 @@
-"""Benchmarks that people wrote: contests, MATH-500, GPQA-Diamond, and any local JSONL file.
+"""Benchmarks with published problems: contests, MATH-500, GPQA-Diamond, and any local JSONL file.
 
-Problems are read from a file if one is named, else from a folder that GHOSTTRACE_DATA names, else from
-the Hugging Face hub at a pinned commit. Their texts belong to others and are never part of this project.
+Problems are read from a given file, else from the folder in the environment variable GHOSTTRACE_DATA, else from the
+Hugging Face hub at a pinned commit. The texts belong to their authors and are never part of this project.
 """
 
 import os
@@ -27,14 +27,15 @@ MAX_CONTEST_PROBLEMS = 53  # the paper samples contests of at most this many pro
 
 @dataclass(frozen=True)
 class HubSource:
-    """Where a benchmark's problems are on the hub.
+    """Location of a benchmark's problems on the Hugging Face hub.
 
     Attributes:
-        repo: the data set.
-        rule: how answers are compared (`ghosttrace.bench.grading.GRADERS`).
-        size: the number of problems.
-        revision: the commit; None where no commit has been pinned: the newest, recorded with the run.
-        split, config: which part of the data set.
+        repo: Id of the data set.
+        rule: Grading rule (a key of `ghosttrace.bench.grading.GRADERS`).
+        size: Number of problems.
+        revision: Pinned commit. None means the newest commit, which is recorded with the run.
+        split: Split of the data set.
+        config: Configuration of the data set; None means the default.
     """
 
     repo: str
@@ -67,15 +68,15 @@ HUB_SOURCES = {
 
 
 def load_contest(name: str, limit: int | None = None, file: Path | None = None) -> Bench:
-    """A benchmark of `HUB_SOURCES`.
+    """Load a benchmark of `HUB_SOURCES`.
 
     Args:
-        name: e.g. `aime24`.
-        limit: the first problems only.
-        file: a JSONL file to read its problems from instead.
+        name: Key of `HUB_SOURCES`, such as `aime24`.
+        limit: Number of problems, counted from the first. None means all.
+        file: JSONL file to read the problems from. None means the folder in GHOSTTRACE_DATA, else the hub.
 
     Raises:
-        UserError: its problems cannot be read from anywhere.
+        UserError: The problems cannot be read.
     """
     source = HUB_SOURCES[name]
     file = file or data_file(name)
@@ -87,12 +88,17 @@ def load_contest(name: str, limit: int | None = None, file: Path | None = None) 
 
 
 def load_jsonl_bench(file: Path, limit: int | None = None) -> Bench:
-    """A benchmark from a JSONL file of `id`, `problem`, `answer`, named after the file.
+    """Load a benchmark from a JSONL file with `id`, `problem` and `answer` on each line, named after the file.
 
-    The rule follows from the answers: all whole numbers, all single letters, or other mathematics.
+    The answers determine the grading rule: `integer` if all are whole numbers, `choice` if all are single letters from
+    A to J, else `mathematics`.
+
+    Args:
+        file: The JSONL file.
+        limit: Number of problems, counted from the first. None means all.
 
     Raises:
-        UserError: the file is not such a file.
+        UserError: The file cannot be read or a line is invalid.
     """
     problems = read_problems(file)
     rule: GradingRule = "mathematics"
@@ -119,15 +125,15 @@ def _bench(
 
 
 def protocol(problems: int) -> Protocol:
-    """The paper's sampling of a benchmark with so many problems."""
+    """Return the sampling protocol of the Memento paper for a benchmark with this number of problems."""
     return Protocol(0.6, 32_000, 64 if problems <= MAX_CONTEST_PROBLEMS else 2, top_p=0.95, top_k=20)
 
 
 def data_file(name: str) -> Path | None:
-    """The benchmark's file in the folder that GHOSTTRACE_DATA names, if there is one."""
+    """Return the benchmark's JSONL file in the folder GHOSTTRACE_DATA, or None if there is none."""
     folder = os.environ.get(DATA_FOLDER_VARIABLE)
-    places = [Path(folder) / "bench" / f"{name}.jsonl", Path(folder) / f"{name}.jsonl"] if folder else []
-    return next((place for place in places if place.is_file()), None)
+    paths = [Path(folder) / "bench" / f"{name}.jsonl", Path(folder) / f"{name}.jsonl"] if folder else []
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _origin(file: Path) -> str:
@@ -135,44 +141,51 @@ def _origin(file: Path) -> str:
 
 
 def read_problems(file: Path) -> list[Problem]:
-    """The problems of a JSONL file, one object a line with `id`, `problem` and `answer`.
+    """Read problems from a JSONL file with one object per line: `id`, `problem` and `answer`.
 
     Raises:
-        UserError: what is wrong, and on which line.
+        UserError: The file cannot be read, or a line is invalid; the message names the line.
     """
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028, which JSON allows
+        lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would also split at U+2028, which JSON allows
     except FileNotFoundError as error:
         raise UserError(f"no file {file}: give a JSONL file with id, problem and answer on each line") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read as UTF-8 text ({error}): give a JSONL file") from error
-    places = [(f"{file}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
-    return _problems(((where, parse_json(line, where)) for where, line in places), str(file))
+    located = [(f"{file}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    return _problems(((location, parse_json(line, location)) for location, line in located), str(file))
 
 
-def _problems(rows: Iterable[tuple[str, Any]], what: str) -> list[Problem]:
-    """Problems out of rows, each with the words that say where it stands."""
-    found: dict[str, Problem] = {}
-    for where, row in rows:
+def _problems(rows: Iterable[tuple[str, Any]], source: str) -> list[Problem]:
+    """Convert rows, given as (location for error messages, row), to problems."""
+    problems: dict[str, Problem] = {}
+    for location, row in rows:
         if not isinstance(row, Mapping):
-            raise UserError(f"{where} is not a JSON object: write {{'id': …, 'problem': …, 'answer': …}}")
+            raise UserError(f"{location} is not a JSON object: write {{'id': …, 'problem': …, 'answer': …}}")
         missing = [key for key in ("id", "problem", "answer") if row.get(key) is None or not str(row[key]).strip()]
         if missing:
-            raise UserError(f"{where} has no {' and no '.join(missing)}: every line needs id, problem and answer")
+            raise UserError(f"{location} has no {' and no '.join(missing)}: every line needs id, problem and answer")
         problem = Problem(str(row["id"]), str(row["problem"]), str(row["answer"]).strip())
-        if problem.id in found:
-            raise UserError(f"{where} repeats the id {problem.id!r}: give every problem an id of its own")
-        found[problem.id] = problem
-    if not found:
-        raise UserError(f"{what} holds no problems: write one JSON object a line with id, problem and answer")
-    return list(found.values())
+        if problem.id in problems:
+            raise UserError(f"{location} repeats the id {problem.id!r}: give every problem a unique id")
+        problems[problem.id] = problem
+    if not problems:
+        raise UserError(f"{source} holds no problems: write one JSON object per line with id, problem and answer")
+    return list(problems.values())
 
 
 def fetch_problems(name: str, source: HubSource) -> tuple[list[Problem], str]:
-    """A benchmark's problems from the hub (or its cache), and where they came from, commit included.
+    """Download a benchmark's problems from the hub, or read them from its local cache.
+
+    Args:
+        name: Name of the benchmark for error messages.
+        source: Data set, split and revision.
+
+    Returns:
+        The problems, and their origin as `repo@commit`.
 
     Raises:
-        UserError: the hub cannot be reached, or wants the user to ask for access first.
+        UserError: The hub cannot be reached, the data set requires access, or a row is invalid.
     """
     import datasets  # slow to import, and only needed here
     from huggingface_hub import HfApi
@@ -188,30 +201,28 @@ def fetch_problems(name: str, source: HubSource) -> tuple[list[Problem], str]:
             ) from error
         raise UserError(
             f"{name} ({source.repo}) cannot be read from the hub here: give --bench-file FILE.jsonl with id, problem "
-            f"and answer on each line, or let {DATA_FOLDER_VARIABLE} name a folder that holds {name}.jsonl"
+            f"and answer on each line, or set {DATA_FOLDER_VARIABLE} to a folder that holds {name}.jsonl"
         ) from error
-    read = _multiple_choice if source.rule == "choice" else _question
-    problems = _problems(((f"{source.repo}, row {i}", read(row, i)) for i, row in enumerate(rows)), name)
+    convert = _multiple_choice if source.rule == "choice" else _question
+    problems = _problems(((f"{source.repo}, row {i}", convert(row, i)) for i, row in enumerate(rows)), name)
     return problems, f"{source.repo}@{commit}"
 
 
 def _question(row: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """A hub row under one set of names (MathArena numbers its problems, MATH-500 has unique_id).
-
-    What a row lacks stays None, for `_problems` to name.
-    """
+    """Convert a row of a hub data set to common field names; fields that are missing become None."""
+    # MathArena calls the id problem_idx, MATH-500 unique_id.
     key = next((row[name] for name in ("unique_id", "problem_idx", "id") if row.get(name) is not None), number)
     return {"id": key, "problem": row.get("problem"), "answer": row.get("answer")}
 
 
 def _multiple_choice(row: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """A GPQA row: four answers in an order drawn from the question's own text."""
+    """Convert a GPQA row, with its four answers in a random order that is seeded by the question's text."""
     names = ("Question", "Correct Answer", *(f"Incorrect Answer {i}" for i in (1, 2, 3)))
     if any(row.get(name) is None for name in names):
         return {"id": number}
     question, *answers = (str(row[name]).strip() for name in names)
-    draw = np.random.default_rng(list(sha256(question.encode()).digest()))
-    order = draw.permutation(len(answers))
-    shown = "\n".join(f"{CHOICE_LETTERS[place]}) {answers[which]}" for place, which in enumerate(order))
-    right = CHOICE_LETTERS[int(np.flatnonzero(order == 0)[0])]
-    return {"id": row.get("Record ID") or number, "problem": f"{question}\n\n{shown}", "answer": right}
+    rng = np.random.default_rng(list(sha256(question.encode()).digest()))
+    order = rng.permutation(len(answers))
+    choices = "\n".join(f"{CHOICE_LETTERS[i]}) {answers[index]}" for i, index in enumerate(order))
+    correct = CHOICE_LETTERS[int(np.flatnonzero(order == 0)[0])]
+    return {"id": row.get("Record ID") or number, "problem": f"{question}\n\n{choices}", "answer": correct}

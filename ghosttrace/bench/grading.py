@@ -1,14 +1,14 @@
-r"""Grading: is the answer in a response the right one?
+r"""Grade responses: extract the answer and compare it with the correct one.
 
-The answer is looked for where the Memento paper looks for it (arXiv 2604.09852): the last `\boxed{}`, else
-what follows "Final Answer:", else the last `$…$`. Two whole numbers are compared as such. Anything else is
-right if it is the same string after normalising, or if math-verify finds it equivalent. math-verify may
-compute without end on an answer such as `10^{10^{10}}`, where its own time limit does not reach it (nor does
-that work in threads). So it runs in a process of its own, which ends after 5 seconds of processor time.
+As in the Memento paper (arXiv 2604.09852), the answer is the content of the last `\boxed{}`, else the text after
+"Final Answer:", else the last `$…$`. Two whole numbers are compared as numbers. Any other answer is correct if it is
+the same string after normalization or if math-verify finds it equivalent. math-verify can run forever on an answer
+such as `10^{10^{10}}`, because its own time limit does not interrupt such a computation and does not work in threads.
+It therefore runs in a separate process, which is terminated after 5 seconds of CPU time.
 
-What is told apart beyond math-verify: number bases (34_8 is not 34), kinds of bracket ([1,2] is not (1,2)),
-numbers side by side (it adds "3 4" up to 7) and numbers down to 1e-100. Not told apart: units and degrees (they
-are dropped), upper and lower case of variables, 50 and 50 %, 1/3 and 0.333333.
+Unlike math-verify, this module distinguishes number bases (34_8 is not 34), kinds of brackets ([1,2] is not (1,2)),
+adjacent numbers (math-verify adds "3 4" up to 7) and numbers down to 1e-100. It does not distinguish units and degrees
+(they are removed), upper and lower case of variables, 50 and 50 %, or 1/3 and 0.333333.
 """
 
 import inspect
@@ -24,27 +24,27 @@ from threading import Lock
 from ghosttrace.bench.benchmark import Grade
 from ghosttrace.errors import UserError
 
-TIME_LIMIT_SECONDS = 5.0  # seconds for one comparison by math-verify, as in the paper
-MAX_ANSWER_CHARACTERS = 1000  # characters; no answer is longer, and all that follows costs little on such a string
+TIME_LIMIT_SECONDS = 5.0  # CPU seconds per comparison by math-verify, as in the paper
+MAX_ANSWER_CHARACTERS = 1000  # longer strings are no answers, and would make the regular expressions slow
 
-# A box, an escaped character (so that \{ is no brace), or a brace. Two backslashes: some models escape twice.
+# Matches a box, an escaped character (\{ is not a brace) or a brace. Some models escape the backslash of a box.
 _TOKEN = re.compile(r"(\\{1,2}(?:boxed|fbox)(?![A-Za-z])\s*)|\\.|[{}]", re.S)
 _UNBRACED = re.compile(r"[-+]?[0-9](?:[0-9.,/]*[0-9])?|[A-Z](?![A-Za-z])")
 _FINAL = re.compile(r"\bfinal\s+answer[\s*_]*(?:is\b|[:：])[\s*_:]*", re.I)
 _FORMULA = re.compile(r"\$+([^$]+)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.S)
 
 _REWRITES = {
-    r"(?i)answer": "",  # math-verify would read only what follows the word
+    r"(?i)answer": "",  # math-verify would parse only the text after this word
     r"[−–]": "-",
-    r"(\\\\)\[[0-9.a-z]*\]": r"\1",  # the spacing of matrix rows
-    r"(?<!\\)\\[()\[\]]|\\?\$": "",  # the delimiters of a formula, dollars
+    r"(\\\\)\[[0-9.a-z]*\]": r"\1",  # spacing between matrix rows
+    r"(?<!\\)\\[()\[\]]|\\?\$": "",  # delimiters of a formula, dollar signs
     r"(?<!\\)\\!\s*|\\(?:left|right|displaystyle|[Bb]igg?[lr]?)(?![A-Za-z])": "",
     r"(?<!\\)\\[,;:> ]|\\q?quad(?![A-Za-z])|~|\s+": " ",
     r"\{,\}": ",",
     r"\\[dtc]frac(?![A-Za-z])": r"\\frac",
     r"\s*\^\s*(?:\{\s*(?:\\circ|°)\s*\}|\\circ(?![A-Za-z])|°)|\s*(?:\\degree(?![A-Za-z])|°)": "",
     r"\\text\{\s*percent\s*\}|\bpercent\b": r"\\%",
-    r"^([^,]*\\frac\{[^,]*)\\pm([^,]*)$": r"\1+\2,\1-\2",  # math-verify reads no ± inside a fraction
+    r"^([^,]*\\frac\{[^,]*)\\pm([^,]*)$": r"\1+\2,\1-\2",  # math-verify cannot parse ± inside a fraction
 }
 _TEXT = r"\\(?:text(?:bf|it|rm|normal)?|math(?:bf|it|rm|sf)|mbox|bm|boldsymbol|underline)\s*\{([^{}]*)\}"
 _NO_UNIT = re.compile(
@@ -60,7 +60,7 @@ _BASE = re.compile(r"[0-9)] ?_ ?\{? ?([0-9]+)")
 _SIDE_BY_SIDE = re.compile(r"[0-9] +[0-9]|[0-9]\} ?[0-9]{2}|(?:(?<![_^])[0-9]|[0-9]\)) ?\([0-9.]+\)")
 
 _OPEN = r"(?:[\s(\[{*_$]|\\\(|\\(?:text|math)[a-z]*|\b(?:option|choice)\b)*"
-_ENDED = r"(?=\s*(?:$|[).,:;*\]}$\\]|because\b|since\b))"  # so that it is no word, as A and I may be
+_ENDED = r"(?=\s*(?:$|[).,:;*\]}$\\]|because\b|since\b))"  # otherwise the letter is a word, such as A or I
 _STATED_LETTER = re.compile(
     rf"(?i:\b(?:answer|option|choice)\b[\s*_]*(?:is\b|[:：])){_OPEN}([B-HJ](?![\w'’-])|[AI]{_ENDED})"
     rf"|(?i:\banswer[\s*_]*[:：]){_OPEN}([a-j]){_ENDED}",
@@ -73,113 +73,114 @@ _LETTERS = re.compile(r"\(?[A-J]\)?(?:\s*(?:,|and|or|&|/)\s*\(?[A-J]\)?)+")
 
 
 def extract_answer(text: str) -> tuple[str | None, str]:
-    r"""The answer in a final text, and where it stood.
+    r"""Extract the answer from the final text of a response.
 
     Args:
-        text: the response after `</think>`.
+        text: The response after `</think>`.
 
     Returns:
-        The answer as written, stripped, or None; and one of `boxed` (the last balanced `\boxed{…}` or
-        `\fbox{…}` that is not empty), `final-answer`, `dollar`, `none`.
+        The stripped answer or None, and its location: `boxed` (the last non-empty balanced `\boxed{…}` or `\fbox{…}`),
+        `final-answer`, `dollar` or `none`.
     """
     finders = {"boxed": _boxed, "final-answer": _final, "dollar": _dollar}
-    return next(((found, where) for where, find in finders.items() if (found := find(text))), (None, "none"))
+    return next(((answer, location) for location, find in finders.items() if (answer := find(text))), (None, "none"))
 
 
 def integer(answer: str, text: str) -> Grade:
-    """Grade a contest integer. What is not plainly written as one is left to math-verify, and the rule says so."""
+    """Grade a response to a problem with an integer answer; math-verify compares what is not a plain integer."""
     return _grade(answer, text, "integer")
 
 
 def mathematics(answer: str, text: str) -> Grade:
-    """Grade any mathematical answer."""
+    """Grade a response to a problem with any mathematical expression as its answer."""
     return _grade(answer, text, "mathematics")
 
 
 def choice(answer: str, text: str) -> Grade:
-    """Grade the letter of a multiple choice, A to J.
+    """Grade a response to a multiple-choice problem with the options A to J.
 
-    It is the letter in the last box, else the last after "answer is" or "Answer:", else the last in bold, else the
-    last capital that stands alone (as in the paper), even where that is a symbol such as a field E. Lower case
-    counts in a box or after "answer:". Several letters in one box are wrong.
+    The chosen letter is the letter in the last box, else the last one after "answer is" or "Answer:", else the last one
+    in bold, else the last isolated capital letter (as in the paper), even if that is a symbol such as a field E. Lower
+    case is accepted in a box and after "answer:". Several letters in one box are incorrect.
     """
     gold = answer.strip(" ().").upper()
     if (box := _boxed(text)) is not None and len(box) <= MAX_ANSWER_CHARACTERS:
-        inside = _unwrap(_clean(box))
-        if found := _BOXED_LETTER.fullmatch(inside):
-            return _letter(gold, found, "boxed")
-        if _LETTERS.fullmatch(inside):
-            return Grade(False, inside, "boxed/choice")
-    for where, pattern in (("final-answer", _STATED_LETTER), ("letter", _BOLD), ("letter", _LONE_LETTER)):
-        if found := _last(pattern, text):
-            return _letter(gold, found, where)
+        content = _unwrap(_clean(box))
+        if match := _BOXED_LETTER.fullmatch(content):
+            return _grade_letter(gold, match, "boxed")
+        if _LETTERS.fullmatch(content):
+            return Grade(False, content, "boxed/choice")
+    for location, pattern in (("final-answer", _STATED_LETTER), ("letter", _BOLD), ("letter", _LONE_LETTER)):
+        if match := _last_match(pattern, text):
+            return _grade_letter(gold, match, location)
     return Grade(False, None, "none/choice")
 
 
 GRADERS: dict[str, Callable[[str, str], Grade]] = {"integer": integer, "mathematics": mathematics, "choice": choice}
+"""Grading rules by name: functions of (correct answer, response after `</think>`) to `Grade`."""
 
 
-def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    found = None
-    for found in pattern.finditer(text):  # noqa: B007
+def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    match = None
+    for match in pattern.finditer(text):  # noqa: B007
         pass
-    return found
+    return match
 
 
-def _letter(gold: str, found: re.Match[str], where: str) -> Grade:
-    letter = found[found.lastindex or 0].upper()
-    return Grade(letter == gold, letter, f"{where}/choice")
+def _grade_letter(gold: str, match: re.Match[str], location: str) -> Grade:
+    letter = match[match.lastindex or 0].upper()
+    return Grade(letter == gold, letter, f"{location}/choice")
 
 
 def _boxed(text: str) -> str | None:
-    """One pass with a stack of open braces, so that a text of nothing but boxes costs no more than another."""
-    best, at, boxed_at = None, -1, -1
+    """Return the content of the last non-empty box, in one pass, so that many boxes cost linear time."""
+    content, content_start, box_end = None, -1, -1  # box_end: end of the last \boxed command
     open_braces: list[tuple[int, bool]] = []
     for token in _TOKEN.finditer(text):
         if token[0] == "{":
-            open_braces.append((token.end(), boxed_at == token.start()))
+            open_braces.append((token.end(), box_end == token.start()))
         elif token[0] == "}" and open_braces:
             start, is_box = open_braces.pop()
-            if is_box and start > at and (inside := text[start : token.start()].strip()):
-                best, at = inside, start
+            if is_box and start > content_start and (inside := text[start : token.start()].strip()):
+                content, content_start = inside, start
         elif token[1]:
-            boxed_at = token.end()
-            if bare := _UNBRACED.match(text, boxed_at):
-                best, at = bare[0], boxed_at
-    return best
+            box_end = token.end()
+            if unbraced := _UNBRACED.match(text, box_end):
+                content, content_start = unbraced[0], box_end
+    return content
 
 
 def _final(text: str) -> str | None:
-    found = _last(_FINAL, text)
-    if found is None:
+    match = _last_match(_FINAL, text)
+    if match is None:
         return None
-    paragraph = text[found.end() : found.end() + 2 * MAX_ANSWER_CHARACTERS].split("\n\n")[0]
+    paragraph = text[match.end() : match.end() + 2 * MAX_ANSWER_CHARACTERS].split("\n\n")[0]
     line = paragraph.partition("\n")[0]
-    formula = _last(_FORMULA, line) or _FORMULA.match(paragraph)
+    formula = _last_match(_FORMULA, line) or _FORMULA.match(paragraph)
     return re.sub(r"^[\s*_]+|[\s*_]+$", "", formula[formula.lastindex or 0] if formula else line)
 
 
 def _dollar(text: str) -> str | None:
-    """Dollars are paired from the end: a price earlier in the text does no harm."""
+    """Return the last formula in dollar signs, paired from the end because earlier dollar signs may be prices."""
     parts = re.split(r"(?<!\\)\$+", text)
     return parts[-2].strip() if len(parts) > 2 else None
 
 
 def _grade(answer: str, text: str, rule: str) -> Grade:
-    found, where = extract_answer(text)
-    if found is None:
-        return Grade(False, None, f"{where}/{rule}")
-    if len(found) > MAX_ANSWER_CHARACTERS:
-        return Grade(False, found, f"{where}/too-long")
-    correct, comparison = _compare(_clean(answer), _clean(found))
-    number = _whole(_clean(found))
-    return Grade(correct, found if number is None else str(number), f"{where}/{comparison}")
+    extracted, location = extract_answer(text)
+    if extracted is None:
+        return Grade(False, None, f"{location}/{rule}")
+    if len(extracted) > MAX_ANSWER_CHARACTERS:
+        return Grade(False, extracted, f"{location}/too-long")
+    correct, comparison = _compare(_clean(answer), _clean(extracted))
+    number = _parse_integer(_clean(extracted))
+    return Grade(correct, extracted if number is None else str(number), f"{location}/{comparison}")
 
 
 def _compare(gold: str, answer: str) -> tuple[bool, str]:
-    """Whether two cleaned answers are equal, and what decided it."""
-    if (number := _whole(gold)) is not None and (other := _whole(answer)) is not None:
-        return number == other, "integer"
+    """Return whether two cleaned answers are equal, and the comparison that decided it."""
+    if (gold_number := _parse_integer(gold)) is not None and (number := _parse_integer(answer)) is not None:
+        return gold_number == number, "integer"
     if _unwrap(gold).replace(" ", "") == _unwrap(answer).replace(" ", ""):
         return True, "string"
     if _differ_in_form(gold, answer):
@@ -189,9 +190,9 @@ def _compare(gold: str, answer: str) -> tuple[bool, str]:
 
 
 def _clean(latex: str) -> str:
-    """LaTeX without what has no say in its value: delimiters, spacing commands, sizes, degrees, a unit at the end."""
-    for pattern, new in _REWRITES.items():
-        latex = re.sub(pattern, new, latex)
+    """Remove LaTeX that does not affect the value: delimiters, spacing, sizes, degrees, and a unit at the end."""
+    for pattern, replacement in _REWRITES.items():
+        latex = re.sub(pattern, replacement, latex)
     latex = latex.strip(" *").removesuffix(".").strip()
     unit = _UNIT.search(latex)
     if unit and not (unit[1] and _NO_UNIT.search(unit[1])):
@@ -203,8 +204,8 @@ def _unwrap(latex: str) -> str:
     return re.sub(_TEXT, r"\1", latex).strip()
 
 
-def _whole(latex: str) -> int | None:
-    """The integer that a cleaned answer plainly is, after any `m + n =`."""
+def _parse_integer(latex: str) -> int | None:
+    """Return the integer of a cleaned answer such as `7` or `m + n = 7`, or None if it is not a plain integer."""
     *left, right = re.split(r"(?<![<>!:\\])=", _unwrap(latex))
     number = _INTEGER.fullmatch(right.strip(" {}"))
     if number is None or re.search(r"[,;]|\b(?:or|and)\b", "=".join(left)):
@@ -213,7 +214,7 @@ def _whole(latex: str) -> int | None:
 
 
 def _differ_in_form(gold: str, answer: str) -> bool:
-    """What math-verify would read wrongly or not look at."""
+    """Return whether two answers differ in a way that math-verify ignores or misreads."""
     if not set(_BASE.findall(answer)) <= {*_BASE.findall(gold), "10"} or _SIDE_BY_SIDE.search(f"{gold}\n{answer}"):
         return True
     brackets = {_brackets(gold), _brackets(answer)} - {""}
@@ -221,19 +222,19 @@ def _differ_in_form(gold: str, answer: str) -> bool:
 
 
 def _brackets(latex: str) -> str:
-    """The pair of brackets around a whole list, such as `[)`; empty where there is none."""
+    """Return the pair of brackets around a whole list, such as `[)`, or an empty string if there is none."""
     text = latex.replace("\\{", "{").replace("\\}", "}")
     depth, comma = 0, False
-    for place, character in enumerate(text):
+    for index, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
         comma |= character == "," and depth == 1
         if depth <= 0:
-            return text[0] + text[-1] if comma and place == len(text) - 1 else ""
+            return text[0] + text[-1] if comma and index == len(text) - 1 else ""
     return ""
 
 
 def _serve() -> None:
-    """Answer each line [limit, gold, answer] with 0 or 1. Run from its source, so that the child imports no torch."""
+    """Answer each line [limit, gold, answer] with 0 or 1. Runs from its source, so the child does not import torch."""
     import json
     import signal
     import sys
@@ -241,36 +242,36 @@ def _serve() -> None:
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse, verify
 
-    # Units are off: math-verify takes the d of 5d for one.
-    reading = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
-    config = [LatexExtractionConfig(boxed_match_priority=-1, normalization_config=reading)]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process if need be
+    # Units are off because math-verify reads the d of 5d as a unit.
+    rules = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
+    config = [LatexExtractionConfig(boxed_match_priority=-1, normalization_config=rules)]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and kills this process if necessary
     print("ready", flush=True)
     for line in sys.stdin:
         limit, *pair = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, limit)  # the kernel ends the process, in the midst of a power too
+        signal.setitimer(signal.ITIMER_PROF, limit)  # the kernel kills the process even within one long operation
         gold, answer = (parse(f"${latex}$", config, "no_fallback", "first_match", 0) for latex in pair)
-        # 15 digits, the default, would make any two numbers under 1e-15 equal.
+        # With the default of 15 digits, any two numbers below 1e-15 would be equal.
         equal = verify(gold, answer, numeric_precision=100, timeout_seconds=0)
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(int(equal), flush=True)
 
 
 class _Verifier:
-    """math-verify in a child process, started when first needed and again after one that was ended."""
+    """Client of math-verify in a child process, which is started on demand and restarted after it was killed."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the child without ending it."""
+        """Drop the reference to the child process without killing it."""
         self._lock = Lock()
         self._child: subprocess.Popen[str] | None = None
 
     def equal(self, gold: str, answer: str) -> bool | None:
-        """Its verdict, or None if it took more than `TIME_LIMIT_SECONDS` seconds of processor time, or all memory."""
+        """Return math-verify's verdict, or None if the child exceeded `TIME_LIMIT_SECONDS` or ran out of memory."""
         with self._lock:
-            # While it works the child is not kept: one whose question was interrupted still owes that answer.
+            # Clear the reference while the child works: after an interruption it would still send the old reply.
             child, self._child = self._child, None
             if child is None or child.poll() is not None:
                 child = self._start()
@@ -296,4 +297,4 @@ class _Verifier:
 
 _VERIFIER = _Verifier()
 if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_VERIFIER.reset)  # a fork must not share the pipes
+    os.register_at_fork(after_in_child=_VERIFIER.reset)  # a forked process must not share the pipes

@@ -1,4 +1,4 @@
-"""The traces that a benchmark knows by itself: its problems as a perfect model answers them."""
+"""Reference traces of a benchmark: its problems with the responses of a perfect model."""
 
 from ghosttrace.bench.benchmark import Bench
 from ghosttrace.data.read import TraceText
@@ -8,16 +8,20 @@ from ghosttrace.model.checkpoint import Checkpoint
 
 
 def reference_traces(checkpoint: Checkpoint, *benches: Bench) -> list[TokenTrace]:
-    """The problems of benchmarks with the responses that a perfect model gives.
+    """Return the problems of the benchmarks with the responses of a perfect model, as tokenized traces.
+
+    Args:
+        checkpoint: Checkpoint whose tokenizer and prompt template are used.
+        benches: Benchmarks with known responses.
 
     Raises:
-        UserError: a benchmark does not know them.
+        UserError: A benchmark has no known responses.
     """
-    found = []
+    traces = []
     for bench in benches:
         if bench.response is None:
-            raise UserError(f"{bench.name} has no traces of its own: give --traces a file, a run folder or a hub id")
+            raise UserError(f"{bench.name} has no reference traces: give --traces a file, a run folder or a hub id")
         for problem in bench.problems:
             text = TraceText(problem.prompt, bench.response(problem))
-            found.append(to_token_trace(checkpoint, bench.name, problem.id, text))
-    return found
+            traces.append(to_token_trace(checkpoint, bench.name, problem.id, text))
+    return traces

@@ -1,1 +1,1 @@
-"""TransformerLens and nnsight under the law: `expiry` as an argument, and the cached states from their own hooks."""
+"""Bridges to TransformerLens and nnsight: `expiry` as a forward argument, and cached states from their hooks."""

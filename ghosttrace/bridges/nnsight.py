@@ -1,8 +1,8 @@
-"""The law and the cached states in nnsight.
+"""Erasing attention and cached states in nnsight.
 
-nnsight runs the model's own forward pass, its hooks included, so that `ghosttrace.attending` holds
-inside a trace and `expiry` is one more argument of `model.trace(...)`. States are read where a layer
-hands keys and values to attention: the call `attention_interface_1` in the source of `self_attn`.
+nnsight runs the model's own forward pass with its hooks. `ghosttrace.attending` therefore also applies inside a trace,
+and `model.trace(...)` accepts the argument `expiry`. States are read where a layer passes keys and values to the
+attention function: the call `attention_interface_1` in the source of `self_attn`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nnsight import Envoy, NNsight
 
 KEY_ARGUMENT, VALUE_ARGUMENT = 2, 3
-"""Places of the two among the arguments of `attention_interface_1`, [B, H_kv, T, D] each; 1 is the query."""
+"""Indices of keys and values, [B, H_kv, T, D], in the arguments of `attention_interface_1`; 1 is the query."""
 
 
 def _nnsight() -> Any:
@@ -34,7 +34,7 @@ def _nnsight() -> Any:
 
 
 def wrap(checkpoint: Checkpoint) -> "NNsight":
-    """A loaded checkpoint in nnsight; nothing is fetched, copied or changed.
+    """Wrap a loaded checkpoint in nnsight, without downloading, copying or changing the model.
 
     Raises:
         UserError: nnsight is not installed.
@@ -44,74 +44,83 @@ def wrap(checkpoint: Checkpoint) -> "NNsight":
 
 @contextmanager
 def attending(model: "Envoy") -> Iterator["Envoy"]:
-    """Let traces take `expiry`, and attend by it; everything is put back on exit.
+    """Enable the argument `expiry` of `model.trace` inside the context; restore the model on exit.
 
-    Inside, `model.trace(input_ids=…, expiry=…)` accepts int64[B, T] with one expiry per place, beside
-    `position_ids` and `attention_mask` (see `ghosttrace.attending`). Without the argument the model
-    attends as it always did.
+    `model.trace(input_ids=…, expiry=…)` then accepts int64[B, T], the expiry of each token, in addition to
+    `position_ids` and `attention_mask` (see `ghosttrace.attending`). Without `expiry` attention is unchanged.
 
     Args:
-        model: `NNsight(model)`, or a `TransformersModel`, whose weights are loaded first if they are not.
+        model: `NNsight(model)`, or a `TransformersModel`, whose weights are loaded if they are not yet.
+
+    Yields:
+        The model.
 
     Raises:
-        UserError: nnsight is not installed, this is no such model, or the law does not cover the family.
+        UserError: nnsight is not installed, `model` is no nnsight model, or `attending` does not support the model
+            family.
     """
     if not isinstance(model, _nnsight().Envoy):
         raise UserError(f"{type(model).__name__} is no nnsight model: make one with ghosttrace.bridges.nnsight.wrap")
-    if not getattr(model, "dispatched", True):  # a model on the meta device is another one than will run
+    if not getattr(model, "dispatched", True):  # the model on the meta device is replaced when its weights are loaded
         model.dispatch()
     with attention.attending(model._module):
         yield model
 
 
 def read_states(model: "Envoy", layouts: Sequence[Layout], token_indices: Sequence[np.ndarray]) -> States:
-    """Read the cached states of a batch at chosen places, in one trace.
+    """Read the cached states of a batch at given token indices, in one trace.
 
-    Equal to `ghosttrace.model.states.read_states` of the same model.
+    The result equals that of `ghosttrace.model.states.read_states` on the same model.
 
     Args:
-        model: as `attending` takes it.
-        layouts: of B sequences, all open or all sealed.
-        token_indices: for each int64[P], token_indices in its sequence; P is the same for all.
+        model: A model as for `attending`.
+        layouts: Layouts of B sequences, all open or all sealed.
+        token_indices: int64[P] for each sequence, with the same P.
 
     Returns:
-        Keys and values; hidden states are None (the layers' `output` has them).
+        Keys and values; hidden states are None (read them from the `output` of the layers).
 
     Raises:
-        UserError: the family does not hand keys and values to such a call, or a state is not finite.
+        UserError: The model family has no call `attention_interface_1`, or a state is not finite.
     """
     with attending(model), torch.no_grad():
         inputs, calls = model_inputs(layouts, model._module), attention_calls(model)
-        columns = np.stack([layout.columns(at) for layout, at in zip(layouts, token_indices, strict=True)])
-        at = torch.from_numpy(columns).to(model._module.device)
-        rows = torch.arange(len(at), device=at.device)[:, None]
+        columns = np.stack([layout.columns(indices) for layout, indices in zip(layouts, token_indices, strict=True)])
+        columns_on_device = torch.from_numpy(columns).to(model._module.device)
+        rows = torch.arange(len(columns_on_device), device=columns_on_device.device)[:, None]
         with model.trace(**inputs, use_cache=False, logits_to_keep=1):
-            found = _nnsight().save([])
+            saved = _nnsight().save([])
             for call in calls:
                 arguments = call.inputs[0]
-                found.append(
+                saved.append(
                     [
-                        arguments[which].transpose(1, 2)[rows, at].transpose(1, 2)
-                        for which in (KEY_ARGUMENT, VALUE_ARGUMENT)
+                        arguments[argument].transpose(1, 2)[rows, columns_on_device].transpose(1, 2)
+                        for argument in (KEY_ARGUMENT, VALUE_ARGUMENT)
                     ]
                 )
-    states = States(*(torch.stack(kind) for kind in zip(*found, strict=True)))
+    states = States(*(torch.stack(kind) for kind in zip(*saved, strict=True)))
     check_finite(states)
     return states
 
 
 def attention_calls(model: "Envoy") -> list[Any]:
-    """For each layer the call whose `inputs` are ((module, query, key, value, …), {…}), to read and to set.
+    """Return the attention call of each layer, to read or to set its `inputs` inside a trace.
+
+    Args:
+        model: A model as for `attending`.
+
+    Returns:
+        One nnsight operation per layer, whose `inputs` are ((module, query, key, value, …), {…}).
 
     Raises:
-        UserError: the family has no such call.
+        UserError: The model family has no call `attention_interface_1`.
     """
-    family = model._module
+    module = model._module
     try:
-        layers = getattr(model, family.base_model_prefix).layers
+        layers = getattr(model, module.base_model_prefix).layers
         return [layer.self_attn.source.attention_interface_1 for layer in layers]
     except AttributeError as error:
         raise UserError(
-            f"{type(family).__name__} has no layers[…].self_attn that calls attention_interface: "
+            f"{type(module).__name__} has no layers[…].self_attn that calls attention_interface: "
             "read its states with ghosttrace.model.states.read_states"
         ) from error

@@ -1,9 +1,9 @@
-"""The law and the cached states in TransformerLens.
+"""Erasing attention and cached states in TransformerLens.
 
-A `TransformerBridge` runs the forward pass of the transformers model with its own modules inside. It
-computes attention itself, so that scores and patterns can be hooked, but under the mask that the model
-makes: the mask half of `ghosttrace.model.attention` holds there, sliding windows included, and `expiry` is
-one more argument of the bridge. States are read from TransformerLens's own hook points.
+A `TransformerBridge` runs the forward pass of the transformers model with modules of its own. It computes attention
+itself, so that scores and patterns can be hooked, but with the mask that the model creates. The mask function of
+`ghosttrace.model.attention` therefore applies, sliding windows included, and the bridge accepts the argument `expiry`.
+States are read from the hook points of TransformerLens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ ALTERNATIVE_HINT = (
     "read its states with ghosttrace.model.states.read_states(bridge.original_model, …) or ghosttrace.bridges.nnsight"
 )
 HOOK_NAMES = {"keys": "blocks.{layer}.attn.hook_rot_k", "values": "blocks.{layer}.attn.v.hook_out"}
-"""Where a layer's keys (after RoPE) and values show, [B, T, H_kv, D]."""
+"""Hook points of a layer's keys (after RoPE) and values, [B, T, H_kv, D]."""
 
 
 def _bridge_class() -> type["TransformerBridge"]:
@@ -41,9 +41,9 @@ def _bridge_class() -> type["TransformerBridge"]:
 
 
 def bridge_of(checkpoint: Checkpoint) -> "TransformerBridge":
-    """A loaded checkpoint in TransformerLens; nothing is fetched.
+    """Return a TransformerLens bridge of a loaded checkpoint, without downloading anything.
 
-    The model is converted in place, as TransformerLens does it: to go on without, load it again.
+    TransformerLens converts the model in place. To use the model without TransformerLens afterwards, load it again.
 
     Raises:
         UserError: TransformerLens is not installed.
@@ -56,14 +56,21 @@ def bridge_of(checkpoint: Checkpoint) -> "TransformerBridge":
 
 @contextmanager
 def attending(bridge: "TransformerBridge") -> Iterator["TransformerBridge"]:
-    """Let a bridge's forward take `expiry`, and attend by it; everything is put back on exit.
+    """Enable the argument `expiry` of the bridge's forward pass inside the context; restore the bridge on exit.
 
-    Inside, `bridge(input_ids, expiry=…)`, `run_with_hooks` and `run_with_cache` accept int64[B, T] with
-    one expiry per place, beside `position_ids` and `attention_mask` (see `ghosttrace.attending`).
-    Without the argument the bridge attends as it always did.
+    `bridge(input_ids, expiry=…)`, `run_with_hooks` and `run_with_cache` then accept int64[B, T], the expiry of each
+    token, in addition to `position_ids` and `attention_mask` (see `ghosttrace.attending`). Without `expiry` attention
+    is unchanged.
+
+    Args:
+        bridge: The bridge.
+
+    Yields:
+        The bridge.
 
     Raises:
-        UserError: TransformerLens is not installed, this is no bridge, or the law does not cover the family.
+        UserError: TransformerLens is not installed, `bridge` is no bridge, or `attending` does not support the model
+            family.
     """
     if not isinstance(bridge, _bridge_class()):
         raise UserError(f"{type(bridge).__name__} is no TransformerBridge: make one with bridge_of")
@@ -72,58 +79,61 @@ def attending(bridge: "TransformerBridge") -> Iterator["TransformerBridge"]:
 
 
 def read_states(bridge: "TransformerBridge", layouts: Sequence[Layout], token_indices: Sequence[np.ndarray]) -> States:
-    """Read the cached states of a batch at chosen places, from hook points.
+    """Read the cached states of a batch at given token indices, from hook points.
 
-    Equal to `ghosttrace.model.states.read_states` of the same model. What the hook points show is held
-    to what the bridge caches, so that a family in which they mean something else is refused.
+    The result equals that of `ghosttrace.model.states.read_states` on the same model. The states at the hook points are
+    compared with those in the cache, to reject model families whose hook points hold something else.
 
     Args:
-        bridge: as it was booted; hooks that it carries act as ever. After `enable_compatibility_mode`
-            values come without their bias, where a family has one.
-        layouts: of B sequences, all open or all sealed.
-        token_indices: for each int64[P], token_indices in its sequence; P is the same for all.
+        bridge: The bridge; hooks that were added to it stay active. After `enable_compatibility_mode`, values do not
+            include their bias.
+        layouts: Layouts of B sequences, all open or all sealed.
+        token_indices: int64[P] for each sequence, with the same P.
 
     Returns:
-        Keys and values; hidden states are None (`blocks.{layer}.hook_out` has them).
+        Keys and values; hidden states are None (read them from `blocks.{layer}.hook_out`).
 
     Raises:
-        UserError: a hook point is missing or is not what is cached, or a state is not finite.
+        UserError: A hook point is missing or differs from the cache, or a state is not finite.
     """
     with attending(bridge), torch.no_grad():
-        shown, cached = _shown_and_cached(bridge, layouts, token_indices)
+        hooked, cached = _hooked_and_cached(bridge, layouts, token_indices)
     family = type(bridge.original_model).__name__
     for kind, hook in HOOK_NAMES.items():
-        if len(shown[kind]) < len(cached[kind]):
+        if len(hooked[kind]) < len(cached[kind]):
             raise UserError(f"TransformerLens has no hook {hook} in {family}: {ALTERNATIVE_HINT}")
-    found = States(*(torch.stack(shown[kind]) for kind in HOOK_NAMES))
-    check_finite(found)
+    states = States(*(torch.stack(hooked[kind]) for kind in HOOK_NAMES))
+    check_finite(states)
     for kind, hook in HOOK_NAMES.items():
-        if not torch.equal(getattr(found, kind), torch.stack(cached[kind])):
-            raise UserError(f"TransformerLens's hook {hook} does not show what {family} caches: {ALTERNATIVE_HINT}")
-    return found
+        if not torch.equal(getattr(states, kind), torch.stack(cached[kind])):
+            raise UserError(f"TransformerLens's hook {hook} differs from the cache of {family}: {ALTERNATIVE_HINT}")
+    return states
 
 
-def _shown_and_cached(
+def _hooked_and_cached(
     bridge: "TransformerBridge", layouts: Sequence[Layout], token_indices: Sequence[np.ndarray]
 ) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]:
-    """By kind and layer, [B, H_kv, P, D]: what fires at the hook points, and what the same pass caches."""
+    """Run one pass, and return the states at the hook points and those in the cache, by kind.
+
+    Each list has one tensor per layer, [B, H_kv, P, D].
+    """
     inputs, cache = model_inputs(layouts, bridge.original_model), DynamicCache()
     tokens = inputs.pop("input_ids")
-    columns = np.stack([layout.columns(at) for layout, at in zip(layouts, token_indices, strict=True)])
-    at = torch.from_numpy(columns).to(tokens.device)
-    rows = torch.arange(len(at), device=at.device)[:, None]
-    shown: dict[str, list[Tensor]] = {kind: [] for kind in HOOK_NAMES}
+    columns = np.stack([layout.columns(indices) for layout, indices in zip(layouts, token_indices, strict=True)])
+    columns_on_device = torch.from_numpy(columns).to(tokens.device)
+    rows = torch.arange(len(columns_on_device), device=columns_on_device.device)[:, None]
+    hooked: dict[str, list[Tensor]] = {kind: [] for kind in HOOK_NAMES}
 
-    def take(states: Tensor) -> Tensor:  # [B, T, H_kv, D]
-        return states[rows, at].transpose(1, 2)
+    def select(states: Tensor) -> Tensor:  # [B, T, H_kv, D]
+        return states[rows, columns_on_device].transpose(1, 2)
 
-    def keep(kind: str, states: Tensor, hook: Any) -> None:
-        shown[kind].append(take(states))
+    def store(kind: str, states: Tensor, hook: Any) -> None:
+        hooked[kind].append(select(states))
 
     names = [
         (kind, name.format(layer=layer)) for kind, name in HOOK_NAMES.items() for layer in range(bridge.cfg.n_layers)
     ]
-    hooks = [(name, partial(keep, kind)) for kind, name in names if name in bridge.hook_dict]
+    hooks = [(name, partial(store, kind)) for kind, name in names if name in bridge.hook_dict]
     bridge.run_with_hooks(tokens, fwd_hooks=hooks, past_key_values=cache, logits_to_keep=1, **inputs)
-    cached = {kind: [take(getattr(layer, kind).transpose(1, 2)) for layer in cache.layers] for kind in HOOK_NAMES}
-    return shown, cached
+    cached = {kind: [select(getattr(layer, kind).transpose(1, 2)) for layer in cache.layers] for kind in HOOK_NAMES}
+    return hooked, cached

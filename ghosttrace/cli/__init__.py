@@ -1,1 +1,1 @@
-"""The command line: one file per command, and what the commands share."""
+"""The command line: one file per command, and files with shared options and output."""

@@ -1,11 +1,10 @@
-"""The command `ghosttrace ablate`: its options, and the run that they name."""
+"""The command `ghosttrace ablate`: its options, and how they start a run."""
 
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from ghosttrace.ablation.arms import ARMS, Part
 from ghosttrace.ablation.backend import Backend, HuggingFaceBackend
@@ -13,8 +12,9 @@ from ghosttrace.ablation.run import run_ablation
 from ghosttrace.ablation.settings import AblationSettings
 from ghosttrace.bench import BENCH_NAMES, load_bench
 from ghosttrace.cli.options import ModelName, gather_options, model_options, parse_integers, run_options, with_options
-from ghosttrace.cli.output import load_and_show_progress, print_verdict
+from ghosttrace.cli.output import load_and_show_progress, print_result
 from ghosttrace.errors import UserError
+from ghosttrace.report.ablation.findings import ablation_findings
 from ghosttrace.report.ablation.table import ablation_table, swap_table
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "max_block_tokens")
@@ -24,79 +24,127 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "max_blo
 def ablate(
     ctx: typer.Context,
     model: ModelName = "toy-mixed",
-    bench: Annotated[str, typer.Option(help=f"{', '.join(BENCH_NAMES)}, or a .jsonl file.")] = "ledger",
+    bench: Annotated[
+        str, typer.Option(help=f"Benchmark: {', '.join(BENCH_NAMES)}, or a .jsonl file with id, problem and answer.")
+    ] = "ledger",
     bench_file: Annotated[
-        Path | None, typer.Option(help="JSONL with id, problem and answer: the bench's problems without the hub.")
+        Path | None,
+        typer.Option(
+            help="JSONL file with the problems of --bench (id, problem, answer). Default: download them from the hub."
+        ),
     ] = None,
     arms: Annotated[
-        str | None, typer.Option(help=f"Comma-separated, of {', '.join(ARMS)}; memento always runs.")
+        str | None,
+        typer.Option(
+            help=f"Comma-separated arms, from {', '.join(ARMS)}. memento always runs. Default: the standard arms that "
+            "apply to the checkpoint and the benchmark."
+        ),
     ] = None,
-    repetitions: Annotated[int | None, typer.Option(help="Samples of each problem; the bench says.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Problems of each benchmark.")] = None,
-    seed: Annotated[int, typer.Option(help="Of problems and draws.")] = 0,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="0 keeps every token.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Relative to the likeliest token.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longer responses are truncated.")] = None,
-    max_block_tokens: Annotated[int | None, typer.Option(help="Force a block to end at this length.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows decoded together; 128, or what a GPU holds.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Sealing arms seal these layers alone, e.g. 1,2.")] = None,
-    heads: Annotated[str | None, typer.Option(help="… these key-value heads alone.")] = None,
-    kv: Annotated[str, typer.Option(help="… keys (k), values (v) or both (k,v).")] = "k,v",
-    noise: Annotated[float, typer.Option(help="Relative size of the arm noise.")] = 0.5,
-    backend: Annotated[str, typer.Option(help="hf, or vllm for the arms that it can run.")] = "hf",
+    repetitions: Annotated[
+        int | None, typer.Option(help="Samples per problem. Default: the benchmark's protocol.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Maximum number of problems per benchmark. Default: all, or 400 for ledger.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of generated problems and of sampling.")] = 0,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature; 0 is greedy. Default: the benchmark's protocol.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Nucleus sampling; 1 keeps all tokens. Default: the benchmark's protocol.")
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(help="Sample from the k most likely tokens; 0 keeps all. Default: the benchmark's protocol."),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Minimum probability of a token, relative to the most likely one; 0 keeps all. Default: the "
+            "benchmark's protocol."
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens after which a response is truncated. Default: the benchmark's protocol."),
+    ] = None,
+    max_block_tokens: Annotated[
+        int | None, typer.Option(help="Tokens after which the end of a block is forced. Default: no limit.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Sequences decoded together. Default: 128, or fewer if GPU memory requires it.")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers that sealing arms recompute, comma-separated, e.g. 1,2. Default: all.")
+    ] = None,
+    heads: Annotated[
+        str | None, typer.Option(help="Key-value heads that sealing arms recompute, comma-separated. Default: all.")
+    ] = None,
+    kv: Annotated[
+        str, typer.Option(help="States that sealing arms recompute: keys (k), values (v) or both (k,v).")
+    ] = "k,v",
+    noise: Annotated[
+        float,
+        typer.Option(help="Standard deviation of the arm noise, relative to the root mean square of the states."),
+    ] = 0.5,
+    backend: Annotated[
+        str, typer.Option(help="Inference backend: hf (transformers), or vllm, which supports fewer arms.")
+    ] = "hf",
     engine_args: Annotated[
-        str | None, typer.Option(help='Arguments of vLLM\'s LLM as JSON, e.g. {"max_model_len": 40960}.')
+        str | None,
+        typer.Option(
+            help='Arguments of vllm.LLM as a JSON object, e.g. {"max_model_len": 40960}; only with --backend vllm. '
+            "Default: none."
+        ),
     ] = None,
 ) -> None:
-    """Open, close or alter the ghost channel of one checkpoint, and measure what that does."""
+    """Run a benchmark while the ghost channel is open, sealed or altered, and measure the effect on accuracy."""
     options = gather_options(ctx, "ablate")
     if options is not None:
         start_ablation(ctx, options)
 
 
 def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> None:
-    """Run `ablate` with these options of its command line."""
+    """Run `ablate` with the gathered command-line options."""
     kinds = tuple(options["kv"].split(","))
     if not set(kinds) <= {"k", "v"}:
-        raise UserError(f"--kv is k, v or k,v, not {options['kv']!r}")
-    whole = sorted(kinds) == ["k", "v"]
+        raise UserError(f"--kv must be k, v or k,v, not {options['kv']!r}")
+    both = sorted(kinds) == ["k", "v"]
     layers, heads = (parse_integers(options[name], f"--{name}") for name in ("layers", "heads"))
     settings = AblationSettings(
         arms=None if options["arms"] is None else tuple(options["arms"].split(",")),
         **{name: options[name] for name in ("repetitions", "limit", "seed", "batch_size", "noise")},
         sampling={name: options[name] for name in SAMPLING},
-        part=Part(layers, heads, ("k", "v") if whole else kinds),
+        part=Part(layers, heads, ("k", "v") if both else kinds),
     )
     backend = _backend(options["backend"], options["engine_args"])
     file = None if options["bench_file"] is None else Path(options["bench_file"])
     benches = load_bench(options["bench"], settings.limit, settings.seed, file)
     with load_and_show_progress(ctx, "ablate", options) as (checkpoint, run):
         result = run_ablation(checkpoint, benches, settings, backend, **run)
-    Console().print(ablation_table(result.results))
-    swapped = swap_table(result.results)
-    if swapped:
-        Console().print(swapped)
-    print_verdict(result)
+    results = result.results
+    findings = ablation_findings(results, result.summary, result.configuration)
+    print_result(result, findings, [ablation_table(results), swap_table(results)])
 
 
 def _backend(name: str, arguments: str | None) -> Backend:
-    """The backend of this name, with vLLM's arguments as JSON.
+    """Return the backend of this name; `arguments` is a JSON object of vLLM engine arguments.
 
     Raises:
-        UserError: no such backend, or arguments that are not a JSON object.
+        UserError: the backend does not exist, or the arguments are not a JSON object or not for vLLM.
     """
     try:
-        found = json.loads(arguments or "{}")
+        engine_args = json.loads(arguments or "{}")
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f'--engine-args is a JSON object, such as {{"max_model_len": 40960}}, not {arguments!r}')
-    if name not in ("hf", "vllm") or (found and name != "vllm"):
-        raise UserError("--backend is hf or vllm, and --engine-args are vLLM's")
+        engine_args = None
+    if not isinstance(engine_args, dict):
+        raise UserError(f'--engine-args must be a JSON object such as {{"max_model_len": 40960}}, not {arguments!r}')
+    if name not in ("hf", "vllm"):
+        raise UserError(f"--backend must be hf or vllm, not {name!r}")
+    if engine_args and name != "vllm":
+        raise UserError("--engine-args needs --backend vllm: add it, or remove --engine-args")
     if name == "hf":
         return HuggingFaceBackend()
     from ghosttrace.serving.vllm.backend import VllmBackend
 
-    return VllmBackend(found)
+    return VllmBackend(engine_args)

@@ -1,21 +1,19 @@
-"""The command `ghosttrace audit`: its options, and the run that they name."""
+"""The command `ghosttrace audit`: its options, and how they start a run."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from ghosttrace.auditing.attacks import ATTACKS
 from ghosttrace.auditing.defences import DEFENCES
 from ghosttrace.auditing.result import AuditResult
 from ghosttrace.auditing.run import audit as run_audit
 from ghosttrace.cli.options import ModelName, gather_options, model_options, run_options, with_options
-from ghosttrace.cli.output import load_and_show_progress
+from ghosttrace.cli.output import load_and_show_progress, print_result
 from ghosttrace.cli.probe_options import Hops, Samples, SecretBench, probe_settings, secret_options
 from ghosttrace.probing.carriers import CARRIERS
-from ghosttrace.report.audit.table import audit_lines, audit_table
+from ghosttrace.report.audit.table import audit_findings, audit_notes, audit_table
 
 
 @with_options(secret_options, model_options, run_options)
@@ -24,42 +22,58 @@ def audit(
     model: ModelName = "toy-open",
     bench: SecretBench = "ledger-h3",
     secrets: Annotated[
-        Path | None, typer.Option(help="Instead: JSONL of secrets in the traces: trace, block, text, label.")
+        Path | None,
+        typer.Option(
+            help="JSONL file that marks secrets in the traces of --traces, used instead of --secret. Each line has "
+            "trace, block, text and optionally label. Default: none."
+        ),
     ] = None,
     samples: Samples = 8000,
-    attacks: Annotated[str, typer.Option(help="A list; the text alone, the baseline, always runs.")] = ",".join(
-        ATTACKS
-    ),
+    attacks: Annotated[
+        str, typer.Option(help="Comma-separated attacks. The baseline, which reads the text alone, always runs.")
+    ] = ",".join(ATTACKS),
     defence: Annotated[
-        str, typer.Option(help="What is done to the retained cache; --defence list names all.")
+        str, typer.Option(help="Defence applied to the retained cache; --defence list prints all defences.")
     ] = "none",
     max_leak_bits: Annotated[
-        float, typer.Option(help="Bits a secret that may leak; the exit code says if more do.")
+        float, typer.Option(help="Allowed leak in bits per secret; a larger leak gives exit code 10.")
     ] = 0.1,
     fpr: Annotated[
-        float | None, typer.Option(help="Target false-positive rate of the membership attack; 0.01 by default.")
+        float | None,
+        typer.Option(help="Target false-positive rate of the membership attack, between 0 and 1. Default: 0.01."),
     ] = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="What a user types to get a secret, its parts in braces: 'It was {digit-0}'; or more."),
+        typer.Option(
+            help="Text that asks a model for a secret, with the parts of the secret in braces: 'It was {digit-0}'. Can "
+            "be repeated. Default: built-in prompts for the kind of secret."
+        ),
     ] = None,
     carriers: Annotated[
         str | None,
-        typer.Option(help=f"Where probes look, of {','.join(CARRIERS)}; by default mementos and kept delimiters."),
+        typer.Option(
+            help=f"Comma-separated carriers to probe, from {', '.join(CARRIERS)}. Default: memento, and delimiters if "
+            "they are retained."
+        ),
     ] = None,
     hops: Hops = "0,1",
-    kv: Annotated[str, typer.Option(help="Keys (k), values (v), both as one (kv): a list.")] = "k,v",
-    utility_limit: Annotated[int, typer.Option(help="Problems on which a defence's accuracy is measured.")] = 100,
+    kv: Annotated[
+        str, typer.Option(help="Comma-separated states to probe: keys (k), values (v) or both concatenated (kv).")
+    ] = "k,v",
+    utility_limit: Annotated[
+        int, typer.Option(help="Number of problems on which the accuracy under a defence is measured.")
+    ] = 100,
 ) -> None:
-    """Audit what can be recovered of erased blocks. Exit code 0: nothing detected; 10: a leak; 11: too few traces;
-    12: a control failed; 2: bad input.
+    """Audit which secrets of erased blocks can be recovered from the retained cache.
+
+    Exit codes: 0, no leak detected; 10, a leak; 11, too few traces; 12, a control failed; 2, invalid input.
     """
     if defence == "list":
         for name, kind in DEFENCES.items():
             typer.echo(f"{kind.usage or name}: {kind.summary}")
         return
     options = gather_options(ctx, "audit")
-    if options is None:  # finished; its reports may not be written yet
+    if options is None:  # the run is finished, but its reports may be missing
         result = AuditResult.open(ctx.params["resume"])
         result.report()
     else:
@@ -68,10 +82,10 @@ def audit(
 
 
 def start_audit(ctx: typer.Context, options: dict[str, Any]) -> AuditResult:
-    """Run `audit` with these options of its command line."""
+    """Run `audit` with the gathered command-line options."""
     probes = probe_settings({**options, "carriers": options["carriers"] or "memento", "by_head": False, "joint": False})
-    plain = ("bench", "secret", "secrets", "block", "samples", "limit", "defence", "max_leak_bits", "fpr")
-    names = ("hops", "layers", "kv", "pool", "mlp", "within_traces", "seed")
+    run_names = ("bench", "secret", "secrets", "block", "samples", "limit", "defence", "max_leak_bits", "fpr")
+    probe_names = ("hops", "layers", "kv", "pool", "mlp", "within_traces", "seed")
     with load_and_show_progress(ctx, "audit", options) as (checkpoint, run):
         result = run_audit(
             checkpoint,
@@ -80,18 +94,10 @@ def start_audit(ctx: typer.Context, options: dict[str, Any]) -> AuditResult:
             attacks=options["attacks"].split(","),
             prompts=options["prompt"] or None,
             carriers=None if options["carriers"] is None else probes.kinds,
-            **{name: options[name] for name in (*plain, "utility_limit", "batch_tokens")},
-            **{name: getattr(probes, name) for name in names},
+            **{name: options[name] for name in (*run_names, "utility_limit", "batch_tokens")},
+            **{name: getattr(probes, name) for name in probe_names},
             **run,
         )
-    print_audit(Console(), result)
+    table = audit_table(result.summary["results"])
+    print_result(result, audit_findings(result.summary), [table], audit_notes(result.summary))
     return result
-
-
-def print_audit(console: Console, result: AuditResult) -> None:
-    """Print the table of findings, the verdict, and where everything is."""
-    console.print(audit_table(result.summary["results"]))
-    for line in audit_lines(result.summary):
-        console.print(line)
-    written = f"Written to {result.folder}: report.html, card.md, audit.sarif, summary.json"
-    console.print(escape(written), soft_wrap=True)

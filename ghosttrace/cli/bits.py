@@ -1,14 +1,21 @@
-"""The command `ghosttrace bits`: its options, and the run that they name."""
+"""The command `ghosttrace bits`: its options, and how they start a run."""
 
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from ghosttrace.cli.options import ModelName, Traces, gather_options, model_options, run_options, with_options
-from ghosttrace.cli.output import load_and_show_progress, print_verdict
+from ghosttrace.cli.options import (
+    BatchTokens,
+    ModelName,
+    Traces,
+    gather_options,
+    model_options,
+    run_options,
+    with_options,
+)
+from ghosttrace.cli.output import load_and_show_progress, print_result
 from ghosttrace.ghost_bits.run import bits as measure_bits
-from ghosttrace.report.ghost_bits import bits_table
+from ghosttrace.report.ghost_bits import bits_findings, bits_table
 
 
 @with_options(model_options, run_options)
@@ -17,16 +24,20 @@ def bits(
     model: ModelName = "toy-mixed",
     traces: Traces = None,
     bench: Annotated[
-        str, typer.Option(help="Without --traces: a bench that knows its own, such as ledger.")
+        str,
+        typer.Option(
+            help="Comma-separated benchmarks with reference responses, such as ledger; used without --traces."
+        ),
     ] = "ledger",
-    limit: Annotated[int, typer.Option(help="Traces of each source.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the bench's problems.")] = 0,
+    limit: Annotated[int, typer.Option(help="Maximum number of traces per source.")] = 100,
+    seed: Annotated[int, typer.Option(help="Random seed of the benchmark's problems.")] = 0,
     arms: Annotated[
-        str, typer.Option(help="What to compare with memento; placebo, the control, always runs.")
+        str,
+        typer.Option(help="Comma-separated arms to compare with memento. The control placebo always runs."),
     ] = "restart",
-    batch_tokens: Annotated[int, typer.Option(help="Tokens read together, padding included.")] = 65_536,
+    batch_tokens: BatchTokens = 65_536,
 ) -> None:
-    """Measure on existing traces, token by token, what the ghost channel tells about the text that follows."""
+    """Measure on existing traces, token by token, how many bits the ghost channel adds to the following text."""
     options = gather_options(ctx, "bits")
     if options is None:
         return
@@ -39,5 +50,5 @@ def bits(
             **{name: options[name] for name in ("limit", "seed", "batch_tokens")},
             **run,
         )
-    Console().print(bits_table(result.results, result.configuration))
-    print_verdict(result)
+    findings = bits_findings(result.results, result.failures, result.configuration)
+    print_result(result, findings, [bits_table(result.results, result.configuration)])

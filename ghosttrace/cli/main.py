@@ -1,4 +1,4 @@
-"""The command line: one file per command; bad input is one sentence and exit code 2."""
+"""The entry point of the command line. Invalid input prints one sentence and exits with code 2."""
 
 import sys
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from ghosttrace.cli.sft import sft
 from ghosttrace.errors import UserError
 
 PASS_THROUGH_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Settings of a command that passes unknown options on to another program."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,8 +31,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"ghosttrace {__version__}")
         raise typer.Exit
 
@@ -53,8 +54,8 @@ app.command(context_settings=PASS_THROUGH_ARGUMENTS)(serve)
 
 
 def main() -> None:
-    """Run the command line; bad input is one sentence and exit code 2."""
-    disable_progress_bar()  # transformers' own, which says nothing about a run
+    """Run the command line. A `UserError` prints its message and exits with code 2."""
+    disable_progress_bar()  # of transformers, for loading weights; it would disturb the progress bar of the run
     try:
         app()
     except UserError as error:

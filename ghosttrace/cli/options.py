@@ -1,4 +1,4 @@
-"""What the commands of the command line share: options, how they are read, and --resume."""
+"""Options that several commands share, their parsing, and `--resume`."""
 
 import json
 from collections.abc import Callable
@@ -20,42 +20,66 @@ from ghosttrace.runs.folder import is_finished, read_configuration
 Delimiters = Annotated[
     bool | None,
     typer.Option(
-        "--mask-delimiters/--keep-delimiters", help="Erase block delimiters too, if the checkpoint does not say."
+        "--mask-delimiters/--keep-delimiters",
+        help="Erase the delimiters of a block together with it, or keep them. Must match the model's training. "
+        "Default: as recorded in the checkpoint.",
     ),
 ]
 DelimiterMapping = Annotated[
-    str | None, typer.Option("--map-delimiters", help="Other delimiter tokens: block_start=TOKEN,block_end=TOKEN,…")
+    str | None,
+    typer.Option(
+        "--map-delimiters",
+        help="Tokens that the model uses as delimiters: block_start=TOKEN,block_end=TOKEN,… Default: as recorded in "
+        "the checkpoint, else <|block_start|> and so on.",
+    ),
 ]
-ModelName = Annotated[str, typer.Option(help="Bundled name (toy-mixed, toy-open, toy-sealed), folder or hub id.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU if there is one.")]
-Out = Annotated[Path | None, typer.Option(help="Run folder; a new one under runs/ by default.")]
-Resume = Annotated[Path | None, typer.Option(help="Go on with this run folder, as it was begun.")]
-KeepLast = Annotated[int | None, typer.Option(help="Keep the last N finished blocks; -1 never erases.")]
+ModelName = Annotated[
+    str, typer.Option(help="Bundled name (toy-mixed, toy-open, toy-sealed), folder or hub id of the model.")
+]
+Device = Annotated[
+    str | None, typer.Option(help="Torch device, e.g. cpu, cuda or cuda:1. Default: a GPU if available, else cpu.")
+]
+Out = Annotated[Path | None, typer.Option(help="Folder of a new run. Default: a new folder under runs/.")]
+Resume = Annotated[
+    Path | None, typer.Option(help="Folder of an unfinished run to continue with its own options. Default: a new run.")
+]
+KeepLast = Annotated[
+    int | None,
+    typer.Option(
+        help="Number of most recent finished blocks that stay in the cache; 0 erases every finished block, -1 none. "
+        "Default: as recorded in the checkpoint."
+    ),
+]
 
 Traces = Annotated[
     list[str] | None,
-    typer.Option(help="JSON, JSONL, Parquet or text, a run of ablate, or a hub id; may be given again."),
+    typer.Option(
+        help="Traces: a JSON, JSONL, Parquet or text file, the folder of an ablate run, or a hub id of a data set. Can "
+        "be repeated. Default: traces of --bench."
+    ),
 ]
-Limit = Annotated[int | None, typer.Option(help="Traces of each source.")]
-BatchTokens = Annotated[int, typer.Option(help="Tokens read together, padding included.")]
+Limit = Annotated[int | None, typer.Option(help="Maximum number of traces per source. Default: all.")]
+BatchTokens = Annotated[int, typer.Option(help="Maximum number of tokens per batch, padding included.")]
 
 
 class DtypeName(StrEnum):
-    """Number formats a model can be loaded in."""
+    """Data types in which a model can be loaded."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
 
 
-Dtype = Annotated[DtypeName | None, typer.Option(help="The checkpoint's own by default.")]
+Dtype = Annotated[DtypeName | None, typer.Option(help="Data type of the model. Default: that of the checkpoint.")]
 
 
 def with_options(*blocks: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command further options besides its own; it reads them from `ctx.params` (see `gather_options`).
+    """Return a decorator that adds shared options to a command.
+
+    The command does not receive these options as arguments. It reads them from `ctx.params` (see `gather_options`).
 
     Args:
-        blocks: functions whose parameters are the further options, such as `model_options`.
+        blocks: functions whose parameters declare the shared options, such as `model_options`.
     """
     shared = [parameter for block in blocks for parameter in signature(block).parameters.values()]
 
@@ -67,7 +91,7 @@ def with_options(*blocks: Callable[..., None]) -> Callable[[Callable[..., None]]
             command(**{name: given[name] for name in own.parameters})
 
         run.__signature__ = own.replace(parameters=[*own.parameters.values(), *shared])  # type: ignore[attr-defined]
-        run.__annotations__ = command.__annotations__ | {one.name: one.annotation for one in shared}
+        run.__annotations__ = command.__annotations__ | {option.name: option.annotation for option in shared}
         return run
 
     return decorate
@@ -80,53 +104,71 @@ def model_options(
     keep_last_n_blocks: KeepLast = None,
     map_delimiters: DelimiterMapping = None,
 ) -> None:
-    """How a checkpoint is loaded, and its law where it does not record one."""
+    """Declare the options for loading a checkpoint, and for its policy where it does not record one."""
 
 
 def run_options(out: Out = None, resume: Resume = None) -> None:
-    """Where a run goes, and which one to go on with."""
+    """Declare the options for the folder of a run and for resuming."""
 
 
 def parse_integers(text: str | None, option: str) -> tuple[int, ...] | None:
-    """`1,2,5` as integers."""
+    """Return the integers of a comma-separated list such as `1,2,5`; None for None.
+
+    Args:
+        text: the value of the option.
+        option: name of the option, for the message.
+
+    Raises:
+        UserError: the text is not such a list.
+    """
     if text is None:
         return None
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise UserError(f"{option} is a list of numbers such as 0,3, not {text!r}") from error
+        raise UserError(f"{option} must be a comma-separated list of integers such as 0,3, not {text!r}") from error
 
 
 def parse_delimiter_mapping(text: str | None) -> dict[str, str]:
-    """`block_start=<a>,block_end=<b>` as a dict."""
+    """Return the tokens by delimiter name of a text such as `block_start=<a>,block_end=<b>`; {} for None.
+
+    Raises:
+        UserError: a name is not a delimiter, or a token is missing.
+    """
     pairs = [part.partition("=") for part in text.split(",")] if text else []
     if any(name not in DELIMITERS or not token for name, _, token in pairs):
-        raise UserError(f"--map-delimiters is NAME=TOKEN,… with names {', '.join(DELIMITERS)}, not {text!r}")
+        raise UserError(f"--map-delimiters must be NAME=TOKEN,… with names {', '.join(DELIMITERS)}, not {text!r}")
     return {name: token for name, _, token in pairs}
 
 
 def gather_options(ctx: typer.Context, command: str) -> dict[str, Any] | None:
-    """The options of a command line, as JSON values; with --resume those of the run, and what is given on top.
+    """Return the options of a command line as JSON values, without `out` and `resume`.
+
+    With `--resume`, the options recorded in the run replace all options that are not given on the command line.
+
+    Args:
+        ctx: context of the command.
+        command: name of the command.
 
     Returns:
-        None if the run to go on with is finished.
+        The options by name, or None if the run to resume is already finished.
 
     Raises:
-        UserError: the run is not one that can be gone on with, or a number is out of range.
+        UserError: the run cannot be resumed, or the seed is negative.
     """
     out, resume = ctx.params["out"], ctx.params["resume"]
     options = {name: value for name, value in ctx.params.items() if name not in ("out", "resume")}
     options = json.loads(json.dumps(options, default=str))
     if options.get("seed", 0) < 0:
-        raise UserError("--seed is not negative")
+        raise UserError("--seed must not be negative")
     if resume is None:
         return options
     if out is not None:
-        raise UserError("--resume goes on in the run's own folder: leave out --out")
+        raise UserError("--resume continues in the run's own folder: leave out --out")
     given = {name for name in options if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
     recorded = read_configuration(resume, command).get("options")
     if not recorded or not isinstance(recorded, dict):
-        raise UserError(f"{resume} was not begun from the command line: go on with it from Python, as it was begun")
+        raise UserError(f"{resume} was not started from the command line: resume it from Python")
     if is_finished(resume):
         Console().print(f"{escape(str(resume))} is finished: nothing is left to do", soft_wrap=True)
         return None
@@ -134,13 +176,13 @@ def gather_options(ctx: typer.Context, command: str) -> dict[str, Any] | None:
 
 
 def load_from_options(options: dict[str, Any]) -> Checkpoint:
-    """The checkpoint that a command line names.
+    """Load the checkpoint that the options name, with their device, dtype, delimiters and policy.
 
     Raises:
-        UserError: see `ghosttrace.model.checkpoint.load`.
+        UserError: the device is `meta`; or see `ghosttrace.model.checkpoint.load`.
     """
     if (options["device"] or "").partition(":")[0] == "meta":
-        raise UserError("device 'meta' holds no numbers: try --device cpu")
+        raise UserError("device 'meta' cannot run a model: use --device cpu")
     policy = {name: options[name] for name in ("mask_delimiters", "keep_last_n_blocks")}
     delimiters = parse_delimiter_mapping(options["map_delimiters"])
     return load(options["model"], options["device"], options["dtype"], delimiters, **policy)

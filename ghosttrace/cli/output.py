@@ -1,7 +1,7 @@
-"""What the commands print: a progress bar, warnings, and whether the controls held."""
+"""Console output that commands share: the progress bar, warnings and the verdict on the controls."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.table import Table
 
 from ghosttrace.cli.options import load_from_options
 from ghosttrace.errors import RunWarning
@@ -20,31 +21,34 @@ from ghosttrace.runs.progress import Progress
 from ghosttrace.runs.result import RunResult
 
 CONTROL_FAILED_EXIT_CODE = 12
-"""The exit code of a run in which a control failed."""
+"""Exit code of a run in which a control failed."""
 
 
 @contextmanager
 def show_progress(console: Console, command: str, folder: Path) -> Iterator[Progress]:
-    """Show the progress and the warnings of a run; where it is interrupted, say how to go on.
+    """Show the progress and the warnings of a run. If the user interrupts it, print how to resume it.
 
     Args:
-        console: where to print.
-        command: that is running.
-        folder: of the run.
+        console: console to print to.
+        command: name of the running command.
+        folder: folder of the run.
+
+    Yields:
+        The progress callback to pass to the run.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with warnings.catch_warnings(), Bars(*columns, console=console, transient=True) as bars:
         warnings.simplefilter("always", RunWarning)
-        plain, task = warnings.showwarning, bars.add_task("starting", total=None)
+        default_showwarning, task = warnings.showwarning, bars.add_task("starting", total=None)
 
-        def print_warning(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+        def print_warning(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:
             if issubclass(category, RunWarning):
                 console.print(f"[yellow]{escape(str(message))}[/]", soft_wrap=True)
             else:
-                plain(message, category, *where, **more)
+                default_showwarning(message, category, *args, **kwargs)
 
-        def show(what: str, done: int, total: int) -> None:
-            bars.update(task, description=escape(what), completed=done, total=total)
+        def show(step: str, done: int, total: int) -> None:
+            bars.update(task, description=escape(step), completed=done, total=total)
 
         warnings.showwarning = print_warning
         try:
@@ -61,15 +65,15 @@ def show_progress(console: Console, command: str, folder: Path) -> Iterator[Prog
 def load_and_show_progress(
     ctx: typer.Context, command: str, options: dict[str, Any]
 ) -> Iterator[tuple[Checkpoint, dict[str, Any]]]:
-    """The checkpoint that a command's options name, and what every measuring call takes besides its settings.
+    """Load the checkpoint that the options name, and show the progress of a run on it.
 
     Args:
-        ctx: of the command, whose `--out` and `--resume` say where the run goes.
-        command: that is running.
-        options: of its command line (see `gather_options`).
+        ctx: context of the command; `--out` and `--resume` are read from it.
+        command: name of the running command.
+        options: the command-line options (see `gather_options`).
 
     Yields:
-        The checkpoint, and the arguments out, resume, progress and options.
+        The checkpoint, and the keyword arguments `out`, `resume`, `progress` and `options` of the run.
 
     Raises:
         UserError: see `ghosttrace.model.checkpoint.load`.
@@ -81,10 +85,33 @@ def load_and_show_progress(
         yield checkpoint, {"out": None if resume else out, "resume": resume, "progress": progress, "options": options}
 
 
-def print_verdict(result: RunResult) -> None:
-    """Say whether the controls held, and where everything is."""
+def print_result(
+    result: RunResult, findings: Iterable[str], tables: Iterable[Table | None], notes: Iterable[str] = ()
+) -> None:
+    """Print the findings, then the tables, then the run folder and the next command.
+
+    Args:
+        result: The finished run.
+        findings: Sentences that say what was found and whether it can be relied on.
+        tables: Tables to print; None is skipped.
+        notes: Lines below the tables.
+    """
+    print_tables(findings, tables)
     console = Console()
-    held = "Controls held. " if result.valid else ""
-    console.print(f"{held}Written to {escape(str(result.folder))}", soft_wrap=True)
-    for failure in result.failures:
-        console.print(f"[bold red]INVALID[/] {escape(failure)}", soft_wrap=True)
+    for note in notes:
+        console.print(escape(note), style="dim", soft_wrap=True)
+    folder = escape(str(result.folder))
+    console.print(f"\nWritten to {folder}\nNext: ghosttrace report {folder}", soft_wrap=True)
+
+
+def print_tables(findings: Iterable[str], tables: Iterable[Table | None]) -> None:
+    """Print sentences, then tables, to the terminal."""
+    console = Console()
+    console.print()
+    for sentence in findings:
+        style = "bold red" if sentence.startswith("Do not rely") else "bold"
+        console.print(escape(sentence), style=style)
+    for table in tables:
+        if table is not None:
+            console.print()
+            console.print(table)

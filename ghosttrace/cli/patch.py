@@ -1,14 +1,13 @@
-"""The command `ghosttrace patch`: its options, and the run that they name."""
+"""The command `ghosttrace patch`: its options, and how they start a run."""
 
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ghosttrace.cli.options import ModelName, gather_options, model_options, run_options, with_options
-from ghosttrace.cli.output import CONTROL_FAILED_EXIT_CODE, load_and_show_progress, print_verdict
+from ghosttrace.cli.output import CONTROL_FAILED_EXIT_CODE, load_and_show_progress, print_result
 from ghosttrace.patching.run import patch as run_patch
-from ghosttrace.report.patching import patch_table, site_set_text
+from ghosttrace.report.patching import patch_findings, patch_table
 
 
 @with_options(model_options, run_options)
@@ -18,20 +17,37 @@ def patch(
     traces: Annotated[
         list[str] | None,
         typer.Option(
-            help="JSON, JSONL, Parquet or text, a run of ablate, or a hub id; only seals. May be given again."
+            help="Traces to seal: a JSON, JSONL, Parquet or text file, the folder of an ablate run, or a hub id of a "
+            "data set. Can be repeated. Default: the reference responses of --bench."
         ),
     ] = None,
     bench: Annotated[
-        str, typer.Option(help="Without --traces: comma-separated benches that know their own, such as ledger.")
+        str,
+        typer.Option(
+            help="Comma-separated benchmarks with reference responses, such as ledger; used without --traces."
+        ),
     ] = "ledger-h1,ledger-h3",
-    limit: Annotated[int, typer.Option(help="Traces of each source.")] = 50,
-    kind: Annotated[str | None, typer.Option(help="seal or swap alone; both where a bench can, unless given.")] = None,
-    block: Annotated[int, typer.Option(help="Whose memento, from 0; -1 is the last, -2 the one before it.")] = -1,
-    parts: Annotated[int, typer.Option(help="Cut the text of longer mementos into this many runs of tokens.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of the bench's problems and of the donors.")] = 0,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens read together, patched copies included.")] = 65_536,
+    limit: Annotated[int, typer.Option(help="Maximum number of traces per source.")] = 50,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="Intervention to measure: seal or swap. Default: both, or seal alone if there are no counterfactual "
+            "blocks."
+        ),
+    ] = None,
+    block: Annotated[
+        int, typer.Option(help="0-based index of the block whose memento is patched; -1 is the last block.")
+    ] = -1,
+    parts: Annotated[
+        int,
+        typer.Option(help="Maximum number of runs of tokens into which the text of a memento is divided."),
+    ] = 8,
+    seed: Annotated[int, typer.Option(help="Random seed of the benchmark's problems and of the donors.")] = 0,
+    batch_tokens: Annotated[
+        int, typer.Option(help="Maximum number of tokens per batch, patched copies included.")
+    ] = 65_536,
 ) -> None:
-    """Seal and swap the cache part by part: which layer, token, keys or values carry what was erased."""
+    """Seal and swap the retained cache by layer, token, keys and values, and measure which parts carry the answer."""
     options = gather_options(ctx, "patch")
     if options is None:
         return
@@ -43,9 +59,6 @@ def patch(
             **{name: options[name] for name in ("kind", "block", "parts", "limit", "seed", "batch_tokens")},
             **run,
         )
-    Console().print(patch_table(result.results))
-    for row in result.site_sets:
-        Console().print(site_set_text(row), soft_wrap=True)
-    print_verdict(result)
+    print_result(result, patch_findings(result.site_sets, result.failures), [patch_table(result.results)])
     if not result.valid:
         raise typer.Exit(CONTROL_FAILED_EXIT_CODE)

@@ -1,45 +1,54 @@
-"""The command `ghosttrace plan`: what an ablation can find, and what it takes."""
+"""The command `ghosttrace plan`: the statistical power and the cost of an ablation."""
 
 from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from ghosttrace.ablation.plan import ASSUMED_ACCURACY, MEAN_RESPONSE_TOKENS, Assumptions
 from ghosttrace.ablation.plan import plan as make_plan
 from ghosttrace.bench import GENERATED_BENCHES, HUB_SOURCES, bench_size
 from ghosttrace.cli.options import Delimiters, Dtype, KeepLast
+from ghosttrace.cli.output import print_tables
 from ghosttrace.data.info import stored_dtype
 from ghosttrace.model.checkpoint import load_config, recorded_policy, resolve_policy
 from ghosttrace.model.geometry import CacheGeometry
-from ghosttrace.report.plan import plan_table
+from ghosttrace.report.plan import plan_findings, plan_table
 
 
 def plan(
-    model: Annotated[str, typer.Argument(help="Bundled name, folder or hub id; config.json is enough.")],
+    model: Annotated[
+        str, typer.Argument(help="Bundled name, folder or hub id of the model; only its config.json is read.")
+    ],
     bench: Annotated[
-        str, typer.Option(help=f"{', '.join([*GENERATED_BENCHES, *HUB_SOURCES])}, or a .jsonl file.")
+        str, typer.Option(help=f"Benchmark: {', '.join([*GENERATED_BENCHES, *HUB_SOURCES])}, or a .jsonl file.")
     ] = "aime24",
-    effect: Annotated[float, typer.Option(help="The drop to be found, in points.")] = 5.0,
-    accuracy: Annotated[float, typer.Option(help="Assumed under memento, in %.")] = 100 * ASSUMED_ACCURACY,
-    arms: Annotated[str, typer.Option(help="Beside memento.")] = "restart,placebo",
-    repetitions: Annotated[int | None, typer.Option(help="Samples of each problem; the bench says.")] = None,
-    response_tokens: Annotated[int, typer.Option(help="Of a response, on average.")] = MEAN_RESPONSE_TOKENS,
-    batch_size: Annotated[int, typer.Option(help="Rows decoded together.")] = 32,
-    throughput: Annotated[float | None, typer.Option(help="Tokens decoded a second by the whole batch.")] = None,
+    effect: Annotated[float, typer.Option(help="Decrease of accuracy to detect, in percentage points.")] = 5.0,
+    accuracy: Annotated[float, typer.Option(help="Assumed accuracy under memento, in %.")] = 100 * ASSUMED_ACCURACY,
+    arms: Annotated[str, typer.Option(help="Comma-separated arms to compare with memento.")] = "restart,placebo",
+    repetitions: Annotated[
+        int | None, typer.Option(help="Samples per problem. Default: the benchmark's protocol.")
+    ] = None,
+    response_tokens: Annotated[int, typer.Option(help="Mean length of a response, in tokens.")] = MEAN_RESPONSE_TOKENS,
+    batch_size: Annotated[int, typer.Option(help="Sequences decoded together.")] = 32,
+    throughput: Annotated[
+        float | None,
+        typer.Option(help="Tokens that the whole batch decodes per second. Default: unknown, so no time is estimated."),
+    ] = None,
     dtype: Dtype = None,
     mask_delimiters: Delimiters = None,
     keep_last_n_blocks: KeepLast = None,
 ) -> None:
-    """Say what an ablation can find and what it takes: repetitions, tokens, KV memory, time."""
+    """Estimate what effect an ablation can detect, and its cost in repetitions, tokens, KV memory and time."""
     config = load_config(model)
     recorded = {"mask_delimiters": False} | (recorded_policy(config) or {})
     policy = resolve_policy(recorded, mask_delimiters=mask_delimiters, keep_last_n_blocks=keep_last_n_blocks)
-    problems, usual = bench_size(bench)
+    n_problems, default_repetitions = bench_size(bench)
     assumptions = Assumptions(
-        n_problems=problems,
-        repetitions=usual if repetitions is None else repetitions,
+        n_problems=n_problems,
+        repetitions=default_repetitions if repetitions is None else repetitions,
         effect=effect / 100,
         arms=tuple(arms.split(",")),
         accuracy=accuracy / 100,
@@ -47,6 +56,10 @@ def plan(
         batch_size=batch_size,
         throughput=throughput,
     )
-    kind = stored_dtype(config) if dtype is None else getattr(torch, dtype)
-    for table in plan_table(make_plan(CacheGeometry.from_config(config), kind, policy, assumptions)):
-        Console().print(table)
+    cache_dtype = stored_dtype(config) if dtype is None else getattr(torch, dtype)
+    planned = make_plan(CacheGeometry.from_config(config), cache_dtype, policy, assumptions)
+    print_tables(plan_findings(planned), plan_table(planned))
+    Console().print(
+        f"\nNext: ghosttrace ablate --model {escape(model)} --bench {escape(bench)} --arms {escape(arms)}",
+        soft_wrap=True,
+    )

@@ -1,16 +1,16 @@
-"""The command `ghosttrace probe`: its options, and the run that they name."""
+"""The command `ghosttrace probe`: its options, and how they start a run."""
 
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from ghosttrace.cli.options import ModelName, gather_options, model_options, run_options, with_options
-from ghosttrace.cli.output import CONTROL_FAILED_EXIT_CODE, load_and_show_progress, print_verdict
+from ghosttrace.cli.output import CONTROL_FAILED_EXIT_CODE, load_and_show_progress, print_result
 from ghosttrace.cli.probe_options import Hops, Samples, SecretBench, probe_settings, secret_options
 from ghosttrace.probing.carriers import CARRIERS
 from ghosttrace.probing.result import ProbeResult
 from ghosttrace.probing.run import probe as run_probe
+from ghosttrace.report.probing.findings import probe_findings
 from ghosttrace.report.probing.table import probe_table
 
 
@@ -20,14 +20,24 @@ def probe(
     model: ModelName = "toy-open",
     bench: SecretBench = "ledger-h3",
     samples: Samples = 6000,
-    carriers: Annotated[str, typer.Option(help=f"Where to look, of {','.join(CARRIERS)}.")] = "memento",
+    carriers: Annotated[
+        str, typer.Option(help=f"Comma-separated carriers to probe, from {', '.join(CARRIERS)}.")
+    ] = "memento",
     hops: Hops = "0,1,2",
-    kv: Annotated[str, typer.Option(help="Keys (k), values (v), both as one (kv), hidden: a list.")] = "k,v",
-    by_head: Annotated[bool, typer.Option(help="Each key-value head alone as well.")] = False,
-    joint: Annotated[bool, typer.Option(help="All layers as one as well.")] = False,
-    keep_features: Annotated[bool, typer.Option(help="Leave the features in the run folder.")] = False,
+    kv: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated states to probe: keys (k), values (v), both concatenated (kv) or hidden states "
+            "(hidden)."
+        ),
+    ] = "k,v",
+    by_head: Annotated[bool, typer.Option(help="Also probe each key-value head separately.")] = False,
+    joint: Annotated[bool, typer.Option(help="Also probe the states of all layers concatenated.")] = False,
+    keep_features: Annotated[
+        bool, typer.Option(help="Keep the extracted states in the run folder; they can be large.")
+    ] = False,
 ) -> None:
-    """Probe what erased blocks leave in the cache: where, and how many bits beyond the text."""
+    """Probe retained states for secrets of erased blocks, and measure the bits beyond the text at each site."""
     options = gather_options(ctx, "probe")
     result = ProbeResult.open(ctx.params["resume"]) if options is None else start_probe(ctx, options)
     if not result.valid:
@@ -35,7 +45,7 @@ def probe(
 
 
 def start_probe(ctx: typer.Context, options: dict[str, Any]) -> ProbeResult:
-    """Run `probe` with these options of its command line."""
+    """Run `probe` with the gathered command-line options."""
     settings = probe_settings(options)
     names = ("hops", "layers", "kv", "by_head", "joint", "pool", "mlp", "within_traces", "seed")
     with load_and_show_progress(ctx, "probe", options) as (checkpoint, run):
@@ -50,6 +60,5 @@ def start_probe(ctx: typer.Context, options: dict[str, Any]) -> ProbeResult:
             **{name: options[name] for name in ("block", "samples", "limit", "keep_features", "batch_tokens")},
             **run,
         )
-    Console().print(probe_table(result.results, result.valid))
-    print_verdict(result)
+    print_result(result, probe_findings(result.results, result.failures), [probe_table(result.results)])
     return result

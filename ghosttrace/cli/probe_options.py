@@ -1,4 +1,4 @@
-"""The options that `probe` and `audit` share: which secrets, where probes look, and how the options are read."""
+"""Options that `probe` and `audit` share: the secrets, the sites to probe, and the parsing of these options."""
 
 import re
 from typing import Annotated, Any
@@ -12,24 +12,45 @@ from ghosttrace.probing.carriers import Pooling
 from ghosttrace.probing.sweep import ProbeSettings
 
 SecretBench = Annotated[
-    str, typer.Option(help=f"Without --traces: a bench with secrets of its own: {', '.join(GENERATED_BENCHES)}.")
+    str, typer.Option(help=f"Benchmark with secrets, used without --traces: {', '.join(GENERATED_BENCHES)}.")
 ]
 SecretName = Annotated[
     str,
     typer.Option(
-        help="What is planted in the traces: digits:N, key:N, name, email, word, word:FILE; or what their blocks "
-        "hold anyway: last-number, operation, regex:PATTERN."
+        help="Secret to plant in the traces of --traces: digits:N, key:N, name, email, word or word:FILE; or a secret "
+        "that their blocks already contain: last-number, operation or regex:PATTERN."
     ),
 ]
-SecretBlock = Annotated[int, typer.Option(help="Which block holds the secret, counted from 0.")]
-Targets = Annotated[str | None, typer.Option(help="Parts of the secrets to look for, e.g. note-*; all by default.")]
-Samples = Annotated[int, typer.Option(help="Of a bench, or planted in each trace.")]
-Hops = Annotated[str, typer.Option(help="Blocks after the secret's own.")]
-Layers = Annotated[str | None, typer.Option(help="All of them by default, e.g. 3,35.")]
-PoolName = Annotated[str, typer.Option("--pool", help="Tokens of a carrier: all, the last N, or their mean.")]
-Mlp = Annotated[bool, typer.Option(help="Probe the best site of each hop by an MLP too.")]
-WithinTraces = Annotated[bool, typer.Option(help="Let train and test share base traces, not secrets.")]
-Seed = Annotated[int, typer.Option(help="Of traces, secrets, splits and probes.")]
+SecretBlock = Annotated[
+    int, typer.Option(help="0-based index of the block that contains the secret; at least 1, for the causal control.")
+]
+Targets = Annotated[
+    str | None,
+    typer.Option(help="Comma-separated targets, as names or patterns such as note-*. Default: all targets."),
+]
+Samples = Annotated[
+    int, typer.Option(help="Number of traces to generate from --bench, or of secrets to plant in each trace.")
+]
+Hops = Annotated[
+    str,
+    typer.Option(
+        help="Comma-separated hops to probe: blocks between the erased block and the carrier; 0 is its own memento."
+    ),
+]
+Layers = Annotated[
+    str | None, typer.Option(help="Comma-separated 0-based indices of layers to probe, e.g. 3,35. Default: all layers.")
+]
+PoolName = Annotated[
+    str,
+    typer.Option(
+        "--pool", help="How the tokens of a carrier are combined: all concatenated, the last N concatenated, or mean."
+    ),
+]
+Mlp = Annotated[bool, typer.Option(help="Also fit an MLP at the best site of each hop.")]
+WithinTraces = Annotated[
+    bool, typer.Option(help="Let training and test set share base traces; they still share no secrets.")
+]
+Seed = Annotated[int, typer.Option(help="Random seed of traces, secrets, splits and probes.")]
 
 
 def secret_options(
@@ -45,14 +66,17 @@ def secret_options(
     batch_tokens: BatchTokens = 16_384,
     seed: Seed = 0,
 ) -> None:
-    """Which secrets, in which traces, and where probes look; what `probe` and `audit` preset alike."""
+    """Declare the options whose defaults are the same for `probe` and `audit`."""
 
 
 def probe_settings(options: dict[str, Any]) -> ProbeSettings:
-    """What to probe, from the options.
+    """Return the settings of a probe sweep from the command-line options.
+
+    Args:
+        options: options of `probe`, or options of `audit` with `carriers`, `by_head` and `joint` filled in.
 
     Raises:
-        UserError: an option is not of the values it can take.
+        UserError: an option has an invalid value.
     """
     layers = parse_integers(options["layers"], "--layers")
     carriers, kv = (tuple(dict.fromkeys(options[name].split(","))) for name in ("carriers", "kv"))
@@ -67,9 +91,13 @@ def probe_settings(options: dict[str, Any]) -> ProbeSettings:
 
 
 def parse_pool(text: str) -> Pooling:
-    """`all`, `mean`, or a number."""
+    """Return the pooling that `--pool` names: `all`, `mean`, or a positive number of last tokens.
+
+    Raises:
+        UserError: the text is none of these.
+    """
     if text in ("all", "mean"):
         return "all" if text == "all" else "mean"
     if not re.fullmatch(r"[1-9]\d*", text):
-        raise UserError(f"--pool is all, mean, or how many of a carrier's last tokens to take, not {text!r}")
+        raise UserError(f"--pool must be all, mean or a number of last tokens, not {text!r}")
     return int(text)

@@ -1,4 +1,4 @@
-"""The command `ghosttrace report`: one HTML page of any finished run."""
+"""The command `ghosttrace report`: write the HTML report of a finished run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ from ghosttrace.results import open_run
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run: ablate, bits, probe, patch or audit.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run of ablate, bits, probe, patch or audit.")],
 ) -> None:
-    """Write report.html into the folder of a finished run: one page that needs no other file and no network."""
+    """Write report.html, a self-contained HTML page, into the folder of a finished run."""
     Console().print("Written to", escape(str(open_run(run).report())), soft_wrap=True)

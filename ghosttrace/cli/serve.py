@@ -1,4 +1,4 @@
-"""The command `ghosttrace serve`: its options, and the server that they start."""
+"""The command `ghosttrace serve`: its options, and how they start a server."""
 
 import os
 import shlex
@@ -21,81 +21,124 @@ from ghosttrace.serving.vllm.server_command import server_command
 
 METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 POLICY_OPTIONS = ("mask_delimiters", "keep_last_n_blocks", "keep_last_block_for_answer")
-SHARED_OPTIONS = (
-    "api_key",
-    "dtype",
-    "max_model_len",
-    "max_num_seqs",
-    "reasoning_parser",
-)  # of both; vLLM's under its names
+SHARED_OPTIONS = ("api_key", "dtype", "max_model_len", "max_num_seqs", "reasoning_parser")
+"""Options of both backends that are passed to vLLM's server under the same names."""
 
 
 @with_options(model_options)
 def serve(
     ctx: typer.Context,
-    model: Annotated[str, typer.Option(help="Bundled name, folder or hub id.")] = "toy-open",
-    backend: Annotated[str | None, typer.Option(help="vllm, or hf for a small server; vllm where it is there.")] = None,
-    host: Annotated[str, typer.Option(help="The loopback alone unless told.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Where it listens.")] = 8000,
-    api_key: Annotated[str | None, typer.Option(help="What clients must show; VLLM_API_KEY else.")] = None,
-    arm: Annotated[
-        str | None, typer.Option(help=f"{', '.join(PAGED_ARMS)}; restart for a model trained sealed, else memento.")
+    model: Annotated[str, typer.Option(help="Bundled name, folder or hub id of the model.")] = "toy-open",
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="vllm, or hf for the built-in server on transformers. Default: vllm if it is installed, else hf."
+        ),
     ] = None,
-    max_block_tokens: Annotated[int | None, typer.Option(help="End a block after so many tokens.")] = None,
-    max_model_len: Annotated[int | None, typer.Option(help="Tokens of prompt and response; the model's own.")] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(help="Requests decoded together; 8 with hf.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. The default accepts connections from this machine only.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port to listen on.")] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            help="Key that clients must send. Default: the environment variable VLLM_API_KEY; if it is not set, no key "
+            "is needed."
+        ),
+    ] = None,
+    arm: Annotated[
+        str | None,
+        typer.Option(
+            help=f"How blocks are erased: {', '.join(PAGED_ARMS)}. Default: restart for a model trained over sealed "
+            "caches, else memento."
+        ),
+    ] = None,
+    max_block_tokens: Annotated[
+        int | None, typer.Option(help="Tokens after which the end of a block is forced. Default: no limit.")
+    ] = None,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(help="Maximum number of tokens in prompt and response. Default: the maximum of the model."),
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(help="Maximum number of requests decoded together. Default: 8 with hf, else vLLM's.")
+    ] = None,
     reasoning_parser: Annotated[
-        str | None, typer.Option(help=f"Tell reasoning from content: {', '.join(PARSER_SEGMENTS)}, or one of vLLM's.")
+        str | None,
+        typer.Option(
+            help=f"How reasoning is separated from content: {', '.join(PARSER_SEGMENTS)}, or with vllm one of vLLM's "
+            "parsers. Default: not separated."
+        ),
     ] = None,
     async_scheduling: Annotated[
-        bool | None, typer.Option(help="vLLM: schedule ahead of the tokens; where that is exact by default.")
+        bool | None,
+        typer.Option(
+            help="With vllm: schedule a step before the previous step's tokens are known. Default: where erasure stays "
+            "exact."
+        ),
     ] = None,
     keep_last_block_for_answer: Annotated[
-        bool | None, typer.Option(help="A finished block stays until the next one begins.")
+        bool | None,
+        typer.Option(
+            help="Keep a finished block in the cache until the next block starts. Default: as recorded in the "
+            "checkpoint."
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Print the command of vLLM's server, and do not start it.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print the command that starts vLLM's server, and do not run it.")
+    ] = False,
 ) -> None:
-    """Serve a model that erases behind the OpenAI API: by vLLM's own server with erasure set up, where further flags
-    are those of `vllm serve` (--tensor-parallel-size 2), or without vLLM by a small one of our own.
+    """Serve a model that erases its blocks over the OpenAI API.
+
+    With vLLM, this starts vLLM's own server with erasure enabled; all other flags are passed to `vllm serve`, such as
+    --tensor-parallel-size 2. Without vLLM, it starts a small built-in server.
     """
     check(ctx.params)
-    chosen = backend or ("vllm" if dry_run or find_spec("vllm") else "hf")
-    if chosen == "hf":
+    chosen_backend = backend or ("vllm" if dry_run or find_spec("vllm") else "hf")
+    if chosen_backend == "hf":
         start_builtin_server(ctx.params, ctx.args, backend_chosen=backend is not None)
     else:
         exec_vllm_server(ctx.params, ctx.args)
 
 
 def check(options: dict[str, Any]) -> None:
-    """Refuse values that no backend takes.
+    """Check the option values that are invalid with every backend.
 
     Raises:
-        UserError: one of them is among the options.
+        UserError: an option has such a value.
     """
-    for name, known in (("backend", ("vllm", "hf")), ("arm", PAGED_ARMS)):
-        if options[name] not in (None, *known):
-            raise UserError(f"--{name} is one of {', '.join(known)}, not {options[name]!r}")
+    for name, allowed in (("backend", ("vllm", "hf")), ("arm", PAGED_ARMS)):
+        if options[name] not in (None, *allowed):
+            raise UserError(f"--{name} must be one of {', '.join(allowed)}, not {options[name]!r}")
     for name in ("max_block_tokens", "max_num_seqs"):
         if options[name] is not None and options[name] < 1:
-            raise UserError(f"--{name.replace('_', '-')} is at least 1")
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
 
 
 def check_address(host: str, port: int) -> None:
-    """Refuse an address that cannot be listened on, before a model is loaded.
+    """Check that the server can listen on an address, before a model is loaded.
 
     Raises:
-        UserError: it is taken, or is no address of this machine.
+        UserError: the port is in use, or the host is not an address of this machine.
     """
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
         raise UserError(
-            f"--host {host} --port {port} cannot be listened on ({error.strerror}): choose others"
+            f"cannot listen on --host {host} --port {port} ({error.strerror}): choose another host or port"
         ) from error
 
 
 def exec_vllm_server(options: dict[str, Any], extra_arguments: list[str]) -> None:
-    """Become vLLM's server, or print the command."""
+    """Replace this process with vLLM's server, or print its command with `--dry-run`.
+
+    Args:
+        options: the command-line options.
+        extra_arguments: flags to pass to `vllm serve`.
+
+    Raises:
+        UserError: vLLM is not installed, or an option does not work with it.
+    """
     if options["device"] is not None:
         raise UserError("--device is for --backend hf: with vLLM, set CUDA_VISIBLE_DEVICES")
     shared = [(name.replace("_", "-"), options[name]) for name in SHARED_OPTIONS if options[name] is not None]
@@ -108,8 +151,8 @@ def exec_vllm_server(options: dict[str, Any], extra_arguments: list[str]) -> Non
         **{name: options[name] for name in ("arm", "max_block_tokens", "async_scheduling", *POLICY_OPTIONS)},
     )
     if options["dry_run"]:
-        told = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
-        typer.echo(f"{METRICS_FOLDER_VARIABLE}=$(mktemp -d) {told} {shlex.join(command)}")
+        variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
+        typer.echo(f"{METRICS_FOLDER_VARIABLE}=$(mktemp -d) {variables} {shlex.join(command)}")
         return
     if find_spec("vllm") is None:
         raise UserError(
@@ -117,34 +160,42 @@ def exec_vllm_server(options: dict[str, Any], extra_arguments: list[str]) -> Non
             "for its CPU build), or serve with --backend hf"
         )
     sys.stdout.flush()
-    together = tempfile.mkdtemp(prefix="ghosttrace-metrics-")  # where every process counts
-    os.execve(command[0], command, {**os.environ, **environment, METRICS_FOLDER_VARIABLE: together})
+    metrics_folder = tempfile.mkdtemp(prefix="ghosttrace-metrics-")  # shared by all processes of the server
+    os.execve(command[0], command, {**os.environ, **environment, METRICS_FOLDER_VARIABLE: metrics_folder})
 
 
 def start_builtin_server(options: dict[str, Any], extra_arguments: list[str], backend_chosen: bool) -> None:
-    """Serve by ourselves; `backend_chosen`: that is what the user wanted."""
+    """Run the built-in server on transformers.
+
+    Args:
+        options: the command-line options.
+        extra_arguments: unknown flags; the built-in server has none.
+        backend_chosen: whether the user gave `--backend hf`, rather than vLLM being missing.
+
+    Raises:
+        UserError: an option is for vLLM only or invalid, or the model cannot be loaded.
+    """
     import uvicorn
 
     from ghosttrace.serving.http.app import make_app
     from ghosttrace.serving.http.completions import ServerOptions
 
     if extra_arguments or options["async_scheduling"] is not None or options["dry_run"]:
-        wrong = extra_arguments[0] if extra_arguments else "--dry-run" if options["dry_run"] else "--async-scheduling"
+        flag = extra_arguments[0] if extra_arguments else "--dry-run" if options["dry_run"] else "--async-scheduling"
+        raise UserError(f"{flag} is for --backend vllm: leave it out" + ("" if backend_chosen else ", or install vllm"))
+    parser = options["reasoning_parser"]
+    if parser not in (None, *PARSER_SEGMENTS):
         raise UserError(
-            f"{wrong} is for --backend vllm: leave it out" + ("" if backend_chosen else ", or install vllm")
+            f"with --backend hf, --reasoning-parser must be one of {', '.join(PARSER_SEGMENTS)}, not {parser!r}"
         )
-    wanted = options["reasoning_parser"]
-    if wanted not in (None, *PARSER_SEGMENTS):
-        raise UserError(f"--reasoning-parser of --backend hf is one of {', '.join(PARSER_SEGMENTS)}, not {wanted!r}")
     check_address(options["host"], options["port"])
-    law = {name: options[name] for name in POLICY_OPTIONS}
-    checkpoint = load(
-        options["model"], options["device"], options["dtype"], parse_delimiter_mapping(options["map_delimiters"]), **law
-    )
-    own = getattr(checkpoint.model.config.get_text_config(), "max_position_embeddings", None)
-    context = options["max_model_len"] or own
-    if context is None or not 2 <= context <= (own or context):
-        raise UserError(f"--max-model-len is from 2 to {own or 'what the model can read'}")
+    policy = {name: options[name] for name in POLICY_OPTIONS}
+    delimiters = parse_delimiter_mapping(options["map_delimiters"])
+    checkpoint = load(options["model"], options["device"], options["dtype"], delimiters, **policy)
+    model_maximum = getattr(checkpoint.model.config.get_text_config(), "max_position_embeddings", None)
+    max_tokens = options["max_model_len"] or model_maximum
+    if max_tokens is None or not 2 <= max_tokens <= (model_maximum or max_tokens):
+        raise UserError(f"--max-model-len must be between 2 and {model_maximum or 'the maximum of the model'}")
     app = make_app(
         checkpoint,
         ServingSettings(
@@ -155,12 +206,12 @@ def start_builtin_server(options: dict[str, Any], extra_arguments: list[str], ba
         ),
         ServerOptions(
             options["model"],
-            context,
+            max_tokens,
             options["max_num_seqs"] or 8,
             api_key=options["api_key"] or os.environ.get("VLLM_API_KEY"),
-            reasoning_segment=PARSER_SEGMENTS.get(wanted),
+            reasoning_segment=PARSER_SEGMENTS.get(parser),
         ),
     )
     if not backend_chosen:
-        Console().print("vllm is not installed: serving one batch at a time, by --backend hf")
+        Console().print("vllm is not installed: using --backend hf, which serves one batch at a time")
     uvicorn.run(app, host=options["host"], port=options["port"])

@@ -1,5 +1,6 @@
-"""The command `ghosttrace sft`: its options, and the recipe that they name."""
+"""The command `ghosttrace sft`: its options, and the training recipe made from them."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,56 +16,89 @@ from ghosttrace.cli.options import (
     run_options,
     with_options,
 )
+from ghosttrace.cli.output import print_tables
 from ghosttrace.errors import UserError
+from ghosttrace.report.training import training_findings
 
 
 @with_options(run_options)
 def sft(
     ctx: typer.Context,
-    model: Annotated[str, typer.Option(help="Bundled name, folder or hub id, with the delimiters in its tokenizer.")],
+    model: Annotated[
+        str, typer.Option(help="Bundled name, folder or hub id of a model with the delimiters in its tokenizer.")
+    ],
     data: Annotated[
         list[str],
-        typer.Option(help="OpenMementos rows: JSON, JSONL, Parquet or a hub id, e.g. microsoft/OpenMementos:full."),
+        typer.Option(
+            help="Training rows in the OpenMementos format: a JSON, JSONL or Parquet file, or a hub id such as "
+            "microsoft/OpenMementos:full. Can be repeated."
+        ),
     ],
-    stage: Annotated[str, typer.Option(help="full attention, memento attention, or over a sealed cache.")] = "memento",
-    eval_data: Annotated[list[str] | None, typer.Option(help="Rows held out, for --eval_strategy.")] = None,
-    samples: Annotated[int, typer.Option(help="Responses generated at evaluations and at the end: format valid?")] = 0,
-    limit: Limit = None,
-    sealed_share: Annotated[float, typer.Option(help="Of the traces of a memento stage: laid out sealed.")] = 0.0,
-    kernel: Annotated[
-        str | None, typer.Option(help="segments, sdpa, flex or matmul; flex on a GPU, else segments.")
+    stage: Annotated[
+        str,
+        typer.Option(
+            help="Training stage: full (full attention), memento (memento attention) or sealed (sealed cache)."
+        ),
+    ] = "memento",
+    eval_data: Annotated[
+        list[str] | None,
+        typer.Option(help="Held-out rows for --eval_strategy, given like --data. Can be repeated. Default: none."),
     ] = None,
-    bad_rows: Annotated[str, typer.Option(help="skip or refuse rows that cannot be trained on.")] = "skip",
+    samples: Annotated[
+        int,
+        typer.Option(help="Responses to generate at each evaluation and after training, to check their format."),
+    ] = 0,
+    limit: Limit = None,
+    sealed_share: Annotated[
+        float, typer.Option(help="Share of traces, from 0 to 1, that stage memento trains over a sealed cache.")
+    ] = 0.0,
+    kernel: Annotated[
+        str | None,
+        typer.Option(help="Attention kernel: segments, sdpa, flex or matmul. Default: flex on a GPU, else segments."),
+    ] = None,
+    bad_rows: Annotated[
+        str, typer.Option(help="Rows that cannot be trained on: skip them, or refuse to train.")
+    ] = "skip",
     mask_delimiters: Delimiters = None,
     keep_last_n_blocks: KeepLast = None,
     map_delimiters: DelimiterMapping = None,
 ) -> None:
-    """Fine-tune a model to erase: one stage of the recipe. Further flags go to trl's SFTConfig and ModelConfig
-    (--learning_rate 8e-5, --packing, --use_peft, --config FILE.yaml); their defaults are the paper's.
+    """Fine-tune a model to erase its blocks, in one stage of the training recipe.
+
+    All other flags are passed to SFTConfig and ModelConfig of trl, such as --learning_rate 8e-5, --packing, --use_peft
+    or --config FILE.yaml. Their defaults are those of the Memento paper.
     """
     options = gather_options(ctx, "sft")
     if options is not None:
         out, resume = ctx.params["out"], ctx.params["resume"]
         if resume and ctx.args:
-            raise UserError(f"a run goes on with its own flags: leave out {' '.join(ctx.args)}")
+            raise UserError(f"--resume uses the flags of the run: leave out {' '.join(ctx.args)}")
         options.setdefault("trainer", list(ctx.args))
         start_sft(options, out, resume)
 
 
 def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) -> None:
-    """Run `sft` with these options of its command line."""
+    """Run `sft` with the gathered command-line options.
+
+    Args:
+        options: the options, with the flags for trl under `trainer`.
+        out: folder of a new run; None for a new folder under runs/.
+        resume: folder of an unfinished run to continue.
+    """
     try:
         from ghosttrace.training.recipe import Recipe
         from ghosttrace.training.sft import sft as train
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed: pip install -e '.[train]' in the GhostTrace checkout") from error
+        raise UserError(
+            f"{error.name} is not installed: pip install -e '.[train]' in the GhostTrace checkout"
+        ) from error
 
     if options["kernel"] not in (None, "segments", "sdpa", "flex", "matmul"):
-        raise UserError(f"--kernel is segments, sdpa, flex or matmul, not {options['kernel']!r}")
+        raise UserError(f"--kernel must be segments, sdpa, flex or matmul, not {options['kernel']!r}")
     if options["bad_rows"] not in ("skip", "refuse"):
-        raise UserError(f"--bad-rows is skip or refuse, not {options['bad_rows']!r}")
+        raise UserError(f"--bad-rows must be skip or refuse, not {options['bad_rows']!r}")
     if (options["limit"] or 1) < 1 or options["samples"] < 0:
-        raise UserError("--limit is at least 1, --samples at least 0")
+        raise UserError("--limit must be at least 1, and --samples at least 0")
     recipe = Recipe(
         model=options["model"],
         data=tuple(options["data"]),
@@ -75,4 +109,6 @@ def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) ->
         **{name: options[name] for name in ("stage", "limit", "samples", "sealed_share", "kernel", "bad_rows")},
     )
     folder = train(recipe, out, resume, options)
-    typer.echo(f"Written to {folder}: model, examples.json, summary.json")
+    print_tables(training_findings(json.loads((folder / "summary.json").read_text())), [])
+    typer.echo(f"\nWritten to {folder}: model, examples.json, summary.json")
+    typer.echo(f"Next: ghosttrace ablate --model {folder / 'model'} --bench BENCH")

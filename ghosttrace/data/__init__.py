@@ -1,1 +1,1 @@
-"""Traces: read from files, encoded, described; and tasks, which are traces with secrets in their blocks."""
+"""Reading, tokenisation and description of traces; and tasks, which are traces with secrets in their blocks."""

@@ -1,4 +1,4 @@
-"""`info`: what a model is, and what the law erases from a trace."""
+"""Descriptions of models and traces for `ghosttrace info`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,15 +20,18 @@ from ghosttrace.model.geometry import CacheGeometry
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What can be said of a model without loading its weights.
+    """Description of a model, read without loading its weights.
 
     Attributes:
-        family: transformers' model type; None where there is no config.json.
-        geometry, dtype: sizes of the cache; None where there is no config.json.
-        delimiters: each delimiter's spelling and id, None where the tokenizer lacks it.
-        policy: as recorded with the checkpoint, if it is.
-        stages: of its training, as far as they are recorded.
-        tokenizer: with missing delimiters added at the end, as training would add them.
+        name: bundled name, folder or hub id.
+        family: the model type in transformers; None without a config.json.
+        geometry: shape of the KV cache; None without a config.json.
+        dtype: data type of the stored weights; None without a config.json.
+        delimiters: token id by delimiter token; None for tokens that the tokenizer lacks.
+        policy: the expiry policy recorded in the checkpoint, if any.
+        tokenizer: the tokenizer, with missing delimiters added at the end of the vocabulary, as training adds them.
+        names: the delimiter tokens, by the names in `DELIMITERS`.
+        stages: the recorded stages of its training.
     """
 
     name: str
@@ -43,19 +46,19 @@ class ModelInfo:
 
     @property
     def bytes_per_token(self) -> int | None:
-        """KV bytes that one retained token takes."""
+        """Bytes of the KV cache per retained token; None if the geometry is unknown."""
         return None if self.geometry is None else self.geometry.bytes_per_token(self.dtype or torch.float32)
 
 
 @dataclass(frozen=True)
 class TraceInfo:
-    """What the law does to one trace.
+    """Description of a trace and of the erasures in it.
 
     Attributes:
-        tokens: length of prompt and response.
-        blocks: one row a finished block: tokens of block and memento, the step at which it expires,
-            KV tokens held just before and after.
-        kv_tokens_held: int64[T], KV tokens held at each step.
+        tokens: number of tokens of prompt and response.
+        blocks: one row per finished block, with the number of tokens of block and memento, the token index at which
+            the block expires, and the number of KV tokens held just before and after.
+        kv_tokens_held: int64[T], number of KV tokens held at each step.
     """
 
     tokens: int
@@ -64,26 +67,32 @@ class TraceInfo:
 
 
 def model_info(name: str, delimiters: Mapping[str, str] | None = None) -> ModelInfo:
-    """Describe a bundled model, a folder (config.json may be missing) or a hub id.
+    """Describe a model without loading its weights.
+
+    Args:
+        name: a bundled name, a folder (config.json may be missing), or a hub id.
+        delimiters: other spellings of the delimiters, by the names in `DELIMITERS`.
 
     Raises:
         UserError: there is no such model.
     """
     folder = Path(name)
-    bare = folder.is_dir() and not (folder / "config.json").exists() and (folder / "tokenizer.json").exists()
-    config: PreTrainedConfig | None = None if bare else load_config(name)
+    tokenizer_only = folder.is_dir() and not (folder / "config.json").exists() and (folder / "tokenizer.json").exists()
+    config: PreTrainedConfig | None = None if tokenizer_only else load_config(name)
     tokenizer = load_tokenizer(name)
     record = getattr(config, CONFIG_KEY, None) or {}
     names = {key: f"<|{key}|>" for key in DELIMITERS} | record.get("delimiters", {}) | dict(delimiters or {})
     vocabulary = tokenizer.get_vocab()
-    found = {token: vocabulary.get(token) for token in names.values()}
-    tokenizer.add_special_tokens({"additional_special_tokens": [t for t, i in found.items() if i is None]})
+    token_ids = {token: vocabulary.get(token) for token in names.values()}
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [token for token, index in token_ids.items() if index is None]}
+    )
     return ModelInfo(
         name=name,
         family=config.model_type if config else None,
         geometry=CacheGeometry.from_config(config) if config else None,
         dtype=stored_dtype(config) if config else None,
-        delimiters=found,
+        delimiters=token_ids,
         policy=recorded_policy(config) if config else None,
         tokenizer=tokenizer,
         names=names,
@@ -92,17 +101,17 @@ def model_info(name: str, delimiters: Mapping[str, str] | None = None) -> ModelI
 
 
 def stored_dtype(config: PreTrainedConfig) -> torch.dtype:
-    """The number format that a checkpoint is stored in."""
+    """Return the data type that the weights of a checkpoint are stored in."""
     stored = config.get_text_config().dtype or torch.float32
     return getattr(torch, stored) if isinstance(stored, str) else stored
 
 
 def trace_info(model: ModelInfo, trace: TraceText, policy: Policy) -> TraceInfo:
-    """Read a trace by the law.
+    """Tokenise a trace and find its erasures.
 
     Args:
-        model: whose tokenizer and chat template to use.
-        trace: delimiters spelled as Memento spells them.
+        model: provides tokenizer and chat template.
+        trace: text with delimiters in Memento's spelling.
         policy: when blocks expire.
 
     Raises:
@@ -110,22 +119,23 @@ def trace_info(model: ModelInfo, trace: TraceText, policy: Policy) -> TraceInfo:
     """
     if not model.tokenizer.chat_template:
         raise UserError(
-            f"{model.name} has no chat template, so the assistant's turn cannot be told: add chat_template.jinja"
+            f"{model.name} has no chat template, so the assistant's turn cannot be found: add chat_template.jinja"
         )
     ids = [token for part in tokenize_trace(trace, model.tokenizer, model.family, model.names) for token in part]
     markup = Markup.from_tokenizer(model.tokenizer, model.names)
     times = expiry(ids, markup, policy)
     held = alive(times)
     rows = []
-    expiring = {erasure.block: erasure for erasure in erasures(ids, markup, policy)}
+    erasure_of_block = {erasure.block: erasure for erasure in erasures(ids, markup, policy)}
     for number, block in enumerate(find_blocks(ids, markup, policy.require_assistant_section)):
-        gone = expiring.get(block)
+        erasure = erasure_of_block.get(block)
         row: dict[str, int | None] = {"block": number, "block_tokens": block.end - block.start - 1}
         row |= {"memento_tokens": block.memento_end - block.memento_start - 1}
         row |= {"erased_at": None, "erased_keys": 0, "held_before": None, "held_after": None}
-        if gone is not None:
-            row |= {"erased_at": gone.expires_at, "erased_keys": len(gone.keys)}
-            row |= {"held_before": int(held[gone.expires_at - 1])}
-            row |= {"held_after": int(held[gone.expires_at - 1] - ((times == gone.expires_at) & (times < NEVER)).sum())}
+        if erasure is not None:
+            held_before = int(held[erasure.expires_at - 1])
+            num_expired = int(((times == erasure.expires_at) & (times < NEVER)).sum())
+            row |= {"erased_at": erasure.expires_at, "erased_keys": len(erasure.keys)}
+            row |= {"held_before": held_before, "held_after": held_before - num_expired}
         rows.append(row)
     return TraceInfo(len(ids), pd.DataFrame(rows), held)

@@ -1,10 +1,13 @@
-"""Reading traces: several formats, one result.
+"""Reading of traces from files and from data sets on the Hugging Face Hub.
 
-- JSON with `problem` and `segments`, each `{"type": "block" | "summary" | "answer", "text": …}` (the
-  examples of microsoft/memento), delimiters not in the text;
-- JSON, JSONL or Parquet with `problem` and `response`, delimiters in the text (OpenMementos, `default`);
-- a data set of that kind on the hub, streamed (`microsoft/OpenMementos`);
-- anything else: plain text, read as a response.
+Supported formats:
+
+- JSON, JSONL or Parquet with `problem` and `segments`. Each segment is
+  `{"type": "block" | "summary" | "answer", "text": …}` without delimiters in the text, as in the examples of
+  microsoft/memento.
+- JSON, JSONL or Parquet with `problem` and `response`, with delimiters in the text (OpenMementos, `default`).
+- A data set on the hub with rows of either kind, streamed (`microsoft/OpenMementos`).
+- Any other file: plain text, read as one response.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +21,7 @@ from ghosttrace.errors import HUB_ERRORS, UserError
 from ghosttrace.model.prompts import chat_prompt
 from ghosttrace.runs.folder import REFERENCE_ARM
 
-PARQUET_BATCH_ROWS = 256  # rows of a Parquet file in memory at once
+PARQUET_BATCH_ROWS = 256  # rows of a Parquet file held in memory at once
 SEGMENT_KEYS = ("type", "text")
 SEGMENT_DELIMITERS = {
     "block": ("<|block_start|>", "<|block_end|>"),
@@ -30,38 +33,43 @@ THINK_TAG = "<think>"
 
 @dataclass(frozen=True)
 class TraceText:
-    """A problem and the assistant's turn, delimiters spelled as Memento spells them."""
+    """A trace as text.
+
+    Attributes:
+        problem: the user's message.
+        response: the assistant's turn, with delimiters in Memento's spelling (`<|block_start|>` and so on).
+    """
 
     problem: str
     response: str
 
 
 def read_traces(source: str | Path, limit: int | None = None) -> list[TraceText]:
-    """The traces of a file, or of a data set on the hub.
+    """Read the traces of a file or of a data set on the hub.
 
     Args:
         source: see `iter_records`.
-        limit: the first traces only.
+        limit: maximum number of traces.
 
     Raises:
-        UserError: there is no such file or data set, or it has neither `segments` nor `response`.
+        UserError: the source does not exist, holds no traces, or has a row that is not a trace.
     """
-    found = [parse_trace(record, source) for record in islice(iter_records(source), limit)]
-    if not found:
+    traces = [parse_trace(record, source) for record in islice(iter_records(source), limit)]
+    if not traces:
         raise UserError(f"{source} holds no traces: give a JSON, JSONL, Parquet or text file with at least one")
-    return found
+    return traces
 
 
 def iter_records(source: str | Path) -> Iterator[Any]:
-    """The rows of a file or of a data set on the hub (split `train`), one by one.
+    """Yield the rows of a file, of a data set on the hub (split `train`), or of the run folder of an ablation.
 
     Args:
-        source: a path, or the hub id of a data set, such as `microsoft/OpenMementos`, or
-            `microsoft/OpenMementos:full` for one of its configurations; or the folder of an ablation, whose
-            right responses under `memento` are then rows of token ids.
+        source: a file; the hub id of a data set, such as `microsoft/OpenMementos`, or
+            `microsoft/OpenMementos:full` for one of its configurations; or the run folder of an ablation. The rows of
+            a run folder are the correct responses of the reference arm, as token ids with labels for training.
 
     Raises:
-        UserError: there is no such file or data set.
+        UserError: the source does not exist or cannot be read.
     """
     path = Path(source)
     if path.is_dir():
@@ -75,38 +83,46 @@ def iter_records(source: str | Path) -> Iterator[Any]:
 
 
 def reference_responses(folder: Path) -> list[dict[str, Any]]:
-    """The responses of the reference arm of a finished ablation: bench, problem, repetition, correct, token ids.
+    """Read the responses of the reference arm of a finished ablation.
+
+    Returns:
+        One dictionary per response with the keys `bench`, `problem`, `repetition`, `correct`, `prompt_ids` and
+        `response_ids`.
 
     Raises:
-        UserError: the folder is not one of a finished run.
+        UserError: the folder is not the run folder of a finished ablation.
     """
     import pyarrow
     from pyarrow import parquet
 
     path = folder / "samples.parquet"
     if not path.is_file():
-        raise UserError(f"{folder} holds no samples.parquet: give the folder of a finished run of ghosttrace ablate")
+        raise UserError(f"{folder} has no samples.parquet: give the folder of a finished run of ghosttrace ablate")
     columns = ["bench", "problem", "repetition", "correct", "prompt_ids", "response_ids"]
     try:
         table = parquet.read_table(path, columns=columns, filters=[("arm", "=", REFERENCE_ARM)])
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} is damaged or no ablation's: give the folder of a run of ghosttrace ablate") from error
+        raise UserError(
+            f"{path} is damaged or not of an ablation: give the folder of a run of ghosttrace ablate"
+        ) from error
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
 
 def _streamed(source: str) -> Iterator[Mapping[str, Any]]:
-    import datasets  # slow to import, and only needed here
+    import datasets  # imported here because the import is slow
 
     name, _, configuration = source.partition(":")
     if Path(name).suffix in (".json", ".jsonl", ".parquet", ".txt") or name.count("/") != 1:
-        raise UserError(f"no file {source}: give a JSON, JSONL, Parquet or text file, or the hub id of a data set")
+        raise UserError(
+            f"there is no file {source}: give a JSON, JSONL, Parquet or text file, or the hub id of a data set"
+        )
     try:
         yield from datasets.load_dataset(name, configuration or None, split="train", streaming=True)
     except (*HUB_ERRORS, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
-            f"no file {source}, and no data set of that name with a split 'train' can be read from the hub "
-            "here: give a JSON, JSONL, Parquet or text file"
+            f"there is no file {source}, and no data set of that name with a split 'train' can be read from the hub: "
+            "give a JSON, JSONL, Parquet or text file"
         ) from error
 
 
@@ -115,7 +131,7 @@ def _rows(path: Path) -> Iterator[Any]:
         yield from _parquet_rows(path)
         return
     try:
-        with path.open(encoding="utf-8", newline="\n") as file:  # not at U+2028, which JSON allows
+        with path.open(encoding="utf-8", newline="\n") as file:  # U+2028 is not a line end: JSON allows it in strings
             if path.suffix == ".jsonl":
                 for number, line in enumerate(file, 1):
                     if line.strip():
@@ -136,33 +152,36 @@ def _parquet_rows(path: Path) -> Iterator[Any]:
             for batch in file.iter_batches(PARQUET_BATCH_ROWS):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a Parquet file: give one, or JSON, JSONL or text") from error
+        raise UserError(f"{path} is not a Parquet file: give a Parquet, JSON, JSONL or text file") from error
 
 
 def tokenize_trace(
     trace: TraceText, tokenizer: Any, family: str | None, names: Mapping[str, str]
 ) -> tuple[list[int], list[int]]:
-    """Token ids of a trace's prompt and response.
+    """Tokenise the prompt and the response of a trace.
 
-    Each is tokenised on its own, as generation does: together, tokens could merge across the header.
+    The two are tokenised separately, as in generation. Otherwise tokens could merge across the assistant header.
 
     Args:
-        trace: delimiters spelled as Memento spells them.
-        tokenizer: with a chat template.
-        family: transformers' model type, as far as it is known.
-        names: how the tokenizer spells each delimiter.
+        trace: text with delimiters in Memento's spelling.
+        tokenizer: Hugging Face tokenizer with a chat template.
+        family: the model type in transformers, if known.
+        names: the tokenizer's spelling of each delimiter.
+
+    Returns:
+        Token ids of the prompt and token ids of the response.
     """
     response = trace.response
     for name, token in names.items():
         response = response.replace(f"<|{name}|>", token)
-    invited = chat_prompt(tokenizer, family, trace.problem)
-    texts = invited, _behind(invited, response)
-    prompt, answer = (list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
-    return prompt, answer
+    prompt = chat_prompt(tokenizer, family, trace.problem)
+    texts = prompt, _remove_repeated_think(prompt, response)
+    prompt_ids, response_ids = (list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+    return prompt_ids, response_ids
 
 
-def _behind(prompt: str, response: str) -> str:
-    """A response without the `<think>` that its prompt ends with already: some chat templates invite with it."""
+def _remove_repeated_think(prompt: str, response: str) -> str:
+    """Remove the leading `<think>` of a response if the chat template already ends the prompt with it."""
     for opening in (f"{THINK_TAG}\n", THINK_TAG):
         if prompt.endswith(opening):
             return response.removeprefix(opening) if response.startswith(opening) else response.removeprefix(THINK_TAG)
@@ -170,27 +189,33 @@ def _behind(prompt: str, response: str) -> str:
 
 
 def parse_trace(record: Any, path: str | Path) -> TraceText:
-    """A row as a trace.
+    """Convert a row of a source to a trace.
+
+    Args:
+        record: a mapping with `response` or `segments`, and optionally `problem`.
+        path: the source, for error messages.
 
     Raises:
-        UserError: it has neither `segments` nor `response`, or they or `problem` are not of their kinds.
+        UserError: the row has neither `segments` nor `response`, or a value has the wrong type.
     """
     if not isinstance(record, Mapping) or not {"segments", "response"} & record.keys():
         raise UserError(f"{path} has neither 'segments' nor 'response': see the formats in ghosttrace/data/read.py")
     problem = record.get("problem", "")
-    if not isinstance(problem, str):  # null would be asked as 'None'
-        raise UserError(f"{path} has a 'problem' that is no text: give the user's message as a string")
+    if not isinstance(problem, str):  # null would become the text 'None'
+        raise UserError(f"{path} has a 'problem' that is not text: give the user's message as a string")
     if "response" in record:
         if not isinstance(record["response"], str):
-            raise UserError(f"{path} has a 'response' that is no text: give the assistant's turn as a string")
+            raise UserError(f"{path} has a 'response' that is not text: give the assistant's turn as a string")
         return TraceText(problem, record["response"])
     segments = record["segments"]
     if not isinstance(segments, list) or not all(_is_segment(segment) for segment in segments):
         raise UserError(
-            f"{path} has 'segments' that cannot be read: it is a list of {{'type': 'block', 'summary' or 'answer', "
-            "'text': …}"
+            f"{path} has invalid 'segments': give a list of {{'type': 'block', 'summary' or 'answer', 'text': …}}"
         )
-    parts = [before + s["text"] + behind for s in segments for before, behind in [SEGMENT_DELIMITERS[s["type"]]]]
+    parts = []
+    for segment in segments:
+        opening, closing = SEGMENT_DELIMITERS[segment["type"]]
+        parts.append(opening + segment["text"] + closing)
     return TraceText(problem, f"{THINK_TAG}\n" + "".join(parts))
 
 

@@ -1,4 +1,4 @@
-"""What a probe is asked: traces with something hidden in one of their blocks, and the questions about it."""
+"""Probe tasks: traces with a secret in one of their blocks, and the classification targets about it."""
 
 import fnmatch
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ class Sample:
     """A trace with a secret in one of its blocks.
 
     Attributes:
-        ids: int[T], prompt and response.
-        base: which trace it was made from; samples of one base are one cluster.
-        secret: what was hidden, as far as two samples could share it; no split separates equal ones.
-            Empty where the secret is itself the class (a word of a list).
-        block: which finished pair holds the secret, counted from 0.
-        secret_indices: places in `ids` of the tokens that spell it.
-        labels: int, one per target of the task; -1 where a target does not apply.
+        ids: int[T], token ids of prompt and response.
+        base: name of the base trace that the sample was made from; samples with the same base form one cluster.
+        secret: the hidden content. Samples with the same secret go to the same split. Empty if the secret is itself
+            the class (such as a word of a fixed list).
+        block: number of the block-memento pair that holds the secret, 0-based.
+        secret_indices: token indices in `ids` of the tokens that spell the secret.
+        labels: class numbers, one per target of the task; -1 if a target does not apply.
     """
 
     ids: Sequence[int]
@@ -35,7 +35,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Target:
-    """One question: which of these classes?"""
+    """A classification problem.
+
+    Attributes:
+        name: as shown in the results.
+        classes: names of the classes.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -43,14 +48,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Task:
-    """Samples and what is asked about them.
+    """Samples and the targets to predict for them.
 
     Attributes:
-        name: as in the results.
-        samples: N of them.
-        targets: the questions.
-        exact_log_posteriors: for targets whose posterior given the retained text is known exactly, float[N, C],
-            its natural logarithm (-inf for what the text excludes).
+        name: as shown in the results.
+        samples: the N samples.
+        targets: the classification targets.
+        exact_log_posteriors: by target name, float[N, C], the natural logarithm of the class posterior given the
+            retained text (-inf for classes that the text excludes). Only for targets whose posterior is known exactly.
     """
 
     name: str
@@ -59,10 +64,10 @@ class Task:
     exact_log_posteriors: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def select_targets(self, patterns: Sequence[str]) -> "Task":
-        """The same samples, asked for some of the targets.
+        """Return the task with the same samples and some of the targets.
 
         Args:
-            patterns: of names, as a shell matches them: `note-*`.
+            patterns: shell-style patterns of target names, such as `note-*`.
 
         Raises:
             UserError: a pattern matches no target.
@@ -71,16 +76,20 @@ class Task:
         for pattern in patterns:
             if not fnmatch.filter(names, pattern):
                 raise UserError(f"{self.name} has no target {pattern!r}: it has {', '.join(names)}")
-        kept = [place for place, name in enumerate(names) if any(fnmatch.fnmatch(name, one) for one in patterns)]
-        samples = tuple(replace(one, labels=tuple(one.labels[place] for place in kept)) for one in self.samples)
-        return replace(self, samples=samples, targets=tuple(self.targets[place] for place in kept))
+        kept = [
+            number for number, name in enumerate(names) if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+        ]
+        samples = tuple(
+            replace(sample, labels=tuple(sample.labels[number] for number in kept)) for sample in self.samples
+        )
+        return replace(self, samples=samples, targets=tuple(self.targets[number] for number in kept))
 
     def labels(self, target: int) -> np.ndarray:
-        """int[N], of one target."""
+        """Return the labels of all samples, int[N], for the target with this number."""
         return np.array([sample.labels[target] for sample in self.samples])
 
     def describe(self) -> dict[str, Any]:
-        """The task as run.json records it: name, size, a digest of all samples, and the targets with their classes."""
+        """Return the entries of run.json: name, size, a digest of all samples, and the targets with their classes."""
         digest = sha256()
         for sample in self.samples:
             ids = list(map(int, sample.ids))
@@ -91,10 +100,10 @@ class Task:
         }
 
     def check(self) -> None:
-        """Refuse labels that nothing can be learned from.
+        """Check that a probe can be trained on the labels of every target.
 
         Raises:
-            UserError: a target has fewer samples than classes, or a class that occurs once or never varies.
+            UserError: a target has fewer samples than classes, only one class, or a class that occurs once.
         """
         for number, target in enumerate(self.targets):
             labels = self.labels(number)
@@ -105,9 +114,11 @@ class Task:
                     "give more samples, or fewer classes"
                 )
             if (counts > 0).sum() < 2:
-                raise UserError(f"{self.name}: {target.name} has the same label everywhere: there is nothing to tell")
-            if (counts == 1).any():
-                once = target.classes[int(np.argmax(counts == 1))]
                 raise UserError(
-                    f"{self.name}: {target.name} is {once!r} in one sample alone: leave it out, or give more samples"
+                    f"{self.name}: {target.name} has the same label everywhere: give samples of at least two classes"
+                )
+            if (counts == 1).any():
+                rare = target.classes[int(np.argmax(counts == 1))]
+                raise UserError(
+                    f"{self.name}: {target.name} is {rare!r} in one sample alone: remove it, or give more samples"
                 )

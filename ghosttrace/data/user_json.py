@@ -1,4 +1,4 @@
-"""JSON that a user wrote."""
+"""Parsing of JSON files written by users."""
 
 import json
 from typing import Any
@@ -6,28 +6,28 @@ from typing import Any
 from ghosttrace.errors import UserError
 
 
-def parse_json(text: str, where: str) -> Any:
-    """A JSON value whose strings can be tokenised and written to a file.
+def parse_json(text: str, location: str) -> Any:
+    """Parse a JSON value and check that its strings can be encoded as UTF-8.
 
     Args:
-        text: one value.
-        where: its place, for the message.
+        text: one JSON value.
+        location: file and line of the text, for error messages.
 
     Raises:
-        UserError: it is not JSON, is nested too deeply, or holds half a surrogate pair.
+        UserError: the text is not JSON, is nested too deeply, or holds half a surrogate pair.
     """
     try:
         value = json.loads(text)
         json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
-        raise UserError(f"{where} is nested too deeply: write flat JSON objects") from error
+        raise UserError(f"{location} is nested too deeply: write flat JSON objects") from error
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{where} holds half a surrogate pair such as \\ud800: remove it, it is no character"
+            f"{location} holds half a surrogate pair such as \\ud800, which is not a character: remove it"
         ) from error
-    except ValueError as error:  # also for a number of more digits than Python reads
-        said = error.msg if isinstance(error, json.JSONDecodeError) else error
+    except ValueError as error:  # also raised for integers with more digits than Python parses
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else error
         raise UserError(
-            f"{where} is not valid JSON ({said}): write one object, or one a line in a .jsonl file"
+            f"{location} is not valid JSON ({reason}): write one object, or one per line in a .jsonl file"
         ) from error
     return value

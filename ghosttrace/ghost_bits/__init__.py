@@ -1,1 +1,1 @@
-"""Ghost bits: what the channel adds to the probability of the text that follows, on fixed traces."""
+"""Ghost bits: how much the ghost channel adds to the log-probability of the following text, on fixed traces."""

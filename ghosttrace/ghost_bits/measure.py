@@ -1,13 +1,13 @@
-"""Ghost bits: what the channel is worth on a fixed text, token by token.
+"""Measurement of ghost bits, token by token, on fixed traces.
 
-For every token after a memento, log2 p(token | normal cache) - log2 p(token | altered cache), both
-teacher-forced over the same trace; nothing is generated. Under `restart` it is what the ghost channel
-tells about the text that followed, with the unfamiliarity of a sealed cache mixed in (DESIGN: a drop
-alone cannot tell the two apart). `placebo` is the control: the same work with the blocks visible must
-change nothing.
+For every token after a memento the measure is log2 p(token | normal cache) - log2 p(token | altered cache). Both
+probabilities are teacher-forced over the same trace; nothing is generated. Under `restart` the difference has two
+parts: the information of the ghost channel about the following text, and the cost of a sealed cache being unfamiliar to
+the model. The difference alone cannot separate the two. `placebo` is the negative control: it recomputes the same
+tokens with the blocks visible, and must change nothing.
 
-A trace costs one forward pass under each arm, in pieces, so that the logits of a long trace and a
-large vocabulary never stand in memory at once.
+A trace needs one forward pass per arm. The pass runs in chunks, so that the logits of a long trace and a large
+vocabulary are never all in memory.
 """
 
 import json
@@ -50,16 +50,18 @@ BITS_TABLE = RecordLayout(
 
 
 def measured_tokens(trace: TokenTrace, markup: Markup, policy: Policy, think_end: Sequence[int]) -> pd.DataFrame:
-    """The tokens at which the arms can differ: all from the first erasure on.
+    """Return the tokens at which arms can differ: all tokens from the first erasure on.
 
     Args:
         trace: the trace.
-        markup, policy: the law.
-        think_end: the ids of `</think>`, behind whose last occurrence the answer stands.
+        markup: token ids of the delimiters.
+        policy: determines when blocks expire.
+        think_end: token ids of `</think>`. The answer starts after its last occurrence in the response.
 
     Returns:
-        One row a token: position, kind (of `TOKEN_KINDS`), block (how many pairs are finished before it),
-        distance (tokens since the last `<|summary_end|>`; the next one is 1).
+        One row per token: `position` (token index in the trace), `kind` (one of `TOKEN_KINDS`), `block` (number of
+        mementos that end before the token) and `distance` (1 for the token after the last `<|summary_end|>`, 2 for the
+        next, and so on).
     """
     ids = np.array(trace.ids)
     position = np.arange(first_measured_index(trace.ids, markup, policy), len(ids))
@@ -73,14 +75,14 @@ def measured_tokens(trace: TokenTrace, markup: Markup, policy: Policy, think_end
     ends = [k + width for k in range(len(trace.prompt), len(ids)) if list(ids[k : k + width]) == list(think_end)]
     if ends:
         kind[ends[-1] :] = "answer"
-    closed = np.array([block.memento_end for block in blocks], dtype=np.int64)
-    number = np.searchsorted(closed, position)
+    memento_ends = np.array([block.memento_end for block in blocks], dtype=np.int64)
+    n_finished = np.searchsorted(memento_ends, position)
     return pd.DataFrame(
         {
             "position": position,
             "kind": kind[position],
-            "block": number,
-            "distance": position - closed[number - 1] if len(position) else position,
+            "block": n_finished,
+            "distance": position - memento_ends[n_finished - 1] if len(position) else position,
         }
     )
 
@@ -93,31 +95,31 @@ def measure(
     batch_tokens: int = 65_536,
     progress: Progress = no_progress,
 ) -> None:
-    """Measure every trace that is not on record yet.
+    """Measure every trace that is not recorded yet, and add it to the records.
 
     Args:
-        checkpoint: the model and its law.
-        traces: what to read.
-        arms: each is compared with `memento`.
-        records: with layout `BITS_TABLE`.
-        batch_tokens: traces of similar lengths are read together, as many as have this many tokens.
-        progress: called with (what, traces done, traces in all).
+        checkpoint: the model, its markup and its policy.
+        traces: the traces to measure.
+        arms: the arms to compare with `memento`.
+        records: records with layout `BITS_TABLE`; extended in place.
+        batch_tokens: maximum number of tokens per batch, including padding. A batch holds traces of similar lengths.
+        progress: called with ("traces", traces done, number of traces).
 
     Raises:
-        UserError: an arm cannot be run on the checkpoint.
+        UserError: the checkpoint cannot run one of the arms.
     """
-    chosen = {arm.name: arm for arm in arms}
+    arms_by_name = {arm.name: arm for arm in arms}
     for arm in arms:
         arm.adapt_policy(checkpoint.policy)
         arm.check(checkpoint.model)
     think_end = checkpoint.tokenizer("</think>", add_special_tokens=False)["input_ids"]
     done = 0
     for batch in _batches(traces, batch_tokens):
-        if not all((trace.source, trace.name, name) in records for trace in batch for name in chosen):
+        if not all((trace.source, trace.name, name) in records for trace in batch for name in arms_by_name):
             ids, keys = [trace.ids for trace in batch], [_key(trace) for trace in batch]
             tokens = [measured_tokens(trace, checkpoint.markup, checkpoint.policy, think_end) for trace in batch]
             reference = log2_probabilities(checkpoint, Memento(), ids)
-            for name, arm in chosen.items():
+            for name, arm in arms_by_name.items():
                 altered = log2_probabilities(checkpoint, arm, ids, keys)
                 for row, trace in enumerate(batch):
                     records.add(_record(trace, name, tokens[row], reference[row], altered[row]))
@@ -126,12 +128,12 @@ def measure(
 
 
 def _key(trace: TokenTrace) -> tuple[int, ...]:
-    """What a trace's draws belong to: its name, whatever else is in its batch."""
+    """Return the key of a trace's random stream; it depends on the trace alone, not on its batch."""
     return (int.from_bytes(sha256(json.dumps([trace.source, trace.name]).encode()).digest()),)
 
 
 def _batches(traces: Sequence[TokenTrace], tokens: int) -> Iterator[list[TokenTrace]]:
-    """Traces in order of length, in batches that stay under so many tokens, padding included."""
+    """Yield traces ordered by length, in batches of at most `tokens` tokens including padding."""
     batch: list[TokenTrace] = []
     for trace in sorted(traces, key=lambda trace: len(trace.ids)):
         if batch and (len(batch) + 1) * len(trace.ids) > tokens:
@@ -144,12 +146,13 @@ def _batches(traces: Sequence[TokenTrace], tokens: int) -> Iterator[list[TokenTr
 def _record(
     trace: TokenTrace, arm: str, tokens: pd.DataFrame, reference: np.ndarray, altered: np.ndarray
 ) -> dict[str, Any]:
-    ids, before = trace.ids, tokens["position"].to_numpy() - 1
+    ids = trace.ids
+    before = tokens["position"].to_numpy() - 1  # log2 p of token i has index i - 1
     return {
         "source": trace.source,
         "trace": trace.name,
         "arm": arm,
-        "tokens": [int(ids[place]) for place in tokens["position"]],
+        "tokens": [int(ids[index]) for index in tokens["position"]],
         **{name: tokens[name].tolist() for name in ("position", "kind", "block", "distance")},
         "log2p_memento": reference[before].tolist(),
         "log2p_arm": altered[before].tolist(),

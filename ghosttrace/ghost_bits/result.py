@@ -1,4 +1,4 @@
-"""The result of measuring ghost bits."""
+"""The result of a `bits` run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from ghosttrace.runs.result import RunResult
 class BitsResult(RunResult):
     """Ghost bits of fixed traces.
 
-    `results` has one row per source, arm and group of tokens (see `ghosttrace.ghost_bits.summary.summarise`),
-    `samples` one row per trace and arm, with log2 probabilities token by token.
+    `results` has one row per source, arm and group of tokens (see `ghosttrace.ghost_bits.summary.summarise`).
+    `samples` has one row per trace and arm, with the log2 probability of every measured token.
     """
 
     command = "bits"
 
     def figures(self) -> Mapping[str, Callable[[], Figure]]:
-        """`bits`: bits per token by distance after the memento and by block."""
+        """Return the figure `bits`: bits per token by distance after the memento and by block."""
         return {"bits": partial(bits_figure, self.results, self.configuration)}
 
     def page(self) -> str:
-        """Verdict, figure and results as one HTML page."""
+        """Return an HTML page with the verdict, the figure and the results."""
         title = f"Ghost bits of {self.configuration['model']}"
-        drawn = [draw() for draw in self.figures().values()]
-        return run_page(title, self.configuration, self.failures, self.results, drawn)
+        figures = [draw() for draw in self.figures().values()]
+        return run_page(title, self.configuration, self.failures, self.results, figures)

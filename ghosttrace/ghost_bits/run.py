@@ -1,4 +1,4 @@
-"""`bits`: what the ghost channel adds to the probability of the text that follows, token by token, on fixed traces."""
+"""`bits`: measure ghost bits token by token on fixed traces."""
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -36,65 +36,66 @@ def bits(
     progress: Progress | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> BitsResult:
-    """Measure ghost bits: log2 p(token | normal cache) - log2 p(token | altered cache) on traces as they are.
+    """Measure ghost bits, log2 p(token | normal cache) - log2 p(token | altered cache), on fixed traces.
 
     Args:
-        model: a name for `ghosttrace.load`, or what it returned.
-        traces: files, run folders of ablations, hub ids of data sets, or traces in tokens.
-        bench: without traces, a benchmark that knows its own, by name or as an object.
-        arms: what to compare with `memento`; the control `placebo` always runs.
-        limit: traces of each source.
-        seed: of the benchmark's problems.
-        batch_tokens: tokens read together, padding included.
-        out: the folder of a new run; None keeps it in memory.
-        resume: the folder of a run to go on with.
-        progress: called with (what, traces done, traces in all).
-        options: the command line's, recorded so that `--resume` needs no others.
+        model: a bundled name, a folder, a hub id, or a checkpoint returned by `ghosttrace.load`.
+        traces: files, run folders of ablations, hub ids of data sets, or tokenized traces.
+        bench: benchmarks with reference responses, by name or as objects; used if `traces` is None.
+        arms: arms to compare with `memento`. The control `placebo` always runs.
+        limit: maximum number of traces per source.
+        seed: random seed of the benchmark's problems.
+        batch_tokens: maximum number of tokens per batch, including padding.
+        out: folder of a new run. None keeps the run in memory.
+        resume: folder of an unfinished run to continue.
+        progress: called with (name of the step, traces done, number of traces).
+        options: command-line options to record in run.json, so that `--resume` needs no others.
+
+    Returns:
+        The finished run.
 
     Raises:
-        UserError: anything that cannot be run as asked; no trace has a finished block.
+        UserError: an argument is invalid, or no trace has text after a finished block and memento.
     """
     if min(limit, batch_tokens) < 1:
-        raise UserError("--limit and --batch-tokens are at least 1")
-    chosen = _arms(as_list(arms))
+        raise UserError("--limit and --batch-tokens must be at least 1")
+    compared_arms = _resolve_arms(as_list(arms))
     checkpoint = as_checkpoint(model)
     benches = as_benches(bench, limit, seed) if traces is None else []
-    found = reference_traces(checkpoint, *benches) if traces is None else load_traces(checkpoint, traces, limit)
-    for arm in chosen:
-        arm.adapt_policy(checkpoint.policy)  # refuses a policy that erases nothing
-    if all(first_measured_index(trace.ids, checkpoint.markup, checkpoint.policy) == len(trace.ids) for trace in found):
+    loaded = reference_traces(checkpoint, *benches) if traces is None else load_traces(checkpoint, traces, limit)
+    for arm in compared_arms:
+        arm.adapt_policy(checkpoint.policy)  # raises if the policy erases nothing
+    if all(first_measured_index(trace.ids, checkpoint.markup, checkpoint.policy) == len(trace.ids) for trace in loaded):
         raise UserError(
             "no trace has a finished block and memento with text after them: "
-            "give traces with the model's delimiters in them"
+            "give traces that contain the model's delimiters"
         )
-    order = [(trace.source, trace.name, arm.name) for trace in found for arm in chosen]
-    decided = configuration(checkpoint, found, chosen, batch_tokens, options or {})
-    with begin_run(out, resume, decided, BITS_TABLE) as run:
-        measure(checkpoint, found, chosen, run.records, batch_tokens, progress or no_progress)
+    order = [(trace.source, trace.name, arm.name) for trace in loaded for arm in compared_arms]
+    run_configuration = configuration(checkpoint, loaded, compared_arms, batch_tokens, options or {})
+    with begin_run(out, resume, run_configuration, BITS_TABLE) as run:
+        measure(checkpoint, loaded, compared_arms, run.records, batch_tokens, progress or no_progress)
         results = summarise(run.records.get(key) for key in order)
-        ceilings = {one.name: one.ceiling for one in benches}
-        failures = failed_controls(results, {arm.name: arm for arm in chosen}, ceilings)
+        ceilings = {item.name: item.ceiling for item in benches}
+        failures = failed_controls(results, {arm.name: arm for arm in compared_arms}, ceilings)
         return run.finish(BitsResult, order, not failures, json_rows(results), failures=list(failures))
 
 
-def _arms(arms: Sequence[str | Arm]) -> list[Arm]:
-    """The arms, and the control after them.
+def _resolve_arms(arms: Sequence[str | Arm]) -> list[Arm]:
+    """Return the arms by name or as they are, followed by the control.
 
     Raises:
-        UserError: no such arm, or one that fixed traces do not suit.
+        UserError: an arm does not exist, or needs counterfactual blocks.
     """
-    possible = [name for name, kind in ARMS.items() if not kind.needs_counterfactuals and name != REFERENCE_ARM]
-    for one in arms:
-        if isinstance(one, str) and one not in possible:
-            raise UserError(f"--arms of bits are of {', '.join(possible)}, not {one!r}")
-    found = [make_arm(one, Part(), 0.5) for one in arms]
-    donated = next((arm.name for arm in found if arm.needs_counterfactuals), None)
-    if donated:
-        raise UserError(
-            f"{donated} needs counterfactual blocks, and bits are measured on traces as they are: leave it out"
-        )
+    allowed = [name for name, kind in ARMS.items() if not kind.needs_counterfactuals and name != REFERENCE_ARM]
+    for arm in arms:
+        if isinstance(arm, str) and arm not in allowed:
+            raise UserError(f"bits cannot run the arm {arm!r}: choose --arms from {', '.join(allowed)}")
+    resolved = [make_arm(arm, Part(), 0.5) for arm in arms]
+    unusable = next((arm.name for arm in resolved if arm.needs_counterfactuals), None)
+    if unusable:
+        raise UserError(f"{unusable} needs counterfactual blocks, which fixed traces do not have: remove this arm")
     check_arm_names(arms, [REFERENCE_ARM, PlaceboArm.name])
-    return list({arm.name: arm for arm in (*found, PlaceboArm())}.values())
+    return list({arm.name: arm for arm in (*resolved, PlaceboArm())}.values())
 
 
 def configuration(
@@ -104,7 +105,7 @@ def configuration(
     batch_tokens: int,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Everything that decides a run's numbers, and all that a report of it needs, for run.json."""
+    """Return the content of run.json: everything that determines the results, and what the report needs."""
     digest = sha256()
     for trace in traces:
         digest.update(repr((trace.source, trace.name, trace.prompt, trace.response)).encode())

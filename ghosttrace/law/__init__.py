@@ -1,1 +1,1 @@
-"""Who sees whom: markup, the law of expiry, masks, and layouts of one forward pass. There is no model in here."""
+"""Trace markup, the law of expiry, visibility masks, and layouts of one forward pass. No model is needed here."""

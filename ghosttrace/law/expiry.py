@@ -1,12 +1,11 @@
-"""The law of expiry, on which everything else stands.
+"""The law of expiry: which query sees which key.
 
-`expiry[k]` is the first query position that no longer sees key `k`; query `q` sees key `k` iff
-`k <= q < expiry[k]`. Training masks, physical eviction, KV accounting, probes and audits are
-readings of this one vector, and the tests hold each of them to it.
+`expiry[k]` is the token index of the first query that no longer sees key `k`. Query `q` sees key `k` if and only
+if `k <= q < expiry[k]`. Training masks, physical eviction, KV accounting, probes and audits all derive from this
+one vector, and the tests check each of them against it.
 
-The rule itself is Memento's (arXiv 2604.09852, sections 3 and 5): when `<|summary_end|>` of memento
-i is produced, block i leaves every later token's attention, positions going on as if nothing had
-been removed.
+The rule is Memento's (arXiv 2604.09852, sections 3 and 5): once `<|summary_end|>` of memento i is generated, no
+later token attends to block i. Positions continue as if nothing had been removed.
 """
 
 from collections.abc import Sequence
@@ -25,17 +24,16 @@ ERASE_AT = ("after_summary_end", "before_summary_end")
 
 @dataclass(frozen=True)
 class Policy:
-    """When blocks expire. A part of the checkpoint: it must match the checkpoint's training.
+    """Rules for when blocks expire. The policy belongs to a checkpoint and must match its training.
 
     Attributes:
         mask_delimiters: True erases `<|block_start|>` and `<|block_end|>` with their block (Phi);
             False keeps them (Qwen3, Olmo 3). There is no safe default.
         keep_last_n_blocks: -1 never erases, 0 erases each finished block at once, N keeps the last
             N finished blocks.
-        erase_at: `after_summary_end`, so that `<|summary_end|>` itself still sees its block, or
-            `before_summary_end`, one position earlier (the published vLLM overlay when it
-            schedules synchronously).
-        keep_last_block_for_answer: a block due to expire stays until the next `<|block_start|>`.
+        erase_at: `after_summary_end`: `<|summary_end|>` itself still sees its block. `before_summary_end`: the
+            block expires one token earlier (as in the published vLLM overlay when it schedules synchronously).
+        keep_last_block_for_answer: a block that is due to expire is retained until the next `<|block_start|>`.
         require_assistant_section: only delimiters in an assistant's turn count.
     """
 
@@ -47,28 +45,38 @@ class Policy:
 
     def __post_init__(self) -> None:
         if self.erase_at not in ERASE_AT:
-            raise UserError(f"erase_at is one of {', '.join(ERASE_AT)}, not {self.erase_at!r}")
+            raise UserError(f"erase_at must be one of {', '.join(ERASE_AT)}, not {self.erase_at!r}")
         if self.keep_last_n_blocks < -1:
-            raise UserError("keep_last_n_blocks is -1 (never erase), 0, or the number of blocks to keep")
+            raise UserError("keep_last_n_blocks must be -1 (never erase), 0, or the number of blocks to keep")
 
     def to_dict(self) -> dict[str, Any]:
-        """The policy as it is stored in a checkpoint's config.json."""
+        """Return the policy as stored in a checkpoint's config.json."""
         return asdict(self)
 
     @property
     def erases_after_reading(self) -> bool:
-        """Keys expire once `<|summary_end|>` is read; else only when it, or a later token, is chosen."""
+        """Whether keys expire as soon as `<|summary_end|>` has been processed.
+
+        If False, the next token triggers the erasure before it is processed itself: `<|summary_end|>`, or a later
+        `<|block_start|>` with `keep_last_block_for_answer`.
+        """
         return self.erase_at == "after_summary_end" and not self.keep_last_block_for_answer
 
     def erased_indices(self, block: Block) -> range:
-        """Positions that expire with a block."""
+        """Return the token indices that expire with a block."""
         if self.mask_delimiters:
             return range(block.start, block.end + 1)
         return range(block.start + 1, block.end)
 
 
 class Erasure(NamedTuple):
-    """One block's expiry: query `expires_at` is the first that no longer sees `keys`."""
+    """Expiry of one block.
+
+    Attributes:
+        block: the finished block.
+        keys: token indices that expire with it.
+        expires_at: token index of the first query that no longer sees `keys`.
+    """
 
     block: Block
     keys: range
@@ -76,12 +84,15 @@ class Erasure(NamedTuple):
 
 
 def erasures(token_ids: Sequence[int] | np.ndarray, markup: Markup, policy: Policy) -> list[Erasure]:
-    """Every expiry in a finished sequence, in order of time.
+    """Return every erasure in a complete sequence, ordered by `expires_at`.
 
     Args:
-        token_ids: int[T], one unpadded sequence, positions counted from 0.
-        markup: the ids of the delimiters and of the assistant's header.
+        token_ids: int[T], one unpadded sequence.
+        markup: token ids of the delimiters and of the assistant header.
         policy: when blocks expire.
+
+    Returns:
+        One `Erasure` per block that expires within or right after the sequence.
     """
     keep = policy.keep_last_n_blocks
     if keep < 0:
@@ -90,26 +101,28 @@ def erasures(token_ids: Sequence[int] | np.ndarray, markup: Markup, policy: Poli
     blocks = find_blocks(tokens, markup, policy.require_assistant_section)
     due = np.array([block.memento_end for block in blocks[keep:]], dtype=np.int64)
     if policy.keep_last_block_for_answer:
-        positions, letters = delimiter_events(tokens, markup, policy.require_assistant_section)
-        starts = positions[np.array([letter == "B" for letter in letters], dtype=bool)]
-        at = np.append(starts, NEVER)[np.searchsorted(starts, due)]
+        indices, letters = delimiter_events(tokens, markup, policy.require_assistant_section)
+        block_starts = indices[np.array([letter == "B" for letter in letters], dtype=bool)]
+        times = np.append(block_starts, NEVER)[np.searchsorted(block_starts, due)]
     else:
-        at = due + (policy.erase_at == "after_summary_end")
+        times = due + (policy.erase_at == "after_summary_end")
     return [
-        Erasure(block, policy.erased_indices(block), int(t)) for block, t in zip(blocks, at, strict=False) if t != NEVER
+        Erasure(block, policy.erased_indices(block), int(expires_at))
+        for block, expires_at in zip(blocks, times, strict=False)
+        if expires_at != NEVER
     ]
 
 
 def expiry(token_ids: Sequence[int] | np.ndarray, markup: Markup, policy: Policy) -> np.ndarray:
-    """The law, as a vector.
+    """Compute the expiry of every key of a sequence.
 
     Args:
         token_ids: int[T], one unpadded sequence.
-        markup: the ids of the delimiters and of the assistant's header.
+        markup: token ids of the delimiters and of the assistant header.
         policy: when blocks expire.
 
     Returns:
-        int64[T]: the first query position that no longer sees each key; `NEVER` if it stays.
+        int64[T]: for each key, the token index of the first query that no longer sees it; `NEVER` if it is retained.
     """
     times = np.full(len(token_ids), NEVER, dtype=np.int64)
     for erasure in erasures(token_ids, markup, policy):
@@ -118,11 +131,12 @@ def expiry(token_ids: Sequence[int] | np.ndarray, markup: Markup, policy: Policy
 
 
 class ExpiryTracker:
-    """The law, one token at a time: the state machine that generation is driven by.
+    """Incremental form of `erasures`: a state machine that generation feeds one token at a time.
 
     Attributes:
-        block_tracker: the reading of the stream so far.
-        blocks: finished pairs so far.
+        policy: when blocks expire.
+        block_tracker: tracker of the delimiters read so far.
+        blocks: finished block-memento pairs so far.
     """
 
     def __init__(self, markup: Markup, policy: Policy) -> None:
@@ -132,12 +146,19 @@ class ExpiryTracker:
         self._due: list[Block] = []
 
     def push(self, token: int) -> list[Erasure]:
-        """Read the token at position p; return what expires at p or, at the latest, at p + 1."""
-        position = self.block_tracker.num_read
+        """Process the next token and return the erasures that it triggers.
+
+        Args:
+            token: id of the token at index p, where p is the number of tokens pushed before.
+
+        Returns:
+            Erasures whose `expires_at` is p or p + 1; usually none.
+        """
+        index = self.block_tracker.num_read
         finished = self.block_tracker.push(token)
         expired: list[Erasure] = []
-        if self._due and self.block_tracker.open_delimiters == [position]:
-            expired, self._due = [self._erasure(block, position) for block in self._due], []
+        if self._due and self.block_tracker.open_delimiters == [index]:
+            expired, self._due = [self._erasure(block, index) for block in self._due], []
         if finished is None:
             return expired
         self.blocks.append(finished)
@@ -147,22 +168,22 @@ class ExpiryTracker:
             if self.policy.keep_last_block_for_answer:
                 self._due.append(block)
             else:
-                expired.append(self._erasure(block, position + (self.policy.erase_at == "after_summary_end")))
+                expired.append(self._erasure(block, index + (self.policy.erase_at == "after_summary_end")))
         return expired
 
-    def _erasure(self, block: Block, at: int) -> Erasure:
-        return Erasure(block, self.policy.erased_indices(block), at)
+    def _erasure(self, block: Block, expires_at: int) -> Erasure:
+        return Erasure(block, self.policy.erased_indices(block), expires_at)
 
 
 def alive(expiry: np.ndarray) -> np.ndarray:
-    """KV tokens held at each step: the number of keys with `k <= t < expiry[k]`.
+    """Count the tokens whose keys and values are held at each step t: the keys k with `k <= t < expiry[k]`.
 
     Args:
-        expiry: int64[T].
+        expiry: int64[T], as returned by `expiry`.
 
     Returns:
-        int64[T]. Its maximum is the peak, its sum the area under the curve (token-steps).
+        int64[T]. The maximum is the peak; the sum is the area under the curve, in token-steps.
     """
     steps = len(expiry)
-    gone = np.bincount(expiry[expiry < steps], minlength=steps)[:steps]
-    return np.arange(1, steps + 1) - np.cumsum(gone)
+    num_expired = np.bincount(expiry[expiry < steps], minlength=steps)[:steps]
+    return np.arange(1, steps + 1) - np.cumsum(num_expired)

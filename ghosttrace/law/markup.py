@@ -1,10 +1,10 @@
-"""Traces: the markup of blocks and mementos, and where they lie in a token stream.
+"""Markup of blocks and mementos, and the search for them in token sequences.
 
-A trace is `<|block_start|> T_i <|block_end|> <|summary_start|> M_i <|summary_end|> ...` inside an
-assistant's turn (arXiv 2604.09852, section 3). A pair counts only if its four delimiters stand in
-that order with no other delimiter between them: a model may emit anything, so whatever is unclosed,
-nested or out of order is plain text. `find_blocks` reads a finished sequence, `BlockTracker` is fed one
-token at a time; the tests hold them to each other on arbitrary streams.
+A trace is `<|block_start|> T_i <|block_end|> <|summary_start|> M_i <|summary_end|> ...` inside an assistant's turn
+(arXiv 2604.09852, section 3). A block-memento pair counts only if its four delimiters come in this order with no
+other delimiter between them. A model may emit anything, so unclosed, nested or misordered delimiters are treated as
+plain text. `find_blocks` reads a complete sequence and `BlockTracker` reads one token at a time; the tests check
+that both agree on arbitrary sequences.
 """
 
 import re
@@ -25,8 +25,8 @@ class Markup:
 
     Attributes:
         block_start, block_end, summary_start, summary_end: the four delimiters.
-        assistant_header: the ids that open an assistant's turn (ChatML: `<|im_start|>assistant\\n`).
-        turn_end: the id that closes a turn (ChatML: `<|im_end|>`), if the format has one.
+        assistant_header: the token ids that open an assistant's turn (ChatML: `<|im_start|>assistant\\n`).
+        turn_end: the token id that closes a turn (ChatML: `<|im_end|>`), if the chat format has one.
     """
 
     block_start: int
@@ -38,7 +38,7 @@ class Markup:
 
     def __post_init__(self) -> None:
         if len(set(self.delimiters)) != 4 or {*self.assistant_header, self.turn_end} & set(self.delimiters):
-            raise UserError(f"the four delimiters must be four ids of their own, found {self}")
+            raise UserError(f"the four delimiters must have four ids that nothing else in the markup uses, not {self}")
 
     @property
     def delimiters(self) -> tuple[int, int, int, int]:
@@ -47,26 +47,26 @@ class Markup:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Markup":
-        """The markup that a run.json holds."""
+        """Build the markup from its entry in run.json."""
         return cls(**{**stored, "assistant_header": tuple(stored["assistant_header"])})
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any, names: Mapping[str, str] | None = None) -> "Markup":
-        """Find the delimiters and the assistant's header in a Hugging Face tokenizer.
+        """Find the delimiters and the assistant header in a Hugging Face tokenizer.
 
         Args:
             tokenizer: a tokenizer with the four delimiters as single tokens.
-            names: other spellings, e.g. `{"block_start": "<think_block>"}`.
+            names: other spellings of the delimiters, e.g. `{"block_start": "<think_block>"}`.
 
         Raises:
-            UserError: a delimiter is not a token of the tokenizer.
+            UserError: a delimiter is not a token of the tokenizer, or the chat template shows no assistant header.
         """
         spelled = {name: (names or {}).get(name, f"<|{name}|>") for name in DELIMITERS}
         vocabulary = tokenizer.get_vocab()
         missing = [token for token in spelled.values() if token not in vocabulary]
         if missing:
             raise UserError(
-                f"the tokenizer has no {', '.join(missing)}: name the tokens it uses instead with "
+                f"the tokenizer has no {', '.join(missing)}: give the tokens that it uses instead with "
                 "--map-delimiters, e.g. --map-delimiters block_start=<|fim_prefix|>,block_end=…"
             )
         header = _assistant_header(tokenizer)
@@ -76,32 +76,32 @@ class Markup:
 
 
 def _assistant_header(tokenizer: Any) -> tuple[int, ...]:
-    """What the chat template adds to invite the assistant's turn; empty without a template."""
+    """Return the token ids that the chat template adds to open the assistant's turn; empty without a template."""
     if not tokenizer.chat_template:
         return ()
     turns = [{"role": "user", "content": "?"}]
-    plain, invited = (
-        tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=invite) for invite in (False, True)
+    without_header, with_header = (
+        tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add) for add in (False, True)
     )
-    header = invited.removeprefix(plain).removesuffix("<think>\n").removesuffix("<think>")
-    if not invited.startswith(plain) or not header:
+    header = with_header.removeprefix(without_header).removesuffix("<think>\n").removesuffix("<think>")
+    if not with_header.startswith(without_header) or not header:
         raise UserError(
             "the chat template does not show where the assistant's turn begins: "
-            "let it add a header if add_generation_prompt is set, and nothing else"
+            "make add_generation_prompt append the assistant header and change nothing else"
         )
     return tuple(tokenizer(header, add_special_tokens=False)["input_ids"])
 
 
 def _turn_end(tokenizer: Any) -> int | None:
-    """The special token that the chat template puts behind an assistant's message, if it does."""
+    """Return the first special token that the chat template puts after an assistant's message, if any."""
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "ANSWER"}]
-    behind = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("ANSWER")[2]
-    ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
+    suffix = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("ANSWER")[2]
+    ids = tokenizer(suffix, add_special_tokens=False)["input_ids"]
     return next((token for token in ids if token in tokenizer.all_special_ids), None)
 
 
 class Block(NamedTuple):
-    """A finished block and its memento: the positions of the four delimiters, counted from 0."""
+    """A finished block-memento pair, as the token indices of its four delimiters."""
 
     start: int
     end: int
@@ -110,11 +110,23 @@ class Block(NamedTuple):
 
 
 def find_turns(tokens: np.ndarray, markup: Markup) -> tuple[np.ndarray, np.ndarray]:
-    """Positions at which an assistant's turn opens (last id of its header) and at which turns end."""
+    """Find the turns of a chat.
+
+    Args:
+        tokens: int64[T].
+        markup: token ids of the assistant header and of the end of a turn.
+
+    Returns:
+        Token indices where an assistant's turn opens (the last token of its header), and where any turn ends.
+
+    Raises:
+        UserError: the markup has no assistant header.
+    """
     width = len(markup.assistant_header)
     if not width:
         raise UserError(
-            "no assistant header is known: add a chat template to the tokenizer, or set require_assistant_section=False"
+            "the assistant header is unknown: add a chat template to the tokenizer, "
+            "or set require_assistant_section=False"
         )
     if len(tokens) < width:
         opens = np.zeros(0, dtype=np.int64)
@@ -125,90 +137,104 @@ def find_turns(tokens: np.ndarray, markup: Markup) -> tuple[np.ndarray, np.ndarr
     return opens, ends
 
 
-def in_assistant(positions: np.ndarray, opens: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Whether each position lies in an assistant's turn: a turn opened before it and has not ended."""
-    last_open = np.append(-1, opens)[np.searchsorted(opens, positions)]
-    last_end = np.append(-1, ends)[np.searchsorted(ends, positions)]
+def in_assistant(indices: np.ndarray, opens: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return, for each token index, whether it lies in an assistant's turn.
+
+    Args:
+        indices: int64[n], token indices.
+        opens, ends: as returned by `find_turns`.
+
+    Returns:
+        bool[n].
+    """
+    last_open = np.append(-1, opens)[np.searchsorted(opens, indices)]
+    last_end = np.append(-1, ends)[np.searchsorted(ends, indices)]
     return last_open > last_end
 
 
 def delimiter_events(tokens: np.ndarray, markup: Markup, require_assistant_section: bool) -> tuple[np.ndarray, str]:
-    """The stream reduced to what matters: positions and one letter each.
+    """Reduce a sequence to its delimiters and turn boundaries.
 
-    Letters are B, E, S, M for the four delimiters and `|` for the opening or end of a turn. Without
-    `require_assistant_section` turns mean nothing and every delimiter counts.
+    Args:
+        tokens: int64[T].
+        markup: token ids of the delimiters and of the assistant header.
+        require_assistant_section: count only delimiters in an assistant's turn, and include turn boundaries.
+
+    Returns:
+        int64[n], the token indices of the events in ascending order, and a string of n letters, one per event: B, E,
+        S, M for the four delimiters in the order of `DELIMITERS`, and `|` for the opening or end of a turn.
     """
     ids = np.array(markup.delimiters)
-    positions = np.flatnonzero(np.isin(tokens, ids))
+    indices = np.flatnonzero(np.isin(tokens, ids))
     letters = {int(token): letter for token, letter in zip(ids, "BESM", strict=True)}
     if not require_assistant_section:
-        return positions, "".join(letters[int(token)] for token in tokens[positions])
+        return indices, "".join(letters[int(token)] for token in tokens[indices])
     opens, ends = find_turns(tokens, markup)
-    positions = positions[in_assistant(positions, opens, ends)]
-    marks = [(int(p), letters[int(tokens[p])]) for p in positions]
-    marks += [(int(p), "|") for p in {*opens.tolist(), *ends.tolist()}]
-    marks.sort()
-    return np.array([p for p, _ in marks], dtype=np.int64), "".join(letter for _, letter in marks)
+    indices = indices[in_assistant(indices, opens, ends)]
+    events = [(int(index), letters[int(tokens[index])]) for index in indices]
+    events += [(int(index), "|") for index in {*opens.tolist(), *ends.tolist()}]
+    events.sort()
+    return np.array([index for index, _ in events], dtype=np.int64), "".join(letter for _, letter in events)
 
 
 def find_blocks(
     token_ids: Sequence[int] | np.ndarray, markup: Markup, require_assistant_section: bool = True
 ) -> list[Block]:
-    """Every finished, well-formed block-memento pair of a sequence, in order.
+    """Return every finished, well-formed block-memento pair of a sequence, in order.
 
     Args:
         token_ids: int[T], one unpadded sequence.
-        markup: the ids of the delimiters and of the assistant's header.
-        require_assistant_section: count only what the assistant wrote.
+        markup: token ids of the delimiters and of the assistant header.
+        require_assistant_section: count only delimiters in an assistant's turn.
     """
     tokens = np.asarray(token_ids, dtype=np.int64)
-    positions, letters = delimiter_events(tokens, markup, require_assistant_section)
-    return [Block(*positions[m.start() : m.end()].tolist()) for m in re.finditer("BESM", letters)]
+    indices, letters = delimiter_events(tokens, markup, require_assistant_section)
+    return [Block(*indices[match.start() : match.end()].tolist()) for match in re.finditer("BESM", letters)]
 
 
 class BlockTracker:
-    """The same reading, one token at a time.
+    """Incremental form of `find_blocks`, fed one token at a time.
 
     Attributes:
-        num_read: tokens read so far.
-        in_assistant_turn: the next token is the assistant's.
-        open_delimiters: positions of the delimiters of the pair under way (0 to 3 of them).
+        num_read: number of tokens read so far.
+        in_assistant_turn: whether the next token belongs to an assistant's turn.
+        open_delimiters: token indices of the delimiters of the current, unfinished pair (0 to 3 of them).
     """
 
     def __init__(self, markup: Markup, require_assistant_section: bool = True) -> None:
         if require_assistant_section and not markup.assistant_header:
             raise UserError(
-                "no assistant header is known: add a chat template to the tokenizer, "
+                "the assistant header is unknown: add a chat template to the tokenizer, "
                 "or set require_assistant_section=False"
             )
         self.markup = markup
         self.num_read = 0
         self.in_assistant_turn = not require_assistant_section
         self.open_delimiters: list[int] = []
-        self._sectioned = require_assistant_section
-        self._recent: list[int] = []
+        self._require_assistant_section = require_assistant_section
+        self._recent_tokens: list[int] = []
 
     @property
     def in_block(self) -> bool:
-        """A block has begun and not ended."""
+        """Whether a block has begun and not ended."""
         return len(self.open_delimiters) == 1
 
     @property
     def block_tokens(self) -> int:
-        """Tokens of the block under way, its `<|block_start|>` left out; 0 outside a block."""
+        """Number of tokens in the current block, without its `<|block_start|>`; 0 outside a block."""
         return self.num_read - self.open_delimiters[0] - 1 if self.in_block else 0
 
     def push(self, token: int) -> Block | None:
-        """Read one token; return the pair it completes, if it does."""
-        position, self.num_read = self.num_read, self.num_read + 1
-        if self._sectioned:
-            self._watch_turns(token)
+        """Process the next token and return the block-memento pair that it completes, or None."""
+        index, self.num_read = self.num_read, self.num_read + 1
+        if self._require_assistant_section:
+            self._track_turns(token)
         if not self.in_assistant_turn or token not in self.markup.delimiters:
             return None
         if token == self.markup.block_start:
-            self.open_delimiters = [position]
+            self.open_delimiters = [index]
         elif self.open_delimiters and token == self.markup.delimiters[len(self.open_delimiters)]:
-            self.open_delimiters.append(position)
+            self.open_delimiters.append(index)
         else:
             self.open_delimiters = []
         if len(self.open_delimiters) < 4:
@@ -216,10 +242,10 @@ class BlockTracker:
         block, self.open_delimiters = Block(*self.open_delimiters), []
         return block
 
-    def _watch_turns(self, token: int) -> None:
+    def _track_turns(self, token: int) -> None:
         header = self.markup.assistant_header
-        self._recent = [*self._recent, token][-len(header) :]
-        if tuple(self._recent) == header:
+        self._recent_tokens = [*self._recent_tokens, token][-len(header) :]
+        if tuple(self._recent_tokens) == header:
             self.in_assistant_turn, self.open_delimiters = True, []
         elif token == self.markup.turn_end:
             self.in_assistant_turn, self.open_delimiters = False, []

@@ -1,8 +1,8 @@
-"""Who sees whom in one forward pass, and the forms in which kernels take it.
+"""Visibility of keys to queries in one forward pass, and its conversion to the masks of attention kernels.
 
-`Visibility` says it; `visibility_mask` writes it out as a dense mask, which is what the other two are held to:
-`block_mask` for FlexAttention, and `segments` for sdpa, which never looks at a pair of a query and a key
-that is gone.
+`Visibility` holds the rule and `visibility_mask` expands it to a dense mask. The tests compare the other two forms
+with the dense mask: `block_mask` for FlexAttention, and `segments` for sdpa, which computes no pair of a query and
+an expired key.
 """
 
 from collections.abc import Iterator
@@ -19,20 +19,20 @@ FLEX_TILE_SIZE = 128
 
 @dataclass(frozen=True)
 class Visibility:
-    """Who sees whom in one forward pass of B rows, Q queries and K keys.
+    """Visibility of keys to queries in one forward pass of B rows, Q queries and K keys.
 
-    Query q sees key k iff `key_index <= query_index < key_expiry`, and in a layer with a sliding
-    window only if `query_position - key_position < window`.
+    Query q sees key k if and only if `key_index <= query_index < key_expiry`. A layer with a sliding window also
+    requires `query_position - key_position < window`.
 
     Attributes:
-        query_index: int64[B, Q], places in the sequence.
-        key_index: int64[B, K].
-        key_expiry: int64[B, K]; 0 marks a key that nothing sees (padding).
-        query_position: int64[B, Q], RoPE positions; the same as the index unless told otherwise.
-        key_position: int64[B, K].
-        causal_span: set if no key needs hiding but by causality and windows, to the number of positions
-            from first key to last query: kernels may then go without a mask.
-        kernel: which kernel runs.
+        query_index: int64[B, Q], token indices of the queries.
+        key_index: int64[B, K], token indices of the keys.
+        key_expiry: int64[B, K]; 0 marks a key that no query sees (padding).
+        query_position: int64[B, Q], RoPE positions of the queries.
+        key_position: int64[B, K], RoPE positions of the keys.
+        causal_span: number of positions from the first key to the last query if causality and windows alone hide
+            keys, so that kernels may run without a mask; else None.
+        kernel: the attention kernel to use.
     """
 
     query_index: Tensor
@@ -44,21 +44,20 @@ class Visibility:
     kernel: Kernel = "sdpa"
 
     def to(self, device: torch.device) -> "Visibility":
-        """The same on another device."""
+        """Return a copy with all tensors on a device."""
         names = ("query_index", "key_index", "key_expiry", "query_position", "key_position")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def subset(self, row: int, queries: Tensor, keys: Tensor) -> "Visibility":
-        """Some queries, int64[q], and some keys, int64[k], of one row."""
-        at = {"query_index": queries, "query_position": queries}
-        at |= {"key_index": keys, "key_position": keys, "key_expiry": keys}
-        return replace(
-            self, causal_span=None, **{name: getattr(self, name)[row, places][None] for name, places in at.items()}
-        )
+        """Return the visibility of some queries, int64[q], and some keys, int64[k], of one row."""
+        selected = {"query_index": queries, "query_position": queries}
+        selected |= {"key_index": keys, "key_position": keys, "key_expiry": keys}
+        fields = {name: getattr(self, name)[row, columns][None] for name, columns in selected.items()}
+        return replace(self, causal_span=None, **fields)
 
 
 def visibility_mask(visibility: Visibility, window: int | None = None) -> Tensor:
-    """The dense mask, bool[B, 1, Q, K]: True where the query sees the key."""
+    """Return the dense mask, bool[B, 1, Q, K]: True where the query sees the key."""
     query, key = visibility.query_index[:, :, None], visibility.key_index[:, None, :]
     seen = (key <= query) & (query < visibility.key_expiry[:, None, :])
     if window is not None:
@@ -67,11 +66,11 @@ def visibility_mask(visibility: Visibility, window: int | None = None) -> Tensor
 
 
 def block_mask(visibility: Visibility, window: int | None = None) -> BlockMask:
-    """The same mask for FlexAttention, from per-block bounds: O(T + (T/128)^2), never T^2.
+    """Return the mask for FlexAttention, in O(T + (T/128)^2) time and memory.
 
-    A tile of keys and queries is skipped if its earliest key is later than its last query or its
-    last expiry is past; it needs no element test if every key is seen by every query. Tiles that
-    the bounds leave undecided are tested element by element in the kernel.
+    The mask is built from the bounds of tiles of 128 queries and 128 keys. A tile is skipped if all its keys are later
+    than its queries or have expired. It needs no test per element if every query sees every key. The kernel tests
+    all other tiles element by element.
     """
 
     def mask_mod(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -83,47 +82,47 @@ def block_mask(visibility: Visibility, window: int | None = None) -> BlockMask:
 
     first_q, last_q = (bounds[:, :, None] for bounds in _tile_bounds(visibility.query_index))
     first_k, last_k = (bounds[:, None, :] for bounds in _tile_bounds(visibility.key_index))
-    soonest, latest = (bounds[:, None, :] for bounds in _tile_bounds(visibility.key_expiry))
-    some = (first_k <= last_q) & (latest > first_q)
-    every = (last_k <= first_q) & (soonest > last_q)
+    min_expiry, max_expiry = (bounds[:, None, :] for bounds in _tile_bounds(visibility.key_expiry))
+    visible = (first_k <= last_q) & (max_expiry > first_q)
+    complete = (last_k <= first_q) & (min_expiry > last_q)
     if window is not None:
-        near_q, far_q = (bounds[:, :, None] for bounds in _tile_bounds(visibility.query_position))
-        far_k, near_k = (bounds[:, None, :] for bounds in _tile_bounds(visibility.key_position))
-        some &= near_q - near_k < window
-        every &= far_q - far_k < window
+        min_q, max_q = (bounds[:, :, None] for bounds in _tile_bounds(visibility.query_position))
+        min_k, max_k = (bounds[:, None, :] for bounds in _tile_bounds(visibility.key_position))
+        visible &= min_q - max_k < window
+        complete &= max_q - min_k < window
     lengths = visibility.query_index.shape[1], visibility.key_index.shape[1]
-    every[:, lengths[0] // FLEX_TILE_SIZE :] = False  # a ragged last tile is never whole
-    every[:, :, lengths[1] // FLEX_TILE_SIZE :] = False
-    counts, order = _ordered(some & ~every)
-    full_counts, full_order = _ordered(every)
+    complete[:, lengths[0] // FLEX_TILE_SIZE :] = False  # a last tile that is not full is never complete
+    complete[:, :, lengths[1] // FLEX_TILE_SIZE :] = False
+    counts, order = _ordered(visible & ~complete)
+    full_counts, full_order = _ordered(complete)
     return BlockMask.from_kv_blocks(
         counts, order, full_counts, full_order, BLOCK_SIZE=FLEX_TILE_SIZE, mask_mod=mask_mod, seq_lengths=lengths
     )
 
 
 def _tile_bounds(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and greatest of each run of 128 values, int64[B, ceil(T / 128)] each."""
-    short = -values.shape[1] % FLEX_TILE_SIZE
-    padded = torch.cat([values, values[:, -1:].expand(-1, short)], dim=1)
+    """Return the minimum and maximum of each tile of 128 values, int64[B, ceil(T / 128)] each."""
+    num_padding = -values.shape[1] % FLEX_TILE_SIZE
+    padded = torch.cat([values, values[:, -1:].expand(-1, num_padding)], dim=1)
     tiles = padded.unflatten(1, (-1, FLEX_TILE_SIZE))
     return tiles.amin(dim=2), tiles.amax(dim=2)
 
 
 def _ordered(tiles: Tensor) -> tuple[Tensor, Tensor]:
-    """bool[B, nQ, nK] as BlockMask wants it: how many key tiles each query tile has, and which."""
+    """Convert bool[B, nQ, nK] to BlockMask's format: the number of key tiles of each query tile, and their order."""
     order = tiles.int().argsort(dim=-1, descending=True, stable=True)
     return tiles.sum(-1, dtype=torch.int32)[:, None], order.to(torch.int32)[:, None]
 
 
 @dataclass(frozen=True)
 class SdpaSegment:
-    """Queries between two erasures, in rows of a batch that look alike, and the keys they see.
+    """Queries between two erasures, in rows with the same visibility, and the keys that they see.
 
     Attributes:
         rows: int64[n], rows of the batch.
-        queries: int64[q], places in those rows.
-        keys: int64[k], places that at least one of the queries sees.
-        mask: bool[q, k]; None where the queries are the keys and each sees itself and all before it.
+        queries: int64[q], token indices of the queries in those rows.
+        keys: int64[k], token indices of the keys that at least one of the queries sees.
+        mask: bool[q, k]; None if queries and keys are the same tokens under plain causal attention.
     """
 
     rows: Tensor
@@ -133,35 +132,40 @@ class SdpaSegment:
 
 
 def segments(visibility: Visibility, window: int | None = None) -> list[SdpaSegment]:
-    """The same mask in rectangles: T x T shrinks to the sum of (queries x keys still there) a stretch.
+    """Split the mask into rectangles of queries and the keys that they see.
+
+    This avoids the T x T mask: the cost is the sum over segments of queries times retained keys.
 
     Args:
-        visibility: of whole sequences without a cache: queries and keys are the same places, in order.
-        window: of a sliding layer.
+        visibility: of complete sequences without a cache; queries and keys must be the same tokens, in order.
+        window: size of the sliding window, if the layer has one.
 
     Returns:
-        Stretches that hold every query that sees anything, once; those of like rows one after the other.
+        Segments that contain every query that sees any key exactly once. Segments with the same rows are adjacent.
     """
-    _, kind = torch.cat([visibility.key_expiry, visibility.key_position], dim=1).unique(dim=0, return_inverse=True)
-    found = []
-    for number in range(int(kind.max()) + 1):
-        rows = (kind == number).nonzero()[:, 0]
-        found += [SdpaSegment(rows, *part) for part in _of_row(visibility, int(rows[0]), window)]
-    return found
+    row_keys = torch.cat([visibility.key_expiry, visibility.key_position], dim=1)
+    _, group_of_row = row_keys.unique(dim=0, return_inverse=True)
+    result = []
+    for group in range(int(group_of_row.max()) + 1):
+        rows = (group_of_row == group).nonzero()[:, 0]
+        result += [SdpaSegment(rows, *parts) for parts in _row_segments(visibility, int(rows[0]), window)]
+    return result
 
 
-def _of_row(visibility: Visibility, row: int, window: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Queries, keys and mask of each stretch of one row."""
+def _row_segments(
+    visibility: Visibility, row: int, window: int | None
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Yield queries, keys and mask of each segment of one row."""
     expiry, position = visibility.key_expiry[row], visibility.key_position[row]
-    places = torch.arange(len(expiry), device=expiry.device)
+    indices = torch.arange(len(expiry), device=expiry.device)
     ends = expiry[(expiry > 0) & (expiry < len(expiry))].unique().tolist()
     for begin, end in zip([0, *ends], [*ends, len(expiry)], strict=True):
-        queries, keys = places[begin:end], places[:end][expiry[:end] > begin]
-        near = window is None or int(position[begin:end].max() - position[begin:end].min()) < window
-        if near and len(keys) == end - begin and int(keys[0]) == begin:  # nothing held from before, nothing hidden
+        queries, keys = indices[begin:end], indices[:end][expiry[:end] > begin]
+        within_window = window is None or int(position[begin:end].max() - position[begin:end].min()) < window
+        if within_window and len(keys) == end - begin and int(keys[0]) == begin:  # plain causal attention
             yield queries, keys, None
             continue
         seen = visibility_mask(visibility.subset(row, queries, keys), window)[0, 0]
-        looking, needed = seen.any(1), seen.any(0)
-        if looking.any():
-            yield queries[looking], keys[needed], seen[looking][:, needed]
+        used_queries, used_keys = seen.any(1), seen.any(0)
+        if used_queries.any():
+            yield queries[used_queries], keys[used_keys], seen[used_queries][:, used_keys]

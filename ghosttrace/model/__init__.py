@@ -1,1 +1,1 @@
-"""A checkpoint and everything that runs it: prompts, attention under the law, caches, decoding, cached states."""
+"""Checkpoints and everything that runs them: prompts, attention under expiry, KV caches, decoding, cached states."""

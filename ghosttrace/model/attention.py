@@ -1,12 +1,12 @@
-"""The law as attention, for any transformers model that asks `AttentionInterface` for its kernel.
+"""Attention under the law of expiry, for any transformers model that uses `AttentionInterface`.
 
-One name, `ghosttrace`, is registered in both `AttentionInterface` and `AttentionMaskInterface` (a
-name in the first alone gets no mask at all). No model is forked and no function replaced: inside
-`attending(model)` the model takes one more argument, `expiry`, and every layer, sliding windows
-included, sees what the law lets it see. The type of the mask picks the kernel, so that a layer
-recomputed by gradient checkpointing cannot pick another: bool goes to sdpa, a list of segments to
-sdpa one by one, `BlockMask` to FlexAttention, float to a plain matmul (fastest to train small models
-with on CPU).
+The name `ghosttrace` is registered in both `AttentionInterface` and `AttentionMaskInterface`. (A name that only the
+first has gets no mask.) No model is forked and no function is patched. Inside `attending(model)`, the model's forward
+takes one more argument, `expiry`, and every layer attends by it, including layers with a sliding window.
+
+The type of the mask selects the kernel, so that a layer recomputed by gradient checkpointing uses the same kernel
+again: bool selects sdpa, a list of segments selects sdpa per segment, `BlockMask` selects FlexAttention, and float
+selects a plain matmul (the fastest way to train small models on CPU).
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,20 +27,20 @@ from ghosttrace.law.expiry import NEVER
 from ghosttrace.law.masks import Kernel, SdpaSegment, Visibility, block_mask, segments, visibility_mask
 
 ATTENTION_NAME = "ghosttrace"
-MIN_MEAN_SEGMENT_TOKENS = 64  # tokens, on average, from which a stretch pays for being a call of its own
+MIN_MEAN_SEGMENT_TOKENS = 64  # with shorter segments on average, one call with a dense mask is faster
 Mask = Tensor | BlockMask | list[SdpaSegment] | None
 
 _VISIBILITY: ContextVar[Visibility | None] = ContextVar("ghosttrace_visibility", default=None)
 
 
 def _mask(q_length: int, kv_length: int, local_size: int | None = None, **kwargs: Any) -> Mask:
-    """The half registered in AttentionMaskInterface: called once per kind of layer and forward."""
+    """Build the mask; registered in AttentionMaskInterface and called once per layer type and forward pass."""
     visibility = _VISIBILITY.get()
     if visibility is None:
         return AttentionMaskInterface()["sdpa"](q_length=q_length, kv_length=kv_length, local_size=local_size, **kwargs)
     if (q_length, kv_length) != (visibility.query_index.shape[1], visibility.key_index.shape[1]):
         raise UserError(
-            f"expiry describes {visibility.key_index.shape[1]} keys, the model attends to {kv_length}: "
+            f"expiry has {visibility.key_index.shape[1]} keys but the model attends to {kv_length}: "
             "give one expiry per key of the forward pass"
         )
     if visibility.kernel == "flex":
@@ -49,14 +49,12 @@ def _mask(q_length: int, kv_length: int, local_size: int | None = None, **kwargs
         dtype = kwargs["dtype"]
         return torch.where(visibility_mask(visibility, local_size), 0.0, torch.finfo(dtype).min).to(dtype)
     if visibility.kernel == "segments":
-        found = segments(visibility, local_size)
-        return (
-            found
-            if len(found) * MIN_MEAN_SEGMENT_TOKENS <= visibility.key_index.numel()
-            else visibility_mask(visibility, local_size)
-        )
-    windowless = local_size is None or (visibility.causal_span is not None and visibility.causal_span <= local_size)
-    if visibility.causal_span is not None and windowless and q_length in (1, kv_length):
+        parts = segments(visibility, local_size)
+        if len(parts) * MIN_MEAN_SEGMENT_TOKENS <= visibility.key_index.numel():
+            return parts
+        return visibility_mask(visibility, local_size)
+    no_window = local_size is None or (visibility.causal_span is not None and visibility.causal_span <= local_size)
+    if visibility.causal_span is not None and no_window and q_length in (1, kv_length):
         return None
     return visibility_mask(visibility, local_size)
 
@@ -69,20 +67,22 @@ def _attend(
     attention_mask: Mask,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The half registered in AttentionInterface. query: [B, H, Q, D]; key, value: [B, H_kv, K, D]."""
+    """Attend; registered in AttentionInterface. query: [B, H, Q, D]; key, value: [B, H_kv, K, D]."""
     unknown = [name for name in ("s_aux", "softcap", "position_bias") if kwargs.get(name) is not None]
     if unknown:
-        raise UserError(f"{type(module).__name__} attends with {unknown[0]}, which is not covered: use another family")
+        raise UserError(
+            f"{type(module).__name__} attends with {unknown[0]}, which is not supported: use another model family"
+        )
     if isinstance(attention_mask, BlockMask):
         return AttentionInterface()["flex_attention"](module, query, key, value, attention_mask, **kwargs)
     if isinstance(attention_mask, list):
-        return _by_segments(module, query, key, value, attention_mask, **kwargs), None
+        return _attend_by_segments(module, query, key, value, attention_mask, **kwargs), None
     groups = query.shape[1] // key.shape[1]
     if attention_mask is not None and attention_mask.is_floating_point():
         return _matmul(query, key, value, attention_mask, kwargs["scaling"], groups), None
     if query.shape[2] == 1:
-        # One query a head: the heads that share keys become queries of one head, so that neither a
-        # mask nor grouped heads make the kernel copy the cache.
+        # With one query per head, the heads that share keys become the queries of one head. Otherwise a mask or
+        # grouped heads would make the kernel copy the cache.
         folded = query.unflatten(1, (key.shape[1], groups)).flatten(2, 3)
         out = nn.functional.scaled_dot_product_attention(
             folded, key, value, attn_mask=attention_mask, scale=kwargs["scaling"]
@@ -91,37 +91,34 @@ def _attend(
     return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **kwargs)
 
 
-def _by_segments(
+def _attend_by_segments(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, parts: list[SdpaSegment], **kwargs: Any
 ) -> Tensor:
-    """Attention, [B, T, H, D], a rectangle of queries and keys at a time; 0 for queries that see nothing."""
-    found = []
+    """Attend one segment at a time and return the outputs, [B, T, H, D]; 0 for queries that see no key."""
+    sdpa = AttentionInterface()["sdpa"]
+    results = []
     for _, group in groupby(parts, key=lambda part: int(part.rows[0])):
-        alike = list(group)
-        rows = alike[0].rows
-        queries, keys = [part.queries for part in alike], [part.keys for part in alike]
-        states = (_split(query, rows, queries), _split(key, rows, keys), _split(value, rows, keys))
-        told = [
-            AttentionInterface()["sdpa"](module, *qkv, None if part.mask is None else part.mask[None, None], **kwargs)[
-                0
-            ]
-            for part, *qkv in zip(alike, *states, strict=True)
-        ]
-        found.append((rows, torch.cat(queries), torch.cat(told, dim=1)))
-    like = found[0][2] if found else value  # under autocast narrower than the query
+        row_parts = list(group)
+        rows = row_parts[0].rows
+        queries, keys = [part.queries for part in row_parts], [part.keys for part in row_parts]
+        states = (_gather_split(query, rows, queries), _gather_split(key, rows, keys), _gather_split(value, rows, keys))
+        masks = [None if part.mask is None else part.mask[None, None] for part in row_parts]
+        outputs = [sdpa(module, *qkv, mask, **kwargs)[0] for mask, *qkv in zip(masks, *states, strict=True)]
+        results.append((rows, torch.cat(queries), torch.cat(outputs, dim=1)))
+    like = results[0][2] if results else value  # under autocast the output dtype differs from the query's
     out = like.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
-    for rows, places, told_here in found:
-        out[rows[:, None], places] = told_here
+    for rows, indices, output in results:
+        out[rows[:, None], indices] = output
     return out
 
 
-def _split(states: Tensor, rows: Tensor, places: list[Tensor]) -> tuple[Tensor, ...]:
-    """States, [B, H, T, D], of some rows at each of several lists of places.
+def _gather_split(states: Tensor, rows: Tensor, index_lists: list[Tensor]) -> tuple[Tensor, ...]:
+    """Return states, [B, H, T, D], of some rows at each of several lists of token indices.
 
-    One gather for all of them: each on its own would write a gradient as large as the whole in the backward pass.
+    A single gather serves all lists, because the backward pass of each gather allocates a gradient of full size.
     """
     states = states if len(rows) == len(states) else states.index_select(0, rows)
-    return states.index_select(2, torch.cat(places)).split([len(here) for here in places], dim=2)
+    return states.index_select(2, torch.cat(index_lists)).split([len(indices) for indices in index_lists], dim=2)
 
 
 def _matmul(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, groups: int) -> Tensor:
@@ -136,42 +133,45 @@ AttentionMaskInterface.register(ATTENTION_NAME, _mask)
 
 @contextmanager
 def attending(model: PreTrainedModel, kernel: Kernel = "segments") -> Iterator[PreTrainedModel]:
-    """Let a model's forward take `expiry`, and attend by it; everything is put back on exit.
+    """Let a model's forward take the argument `expiry` and attend by it; restore the model on exit.
 
-    Inside, `model(input_ids=…, position_ids=…, expiry=…)` accepts int64[B, T] with one expiry per
-    place of the sequence (see `pad_batch`), or a `Visibility` for anything less plain. Without the
-    argument the model attends as it always did.
+    Inside the context, `model(input_ids=…, position_ids=…, expiry=…)` accepts int64[B, T] with one expiry per token
+    (see `pad_batch`), or a `Visibility` for other cases, such as a pass with a cache. Without the argument the model
+    attends as usual.
 
     Args:
-        model: of any family whose attention asks `AttentionInterface`.
-        kernel: for plain sequences; `segments` writes out the dense mask where segments are short.
+        model: a model of any family whose attention uses `AttentionInterface`.
+        kernel: attention kernel for `expiry` tensors; `segments` falls back to a dense mask if segments are short.
+
+    Yields:
+        The model.
 
     Raises:
-        UserError: the family's attention is not causal with at most a sliding window.
+        UserError: the model has layers other than causal attention with at most a sliding window.
     """
     config = model.config.get_text_config()
-    others = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if others or getattr(config, "attention_chunk_size", None):
+    unsupported = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if unsupported or getattr(config, "attention_chunk_size", None):
         raise UserError(
-            f"{type(model).__name__} has layers that the law does not cover ({', '.join(sorted(others)) or 'chunks'}): "
-            "use a family with causal attention and at most a sliding window"
+            f"{type(model).__name__} has unsupported layers ({', '.join(sorted(unsupported)) or 'chunks'}): "
+            "use a model family with causal attention and at most a sliding window"
         )
-    if model.config._attn_implementation == ATTENTION_NAME:  # already inside: the outer context reads `expiry`
+    if model.config._attn_implementation == ATTENTION_NAME:  # nested: the hooks of the outer context read `expiry`
         yield model
         return
-    entered: list[Any] = []
+    context_tokens: list[Any] = []
 
     def enter(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         expiry = kwargs.pop("expiry", None)
         if isinstance(expiry, Tensor):
-            expiry = _plain_visibility(expiry, kwargs, kernel)
-        entered.append(_VISIBILITY.set(expiry))
+            expiry = _sequence_visibility(expiry, kwargs, kernel)
+        context_tokens.append(_VISIBILITY.set(expiry))
         return args, kwargs
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        _VISIBILITY.reset(entered.pop())
+        _VISIBILITY.reset(context_tokens.pop())
 
-    before = model.config._attn_implementation
+    previous = model.config._attn_implementation
     model.set_attn_implementation(ATTENTION_NAME)
     hooks = [
         model.register_forward_pre_hook(enter, with_kwargs=True),
@@ -182,11 +182,11 @@ def attending(model: PreTrainedModel, kernel: Kernel = "segments") -> Iterator[P
     finally:
         for hook in hooks:
             hook.remove()
-        model.set_attn_implementation(before)
+        model.set_attn_implementation(previous)
 
 
-def _plain_visibility(expiry: Tensor, kwargs: dict[str, Any], kernel: Kernel) -> Visibility:
-    """Visibility of a whole sequence without a cache, from its expiry and position_ids."""
+def _sequence_visibility(expiry: Tensor, kwargs: dict[str, Any], kernel: Kernel) -> Visibility:
+    """Return the visibility of complete sequences without a cache, from their expiry and position_ids."""
     mask = kwargs.get("attention_mask")
     if mask is not None:
         expiry = expiry.masked_fill(mask == 0, 0)
@@ -198,11 +198,12 @@ def _plain_visibility(expiry: Tensor, kwargs: dict[str, Any], kernel: Kernel) ->
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """Padded sequences with their law, ready for `model(**batch.inputs)` inside `attending`.
+    """Padded sequences with their expiry, for `model(**batch.inputs)` inside `attending`.
 
     Attributes:
         input_ids, attention_mask, position_ids: int64[B, T].
-        expiry: int64[B, T], counted in places of the padded row; 0 at padding.
+        expiry: int64[B, T], as column numbers of the padded row; 0 at padding.
+        inputs: the four tensors by name, as keyword arguments of the model.
     """
 
     input_ids: Tensor
@@ -223,21 +224,21 @@ def pad_batch(
     side: Literal["left", "right"] = "right",
     device: torch.device | str = "cpu",
 ) -> PaddedBatch:
-    """Pad sequences of different lengths and shift their expiries along.
+    """Pad sequences to the same length and shift their expiries accordingly.
 
     Args:
-        sequences: B token lists.
-        expiries: for each, int64[T_b] from `ghosttrace.law.expiry.expiry`.
-        pad_id: any token id; nothing ever sees it.
-        side: where the padding goes.
-        device: where the tensors go.
+        sequences: B lists of token ids.
+        expiries: for each sequence, int64[T_b] from `ghosttrace.law.expiry.expiry`.
+        pad_id: any token id; no query sees padding.
+        side: side of the padding.
+        device: device of the tensors.
     """
     width = max(len(sequence) for sequence in sequences)
     tokens = np.full((len(sequences), width), pad_id, dtype=np.int64)
     mask, position, expiry = (np.zeros_like(tokens) for _ in range(3))
     for row, (sequence, times) in enumerate(zip(sequences, expiries, strict=True)):
         shift = width - len(sequence) if side == "left" else 0
-        here = slice(shift, shift + len(sequence))
-        tokens[row, here], mask[row, here], position[row, here] = sequence, 1, np.arange(len(sequence))
-        expiry[row, here] = np.where(times < NEVER, times + shift, times)
+        columns = slice(shift, shift + len(sequence))
+        tokens[row, columns], mask[row, columns], position[row, columns] = sequence, 1, np.arange(len(sequence))
+        expiry[row, columns] = np.where(times < NEVER, times + shift, times)
     return PaddedBatch(*(torch.from_numpy(array).to(device) for array in (tokens, mask, position, expiry)))

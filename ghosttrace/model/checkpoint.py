@@ -1,7 +1,7 @@
-"""Loading a checkpoint with what belongs to it: tokenizer, markup and policy.
+"""Loading of checkpoints with tokenizer, markup and policy.
 
-The policy is a part of a checkpoint: it must match the training. It is stored in config.json, under
-the key `ghosttrace`, so that it goes wherever the model goes, and `load` reads it from there.
+The policy belongs to a checkpoint and must match its training. It is stored in config.json under the key
+`ghosttrace`, so that it is copied with the model, and `load` reads it from there.
 """
 
 import dataclasses
@@ -25,15 +25,15 @@ CONFIG_KEY = "ghosttrace"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model that erases.
+    """A model with memento attention, with its tokenizer, markup and policy.
 
     Attributes:
-        name: as the user gave it.
-        model: in evaluation mode, on its device.
-        tokenizer: its tokenizer.
-        markup: ids of the delimiters and of the assistant's header.
-        policy: the law it was trained under.
-        stages: of `ghosttrace sft`, in order, as far as they are recorded.
+        name: bundled name, folder or hub id, as given by the user.
+        model: the model in evaluation mode, on its device.
+        tokenizer: the model's tokenizer.
+        markup: token ids of the delimiters and of the assistant header.
+        policy: when blocks expire, as in training.
+        stages: the recorded training stages of `ghosttrace sft`, in order.
     """
 
     name: str
@@ -45,22 +45,22 @@ class Checkpoint:
 
     @property
     def sealed(self) -> bool:
-        """It was last trained over sealed caches: decode it with the arm `restart`."""
+        """Whether the last training stage used sealed caches; if True, decode the model with the arm `restart`."""
         return self.stages[-1:] == ("sealed",)
 
     def prompt_ids(self, message: str) -> list[int]:
-        """A user's message in the model's chat format, up to where the assistant begins."""
+        """Tokenise a user message in the model's chat format, up to the end of the assistant header."""
         text = chat_prompt(self.tokenizer, self.model.config.model_type, message)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def resolve_pretrained_path(name: str) -> str:
-    """Where a bundled name, folder or hub id is read from."""
+    """Return the folder of a bundled model; return any other name (a folder or a hub id) unchanged."""
     return str(Path(__file__).parents[1] / "checkpoints" / name) if name in BUNDLED_MODELS else name
 
 
 def load_config(name: str) -> PreTrainedConfig:
-    """The config of a bundled model, folder or hub id.
+    """Load the config of a bundled model, folder or hub id.
 
     Raises:
         UserError: there is no such model.
@@ -70,36 +70,36 @@ def load_config(name: str) -> PreTrainedConfig:
     except (OSError, ValueError) as error:
         known = ", ".join(sorted(BUNDLED_MODELS))
         raise UserError(
-            f"no model {name!r}: give a bundled name ({known}), a folder with a config.json, "
+            f"there is no model {name!r}: give a bundled name ({known}), a folder with a config.json, "
             "or a hub id that this machine can reach"
         ) from error
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a bundled model, folder or hub id.
+    """Load the tokenizer of a bundled model, folder or hub id.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no tokenizer.
     """
     try:
         return AutoTokenizer.from_pretrained(resolve_pretrained_path(name))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"no tokenizer in {name!r}: put tokenizer.json and tokenizer_config.json beside the model"
+            f"there is no tokenizer in {name!r}: put tokenizer.json and tokenizer_config.json into the model's folder"
         ) from error
 
 
 def recorded_policy(config: PreTrainedConfig) -> dict[str, Any] | None:
-    """The policy a checkpoint carries, if it carries one."""
+    """Return the policy recorded in a checkpoint's config, or None."""
     return (getattr(config, CONFIG_KEY, None) or {}).get("policy")
 
 
 def resolve_policy(recorded: Mapping[str, Any] | None, **overrides: Any) -> Policy:
-    """The recorded policy with what the user gave explicitly on top (None: not given).
+    """Combine the recorded policy with the user's overrides.
 
     Args:
-        recorded: what `recorded_policy` found.
-        overrides: fields of `Policy`.
+        recorded: the policy returned by `recorded_policy`.
+        overrides: fields of `Policy` that replace recorded ones; None keeps the recorded value.
 
     Raises:
         UserError: `mask_delimiters` is neither recorded nor given, or a field is unknown.
@@ -119,23 +119,26 @@ def resolve_policy(recorded: Mapping[str, Any] | None, **overrides: Any) -> Poli
 def read_erasure_config(
     name: str, config: PreTrainedConfig, tokenizer: Any, delimiters: Mapping[str, str] | None = None, **policy: Any
 ) -> tuple[Markup, Policy, tuple[str, ...]]:
-    """What a checkpoint's config and tokenizer say of its law: markup, policy, and the stages of its training.
+    """Read markup, policy and training stages from a checkpoint's config and tokenizer.
 
     Args:
-        name: of the checkpoint, for messages.
-        config, tokenizer: its own.
+        name: name of the checkpoint, for messages.
+        config, tokenizer: config and tokenizer of the checkpoint.
         delimiters: other spellings of the delimiter tokens.
-        policy: fields of `Policy` that override what the checkpoint records.
+        policy: fields of `Policy` that override the recorded ones.
+
+    Returns:
+        Markup, policy, and the recorded training stages.
 
     Raises:
-        UserError: no delimiters, no chat template, or no policy.
+        UserError: delimiters, chat template or policy are missing.
     """
     record = getattr(config, CONFIG_KEY, None) or {}
     markup = Markup.from_tokenizer(tokenizer, record.get("delimiters", {}) | (delimiters or {}))
-    law = resolve_policy(recorded_policy(config), **policy)
-    if law.require_assistant_section and not markup.assistant_header:
-        raise UserError(f"{name} has no chat template: put chat_template.jinja beside its tokenizer")
-    return markup, law, tuple(record.get("stages", ()))
+    resolved = resolve_policy(recorded_policy(config), **policy)
+    if resolved.require_assistant_section and not markup.assistant_header:
+        raise UserError(f"{name} has no chat template: put chat_template.jinja into the tokenizer's folder")
+    return markup, resolved, tuple(record.get("stages", ()))
 
 
 def load(
@@ -145,33 +148,38 @@ def load(
     delimiters: Mapping[str, str] | None = None,
     **policy: Any,
 ) -> Checkpoint:
-    """Load a checkpoint.
+    """Load a checkpoint with its tokenizer, markup and policy.
 
     Args:
         name: a bundled name (`toy-mixed`, `toy-open`, `toy-sealed`), a folder, or a hub id.
-        device: where to; a GPU where there is one unless told otherwise.
-        dtype: `float32`, `bfloat16` or `float16`; the checkpoint's own unless told otherwise.
-        delimiters: other spellings of the delimiter tokens.
-        policy: fields of `Policy` that override what the checkpoint records.
+        device: device of the model; by default a GPU if available, else the CPU.
+        dtype: `float32`, `bfloat16` or `float16`; by default the dtype of the stored weights.
+        delimiters: other spellings of the delimiter tokens, by the names in `DELIMITERS`.
+        policy: fields of `Policy` that override the recorded ones.
+
+    Returns:
+        The checkpoint, with the model in evaluation mode and without gradients.
 
     Raises:
-        UserError: no such model, no weights, no delimiters, no chat template, or no policy.
+        UserError: model, weights, delimiters, chat template or policy are missing, or the device cannot be used.
     """
     name = str(name)
     config, tokenizer = load_config(name), load_tokenizer(name)
-    markup, law, stages = read_erasure_config(name, config, tokenizer, delimiters, **policy)
+    markup, resolved, stages = read_erasure_config(name, config, tokenizer, delimiters, **policy)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(resolve_pretrained_path(name), dtype=dtype or "auto")
     except (OSError, ValueError) as error:
-        raise UserError(f"{name} has a config but no weights that fit it: put model.safetensors beside it") from error
+        raise UserError(
+            f"{name} has a config but no weights that match it: put model.safetensors into its folder"
+        ) from error
     model = model.to(device).eval().requires_grad_(False)
-    return Checkpoint(name, model, tokenizer, markup, law, stages)
+    return Checkpoint(name, model, tokenizer, markup, resolved, stages)
 
 
 def as_checkpoint(model: str | Path | Checkpoint) -> Checkpoint:
-    """A checkpoint by name or folder, or as it is.
+    """Load a checkpoint by name or folder; return a `Checkpoint` unchanged.
 
     Raises:
         UserError: see `load`.
@@ -180,10 +188,10 @@ def as_checkpoint(model: str | Path | Checkpoint) -> Checkpoint:
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not there.
+    """Check that torch can use a device.
 
     Raises:
-        UserError: torch cannot use it.
+        UserError: torch cannot use the device.
     """
     try:
         torch.empty(0, device=device)
@@ -192,7 +200,7 @@ def check_device(device: str) -> None:
 
 
 def fingerprint(checkpoint: Checkpoint) -> dict[str, str]:
-    """SHA-256 of the weights and of the tokenizer's vocabulary, as recorded with every run."""
+    """Return the SHA-256 of the weights (`model`) and of the vocabulary (`tokenizer`), as recorded in run.json."""
     weights = sha256()
     for name, tensor in sorted(checkpoint.model.state_dict().items()):
         weights.update(name.encode())

@@ -1,4 +1,4 @@
-"""Batched decoding, streaming, and what a response cost in KV tokens."""
+"""Batched decoding with streaming, and the KV tokens that each response held."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class Request:
     """A prompt to be continued.
 
     Attributes:
-        prompt: token ids.
-        key: what its randomness belongs to, e.g. (seed, problem, repetition); the same key draws
-            the same noise under every arm.
-        harness: asked before every token for one to put in; None lets the model choose.
+        prompt: token ids of the prompt.
+        key: key of the stream of random numbers, e.g. (seed, problem, repetition); the same key gives the same
+            uniform draws under every arm.
+        harness: function called before every token; it returns a token id to force, or None to sample.
     """
 
     prompt: Sequence[int]
@@ -37,10 +37,10 @@ class Generation:
 
     Attributes:
         prompt, tokens: token ids of the prompt and of the response.
-        finish_reason: `eos`, or `length` if it was truncated.
-        blocks: finished block-memento pairs, the prompt's included.
-        kv_tokens: int64[T - 1], keys held while each token of prompt and response was processed (the
-            last token never is).
+        finish_reason: `eos`, or `length` if the response was truncated.
+        blocks: number of finished block-memento pairs, including those of the prompt.
+        kv_tokens: int64[T - 1], number of keys held while each token of prompt and response was processed (the last
+            token is never processed).
     """
 
     prompt: list[int]
@@ -51,12 +51,12 @@ class Generation:
 
     @property
     def peak_kv_tokens(self) -> int:
-        """The most keys held at once."""
+        """Maximum number of keys held at once."""
         return int(self.kv_tokens.max())
 
     @property
     def auc_kv_tokens(self) -> int:
-        """The area under the response's part of the curve, in token-steps."""
+        """Sum of the keys held over all steps of the response, in token-steps."""
         return int(self.kv_tokens[len(self.prompt) :].sum())
 
 
@@ -70,19 +70,20 @@ def generate(
     on_token: Callable[[int, int], None] | None = None,
     on_done: Callable[[int, Generation], None] | None = None,
 ) -> list[Generation]:
-    """Decode a batch; every row evicts at its own times and leaves the batch when it is done.
+    """Decode a batch of requests; every row evicts keys at its own times and leaves the batch when it is finished.
 
     Args:
-        model: any causal model of transformers whose attention is a function of its interface.
+        model: any causal transformers model whose attention uses `AttentionInterface`.
         requests: the batch.
-        markup, policy: the law.
-        sampling: how tokens are chosen; where to stop is the model's own `eos_token_id`.
-        eraser: what happens when blocks expire (see `ghosttrace.ablation.arms`).
-        on_token: called with (request number, token id) for each response token, as it comes.
-        on_done: called with (request number, its generation) as soon as that response is finished.
+        markup: token ids of the delimiters and of the assistant header.
+        policy: when blocks expire.
+        sampling: sampling settings; generation stops at the model's `eos_token_id`.
+        eraser: creates the `Eraser` that acts when blocks expire (see `ghosttrace.ablation.arms`).
+        on_token: called with (request number, token id) for each new response token.
+        on_done: called with (request number, generation) as soon as a response is finished.
 
     Returns:
-        One `Generation` a request, in order.
+        One `Generation` per request, in order.
 
     Raises:
         UserError: a prompt is empty.
@@ -99,44 +100,44 @@ def generate(
         session.advance([request.prompt for request in requests])
         numbers = list(range(len(requests)))
         while numbers:
-            drawn = np.array([streams[number].random() for number in numbers])
-            tokens = sample(session.logits, sampling, drawn)
-            going = []
-            for place, number in enumerate(numbers):
-                row, request = session.rows[place], requests[number]
-                forced = _forced(row.tracker, request, sampling, markup)
-                tokens[place] = token = tokens[place] if forced is None else forced
+            uniform = np.array([streams[number].random() for number in numbers])
+            tokens = sample(session.logits, sampling, uniform)
+            unfinished = []
+            for row_index, number in enumerate(numbers):
+                row, request = session.rows[row_index], requests[number]
+                forced = _forced_token(row.tracker, request, sampling, markup)
+                tokens[row_index] = token = tokens[row_index] if forced is None else forced
                 if on_token:
                     on_token(number, token)
-                full = len(row.tokens) - len(request.prompt) + 1 >= sampling.max_new_tokens
-                if token not in stops and not full:
-                    going.append(place)
+                truncated = len(row.tokens) - len(request.prompt) + 1 >= sampling.max_new_tokens
+                if token not in stops and not truncated:
+                    unfinished.append(row_index)
                     continue
                 done[number] = _finish(row, request, token, "eos" if token in stops else "length")
                 if on_done:
                     on_done(number, done[number])
-            if going and len(going) < len(numbers):
-                session.select(going)
-            numbers, tokens = [numbers[place] for place in going], [tokens[place] for place in going]
+            if unfinished and len(unfinished) < len(numbers):
+                session.select(unfinished)
+            numbers, tokens = [numbers[index] for index in unfinished], [tokens[index] for index in unfinished]
             if numbers:
                 session.advance([[token] for token in tokens])
     return [done[number] for number in range(len(requests))]
 
 
 def stop_ids(model: PreTrainedModel) -> set[int]:
-    """The tokens that end a response."""
+    """Return the token ids that end a response."""
     ids = model.generation_config.eos_token_id
     ids = model.config.get_text_config().eos_token_id if ids is None else ids
     return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
 
 
-def _forced(tracker: ExpiryTracker, request: Request, sampling: Sampling, markup: Markup) -> int | None:
-    cap = sampling.max_block_tokens
-    if cap is not None and tracker.block_tracker.in_block and tracker.block_tracker.block_tokens >= cap:
+def _forced_token(tracker: ExpiryTracker, request: Request, sampling: Sampling, markup: Markup) -> int | None:
+    limit = sampling.max_block_tokens
+    if limit is not None and tracker.block_tracker.in_block and tracker.block_tracker.block_tokens >= limit:
         return markup.block_end
     return request.harness(tracker) if request.harness else None
 
 
-def _finish(row: Row, request: Request, token: int, finish: Literal["eos", "length"]) -> Generation:
+def _finish(row: Row, request: Request, token: int, finish_reason: Literal["eos", "length"]) -> Generation:
     response = [*row.tokens[len(request.prompt) :], token]
-    return Generation(list(request.prompt), response, finish, len(row.tracker.blocks), np.array(row.kv_tokens))
+    return Generation(list(request.prompt), response, finish_reason, len(row.tracker.blocks), np.array(row.kv_tokens))

@@ -1,4 +1,4 @@
-"""The shape of a model's key-value cache, read from its config."""
+"""Shape of a model's KV cache, read from its config."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,14 @@ from transformers import PreTrainedConfig
 
 @dataclass(frozen=True)
 class CacheGeometry:
-    """What the size of a KV cache follows from."""
+    """Shape of a KV cache.
+
+    Attributes:
+        layers: number of layers.
+        kv_heads: number of key-value heads per layer.
+        head_dim: size of each head.
+        windows: sliding window of each layer; None for full attention.
+    """
 
     layers: int
     kv_heads: int
@@ -17,7 +24,7 @@ class CacheGeometry:
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig) -> "CacheGeometry":
-        """The geometry that a config describes."""
+        """Read the geometry from a transformers config."""
         text = config.get_text_config()
         heads = text.num_attention_heads
         window = getattr(text, "sliding_window", None)
@@ -31,5 +38,5 @@ class CacheGeometry:
         )
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
-        """Keys and values of one token in every layer (Qwen3-8B in bfloat16: 144 KiB)."""
+        """Return the bytes of keys and values of one token over all layers (Qwen3-8B in bfloat16: 144 KiB)."""
         return 2 * self.layers * self.kv_heads * self.head_dim * dtype.itemsize

@@ -1,8 +1,8 @@
-"""What a model is asked: message templates, versioned, and the chat format around them.
+"""Prompts: versioned message templates, and the chat format around them.
 
-The paper's Qwen3 and Olmo 3 checkpoints take no system prompt and Phi-4 keeps its own (arXiv
-2604.09852, appendix on evaluation), so a system turn that a chat template adds by default is left out
-for the first two and kept for everyone else.
+The paper's Qwen3 and Olmo 3 checkpoints use no system prompt and Phi-4 keeps its own (arXiv 2604.09852, appendix on
+evaluation). So a system turn that a chat template adds by default is removed for the first two families and kept for
+all others.
 """
 
 import re
@@ -16,11 +16,12 @@ SYSTEM_TURN = re.compile(r"<\|im_start\|>system\n.*?<\|im_end\|>\n", re.DOTALL)
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """How a problem becomes a user's message.
+    """Template of the user message for a problem.
 
     Attributes:
-        name, version: a change of `text` takes a new version.
-        text: with `{problem}` where the problem goes.
+        name: name of the template.
+        version: increased with every change of `text`.
+        text: the message, with `{problem}` as placeholder.
     """
 
     name: str
@@ -28,7 +29,7 @@ class PromptTemplate:
     text: str
 
     def fill(self, problem: str) -> str:
-        """The message."""
+        """Return the user message for a problem."""
         return self.text.replace("{problem}", problem)
 
 
@@ -42,12 +43,12 @@ CHOICE_TEMPLATE = PromptTemplate(
 
 
 def chat_prompt(tokenizer: Any, family: str | None, message: str) -> str:
-    """A user's message in the chat template, up to where the assistant begins.
+    """Format a user message with the chat template, up to the end of the assistant header.
 
     Args:
-        tokenizer: with a chat template.
-        family: transformers' model type, as far as it is known.
-        message: the user's.
+        tokenizer: Hugging Face tokenizer with a chat template.
+        family: the model type in transformers, if known.
+        message: the user message.
     """
     turns = [{"role": "user", "content": message}]
     text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
@@ -55,5 +56,5 @@ def chat_prompt(tokenizer: Any, family: str | None, message: str) -> str:
 
 
 def template_hash(tokenizer: Any, family: str | None, template: PromptTemplate) -> str:
-    """SHA-256 of all that surrounds a problem: message template, chat format, system prompt."""
+    """Return the SHA-256 of the prompt around a problem: message template, chat format and system prompt."""
     return sha256(chat_prompt(tokenizer, family, template.text).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What a run depends on whatever it measures: model, law, software and device, as run.json records them."""
+"""Provenance of a run, as recorded in run.json: model, policy, software versions and device."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,12 @@ from ghosttrace.runs.folder import versions
 
 
 def provenance(command: str, checkpoint: Checkpoint, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of run.json that all measuring commands share.
+    """Return the entries of run.json that all measuring commands share.
 
     Args:
-        command: that measures.
-        checkpoint: the model and its law.
-        options: the command line's; empty for a run from Python.
+        command: name of the command.
+        checkpoint: the model with its policy.
+        options: options of the command line; empty for a run from Python.
     """
     return {
         "command": command,

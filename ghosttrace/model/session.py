@@ -1,8 +1,8 @@
-"""Physical eviction: a batch of rows, each of which forgets at its own times.
+"""Sessions: batched forward passes with physical eviction, each row at its own times.
 
-A `Session` holds a batch under one policy. Each row has a tracker of its own; the moment a key
-expires it leaves the cache, row by row, and positions go on. What else happens at that moment is up
-to an `Eraser`, which is how the arms of an ablation plug in (`ghosttrace.ablation.arms`).
+A `Session` holds a batch under one policy. Each row has its own tracker. As soon as a key expires, it is removed from
+its row of the cache, and positions continue. An `Eraser` performs the erasure; the arms of an ablation are
+implemented as erasers (`ghosttrace.ablation.arms`).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,14 +21,15 @@ from ghosttrace.model.cache import KVCache
 
 @dataclass
 class Row:
-    """One sequence being decoded.
+    """State of one sequence in a session.
 
     Attributes:
-        key: what the row's randomness belongs to, e.g. (seed, problem, repetition).
-        tokens: everything read or written so far; `num_processed` of them have been through the model.
-        tracker: the law's reading of them.
-        position_shift: how far positions have been position_shift up (0 unless an arm does so).
-        kv_tokens: keys held when each token was processed, the token itself included.
+        key: key of the row's stream of random numbers, e.g. (seed, problem, repetition).
+        tracker: tracker of the blocks and erasures in `tokens`.
+        tokens: token ids of the prompt and of the response so far.
+        num_processed: number of tokens that the model has processed.
+        position_shift: token index minus RoPE position of the next token (0 unless an arm renumbers positions).
+        kv_tokens: for each processed token, the number of keys held at that step, including its own.
     """
 
     key: tuple[int, ...]
@@ -40,46 +41,63 @@ class Row:
 
 
 class RowErasures(NamedTuple):
-    """Keys of one row that expire now, before its next token is read."""
+    """Erasures of one row that are due before its next token is processed.
+
+    Attributes:
+        row: row of the session.
+        erasures: the erasures that are due.
+    """
 
     row: int
     erasures: list[Erasure]
 
     @property
     def blocks(self) -> list[Block]:
-        """The blocks that expire."""
+        """Blocks that expire."""
         return [erasure.block for erasure in self.erasures]
 
     @property
     def keys(self) -> np.ndarray:
-        """int64[n]: the places in the sequence that expire."""
+        """Token indices that expire, int64[n]."""
         return np.concatenate([np.asarray(erasure.keys, dtype=np.int64) for erasure in self.erasures])
 
 
 class Eraser:
-    """What happens when blocks expire: here, their keys leave the cache and nothing else changes."""
+    """Action at the expiry of blocks. The base class evicts the keys and changes nothing else.
+
+    Args:
+        session: the session whose cache is erased.
+    """
 
     def __init__(self, session: "Session") -> None:
         self.session = session
 
-    def erase(self, hits: list[RowErasures]) -> None:
-        """Act on every row that has something expiring at this moment."""
-        for hit in hits:
-            self.session.cache.evict(hit.row, hit.keys)
+    def erase(self, erasures: list[RowErasures]) -> None:
+        """Perform the erasures that are due, at most one entry per row."""
+        for row_erasures in erasures:
+            self.session.cache.evict(row_erasures.row, row_erasures.keys)
 
     def select(self, rows: Sequence[int]) -> None:
-        """Rows have been dropped from the batch; `rows` are those that stay."""
+        """Update the state of the eraser after the session has kept only these rows."""
 
 
 class Session:
-    """A batch of rows, their cache, and the logits of each row's next token.
+    """A batch of sequences with their KV cache and the logits of each next token.
 
     Use it inside `attending(model)`.
 
+    Args:
+        model: the model.
+        markup: token ids of the delimiters and of the assistant header.
+        policy: when blocks expire.
+        keys: for each row, the key of its stream of random numbers.
+        eraser: creates the `Eraser` that acts when blocks expire.
+
     Attributes:
-        cache: the live `KVCache`.
-        rows: the rows, in the cache's order.
-        logits: float[B, V], for each row's next token.
+        cache: the `KVCache` of all rows.
+        rows: the rows, in the order of the cache.
+        logits: float[B, V], logits of each row's next token.
+        eraser: the eraser of this session.
     """
 
     def __init__(
@@ -97,99 +115,105 @@ class Session:
         self.eraser = eraser(self)
 
     def advance(self, chunks: Sequence[Sequence[int]], all_logits: bool = False) -> list[Tensor]:
-        """Read `chunks[b]` into row b, erasing what expires on the way.
+        """Process `chunks[b]` in row b and erase blocks as soon as they expire.
 
         Args:
-            chunks: B token lists, of any lengths.
-            all_logits: return the logits after all_logits token.
+            chunks: B lists of token ids, of any lengths.
+            all_logits: whether to return the logits after every token.
 
         Returns:
-            With `all_logits`, for each row float[len(chunk), V]; else an empty list. A position's logits
-            are those its successor is predicted from in generation: taken after what the arm does if
-            keys expire once the position is read, before if it takes the successor to expire them.
+            With `all_logits`, float[len(chunk), V] for each row; else an empty list. The logits after a token are those
+            that generation predicts the next token from. If processing the token triggers an erasure, they are taken
+            after it. If only the next token triggers the erasure, they are taken before it.
         """
         plans = [self._plan(row, chunk) for row, chunk in zip(self.rows, chunks, strict=True)]
         collected: list[list[Tensor]] = [[] for _ in self.rows]
-        for turn in range(max(len(plan) for plan in plans)):
-            parts = [plan[turn] if turn < len(plan) else ([], []) for plan in plans]
+        for step in range(max(len(plan) for plan in plans)):
+            parts = [plan[step] if step < len(plan) else ([], []) for plan in plans]
             if any(tokens for tokens, _ in parts):
-                logits = self._feed([tokens for tokens, _ in parts], all_logits)
+                logits = self._process([tokens for tokens, _ in parts], all_logits)
                 for row, states in enumerate(logits):
                     collected[row] += list(states)
-            hits = [RowErasures(row, erasures) for row, (_, erasures) in enumerate(parts) if erasures]
-            if hits:
-                self.eraser.erase(hits)
+            erasures = [RowErasures(row, row_erasures) for row, (_, row_erasures) in enumerate(parts) if row_erasures]
+            if erasures:
+                self.eraser.erase(erasures)
                 self.cache.shrink()
-            for hit in hits:
-                if collected[hit.row] and self.rows[hit.row].tracker.policy.erases_after_reading:
-                    collected[hit.row][-1] = self.logits[hit.row].clone()
+            for row, _ in erasures:
+                if collected[row] and self.rows[row].tracker.policy.erases_after_reading:
+                    collected[row][-1] = self.logits[row].clone()
         return [torch.stack(states) if states else self.logits[:0] for states in collected] if all_logits else []
 
     def _plan(self, row: Row, chunk: Sequence[int]) -> list[tuple[list[int], list[Erasure]]]:
-        """Cut a chunk where keys expire: runs of tokens, each with what expires behind it."""
-        begin = len(row.tokens)
+        """Split a chunk at its erasures into parts, each followed by the erasures that are due after it."""
+        start = len(row.tokens)
         row.tokens += chunk
-        expiring: dict[int, list[Erasure]] = {}
+        erasures_at: dict[int, list[Erasure]] = {}
         for token in chunk:
             for erasure in row.tracker.push(token):
-                expiring.setdefault(erasure.expires_at, []).append(erasure)
-        plan, done = [], begin
-        for at in sorted(expiring):
-            plan.append((row.tokens[done:at], expiring[at]))
-            done = at
-        if done < len(row.tokens) or not plan:
-            plan.append((row.tokens[done:], []))
+                erasures_at.setdefault(erasure.expires_at, []).append(erasure)
+        plan = []
+        for expires_at in sorted(erasures_at):
+            plan.append((row.tokens[start:expires_at], erasures_at[expires_at]))
+            start = expires_at
+        if start < len(row.tokens) or not plan:
+            plan.append((row.tokens[start:], []))
         return plan
 
-    def _feed(self, runs: list[list[int]], all_logits: bool) -> list[Tensor]:
+    def _process(self, chunks: list[list[int]], all_logits: bool) -> list[Tensor]:
+        """Append a chunk to each row without any erasures and update `logits` and the rows."""
         index = [
-            np.arange(row.num_processed, row.num_processed + len(run)) for row, run in zip(self.rows, runs, strict=True)
+            np.arange(row.num_processed, row.num_processed + len(chunk))
+            for row, chunk in zip(self.rows, chunks, strict=True)
         ]
-        position = [places - row.position_shift for row, places in zip(self.rows, index, strict=True)]
+        position = [indices - row.position_shift for row, indices in zip(self.rows, index, strict=True)]
         held = self.cache.slots.length.tolist()
-        logits = self.forward(self.cache, runs, index, position, all_logits)
-        last = logits[range(len(runs)), [max(len(run), 1) - 1 if all_logits else 0 for run in runs]]
-        idle = [row for row, run in enumerate(runs) if not run]
+        logits = self.forward(self.cache, chunks, index, position, all_logits)
+        last = logits[range(len(chunks)), [max(len(chunk), 1) - 1 if all_logits else 0 for chunk in chunks]]
+        idle = [row for row, chunk in enumerate(chunks) if not chunk]
         if idle and len(self.logits):
             last[idle] = self.logits[idle]
         self.logits = last
-        for row, run, before in zip(self.rows, runs, held, strict=True):
-            row.num_processed += len(run)
-            row.kv_tokens += range(before + 1, before + 1 + len(run))
-        return [states[: len(run)] for states, run in zip(logits, runs, strict=True)] if all_logits else []
+        for row, chunk, before in zip(self.rows, chunks, held, strict=True):
+            row.num_processed += len(chunk)
+            row.kv_tokens += range(before + 1, before + 1 + len(chunk))
+        return [states[: len(chunk)] for states, chunk in zip(logits, chunks, strict=True)] if all_logits else []
 
     def forward(
         self,
         cache: KVCache,
-        runs: Sequence[Sequence[int]],
+        chunks: Sequence[Sequence[int]],
         index: Sequence[np.ndarray],
         position: Sequence[np.ndarray],
         all_logits: bool = False,
     ) -> Tensor:
-        """Append a run of tokens to each row of any cache.
+        """Run one forward pass that appends a chunk of tokens to each row of a cache.
+
+        The rows, logits and eraser of the session are not changed.
 
         Args:
-            cache: B rows; extended in place.
-            runs: B token lists, some perhaps empty.
-            index, position: for each, int64[len(run)]: places in the sequence and RoPE positions.
-            all_logits: the logits of all_logits token, not of the last alone.
+            cache: cache of B rows, extended in place; the session's own or another one.
+            chunks: B lists of token ids; some may be empty.
+            index: for each row, int64[len(chunk)], token indices.
+            position: for each row, int64[len(chunk)], RoPE positions.
+            all_logits: whether to return the logits after every token instead of after the last one only.
 
         Returns:
-            float[B, Q, V] with `all_logits`, padding included; else float[B, 1, V], after each run's end.
+            With `all_logits`, float[B, Q, V], including padding; else float[B, 1, V], after the last token of each
+            chunk.
         """
-        counts = np.array([len(run) for run in runs])
+        counts = np.array([len(chunk) for chunk in chunks])
         steps = int(counts.max())
-        padded = np.zeros((3, len(runs), steps), dtype=np.int64)
+        padded = np.zeros((3, len(chunks), steps), dtype=np.int64)
         for row, count in enumerate(counts):
-            padded[:, row, :count] = runs[row], index[row], position[row]
-        tokens, places, positions = padded
-        visibility = cache.prepare_append(places, positions, counts)
+            padded[:, row, :count] = chunks[row], index[row], position[row]
+        tokens, indices, positions = padded
+        visibility = cache.prepare_append(indices, positions, counts)
         device = self.model.device
-        keep: int | Tensor = 0 if all_logits else 1
+        logits_to_keep: int | Tensor = 0 if all_logits else 1
         ragged = not all_logits and bool((counts != steps).any())
-        if ragged:  # the model is asked for every place at which some run ends
-            wanted, which = np.unique(np.maximum(counts - 1, 0), return_inverse=True)
-            keep = torch.from_numpy(wanted).to(device)
+        if ragged:  # compute the logits of every column in which some chunk ends
+            last_columns, column_of_row = np.unique(np.maximum(counts - 1, 0), return_inverse=True)
+            logits_to_keep = torch.from_numpy(last_columns).to(device)
         with torch.no_grad():
             logits = self.model(
                 input_ids=torch.from_numpy(tokens).to(device),
@@ -197,12 +221,12 @@ class Session:
                 past_key_values=cache,
                 use_cache=True,
                 expiry=visibility.to(device),
-                logits_to_keep=keep,
+                logits_to_keep=logits_to_keep,
             ).logits
-        return logits[np.arange(len(runs)), which][:, None] if ragged else logits
+        return logits[np.arange(len(chunks)), column_of_row][:, None] if ragged else logits
 
     def select(self, rows: Sequence[int]) -> None:
-        """Go on with these rows alone."""
+        """Keep only these rows, in this order."""
         self.cache.select(rows)
         self.eraser.select(rows)
         self.rows = [self.rows[row] for row in rows]

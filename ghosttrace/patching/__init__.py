@@ -1,11 +1,15 @@
-"""Activation patching: which part of the retained cache carries what erased blocks left in it.
+"""Activation patching of the retained cache: which part of it carries information from erased blocks.
 
-For every layer, retained token and {keys, values}: that part alone is sealed, or swapped from a counterfactual block
-under the same memento text, and what follows is read under teacher forcing (`ghosttrace.patching.patcher`). A probe
-says what a state holds; this says what the model uses. It is the activation patching of causal mediation analysis
-(Vig et al. 2020, arXiv 2004.12265; Meng et al. 2022, arXiv 2202.05262) on a cache that has outlived its text. A swap
-needs no cache that the model never met; a sealed state is one, so what sealing costs may be unfamiliarity.
+Every combination of layer, retained token and {keys, values} is patched alone: its states are replaced by sealed
+states, or by states computed from a counterfactual block under the same memento text. The following text is then scored
+under teacher forcing (`ghosttrace.patching.patcher`). A probe shows what information a state contains; patching shows
+what information the model uses. The method is activation patching from causal mediation analysis (Vig et al. 2020,
+arXiv 2004.12265; Meng et al. 2022, arXiv 2202.05262), applied to a cache whose text has been erased.
 
-Controls in every run: a patch from a reading that differs in nothing, the prompt, and under a swap what lies before
-the block must change nothing; patching everything must equal the arm that does the same.
+A swapped cache is of a kind that the model was trained on. A sealed state may not be, so that the effect of sealing may
+include its unfamiliarity to the model.
+
+Every run has controls. The following patches must change nothing: states from a pass that differs in nothing, the
+prompt, and, for a swap, everything before the block. Patching everything must equal the arm that alters the whole cache
+in the same way.
 """

@@ -1,4 +1,4 @@
-"""What is patched: a trace's block and memento, a donor's block, and the sites of the cache."""
+"""Patching cases: a trace with the block to patch, its donor block, and the sites of the cache."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,22 +13,24 @@ from ghosttrace.law.markup import Block, find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.sampling import random_stream
 
-ALL = -1  # of the places of a carrier, or of the layers
-DONOR_STREAM = 1_000_033  # keeps the donors' draws apart from others
+ALL = -1
+"""Value of `PatchSite.place` or `PatchSite.layer` that selects all tokens of the carrier, or all layers."""
+DONOR_STREAM = 1_000_033
+"""Part of the random stream key of donors, so that they share no random numbers with other draws."""
 
 
 @dataclass(frozen=True)
 class PatchCase:
-    """One trace with the block whose memento is patched.
+    """A trace and the block to patch.
 
     Attributes:
         trace: the trace.
-        blocks: its finished pairs.
-        block_index: which of them.
-        end_index: the first place that is not read any more: behind the next memento, or the trace's end.
-        donor: a counterfactual block in token ids, as long as the block; None where there is none.
-        donor_continuation: what follows the memento if the donor's answer stands in place of the trace's own; None
-            where it is not known, or where later blocks come in between.
+        blocks: the finished block-memento pairs of the trace.
+        block_index: index in `blocks` of the block to patch.
+        end_index: token index at which scoring stops: after the next memento, or at the end of the trace.
+        donor: token ids of a counterfactual block of the same length; None if there is none.
+        donor_continuation: token ids after the memento, with the donor's answer instead of the trace's own answer; None
+            if that answer is unknown or the block is not the last.
     """
 
     trace: TokenTrace
@@ -40,16 +42,20 @@ class PatchCase:
 
     @property
     def block(self) -> Block:
-        """The block and its memento."""
+        """The block to patch, with its memento."""
         return self.blocks[self.block_index]
 
     @property
     def own_continuation(self) -> tuple[int, ...]:
-        """What follows the memento."""
+        """Token ids between the end of the memento and `end_index`."""
         return tuple(self.trace.ids[self.block.memento_end + 1 : self.end_index])
 
     def ids(self, swapped: bool) -> list[int]:
-        """The trace as far as it is read, with its own block or the donor's."""
+        """Return the token ids up to `end_index`.
+
+        Args:
+            swapped: replace the text of the block with the donor, if there is one.
+        """
         ids = self.trace.ids[: self.end_index]
         if swapped and self.donor is not None:
             ids[self.block.start + 1 : self.block.end] = self.donor
@@ -57,68 +63,81 @@ class PatchCase:
 
 
 def make_cases(
-    checkpoint: Checkpoint, traces: Sequence[TokenTrace], benches: Sequence[Bench] = (), number: int = -1, seed: int = 0
+    checkpoint: Checkpoint,
+    traces: Sequence[TokenTrace],
+    benches: Sequence[Bench] = (),
+    block_index: int = -1,
+    seed: int = 0,
 ) -> list[PatchCase]:
-    """The cases of traces; those without such a block, or with less than two tokens behind it, are left out.
+    """Return one case per trace that has the block and at least two tokens after its memento.
 
     Args:
-        checkpoint: whose law and tokenizer to use.
-        traces: any; for those of a benchmark that writes counterfactual blocks a donor is drawn.
-        benches: the benchmarks.
-        number: which block, negative ones counted from the last.
-        seed: of the donors.
+        checkpoint: provides the tokenizer, the markup and the policy.
+        traces: traces to patch. A trace whose benchmark writes counterfactual blocks gets a random donor.
+        benches: the benchmarks that the traces come from.
+        block_index: index of the block to patch. Negative values count from the last block.
+        seed: random seed of the donors.
 
     Raises:
-        UserError: the policy keeps finished blocks; no case is left.
+        UserError: the policy keeps finished blocks, or no trace qualifies.
     """
     policy = checkpoint.policy
     if policy.keep_last_n_blocks != 0 or policy.keep_last_block_for_answer:
-        raise UserError("patch needs keep_last_n_blocks 0 and no keep_last_block_for_answer: nothing is gone otherwise")
-    known = {bench.name: bench for bench in benches}
-    found = []
-    for draw, trace in enumerate(traces):
+        raise UserError(
+            "patch needs keep_last_n_blocks 0 and no keep_last_block_for_answer: load the checkpoint with this policy"
+        )
+    bench_by_name = {bench.name: bench for bench in benches}
+    cases = []
+    for trace_index, trace in enumerate(traces):
         blocks = tuple(find_blocks(trace.ids, checkpoint.markup, policy.require_assistant_section))
-        if not -len(blocks) <= number < len(blocks):
+        if not -len(blocks) <= block_index < len(blocks):
             continue
-        which = number % len(blocks)
-        last = which == len(blocks) - 1
-        case = PatchCase(trace, blocks, which, len(trace.ids) if last else blocks[which + 1].memento_end + 1)
+        index = block_index % len(blocks)
+        is_last = index == len(blocks) - 1
+        case = PatchCase(trace, blocks, index, len(trace.ids) if is_last else blocks[index + 1].memento_end + 1)
         if len(case.own_continuation) >= 2:
-            found.append(
-                _with_donor(checkpoint, known.get(trace.source), case, random_stream(seed, DONOR_STREAM, draw))
-            )
-    if not found:
-        raise UserError(f"no trace has a memento of block {number} with text after it: give other traces or --block")
-    return found
+            rng = random_stream(seed, DONOR_STREAM, trace_index)
+            cases.append(_with_donor(checkpoint, bench_by_name.get(trace.source), case, rng))
+    if not cases:
+        raise UserError(
+            f"no trace has a memento of block {block_index} with text after it: give other traces or another --block"
+        )
+    return cases
 
 
 def _with_donor(checkpoint: Checkpoint, bench: Bench | None, case: PatchCase, rng: np.random.Generator) -> PatchCase:
+    """Return the case with a random donor, or unchanged if its benchmark writes no counterfactual blocks."""
     if bench is None or bench.counterfactual is None:
         return case
     problem = next(problem for problem in bench.problems if problem.id == case.trace.name)
     text, answer = bench.counterfactual(problem, case.block_index, rng)
     donor = tuple(checkpoint.tokenizer.convert_tokens_to_ids(text))
-    if len(donor) != case.block.end - case.block.start - 1:
-        raise UserError(f"a donor must be as long as its block: {len(donor)} tokens in {case.trace.name}")
-    mine, theirs = (
-        tuple(checkpoint.tokenizer(said, add_special_tokens=False)["input_ids"]) for said in (problem.answer, answer)
+    block_length = case.block.end - case.block.start - 1
+    if len(donor) != block_length:
+        raise UserError(
+            f"a donor must be as long as its block: {len(donor)} tokens, not {block_length}, in {case.trace.name}: "
+            f"correct the counterfactual blocks of {bench.name}"
+        )
+    own_ids, donor_ids = (
+        tuple(checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (problem.answer, answer)
     )
-    final = case.block_index == len(case.blocks) - 1 and case.own_continuation[-len(mine) :] == mine
-    other = (*case.own_continuation[: -len(mine)], *theirs) if final else None
-    return PatchCase(case.trace, case.blocks, case.block_index, case.end_index, donor, other)
+    ends_with_answer = case.block_index == len(case.blocks) - 1 and case.own_continuation[-len(own_ids) :] == own_ids
+    donor_continuation = (*case.own_continuation[: -len(own_ids)], *donor_ids) if ends_with_answer else None
+    return PatchCase(case.trace, case.blocks, case.block_index, case.end_index, donor, donor_continuation)
 
 
 @dataclass(frozen=True, order=True)
 class PatchSite:
-    """A part of the cache.
+    """A part of the retained cache that is patched together.
 
     Attributes:
-        carrier: `memento` or `delimiters` of the block; `other`, text between them; `earlier`, what is
-            retained of the blocks before; `prompt`, what precedes all blocks; `everything`; `placebo`,
-            everything from a reading that differs in nothing.
-        place: which token (or run of tokens) of the carrier, or `ALL`.
-        layer: or `ALL`.
-        kv: `k`, `v` or `kv`.
+        carrier: `memento` or `delimiters` of the patched block; `other`, the text between the block and its memento;
+            `earlier`, all tokens retained from earlier blocks and mementos; `prompt`, the tokens before the first
+            block; `everything`, all retained tokens; `placebo`, all retained tokens, with states from a pass that
+            differs in nothing.
+        place: index of a token, or of a run of tokens, within the carrier; `ALL` for the whole carrier.
+        layer: layer index, or `ALL`.
+        kv: `k` (keys), `v` (values) or `kv` (both).
     """
 
     carrier: str
@@ -128,58 +147,74 @@ class PatchSite:
 
 
 CarrierIndices = dict[tuple[str, int], np.ndarray]
+"""Token indices in the trace, int64[n] ascending, by (carrier, place) of a `PatchSite`."""
 
 
-def carrier_token_indices(case: PatchCase, checkpoint: Checkpoint, runs: int) -> CarrierIndices:
-    """Where in the sequence each carrier stands, whole and token by token.
+def carrier_token_indices(case: PatchCase, checkpoint: Checkpoint, n_runs: int) -> CarrierIndices:
+    """Return the token indices of each carrier, as a whole and token by token.
 
     Args:
-        case: the trace.
-        checkpoint: whose law says what is retained.
-        runs: into how many runs the text of the memento is cut; as many as it has tokens, or fewer.
+        case: the trace and its block.
+        checkpoint: provides the policy, which determines the retained tokens.
+        n_runs: number of runs into which the text of the memento is divided; at most its number of tokens.
 
     Returns:
-        For (carrier, place) int64[n]; carriers that the trace has not are left out.
+        Token indices by (carrier, place). Carriers without tokens in this trace are omitted.
     """
-    block, before = case.block, case.ids(False)[: case.block.memento_end + 1]
-    held = np.flatnonzero(expiry(before, checkpoint.markup, checkpoint.policy) > len(before))
+    block, prefix = case.block, case.ids(False)[: case.block.memento_end + 1]
+    retained = np.flatnonzero(expiry(prefix, checkpoint.markup, checkpoint.policy) > len(prefix))
     memento = np.arange(block.memento_start, block.memento_end + 1)
-    delimiters = held[np.isin(held, (block.start, block.end))]
-    inner = np.array_split(memento[1:-1], runs) if runs else []
-    found: CarrierIndices = {("placebo", ALL): held, ("prompt", ALL): held[held < case.blocks[0].start]}
-    found |= {("everything", ALL): held}
-    found |= {("earlier", ALL): held[(held >= case.blocks[0].start) & (held < block.start)]}
-    found |= {("other", ALL): held[(held > block.end) & (held < block.memento_start)]}
-    found |= {("delimiters", ALL): delimiters} | {("delimiters", n): delimiters[[n]] for n in range(len(delimiters))}
-    pieces = [memento[:1], *inner, memento[-1:]]
-    found |= {("memento", ALL): memento} | {("memento", n): piece for n, piece in enumerate(pieces)}
-    return {key: places for key, places in found.items() if len(places)}
+    delimiters = retained[np.isin(retained, (block.start, block.end))]
+    text_runs = np.array_split(memento[1:-1], n_runs) if n_runs else []
+    indices: CarrierIndices = {
+        ("placebo", ALL): retained,
+        ("prompt", ALL): retained[retained < case.blocks[0].start],
+        ("everything", ALL): retained,
+        ("earlier", ALL): retained[(retained >= case.blocks[0].start) & (retained < block.start)],
+        ("other", ALL): retained[(retained > block.end) & (retained < block.memento_start)],
+        ("delimiters", ALL): delimiters,
+    }
+    indices |= {("delimiters", n): delimiters[[n]] for n in range(len(delimiters))}
+    runs = [memento[:1], *text_runs, memento[-1:]]
+    indices |= {("memento", ALL): memento} | {("memento", n): run for n, run in enumerate(runs)}
+    return {key: tokens for key, tokens in indices.items() if len(tokens)}
 
 
-def all_sites(places: CarrierIndices, layers: int) -> list[PatchSite]:
-    """Every carrier and token, in every layer and all of them, by keys, values and both; controls as a whole."""
-    found = []
-    for carrier, place in places:
-        whole = carrier in ("placebo", "prompt")
-        for layer in (ALL,) if whole else (ALL, *range(layers)):
-            found += [PatchSite(carrier, place, layer, kv) for kv in (("kv",) if whole else ("k", "v", "kv"))]
-    return found
+def all_sites(carrier_indices: CarrierIndices, n_layers: int) -> list[PatchSite]:
+    """Return every site: each carrier and place, in each layer and in all, by keys, by values and by both.
+
+    The controls `placebo` and `prompt` have one site each, the whole carrier in all layers.
+
+    Args:
+        carrier_indices: token indices by (carrier, place); only the keys are used.
+        n_layers: number of layers of the model.
+    """
+    sites = []
+    for carrier, place in carrier_indices:
+        is_control = carrier in ("placebo", "prompt")
+        for layer in (ALL,) if is_control else (ALL, *range(n_layers)):
+            sites += [PatchSite(carrier, place, layer, kv) for kv in (("kv",) if is_control else ("k", "v", "kv"))]
+    return sites
 
 
 def batch_cases(cases: Sequence[PatchCase], tokens: int) -> list[list[PatchCase]]:
-    """Cases of one source each, of similar lengths, as many together as stay under so many tokens."""
-    found: list[list[PatchCase]] = []
+    """Return batches of cases from one source, of similar lengths and of at most `tokens` tokens with padding."""
+    batches: list[list[PatchCase]] = []
     for case in sorted(cases, key=lambda case: (case.trace.source, case.end_index)):
-        last = found[-1] if found else []
+        last = batches[-1] if batches else []
         if last and last[0].trace.source == case.trace.source and (len(last) + 1) * case.end_index <= tokens:
             last.append(case)
         else:
-            found.append([case])
-    return found
+            batches.append([case])
+    return batches
 
 
 def count_memento_runs(cases: Sequence[PatchCase], maximum: int) -> Mapping[str, int]:
-    """For each source, into how many runs the text of its mementos is cut: its shortest memento's tokens."""
+    """Return by source the number of runs into which the text of its mementos is divided.
+
+    This is the number of tokens in the shortest memento text of the source, at most `maximum`, so that all its traces
+    have the same sites.
+    """
     lengths: dict[str, int] = {}
     for case in cases:
         length = case.block.memento_end - case.block.memento_start - 1

@@ -1,4 +1,4 @@
-"""Sealing and swapping every site of every trace, one record a trace and intervention."""
+"""Measurement: seal or swap every site of every trace, with one record per trace and intervention."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,7 +14,8 @@ from ghosttrace.runs.records import RecordKey, RecordLayout, Records
 
 Intervention = Literal["seal", "swap"]
 INTERVENTIONS: tuple[Intervention, ...] = ("seal", "swap")
-MAX_PER_TOKEN_LENGTH = 8  # tokens; longer continuations are kept as sums alone
+MAX_PER_TOKEN_LENGTH = 8
+"""Maximum number of scored tokens for which a record holds log2 p by token; longer ones have only the sum."""
 
 PATCH_TABLE = RecordLayout(
     pa.schema(
@@ -45,13 +46,13 @@ PATCH_TABLE = RecordLayout(
 
 
 def interventions(case: PatchCase, kind: Intervention | None = None) -> tuple[Intervention, ...]:
-    """What is done to a case: `kind` alone if given; a swap needs a donor."""
+    """Return the interventions on a case: `seal`, and `swap` if it has a donor; restricted to `kind` if given."""
     possible = INTERVENTIONS if case.donor is not None else INTERVENTIONS[:1]
     return tuple(name for name in possible if kind in (None, name))
 
 
 def record_keys(cases: Sequence[PatchCase], kind: Intervention | None = None) -> list[RecordKey]:
-    """The keys of all records, in order; of one intervention if `kind` is given."""
+    """Return the keys of all records of a run, in order; `kind` restricts them to one intervention."""
     return [(case.trace.source, case.trace.name, name) for case in cases for name in interventions(case, kind)]
 
 
@@ -64,49 +65,51 @@ def measure(
     kind: Intervention | None = None,
     progress: Progress = no_progress,
 ) -> None:
-    """Seal and swap every site of every case that is not on record yet.
+    """Seal and swap every site of every case that is not recorded yet, and add the scores to the records.
 
     Args:
-        checkpoint: the model and its law.
-        cases: of `ghosttrace.patching.cases.make_cases`.
-        records: with layout `PATCH_TABLE`.
-        batch_tokens: of traces, and of patched copies, as many are read together as have this many tokens.
-        parts: the text of longer mementos is patched in this many runs of tokens.
-        kind: seal or swap alone; both if None.
-        progress: called with (what, cases done, cases in all).
+        checkpoint: the model, its markup and its policy.
+        cases: cases from `ghosttrace.patching.cases.make_cases`.
+        records: records with layout `PATCH_TABLE`; extended in place.
+        batch_tokens: maximum number of tokens that are processed together, for traces and for patched copies.
+        parts: maximum number of runs into which the text of a memento is divided; each run is patched as one.
+        kind: the intervention to measure; None for both.
+        progress: called with ("traces", cases done, number of cases).
     """
-    runs, done = count_memento_runs(cases, parts), 0
+    n_runs, done = count_memento_runs(cases, parts), 0
     for batch in batch_cases(cases, batch_tokens):
         if not all(key in records for key in record_keys(batch, kind)):
             names = tuple(dict.fromkeys(("placebo", *(name for case in batch for name in interventions(case, kind)))))
-            patcher = Patcher(checkpoint, batch, names, runs[batch[0].trace.source])
-            arms = {name: _arm(checkpoint, batch, name) for name in names if name != "placebo"}
-            for number, case in enumerate(batch):
+            patcher = Patcher(checkpoint, batch, names, n_runs[batch[0].trace.source])
+            arm_log2p = {name: _arm_log2p(checkpoint, batch, name) for name in names if name != "placebo"}
+            for case_index, case in enumerate(batch):
                 for name in interventions(case, kind):
-                    records.add(_record(patcher, number, name, arms[name][number], batch_tokens))
+                    records.add(_record(patcher, case_index, name, arm_log2p[name][case_index], batch_tokens))
         done += len(batch)
         progress("traces", done, len(cases))
 
 
-def _arm(checkpoint: Checkpoint, cases: Sequence[PatchCase], name: str) -> list[float]:
-    """log2 p of what each case measures under the arm that does to the whole cache what `name` does."""
-    found = log2_probabilities(checkpoint, CACHE_ARMS[name], [case.ids(name == "swap") for case in cases])
-    return [float(log2p[case.block.memento_end + 1 :].sum()) for case, log2p in zip(cases, found, strict=True)]
+def _arm_log2p(checkpoint: Checkpoint, cases: Sequence[PatchCase], name: str) -> list[float]:
+    """Return log2 p of each case's scored tokens under the arm that alters the whole cache as `name` does."""
+    trace_log2p = log2_probabilities(checkpoint, CACHE_ARMS[name], [case.ids(name == "swap") for case in cases])
+    return [float(log2p[case.block.memento_end + 1 :].sum()) for case, log2p in zip(cases, trace_log2p, strict=True)]
 
 
-def _record(patcher: Patcher, number: int, name: str, arm: float, batch_tokens: int) -> dict[str, Any]:
-    """Read everything that is asked of one case under one intervention."""
-    case, places = patcher.cases[number], patcher.carrier_indices[number]
-    sites = all_sites(places, patcher.checkpoint.model.config.get_text_config().num_hidden_layers)
-    cells: list[tuple[PatchSite, ...]] = [(), *((site,) for site in sites)]
+def _record(patcher: Patcher, case_index: int, name: str, arm_log2p: float, batch_tokens: int) -> dict[str, Any]:
+    """Return the record of one case under one intervention: the scores without a patch and at every site."""
+    case, carrier_indices = patcher.cases[case_index], patcher.carrier_indices[case_index]
+    sites = all_sites(carrier_indices, patcher.checkpoint.model.config.get_text_config().num_hidden_layers)
+    patched_sites: list[tuple[PatchSite, ...]] = [(), *((site,) for site in sites)]
     ids, swap = case.trace.ids, name == "swap"
-    own = patcher.score([Patch(number, name, cell, case.own_continuation) for cell in cells], batch_tokens)
-    other: list[PatchScore] = []
-    if swap and case.donor_continuation is not None:
-        other = patcher.score([Patch(number, name, cell, case.donor_continuation) for cell in cells], batch_tokens)
+
+    def score(continuation: tuple[int, ...]) -> list[PatchScore]:
+        return patcher.score([Patch(case_index, name, some, continuation) for some in patched_sites], batch_tokens)
+
+    own = score(case.own_continuation)
+    other = score(case.donor_continuation) if swap and case.donor_continuation is not None else []
     texts = {
-        key: patcher.checkpoint.tokenizer.decode([ids[at[0]]]) if len(at) == 1 else f"run {key[1]}"
-        for key, at in places.items()
+        key: patcher.checkpoint.tokenizer.decode([ids[tokens[0]]]) if len(tokens) == 1 else f"run {key[1]}"
+        for key, tokens in carrier_indices.items()
         if key[1] != ALL
     }
     short = len(case.own_continuation) - 1 <= MAX_PER_TOKEN_LENGTH
@@ -119,7 +122,7 @@ def _record(patcher: Patcher, number: int, name: str, arm: float, batch_tokens: 
         "other": None if case.donor_continuation is None else list(case.donor_continuation),
         "clean": own[0].log2p.tolist(),
         "clean_other": float(other[0].log2p.sum()) if other else None,
-        "arm": arm,
+        "arm": arm_log2p,
         **{field: [getattr(site, field) for site in sites] for field in ("carrier", "place", "layer", "kv")},
         "token": [texts.get((site.carrier, site.place), "all") for site in sites],
         "log2p_own": [float(score.log2p.sum()) for score in own[1:]],

@@ -1,11 +1,11 @@
-"""The patcher: part of one reading's cache put into another's, and what the text that follows is worth then.
+"""The patcher: copies part of one cache into another and scores the following text.
 
-A trace is read up to the end of one memento in several ways: as ever, sealed, and with a donor's block
-under the same memento text. The retained places are the same each time, so the states of any of them,
-in any layer, of keys or values, can be put into a copy of the normal cache. What follows is read under
-teacher forcing. The token right behind the memento is left out: where blocks expire after
-`<|summary_end|>` has been read, it is predicted from a hidden state that saw the block, which no patch
-of a cache can change.
+A trace is processed up to the end of one memento in several ways: normally, sealed, and with a donor block under the
+same memento text. All these caches retain the same token indices. The keys or values of any retained token in any layer
+can therefore be copied into a copy of the normal cache. The following text is then scored under teacher forcing.
+
+The first token after the memento is not scored. Where blocks expire after `<|summary_end|>` has been processed, that
+token is predicted from a hidden state that saw the block, and no patch of the cache can change it.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,18 @@ from ghosttrace.model.session import Session
 from ghosttrace.patching.cases import ALL, PatchCase, PatchSite, carrier_token_indices
 
 CACHE_ARMS: dict[str, Arm] = {"memento": Memento(), "placebo": PlaceboArm(), "seal": Restart(), "swap": Memento()}
+"""The arm that computes each cache, by the cache's name. `swap` computes its cache over the donor block."""
 
 
 class Patch(NamedTuple):
-    """One cell of an experiment: the sites of one case taken from one reading, and what is read then."""
+    """One patch to score.
+
+    Attributes:
+        case_index: index of the case in the batch.
+        cache_name: name in `CACHE_ARMS` of the cache to copy from.
+        sites: the sites to copy together. An empty tuple leaves the normal cache unchanged.
+        continuation: token ids after the memento to score.
+    """
 
     case_index: int
     cache_name: str
@@ -35,11 +43,11 @@ class Patch(NamedTuple):
 
 
 class PatchScore(NamedTuple):
-    """What a patch leaves of a continuation.
+    """Scores of a continuation of n tokens over a patched cache.
 
     Attributes:
-        log2p: float64[n - 1], of its tokens but the first.
-        greedy: each of them is the likeliest.
+        log2p: float64[n - 1], log2 probability of each token except the first.
+        greedy: whether each of these tokens is the most likely one, so that greedy decoding would produce it.
     """
 
     log2p: np.ndarray
@@ -47,24 +55,28 @@ class PatchScore(NamedTuple):
 
 
 class Patcher:
-    """A batch of cases, each read once in every way asked for.
+    """A batch of cases with their normal cache and the caches to copy from, all computed once.
 
     Args:
-        checkpoint: the model and its law.
-        cases: all with a donor if `swap` is among the cache_names.
-        cache_names: names in `CACHE_ARMS`, beside `memento`.
-        runs: see `carrier_token_indices`.
+        checkpoint: the model, its markup and its policy.
+        cases: the cases. All must have a donor if `cache_names` contains `swap`.
+        cache_names: names in `CACHE_ARMS`; `memento`, the normal cache, is always computed.
+        n_runs: number of runs into which the text of each memento is divided (see `carrier_token_indices`).
+
+    Attributes:
+        carrier_indices: token indices by (carrier, place), for each case.
+        caches: the cache of the batch by name; row i belongs to case i.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, cases: Sequence[PatchCase], cache_names: Sequence[str], runs: int
+        self, checkpoint: Checkpoint, cases: Sequence[PatchCase], cache_names: Sequence[str], n_runs: int
     ) -> None:
         self.checkpoint, self.cases = checkpoint, cases
-        self.carrier_indices = [carrier_token_indices(case, checkpoint, runs) for case in cases]
+        self.carrier_indices = [carrier_token_indices(case, checkpoint, n_runs) for case in cases]
         self.session = Session(checkpoint.model, checkpoint.markup, checkpoint.policy, [(0,)])
-        self.caches = {name: self._read(name) for name in dict.fromkeys(("memento", *cache_names))}
+        self.caches = {name: self._compute_cache(name) for name in dict.fromkeys(("memento", *cache_names))}
 
-    def _read(self, name: str) -> KVCache:
+    def _compute_cache(self, name: str) -> KVCache:
         arm, checkpoint = CACHE_ARMS[name], self.checkpoint
         keys = [(row,) for row in range(len(self.cases))]
         with attending(checkpoint.model):
@@ -73,48 +85,48 @@ class Patcher:
         return session.cache
 
     def score(self, patches: Sequence[Patch], batch_tokens: int) -> list[PatchScore]:
-        """Read what follows over each patched cache.
+        """Return the score of each patch's continuation over its patched cache, in order.
 
         Args:
-            patches: any number.
-            batch_tokens: patched copies are made and read together, as many as hold this many tokens.
+            patches: the patches, at least one.
+            batch_tokens: maximum number of tokens, cached and new, that are processed together.
         """
         vocabulary = self.checkpoint.model.config.get_text_config().vocab_size
-        longest = max(len(patch.continuation) for patch in patches)
-        width = int(self.caches["memento"].slots.length.max()) + longest
-        rows = max(1, min(batch_tokens // width, MAX_LOGIT_BYTES // (4 * vocabulary * longest)))
+        max_length = max(len(patch.continuation) for patch in patches)
+        row_tokens = int(self.caches["memento"].slots.length.max()) + max_length
+        n_rows = max(1, min(batch_tokens // row_tokens, MAX_LOGIT_BYTES // (4 * vocabulary * max_length)))
         with attending(self.checkpoint.model):
-            parts = [self._score(patches[begin : begin + rows]) for begin in range(0, len(patches), rows)]
-        return [score for part in parts for score in part]
+            batches = [self._score_batch(patches[begin : begin + n_rows]) for begin in range(0, len(patches), n_rows)]
+        return [score for batch in batches for score in batch]
 
-    def _score(self, patches: Sequence[Patch]) -> list[PatchScore]:
+    def _score_batch(self, patches: Sequence[Patch]) -> list[PatchScore]:
         cache = self.caches["memento"].copy_rows([patch.case_index for patch in patches])
         for row, patch in enumerate(patches):
             for site in patch.sites:
-                self._put(cache, row, patch, site)
-        runs = [patch.continuation[:-1] for patch in patches]
-        first = [self.cases[patch.case_index].block.memento_end + 1 for patch in patches]
-        index = [np.arange(begin, begin + len(run)) for begin, run in zip(first, runs, strict=True)]
-        logits = self.session.forward(cache, runs, index, index, all_logits=True).float()
-        following = torch.zeros(logits.shape[:2], dtype=torch.int64)
+                self._copy_site(cache, row, patch, site)
+        inputs = [patch.continuation[:-1] for patch in patches]
+        starts = [self.cases[patch.case_index].block.memento_end + 1 for patch in patches]
+        index = [np.arange(start, start + len(ids)) for start, ids in zip(starts, inputs, strict=True)]
+        logits = self.session.forward(cache, inputs, index, index, all_logits=True).float()
+        next_ids = torch.zeros(logits.shape[:2], dtype=torch.int64)
         for row, patch in enumerate(patches):
-            following[row, : len(patch.continuation) - 1] = torch.tensor(patch.continuation[1:])
-        following = following.to(logits.device)[:, :, None]
-        log2p = (logits.gather(-1, following)[:, :, 0] - logits.logsumexp(-1)).double().cpu().numpy() / np.log(2)
-        likeliest = (logits.argmax(-1) == following[:, :, 0]).cpu().numpy()
-        counts = [len(run) for run in runs]
-        return [PatchScore(log2p[row, :n], bool(likeliest[row, :n].all())) for row, n in enumerate(counts)]
+            next_ids[row, : len(patch.continuation) - 1] = torch.tensor(patch.continuation[1:])
+        next_ids = next_ids.to(logits.device)[:, :, None]
+        log2p = (logits.gather(-1, next_ids)[:, :, 0] - logits.logsumexp(-1)).double().cpu().numpy() / np.log(2)
+        is_most_likely = (logits.argmax(-1) == next_ids[:, :, 0]).cpu().numpy()
+        counts = [len(ids) for ids in inputs]
+        return [PatchScore(log2p[row, :n], bool(is_most_likely[row, :n].all())) for row, n in enumerate(counts)]
 
-    def _put(self, cache: KVCache, row: int, patch: Patch, site: PatchSite) -> None:
-        """Copy the states of one site."""
+    def _copy_site(self, cache: KVCache, row: int, patch: Patch, site: PatchSite) -> None:
+        """Copy the states of one site into a row of the cache."""
         source = self.caches["placebo" if site.carrier == "placebo" else patch.cache_name]
-        places = self.carrier_indices[patch.case_index][site.carrier, site.place]
-        here = torch.from_numpy(np.searchsorted(cache.held_indices(row), places))
-        there = torch.from_numpy(np.searchsorted(source.held_indices(patch.case_index), places))
-        for number, (mine, theirs) in enumerate(zip(cache.layers, source.layers, strict=True)):
-            if site.layer not in (ALL, number):
+        tokens = self.carrier_indices[patch.case_index][site.carrier, site.place]
+        target_slots = torch.from_numpy(np.searchsorted(cache.held_indices(row), tokens))
+        source_slots = torch.from_numpy(np.searchsorted(source.held_indices(patch.case_index), tokens))
+        for layer, (target_layer, source_layer) in enumerate(zip(cache.layers, source.layers, strict=True)):
+            if site.layer not in (ALL, layer):
                 continue
             if "k" in site.kv:
-                mine.keys[row, :, here] = theirs.keys[patch.case_index, :, there]
+                target_layer.keys[row, :, target_slots] = source_layer.keys[patch.case_index, :, source_slots]
             if "v" in site.kv:
-                mine.values[row, :, here] = theirs.values[patch.case_index, :, there]
+                target_layer.values[row, :, target_slots] = source_layer.values[patch.case_index, :, source_slots]

@@ -1,4 +1,4 @@
-"""The result of patching."""
+"""The result of a `patch` run."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -15,10 +15,10 @@ from ghosttrace.runs.result import RunResult
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PatchResult(RunResult):
-    """What each site of the retained cache is worth to the text that follows.
+    """The effect of patching each site of the retained cache on the following text.
 
-    `results` has one row per source, intervention and site (see `ghosttrace.patching.summary.summarise`),
-    `samples` one row per trace and intervention (`ghosttrace.patching.measure.PATCH_TABLE`).
+    `results` has one row per source, intervention and site (see `ghosttrace.patching.summary.summarise`).
+    `samples` has one row per trace and intervention (see `ghosttrace.patching.measure.PATCH_TABLE`).
     """
 
     command = "patch"
@@ -26,28 +26,29 @@ class PatchResult(RunResult):
 
     @property
     def site_sets(self) -> list[Mapping[str, Any]]:
-        """For each source that was swapped the sites that together carry the answer.
+        """Sites that together carry the answer, one mapping per source on which a swap had an effect.
 
-        Each has source, sites (carrier, place, layer, kv, token), recovered (the share of the whole effect, with
-        `_low` and `_high`), n_traces, enough (whether the search reached its aim) and valid.
+        Its keys are source, sites (each with carrier, place, layer, kv and token), recovered (share of the effect of
+        swapping everything, with recovered_low and recovered_high), n_traces, enough (whether the search reached the
+        required share) and valid.
         """
         return list(self.summary["site_sets"])
 
     def figures(self) -> Mapping[str, Callable[[], Figure]]:
-        """`patch-SOURCE` for each source: bits by layer and token."""
-        drawn: dict[str, Callable[[], Figure]] = {}
+        """Return one figure `patch-SOURCE` per source: bits by layer and token."""
+        figures: dict[str, Callable[[], Figure]] = {}
         for number, (source, rows) in enumerate(self.results.groupby("source", sort=False)):
             name = f"patch-{_file_name(str(source))}"
-            drawn[f"{name}-{number}" if name in drawn else name] = partial(heat_maps, rows)
-        return drawn
+            figures[f"{name}-{number}" if name in figures else name] = partial(heat_maps, rows)
+        return figures
 
     def page(self) -> str:
-        """Verdict, figures and results as one HTML page."""
+        """Return an HTML page with the verdict, the figures and the results."""
         title = f"Patches of {self.configuration['model']}"
-        drawn = [draw() for draw in self.figures().values()]
-        return run_page(title, self.configuration, self.failures, self.results, drawn)
+        figures = [draw() for draw in self.figures().values()]
+        return run_page(title, self.configuration, self.failures, self.results, figures)
 
 
 def _file_name(source: str) -> str:
-    """A source as part of a file's name."""
+    """Return the source without characters that do not belong in a file name."""
     return re.sub(r"[^\w.-]+", "-", source).strip("-.")

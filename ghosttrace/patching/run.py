@@ -1,4 +1,4 @@
-"""`patch`: part by part, the retained cache sealed or swapped, and what that does to the text that follows."""
+"""`patch`: seal or swap the retained cache site by site and measure the effect on the following text."""
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -37,51 +37,54 @@ def patch(
     progress: Progress | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> PatchResult:
-    """Patch every site of the retained cache, one at a time, and find the sites that together carry the answer.
+    """Patch every site of the retained cache, one at a time, and search for the sites that together carry the answer.
 
     Args:
-        model: a name for `ghosttrace.load`, or what it returned.
-        bench: without traces, benchmarks that know their own, by name or as objects.
-        traces: files, run folders of ablations, hub ids of data sets, or traces in tokens; they can only be sealed.
-        kind: `seal` or `swap` alone; None does both where a benchmark writes counterfactual blocks.
-        block: whose memento, counted from 0; -1 is the last.
-        parts: the text of longer mementos is patched in this many runs of tokens.
-        limit: traces of each source.
-        seed: of the benchmark's problems and of the donors.
-        batch_tokens: tokens read together, patched copies included.
-        out: the folder of a new run; None keeps it in memory.
-        resume: the folder of a run to go on with.
-        progress: called with (what, traces done, traces in all).
-        options: the command line's, recorded so that `--resume` needs no others.
+        model: a bundled name, a folder, a hub id, or a checkpoint returned by `ghosttrace.load`.
+        bench: benchmarks with reference responses, by name or as objects; used if `traces` is None.
+        traces: files, run folders of ablations, hub ids of data sets, or tokenized traces. They can only be sealed.
+        kind: the intervention, `seal` or `swap`. None measures both where the benchmark writes counterfactual blocks.
+        block: index of the block whose memento is patched. Negative values count from the last block.
+        parts: maximum number of runs into which the text of a memento is divided; each run is patched as one.
+        limit: maximum number of traces per source.
+        seed: random seed of the benchmark's problems and of the donors.
+        batch_tokens: maximum number of tokens that are processed together, for traces and for patched copies.
+        out: folder of a new run. None keeps the run in memory.
+        resume: folder of an unfinished run to continue.
+        progress: called with (name of the step, traces done, number of traces).
+        options: command-line options to record in run.json, so that `--resume` needs no others.
+
+    Returns:
+        The finished run.
 
     Raises:
-        UserError: anything that cannot be run as asked; no trace has such a memento.
+        UserError: an argument is invalid, or no trace has a memento of the block with text after it.
     """
     if min(limit, parts, batch_tokens) < 1:
-        raise UserError("--limit, --parts and --batch-tokens are at least 1")
+        raise UserError("--limit, --parts and --batch-tokens must be at least 1")
     if kind not in (None, *INTERVENTIONS):
-        raise UserError(f"--kind is {' or '.join(INTERVENTIONS)}, not {kind!r}")
+        raise UserError(f"--kind must be {' or '.join(INTERVENTIONS)}, not {kind!r}")
     checkpoint = as_checkpoint(model)
     benches = as_benches(bench, limit, seed) if traces is None else []
-    found = reference_traces(checkpoint, *benches) if traces is None else load_traces(checkpoint, traces, limit)
-    cases = make_cases(checkpoint, found, benches, block, seed)
+    loaded = reference_traces(checkpoint, *benches) if traces is None else load_traces(checkpoint, traces, limit)
+    cases = make_cases(checkpoint, loaded, benches, block, seed)
     if kind == "swap":
         cases = [case for case in cases if case.donor is not None]
         if not cases:
             raise UserError("a swap needs counterfactual blocks: give a --bench that writes them, or --kind seal")
-    decided = configuration(checkpoint, cases, kind, parts, batch_tokens, options or {})
-    with begin_run(out, resume, decided, PATCH_TABLE) as run:
+    run_configuration = configuration(checkpoint, cases, kind, parts, batch_tokens, options or {})
+    with begin_run(out, resume, run_configuration, PATCH_TABLE) as run:
         show, order = progress or no_progress, record_keys(cases, kind)
         measure(checkpoint, cases, run.records, batch_tokens, parts, kind, show)
         results = summarise(run.records.get(key) for key in order)
         failures, rows = failed_controls(results), []
         if kind != "seal":
             show("sites that carry the answer", 0, 1)
-            found_sets = find_site_sets(checkpoint, cases, run.records, batch_tokens, parts)
-            rows = [one.row(results) for one in found_sets]
+            site_sets = find_site_sets(checkpoint, cases, run.records, batch_tokens, parts)
+            rows = [site_set.row(results) for site_set in site_sets]
             show("sites that carry the answer", 1, 1)
-        more = {"failures": list(failures), "site_sets": rows}
-        return run.finish(PatchResult, order, not failures, json_rows(results), **more)
+        extra = {"failures": list(failures), "site_sets": rows}
+        return run.finish(PatchResult, order, not failures, json_rows(results), **extra)
 
 
 def configuration(
@@ -92,7 +95,7 @@ def configuration(
     batch_tokens: int,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Everything that decides a run's numbers, for run.json."""
+    """Return the content of run.json: everything that determines the results."""
     digest = sha256()
     for case in cases:
         trace = (case.trace.source, case.trace.name, case.trace.prompt, case.trace.response)

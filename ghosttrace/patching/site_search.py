@@ -1,11 +1,12 @@
-"""The smallest set of sites that carries the answer, found on one half of the traces and verified on the other.
+"""Search for a minimal set of sites that carries the answer, on half of the traces, verified on the other half.
 
-By swaps alone: single sealed states beside open ones are a mixture that no model has met, and break more
-than the whole seal does (on `toy-mixed` at h = 1 the sealed keys alone cost seven times as many bits).
+The search uses swaps only. A cache with some sealed and some open states is a mixture that no model was trained on, and
+it can lose more bits than a fully sealed cache.
 
-Sites are ranked by what each does alone. The shortest beginning of the ranking whose joint patch does
-enough is found by bisection; then, from its end, every site is dropped without which the rest still
-does. The result can lose no member, but it need not be the only such set.
+Sites are ranked by the effect of swapping each alone. Bisection finds the shortest prefix of the ranking whose joint
+swap recovers enough of the effect of swapping everything. Then, from the last site to the first, every site is removed
+without which the others still recover enough. No member of the resulting set can be removed, but other sets may do as
+well.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,19 +25,23 @@ from ghosttrace.runs.records import Records
 from ghosttrace.stats import Estimate, ratio_estimate
 
 MIN_RECOVERED_SHARE = 0.9
-MAX_SEARCH_TRACES = 32  # traces at most
+"""Share of the effect of swapping everything that a set of sites must recover."""
+MAX_SEARCH_TRACES = 32
+"""Maximum number of traces per source on which the search runs."""
 
 
 @dataclass(frozen=True)
 class SiteSet:
-    """Sites whose joint swap does what swapping everything does, or nearly.
+    """Sites whose joint swap recovers at least `MIN_RECOVERED_SHARE` of the effect of swapping everything.
 
     Attributes:
-        source: whose.
-        sites: in order of what each does alone; single tokens (or runs of them), layers, k or v.
-        recovered: the share of the whole effect, on traces that were not searched (of a single trace, on it).
-        n_traces: how many those are.
-        enough: the search found a set that does at least `MIN_RECOVERED_SHARE`; else `sites` are all there are.
+        source: the source of the traces.
+        sites: the sites, ordered by their effect alone, largest first. Each is one token (or run of tokens), one layer,
+            keys or values.
+        recovered: the share that they recover, measured on traces that the search did not use. If the source has only
+            one trace, it is measured on that trace.
+        n_traces: number of traces on which `recovered` is measured.
+        enough: whether the search found such a set. If not, `sites` contains all sites.
     """
 
     source: str
@@ -46,52 +51,60 @@ class SiteSet:
     enough: bool
 
     def row(self, results: pd.DataFrame) -> dict[str, Any]:
-        """As JSON values, with the text of its tokens; `results` are those of `summarise`."""
-        mine = results[(results["source"] == self.source) & (results["intervention"] == "swap")]
-        texts = {(row["carrier"], row["place"]): row["token"] for row in mine.to_dict("records")}
+        """Return the set as JSON values for summary.json.
+
+        Args:
+            results: the table returned by `summarise`, from which the texts of the tokens are taken.
+        """
+        swap_rows = results[(results["source"] == self.source) & (results["intervention"] == "swap")]
+        texts = {(row["carrier"], row["place"]): row["token"] for row in swap_rows.to_dict("records")}
         names, share = ("carrier", "place", "layer", "kv"), self.recovered
         sites = [
             {name: getattr(site, name) for name in names} | {"token": texts[site.carrier, site.place]}
             for site in self.sites
         ]
-        ends = {"recovered_low": share.low, "recovered_high": share.high}
+        bounds = {"recovered_low": share.low, "recovered_high": share.high}
         return {
             "source": self.source,
             "sites": sites,
             "recovered": share.value,
-            **{name: None if np.isnan(value) else value for name, value in ends.items()},
+            **{name: None if np.isnan(value) else value for name, value in bounds.items()},
             "n_traces": self.n_traces,
             "enough": self.enough,
-            "valid": bool(mine["valid"].all()),
+            "valid": bool(swap_rows["valid"].all()),
         }
 
 
 def find_site_sets(
     checkpoint: Checkpoint, cases: Sequence[PatchCase], records: Records, batch_tokens: int = 65_536, parts: int = 8
 ) -> list[SiteSet]:
-    """One set for each source that has donors and on which swapping everything does anything.
+    """Return one set of sites per source that has donors and on which swapping everything has an effect.
 
     Args:
-        checkpoint, cases, records, batch_tokens, parts: as measured.
+        checkpoint: the checkpoint that was measured.
+        cases: the cases that were measured.
+        records: the records of `ghosttrace.patching.measure.measure`.
+        batch_tokens: maximum number of tokens that are processed together.
+        parts: as passed to `ghosttrace.patching.measure.measure`.
     """
-    runs = count_memento_runs(cases, parts)
-    found = []
+    n_runs = count_memento_runs(cases, parts)
+    site_sets = []
     for source in dict.fromkeys(case.trace.source for case in cases):
-        mine = [case for case in cases if case.trace.source == source and case.donor is not None]
-        if not mine:
+        source_cases = [case for case in cases if case.trace.source == source and case.donor is not None]
+        if not source_cases:
             continue
-        searched, held_out = mine[::2][:MAX_SEARCH_TRACES], mine[1::2] or mine
-        ranked = _ranked(summarise(records.get((source, case.trace.name, "swap")) for case in searched))
+        searched, held_out = source_cases[::2][:MAX_SEARCH_TRACES], source_cases[1::2] or source_cases
+        ranked = _rank_sites(summarise(records.get((source, case.trace.name, "swap")) for case in searched))
         if not ranked:
             continue
-        joint = partial(_joint_share, checkpoint, batch_tokens, runs[source])
-        sites, enough = _search(ranked, partial(_recovers_enough, joint, searched))
-        found.append(SiteSet(source, tuple(sites), joint(held_out, sites), len(held_out), enough))
-    return found
+        joint_share = partial(_joint_share, checkpoint, batch_tokens, n_runs[source])
+        sites, enough = _search(ranked, partial(_recovers_enough, joint_share, searched))
+        site_sets.append(SiteSet(source, tuple(sites), joint_share(held_out, sites), len(held_out), enough))
+    return site_sets
 
 
-def _ranked(results: pd.DataFrame) -> list[PatchSite]:
-    """Single sites by the share that each recovers alone; none where nothing can be recovered."""
+def _rank_sites(results: pd.DataFrame) -> list[PatchSite]:
+    """Return single sites by the share that each recovers alone, largest first; none if swapping has no effect."""
     if results["recovered"].isna().all():
         return []
     single = results[(results["place"] != "all") & (results["layer"] != "all") & (results["kv"] != "kv")]
@@ -100,20 +113,28 @@ def _ranked(results: pd.DataFrame) -> list[PatchSite]:
 
 
 def _joint_share(
-    checkpoint: Checkpoint, batch_tokens: int, runs: int, cases: Sequence[PatchCase], sites: Sequence[PatchSite]
+    checkpoint: Checkpoint, batch_tokens: int, n_runs: int, cases: Sequence[PatchCase], sites: Sequence[PatchSite]
 ) -> Estimate:
-    return ratio_estimate(*joint_effect(checkpoint, cases, "swap", sites, batch_tokens, runs))
+    """Return the share of the effect of swapping everything that swapping these sites together recovers."""
+    return ratio_estimate(*joint_effect(checkpoint, cases, "swap", sites, batch_tokens, n_runs))
 
 
-def _recovers_enough(joint: Callable[..., Estimate], cases: Sequence[PatchCase], sites: Sequence[PatchSite]) -> bool:
-    return bool(joint(cases, sites).value >= MIN_RECOVERED_SHARE)
+def _recovers_enough(
+    joint_share: Callable[..., Estimate], cases: Sequence[PatchCase], sites: Sequence[PatchSite]
+) -> bool:
+    return bool(joint_share(cases, sites).value >= MIN_RECOVERED_SHARE)
 
 
 def _search(ranked: Sequence[PatchSite], enough: Callable[[Sequence[PatchSite]], bool]) -> tuple[list[PatchSite], bool]:
-    """The shortest beginning that is enough, less what it can do without."""
+    """Return a minimal set of sites that is enough, and True; or all sites and False if even these are not enough.
+
+    Args:
+        ranked: the sites in order of preference.
+        enough: whether the given sites are enough.
+    """
     if not enough(ranked):
         return list(ranked), False
-    low, high = 0, len(ranked)  # of the first `high` it is known
+    low, high = 0, len(ranked)  # invariant: the first `high` sites are enough
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(ranked[:middle]) else (middle, high)
@@ -131,38 +152,43 @@ def joint_effect(
     name: str,
     sites: Sequence[PatchSite],
     batch_tokens: int,
-    runs: int,
+    n_runs: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What patching all these sites at once does, and what patching everything does.
+    """Return the effect of patching some sites together, and the effect of patching everything.
 
     Args:
-        checkpoint, cases, batch_tokens: see `ghosttrace.patching.measure`.
-        name: `seal` or `swap`.
-        sites: of every case; those whose carrier a case has not are left out.
-        runs: see `ghosttrace.patching.cases.carrier_token_indices`.
+        checkpoint: the model, its markup and its policy.
+        cases: the cases to patch.
+        name: the intervention, `seal` or `swap`.
+        sites: the sites to patch in every case. A case without the tokens of a site is patched at the other sites.
+        batch_tokens: maximum number of tokens that are processed together.
+        n_runs: see `ghosttrace.patching.cases.carrier_token_indices`.
 
     Returns:
-        float[n] each: by trace the fall of log2 p(own) - log2 p(donor's answer), or of log2 p(own)
-        where no such answer is known.
+        Two float[n] arrays, in bits per case: the decrease of log2 p(own continuation) - log2 p(donor continuation), or
+        of log2 p(own continuation) alone for a seal or a case without a donor continuation.
     """
-    falls: dict[tuple[str, str], np.ndarray] = {}
+    effects: dict[tuple[str, str], np.ndarray] = {}
     for batch in batch_cases(cases, batch_tokens):
-        patcher = Patcher(checkpoint, batch, (name,), runs)
-        cells: list[list[tuple[PatchSite, ...]]] = [
-            [(), tuple(site for site in sites if (site.carrier, site.place) in places), (WHOLE_CACHE,)]
-            for places in patcher.carrier_indices
+        patcher = Patcher(checkpoint, batch, (name,), n_runs)
+        patched_sites: list[list[tuple[PatchSite, ...]]] = [
+            [(), tuple(site for site in sites if (site.carrier, site.place) in carrier_indices), (WHOLE_CACHE,)]
+            for carrier_indices in patcher.carrier_indices
         ]
-        worth = np.zeros((len(batch), 3))
-        for sign, which in ((1, "own_continuation"), (-1, "donor_continuation")):
+        log2p_difference = np.zeros((len(batch), 3))  # without a patch, at the sites, everywhere
+        for sign, attribute in ((1, "own_continuation"), (-1, "donor_continuation")):
             patches = [
-                Patch(number, name, cell, getattr(case, which))
-                for number, case in enumerate(batch)
-                if (name == "swap" and case.donor_continuation is not None) or which == "own_continuation"
-                for cell in cells[number]
+                Patch(case_index, name, some_sites, getattr(case, attribute))
+                for case_index, case in enumerate(batch)
+                if (name == "swap" and case.donor_continuation is not None) or attribute == "own_continuation"
+                for some_sites in patched_sites[case_index]
             ]
             scores = patcher.score(patches, batch_tokens) if patches else []
-            for at, (patch, score) in enumerate(zip(patches, scores, strict=True)):
-                worth[patch.case_index, at % 3] += sign * score.log2p.sum()
-        falls |= {(case.trace.source, case.trace.name): worth[n, 0] - worth[n] for n, case in enumerate(batch)}
-    found = np.array([falls[case.trace.source, case.trace.name] for case in cases])
-    return found[:, 1], found[:, 2]
+            for number, (patch, score) in enumerate(zip(patches, scores, strict=True)):
+                log2p_difference[patch.case_index, number % 3] += sign * score.log2p.sum()
+        effects |= {
+            (case.trace.source, case.trace.name): log2p_difference[n, 0] - log2p_difference[n]
+            for n, case in enumerate(batch)
+        }
+    effect_by_case = np.array([effects[case.trace.source, case.trace.name] for case in cases])
+    return effect_by_case[:, 1], effect_by_case[:, 2]

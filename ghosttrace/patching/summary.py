@@ -1,4 +1,4 @@
-"""From patched traces to results: what each site is worth, and whether the controls held."""
+"""Summary of patched traces: the effect of patching each site, and failed controls."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,9 +11,12 @@ from ghosttrace.patching.cases import ALL, PatchSite
 from ghosttrace.stats import Estimate, estimate, holm, ratio_estimate
 
 WHOLE_CACHE = PatchSite("everything")
-ROUNDING_TOLERANCE_BITS = 1e-3  # bits a trace that recomputation may shift
-TOLERATED_SHARE = 0.05  # and, where number formats are coarse, of the size of what patching everything does
-MIN_EFFECT_BITS = 0.1  # bits; a share is not taken of less
+ROUNDING_TOLERANCE_BITS = 1e-3
+"""Change in bits per trace that is attributed to the numerics of recomputation."""
+TOLERATED_SHARE = 0.05
+"""Change in a control that is tolerated in low-precision dtypes, as a share of the size of patching everything."""
+MIN_EFFECT_BITS = 0.1
+"""Minimum effect of patching everything, in bits per trace, of which a recovered share is computed."""
 RESULT_COLUMNS = (
     *("source", "intervention", "carrier", "place", "token", "layer", "kv", "n_traces"),
     *("bits", "bits_low", "bits_high", "size", "by_token"),
@@ -23,40 +26,53 @@ RESULT_COLUMNS = (
 
 
 def summarise(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """What each site is worth, by source and intervention.
+    """Return the effect of patching each site, by source and intervention.
 
     Args:
-        rows: of `PATCH_TABLE`.
+        rows: records of layout `PATCH_TABLE`.
 
     Returns:
-        One row per source, intervention, carrier, place, layer and kv (`all` where all are meant), with
-        the token's text (`varies` where traces differ in it): n_traces; bits, the mean over traces by
-        which log2 p of their own continuation falls, with a 95 % interval; size, the mean of its absolute
-        value; by_token, bits for each token of it where all traces have as many; follows_donor and
-        keeps_original, the shares of greedy answers that are the donor's and that stay (an answer that
-        both share counts as kept); recovered, the share of what patching everything does to log2 p(own)
-        - log2 p(donor's answer), where that is anything; p of no effect on bits (t test over traces), and
-        p_holm, adjusted over the sites; control, whether the row must be zero; valid, whether the controls of its
-        source held. The carrier `arm` is the gap between patching everything and the arm that does the same.
+        One row per source, intervention, carrier, place, layer and kv. `place` and `layer` are `all` for all of them.
+        The other columns are:
+        - token: text of the token, or `varies` if it differs between traces.
+        - n_traces: number of traces with this site.
+        - bits, bits_low, bits_high: mean decrease of log2 p of a trace's own continuation, with a 95 % interval.
+        - size: mean absolute value of this decrease.
+        - by_token: mean decrease for each token of the continuation, if it has the same length in all traces.
+        - follows_donor, follows_low, follows_high: share of greedy answers that become the donor's answer.
+        - keeps_original: share of greedy answers that remain the trace's own. An answer shared with the donor counts
+          here.
+        - recovered, recovered_low, recovered_high: share of the effect of patching everything on log2 p(own
+          continuation) - log2 p(donor continuation), if that effect is large enough.
+        - p, p_holm: p-value of a t test over traces that bits is 0, and the value adjusted over sites.
+        - control: whether the row is a control, which must be 0.
+        - valid: whether the controls of the source held.
+
+        The rows of carrier `arm` hold the difference between patching everything and the arm that alters the whole
+        cache in the same way.
     """
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["source"], row["intervention"]), []).append(row)
-    found = [line for (source, name), group in groups.items() for line in _result_rows(source, name, group)]
-    results = pd.DataFrame(found, columns=list(RESULT_COLUMNS))
-    broken = {source for source, _ in _failures(results)}
-    results["valid"] = ~results["source"].isin(broken)
+    result_rows = [line for (source, name), group in groups.items() for line in _result_rows(source, name, group)]
+    results = pd.DataFrame(result_rows, columns=list(RESULT_COLUMNS))
+    failed_sources = {source for source, _ in _failures(results)}
+    results["valid"] = ~results["source"].isin(failed_sources)
     return results
 
 
 def _result_rows(source: str, name: str, group: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    cells: dict[PatchSite, list[tuple[dict[str, Any], int]]] = {}
+    """Return the result rows of the records of one source and intervention."""
+    entries: dict[PatchSite, list[tuple[dict[str, Any], int]]] = {}  # by site: records, and its index in their lists
     for row in group:
-        for at, site in enumerate(map(PatchSite, row["carrier"], row["place"], row["layer"], row["kv"])):
-            cells.setdefault(site, []).append((row, at))
-    whole = {id(row): _effect_bits(row, at) for row, at in cells[WHOLE_CACHE]}
-    lines = [{"source": source, "intervention": name} | _result_row(site, cell, whole) for site, cell in cells.items()]
-    gap = np.array([row["log2p_own"][at] - row["arm"] for row, at in cells[WHOLE_CACHE]])
+        for index, site in enumerate(map(PatchSite, row["carrier"], row["place"], row["layer"], row["kv"])):
+            entries.setdefault(site, []).append((row, index))
+    whole_effect = {id(row): _effect_bits(row, index) for row, index in entries[WHOLE_CACHE]}
+    lines = [
+        {"source": source, "intervention": name} | _result_row(site, site_entries, whole_effect)
+        for site, site_entries in entries.items()
+    ]
+    gap = np.array([row["log2p_own"][index] - row["arm"] for row, index in entries[WHOLE_CACHE]])
     arm = {"source": source, "intervention": name, "carrier": "arm", "place": "all", "token": "all", "layer": "all"}
     lines.append(arm | {"kv": "kv", "n_traces": len(group)} | _bits(gap))
     for line in lines:
@@ -68,46 +84,59 @@ def _result_rows(source: str, name: str, group: Sequence[dict[str, Any]]) -> lis
 
 
 def _result_row(
-    site: PatchSite, cell: Sequence[tuple[dict[str, Any], int]], whole: Mapping[int, float]
+    site: PatchSite, entries: Sequence[tuple[dict[str, Any], int]], whole_effect: Mapping[int, float]
 ) -> dict[str, Any]:
-    tokens = list(dict.fromkeys(row["token"][at] for row, at in cell))
+    """Return the result row of one site.
+
+    Args:
+        site: the site.
+        entries: for each trace, its record and the index of the site in the record's lists.
+        whole_effect: effect of patching everything, in bits, by `id` of the record.
+    """
+    tokens = list(dict.fromkeys(row["token"][index] for row, index in entries))
     line: dict[str, Any] = {"carrier": site.carrier, "place": "all" if site.place == ALL else site.place}
     line |= {"token": tokens[0] if len(tokens) == 1 else "varies", "layer": "all" if site.layer == ALL else site.layer}
-    line |= {"kv": site.kv, "n_traces": len(cell)}
-    line |= _bits(np.array([sum(row["clean"]) - row["log2p_own"][at] for row, at in cell]))
-    if len({len(row["clean"]) for row, _ in cell}) == 1 and all(row["by_token"] for row, _ in cell):
-        line["by_token"] = np.mean([np.subtract(row["clean"], row["by_token"][at]) for row, at in cell], 0).tolist()
-    if all(row["other"] is not None for row, _ in cell):
-        keeps = np.array([row["greedy_own"][at] for row, at in cell])
+    line |= {"kv": site.kv, "n_traces": len(entries)}
+    line |= _bits(np.array([sum(row["clean"]) - row["log2p_own"][index] for row, index in entries]))
+    if len({len(row["clean"]) for row, _ in entries}) == 1 and all(row["by_token"] for row, _ in entries):
+        decreases = [np.subtract(row["clean"], row["by_token"][index]) for row, index in entries]
+        line["by_token"] = np.mean(decreases, 0).tolist()
+    if all(row["other"] is not None for row, _ in entries):
+        keeps = np.array([row["greedy_own"][index] for row, index in entries])
         line["keeps_original"] = float(keeps.mean())
-        if all(row["greedy_other"] for row, _ in cell):
-            follows = estimate((np.array([row["greedy_other"][at] for row, at in cell]) & ~keeps).astype(float))
+        if all(row["greedy_other"] for row, _ in entries):
+            predicts_donor = np.array([row["greedy_other"][index] for row, index in entries])
+            follows = estimate((predicts_donor & ~keeps).astype(float))
             line |= {"follows_donor": follows.value, "follows_low": follows.low, "follows_high": follows.high}
-    moved = np.array([_effect_bits(row, at) for row, at in cell])
-    share = recovered_share(moved, np.array([whole[id(row)] for row, _ in cell]))
+    effect = np.array([_effect_bits(row, index) for row, index in entries])
+    share = recovered_share(effect, np.array([whole_effect[id(row)] for row, _ in entries]))
     if share is not None:
         line |= {"recovered": share.value, "recovered_low": share.low, "recovered_high": share.high}
     return line
 
 
-def _effect_bits(row: dict[str, Any], at: int) -> float:
-    """By how much log2 p(own) - log2 p(donor's answer) falls; without such an answer, log2 p(own)."""
-    own = sum(row["clean"]) - row["log2p_own"][at]
-    return own - (row["clean_other"] - row["log2p_other"][at]) if row["log2p_other"] else own
+def _effect_bits(row: dict[str, Any], index: int) -> float:
+    """Return the decrease of log2 p(own continuation) - log2 p(donor continuation), or of the first term alone."""
+    own = sum(row["clean"]) - row["log2p_own"][index]
+    return own - (row["clean_other"] - row["log2p_other"][index]) if row["log2p_other"] else own
 
 
-def recovered_share(moved: np.ndarray, whole: np.ndarray) -> Estimate | None:
-    """The share that sites have in what patching everything does; None where that is next to nothing.
+def recovered_share(effect: np.ndarray, whole_effect: np.ndarray) -> Estimate | None:
+    """Return the share of the effect of patching everything that some sites recover, with a 95 % interval.
 
     Args:
-        moved, whole: float[n], bits by trace.
+        effect: float[n], effect of patching the sites, in bits per trace.
+        whole_effect: float[n], effect of patching everything, in bits per trace.
+
+    Returns:
+        None if the mean of `whole_effect` is at most `MIN_EFFECT_BITS`, or its interval contains 0.
     """
-    effect = ratio_estimate(whole, np.ones(len(whole)))
-    return ratio_estimate(moved, whole) if effect.value > MIN_EFFECT_BITS and not effect.low <= 0 else None
+    whole = ratio_estimate(whole_effect, np.ones(len(whole_effect)))
+    return ratio_estimate(effect, whole_effect) if whole.value > MIN_EFFECT_BITS and not whole.low <= 0 else None
 
 
 def _bits(values: np.ndarray) -> dict[str, Any]:
-    """Mean, interval and p-value of bits by trace."""
+    """Return the columns of the result table that summarise bits per trace: mean, interval, size and p-value."""
     mean, p = ratio_estimate(values, np.ones(len(values))), None
     if len(values) > 1:
         p = float(stats.ttest_1samp(values, 0).pvalue) if np.ptp(values) > 0 else float(values[0] == 0)
@@ -116,29 +145,36 @@ def _bits(values: np.ndarray) -> dict[str, Any]:
 
 
 def is_control(line: Mapping[Any, Any]) -> bool:
-    """Whether a row of the results must be zero."""
-    before = line["carrier"] == "earlier" and line["intervention"] == "swap"
-    return line["carrier"] in ("placebo", "prompt", "arm") or before
+    """Return whether a row of the results is a control, whose bits must be 0."""
+    precedes_swap = line["carrier"] == "earlier" and line["intervention"] == "swap"
+    return line["carrier"] in ("placebo", "prompt", "arm") or precedes_swap
 
 
 def failed_controls(results: pd.DataFrame) -> tuple[str, ...]:
-    """The controls that did not hold, in words."""
-    return tuple(said for _, said in _failures(results))
+    """Return one sentence for each control that failed.
+
+    Args:
+        results: the table returned by `summarise`.
+    """
+    return tuple(message for _, message in _failures(results))
 
 
 def _failures(results: pd.DataFrame) -> list[tuple[str, str]]:
-    """(source, what is wrong): a control moved traces on average, or each of them, whichever way."""
-    found = []
+    """Return (source, message) for each control that changed the mean over traces, or the mean absolute value."""
+    failures = []
     for source, part in results.groupby("source", sort=False):
         whole = part[
             (part["carrier"] == WHOLE_CACHE.carrier) & (part["layer"] == "all") & (part["kv"] == WHOLE_CACHE.kv)
         ]
         allowed = max(ROUNDING_TOLERANCE_BITS, TOLERATED_SHARE * whole["size"].max())
         for row in part[part["control"]].to_dict("records"):
-            steady = abs(row["bits"]) > ROUNDING_TOLERANCE_BITS and (row["bits_low"] > 0 or row["bits_high"] < 0)
-            if steady or not row["size"] <= allowed:  # what is no number fails
-                what = "is off the arm that does the same" if row["carrier"] == "arm" else "moved the continuation"
-                where = "" if row["layer"] == "all" else f" in layer {row['layer']}"
-                who = f"{source}: {row['intervention']} of {row['carrier']}{where} {what}"
-                found.append((str(source), f"{who} by {row['bits']:+.4f} bits ({row['size']:.4f} a trace)"))
-    return found
+            mean_differs = abs(row["bits"]) > ROUNDING_TOLERANCE_BITS and (row["bits_low"] > 0 or row["bits_high"] < 0)
+            if mean_differs or not row["size"] <= allowed:  # `not <=` so that NaN fails
+                if row["carrier"] == "arm":
+                    failure = f"{row['intervention']} of everything differs from the arm that alters the whole cache"
+                else:
+                    layer = "" if row["layer"] == "all" else f" in layer {row['layer']}"
+                    failure = f"{row['intervention']} of {row['carrier']}{layer} changed the continuation"
+                sizes = f"by {row['bits']:+.4f} bits on average ({row['size']:.4f} bits per trace in absolute value)"
+                failures.append((str(source), f"{source}: {failure} {sizes}"))
+    return failures

@@ -1,1 +1,1 @@
-"""Probes: what erased blocks leave behind, in bits beyond the text."""
+"""Probes: information about erased blocks in the retained cache, in bits beyond the text."""

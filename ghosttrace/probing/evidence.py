@@ -1,10 +1,10 @@
-"""Evidence: what a probe found on the test, as bits beyond the text, with the controls it must survive.
+"""Evidence: the bits beyond the text of every probe on the test set, and the controls that must hold.
 
-Bits of a row are the mean over test samples of log2 p(label | text, features) - log2 p(label | text):
-held-out cross-entropy saved, a lower bound on the usable information that the features add to the text
-(Xu et al. 2020, arXiv 2002.10689). Intervals are Student's t over clusters (base traces), p-values
-one-sided from the same, adjusted by Holm over all open rows of the sweep; the control rows are adjusted
-among themselves, so that a run without any leak is called invalid in at most 5 % of runs.
+Bits are the mean over test samples of log2 p(label | text, features) - log2 p(label | text). This reduction of
+held-out cross-entropy is a lower bound on the usable information that the features add to the text (Xu et al.
+2020, arXiv 2002.10689). Intervals use Student's t over clusters (base traces). P-values are one-sided, from the
+same distribution, and adjusted by Holm's method over all open rows of the sweep. The rows of the controls are
+adjusted in a family of their own, so that at most 5 % of runs without a leak are called invalid.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,10 +24,10 @@ from ghosttrace.stats import holm, ratio_estimate, unseen_share_bound
 CONTROLS = ("sealed", "causal", "shuffled")
 CONDITIONS = ("open", *CONTROLS, "control-task", "unerased", "text", "exact")
 ALPHA = 0.05
-NEGLIGIBLE_BITS = 0.01  # bits; what a control shows below this is rounding of the baseline, not a leak
-MIN_TEST_CLUSTERS = 5  # on test; with fewer no control would be significant over a sweep, whatever it showed
-MIN_UNKNOWN_BITS = 0.1  # bits that a text may leave of a target without there being something to read
-ROUNDING_NATS = 1e-5  # nats by which a probe that says nothing may miss the text in float32
+NEGLIGIBLE_BITS = 0.01  # bits; a smaller value in a control is rounding of the baseline, not a leak
+MIN_TEST_CLUSTERS = 5  # on test; with fewer, no control could reach significance in a sweep
+MIN_UNKNOWN_BITS = 0.1  # bits; a target with less entropy given the text leaves nothing for a probe to read
+ROUNDING_NATS = 1e-5  # nats; float32 error of a probe that repeats the text baseline
 SITE_COLUMNS = ("carrier", "hop", "layer", "kv", "head")
 KEY_COLUMNS = ("condition", *SITE_COLUMNS, "probe", "target")
 PROBE_RECORDS = RecordLayout(
@@ -55,12 +55,12 @@ PROBE_RECORDS = RecordLayout(
 
 @dataclass(frozen=True)
 class ProbeTarget:
-    """A target as probes meet it.
+    """A target as it is passed to probes.
 
     Attributes:
-        name: the target.
-        labels: int64[N], -1 where it does not apply.
-        text: float[N, C], the natural logarithm of its posterior before any features.
+        name: Name of the target.
+        labels: int64[N]; -1 where the target does not apply.
+        text: float[N, C], natural logarithms of the text baseline: the class probabilities without features.
     """
 
     name: str
@@ -70,15 +70,16 @@ class ProbeTarget:
 
 @dataclass(frozen=True)
 class Scores:
-    """What one probe said of one target.
+    """The predictions of one probe for one target, on the n test samples that the target applies to.
 
     Attributes:
-        target: its name.
-        log2p, text_log2p: float[n], of the right label, with the features and from the text alone.
-        hit: bool[n], whether the likeliest label was right.
-        sample: int64[n], the test samples that it applies to.
-        n_train: samples it was fitted on.
-        validation_bits: what it was chosen by.
+        target: Name of the target.
+        log2p: float[n], base-2 log-probability of the true label from text and features.
+        text_log2p: float[n], base-2 log-probability of the true label from the text alone.
+        hit: bool[n], whether the most probable label is the true one.
+        sample: int64[n], indices of the samples.
+        n_train: Number of training samples.
+        validation_bits: Bits beyond the text on validation, the criterion of model selection.
     """
 
     target: str
@@ -90,148 +91,166 @@ class Scores:
     validation_bits: float
 
 
-def score(asked: ProbeTarget, posterior: np.ndarray, split: Split) -> Scores:
-    """Score a posterior, float[N, C] of natural logarithms, on the samples to which the target applies."""
-    posterior = np.where(np.abs(posterior - asked.text) < ROUNDING_NATS, asked.text, posterior)
-    test, check, train = (part[asked.labels[part] >= 0] for part in (split.test, split.validation, split.train))
-    right = asked.labels[test]
-    gained = (posterior - asked.text)[check, asked.labels[check]]
+def score(target: ProbeTarget, posterior: np.ndarray, split: Split) -> Scores:
+    """Score a posterior on the test samples to which the target applies.
+
+    Args:
+        target: The target.
+        posterior: float[N, C], natural logarithms of the predicted class probabilities.
+        split: Train, validation and test samples.
+    """
+    posterior = np.where(np.abs(posterior - target.text) < ROUNDING_NATS, target.text, posterior)
+    test, validation, train = (part[target.labels[part] >= 0] for part in (split.test, split.validation, split.train))
+    labels = target.labels[test]
+    gain = (posterior - target.text)[validation, target.labels[validation]]
     return Scores(
-        asked.name,
-        posterior[test, right] / np.log(2),
-        asked.text[test, right] / np.log(2),
-        posterior[test].argmax(axis=1) == right,
+        target.name,
+        posterior[test, labels] / np.log(2),
+        target.text[test, labels] / np.log(2),
+        posterior[test].argmax(axis=1) == labels,
         test,
         len(train),
-        float(gained.mean() / np.log(2)),
+        float(gain.mean() / np.log(2)),
     )
 
 
-def fall_back_to_text(posterior: np.ndarray, asked: ProbeTarget, rows: np.ndarray, cluster: np.ndarray) -> np.ndarray:
-    """The posterior, or what the text says if on validation it gains no more than one standard error.
+def fall_back_to_text(posterior: np.ndarray, target: ProbeTarget, rows: np.ndarray, cluster: np.ndarray) -> np.ndarray:
+    """Return the posterior, or the text baseline if the posterior gains at most one standard error on validation.
 
-    Without this a probe of nothing would be a little worse than the text, and surely so (the rule of one
-    standard error: Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3).
+    Without this rule a probe of uninformative features would be significantly worse than the text baseline (the
+    one-standard-error rule: Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3).
 
     Args:
-        posterior: float[N, C], natural logarithms.
-        asked: the target.
+        posterior: float[N, C], natural logarithms of the predicted class probabilities.
+        target: The target.
         rows: int64[n], the validation samples.
-        cluster: int64[N], samples that are not independent.
+        cluster: int64[N]; samples with the same number are not independent.
+
+    Returns:
+        float[N, C], natural logarithms; `target.text` also if the validation samples form fewer than two clusters.
     """
-    rows = rows[asked.labels[rows] >= 0]
-    gained = (posterior - asked.text)[rows, asked.labels[rows]]
+    rows = rows[target.labels[rows] >= 0]
+    gain = (posterior - target.text)[rows, target.labels[rows]]
     number = np.unique(cluster[rows], return_inverse=True)[1]
     count = np.bincount(number).astype(float)
     if len(count) < 2:
-        return asked.text
-    found = ratio_estimate(np.bincount(number, gained), count)
-    error = (found.high - found.value) / stats.t.ppf(0.975, max(1, len(count) - 1))
-    return asked.text if found.value <= error else posterior
+        return target.text
+    mean_gain = ratio_estimate(np.bincount(number, gain), count)
+    standard_error = (mean_gain.high - mean_gain.value) / stats.t.ppf(0.975, max(1, len(count) - 1))
+    return target.text if mean_gain.value <= standard_error else posterior
 
 
 def record(scores: Scores, **site: Any) -> dict[str, Any]:
-    """A row of `PROBE_RECORDS`; `site` holds condition, carrier, hop, layer, kv, head and probe."""
+    """Return a row of `PROBE_RECORDS`; `site` holds condition, carrier, hop, layer, kv, head and probe."""
     lists = {name: getattr(scores, name).tolist() for name in ("sample", "log2p", "text_log2p", "hit")}
-    plain = {"target": scores.target, "n_train": scores.n_train, "validation_bits": scores.validation_bits}
-    return {**site, **plain, **lists}
+    scalars = {"target": scores.target, "n_train": scores.n_train, "validation_bits": scores.validation_bits}
+    return {**site, **scalars, **lists}
 
 
 def summarise(rows: Iterable[Mapping[str, Any]], task: Task, split: Split) -> pd.DataFrame:
-    """One row a cell and target, and one for the mean of targets that share a name (`note-*`).
+    """Compute the results table of a sweep.
 
     Args:
-        rows: of `PROBE_RECORDS`.
-        task, split: what they were measured on.
+        rows: Rows of `PROBE_RECORDS`.
+        task: The task that they were measured on.
+        split: The split of its samples.
 
     Returns:
-        The columns of `KEY_COLUMNS`, and n_train, n_test, n_clusters, chance, unknown (bits that the text
-        leaves), accuracy, bits (both with `_low` and `_high`), selectivity (open rows:
-        accuracy less that on the control task), p and p_holm (bits above 0), significant (p_holm at most
-        `ALPHA` and more than `NEGLIGIBLE_BITS` bits), headline (a target to show: of targets that share a name their
-        mean alone), valid (every control held).
+        One row per record, and one for the mean over each family of targets (`note-*` for `note-0`, `note-1`, ...).
+        Columns are `KEY_COLUMNS`, n_train, n_test, n_clusters (on test) and:
+
+        - chance: accuracy of the most frequent class
+        - unknown: bits of the label's entropy that the text leaves
+        - accuracy, bits: each with the bounds `_low` and `_high` of its 95 % interval
+        - selectivity: accuracy minus accuracy on the control task, for open rows
+        - p, p_holm: p-value of bits > 0, and the same adjusted by Holm's method
+        - significant: whether p_holm is at most `ALPHA` and bits exceed `NEGLIGIBLE_BITS`
+        - headline: whether to show the row; False for the members of a family, whose mean is shown instead
+        - valid: whether every control of the run held
     """
-    cells = [dict(row) for row in rows]
+    records = [dict(row) for row in rows]
     chances = {target.name: _chance(task.labels(number), split) for number, target in enumerate(task.targets)}
-    found = pd.DataFrame([_row(cell, split, chances[cell["target"]]) for cell in cells + _grouped(cells, chances)])
-    control = found[found["condition"] == "control-task"].set_index([*SITE_COLUMNS, "probe", "target"])["accuracy"]
-    index = pd.MultiIndex.from_frame(found[[*SITE_COLUMNS, "probe", "target"]])
-    found["selectivity"] = np.where(
-        found["condition"] == "open", found["accuracy"] - control.reindex(index).to_numpy(), np.nan
+    results = pd.DataFrame(
+        [_result_row(row, split, chances[row["target"]]) for row in records + _family_means(records, chances)]
     )
-    found["p_holm"] = np.nan
+    control = results[results["condition"] == "control-task"].set_index([*SITE_COLUMNS, "probe", "target"])["accuracy"]
+    index = pd.MultiIndex.from_frame(results[[*SITE_COLUMNS, "probe", "target"]])
+    results["selectivity"] = np.where(
+        results["condition"] == "open", results["accuracy"] - control.reindex(index).to_numpy(), np.nan
+    )
+    results["p_holm"] = np.nan
     for family in (("open",), CONTROLS):
-        here = found["condition"].isin(family)
-        if here.any():
-            found.loc[here, "p_holm"] = holm(found.loc[here, "p"].to_list())
-    found["significant"] = (found["p_holm"] <= ALPHA) & (found["bits"] > NEGLIGIBLE_BITS)
-    found["headline"] = _headline(found["target"])
-    found["valid"] = not failed_controls(found)
-    return found
+        members = results["condition"].isin(family)
+        if members.any():
+            results.loc[members, "p_holm"] = holm(results.loc[members, "p"].to_list())
+    results["significant"] = (results["p_holm"] <= ALPHA) & (results["bits"] > NEGLIGIBLE_BITS)
+    results["headline"] = _headline(results["target"])
+    results["valid"] = not failed_controls(results)
+    return results
 
 
 def _chance(labels: np.ndarray, split: Split) -> float:
-    """How often the commonest class of the training set is right on the test."""
+    """Return the test accuracy of the most frequent training class."""
     train, test = (labels[part][labels[part] >= 0] for part in (split.train, split.test))
     return float(np.mean(test == np.bincount(train).argmax())) if len(test) else float("nan")
 
 
 def target_family(target: str) -> str:
-    """`note-3` belongs to `note-*`."""
+    """Return the family of a target: `note-*` for `note-3`, else the name itself."""
     stem, dash, number = target.rpartition("-")
     return f"{stem}-*" if dash and number.isdigit() else target
 
 
 def _headline(targets: pd.Series) -> pd.Series:
-    """Whether a target is one to show: those of one name as their mean, others as they are."""
+    """Return whether to show each target; a family is shown as its mean only."""
     known = set(targets)
     return targets.map(lambda name: target_family(name) == name or target_family(name) not in known)
 
 
-def _grouped(cells: list[dict[str, Any]], chances: dict[str, float]) -> list[dict[str, Any]]:
-    """Cells of the mean over targets of one family, on the samples that all of them apply to."""
+def _family_means(records: list[dict[str, Any]], chances: dict[str, float]) -> list[dict[str, Any]]:
+    """Return the mean over each family of targets, on its common samples, as records; add the families to `chances`."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for cell in cells:
-        key = tuple(cell[name] for name in KEY_COLUMNS[:-1])
-        groups.setdefault((*key, target_family(cell["target"])), []).append(cell)
+    for row in records:
+        key = tuple(row[name] for name in KEY_COLUMNS[:-1])
+        groups.setdefault((*key, target_family(row["target"])), []).append(row)
     merged = []
     for key, members in groups.items():
         if len(members) == 1:
             continue
         name = key[-1]
-        chances[name] = float(np.mean([chances[cell["target"]] for cell in members]))
-        common = sorted(set.intersection(*(set(cell["sample"]) for cell in members)))
-        rows = [np.searchsorted(cell["sample"], common) for cell in members]
+        chances[name] = float(np.mean([chances[row["target"]] for row in members]))
+        common = sorted(set.intersection(*(set(row["sample"]) for row in members)))
+        indices = [np.searchsorted(row["sample"], common) for row in members]
         means = {
-            column: np.mean([np.asarray(c[column], float)[r] for c, r in zip(members, rows, strict=True)], axis=0)
+            column: np.mean([np.asarray(m[column], float)[i] for m, i in zip(members, indices, strict=True)], axis=0)
             for column in ("log2p", "text_log2p", "hit")
         }
-        plain = {"n_train": min(cell["n_train"] for cell in members)}
-        plain["validation_bits"] = float(np.mean([cell["validation_bits"] for cell in members]))
-        merged.append(members[0] | means | plain | {"target": name, "sample": common})
+        scalars = {"n_train": min(row["n_train"] for row in members)}
+        scalars["validation_bits"] = float(np.mean([row["validation_bits"] for row in members]))
+        merged.append(members[0] | means | scalars | {"target": name, "sample": common})
     return merged
 
 
-def _row(cell: Mapping[str, Any], split: Split, chance: float) -> dict[str, Any]:
-    """The statistics of one cell."""
-    cluster = np.unique(split.cluster[np.asarray(cell["sample"], dtype=np.int64)], return_inverse=True)[1]
+def _result_row(row: Mapping[str, Any], split: Split, chance: float) -> dict[str, Any]:
+    """Return the statistics of one record."""
+    cluster = np.unique(split.cluster[np.asarray(row["sample"], dtype=np.int64)], return_inverse=True)[1]
     count = np.bincount(cluster).astype(float)
-    gained = np.asarray(cell["log2p"], dtype=float) - np.asarray(cell["text_log2p"], dtype=float)
-    bits = ratio_estimate(np.bincount(cluster, gained), count)
-    hits = ratio_estimate(np.bincount(cluster, np.asarray(cell["hit"], dtype=float)), count)
-    slack = unseen_share_bound(len(count))  # of clusters that all agree, resampling says nothing
+    gain = np.asarray(row["log2p"], dtype=float) - np.asarray(row["text_log2p"], dtype=float)
+    bits = ratio_estimate(np.bincount(cluster, gain), count)
+    hits = ratio_estimate(np.bincount(cluster, np.asarray(row["hit"], dtype=float)), count)
+    slack = unseen_share_bound(len(count))  # the t interval has no width if all clusters agree
     half = bits.high - bits.value
     if half > 0:
         quantile = stats.t.ppf(0.975, len(count) - 1)
         p = float(stats.t.sf(bits.value * quantile / half, len(count) - 1))
-    else:  # all clusters agree, or there is one alone: as a test of signs has it
+    else:  # all clusters agree, or there is only one: p-value of a sign test
         p = 0.5 ** len(count) if bits.value > 0 else 1.0
-    return {name: cell[name] for name in KEY_COLUMNS} | {
-        "n_train": cell["n_train"],
-        "n_test": len(gained),
+    return {name: row[name] for name in KEY_COLUMNS} | {
+        "n_train": row["n_train"],
+        "n_test": len(gain),
         "n_clusters": len(count),
         "chance": chance,
-        "unknown": -float(np.mean(cell["text_log2p"])),
+        "unknown": -float(np.mean(row["text_log2p"])),
         "accuracy": hits.value,
         "accuracy_low": max(0.0, min(hits.low, hits.value * (1 - slack))),
         "accuracy_high": min(1.0, max(hits.high, hits.value + (1 - hits.value) * slack)),
@@ -243,30 +262,33 @@ def _row(cell: Mapping[str, Any], split: Split, chance: float) -> dict[str, Any]
 
 
 def failed_controls(results: pd.DataFrame) -> tuple[str, ...]:
-    """The controls that did not hold, in words.
+    """Return one sentence per failed control of a table of `summarise`; empty if all hold.
 
-    Sealed, causal and shuffled rows must show nothing beyond the text. The secret's own tokens, before
-    they are erased, must show the secret, or the probe is blind. And where the posterior given the text
-    is known, no text baseline can beat it.
+    Sealed, causal and shuffled rows must not be significant. The secret must be readable from its own tokens before
+    they are erased. The text baseline must not beat the exact posterior given the text, where that is known.
     """
     failures = []
     clusters = int(results["n_clusters"].min())
     if clusters < MIN_TEST_CLUSTERS:
-        failures.append(f"controls: {clusters} independent traces on test are too few for a control to fail")
+        failures.append(
+            f"controls: {clusters} independent traces on test are too few to detect a failed control: give more traces"
+        )
     bad = results[results["condition"].isin(CONTROLS) & results["significant"]]
     for condition in dict.fromkeys(bad["condition"]):
         rows = bad[bad["condition"] == condition]
         worst = rows.nlargest(1, "bits").to_dict("records")[0]
         failures.append(
             f"{condition}: {worst['target']} in {worst['kv']} of layer {worst['layer']}, {worst['carrier']} at hop "
-            f"{worst['hop']}: {worst['bits']:+.3f} bits where nothing beyond the text can be ({len(rows)} such rows)"
+            f"{worst['hop']}: {worst['bits']:+.3f} bits beyond the text, where 0 is expected ({len(rows)} such rows)"
         )
-    told = {
+    by_target = {
         condition: results[results["condition"] == condition].set_index("target") for condition in ("text", "exact")
     }
-    above = told["text"]["bits_low"] - told["exact"]["bits_high"]
-    for target in above.index[above > NEGLIGIBLE_BITS]:
-        failures.append(f"text: {target} is told by the text better than its exact posterior says: that is wrong")
+    excess = by_target["text"]["bits_low"] - by_target["exact"]["bits_high"]
+    for target in excess.index[excess > NEGLIGIBLE_BITS]:
+        failures.append(
+            f"text: the text baseline predicts {target} better than the exact posterior: correct exact_log_posteriors"
+        )
     own = results[results["condition"] == "unerased"]
     for target in dict.fromkeys(own["target"]):
         rows = own[own["target"] == target]

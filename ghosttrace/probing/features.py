@@ -1,10 +1,9 @@
-"""Features: the cached states of many traces at chosen carriers, as shards on the disk.
+"""Features: the cached states of many traces at chosen carriers, stored as shards on disk.
 
-One masked forward pass a trace and condition, or another reader if one is given. A shard holds a few
-hundred traces, one tensor a carrier, layer and kind of state, so that a probe of one layer reads that
-layer alone: memory never holds more than one shard while writing, or one site of all traces while
-reading. A shard appears whole or not at all; one that is there already, made from the same model and
-traces, is not made again.
+States are read in one masked forward pass per trace and condition, or by a custom reader. A shard holds
+`TRACES_PER_SHARD` traces, with one tensor per carrier, layer and kind of state, so that a probe of one layer reads
+that layer only. Memory holds at most one shard while writing, and one site of all traces while reading. Shards are
+written atomically. A shard that already exists for the same model and traces is reused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,23 +30,23 @@ from ghosttrace.model.states import States, read_states
 from ghosttrace.probing.carriers import Carrier, padded_token_indices
 
 StateReader = Callable[[Sequence[np.ndarray], Sequence[int], Sequence[np.ndarray]], States]
-"""From B sequences, int64[T] each, their numbers in the task, and places in each, int64[P]."""
+"""Reads states from B token id sequences, int64[T] each, their sample indices, and token indices in each, int64[P]."""
 
 StateKind = Literal["k", "v", "hidden"]
 LAYOUTS = {"open": open_layout, "sealed": sealed_layout}
-TRACES_PER_SHARD = 512  # traces
+TRACES_PER_SHARD = 512
 
 
 @dataclass(frozen=True)
 class StateSelection:
-    """What to read of each trace.
+    """The states to read from each trace.
 
     Attributes:
-        cache: `open`, as the model leaves it; `sealed`, recomputed from the retained text alone; or the name
-            of what a reader of its own leaves.
-        carriers: where.
-        layers: of the model, counted from 0.
-        hidden: the residual stream as well.
+        cache: `open`, the normal cache; `sealed`, recomputed from the retained text alone; or any name for the
+            cache of a custom reader.
+        carriers: Carriers to read.
+        layers: Layers of the model, counted from 0.
+        hidden: Whether to read the residual stream as well.
     """
 
     cache: str
@@ -58,17 +57,22 @@ class StateSelection:
 
 @dataclass(frozen=True)
 class Features:
-    """Shards on the disk."""
+    """Extracted states of all traces of a task.
+
+    Attributes:
+        paths: The shards, in the order of the traces.
+    """
 
     paths: tuple[Path, ...]
 
     def load(self, carrier: Carrier, layer: int, kind: StateKind, heads: Sequence[int] | None = None) -> Tensor:
-        """One site of all traces.
+        """Load the states of one carrier and layer for all N traces.
 
         Args:
-            carrier, layer: among those extracted.
-            kind: keys, values or hidden states.
-            heads: key-value heads; all of them if None. Hidden states have none.
+            carrier: An extracted carrier.
+            layer: An extracted layer.
+            kind: `k` for keys, `v` for values, or `hidden`.
+            heads: Key-value heads to load, None for all; ignored for hidden states.
 
         Returns:
             float32[N, tokens, heads x dim] on the CPU; tokens is 1 if the carrier is pooled by mean.
@@ -92,25 +96,33 @@ def extract_features(
     progress: Callable[[int, int], None] | None = None,
     read: StateReader | None = None,
 ) -> Features:
-    """Read the states of every trace of a task, or find them read.
+    """Extract the states of every trace of a task, reusing shards that exist.
 
     Args:
-        checkpoint: the model and its law.
-        task: the traces.
-        selection: what to read of them.
-        folder: for the shards; made if it is not there.
-        batch_tokens: traces read together, padding included.
-        progress: called with (traces done, traces in all).
-        read: what reads a batch; for `open` and `sealed` caches one masked pass. Keys and values alone, if given.
+        checkpoint: The model and its policy.
+        task: The task.
+        selection: The states to read.
+        folder: Folder for the shards; created if missing.
+        batch_tokens: Maximum number of tokens per batch, padding included.
+        progress: Called with (traces done, total traces).
+        read: Custom reader of a batch, which returns keys and values only. By default one masked forward pass, for
+            `open` and `sealed` caches.
+
+    Returns:
+        The extracted states.
 
     Raises:
-        UserError: a carrier that no trace has, delimiters that are erased, states that are not finite.
+        UserError: A carrier is missing from a trace, the policy erases delimiters that are a carrier, the block with
+            the secret is never erased, or a state is not finite.
     """
     if checkpoint.policy.mask_delimiters and any(carrier.kind == "delimiters" for carrier in selection.carriers):
-        raise UserError("no trace keeps its delimiters: this policy erases them with their block (--keep-delimiters)")
+        raise UserError(
+            "no trace keeps its delimiters under this policy: load a model that was trained with --keep-delimiters, "
+            "or remove delimiters from --carriers"
+        )
     samples, section = task.samples, checkpoint.policy.require_assistant_section
     blocks = [find_blocks(sample.ids, checkpoint.markup, section) for sample in samples]
-    places = {carrier: padded_token_indices(carrier, samples, blocks) for carrier in selection.carriers}
+    pooled_indices = {carrier: padded_token_indices(carrier, samples, blocks) for carrier in selection.carriers}
     folder.mkdir(parents=True, exist_ok=True)
     digest = features_digest(checkpoint, task, selection)
     read = read or partial(_one_pass, checkpoint, selection)
@@ -118,21 +130,21 @@ def extract_features(
     for begin in range(0, len(samples), TRACES_PER_SHARD):
         rows = range(begin, min(begin + TRACES_PER_SHARD, len(samples)))
         paths.append(folder / f"{selection.cache}-{begin // TRACES_PER_SHARD:05d}.safetensors")
-        if not _made(paths[-1], digest):
-            tensors = _shard(checkpoint, task, selection, rows, places, batch_tokens, read)
-            unsettled = paths[-1].with_suffix(".part")
-            save_file(tensors, unsettled, {"provenance": digest})
-            unsettled.replace(paths[-1])
+        if not _is_complete(paths[-1], digest):
+            tensors = _read_shard(checkpoint, task, selection, rows, pooled_indices, batch_tokens, read)
+            temporary = paths[-1].with_suffix(".part")
+            save_file(tensors, temporary, {"provenance": digest})
+            temporary.replace(paths[-1])
         if progress:
             progress(rows.stop, len(samples))
     return Features(tuple(paths))
 
 
 def resolve_layers(checkpoint: Checkpoint, layers: Sequence[int] | None) -> tuple[int, ...]:
-    """The layers, ascending; all of the model's if None.
+    """Return the chosen layers without duplicates, ascending; all layers of the model if None or empty.
 
     Raises:
-        UserError: the model has no such layer.
+        UserError: A layer is out of range.
     """
     count = CacheGeometry.from_config(checkpoint.model.config).layers
     chosen = () if layers is None else tuple(sorted(set(map(int, layers))))
@@ -143,14 +155,15 @@ def resolve_layers(checkpoint: Checkpoint, layers: Sequence[int] | None) -> tupl
 
 
 def features_digest(checkpoint: Checkpoint, task: Task, selection: StateSelection) -> str:
-    """SHA-256 of all that decides the features: weights, law, traces, and what is read."""
+    """Return the SHA-256 hex digest of everything that determines the features: model, policy, traces, selection."""
     digest = sha256(repr((fingerprint(checkpoint), checkpoint.policy, selection, checkpoint.model.dtype)).encode())
     for sample in task.samples:
         digest.update(repr((list(sample.ids), sample.block, sample.secret_indices)).encode())
     return digest.hexdigest()
 
 
-def _made(path: Path, digest: str) -> bool:
+def _is_complete(path: Path, digest: str) -> bool:
+    """Return whether the shard exists and was made from the same inputs."""
     try:
         with safe_open(path, "pt") as shard:
             return (shard.metadata() or {}).get("provenance") == digest
@@ -158,27 +171,27 @@ def _made(path: Path, digest: str) -> bool:
         return False
 
 
-def _shard(
+def _read_shard(
     checkpoint: Checkpoint,
     task: Task,
     selection: StateSelection,
     rows: range,
-    places: dict[Carrier, tuple[np.ndarray, np.ndarray]],
+    pooled_indices: dict[Carrier, tuple[np.ndarray, np.ndarray]],
     batch_tokens: int,
     read: StateReader,
 ) -> dict[str, Tensor]:
-    """The tensors of one shard, in the order of its rows."""
-    everything = np.concatenate([at for at, _ in places.values()], axis=1)  # int64[N, all places]
-    ends = {row: _end(checkpoint, task.samples[row], int(everything[row].max()) + 1) for row in rows}
+    """Read the tensors of one shard, in the order of its rows."""
+    indices = np.concatenate([per_carrier for per_carrier, _ in pooled_indices.values()], axis=1)  # int64[N, P]
+    ends = {row: _num_tokens_to_read(checkpoint, task.samples[row], int(indices[row].max()) + 1) for row in rows}
     parts: list[dict[str, Tensor]] = []
     order = sorted(rows, key=ends.__getitem__)
     for batch in batch_by_tokens(order, ends, batch_tokens):
         ids = [np.asarray(task.samples[row].ids)[: ends[row]] for row in batch]
-        states = read(ids, batch, list(everything[batch]))
-        weights = {carrier: weight[batch] for carrier, (_, weight) in places.items()}
-        parts.append(_named(states, selection, weights))
-    back = torch.from_numpy(np.argsort(order, kind="stable"))
-    return {name: torch.cat([part[name] for part in parts])[back].contiguous() for name in parts[0]}
+        states = read(ids, batch, list(indices[batch]))
+        weights = {carrier: weight[batch] for carrier, (_, weight) in pooled_indices.items()}
+        parts.append(_named_tensors(states, selection, weights))
+    original_order = torch.from_numpy(np.argsort(order, kind="stable"))
+    return {name: torch.cat([part[name] for part in parts])[original_order].contiguous() for name in parts[0]}
 
 
 def _one_pass(
@@ -186,54 +199,65 @@ def _one_pass(
     selection: StateSelection,
     ids: Sequence[np.ndarray],
     rows: Sequence[int],
-    places: Sequence[np.ndarray],
+    token_indices: Sequence[np.ndarray],
 ) -> States:
+    """Read a batch in one masked forward pass; a `StateReader` once the first two arguments are bound."""
     layouts = [LAYOUTS[selection.cache](tokens, checkpoint.markup, checkpoint.policy) for tokens in ids]
-    return read_states(checkpoint.model, layouts, places, selection.hidden)
+    return read_states(checkpoint.model, layouts, token_indices, selection.hidden)
 
 
-def _end(checkpoint: Checkpoint, sample: Sample, end: int) -> int:
-    """How much of a trace is read: what stands behind `end` is not, but for what a memento there waits for.
+def _num_tokens_to_read(checkpoint: Checkpoint, sample: Sample, end: int) -> int:
+    """Return the number of tokens to read: up to the first expiry at or after `end`, or `end` if there is none.
+
+    A sealed layout recomputes a memento where its block expires, so that token must be read as well.
 
     Raises:
-        UserError: the block with the secret is never erased.
+        UserError: The block with the secret is never erased.
     """
-    gone = erasures(sample.ids, checkpoint.markup, checkpoint.policy)
+    sample_erasures = erasures(sample.ids, checkpoint.markup, checkpoint.policy)
     blocks = find_blocks(sample.ids, checkpoint.markup, checkpoint.policy.require_assistant_section)
-    if not 0 <= sample.block < len(blocks) or blocks[sample.block] not in [erasure.block for erasure in gone]:
+    if not 0 <= sample.block < len(blocks) or blocks[sample.block] not in [
+        erasure.block for erasure in sample_erasures
+    ]:
         raise UserError(
             f"block {sample.block} of trace {sample.base} is never erased under this policy: "
             "hide the secret in an earlier block, or give --keep-last-n-blocks 0"
         )
-    # One more: a block that stays for the answer expires as the token at this place is read.
-    return min((erasure.expires_at + 1 for erasure in gone if erasure.expires_at >= end), default=end)
+    # One token more: a block kept for the answer expires when the token at `expires_at` is read.
+    return min((erasure.expires_at + 1 for erasure in sample_erasures if erasure.expires_at >= end), default=end)
 
 
-def batch_by_tokens(order: Sequence[int], lengths: Mapping[int, int], tokens: int) -> list[list[int]]:
-    """Rows in order of length, in batches that stay under so many tokens, padding included."""
+def batch_by_tokens(order: Sequence[int], lengths: Mapping[int, int], max_tokens: int) -> list[list[int]]:
+    """Group rows into consecutive batches of at most `max_tokens` tokens, padding included.
+
+    Args:
+        order: Rows, ascending by length.
+        lengths: Number of tokens of each row.
+        max_tokens: Maximum number of tokens per batch; a longer row is a batch of its own.
+    """
     batches: list[list[int]] = [[]]
     for row in order:
-        if batches[-1] and (len(batches[-1]) + 1) * lengths[row] > tokens:
+        if batches[-1] and (len(batches[-1]) + 1) * lengths[row] > max_tokens:
             batches.append([])
         batches[-1].append(row)
     return batches
 
 
-def _named(states: States, selection: StateSelection, weights: dict[Carrier, np.ndarray]) -> dict[str, Tensor]:
-    """States as a shard names them: [n, P, H, D] for keys and values, [n, P, d] for hidden states."""
-    found: dict[str, Tensor] = {}
+def _named_tensors(states: States, selection: StateSelection, weights: dict[Carrier, np.ndarray]) -> dict[str, Tensor]:
+    """Return pooled states by their names in a shard: [n, P, H, D] for keys and values, [n, P, d] for hidden states."""
+    tensors: dict[str, Tensor] = {}
     begin = 0
     for carrier, weight in weights.items():
-        here = slice(begin, begin + weight.shape[1])
-        begin = here.stop
+        columns = slice(begin, begin + weight.shape[1])
+        begin = columns.stop
         for layer in selection.layers:
-            kinds = {"k": states.keys[layer][:, :, here].transpose(1, 2)}
-            kinds["v"] = states.values[layer][:, :, here].transpose(1, 2)
+            kinds = {"k": states.keys[layer][:, :, columns].transpose(1, 2)}
+            kinds["v"] = states.values[layer][:, :, columns].transpose(1, 2)
             if states.hidden is not None:
-                kinds["hidden"] = states.hidden[layer][:, here]
+                kinds["hidden"] = states.hidden[layer][:, columns]
             for kind, tensor in kinds.items():
                 if carrier.pool == "mean":
                     scale = torch.from_numpy(weight).to(tensor).reshape(*weight.shape, *[1] * (tensor.ndim - 2))
                     tensor = (tensor * scale).sum(1, keepdim=True)
-                found[f"{carrier.key}.{layer}.{kind}"] = tensor.cpu()
-    return found
+                tensors[f"{carrier.key}.{layer}.{kind}"] = tensor.cpu()
+    return tensors

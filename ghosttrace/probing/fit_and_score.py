@@ -1,4 +1,4 @@
-"""Fitting the probes of a sweep: on train, chosen on validation, reported once on test."""
+"""Fits the probes of a sweep on train, chooses them on validation, and scores them on test."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,132 +16,166 @@ from ghosttrace.probing.probes.probe import split_by_target, stack_targets
 from ghosttrace.probing.split import Split
 
 PENALTIES = (1.0, 0.1, 0.01, 0.001)
-TOLERANCE = 1e-5  # nats that a further step would still gain
-SUM_TOLERANCE = 1e-3  # by which a posterior's sum may miss 1
+TOLERANCE = 1e-5  # nats that one more solver step would gain
+SUM_TOLERANCE = 1e-3  # maximum difference of a posterior's sum from 1
 FIRST_PORTION_DIVISOR = 64  # the online code begins with a 64th of the training set, and doubles
 
 
 def linear_scores(
-    features: Tensor, asked: Sequence[ProbeTarget], split: Split, device: torch.device
+    features: Tensor, targets: Sequence[ProbeTarget], split: Split, device: torch.device
 ) -> list[list[Scores]]:
-    """Linear probes of several feature sets.
+    """Fit and score a linear probe for every feature set and target.
 
-    Of a path of penalties each cell takes the one that does best on validation, its logits scaled by
-    the factor that does best there: 0, the text alone, where the features say nothing.
+    Each probe takes the penalty with the lowest cross-entropy on validation. Its logits are scaled by the
+    factor with the lowest cross-entropy there, which is 0, the text baseline alone, if the features add nothing.
 
     Args:
-        features: float[F, N, d].
-        asked: T targets.
-        split: which samples are for what.
-        device: where to fit.
+        features: float[F, N, d], F feature sets of N samples.
+        targets: T targets.
+        split: Train, validation and test samples.
+        device: Device to fit on.
 
     Returns:
-        For each feature set, for each target.
+        The scores on test, for each feature set a list with one entry per target.
     """
-    posteriors = linear_posteriors(features, asked, split.train, split.validation, split.cluster, device)
+    posteriors = linear_posteriors(features, targets, split.train, split.validation, split.cluster, device)
     return [
-        [score(one, posterior, split) for one, posterior in zip(asked, of_set, strict=True)] for of_set in posteriors
+        [score(target, posterior, split) for target, posterior in zip(targets, of_set, strict=True)]
+        for of_set in posteriors
     ]
 
 
 def linear_posteriors(
     features: Tensor,
-    asked: Sequence[ProbeTarget],
+    targets: Sequence[ProbeTarget],
     train: np.ndarray,
     validation: np.ndarray,
     cluster: np.ndarray,
     device: torch.device,
 ) -> list[list[np.ndarray]]:
-    """For each feature set and target float[N, C], natural logarithms; arguments as `linear_scores`."""
-    labels, offset, n_classes = stack_targets(asked)
+    """Fit linear probes and return their posteriors for all samples.
+
+    Args:
+        features: float[F, N, d], F feature sets of N samples.
+        targets: T targets.
+        train: int64, samples to fit on.
+        validation: int64, samples to choose the penalty and the scale on.
+        cluster: int64[N]; samples with the same number are not independent.
+        device: Device to fit on.
+
+    Returns:
+        For each feature set and target float64[N, C], log-probabilities; the text baseline where the probe gains
+        too little on validation (see `fall_back_to_text`).
+    """
+    labels, offset, n_classes = stack_targets(targets)
     features, labels, offset = features.to(device), labels.to(device), offset.to(device)
     path = fit_path(features[:, train], labels[:, train], n_classes, PENALTIES, offset[:, train], TOLERANCE)
     probe = select_penalty(path, features[:, validation], labels[:, validation], offset[:, validation])
-    said = probe.log_probabilities(features, offset).cpu().double().numpy()
-    return [_fall_back_to_text(split_by_target(of_set, asked), asked, validation, cluster) for of_set in said]
+    posteriors = probe.log_probabilities(features, offset).cpu().double().numpy()
+    return [_fall_back_to_text(split_by_target(of_set, targets), targets, validation, cluster) for of_set in posteriors]
 
 
 def _fall_back_to_text(
-    said: Sequence[np.ndarray], asked: Sequence[ProbeTarget], validation: np.ndarray, cluster: np.ndarray
+    posteriors: Sequence[np.ndarray], targets: Sequence[ProbeTarget], validation: np.ndarray, cluster: np.ndarray
 ) -> list[np.ndarray]:
-    """A probe's posteriors, for each target float[N, C], as far as they are believed."""
-    return [fall_back_to_text(part, one, validation, cluster) for part, one in zip(said, asked, strict=True)]
+    """Apply `fall_back_to_text` to the posterior of every target."""
+    return [
+        fall_back_to_text(posterior, target, validation, cluster)
+        for posterior, target in zip(posteriors, targets, strict=True)
+    ]
 
 
 def probe_scores(
-    probe: Probe, features: Tensor, asked: Sequence[ProbeTarget], split: Split, seed: int, device: torch.device
+    probe: Probe, features: Tensor, targets: Sequence[ProbeTarget], split: Split, seed: int, device: torch.device
 ) -> list[Scores]:
-    """Another probe of one feature set, float[N, d], for all targets; it is not shown the labels of the test.
+    """Fit and score any probe on one feature set; the test labels are hidden from it.
+
+    Args:
+        probe: The probe.
+        features: float[N, d].
+        targets: T targets.
+        split: Train, validation and test samples.
+        seed: Random seed passed to the probe.
+        device: Device passed to the probe.
+
+    Returns:
+        The scores on test, one per target.
 
     Raises:
-        UserError: the probe returns something other than log-posteriors.
+        UserError: The probe returns arrays that are not log-probabilities.
     """
-    shown = [replace(one, labels=one.labels.copy()) for one in asked]
-    for one in shown:
-        one.labels[split.test] = -1
-    said = probe.fit(features, shown, split, seed, device)
-    _check(probe, said, asked)
-    told = _fall_back_to_text(said, asked, split.validation, split.cluster)
-    return [score(one, posterior, split) for one, posterior in zip(asked, told, strict=True)]
+    visible = [replace(target, labels=target.labels.copy()) for target in targets]
+    for target in visible:
+        target.labels[split.test] = -1
+    posteriors = probe.fit(features, visible, split, seed, device)
+    _check(probe, posteriors, targets)
+    kept = _fall_back_to_text(posteriors, targets, split.validation, split.cluster)
+    return [score(target, posterior, split) for target, posterior in zip(targets, kept, strict=True)]
 
 
-def _check(probe: Probe, said: Sequence[np.ndarray], asked: Sequence[ProbeTarget]) -> None:
-    """Refuse what are no log-posteriors: bits of them would mean nothing."""
-    shapes = [part.shape for part in said]
-    if shapes != [one.text.shape for one in asked]:
-        wanted = [list(one.text.shape) for one in asked]
-        found = [list(shape) for shape in shapes]
-        raise UserError(f"probe {probe.name} returned arrays of shapes {found}: return {wanted}, one for each target")
-    for part, one in zip(said, asked, strict=True):
-        if not (np.isfinite(part).all() and np.allclose(np.exp(part).sum(axis=1), 1, atol=SUM_TOLERANCE)):
+def _check(probe: Probe, posteriors: Sequence[np.ndarray], targets: Sequence[ProbeTarget]) -> None:
+    """Raise UserError if a probe's output is not one array of log-probabilities per target."""
+    shapes = [posterior.shape for posterior in posteriors]
+    if shapes != [target.text.shape for target in targets]:
+        wanted = [list(target.text.shape) for target in targets]
+        returned = [list(shape) for shape in shapes]
+        raise UserError(
+            f"probe {probe.name} returned arrays of shapes {returned}: return {wanted}, one for each target"
+        )
+    for posterior, target in zip(posteriors, targets, strict=True):
+        if not (np.isfinite(posterior).all() and np.allclose(np.exp(posterior).sum(axis=1), 1, atol=SUM_TOLERANCE)):
             raise UserError(
-                f"probe {probe.name} returned no log-posterior of {one.name}: return natural logarithms of "
+                f"probe {probe.name} returned no log-posterior of {target.name}: return natural logarithms of "
                 "probabilities above 0 that sum to 1 for each sample"
             )
 
 
 def online_scores(
-    features: Tensor, asked: Sequence[ProbeTarget], split: Split, seed: int, device: torch.device
+    features: Tensor, targets: Sequence[ProbeTarget], split: Split, seed: int, device: torch.device
 ) -> list[Scores]:
-    """The online code of the training labels: each portion told by a probe fitted on those before it.
+    """Score the online code of the training labels: a probe fitted on all earlier portions predicts the next one.
 
-    Its bits beyond the text are what the features save of the labels' description length, the cost of
-    learning included (Voita and Titov 2020, arXiv 2003.12298, section 3.2). The first portion is told
-    by the text alone; a fifth of what is known serves as validation. Clusters are never cut.
+    Its bits beyond the text are the reduction of the labels' description length by the features, the cost of
+    learning included (Voita and Titov 2020, arXiv 2003.12298, section 3.2). The text baseline alone predicts the
+    first portion. A fifth of the earlier portions serves as validation. Portions consist of whole clusters.
 
     Args:
         features: float[N, d].
-        asked, split, device: as `linear_scores`.
-        seed: of the order.
+        targets: T targets.
+        split: Its training samples are encoded.
+        seed: Random seed of the order of clusters.
+        device: Device to fit on.
 
     Returns:
-        For each target, over the training samples.
+        The scores on the training samples, one per target.
     """
     rng = np.random.default_rng([seed, 0x0D1])
     clusters = rng.permutation(np.unique(split.cluster[split.train]))
     rank = np.argsort(clusters)[np.searchsorted(np.sort(clusters), split.cluster[split.train])]  # int64[train]
-    said = [one.text.copy() for one in asked]
+    posteriors = [target.text.copy() for target in targets]
     ends = [
         len(clusters) * 2**power // FIRST_PORTION_DIVISOR for power in range(int(np.log2(FIRST_PORTION_DIVISOR)) + 1)
     ]
-    for known, until in pairwise(ends):
-        before = rank < known
+    for start, end in pairwise(ends):
+        before = rank < start
         check = before & (rank % 5 == 0)
-        fitted, chosen = split.train[before & ~check], split.train[check]
-        if not len(fitted) or not len(chosen) or not _learnable(asked, fitted, chosen):
+        train, validation = split.train[before & ~check], split.train[check]
+        if not len(train) or not len(validation) or not _learnable(targets, train, validation):
             continue
-        next_up = split.train[(rank >= known) & (rank < until)]
-        seen = np.concatenate([fitted, chosen, next_up])
-        parts = [replace(one, labels=one.labels[seen], text=one.text[seen]) for one in asked]
-        a, b = len(fitted), len(fitted) + len(chosen)
-        cluster = split.cluster[seen]
-        (told,) = linear_posteriors(features[None, seen], parts, np.arange(a), np.arange(a, b), cluster, device)
-        for number, posterior in enumerate(told):
-            said[number][next_up] = posterior[b:]
-    whole = replace(split, test=split.train)
-    return [score(one, posterior, whole) for one, posterior in zip(asked, said, strict=True)]
+        predicted = split.train[(rank >= start) & (rank < end)]
+        used = np.concatenate([train, validation, predicted])
+        used_targets = [replace(target, labels=target.labels[used], text=target.text[used]) for target in targets]
+        a, b = len(train), len(train) + len(validation)
+        cluster = split.cluster[used]
+        (fitted,) = linear_posteriors(
+            features[None, used], used_targets, np.arange(a), np.arange(a, b), cluster, device
+        )
+        for number, posterior in enumerate(fitted):
+            posteriors[number][predicted] = posterior[b:]
+    train_as_test = replace(split, test=split.train)
+    return [score(target, posterior, train_as_test) for target, posterior in zip(targets, posteriors, strict=True)]
 
 
-def _learnable(asked: Sequence[ProbeTarget], *parts: np.ndarray) -> bool:
-    """Whether every target has labels in every part."""
-    return all(bool((one.labels[part] >= 0).any()) for one in asked for part in parts)
+def _learnable(targets: Sequence[ProbeTarget], *parts: np.ndarray) -> bool:
+    """Return whether every target has a label in every part."""
+    return all(bool((target.labels[part] >= 0).any()) for target in targets for part in parts)

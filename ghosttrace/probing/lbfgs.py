@@ -1,13 +1,13 @@
-"""L-BFGS on many convex functions at once (Nocedal and Wright 2006, "Numerical Optimization", algorithm 7.4)."""
+"""L-BFGS for many convex functions in parallel (Nocedal and Wright 2006, "Numerical Optimization", algorithm 7.4)."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-HISTORY_LENGTH = 8  # pairs of steps and gradients that are remembered
-MIN_STEP = 1e-4  # step: a line search that gets here has met the precision of float32
-LOSS_NOISE_NATS = 1e-6  # nats, of a loss whose terms are float32; of its size, as Hager and Zhang have it
+HISTORY_LENGTH = 8  # pairs of step and gradient difference
+MIN_STEP = 1e-4  # a line search with a smaller step has reached the precision of float32
+LOSS_NOISE_NATS = 1e-6  # nats; rounding error of a loss with float32 terms (epsilon of Hager and Zhang)
 
 
 def minimise(
@@ -17,64 +17,67 @@ def minimise(
     tolerance: float,
     max_passes: int,
 ) -> tuple[Tensor, Tensor]:
-    """L-BFGS from 0 on many convex functions at once, each with its own line search.
+    """Minimise many convex functions, called cells, with L-BFGS from 0 and one line search per cell.
 
-    A cell whose step fails Armijo's test shortens it in the next pass, while the others go on.
+    If a step fails Armijo's test, that cell tries a shorter step in the next pass, while the other cells continue.
 
     Args:
-        evaluate: of functions, int64 on the CPU, ascending, and their parameters: loss, float64, and gradient.
-        loss, gradient: at 0, float64[cells] and float[cells, ...].
-        tolerance: a cell stops where its next step promises less.
-        max_passes: evaluations, the one at 0 included.
+        evaluate: Takes indices of cells, int64 on the CPU, ascending, and their parameters, float[n, ...]. Returns
+            losses, float64[n], and gradients, float[n, ...].
+        loss: float64[cells], losses at 0.
+        gradient: float[cells, ...], gradients at 0.
+        tolerance: A cell stops if the predicted decrease of its next step is at most this.
+        max_passes: Maximum number of evaluations, the one at 0 included.
 
     Returns:
-        The parameters, and what each cell's next step promised when it stopped, float[cells].
+        The parameters, float[cells, ...], and the predicted decrease of the next step when each cell stopped,
+        float[cells].
     """
-    found, gaps = torch.zeros_like(gradient), gradient.new_full((len(gradient),), torch.inf)
-    cells, x = torch.arange(len(gradient)), found
+    solution, gaps = torch.zeros_like(gradient), gradient.new_full((len(gradient),), torch.inf)
+    cells, x = torch.arange(len(gradient)), solution
     step, history = torch.ones_like(loss), list[tuple[Tensor, Tensor, Tensor]]()
-    for left in range(max_passes - 1, -1, -1):
+    for passes_left in range(max_passes - 1, -1, -1):
         direction = _direction(gradient, history)
         slope = _dot(gradient, direction)
-        stop = (-slope / 2 <= tolerance) | (step < MIN_STEP) | (left == 0)
+        stop = (-slope / 2 <= tolerance) | (step < MIN_STEP) | (passes_left == 0)
         if stop.any():
-            where = cells.to(stop.device)
-            found[where[stop]], gaps[where[stop]] = x[stop], -slope[stop].float() / 2
-            going = ~stop
-            cells = cells[going.cpu()]
+            indices = cells.to(stop.device)
+            solution[indices[stop]], gaps[indices[stop]] = x[stop], -slope[stop].float() / 2
+            active = ~stop
+            cells = cells[active.cpu()]
             if not len(cells):
                 break
             x, loss, gradient, direction, slope, step = (
-                part[going] for part in (x, loss, gradient, direction, slope, step)
+                part[active] for part in (x, loss, gradient, direction, slope, step)
             )
-            history = [(s[going], y[going], rho[going]) for s, y, rho in history]
+            history = [(s[active], y[active], rho[active]) for s, y, rho in history]
         moved = x + _wide(step, x) * direction
         new_loss, new_gradient = evaluate(cells, moved)
         drop = new_loss - loss
-        # Where rounding hides the drop, the slope beyond the step tells (Hager and Zhang 2005, equation 4.1).
-        level = (drop <= LOSS_NOISE_NATS) & (_dot(new_gradient, direction) <= -0.8 * slope)
-        better = (drop <= 1e-4 * step * slope) | level
-        # A refused step is remembered as none: 0, 0 with rho 0 changes nothing.
+        # If rounding hides the decrease, accept by the slope at the new point (Hager and Zhang 2005, equation 4.1).
+        approximately_lower = (drop <= LOSS_NOISE_NATS) & (_dot(new_gradient, direction) <= -0.8 * slope)
+        better = (drop <= 1e-4 * step * slope) | approximately_lower
+        # A rejected step enters the history as zeros with rho 0, which has no effect.
         s, y = (torch.where(_wide(better, x), new - old, 0.0) for new, old in ((moved, x), (new_gradient, gradient)))
-        bend = _dot(s, y)
-        rho = torch.where(bend > 1e-7 * (_dot(s, s) * _dot(y, y)).sqrt(), 1 / bend, 0.0)
+        curvature = _dot(s, y)
+        rho = torch.where(curvature > 1e-7 * (_dot(s, s) * _dot(y, y)).sqrt(), 1 / curvature, 0.0)
         history = [*history, (s, y, rho)][-HISTORY_LENGTH:]
         parabola = -slope * step.square() / (2 * (drop - slope * step))
         step = torch.where(better, 1.0, parabola.clamp(0.1 * step, 0.5 * step).nan_to_num(0.1))
         x, gradient = (torch.where(_wide(better, x), new, old) for new, old in ((moved, x), (new_gradient, gradient)))
         loss = torch.where(better, new_loss, loss)
-    return found, gaps
+    return solution, gaps
 
 
 def _direction(gradient: Tensor, history: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """Downhill: minus the inverse curvature, as the history knows it, times the gradient."""
+    """Return the descent direction: minus the approximate inverse Hessian times the gradient."""
     q, shares = gradient, []
     for s, y, rho in reversed(history):
         share = rho * _dot(s, q)
         q = q - _wide(share, q) * y
         shares.append(share)
     size = torch.ones_like(_dot(q, q))
-    for _, y, rho in history:  # the newest pair that says anything sets the scale
+    for _, y, rho in history:  # the newest pair with rho > 0 sets the scale
         size = torch.where(rho > 0, 1 / (rho * _dot(y, y)), size)
     q = _wide(size, q) * q
     for (s, y, rho), share in zip(history, reversed(shares), strict=True):
@@ -83,11 +86,11 @@ def _direction(gradient: Tensor, history: list[tuple[Tensor, Tensor, Tensor]]) -
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """float64[cells]"""
+    """Return the inner product of each cell, float64[cells]."""
     return torch.linalg.vecdot(a.flatten(1), b.flatten(1)).double()
 
 
 def _wide(per_cell: Tensor, like: Tensor) -> Tensor:
-    """float32 or bool[cells, 1, …], to multiply or choose with."""
+    """Return [cells] values as [cells, 1, ...], broadcastable to `like`."""
     wide = per_cell[:, *[None] * (like.ndim - 1)]
     return wide if wide.dtype == torch.bool else wide.to(like.dtype)

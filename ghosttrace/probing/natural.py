@@ -1,7 +1,7 @@
-"""Natural attributes: what a block says anyway, as a label.
+"""Natural attributes: properties of a block's own text, used as labels.
 
-Nothing is planted, so what a memento repeats of it, it repeats in plain text: the text baseline stands
-beside every row for that reason.
+Nothing is planted, so a memento may repeat an attribute in plain text. Every row of the results is therefore
+measured against the text baseline.
 """
 
 import re
@@ -19,10 +19,10 @@ from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.planting import decode
 
 INTEGER = re.compile(r"(?<![\w.,])\d+(?!\w|[.,]\d)")
-LEFT_OPERAND, RIGHT_OPERAND = r"(?:[\w)}\]]|\\[)\]])\s*", r"(?=\s*[\w({\[\\])"  # operands
+LEFT_OPERAND, RIGHT_OPERAND = r"(?:[\w)}\]]|\\[)\]])\s*", r"(?=\s*[\w({\[\\])"
 OPERATION_PATTERNS = {
     "+": re.compile(LEFT_OPERAND + r"(\+)" + RIGHT_OPERAND),
-    "-": re.compile(r"(?:\d|[)}\]]|\b[a-zA-Z])\s*([-−])(?=\s*(?:\d|[({\[\\]|[a-zA-Z]\b))"),  # no hyphens
+    "-": re.compile(r"(?:\d|[)}\]]|\b[a-zA-Z])\s*([-−])(?=\s*(?:\d|[({\[\\]|[a-zA-Z]\b))"),  # not hyphens
     "×": re.compile(r"(×|\\times|\\cdot|(?<!\*)\*(?!\*))" + RIGHT_OPERAND),
     "/": re.compile(r"(÷|\\div|\\d?frac|/)" + RIGHT_OPERAND),
 }
@@ -30,33 +30,47 @@ OPERATION_PATTERNS = {
 
 @dataclass(frozen=True)
 class AttributeMatch:
-    """An attribute of a text: its label, and the characters that show it."""
+    """An attribute of a text.
+
+    Attributes:
+        label: The attribute's value.
+        span: Indices of the characters that show it.
+    """
 
     label: str
     span: range
 
 
 def last_number(text: str) -> AttributeMatch | None:
-    """The last digit of the last integer; no decimals, and no numbers that are parts of words."""
+    """Find the last digit of the last integer, ignoring decimals and numbers inside words; None without an integer."""
     matches = list(INTEGER.finditer(text))
     return AttributeMatch(matches[-1].group()[-1], range(*matches[-1].span())) if matches else None
 
 
 def operation(text: str) -> AttributeMatch | None:
-    """Which of + - × / is written most often, the one that comes first if several are; shown where it first stands."""
-    found = {sign: list(pattern.finditer(text)) for sign, pattern in OPERATION_PATTERNS.items()}
-    found = {sign: matches for sign, matches in found.items() if matches}
-    if not found:
+    """Find the most frequent of the operations + - × / and its first occurrence; None without an operation.
+
+    If several are equally frequent, the one that occurs first is chosen.
+    """
+    occurrences = {sign: list(pattern.finditer(text)) for sign, pattern in OPERATION_PATTERNS.items()}
+    occurrences = {sign: matches for sign, matches in occurrences.items() if matches}
+    if not occurrences:
         return None
-    sign = min(found, key=lambda one: (-len(found[one]), found[one][0].start(1)))
-    return AttributeMatch(sign, range(*found[sign][0].span(1)))
+    best = min(occurrences, key=lambda sign: (-len(occurrences[sign]), occurrences[sign][0].start(1)))
+    return AttributeMatch(best, range(*occurrences[best][0].span(1)))
 
 
 def attribute_finder(spec: str) -> Callable[[str], AttributeMatch | None]:
-    """What a command line names: `last-number`, `operation`, or `regex:PATTERN`, whose first group is the label.
+    """Return the function that finds an attribute in a text.
+
+    Args:
+        spec: `last-number`, `operation`, or `regex:PATTERN`, where the first group of the first match is the label.
+
+    Returns:
+        A function from a text to its attribute, or to None if it has none.
 
     Raises:
-        UserError: no such attribute, or a pattern that is none or has no group.
+        UserError: The attribute is unknown, or the pattern is invalid or has no group.
     """
     if spec in ("last-number", "operation"):
         return last_number if spec == "last-number" else operation
@@ -66,56 +80,57 @@ def attribute_finder(spec: str) -> Callable[[str], AttributeMatch | None]:
     try:
         pattern = re.compile(source)
     except re.error as error:
-        raise UserError(f"{source!r} is no regular expression ({error}): give one with a group") from error
+        raise UserError(f"{source!r} is no regular expression ({error}): correct the pattern") from error
     if not pattern.groups:
         raise UserError(f"{source!r} has no group: put the part that is the label in parentheses")
 
-    def first(text: str) -> AttributeMatch | None:
+    def find_first(text: str) -> AttributeMatch | None:
         match = pattern.search(text)
         return AttributeMatch(match.group(1), range(*match.span(1))) if match and match.group(1) else None
 
-    return first
+    return find_first
 
 
 def natural_task(
     traces: Sequence[TokenTrace], checkpoint: Checkpoint, spec: str, hops: int = 1, classes: int = 10
 ) -> Task:
-    """A sample for every block but the first that has an attribute and enough blocks after it.
+    """Return a task with one sample per block that has an attribute and enough blocks after it.
 
-    Before the first block no memento stands, in which the causal control could look.
+    The first block of a trace is skipped, because the causal control reads the memento before the block.
 
     Args:
-        traces: the traces as they are.
-        checkpoint: whose tokenizer and markup to use.
-        spec: see `attribute_finder`.
-        hops: how many blocks after it are needed; what follows the last one's memento is dropped.
-        classes: how many labels to keep, the commonest.
+        traces: The traces.
+        checkpoint: Provides the tokenizer and the markup.
+        spec: The attribute, see `attribute_finder`.
+        hops: Number of blocks required after the block; tokens after the memento of the last one are removed.
+        classes: Maximum number of classes; the most frequent labels are kept.
 
     Returns:
-        A task with one target, named as the attribute.
+        A task with one target, which has the name of the attribute.
 
     Raises:
-        UserError: no such attribute, none of the blocks has it, or a label that occurs once.
+        UserError: The attribute is unknown, no block has it, or a label occurs only once.
     """
     find = attribute_finder(spec)
     section = checkpoint.policy.require_assistant_section
-    found: list[tuple[str, Sample]] = []
+    labelled: list[tuple[str, Sample]] = []
     for trace in traces:
         ids = trace.ids
         pairs = find_blocks(ids, checkpoint.markup, section)
         for number, pair in list(enumerate(pairs))[1 : max(0, len(pairs) - hops)]:
             inside = ids[pair.start + 1 : pair.end]
-            hit = find(decode(checkpoint.tokenizer, inside))
-            if hit:
-                cut = ids[: pairs[number + hops].memento_end + 1]
-                where = tuple(pair.start + 1 + at for at in token_range(inside, hit.span, checkpoint.tokenizer))
-                found.append((hit.label, Sample(cut, trace.name, "", number, where, ())))
-    labels = [label for label, _ in Counter(label for label, _ in found).most_common(classes)]
+            match = find(decode(checkpoint.tokenizer, inside))
+            if match:
+                shortened = ids[: pairs[number + hops].memento_end + 1]
+                offsets = token_range(inside, match.span, checkpoint.tokenizer)
+                indices = tuple(pair.start + 1 + offset for offset in offsets)
+                labelled.append((match.label, Sample(shortened, trace.name, "", number, indices, ())))
+    labels = [label for label, _ in Counter(label for label, _ in labelled).most_common(classes)]
     if not labels:
-        raise UserError(f"no block that {hops} more follow has {spec}: give other traces, or fewer hops")
+        raise UserError(f"no block with {hops} more after it has {spec}: give other traces, or fewer hops")
     samples = [
         Sample(s.ids, s.base, s.secret, s.block, s.secret_indices, (labels.index(label),))
-        for label, s in found
+        for label, s in labelled
         if label in labels
     ]
     name = spec.partition(":")[0]
@@ -125,18 +140,19 @@ def natural_task(
 
 
 def token_range(ids: Sequence[int], span: range, tokenizer: Any) -> range:
-    """Which tokens spell some characters of the text that they decode to.
+    """Return the range of token indices that decode to a range of characters.
 
-    AttributeMatch by decoding beginnings, as tokens that a model has chosen need not be those its tokenizer would.
+    It is found by decoding prefixes: tokens sampled from a model may differ from the tokenizer's own encoding of the
+    text, so encoding the text again would not give their offsets.
 
     Args:
-        ids: int[T].
-        span: characters.
-        tokenizer: that decodes.
+        ids: int[T], the tokens.
+        span: Indices of characters in the decoded text.
+        tokenizer: Tokenizer of the tokens.
     """
 
-    def characters(count: int) -> int:
-        return len(decode(tokenizer, ids[:count]))
+    def num_characters(num_tokens: int) -> int:
+        return len(decode(tokenizer, ids[:num_tokens]))
 
-    first = bisect_right(range(len(ids) + 1), span.start, key=characters) - 1
-    return range(first, bisect_left(range(len(ids) + 1), span.stop, key=characters))
+    first = bisect_right(range(len(ids) + 1), span.start, key=num_characters) - 1
+    return range(first, bisect_left(range(len(ids) + 1), span.stop, key=num_characters))

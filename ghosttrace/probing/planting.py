@@ -1,12 +1,11 @@
-"""Planting secrets: a sentence with a secret in it, put into one block of a trace.
+"""Planting secrets: inserts a sentence with a secret into one block of a trace.
 
-The block's text is encoded anew, as its author would have had it encoded; all other tokens keep their
-ids. The sentence goes to a random boundary of sentences or lines, never into code, mathematics or a
-list's number. What a secret is, and where, is drawn independently of the trace, and a secret that
-occurs anywhere in the traces is not drawn at all.
+The text of the block is tokenized again; all other tokens keep their ids. The sentence is inserted at a random
+boundary of sentences or lines, never inside code, mathematics or after the number of a list item. Secrets and
+boundaries are drawn independently of the trace. Secrets that already occur in the traces are excluded.
 
-How long the block was shows in the positions of what stays. Where all secrets are spelled in the same
-number of tokens, that tells nothing about them, and the posterior given the retained text is known.
+The positions of retained tokens reveal the length of an erased block. If all secrets have the same number of
+tokens, the length is independent of the secret, and the exact posterior given the retained text is known.
 """
 
 import re
@@ -24,26 +23,24 @@ from ghosttrace.law.markup import Block, find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.secrets import Secret, SecretKind
 
-STREAM = 0x5EC2E7
-CODE_OR_MATH = re.compile(
-    r"```.*?(?:(?P<fence>```)|\Z)|\$\$.*?\$\$|\\\[.*?\\\]|\\\(.*?\\\)|\$[^$\n]*\$", re.DOTALL
-)  # code and mathematics
+STREAM = 0x5EC2E7  # of random numbers
+CODE_OR_MATH = re.compile(r"```.*?(?:(?P<fence>```)|\Z)|\$\$.*?\$\$|\\\[.*?\\\]|\\\(.*?\\\)|\$[^$\n]*\$", re.DOTALL)
 BOXED = re.compile(r"\\boxed\s*\{")
 SENTENCE_END = re.compile(r"(?<=[.!?])(?=\s)")
 NOT_SENTENCE_END = re.compile(
     r"^\s*\d+\.$|\b(?:e\.g|i\.e|vs|cf|etc|Eq|Fig|Mr|Mrs|Ms|Dr)\.$"
-)  # a list's number, abbreviations
+)  # the number of a list item, and abbreviations
 
 
 @dataclass(frozen=True)
 class BaseTrace:
-    """A trace into which secrets go, cut off behind the last memento that is looked at.
+    """A trace to plant secrets in, cut after the last memento that is probed.
 
     Attributes:
-        name: of the trace.
+        name: Name of the trace.
         ids: int[T], prompt and response.
-        pair: the block and its memento.
-        text: what stands in the block.
+        pair: The block for the secret, and its memento.
+        text: Text of the block.
     """
 
     name: str
@@ -53,27 +50,33 @@ class BaseTrace:
 
 
 def base_traces(traces: Sequence[TokenTrace], checkpoint: Checkpoint, block: int, hops: int) -> list[BaseTrace]:
-    """The traces that have a block and so many others after it.
+    """Return the traces that have a given block and enough blocks after it.
+
+    Args:
+        traces: The traces.
+        checkpoint: Provides the tokenizer and the markup.
+        block: Index of the block, counted from 0.
+        hops: Number of blocks required after it.
 
     Raises:
-        UserError: none has.
+        UserError: No trace has them.
     """
     section = checkpoint.policy.require_assistant_section
-    found, most = [], 0
+    bases, max_blocks = [], 0
     for trace in traces:
         ids = trace.ids
         pairs = find_blocks(ids, checkpoint.markup, section)
-        most = max(most, len(pairs))
+        max_blocks = max(max_blocks, len(pairs))
         if 0 <= block < len(pairs) - hops:
             pair = pairs[block]
             text = decode(checkpoint.tokenizer, ids[pair.start + 1 : pair.end])
-            found.append(BaseTrace(trace.name, ids[: pairs[block + hops].memento_end + 1], pair, text))
-    if not found:
+            bases.append(BaseTrace(trace.name, ids[: pairs[block + hops].memento_end + 1], pair, text))
+    if not bases:
         raise UserError(
-            f"no trace has a block {block} (counted from 0) and {hops} more after it: the longest has {most} blocks, "
-            "choose an earlier block or fewer hops"
+            f"no trace has a block {block} (counted from 0) and {hops} more after it, the longest has {max_blocks} "
+            "blocks: choose an earlier block or fewer hops"
         )
-    return found
+    return bases
 
 
 def plant_secrets(
@@ -85,113 +88,121 @@ def plant_secrets(
     hops: int = 1,
     seed: int = 0,
 ) -> Task:
-    """Put secrets into a block of each trace.
+    """Return a task of traces with random secrets planted in one block.
 
     Args:
-        traces: the base traces; those without the blocks asked for are left out.
-        checkpoint: whose tokenizer and markup to use.
-        kind: of secret.
-        block: which finished pair the secret goes into, counted from 0.
-        samples: how many are made of each base trace.
-        hops: how many blocks after it are needed; what follows the last one's memento is dropped.
-        seed: of secrets, sentences and places.
+        traces: The base traces; those with too few blocks are skipped.
+        checkpoint: Provides the tokenizer and the markup.
+        kind: Kind of secret.
+        block: Index of the finished pair that receives the secret, counted from 0.
+        samples: Number of samples per base trace.
+        hops: Number of blocks required after it; tokens after the memento of the last one are removed.
+        seed: Random seed of secrets, sentences and insertion points.
 
     Returns:
-        A task with one target a part of the secret; `ids` are arrays of 32-bit integers.
+        A task with one target per part of the secret; `ids` are arrays of 32-bit integers.
 
     Raises:
-        UserError: no such block, a secret longer than the block, too few secrets or samples, or a
-            tokenizer that does not say where its tokens stand.
+        UserError: No trace has the block, a secret is longer than the block, there are too few secrets or samples,
+            or the tokenizer does not return character offsets.
     """
     tokenizer = checkpoint.tokenizer
     if not tokenizer.is_fast:
         raise UserError(
-            f"the tokenizer of {checkpoint.name} does not say where its tokens stand: put a tokenizer.json beside it"
+            f"the tokenizer of {checkpoint.name} returns no character offsets: put a tokenizer.json beside the model"
         )
     bases = base_traces(traces, checkpoint, block, hops)
     rng = np.random.default_rng([seed, STREAM])
-    seen = "\n".join(decode(tokenizer, base.ids) for base in bases)
-    kind = kind.without_words_in(seen)
-    excluded = set() if kind.has_single_part else kind.find_in_text(seen)
+    all_text = "\n".join(decode(tokenizer, base.ids) for base in bases)
+    kind = kind.without_words_in(all_text)
+    excluded = set() if kind.has_single_part else kind.find_in_text(all_text)
     secrets = kind.draw(rng, samples * len(bases), excluded)
-    made = []
+    planted = []
     for number, base in enumerate(bases):
         insertion_points = sentence_boundaries(base.text)
         for secret in secrets[number * samples : (number + 1) * samples]:
             _check_room(base, secret, block, tokenizer)
-            ids, where = insert_secret(
+            ids, secret_indices = insert_secret(
                 base,
                 secret.text,
                 str(rng.choice(kind.sentence_templates)),
                 int(rng.choice(insertion_points)),
                 tokenizer,
             )
-            made.append(
-                Sample(ids, base.name, "" if kind.has_single_part else secret.text, block, where, secret.labels)
+            planted.append(
+                Sample(
+                    ids, base.name, "" if kind.has_single_part else secret.text, block, secret_indices, secret.labels
+                )
             )
-    same_length = len({len(sample.secret_indices) for sample in made}) == 1
-    shares = kind.posteriors(excluded) if same_length else {}
-    exact = {name: np.tile(share, (len(made), 1)) for name, share in shares.items()}
-    task = Task(kind.name, tuple(made), kind.targets, exact)
+    same_length = len({len(sample.secret_indices) for sample in planted}) == 1
+    posteriors = kind.posteriors(excluded) if same_length else {}
+    exact = {name: np.tile(posterior, (len(planted), 1)) for name, posterior in posteriors.items()}
+    task = Task(kind.name, tuple(planted), kind.targets, exact)
     task.check()
     return task
 
 
 def _check_room(base: BaseTrace, secret: Secret, block: int, tokenizer: Any) -> None:
-    spelled, room = len(tokenizer(secret.text, add_special_tokens=False)["input_ids"]), base.pair.end - base.pair.start
-    if spelled > room - 1:
+    """Raise UserError if the secret has more tokens than the block."""
+    secret_tokens = len(tokenizer(secret.text, add_special_tokens=False)["input_ids"])
+    block_tokens = base.pair.end - base.pair.start - 1
+    if secret_tokens > block_tokens:
         raise UserError(
-            f"block {block} of trace {base.name} has {room - 1} tokens and the secret {secret.text!r} {spelled}: "
-            "choose another block or a shorter secret"
+            f"block {block} of trace {base.name} has {block_tokens} tokens and the secret {secret.text!r} "
+            f"{secret_tokens}: choose another block or a shorter secret"
         )
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Token ids as they are spelled, nothing tidied away."""
+    """Decode token ids to text, with special tokens and without clean-up of spaces."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def sentence_boundaries(text: str) -> list[int]:
-    """Where a sentence may be put into a text: before it, behind it, and between lines or sentences.
+    """Return the character indices where a sentence may be inserted: start, end, and line or sentence boundaries.
 
-    Left out are places inside code fences, mathematics and `\\boxed{}`, and those behind a list's number.
+    Boundaries inside code fences, mathematics and `\\boxed{}`, and after the number of a list item, are excluded.
     """
     insertion_points = {0, len(text), *(match.end() for match in re.finditer("\n", text))}
     for match in SENTENCE_END.finditer(text):
         if not NOT_SENTENCE_END.search(text[text.rfind("\n", 0, match.start()) + 1 : match.start()]):
             insertion_points.add(match.start())
-    inside = [range(m.start() + 1, m.end()) for m in CODE_OR_MATH.finditer(text)]
-    inside += [range(m.start() + 1, len(text) + 1) for m in CODE_OR_MATH.finditer(text) if _is_open(m)]
-    inside += [range(m.start() + 1, _closing(text, m.end())) for m in BOXED.finditer(text)]
+    closed = [range(m.start() + 1, m.end()) for m in CODE_OR_MATH.finditer(text)]
+    closed += [range(m.start() + 1, len(text) + 1) for m in CODE_OR_MATH.finditer(text) if _is_open(m)]
+    closed += [range(m.start() + 1, _index_after_brace(text, m.end())) for m in BOXED.finditer(text)]
     return sorted(
-        insertion_point
-        for insertion_point in insertion_points
-        if not any(insertion_point in closed for closed in inside)
+        insertion_point for insertion_point in insertion_points if not any(insertion_point in span for span in closed)
     )
 
 
 def _is_open(match: re.Match[str]) -> bool:
+    """Return whether a match of `CODE_OR_MATH` is a code fence without an end."""
     return match.group().startswith("```") and match["fence"] is None
 
 
-def _closing(text: str, place: int) -> int:
-    """Behind the brace that closes the one before `place`; behind the text if none does."""
+def _index_after_brace(text: str, index: int) -> int:
+    """Return the index after the brace that closes the one before `index`; `len(text) + 1` if none does."""
     depth = 1
-    while depth and place < len(text):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
-        place += 1
-    return place + (depth > 0)
+    while depth and index < len(text):
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
+        index += 1
+    return index + (depth > 0)
 
 
 def insert_sentence(text: str, sentence: str, insertion_point: int) -> tuple[str, int]:
-    """A text with a sentence put in at a boundary, on a line of its own if a line begins there.
+    """Insert a sentence into a text, on a line of its own if the insertion point begins a line.
+
+    Args:
+        text: The text.
+        sentence: The sentence.
+        insertion_point: Character index, one of `sentence_boundaries(text)`.
 
     Returns:
-        The text, and where the sentence begins in it.
+        The new text, and the character index where the sentence begins in it.
     """
     if insertion_point == 0 or text[insertion_point - 1] == "\n":
-        behind = "" if text[insertion_point : insertion_point + 1] in ("", "\n") else "\n"
-        return text[:insertion_point] + sentence + behind + text[insertion_point:], insertion_point
+        after = "" if text[insertion_point : insertion_point + 1] in ("", "\n") else "\n"
+        return text[:insertion_point] + sentence + after + text[insertion_point:], insertion_point
     before = "" if text[insertion_point - 1].isspace() else " "
     return text[:insertion_point] + before + sentence + text[insertion_point:], insertion_point + len(before)
 
@@ -199,17 +210,18 @@ def insert_sentence(text: str, sentence: str, insertion_point: int) -> tuple[str
 def insert_secret(
     base: BaseTrace, secret: str, template: str, insertion_point: int, tokenizer: Any
 ) -> tuple[Sequence[int], tuple[int, ...]]:
-    """A base trace with a secret in its block.
+    """Insert a sentence with a secret into the block of a base trace.
 
     Args:
-        base: the trace.
-        secret: what is hidden.
-        template: a sentence with `{}` where the secret goes.
-        insertion_point: where the sentence goes, one of the `sentence_boundaries` of the block's text.
-        tokenizer: a fast one.
+        base: The trace.
+        secret: Text of the secret.
+        template: A sentence with `{}` in place of the secret.
+        insertion_point: Character index in the block's text, one of its `sentence_boundaries`.
+        tokenizer: A fast tokenizer.
 
     Returns:
-        int32[T'], and the places of the tokens that spell any of the secret, as merged with what is beside it.
+        The token ids of the new trace, int32[T'], and the indices of all tokens that contain a character of the
+        secret. Tokens at its ends may also contain neighbouring characters.
     """
     text, start = insert_sentence(base.text, template.format(secret), insertion_point)
     start += template.index("{}")
@@ -217,5 +229,7 @@ def insert_secret(
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     begin = base.pair.start + 1
     ids = array("i", [*base.ids[:begin], *encoded["input_ids"], *base.ids[base.pair.end :]])
-    where = [begin + at for at, (a, b) in enumerate(encoded["offset_mapping"]) if a < stop and b > start]
-    return ids, tuple(where)
+    secret_indices = [
+        begin + offset for offset, (a, b) in enumerate(encoded["offset_mapping"]) if a < stop and b > start
+    ]
+    return ids, tuple(secret_indices)

@@ -1,4 +1,4 @@
-"""The result of probing."""
+"""The result of a probe run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,28 +13,32 @@ from ghosttrace.runs.result import RunResult
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ProbeResult(RunResult):
-    """Bits that probes of the retained cache add to the retained text.
+    """The result of `probe`: bits beyond the text in retained keys and values.
 
-    `results` has one row per site, probe, condition and target (see `ghosttrace.probing.evidence.summarise`),
-    `samples` one row per fitted probe and target, with the log2 probabilities of the test samples
-    (`ghosttrace.probing.evidence.PROBE_RECORDS`).
+    `results` has one row per site, probe, condition and target (see `ghosttrace.probing.evidence.summarise`).
+    `samples` has one row per fitted probe and target, with the base-2 log-probabilities of the test samples
+    (see `ghosttrace.probing.evidence.PROBE_RECORDS`).
     """
 
     command = "probe"
     required_result_columns = ("significant", "headline")
 
     def figures(self) -> Mapping[str, Callable[[], Figure]]:
-        """`layers`: bits by layer and hop; `hops`: at the best site of each hop; `heads`, where they were probed."""
-        drawn = {
+        """Return the functions that draw the figures, by name.
+
+        `layers` shows bits by layer and hop, `hops` bits at the best site of each hop, and `heads` bits by head, if
+        heads were probed.
+        """
+        figures = {
             "layers": partial(heat_figure, self.results, self.valid),
             "hops": partial(curves_figure, self.results, self.valid),
         }
         if self.results["head"].str.isdigit().any():
-            drawn["heads"] = partial(heads_figure, self.results, self.valid)
-        return drawn
+            figures["heads"] = partial(heads_figure, self.results, self.valid)
+        return figures
 
     def page(self) -> str:
-        """Verdict, figures and results as one HTML page."""
+        """Render the verdict, figures and results as one HTML page."""
         title = f"Probes of {self.configuration['model']}"
         drawn = [draw() for draw in self.figures().values()]
         return run_page(title, self.configuration, self.failures, self.results, drawn)

@@ -1,4 +1,4 @@
-"""`probe`: what the retained cache tells about a secret in an erased block, in bits beyond the retained text."""
+"""`probe`: measures information about a secret of an erased block in the retained cache, in bits beyond the text."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -56,24 +56,27 @@ def probe(
     progress: Progress | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> ProbeResult:
-    """Probe retained keys and values for a secret that stood in an erased block.
+    """Probe retained keys and values for a secret of an erased block.
 
     Args:
-        model: a name for `ghosttrace.load`, or what it returned.
-        bench, traces, secret, block, samples, limit: see `ghosttrace.probing.tasks.make_task`.
-        task: traces with secrets of your own, instead of those.
-        targets: which parts of the secrets to ask for, as a shell matches names (`note-*`); all if None.
-        carriers, hops, layers, kv, by_head, joint, pool, mlp, probes, within_traces, seed: see
+        model: A name for `ghosttrace.load`, or a loaded checkpoint.
+        bench, traces, secret, block, samples, limit: See `ghosttrace.probing.tasks.make_task`.
+        task: A task to use in place of one made from those arguments.
+        targets: Shell patterns of the targets to probe (`note-*`); None for all.
+        carriers, hops, layers, kv, by_head, joint, pool, mlp, probes, within_traces, seed: See
             `ghosttrace.probing.sweep.ProbeSettings`.
-        keep_features: leave the extracted states in the run folder; they are large.
-        batch_tokens: tokens read together, padding included.
-        out: the folder of a new run; None keeps it in memory.
-        resume: the folder of a run to go on with.
-        progress: called with (what, steps done, steps in all).
-        options: the command line's, recorded so that `--resume` needs no others.
+        keep_features: Keep the extracted states, which are large, in the run folder.
+        batch_tokens: Maximum number of tokens per batch, padding included.
+        out: Folder of a new run; None keeps the run in memory.
+        resume: Folder of a run to resume.
+        progress: Called with (description, steps done, total steps).
+        options: Options of the command line, recorded for `--resume`.
+
+    Returns:
+        The bits beyond the text of every probe, and whether all controls held.
 
     Raises:
-        UserError: anything that cannot be run as asked.
+        UserError: An argument is invalid, or the model or the traces do not support it.
     """
     settings = ProbeSettings(
         kinds=tuple(carriers),
@@ -89,32 +92,38 @@ def probe(
         seed=seed,
     )
     if min(samples, batch_tokens, 1 if limit is None else limit) < 1:
-        raise UserError("--samples, --limit and --batch-tokens are at least 1")
+        raise UserError("--samples, --limit and --batch-tokens must be at least 1")
     if keep_features and out is None and resume is None:
-        raise UserError("--keep-features keeps them in the run folder: give out=FOLDER too")
+        raise UserError("--keep-features needs a run folder: give out=FOLDER too")
     checkpoint = as_checkpoint(model)
     settings.check(checkpoint)
     if task is None:
-        chosen: dict[str, Any] = {"block": block, "samples": samples, "hops": max(hops), "limit": limit, "seed": seed}
-        task = make_task(checkpoint, bench, traces, secret, **chosen)
+        arguments: dict[str, Any] = {
+            "block": block,
+            "samples": samples,
+            "hops": max(hops),
+            "limit": limit,
+            "seed": seed,
+        }
+        task = make_task(checkpoint, bench, traces, secret, **arguments)
     task = task if targets is None else task.select_targets(targets)
     task.check()
     parts = split(task.samples, seed, within_traces)
-    decided = configuration(checkpoint, task, settings, parts, options or {})
-    with begin_run(out, resume, decided, PROBE_RECORDS) as run:
+    run_configuration = configuration(checkpoint, task, settings, parts, options or {})
+    with begin_run(out, resume, run_configuration, PROBE_RECORDS) as run:
         if run.folder is not None:
             write_traces(run.folder / "traces.parquet", checkpoint, task, parts)
-        _fit(run, checkpoint, task, settings, parts, batch_tokens, progress or no_progress)
-        order = sorted(run.records.keys(), key=_rank)
+        _extract_and_fit(run, checkpoint, task, settings, parts, batch_tokens, progress or no_progress)
+        order = sorted(run.records.keys(), key=_sort_key)
         results = summarise((run.records.get(key) for key in order), task, parts)
         failures = failed_controls(results)
-        found = run.finish(ProbeResult, order, not failures, json_rows(results), failures=list(failures))
+        result = run.finish(ProbeResult, order, not failures, json_rows(results), failures=list(failures))
         if not keep_features:
             shutil.rmtree(run.scratch / "features")
-    return found
+    return result
 
 
-def _fit(
+def _extract_and_fit(
     run: RunWriter,
     checkpoint: Checkpoint,
     task: Task,
@@ -123,30 +132,30 @@ def _fit(
     batch_tokens: int,
     progress: Progress,
 ) -> None:
-    """Extract the features and fit every probe that is not on record yet."""
+    """Extract the features and fit every probe that has no record yet."""
     secret, folder = secret_carrier(task.samples), run.scratch / "features"
     features = {
-        part.cache: extract_features(
-            checkpoint, task, part, folder, batch_tokens, partial(progress, f"{part.cache} cache")
+        selection.cache: extract_features(
+            checkpoint, task, selection, folder, batch_tokens, partial(progress, f"{selection.cache} cache")
         )
-        for part in state_selections(checkpoint, settings, secret)
+        for selection in state_selections(checkpoint, settings, secret)
     }
-    asked, plain = probe_targets(checkpoint, task, parts)
-    for row in text_baseline_rows(task, asked, plain, parts):
+    targets, text_targets = probe_targets(checkpoint, task, parts)
+    for row in text_baseline_rows(task, targets, text_targets, parts):
         run.records.add(row)
-    sweep = Sweep(checkpoint, settings, parts, features, asked, secret, checkpoint.model.device)
+    sweep = Sweep(checkpoint, settings, parts, features, targets, secret, checkpoint.model.device)
     sweep.run(run.records, partial(progress, "probes"))
 
 
-def _rank(key: RecordKey) -> tuple[Any, ...]:
-    """An order of cells that does not depend on how often a run was interrupted."""
+def _sort_key(key: RecordKey) -> tuple[Any, ...]:
+    """Return a sort key that makes the order of records independent of interruptions of the run."""
     return (CONDITIONS.index(key[0]), key[1], key[2], *(str(part).rjust(6) for part in key[3:]))
 
 
 def configuration(
     checkpoint: Checkpoint, task: Task, settings: ProbeSettings, parts: Split, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Everything that decides a run's numbers, for run.json."""
+    """Return everything that determines the results of a run, for run.json."""
     return provenance("probe", checkpoint, options) | {
         **task.describe(),
         "split": parts.describe(),

@@ -1,8 +1,8 @@
 """Secrets to plant: digit codes, API keys, names, e-mail addresses, words.
 
-A secret is made of parts, each drawn from a list of its own, and a probe is asked for each part: the
-digits of a code (arXiv 2604.09852, section 6.2.2), first and last name, user and domain, the one word.
-Draws are uniform and independent of the trace they go into, so that no text can tell them.
+A secret consists of parts, each drawn from its own list, and each part is a target of probes: the digits of a code
+(arXiv 2604.09852, section 6.2.2), first and last name, user and domain, or a single word. Draws are uniform and
+independent of the trace, so the text outside the block cannot predict them.
 """
 
 import math
@@ -48,37 +48,37 @@ WORD_SENTENCES = (
 )
 
 
-def _listed(text: str) -> tuple[str, ...]:
+def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-FIRST_NAMES = _listed(
+FIRST_NAMES = _words(
     "Alice Brenda Carlos Dmitri Elena Farid Grace Hiroshi Ingrid Jamal Keiko Lorenzo Marta Nadia Oscar Priya "
     "Quentin Rosa Samuel Tamara Ursula Viktor Wendy Xavier Yusuf Zofia"
 )
-LAST_NAMES = _listed(
+LAST_NAMES = _words(
     "Abbott Becker Castillo Dawson Eriksen Fischer Garcia Hansen Ivanov Jensen Kowalski Larsen Murphy Novak "
     "Okafor Petrov Quinn Rossi Sanders Tanaka Ulrich Vargas Walker Yamamoto Zhang Lindqvist"
 )
-EMAIL_USERS = _listed(
+EMAIL_USERS = _words(
     "admin billing careers desk editor finance garden helpline info journal kitchen library music news office "
     "press queries rental sales tickets"
 )
 EMAIL_DOMAINS = tuple(
-    f"{name}.example"  # reserved by RFC 2606: no one's address
-    for name in _listed("amber birch cedar delta ember falcon granite harbor island jasper lantern meadow")
+    f"{name}.example"  # reserved by RFC 2606, so no real address
+    for name in _words("amber birch cedar delta ember falcon granite harbor island jasper lantern meadow")
 )
-SECRET_WORDS = _listed("apple bridge candle dragon feather guitar hammer island jacket lemon mirror needle")
+SECRET_WORDS = _words("apple bridge candle dragon feather guitar hammer island jacket lemon mirror needle")
 
 
 @dataclass(frozen=True)
 class Secret:
-    """One draw.
+    """A drawn secret.
 
     Attributes:
-        text: as it is planted.
-        parts: what it is made of, one a target.
-        labels: int, the class of each part.
+        text: Text to plant.
+        parts: Its parts, one per target.
+        labels: Class index of each part.
     """
 
     text: str
@@ -91,10 +91,10 @@ class SecretKind:
     """A kind of secret.
 
     Attributes:
-        name: as in the results.
-        targets: one a part; its classes are the list that the part is drawn from.
-        separator: what stands between the parts.
-        sentence_templates: sentences with `{}` where the secret goes.
+        name: Name in the results.
+        targets: One target per part; its classes are the values that the part is drawn from.
+        separator: Text between the parts.
+        sentence_templates: Sentences with `{}` in place of the secret.
     """
 
     name: str
@@ -104,30 +104,30 @@ class SecretKind:
 
     @property
     def size(self) -> int:
-        """How many different secrets there are."""
+        """The number of different secrets."""
         return math.prod(len(target.classes) for target in self.targets)
 
     @property
     def has_single_part(self) -> bool:
-        """The secret is its own class, so that two samples may share it."""
+        """Whether the secret is itself the class, so that several samples may share it."""
         return len(self.targets) == 1
 
     @property
     def prompt(self) -> str:
-        """What asks for the secret: the beginning of its first sentence, the parts in braces."""
+        """The first sentence template up to the secret, followed by the names of the parts in braces."""
         parts = self.separator.join(f"{{{target.name}}}" for target in self.targets)
         return self.sentence_templates[0].partition("{}")[0] + parts
 
     def secret(self, labels: tuple[int, ...]) -> Secret:
-        """The secret with these parts."""
+        """Return the secret with these class indices."""
         parts = tuple(target.classes[label] for target, label in zip(self.targets, labels, strict=True))
         return Secret(self.separator.join(parts), parts, labels)
 
     def without_words_in(self, text: str) -> "SecretKind":
-        """The same kind, without the words that stand in a text; with several parts, unchanged.
+        """Return the kind without the words that occur in a text; a kind with several parts is returned unchanged.
 
         Raises:
-            UserError: fewer than two words are left.
+            UserError: Fewer than two words remain.
         """
         if not self.has_single_part:
             return self
@@ -135,35 +135,35 @@ class SecretKind:
         kept = tuple(word for word in target.classes if word not in text)
         if len(kept) < 2:
             raise UserError(
-                f"{self.name}: {self.size - len(kept)} of {self.size} secrets stand in the traces already: "
+                f"{self.name}: {self.size - len(kept)} of {self.size} secrets already occur in the traces: "
                 "give other words, or longer codes"
             )
         return replace(self, targets=(replace(target, classes=kept),))
 
     def find_in_text(self, text: str) -> set[tuple[int, ...]]:
-        """The secrets that stand somewhere in a text, by their labels; no class may begin another one."""
+        """Return the labels of all secrets that occur in a text; no class may be a prefix of another one."""
         lists = ["(" + "|".join(map(re.escape, target.classes)) + ")" for target in self.targets]
-        pattern = re.compile(f"(?={re.escape(self.separator).join(lists)})")  # looking ahead, so that they may overlap
+        pattern = re.compile(f"(?={re.escape(self.separator).join(lists)})")  # a lookahead finds overlapping ones
         return {
             tuple(target.classes.index(part) for target, part in zip(self.targets, match.groups(), strict=True))
             for match in pattern.finditer(text)
         }
 
     def draw(self, rng: np.random.Generator, n: int, excluded: Set[tuple[int, ...]] = frozenset()) -> list[Secret]:
-        """Uniformly random secrets, all different unless they are classes.
+        """Draw secrets uniformly, without replacement unless the kind has a single part.
 
         Args:
-            rng: the source of randomness.
-            n: how many.
-            excluded: labels of those that are not to be drawn.
+            rng: Random number generator.
+            n: Number of secrets.
+            excluded: Labels of secrets that must not be drawn.
 
         Raises:
-            UserError: there are not so many.
+            UserError: There are fewer than n different secrets.
         """
         if not self.has_single_part and n > self.size - len(excluded):
             raise UserError(
-                f"{self.name}: {n} samples take as many different secrets that stand in no trace, and there are only "
-                f"{self.size - len(excluded)}: take at most so many (--samples), or longer codes"
+                f"{self.name}: {n} samples need as many different secrets that occur in no trace, and there are only "
+                f"{self.size - len(excluded)}: give fewer samples (--samples), or longer codes"
             )
         sizes = [len(target.classes) for target in self.targets]
         drawn = rng.choice(self.size, n if self.has_single_part else n + len(excluded), replace=self.has_single_part)
@@ -171,76 +171,83 @@ class SecretKind:
         return [self.secret(row) for row in rows if row not in excluded][:n]
 
     def posteriors(self, excluded: Set[tuple[int, ...]] = frozenset()) -> dict[str, np.ndarray]:
-        """For each target float[C]: the natural logarithm of each class's share of what can be drawn."""
-        found = {}
-        for place, target in enumerate(self.targets):
-            gone = np.bincount([labels[place] for labels in excluded], minlength=len(target.classes))
-            shares = self.size / len(target.classes) - gone
-            with np.errstate(divide="ignore"):  # what cannot be drawn has -inf
-                found[target.name] = np.log(shares / shares.sum())
-        return found
+        """Return the natural log-probabilities, float[C], of each target's classes under `draw`.
+
+        Args:
+            excluded: Labels of secrets that are not drawn.
+        """
+        posteriors = {}
+        for part, target in enumerate(self.targets):
+            removed = np.bincount([labels[part] for labels in excluded], minlength=len(target.classes))
+            counts = self.size / len(target.classes) - removed
+            with np.errstate(divide="ignore"):  # -inf for classes that cannot be drawn
+                posteriors[target.name] = np.log(counts / counts.sum())
+        return posteriors
 
 
 def digit_codes(n: int = 5) -> SecretKind:
-    """Codes of n decimal digits.
+    """Return the kind of codes of n decimal digits.
 
     Raises:
-        UserError: n is less than one.
+        UserError: n is less than 1.
     """
     if n < 1:
-        raise UserError(f"a digit code has at least one digit, not {n}")
-    targets = tuple(Target(f"digit-{place}", tuple("0123456789")) for place in range(n))
+        raise UserError(f"a digit code has at least one digit, not {n}: give digits:N with N of 1 or more")
+    targets = tuple(Target(f"digit-{index}", tuple("0123456789")) for index in range(n))
     return SecretKind(f"digits-{n}", targets, "", PASSCODE_SENTENCES)
 
 
 def api_keys(n: int = 8) -> SecretKind:
-    """API keys of n hexadecimal digits, behind `sk-`.
+    """Return the kind of API keys: `sk-` and n hexadecimal digits.
 
     Raises:
-        UserError: n is less than one.
+        UserError: n is less than 1.
     """
     if n < 1:
-        raise UserError(f"a key has at least one hexadecimal digit, not {n}")
-    targets = tuple(Target(f"hex-{place}", tuple("0123456789abcdef")) for place in range(n))
+        raise UserError(f"a key has at least one hexadecimal digit, not {n}: give key:N with N of 1 or more")
+    targets = tuple(Target(f"hex-{index}", tuple("0123456789abcdef")) for index in range(n))
     return SecretKind(f"key-{n}", targets, "", API_KEY_SENTENCES)
 
 
 def person_names() -> SecretKind:
-    """First and last names."""
+    """Return the kind of first and last names."""
     return SecretKind("name", (Target("first", FIRST_NAMES), Target("last", LAST_NAMES)), " ", PERSON_SENTENCES)
 
 
 def email_addresses() -> SecretKind:
-    """E-mail addresses, under a top-level domain that is reserved for examples."""
+    """Return the kind of e-mail addresses, under a top-level domain that is reserved for examples."""
     return SecretKind("email", (Target("user", EMAIL_USERS), Target("domain", EMAIL_DOMAINS)), "@", EMAIL_SENTENCES)
 
 
 def secret_words(path: str | Path | None = None) -> SecretKind:
-    """Words from a list.
+    """Return the kind of words from a list.
 
     Args:
-        path: a text file with one word a line; a built-in list of twelve unless given.
+        path: A UTF-8 text file with one word per line; None for a built-in list.
 
     Raises:
-        UserError: the file cannot be read, or holds fewer than two words.
+        UserError: The file cannot be read, or holds fewer than two words.
     """
     if path is None:
         return SecretKind("word", (Target("word", SECRET_WORDS),), "", WORD_SENTENCES)
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text: give a file with one word a line") from error
-    found = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if len(found) < 2:
-        raise UserError(f"{path} holds {len(found)} words: give at least two, one a line")
-    return replace(secret_words(), targets=(Target("word", found),))
+        raise UserError(f"{path} cannot be read as UTF-8 text: give a file with one word per line") from error
+    words = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if len(words) < 2:
+        raise UserError(f"{path} holds {len(words)} words: give at least two, one per line")
+    return replace(secret_words(), targets=(Target("word", words),))
 
 
 def secret_kind(spec: str) -> SecretKind:
-    """The kind that a command line names: `digits:5`, `key:8`, `name`, `email`, `word`, `word:FILE`.
+    """Return the kind of secret that a string names.
+
+    Args:
+        spec: `digits:N`, `key:N`, `name`, `email`, `word` or `word:FILE`.
 
     Raises:
-        UserError: there is no such kind.
+        UserError: The kind is unknown, or its length or file is invalid.
     """
     kind, _, rest = spec.partition(":")
     if kind == "digits" and (rest.isdecimal() or not rest):
@@ -251,4 +258,4 @@ def secret_kind(spec: str) -> SecretKind:
         return secret_words(rest or None)
     if spec in ("name", "email"):
         return person_names() if spec == "name" else email_addresses()
-    raise UserError(f"no kind of secret {spec!r}: give digits:N, key:N, name, email, word or word:FILE")
+    raise UserError(f"{spec!r} is no kind of secret: give digits:N, key:N, name, email, word or word:FILE")

@@ -1,8 +1,8 @@
-"""A sweep: every site of a task probed, and every control along with it.
+"""Probe sweeps: probes and controls for every site of a task.
 
-First all sites by linear probes, layer by layer; then, at each hop, the site that did best on the validation set (the
-highest layer's, where none did anything) again: its online code length, open and sealed, and an MLP and other probes
-under every condition. Every result is on record at once, so that a run that died goes on after it.
+A sweep first fits linear probes at all sites, layer by layer. It then selects the best site of each hop on validation
+and measures there the online code length, open and sealed, and the MLP and other probes under every condition. Each
+result is recorded immediately, so that an interrupted run can be resumed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,27 +30,28 @@ from ghosttrace.runs.folder import stable_repr
 from ghosttrace.runs.records import Records
 
 Kv = Literal["k", "v", "kv", "hidden"]
-MIN_LOG_POSTERIOR = -1e4  # logarithm of what an exact posterior excludes
-RESERVED_PROBE_NAMES = ("linear", "online", "text", "exact")  # names of probes that are always fitted
+MIN_LOG_POSTERIOR = -1e4  # replaces -inf in an exact posterior
+RESERVED_PROBE_NAMES = ("linear", "online", "text", "exact")  # probes that are always fitted
+BEST_SITE_CONDITIONS = ("open", "sealed", "shuffled", "causal")
 
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """What to probe, and how.
+    """Settings of a sweep.
 
     Attributes:
-        kinds: carriers at hops 0 and later; each is probed at hop -1 too, as the causal control.
-        hops: blocks after the one that holds the secret.
-        layers: of the model, ascending; all of them if None.
-        kv: keys, values, both side by side, or hidden states.
-        by_head: each key-value head alone as well.
-        joint: all layers side by side as well.
-        pool: see `Carrier`.
-        mlp: probe the best site of each hop by an MLP too, and every layer of an audit in which no site shows anything.
-        probes: others that are fitted where the MLP is.
-        describe: measure selectivity and the online code length too, on which no verdict depends; an audit does not.
-        within_traces: see `split`.
-        seed: of splits, control tasks and the MLP.
+        kinds: Carriers to probe at `hops`; each is also probed at hop -1, as the causal control.
+        hops: Hops from the block with the secret, 0 or more.
+        layers: Layers of the model, ascending; None for all.
+        kv: Kinds of states: keys, values, keys and values concatenated, hidden states.
+        by_head: Also probe each key-value head separately.
+        joint: Also probe all layers concatenated.
+        pool: Pooling of a carrier's tokens, see `Carrier`.
+        mlp: Also fit an MLP at the best site of each hop; in an audit, at every layer if no linear probe gained bits.
+        probes: Other probes to fit where the MLP is fitted.
+        describe: Also measure selectivity and the online code length, which affect no verdict. Audits skip them.
+        within_traces: Let train, validation and test share base traces, see `split`.
+        seed: Random seed of splits, control tasks and probes.
     """
 
     kinds: tuple[CarrierKind, ...] = ("memento",)
@@ -69,48 +70,46 @@ class ProbeSettings:
     def __post_init__(self) -> None:
         for name, chosen, known in (("carriers", self.kinds, CARRIERS), ("kv", self.kv, get_args(Kv))):
             if not chosen or not set(chosen) <= set(known):
-                raise UserError(f"--{name} is a list of {', '.join(known)}, not {','.join(chosen)!r}")
+                raise UserError(f"--{name} must be a list of {', '.join(known)}, not {','.join(chosen)!r}")
         if not (self.pool in ("all", "mean") or (isinstance(self.pool, int) and self.pool > 0)):
-            raise UserError(f"--pool is all, mean, or how many of a carrier's last tokens to take, not {self.pool!r}")
+            raise UserError(f"--pool must be all, mean or a number of tokens, not {self.pool!r}")
         for probe in self.probes:
             check_method(probe, Probe, "name")
         names = [*RESERVED_PROBE_NAMES, *(probe.name for probe in self.best_site_probes)]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice or self.seed < 0:
-            raise UserError(f"two probes are called {twice!r}: rename yours" if twice else "--seed is not negative")
+        duplicate = next((name for name in names if names.count(name) > 1), None)
+        if duplicate or self.seed < 0:
+            raise UserError(
+                f"two probes are called {duplicate!r}: rename yours" if duplicate else "--seed must be 0 or more"
+            )
 
     @property
     def best_site_probes(self) -> tuple[Probe, ...]:
-        """What is fitted at the best site of each hop, under every condition."""
+        """The probes fitted at the best site of each hop, under every condition."""
         return (*((MLP(),) if self.mlp else ()), *self.probes)
 
     def to_dict(self) -> dict[str, Any]:
-        """As run.json holds it; probes as their `repr`."""
+        """Return the settings as recorded in run.json; probes by their `repr`."""
         return asdict(replace(self, probes=())) | {"probes": list(map(stable_repr, self.probes))}
 
     @property
     def carriers(self) -> tuple[Carrier, ...]:
-        """Every carrier at every hop, the causal control's first."""
-        found = [Carrier(kind, hop, self.pool) for kind in self.kinds for hop in (-1, *self.hops)]
-        # The secret's own block shows it until it is erased: that is no carrier, but the control `unerased`.
-        return tuple(carrier for carrier in found if (carrier.kind, carrier.hop) != ("block", 0))
+        """Every carrier at every hop, for each kind the causal control first."""
+        carriers = [Carrier(kind, hop, self.pool) for kind in self.kinds for hop in (-1, *self.hops)]
+        # The secret's own block contains it until it is erased, so it is the control `unerased` and no carrier.
+        return tuple(carrier for carrier in carriers if (carrier.kind, carrier.hop) != ("block", 0))
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Refuse what the model does not have.
-
-        Raises:
-            UserError: a layer out of range, or hops that are none.
-        """
+        """Raise UserError if a layer is out of range, or the hops are empty, negative or include no carrier."""
         resolve_layers(checkpoint, self.layers)
         if not self.hops or min(self.hops) < 0:
-            raise UserError("--hops are 0 (the secret's own memento) and later; what comes before is always probed")
+            raise UserError("--hops must be 0 (the secret's own memento) or more: hop -1 is always probed as a control")
         if all(carrier.hop < 0 for carrier in self.carriers):
-            raise UserError("blocks are probed from hop 1 on, as the secret's own holds it: give --hops 1 or later")
+            raise UserError("the block at hop 0 contains the secret and is no carrier: give --hops 1 or later")
 
 
 @dataclass(frozen=True)
 class ProbeSite:
-    """Where a probe looks: a carrier, some layers, one kind of state, and one head or all."""
+    """The states that a probe reads: a carrier, layers, a kind of states, and one head or all (None)."""
 
     carrier: Carrier
     layers: tuple[int, ...]
@@ -119,13 +118,13 @@ class ProbeSite:
 
     @property
     def result_columns(self) -> dict[str, Any]:
-        """As in the results."""
+        """The site in the columns of the results: carrier, hop, layer, kv and head."""
         layer = str(self.layers[0]) if len(self.layers) == 1 else "joint"
         head = "all" if self.head is None else str(self.head)
         return {"carrier": self.carrier.name, "hop": self.carrier.hop, "layer": layer, "kv": self.kv, "head": head}
 
     def read(self, features: Features) -> Tensor:
-        """float32[N, d]."""
+        """Load the states of all N samples, flattened to float32[N, d]."""
         kinds: tuple[StateKind, ...] = ("k", "v") if self.kv == "kv" else (self.kv,)
         heads = None if self.head is None else (self.head,)
         parts = [features.load(self.carrier, layer, kind, heads) for layer in self.layers for kind in kinds]
@@ -135,78 +134,73 @@ class ProbeSite:
 def state_selections(
     checkpoint: Checkpoint, settings: ProbeSettings, secret: Carrier
 ) -> tuple[StateSelection, StateSelection]:
-    """What a sweep reads of the open and of the sealed cache; `secret` holds the secret's own tokens."""
+    """Return the states that a sweep reads from the open and from the sealed cache; `secret` only from the open one."""
     layers, hidden = resolve_layers(checkpoint, settings.layers), "hidden" in settings.kv
-    later = tuple(carrier for carrier in settings.carriers if carrier.hop >= 0)
-    everything = (*settings.carriers, secret)
-    return StateSelection("open", everything, layers, hidden), StateSelection("sealed", later, layers, hidden)
+    sealed = tuple(carrier for carrier in settings.carriers if carrier.hop >= 0)
+    opened = (*settings.carriers, secret)
+    return StateSelection("open", opened, layers, hidden), StateSelection("sealed", sealed, layers, hidden)
 
 
 def probe_targets(checkpoint: Checkpoint, task: Task, split: Split) -> tuple[list[ProbeTarget], list[ProbeTarget]]:
-    """The targets, with what the text says of each.
-
-    Returns:
-        The targets as they are asked, on top of the exact posterior where it is known and else of the
-        text baseline; and the same on top of the text baseline alone.
-    """
+    """Return the targets with the exact posterior as text baseline where known, and all with the fitted baseline."""
     texts = text_features(retained_tokens(checkpoint, task), [sample.block for sample in task.samples], split.train)
-    asked, plain = [], []
+    targets, text_targets = [], []
     for number, target in enumerate(task.targets):
         labels = task.labels(number)
-        said = ProbeTarget(target.name, labels, fit_text_posterior(texts, labels, len(target.classes), split))
+        fitted = ProbeTarget(target.name, labels, fit_text_posterior(texts, labels, len(target.classes), split))
         exact = task.exact_log_posteriors.get(target.name)
-        plain.append(said)
-        asked.append(said if exact is None else replace(said, text=np.maximum(exact, MIN_LOG_POSTERIOR)))
-    return asked, plain
+        text_targets.append(fitted)
+        targets.append(fitted if exact is None else replace(fitted, text=np.maximum(exact, MIN_LOG_POSTERIOR)))
+    return targets, text_targets
 
 
 def text_baseline_rows(
-    task: Task, asked: Sequence[ProbeTarget], plain: Sequence[ProbeTarget], split: Split
+    task: Task, targets: Sequence[ProbeTarget], text_targets: Sequence[ProbeTarget], split: Split
 ) -> Iterator[dict[str, Any]]:
-    """What the text alone tells of each target, beyond how often each class occurs."""
+    """Yield records of the text baselines, relative to the class frequencies, for the output of `probe_targets`."""
     site = {"carrier": "text", "hop": 0, "layer": "", "kv": "", "head": ""}
-    for one, said in zip(asked, plain, strict=True):
-        base = log_marginals(one.labels, one.text.shape[1], split.train)
-        nothing = replace(one, text=np.tile(base, (len(one.labels), 1)))
-        yield record(score(nothing, said.text, split), condition="text", probe="text", **site)
-        if one.name in task.exact_log_posteriors:
-            yield record(score(nothing, one.text, split), condition="exact", probe="exact", **site)
+    for target, text_target in zip(targets, text_targets, strict=True):
+        base = log_marginals(target.labels, target.text.shape[1], split.train)
+        marginal = replace(target, text=np.tile(base, (len(target.labels), 1)))
+        yield record(score(marginal, text_target.text, split), condition="text", probe="text", **site)
+        if target.name in task.exact_log_posteriors:
+            yield record(score(marginal, target.text, split), condition="exact", probe="exact", **site)
 
 
 def site_groups(checkpoint: Checkpoint, settings: ProbeSettings, carrier: Carrier) -> list[list[ProbeSite]]:
-    """Every site of one carrier; sites whose features have the same shape, and are read together, in one list."""
+    """Return every site of one carrier, grouped by the shape of the features; a group is fitted together."""
     layers = resolve_layers(checkpoint, settings.layers)
-    found = [[ProbeSite(carrier, (layer,), kv)] for layer in layers for kv in settings.kv]
+    groups = [[ProbeSite(carrier, (layer,), kv)] for layer in layers for kv in settings.kv]
     if settings.by_head:
         heads = range(CacheGeometry.from_config(checkpoint.model.config).kv_heads)
         cached = [kv for kv in settings.kv if kv != "hidden"]
-        found += [[ProbeSite(carrier, (layer,), kv, head) for head in heads] for layer in layers for kv in cached]
+        groups += [[ProbeSite(carrier, (layer,), kv, head) for head in heads] for layer in layers for kv in cached]
     if settings.joint and len(layers) > 1:
-        found += [[ProbeSite(carrier, layers, kv)] for kv in settings.kv]
-    return found
+        groups += [[ProbeSite(carrier, layers, kv)] for kv in settings.kv]
+    return groups
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """All that a sweep needs, ready to run.
+    """A sweep, ready to run.
 
     Attributes:
-        features: of the `open` and the `sealed` cache, and of the `unerased` secret.
-        asked: see `probe_targets`.
-        secret: the secret's own tokens.
-        device: where probes are fitted.
+        features: States by condition, `open` and `sealed`; other conditions default to `open`.
+        targets: Targets to probe, see `probe_targets`.
+        secret: Carrier of the secret's own tokens.
+        device: Device to fit probes on.
     """
 
     checkpoint: Checkpoint
     settings: ProbeSettings
     split: Split
     features: dict[str, Features]
-    asked: list[ProbeTarget]
+    targets: list[ProbeTarget]
     secret: Carrier
     device: torch.device
 
     def run(self, records: Records, progress: Callable[[int, int], None] | None = None) -> None:
-        """Probe every site that is not on record yet, then the best of each hop more closely."""
+        """Fit all probes that have no record yet: linear ones at every site, then the others at the best sites."""
         jobs = [
             (condition, group)
             for carrier in self._carriers()
@@ -220,34 +214,31 @@ class Sweep:
         for site in self.best(records):
             for condition in ("open", "sealed") if self.settings.describe else ():
                 self._online(records, condition, site)
-            for one in self._closely(records, site) if self.settings.best_site_probes else ():
-                for probe, condition in product(
-                    self.settings.best_site_probes, ("open", "sealed", "shuffled", "causal")
-                ):
-                    self._fit(records, probe, condition, one)
+            for probed in self._sites_for_other_probes(records, site) if self.settings.best_site_probes else ():
+                for probe, condition in product(self.settings.best_site_probes, BEST_SITE_CONDITIONS):
+                    self._fit(records, probe, condition, probed)
 
     def best(self, records: Records) -> list[ProbeSite]:
-        """For each carrier at hop 0 and later, the site whose linear probe did best on validation.
+        """Return, for each carrier at hop 0 or more, the site whose linear probe gains most bits on validation.
 
-        Where none gained anything, as behind an erasure that is linear, all are tied: the highest layer then has
-        seen most, and values say more than keys.
+        Ties, such as 0 bits at all sites after a linear defence, go to the highest layer, then to values.
         """
-        found = []
+        sites = []
         for carrier in self._carriers():
             if carrier.hop < 0 or carrier.kind == "secret":
                 continue
             candidates = [site for group in site_groups(self.checkpoint, self.settings, carrier) for site in group]
             gains = [(self._gain(records, site), site.layers[-1], site.kv != "k") for site in candidates]
-            found.append(candidates[max(range(len(gains)), key=gains.__getitem__)])
-        return found
+            sites.append(candidates[max(range(len(gains)), key=gains.__getitem__)])
+        return sites
 
     def _gain(self, records: Records, site: ProbeSite) -> float:
-        """Bits on validation of a site's linear probe."""
-        rows = (records.get(_key("open", site, "linear", one.name)) for one in self.asked)
+        """Return the validation bits of a site's linear probe, summed over targets."""
+        rows = (records.get(_key("open", site, "linear", target.name)) for target in self.targets)
         return float(sum(row["validation_bits"] for row in rows))
 
-    def _closely(self, records: Records, best: ProbeSite) -> list[ProbeSite]:
-        """Where to fit other probes: the best site; in an audit, where nothing linear shows, that of every layer."""
+    def _sites_for_other_probes(self, records: Records, best: ProbeSite) -> list[ProbeSite]:
+        """Return the best site; in an audit in which linear probes gain nothing, the same site in every layer."""
         if self.settings.describe or self._gain(records, best) > 0 or len(best.layers) > 1:
             return [best]
         return [replace(best, layers=(layer,)) for layer in resolve_layers(self.checkpoint, self.settings.layers)]
@@ -256,7 +247,7 @@ class Sweep:
         return (*self.settings.carriers, self.secret)
 
     def _conditions(self, site: ProbeSite) -> tuple[str, ...]:
-        """The conditions a site is probed under."""
+        """Return the conditions of a site's linear probes."""
         if site.carrier.kind == "secret":
             lowest = resolve_layers(self.checkpoint, self.settings.layers)[:1]
             return ("unerased",) if site.layers == lowest and site.head is None else ()
@@ -266,39 +257,39 @@ class Sweep:
         return site.read(self.features[condition if condition in self.features else "open"])
 
     def _linear(self, records: Records, condition: str, group: Sequence[ProbeSite]) -> None:
-        """Sites of one shape under one condition; with the open cache also control task and shuffled labels."""
-        if all(_key(condition, site, "linear", one.name) in records for site in group for one in self.asked):
+        """Fit linear probes at sites of one shape; under `open` also control tasks and shuffled labels."""
+        if all(_key(condition, site, "linear", target.name) in records for site in group for target in self.targets):
             return
-        variants = {condition: self.asked}
+        variants = {condition: self.targets}
         if condition == "open":
-            tasks = {"control-task": control_tasks(self.asked, self.settings.seed)} if self.settings.describe else {}
-            variants = tasks | {"shuffled": self._shuffled()} | variants  # itself is put last
-        everything = [one for variant in variants.values() for one in variant]
+            tasks = {"control-task": control_tasks(self.targets, self.settings.seed)} if self.settings.describe else {}
+            # `open` is recorded last: its records mark the group as complete.
+            variants = tasks | {"shuffled": self._shuffled()} | variants
+        conditions = [name for name, variant in variants.items() for _ in variant]
+        targets = [target for variant in variants.values() for target in variant]
         features = torch.stack([self._read(condition, site) for site in group])
-        for site, scores in zip(group, linear_scores(features, everything, self.split, self.device), strict=True):
-            told = iter(scores)
-            for name, variant in variants.items():
-                for _ in variant:
-                    records.add(record(next(told), condition=name, probe="linear", **site.result_columns))
+        for site, scores in zip(group, linear_scores(features, targets, self.split, self.device), strict=True):
+            for name, target_scores in zip(conditions, scores, strict=True):
+                records.add(record(target_scores, condition=name, probe="linear", **site.result_columns))
 
     def _fit(self, records: Records, probe: Probe, condition: str, site: ProbeSite) -> None:
-        """A probe under one condition; before the secret, at the same layer and kind of state."""
+        """Fit a probe under one condition; `causal` reads the same layer and kind of states at hop -1."""
         if condition == "causal":
             site = replace(site, carrier=replace(site.carrier, hop=-1))
-        if not all(_key(condition, site, probe.name, one.name) in records for one in self.asked):
+        if not all(_key(condition, site, probe.name, target.name) in records for target in self.targets):
             features = self._read(condition, site)
-            asked = self._shuffled() if condition == "shuffled" else self.asked
-            for scores in probe_scores(probe, features, asked, self.split, self.settings.seed, self.device):
+            targets = self._shuffled() if condition == "shuffled" else self.targets
+            for scores in probe_scores(probe, features, targets, self.split, self.settings.seed, self.device):
                 records.add(record(scores, condition=condition, probe=probe.name, **site.result_columns))
 
     def _online(self, records: Records, condition: str, site: ProbeSite) -> None:
-        if not all(_key(condition, site, "online", one.name) in records for one in self.asked):
+        if not all(_key(condition, site, "online", target.name) in records for target in self.targets):
             features = self._read(condition, site)
-            for scores in online_scores(features, self.asked, self.split, self.settings.seed, self.device):
+            for scores in online_scores(features, self.targets, self.split, self.settings.seed, self.device):
                 records.add(record(scores, condition=condition, probe="online", **site.result_columns))
 
     def _shuffled(self) -> list[ProbeTarget]:
-        return shuffled_targets(self.asked, self.split, self.settings.seed)
+        return shuffled_targets(self.targets, self.split, self.settings.seed)
 
 
 def _key(condition: str, site: ProbeSite, probe: str, target: str) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""The task that a probe or an audit works on: traces with secrets, from a benchmark, planted, or as they stand."""
+"""Tasks of probes and audits: traces with secrets from a benchmark, planted secrets, or natural attributes."""
 
 from collections.abc import Sequence
 
@@ -12,27 +12,30 @@ from ghosttrace.probing.planting import plant_secrets
 from ghosttrace.probing.secrets import secret_kind
 
 NATURAL_SECRETS = ("last-number", "operation", "regex")
-"""Secrets that blocks hold anyway; all others are planted."""
+"""Natural attributes of blocks; all other secrets are planted."""
 
 
 def is_natural(secret: str) -> bool:
-    """Whether a secret is one that blocks hold anyway, such as `regex:PATTERN`."""
+    """Return whether a secret is a natural attribute, such as `regex:PATTERN`, and not planted."""
     return secret.partition(":")[0] in NATURAL_SECRETS
 
 
 def secret_bench(bench: str | Bench) -> Bench:
-    """A benchmark with secrets of its own, by name or as it is.
+    """Return a benchmark that defines secrets of its own.
+
+    Args:
+        bench: Name of the benchmark, or the benchmark itself.
 
     Raises:
-        UserError: the benchmark has none.
+        UserError: The benchmark is unknown or defines no secrets.
     """
-    found = GENERATED_BENCHES[bench](1, 0) if isinstance(bench, str) and bench in GENERATED_BENCHES else bench
-    if isinstance(found, str) or found.secrets is None:
-        name = found if isinstance(found, str) else found.name
+    resolved = GENERATED_BENCHES[bench](1, 0) if isinstance(bench, str) and bench in GENERATED_BENCHES else bench
+    if isinstance(resolved, str) or resolved.secrets is None:
+        name = resolved if isinstance(resolved, str) else resolved.name
         raise UserError(
             f"{name} has no secrets of its own: give --traces, or a --bench of {', '.join(GENERATED_BENCHES)}"
         )
-    return found
+    return resolved
 
 
 def make_task(
@@ -48,32 +51,33 @@ def make_task(
     seed: int = 0,
     targets: Sequence[str] | None = None,
 ) -> Task:
-    """Traces with secrets, and the questions about them.
+    """Return a task: traces with secrets, and the targets to predict.
 
     Args:
-        checkpoint: whose tokenizer and chat format to use.
-        bench: without traces, a benchmark with secrets of its own, by name or as an object.
-        traces: what the secret is planted in or looked for: files, run folders, hub ids, or traces in tokens.
-        secret: what is planted (`digits:N`, `key:N`, `name`, `email`, `word`, `word:FILE`), or what blocks hold
-            anyway (`last-number`, `operation`, `regex:PATTERN`).
-        block: which block holds the secret, counted from 0.
-        samples: problems of the benchmark, or secrets planted in each trace.
-        hops: how many blocks after the secret's own are needed.
-        limit: traces of each source.
-        seed: of problems, secrets and places.
-        targets: which parts of the secrets to ask for, as a shell matches names (`note-*`); all if None.
+        checkpoint: Provides the tokenizer and the chat format.
+        bench: Name of a benchmark with secrets of its own, or the benchmark itself; used without `traces`.
+        traces: Traces to plant the secret in or to search for the attribute: files, run folders, hub ids, or
+            tokenized traces.
+        secret: Secret to plant (`digits:N`, `key:N`, `name`, `email`, `word`, `word:FILE`), or natural attribute of
+            the blocks (`last-number`, `operation`, `regex:PATTERN`); used with `traces`.
+        block: Index of the block with the secret, counted from 0; at least 1. Ignored for natural attributes.
+        samples: Number of problems of the benchmark, or of secrets planted in each trace.
+        hops: Number of blocks required after the block with the secret.
+        limit: Maximum number of traces per source.
+        seed: Random seed of problems, secrets and insertion points.
+        targets: Shell patterns of the targets to keep (`note-*`); None for all.
 
     Raises:
-        UserError: there are no such traces or secrets.
+        UserError: An argument is invalid, or no trace supports the task.
     """
     if block < 1:
-        raise UserError("--block is at least 1: a memento must stand before the secret, for the causal control")
+        raise UserError("--block must be at least 1: the causal control needs a memento before the secret")
     if min(samples, 1 if limit is None else limit) < 1:
-        raise UserError("--samples and --limit are at least 1")
+        raise UserError("--samples and --limit must be at least 1")
     if traces is None:
-        chosen = secret_bench(bench)
-        assert chosen.secrets is not None
-        task = chosen.secrets(checkpoint, samples, seed, block)
+        resolved = secret_bench(bench)
+        assert resolved.secrets is not None
+        task = resolved.secrets(checkpoint, samples, seed, block)
     elif is_natural(secret):
         task = natural_task(load_traces(checkpoint, traces, limit), checkpoint, secret, hops)
     else:

@@ -1,9 +1,9 @@
-"""The text baseline: what the retained tokens tell about a secret, read as text.
+"""The text baseline: predicts a secret from the retained text alone.
 
-Whoever holds the cache can also read the text and see, from the positions, how much was erased where.
-So the baseline gets every retained token by its place in its segment (prompt, each memento, what comes
-behind), the n-grams of each segment, and the length of every gap. A probe of keys and values is then
-worth what it adds to this. Where the posterior given the text is known exactly, that takes its place.
+An attacker with the cache can also read the text, and see from the positions how many tokens were erased where. The
+features of the baseline are therefore every retained token by its index in its segment (prompt, each memento, text
+after the last memento), the n-grams of each segment, and the length of every gap. The result of a probe of keys and
+values is its gain over this baseline. If the exact posterior given the text is known, it is used as the baseline.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,95 +21,104 @@ from ghosttrace.probing.split import Split
 
 INVERSE_PENALTIES = (0.003, 0.03, 0.3)
 N_FOLDS = 5
-MARGINAL_SHARE = 1e-3  # share of the marginals mixed into every text posterior: no label is ever thought impossible
+MARGINAL_SHARE = 1e-3  # weight of the marginals in every text posterior, so that no class has probability 0
 NGRAM_SIZES = (1, 2, 3)
 
 
 def retained_tokens(checkpoint: Checkpoint, task: Task) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What stays of each trace.
+    """Return the retained tokens of each trace.
 
     Returns:
-        For each trace the tokens that are never erased and their places, int64[R] each.
+        For each trace the ids of the tokens that are never erased, int64[R], and their token indices, int64[R].
     """
-    found = []
+    texts = []
     for sample in task.samples:
         ids = np.asarray(sample.ids)
-        places = np.flatnonzero(expiry(ids, checkpoint.markup, checkpoint.policy) == NEVER)
-        found.append((ids[places], places))
-    return found
+        indices = np.flatnonzero(expiry(ids, checkpoint.markup, checkpoint.policy) == NEVER)
+        texts.append((ids[indices], indices))
+    return texts
 
 
 def text_features(
     texts: Sequence[tuple[np.ndarray, np.ndarray]], blocks: Sequence[int], train: np.ndarray
 ) -> csr_array:
-    """One-hot tokens by segment and place, n-grams by segment, and gaps.
+    """Return binary features of N retained texts: tokens by index in their segment, n-grams by segment, and gaps.
 
     Args:
-        texts: what `retained_tokens` gives.
-        blocks: for each trace the pair that holds the secret, from which segments are counted.
-        train: which traces the vocabulary is made of; what only one of them shows is left out.
+        texts: The output of `retained_tokens`.
+        blocks: For each trace the index of the pair with the secret; segments are numbered relative to it.
+        train: int64, traces that define the vocabulary; features found in only one of them are removed.
 
     Returns:
         float[N, V], zeros and ones.
     """
     keys = [(block, *map(bytes, text)) for block, text in zip(blocks, texts, strict=True)]
-    which = {key: number for number, key in enumerate(dict.fromkeys(keys))}  # traces of one base read alike
-    document = np.array([which[key] for key in keys])
+    # Traces of one base often have the same retained text; each distinct text is featurised once.
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    document = np.array([numbers[key] for key in keys])
     first = np.unique(document, return_index=True)[1]
-    documents = [list(_words(tokens, places, blocks[row])) for row in first for tokens, places in [texts[row]]]
+    documents = [list(_words(texts[row][0], texts[row][1], blocks[row])) for row in first]
     counter = CountVectorizer(analyzer=lambda number: documents[number], binary=True, dtype=np.float64)
-    found = csr_array(counter.fit_transform(range(len(documents))))
-    times = np.bincount(document[train], minlength=len(documents)) @ found  # in how many training traces
-    return found[:, np.flatnonzero(times > 1)][document]
+    counts = csr_array(counter.fit_transform(range(len(documents))))
+    num_train_traces = np.bincount(document[train], minlength=len(documents)) @ counts  # with each feature
+    return counts[:, np.flatnonzero(num_train_traces > 1)][document]
 
 
-def _words(tokens: np.ndarray, places: np.ndarray, block: int) -> Iterator[str]:
-    """What the baseline knows of one retained text."""
-    cuts = np.flatnonzero(np.diff(places) > 1) + 1
+def _words(tokens: np.ndarray, token_indices: np.ndarray, block: int) -> Iterator[str]:
+    """Yield the names of the features that one retained text has."""
+    cuts = np.flatnonzero(np.diff(token_indices) > 1) + 1
     for number, segment in enumerate(np.split(np.arange(len(tokens)), cuts)):
-        here = number - block
+        relative = number - block
         ids = tokens[segment].tolist()
         if number:
-            yield f"{here} gap {places[segment[0]] - places[segment[0] - 1]}"
-        yield from (f"{here} at {place} {token}" for place, token in enumerate(ids))
-        yield from (f"{here} from end {place} {token}" for place, token in enumerate(reversed(ids)))
+            yield f"{relative} gap {token_indices[segment[0]] - token_indices[segment[0] - 1]}"
+        yield from (f"{relative} at {index} {token}" for index, token in enumerate(ids))
+        yield from (f"{relative} from end {index} {token}" for index, token in enumerate(reversed(ids)))
         for n in NGRAM_SIZES:
-            yield from (f"{here} {ids[k : k + n]}" for k in range(len(ids) - n + 1))
+            yield from (f"{relative} {ids[k : k + n]}" for k in range(len(ids) - n + 1))
 
 
 def log_marginals(labels: np.ndarray, n_classes: int, train: np.ndarray) -> np.ndarray:
-    """float[C], natural logarithms: how often each class occurs in training, every one seen once more."""
+    """Return the natural log-probabilities, float[C], of the classes in the training set, with add-one smoothing.
+
+    Args:
+        labels: int[N]; -1 where the target does not apply.
+        n_classes: C.
+        train: int64, the training samples.
+    """
     known = labels[train]
     counts = np.bincount(known[known >= 0], minlength=n_classes) + 1.0
     return np.log(counts / counts.sum())
 
 
 def fit_text_posterior(features: csr_array, labels: np.ndarray, n_classes: int, split: Split) -> np.ndarray:
-    """What the text says of one target, by logistic regression chosen on validation.
+    """Predict one target from the text by logistic regression, with the penalty chosen on validation.
+
+    Training samples are predicted by cross-fitting, by a fit without their cluster. The baseline is then as accurate
+    on train as on test, and a probe can be fitted on top of it.
 
     Args:
-        features: of `text_features`.
-        labels: int[N], -1 where the target does not apply.
+        features: The output of `text_features`.
+        labels: int[N]; -1 where the target does not apply.
         n_classes: C.
-        split: training traces get the posterior of a fit that has not seen their cluster, so that a
-            probe put on top meets the same surprise there as on the test.
+        split: Train, validation and test samples.
 
     Returns:
-        float[N, C], natural logarithms; the marginals where the text adds nothing to them.
+        float[N, C], natural log-probabilities; the class frequencies if the text does not improve on them.
     """
     base = log_marginals(labels, n_classes, split.train)
     best = np.tile(base, (len(labels), 1))
     train = split.train[labels[split.train] >= 0]
-    check = split.validation[labels[split.validation] >= 0]
+    validation = split.validation[labels[split.validation] >= 0]
     if features.nnz == 0 or len(np.unique(split.cluster[train])) < N_FOLDS or len(np.unique(labels[train])) < 2:
         return best
-    least, chosen = -best[check, labels[check]].mean(), None
-    for strength in INVERSE_PENALTIES:
-        fitted = LogisticRegression(C=strength, max_iter=300).fit(features[train], labels[train])
+    best_loss, chosen = -best[validation, labels[validation]].mean(), None
+    for inverse_penalty in INVERSE_PENALTIES:
+        fitted = LogisticRegression(C=inverse_penalty, max_iter=300).fit(features[train], labels[train])
         posterior = _mixed(fitted.predict_proba(features), fitted.classes_, base)
-        loss = -posterior[check, labels[check]].mean()
-        if loss < least:
-            least, chosen, best = loss, fitted, posterior
+        loss = -posterior[validation, labels[validation]].mean()
+        if loss < best_loss:
+            best_loss, chosen, best = loss, fitted, posterior
     if chosen is not None:
         folds = GroupKFold(N_FOLDS)
         probability = cross_val_predict(
@@ -120,7 +129,7 @@ def fit_text_posterior(features: csr_array, labels: np.ndarray, n_classes: int, 
 
 
 def _mixed(probability: np.ndarray, classes: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """Logarithms of a posterior over all classes, a little of the marginals mixed in."""
+    """Extend probabilities of the fitted classes to all classes, mix in the marginals, and return logarithms."""
     full = np.zeros((len(probability), len(base)))
     full[:, classes] = probability
     return np.asarray(np.log((1 - MARGINAL_SHARE) * full + MARGINAL_SHARE * np.exp(base)))

@@ -1,4 +1,4 @@
-"""traces.parquet of a run: what was probed, with what the retained text is."""
+"""Writes traces.parquet of a run: the probed traces with their retained text."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ def write_traces(path: Path, checkpoint: Checkpoint, task: Task, parts: Split) -
     """Write one row per trace: base, secret, block, split, labels, and the retained tokens with their positions.
 
     Args:
-        path: the file, which appears complete or not at all.
-        checkpoint: whose law says what is retained.
-        task: the traces.
-        parts: how they are split.
+        path: Path of the file, which is written atomically.
+        checkpoint: Provides the markup and the policy, which determine the retained tokens.
+        task: The task.
+        parts: The split of its samples.
     """
     texts = retained_tokens(checkpoint, task)
     columns: dict[str, Any] = {
@@ -30,12 +30,12 @@ def write_traces(path: Path, checkpoint: Checkpoint, task: Task, parts: Split) -
         "where": [list(sample.secret_indices) for sample in task.samples],
         "split": parts.split_names().tolist(),
         "retained": [tokens.tolist() for tokens, _ in texts],
-        "places": [places.tolist() for _, places in texts],
+        "places": [indices.tolist() for _, indices in texts],
     }
     for number, target in enumerate(task.targets):
         columns[target.name] = [
             None if sample.labels[number] < 0 else target.classes[sample.labels[number]] for sample in task.samples
         ]
-    unsettled = path.with_suffix(".part")
-    parquet.write_table(pa.table(columns), unsettled, compression="zstd")
-    commit_file(unsettled, path)
+    temporary = path.with_suffix(".part")
+    parquet.write_table(pa.table(columns), temporary, compression="zstd")
+    commit_file(temporary, path)

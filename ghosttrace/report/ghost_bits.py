@@ -1,6 +1,6 @@
-"""Ghost bits as a rich table and a figure."""
+"""Rich table and figure of ghost bits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,18 +14,20 @@ from ghosttrace.report.tables import results_table
 
 
 def bits_table(results: pd.DataFrame, configuration: Mapping[str, Any]) -> Table:
-    """Over all tokens and by kind of token, 80 columns wide; for control arms the total alone.
+    """Return a table of ghost bits over all tokens and by kind of token, 80 columns wide.
+
+    Control arms have one row, over all tokens.
 
     Args:
-        results: of `ghosttrace.ghost_bits.summary.summarise`.
-        configuration: run.json.
+        results: Rows of `ghosttrace.ghost_bits.summary.summarise`.
+        configuration: Content of run.json.
     """
     table = results_table(
         caption="Bits: log2 p(token | memento) - log2 p(token | arm), mean over the tokens from the first erasure on, "
         "with 95 % intervals over traces. By block and distance: summary.json.",
     )
     table.add_column("arm", no_wrap=True, max_width=22)
-    for name in ("tokens", "n", "bits a token", "bits a trace"):
+    for name in ("tokens", "n", "bits per token", "bits per trace"):
         table.add_column(name, justify="right", no_wrap=True)
     previous = None
     for row in results[results["by"].isin(["all", "kind"])].to_dict("records"):
@@ -41,8 +43,43 @@ def bits_table(results: pd.DataFrame, configuration: Mapping[str, Any]) -> Table
     return table
 
 
+def bits_findings(results: pd.DataFrame, failures: Sequence[str], configuration: Mapping[str, Any]) -> list[str]:
+    """Return what the ghost channel is worth on each source, and whether the control passed.
+
+    Args:
+        results: Rows of `ghosttrace.ghost_bits.summary.summarise`.
+        failures: Messages of the failed controls.
+        configuration: Content of run.json.
+    """
+    whole = results[results["by"] == "all"]
+    controls = {name for name, arm in configuration["arms"].items() if arm["control"]}
+    found = [
+        f"On {row['source']}, the text after the first erasure is {row['bits_per_trace']:+.2f} bits per trace more "
+        f"probable with memento than with {row['arm']}{_answer(results, row)}."
+        for row in whole[~whole["arm"].isin(controls)].to_dict("records")
+    ]
+    if failures:
+        return [*found, f"Do not rely on these numbers, because a control failed: {'; '.join(failures)}."]
+    largest = whole.loc[whole["arm"].isin(controls), "bits"].abs().max()
+    return [*found, f"The control passed: placebo differs from memento by {largest:.4f} bits per token at most."]
+
+
+def _answer(results: pd.DataFrame, row: Mapping[Any, Any]) -> str:
+    """Return the part of a source's bits that falls on the answer, where answers are marked."""
+    same = results[(results["source"] == row["source"]) & (results["arm"] == row["arm"])]
+    answer = same[(same["by"] == "kind") & (same["group"] == "answer")]
+    return f", of which {answer['bits_per_trace'].iloc[0]:+.2f} on the answer" if len(answer) else ""
+
+
 def bits_figure(results: pd.DataFrame, configuration: Mapping[str, Any]) -> Figure:
-    """Bits a token by distance after the memento and by block, one line a source and arm."""
+    """Draw ghost bits per token by distance from the memento and by number of blocks before.
+
+    Each source and arm has one line.
+
+    Args:
+        results: Rows of `ghosttrace.ghost_bits.summary.summarise`.
+        configuration: Content of run.json.
+    """
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     titles = {"distance": "tokens after the memento", "block": "blocks before"}
@@ -66,6 +103,6 @@ def bits_figure(results: pd.DataFrame, configuration: Mapping[str, Any]) -> Figu
         axis.axhline(0, color="black", linewidth=0.7)
         axis.set(xticks=range(len(groups)), xticklabels=groups, xlabel=title)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("ghost bits a token")
+    axes[0].set_ylabel("ghost bits per token")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7, frameon=False)
     return figure

@@ -1,4 +1,4 @@
-"""What a model is, and what the law erases from a trace, as rich tables."""
+"""Rich tables of a model's properties and of the blocks that expire in a trace."""
 
 from typing import TYPE_CHECKING
 
@@ -6,13 +6,50 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
+from ghosttrace.report.tables import results_table
+
 if TYPE_CHECKING:
     from ghosttrace.data.info import ModelInfo, TraceInfo
 
 
+def model_findings(model: "ModelInfo") -> list[str]:
+    """Return whether the model can be measured as it is, and what it was trained with."""
+    missing = [token for token, number in model.delimiters.items() if number is None]
+    if missing:
+        return [
+            f"The tokenizer has no {', '.join(missing)}: map other tokens with --map-delimiters, or add them with "
+            "ghosttrace init-tokens."
+        ]
+    if not model.policy:
+        return [
+            "The four delimiters are in the tokenizer, but config.json records no policy: pass --mask-delimiters or "
+            "--keep-delimiters, as the model was trained."
+        ]
+    delimiters = "erases delimiters with their block" if model.policy["mask_delimiters"] else "keeps delimiters"
+    sealed = (
+        " Its last training stage was sealed: decode it with the arm restart." if "sealed" in model.stages[-1:] else ""
+    )
+    return [f"The model can be measured as it is: its recorded policy {delimiters}.{sealed}"]
+
+
+def trace_findings(trace: "TraceInfo") -> list[str]:
+    """Return how many blocks of a trace are erased and what that saves."""
+    blocks = len(trace.blocks)
+    if not blocks:
+        return ["The trace has no finished block with a memento, so nothing is erased."]
+    peak, area = int(trace.kv_tokens_held.max()), int(trace.kv_tokens_held.sum())
+    unerased_area = trace.tokens * (trace.tokens + 1) // 2
+    return [
+        f"Of {trace.tokens:,} tokens at most {peak:,} are in the cache at once: {trace.tokens / peak:.2f}x less at the peak "
+        f"and {unerased_area / area:.2f}x less over time than without erasing ({blocks} blocks)."
+    ]
+
+
 def model_table(model: "ModelInfo") -> Table:
-    """What a model is."""
-    table = Table(title=escape(model.name), show_header=False)
+    """Return a table of a model's geometry, delimiters, policy and training stages."""
+    table = results_table(title=escape(model.name), show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     table.add_row("family", model.family or "unknown (no config.json)")
     if model.geometry is not None:
         shape, windows = model.geometry, {w for w in model.geometry.windows if w}
@@ -22,30 +59,22 @@ def model_table(model: "ModelInfo") -> Table:
         )
         table.add_row("key-value heads", f"{shape.kv_heads} of dimension {shape.head_dim}")
         dtype = str(model.dtype or "float32").removeprefix("torch.")
-        table.add_row("KV bytes a token", f"{model.bytes_per_token:,} in {dtype}")
+        table.add_row("KV bytes per token", f"{model.bytes_per_token:,} in {dtype}")
     for token, number in model.delimiters.items():
         table.add_row(escape(token), "missing" if number is None else str(number))
     policy = model.policy
     table.add_row("policy", ", ".join(f"{k}={v}" for k, v in policy.items()) if policy else "not recorded")
     if model.stages:
-        native = "; decode it with the arm restart" if model.stages[-1] == "sealed" else ""
-        table.add_row("trained in stages", ", ".join(model.stages) + native)
+        advice = "; decode it with the arm restart" if model.stages[-1] == "sealed" else ""
+        table.add_row("trained in stages", ", ".join(model.stages) + advice)
     return table
 
 
 def trace_table(model: "ModelInfo", trace: "TraceInfo") -> Table:
-    """What the law erases from a trace, block by block."""
-    peak, area, plain = (
-        int(trace.kv_tokens_held.max()),
-        int(trace.kv_tokens_held.sum()),
-        trace.tokens * (trace.tokens + 1) // 2,
-    )
+    """Return a table of the keys that expire with each block of a trace, and the KV tokens saved."""
+    peak = int(trace.kv_tokens_held.max())
     size = f" ({peak * model.bytes_per_token / 2**20:,.1f} MiB)" if model.bytes_per_token else ""
-    caption = (
-        f"{trace.tokens:,} tokens; peak {peak:,} KV tokens{size}, {trace.tokens / peak:.2f}x less than unerased; "
-        f"area {area:,} token-steps, {plain / area:.2f}x less"
-    )
-    table = Table(caption=caption)
+    table = results_table(caption=f"{trace.tokens:,} tokens; peak {peak:,} KV tokens{size}.")
     for column in trace.blocks.columns:
         table.add_column(str(column).replace("_", " "), justify="right")
     for row in trace.blocks.itertuples(index=False):

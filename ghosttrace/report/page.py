@@ -1,4 +1,4 @@
-"""The report of a run that has no page of its own kind: verdict, figures and results, as one HTML page."""
+"""The generic HTML report of a run: verdict, figures and results on one page."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ghosttrace.report.ablation.page import TEMPLATES, plain
 
-MAX_ROWS = 500  # rows of the results; all of them are in summary.json
+MAX_ROWS = 500  # rows of the results table; summary.json has all of them
 
 
 def run_page(
@@ -22,14 +22,16 @@ def run_page(
     results: pd.DataFrame,
     figures: Sequence[Figure],
 ) -> str:
-    """The page as text. It holds no script, and its content security policy lets nothing be fetched.
+    """Return the report of a run as the text of one HTML page.
+
+    The page contains no script, and its content security policy forbids fetching anything.
 
     Args:
-        title: what was measured on what.
-        configuration: run.json.
-        failures: the controls that did not hold, in words.
-        results: one row per finding.
-        figures: in the order in which they are shown.
+        title: Title of the page, such as the command and the model.
+        configuration: Content of run.json.
+        failures: One sentence per failed control.
+        results: One row per finding.
+        figures: Figures in the order in which the page shows them.
     """
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"plain": plain}
@@ -39,14 +41,14 @@ def run_page(
         configuration=configuration,
         failures=list(failures),
         table=Safe(shown),
-        left_out=max(0, len(results) - MAX_ROWS),
+        omitted_rows=max(0, len(results) - MAX_ROWS),
         images=[_image(figure) for figure in figures],
         style=Safe((TEMPLATES / "report.css").read_text("utf-8")),
     )
 
 
 def _image(figure: Figure) -> str:
-    """A figure as a data URI."""
-    held = io.BytesIO()
-    figure.savefig(held, format="svg", bbox_inches="tight")
-    return f"data:image/svg+xml;base64,{base64.b64encode(held.getvalue()).decode()}"
+    """Return a figure as a data URI."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight")
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,7 +1,7 @@
-"""The results of patching as a rich table, a sentence and heat maps."""
+"""Rich table, sentence and heat maps of patching results."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,41 +12,57 @@ from rich.table import Table
 
 from ghosttrace.report.tables import results_table
 
-MIN_BITS_SHOWN = 0.005  # bits; a layer of less is not in the table
-TOP_LAYERS = 5  # in the table; all of them are in the heat maps
-MAX_LABELLED_CELLS = 120  # cells of a heat map; more are not labelled with their numbers
+MIN_BITS_SHOWN = 0.005  # layers with a smaller effect are not in the table
+TOP_LAYERS = 5  # rows of the table; the heat maps show all layers
+MAX_LABELLED_CELLS = 120  # larger heat maps have no numbers in their cells
 KV_NAMES = {"k": "keys", "v": "values"}
 
 
 def site_set_text(row: Mapping[str, Any]) -> str:
-    """A set of sites that carries the answer (an entry of `PatchResult.site_sets`) in one sentence."""
+    """Describe a set of sites that carries the answer (an entry of `PatchResult.site_sets`) in one sentence."""
     named = [f"layer {site['layer']} {KV_NAMES[site['kv']]} at {_label(site)}" for site in row["sites"][:8]]
     more = f", and {len(row['sites']) - 8} more" if len(row["sites"]) > 8 else ""
     ends = [row["recovered_low"], row["recovered_high"]]
     interval = "" if None in ends else f" [{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]"
-    sites = "1 site does" if len(row["sites"]) == 1 else f"{len(row['sites'])} sites together do"
-    share = f"{100 * row['recovered']:.0f}{interval} % of what everything does ({row['n_traces']} traces)"
-    return escape(f"{row['source']}: swapped, {sites} {share}: {', '.join(named)}{more}")
+    sites = "swapping 1 site" if len(row["sites"]) == 1 else f"swapping {len(row['sites'])} sites together"
+    share = f"{100 * row['recovered']:.0f}{interval} % of the effect of swapping everything ({row['n_traces']} traces)"
+    return f"On {row['source']}, {sites} reproduces {share}: {', '.join(named)}{more}."
 
 
 def _label(row: Mapping[Any, Any]) -> str:
-    """How a token is called: by its text, and by its place in the memento where that does not tell it."""
+    """Return a token's text, with its index in the memento unless the text identifies it."""
     text = str(row["token"])
     if row["place"] == "all" or re.fullmatch(r"<.+>|run \d+", text):
         return text
     return f"token {row['place']}" if text == "varies" else f"token {row['place']} {text!r}"
 
 
-def patch_table(results: pd.DataFrame) -> Table:
-    """Carriers, tokens and the layers that matter most, 80 columns wide; controls are left out.
+def patch_findings(site_sets: Sequence[Mapping[str, Any]], failures: Sequence[str]) -> list[str]:
+    """Return the set of sites that carries the answer of each source, and whether the controls passed.
 
     Args:
-        results: of `ghosttrace.patching.summary.summarise`.
+        site_sets: `PatchResult.site_sets`.
+        failures: Messages of the failed controls.
+    """
+    found = [site_set_text(row) for row in site_sets]
+    if not found:
+        found = ["No set of sites was searched, because no source has counterfactual blocks: see the table."]
+    if failures:
+        return [*found, f"Do not rely on these numbers, because a control failed: {'; '.join(failures)}."]
+    sufficient = " Each set is sufficient on these traces; others may be as well." if site_sets else ""
+    return [*found, f"The controls passed.{sufficient}"]
+
+
+def patch_table(results: pd.DataFrame) -> Table:
+    """Return a table of carriers, tokens and the layers with the largest effect, 80 columns wide, without controls.
+
+    Args:
+        results: Rows of `ghosttrace.patching.summary.summarise`.
     """
     table = results_table(
-        caption="Bits by which log2 p(the trace's own continuation) falls when keys (k), values (v) or both (k+v) of "
-        "that part alone are sealed or swapped, with 95 % intervals over traces; share: of what swapping or sealing "
-        "everything does; donor: answers that become the donor's. All sites: summary.json.",
+        caption="Decrease of log2 p(the trace's own continuation), in bits, when keys (k), values (v) or both (k+v) of "
+        "that part alone are sealed or swapped, with 95 % intervals over traces; share: of the effect of sealing or "
+        "swapping everything; donor: answers that become the donor's. All sites: summary.json.",
     )
     table.add_column("", no_wrap=True, max_width=26)
     for name in ("k", "v", "k+v", "share", "donor"):
@@ -77,15 +93,15 @@ def _columns(cell: pd.DataFrame) -> list[str]:
 
 
 def _signed(bits: float) -> str:
-    """Two decimals, and no sign where they are zero."""
+    """Format with two decimals, without a sign if they are zero."""
     return "0.00" if abs(bits) < 0.005 else f"{bits:+.2f}"
 
 
 def heat_maps(results: pd.DataFrame) -> Figure:
-    """Bits by layer and token, one column for keys and one for values, one row an intervention.
+    """Draw bits by layer and token: one column for keys, one for values, one row per intervention.
 
     Args:
-        results: of one source.
+        results: Rows of one source.
     """
     single = results[(results["place"] != "all") & (results["layer"] != "all")]
     kinds = list(dict.fromkeys(single["intervention"]))

@@ -1,4 +1,4 @@
-"""A plan as rich tables."""
+"""Rich tables of an ablation plan."""
 
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,31 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 
+def plan_findings(plan: "Plan") -> list[str]:
+    """Return how many repetitions the effect needs, what the assumed number detects, and the plan's main limitation."""
+    assumptions = plan.assumptions
+    drop = f"a drop of {100 * assumptions.effect:g} points on {assumptions.n_problems:,} problems"
+    needed = (
+        f"No number of repetitions detects {drop} with 80 % power: add problems."
+        if plan.min_repetitions is None
+        else f"Detecting {drop} with 80 % power takes {plan.min_repetitions:,} repetitions under every arm."
+    )
+    power = "over 99 %" if plan.power > 0.99 else f"{100 * plan.power:.0f} %"
+    return [
+        needed,
+        f"With {assumptions.repetitions:,} repetitions the power is {power}.",
+        "The plan assumes that the arm shifts the log odds of every problem equally. An effect that is carried by a few "
+        "problems needs more problems than planned.",
+    ]
+
+
 def plan_table(plan: "Plan") -> list[Table]:
-    """What the ablation can find, and what it takes, in tables 80 columns wide."""
+    """Return two tables, 80 columns wide: the detectable effects of the planned ablation, and its cost."""
     return [_detectable_effects_table(plan), _cost_table(plan)]
 
 
 def _detectable_effects_table(plan: "Plan") -> Table:
-    given = plan.assumptions
+    assumptions = plan.assumptions
     table = Table(
         box=box.SIMPLE_HEAD,
         show_header=False,
@@ -28,26 +46,26 @@ def _detectable_effects_table(plan: "Plan") -> Table:
         width=80,
         title_justify="left",
         caption_justify="left",
-        title=f"To find a drop of {100 * given.effect:g} points from {100 * given.accuracy:g} %",
-        caption="Paired by problem, problems resampled, two-sided 5 % test; the chances of success of the "
-        f"problems spread as Beta with a + b = {given.concentration:g}, and the arm shifts their log odds.",
+        title=f"To detect a drop of {100 * assumptions.effect:g} points from {100 * assumptions.accuracy:g} %",
+        caption="Paired by problem, problems resampled, two-sided 5 % test. Success probabilities of the problems "
+        f"follow a Beta distribution with a + b = {assumptions.concentration:g}; the arm shifts their log odds.",
     )
     table.add_column()
     table.add_column(justify="right", min_width=29)
-    table.add_row("problems, repetitions", f"{given.n_problems:,}, {given.repetitions:,}")
+    table.add_row("problems, repetitions", f"{assumptions.n_problems:,}, {assumptions.repetitions:,}")
     table.add_row("95 % interval of that drop", f"± {100 * plan.half_width:.1f} points")
-    table.add_row("chance of finding it", "over 99 %" if plan.power > 0.99 else f"{100 * plan.power:.0f} %")
-    table.add_row("smallest drop found with 80 % power", _points(plan.detectable))
+    table.add_row("power: chance of detecting it", "over 99 %" if plan.power > 0.99 else f"{100 * plan.power:.0f} %")
+    table.add_row("smallest drop detected with 80 % power", _points(plan.detectable))
     table.add_row(
         "repetitions needed for 80 % power",
-        "none is enough: more problems" if plan.min_repetitions is None else f"{plan.min_repetitions:,}",
+        "no number suffices: add problems" if plan.min_repetitions is None else f"{plan.min_repetitions:,}",
     )
     table.add_section()
     table.add_row("samples, all arms", f"{plan.samples * len(plan.arms):,}")
-    table.add_row(f"tokens decoded, {given.response_tokens:,} a sample", f"{plan.tokens:,}")
-    table.add_row("tokens prefilled again by sealing arms", f"{plan.recomputed_tokens:,}")
-    told = "not told: give a throughput" if plan.seconds is None else _duration(plan.seconds)
-    table.add_row("time to decode", told)
+    table.add_row(f"tokens decoded, {assumptions.response_tokens:,} per sample", f"{plan.tokens:,}")
+    table.add_row("tokens recomputed by sealing arms", f"{plan.recomputed_tokens:,}")
+    decoding_time = "unknown: set --throughput" if plan.seconds is None else _duration(plan.seconds)
+    table.add_row("time to decode", decoding_time)
     return table
 
 
@@ -57,13 +75,13 @@ def _cost_table(plan: "Plan") -> Table:
         width=80,
         title_justify="left",
         caption_justify="left",
-        title=f"KV cache, {plan.bytes_per_token / 1024:g} KiB a token, block delimiters {delimiters}",
-        caption="By the law, on a trace of the paper's average blocks and mementos. Longer responses and uneven "
-        "blocks take more, and so does the allocator's room to spare. *: twice, for the sealed copy that is "
-        "held beside the live cache; read again: tokens prefilled once more in each response.",
+        title=f"KV cache, {plan.bytes_per_token / 1024:g} KiB per token, block delimiters {delimiters}",
+        caption="Computed from the expiry of a trace with the paper's average blocks and mementos. Longer responses, "
+        "uneven blocks and the allocator's reserve take more. *: doubled, for the sealed copy beside the live cache; "
+        "recomputed: tokens prefilled a second time in each response.",
     )
     table.add_column("arm", no_wrap=True)
-    for name in ("peak tokens", "GiB a row", "mean GiB", f"GiB, {plan.rows:,} rows", "read again"):
+    for name in ("peak tokens", "GiB/row", "mean GiB", f"GiB, {plan.rows:,} rows", "recomputed"):
         table.add_column(name, justify="right", no_wrap=True)
     for arm in plan.arms:
         peak, mean = (tokens * plan.bytes_per_token / GIB for tokens in (arm.peak_tokens, arm.mean_tokens))
@@ -79,7 +97,7 @@ def _cost_table(plan: "Plan") -> Table:
 
 
 def _points(share: float | None) -> str:
-    return "none: more problems" if share is None else f"{100 * share:.1f} points"
+    return "none: add problems" if share is None else f"{100 * share:.1f} points"
 
 
 def _duration(seconds: float) -> str:

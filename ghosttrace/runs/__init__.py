@@ -1,1 +1,1 @@
-"""Run folders, records that survive a kill, and the results that come back from both."""
+"""Run folders, records that survive a killed process, and result objects."""

@@ -1,14 +1,17 @@
-"""Files that appear complete or not at all, whatever dies while they are written."""
+"""Atomic writing of files: a file appears complete or not at all."""
 
 import os
 from pathlib import Path
 
 
 def commit_file(partial: Path, path: Path) -> None:
-    """Give a file its name once it is on the disk, and wait until the name is there too.
+    """Rename a finished file to its final path, and return once file and name are flushed to disk.
 
-    A file appears complete or not at all, and what is done afterwards happened afterwards, whatever
-    dies in between.
+    The file appears complete or not at all, even if the process or the machine dies.
+
+    Args:
+        partial: the complete file under a temporary name, in the same folder as `path`.
+        path: the final path.
     """
     _sync(partial)
     partial.replace(path)
@@ -16,8 +19,8 @@ def commit_file(partial: Path, path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     finally:
-        os.close(opened)
+        os.close(descriptor)

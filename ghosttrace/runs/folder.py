@@ -1,8 +1,8 @@
-"""Run folders: what a measuring command leaves behind, and how a run that died goes on.
+"""Run folders: creation, locking, resuming, and reading and writing of their files.
 
-run.json          the whole configuration, hashes, policy, seeds, versions, device, dtype
-samples.jsonl     samples as they are done; gone once the run is finished
-samples.parquet   one row per sample, once the run is finished
+run.json          configuration, hashes, policy, seeds, versions, device, dtype
+samples.jsonl     finished samples of an unfinished run; deleted when the run finishes
+samples.parquet   one row per sample, written when the run finishes
 summary.json      {"command": …, "valid": bool, "results": [rows]}
 figures/          png and svg
 """
@@ -36,35 +36,35 @@ RECORDED_PACKAGES = (
 ROUNDING_ONLY_KEYS = (
     "device",
     "options.device",
-    *(f"{a}.{b}" for a in ("settings", "options") for b in ("batch_size", "batch_tokens")),
+    *(f"{section}.{key}" for section in ("settings", "options") for key in ("batch_size", "batch_tokens")),
 )
-"""What may change under --resume: answers agree up to rounding."""
+"""Keys of run.json that may change under --resume, because results then still agree up to rounding."""
 REFERENCE_ARM = "memento"
-"""The arm that all others are compared with: the channel open, as the model was trained to be used."""
+"""The arm that all others are compared with: normal memento attention, with an open ghost channel."""
 
 UNWRITABLE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 def default_folder(command: str, model: str) -> Path:
-    """`runs/<command>-<model>-<time>`, where the command line puts a run unless it is given a folder."""
+    """Return `runs/<command>-<model>-<time>`, the default folder of a run from the command line."""
     name = re.sub(r"[^\w.-]+", "-", model).strip("-.")
     return Path("runs") / f"{command}-{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
 
 
 @contextmanager
 def new_run_folder(out: Path) -> Iterator[Path]:
-    """The folder of a new run. A run that is refused leaves none.
+    """Create and lock the folder of a new run; delete it again if a `UserError` ends the run without any samples.
 
     Raises:
-        UserError: the folder cannot be made, holds something already, or cannot be written any more.
+        UserError: the folder cannot be created, is not empty, or can no longer be written to.
     """
     _check_new(out)
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{out} cannot be made ({error.strerror}): give --out a folder that can") from error
+        raise UserError(f"{out} cannot be created ({error.strerror}): give --out another folder") from error
     with lock_folder(out):
-        _check_new(out)  # again: another process may have begun, and even ended, in the meantime
+        _check_new(out)  # check again under the lock: another process may have used the folder in the meantime
         try:
             yield out
         except UserError:
@@ -74,31 +74,31 @@ def new_run_folder(out: Path) -> Iterator[Path]:
 
 
 def _check_new(folder: Path) -> None:
-    """Refuse a folder that holds more than a kill leaves behind before run.json is written."""
+    """Raise if a folder holds anything but the remains of a run that was killed before run.json was written."""
     if not folder.is_dir():
         return
     figures = folder / "figures"
-    drawn = figures.is_dir() and any(figures.iterdir())
-    if drawn or {path.name for path in folder.iterdir()} - {".lock", "run.part", "figures"}:
+    has_figures = figures.is_dir() and any(figures.iterdir())
+    if has_figures or {path.name for path in folder.iterdir()} - {".lock", "run.part", "figures"}:
         is_run = (folder / "run.json").exists()
-        what = f"another run: go on with --resume {folder}, or" if is_run else "something else:"
-        raise UserError(f"{folder} holds {what} give --out a new folder")
+        problem = f"another run: continue it with --resume {folder}, or" if is_run else "other files:"
+        raise UserError(f"{folder} holds {problem} give --out a new folder")
 
 
 @contextmanager
 def open_run_folder(out: Path | None, resume: Path | None, configuration: Mapping[str, Any]) -> Iterator[Path]:
-    """The folder of a new run, its run.json written; or that of a run to go on with.
+    """Create the folder of a new run with its run.json, or open the folder of an unfinished run.
 
     Args:
-        out: the folder of a new run; `default_folder` if None.
-        resume: the folder of a run to go on with, if any.
-        configuration: what run.json says, `command` and `model` among it.
+        out: folder of a new run; `default_folder` if None.
+        resume: folder of an unfinished run to resume, if any.
+        configuration: the content of run.json, including `command` and `model`.
 
     Raises:
         UserError: see `new_run_folder` and `resumed_run_folder`.
     """
     if resume is not None and out is not None:
-        raise UserError("--resume goes on in the run's own folder: leave out --out")
+        raise UserError("--resume continues in the folder of the run: leave out --out")
     if resume is not None:
         with resumed_run_folder(resume, configuration) as folder:
             yield folder
@@ -110,25 +110,25 @@ def open_run_folder(out: Path | None, resume: Path | None, configuration: Mappin
 
 @contextmanager
 def resumed_run_folder(folder: Path, configuration: Mapping[str, Any]) -> Iterator[Path]:
-    """The folder of a run to go on with.
+    """Open and lock the folder of an unfinished run.
 
     Args:
-        folder: of the run.
-        configuration: what run.json would say now.
+        folder: the run folder.
+        configuration: the content that run.json would have if the run started now.
 
     Raises:
-        UserError: see `check_resumable` and `lock_folder`; or nothing is left to do.
+        UserError: see `check_resumable` and `lock_folder`; or the run is finished.
 
     Warns:
-        RunWarning: something differs from the run as it was begun and may.
+        RunWarning: the configuration differs from run.json in a way that is allowed.
     """
     recorded = read_configuration(folder, configuration["command"])
     _check_unfinished(folder)
     if recorded.get("options") and not configuration.get("options"):
-        again = f"ghosttrace {configuration['command']} --resume {folder}"
-        raise UserError(f"{folder} was begun from the command line: go on with it with {again}")
+        command = f"ghosttrace {configuration['command']} --resume {folder}"
+        raise UserError(f"{folder} was started from the command line: continue with {command}")
     with lock_folder(folder):
-        _check_unfinished(folder)  # again: another process may have finished it in the meantime
+        _check_unfinished(folder)  # check again under the lock: another process may have finished it in the meantime
         for difference in check_resumable(recorded, configuration, folder):
             warnings.warn(difference, RunWarning, stacklevel=3)
         (folder / "figures").mkdir(exist_ok=True)
@@ -136,111 +136,114 @@ def resumed_run_folder(folder: Path, configuration: Mapping[str, Any]) -> Iterat
 
 
 def _check_unfinished(folder: Path) -> None:
-    """Refuse a run of which nothing is left to do."""
+    """Raise if a run is finished."""
     if is_finished(folder):
-        raise UserError(f"{folder} is finished: nothing is left to do")
+        raise UserError(f"{folder} is finished and cannot be resumed: start a new run")
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep every other process off a run; the lock goes with the process that holds it, however it ends.
+    """Lock a run folder against other processes; the lock is released when this process ends, even if it is killed.
+
+    If a `UserError` ends the block after samples were written, the error message also says how to resume.
 
     Raises:
-        UserError: another process is on it, or the folder cannot be written (any more).
+        UserError: another process holds the lock, or the folder cannot be written to.
     """
     lock = filelock.FileLock(folder / ".lock", blocking=False)
-    resume = f"what is done is kept: go on with --resume {folder}"
+    resume_hint = f"finished samples are kept: continue with --resume {folder}"
     try:
         with lock:
             try:
                 yield
             except UserError as error:
                 if _has_samples(folder):
-                    raise UserError(f"{error}; {resume}") from error
+                    raise UserError(f"{error}; {resume_hint}") from error
                 raise
             (folder / ".lock").unlink(missing_ok=True)
     except filelock.Timeout as error:
-        raise UserError(f"another process is working on {folder}: wait for it, or give --out another folder") from error
+        raise UserError(f"another process is using {folder}: wait for it, or give --out another folder") from error
     except OSError as error:
         if error.errno not in UNWRITABLE_ERRNOS:
             raise
-        said = error.strerror or str(error)
-        raise UserError(f"{folder} cannot be written ({said}): make room or rights; {resume}") from error
+        reason = error.strerror or str(error)
+        fix = f"free disk space or change the permissions; {resume_hint}"
+        raise UserError(f"{folder} cannot be written ({reason}): {fix}") from error
 
 
 def _has_samples(folder: Path) -> bool:
     log = folder / "samples.jsonl"
-    trained = any((folder / "checkpoints").glob("checkpoint-*"))
-    return trained or (folder / "samples.parquet").exists() or (log.exists() and log.stat().st_size > 0)
+    has_checkpoints = any((folder / "checkpoints").glob("checkpoint-*"))
+    return has_checkpoints or (folder / "samples.parquet").exists() or (log.exists() and log.stat().st_size > 0)
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether every sample of a run has been written."""
+    """Return True if all samples of a run have been written."""
     return (folder / "samples.parquet").exists() and not (folder / "samples.jsonl").exists()
 
 
 def read_configuration(folder: Path, command: str) -> dict[str, Any]:
-    """The run.json of a run.
+    """Read the run.json of a run.
 
     Raises:
-        UserError: there is none, it is damaged, or it belongs to another command.
+        UserError: run.json is missing or damaged, or belongs to another command.
     """
     path = folder / "run.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a run: give the folder that ghosttrace {command} wrote, with its run.json")
-    found = read_json(path)
-    if found.get("command") != command:
-        raise UserError(f"{folder} is a run of ghosttrace {found.get('command')}, not of ghosttrace {command}")
-    return found
+    configuration = read_json(path)
+    if configuration.get("command") != command:
+        raise UserError(f"{folder} is a run of ghosttrace {configuration.get('command')}, not of ghosttrace {command}")
+    return configuration
 
 
-def read_json(path: Path, *needed: str) -> dict[str, Any]:
-    """A JSON file of a run folder.
+def read_json(path: Path, *required_keys: str) -> dict[str, Any]:
+    """Read a JSON object from a file of a run folder.
 
     Args:
         path: the file.
-        needed: what must be in it.
+        required_keys: keys that the object must have.
 
     Raises:
-        UserError: it cannot be read, or is not such a file.
+        UserError: the file cannot be read, is not a JSON object, or lacks a key.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is missing or damaged: put back a copy of it, or make the run again") from error
-    if not isinstance(found, dict) or set(needed) - found.keys():
-        raise UserError(f"{path} is not what this version writes: put back a copy of it, or make the run again")
-    return found
+        raise UserError(f"{path} is missing or damaged: restore a copy of it, or repeat the run") from error
+    if not isinstance(content, dict) or set(required_keys) - content.keys():
+        raise UserError(f"{path} is not what this version writes: restore a copy of it, or repeat the run")
+    return content
 
 
-def check_resumable(recorded: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> list[str]:
-    """Refuse to go on with a run under another configuration.
+def check_resumable(recorded: Mapping[str, Any], current: Mapping[str, Any], folder: Path) -> list[str]:
+    """Check that a run can be resumed under the current configuration.
 
     Args:
-        recorded: what run.json says.
-        now: what this process would write there.
-        folder: the run.
+        recorded: the content of run.json.
+        current: the content that this process would write there.
+        folder: the run folder, for messages.
 
     Returns:
-        What differs and may (versions, device, batch size) and what that does, in words.
+        One message per allowed difference (versions, device, batch size), with its effect on results.
 
     Raises:
-        UserError: anything else differs; the first difference is named.
+        UserError: anything else differs; the message names the first difference.
     """
     allowed = []
-    for path, before, after in _differences(recorded, as_json(now)):
-        said = f"{path} is {after!r} now and {before!r} in the run"
+    for path, before, after in _differences(recorded, as_json(current)):
+        change = f"{path} is {after!r} now and {before!r} in the run"
         if path.split(".")[0] == "versions":
-            allowed.append(f"{said}: results may differ")
+            allowed.append(f"{change}: results may differ")
         elif path in ROUNDING_ONLY_KEYS:
-            allowed.append(f"{said}: results agree up to rounding")
+            allowed.append(f"{change}: results agree up to rounding")
         else:
-            raise UserError(f"{folder} cannot be resumed: {said}; run it as it was, or give --out a new folder")
+            raise UserError(f"{folder} cannot be resumed: {change}; restore the old value, or give --out a new folder")
     return allowed
 
 
 def _differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Paths at which two JSON values differ."""
+    """Yield path, value in `a` and value in `b` of every difference between two JSON values."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in {**a, **b}:
             yield from _differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)
@@ -249,45 +252,45 @@ def _differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any
 
 
 def versions() -> dict[str, str]:
-    """What the results depend on."""
-    own = {"python": platform.python_version(), "ghosttrace": version(DISTRIBUTION)}
-    return own | {package: version(package) for package in RECORDED_PACKAGES}
+    """Return the versions of Python and of the packages that the results depend on."""
+    base_versions = {"python": platform.python_version(), "ghosttrace": version(DISTRIBUTION)}
+    return base_versions | {package: version(package) for package in RECORDED_PACKAGES}
 
 
 def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON values as a file gives them back: tuples and arrays as lists, numpy's numbers as plain ones."""
-    found: dict[str, Any] = json.loads(json.dumps(content, allow_nan=False, default=_plain))
-    return found
+    """Return the content as JSON would load it: tuples and arrays as lists, NumPy numbers as Python numbers."""
+    loaded: dict[str, Any] = json.loads(json.dumps(content, allow_nan=False, default=_to_json_value))
+    return loaded
 
 
-def _plain(value: Any) -> Any:
-    """What `json` cannot write by itself: arrays and numbers of numpy, and paths."""
+def _to_json_value(value: Any) -> Any:
+    """Convert NumPy arrays, NumPy numbers and paths, which `json` cannot write."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"{type(value).__name__} is no JSON value")
+    raise TypeError(f"{type(value).__name__} is not a JSON value")
 
 
 def stable_repr(value: object) -> str:
-    """The `repr` of a method of the user's own, without addresses in memory, which differ from process to process."""
+    """Return the `repr` of a user-defined method without memory addresses, which differ between processes."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file that a person can read; it appears whole or not at all."""
+    """Write an indented JSON file atomically."""
     partial = path.with_suffix(".part")
     partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     commit_file(partial, path)
 
 
 def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table as JSON values, with null for what is missing."""
-    plain = table.astype(object).where(table.notna(), None)
-    return [{str(name): value for name, value in row.items()} for row in plain.to_dict("records")]
+    """Return the rows of a table as JSON values, with None for missing values."""
+    with_none = table.astype(object).where(table.notna(), None)
+    return [{str(name): value for name, value in row.items()} for row in with_none.to_dict("records")]
 
 
 def write_figure(folder: Path, name: str, figure: Figure) -> None:
-    """Write figures/<name>.png and .svg."""
-    for kind in ("png", "svg"):
-        figure.savefig(folder / "figures" / f"{name}.{kind}", dpi=150, bbox_inches="tight")
+    """Write a figure to figures/<name>.png and figures/<name>.svg."""
+    for suffix in ("png", "svg"):
+        figure.savefig(folder / "figures" / f"{name}.{suffix}", dpi=150, bbox_inches="tight")

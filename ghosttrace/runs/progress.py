@@ -1,10 +1,10 @@
-"""How a measurement reports its progress: a callback that any of them takes."""
+"""Progress callbacks of measurements."""
 
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, steps done, and steps in all."""
+"""Callback `(description, steps_done, steps_total)`."""
 
 
-def no_progress(what: str, done: int, total: int) -> None:
+def no_progress(description: str, done: int, total: int) -> None:
     """Report nothing."""

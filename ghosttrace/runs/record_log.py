@@ -1,8 +1,8 @@
-"""The log of a run that goes on: rows in a file that survives a killed process.
+"""The log of an unfinished run: records in a file that survives a killed process.
 
-The file, `samples.jsonl`, only ever grows by whole lines, each flushed to the disk before the next is
-begun; a line that a crash cut short is dropped when the file is opened again. Once a run is finished
-its rows go into `samples.parquet`, in the order of the plan whatever order they were sampled in.
+The file `samples.jsonl` grows by whole lines. Each line is flushed to disk before the next is written. A line that a
+crash cut short is dropped when the file is opened again. When the run finishes, its rows are written to
+`samples.parquet` in the order of the plan, independent of the order of sampling.
 """
 
 import json
@@ -19,69 +19,74 @@ from ghosttrace.runs.records import RecordKey, RecordLayout, Records
 
 
 class RecordLog(Records):
-    """Samples in a file: what was done before is found again.
+    """Records in a JSONL file. Opening the file of an interrupted run restores its records.
 
     Args:
-        path: the file; made if it is not there.
-        layout: of the rows.
+        path: the file; created if it does not exist.
+        layout: columns and key of the rows.
 
     Warns:
-        RunWarning: a record cannot be read; its sample is taken again.
+        RunWarning: a record cannot be read and is dropped; its sample is computed again.
     """
 
     def __init__(self, path: Path, layout: RecordLayout) -> None:
         super().__init__(layout)
         self.path = path
-        self._places: dict[RecordKey, int] = {}
+        self._offsets: dict[RecordKey, int] = {}
         self._file = path.open("a+b")
         self._file.seek(0)
-        end = whole = 0
+        end = valid_end = 0
         for line in self._file:
-            key = self._read(line)
+            key = self._parse_key(line)
             if key is None:
-                dropped = f"{path.name}, byte {end}: dropped a record that cannot be read; its sample is taken again"
-                warnings.warn(dropped, RunWarning, stacklevel=2)
+                message = f"{path.name}, byte {end}: dropped a damaged record; its sample is computed again"
+                warnings.warn(message, RunWarning, stacklevel=2)
             else:
-                self._places[key] = end
-                whole = end + len(line)
+                self._offsets[key] = end
+                valid_end = end + len(line)
             end += len(line)
-        self._file.truncate(whole)  # what a crash cut short at the end; damage further up stays where it is
+        self._file.truncate(valid_end)  # drop a last line cut short by a crash; damaged lines before it remain
 
     def __contains__(self, key: RecordKey) -> bool:
-        return key in self._places
+        return key in self._offsets
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._offsets)
 
     def keys(self) -> list[RecordKey]:
-        return list(self._places)
+        return list(self._offsets)
 
     def get(self, key: RecordKey) -> dict[str, Any]:
-        """The row of a sample that is here, read back."""
+        """Read the row of a recorded sample from the file."""
         with self.path.open("rb") as file:
-            file.seek(self._places[key])
+            file.seek(self._offsets[key])
             row: dict[str, Any] = json.loads(file.readline())
         return row
 
     def _keep(self, key: RecordKey, row: dict[str, Any]) -> None:
-        place = self._file.seek(0, os.SEEK_END)
+        offset = self._file.seek(0, os.SEEK_END)
         self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._places[key] = place
+        self._offsets[key] = offset
 
     def finish(self, order: Iterable[RecordKey], path: Path) -> None:
-        """Write the samples as one Parquet file, which appears complete or not at all, and end the log."""
+        """Write the samples as one Parquet file atomically, then close and delete the log.
+
+        Args:
+            order: keys of the samples, in the order of the rows.
+            path: of the Parquet file.
+        """
         self.write(order, path)
         self.close()
         self.path.unlink()
 
     def close(self) -> None:
-        """Close the file, which stays."""
+        """Close the file without deleting it."""
         self._file.close()
 
-    def _read(self, line: bytes) -> RecordKey | None:
-        """The key of a line, None if it is no whole row of the layout."""
+    def _parse_key(self, line: bytes) -> RecordKey | None:
+        """Return the key of a line, or None if the line is not a complete row of the layout."""
         if not line.endswith(b"\n"):
             return None
         try:

@@ -1,4 +1,4 @@
-"""Rows of a run, kept from the moment they are done: what they look like, and where they are while it goes on."""
+"""Records: the rows of a run, kept in memory while the run is unfinished."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ RecordKey = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class RecordLayout:
-    """What rows look like.
+    """Columns and key of the rows of a run.
 
     Attributes:
-        schema: the columns.
-        key: the columns that say which sample a row is.
+        schema: names and types of the columns.
+        key: names of the columns that identify a sample.
     """
 
     schema: pa.Schema
@@ -30,13 +30,13 @@ class RecordLayout:
 
 
 class Records:
-    """Samples in memory.
+    """Finished samples of a run, in memory.
 
     Args:
-        layout: of their rows.
+        layout: columns and key of the rows.
 
     Attributes:
-        changed_on_resume: samples that came out otherwise when they were taken again.
+        changed_on_resume: keys of samples that were computed again with a different result.
     """
 
     def __init__(self, layout: RecordLayout) -> None:
@@ -45,7 +45,7 @@ class Records:
         self._rows: dict[RecordKey, dict[str, Any]] = {}
 
     def key_of(self, row: dict[str, Any]) -> RecordKey:
-        """The key of a row."""
+        """Return the key of a row."""
         return tuple(row[name] for name in self.layout.key)
 
     def __contains__(self, key: RecordKey) -> bool:
@@ -55,15 +55,19 @@ class Records:
         return len(self._rows)
 
     def keys(self) -> list[RecordKey]:
-        """The keys of all samples that are here."""
+        """Return the keys of all recorded samples."""
         return list(self._rows)
 
     def get(self, key: RecordKey) -> dict[str, Any]:
-        """The row of a sample that is here."""
+        """Return the row of a recorded sample."""
         return self._rows[key]
 
     def add(self, row: dict[str, Any]) -> None:
-        """Keep a finished sample. One that is here already stays as it was; a difference is noted."""
+        """Record a finished sample.
+
+        If the key is already recorded, the first row is retained. If the rows differ, the key is added to
+        `changed_on_resume`.
+        """
         key = self.key_of(row)
         if key not in self:
             self._keep(key, row)
@@ -74,7 +78,7 @@ class Records:
         self._rows[key] = row
 
     def tables(self, order: Iterable[RecordKey]) -> Iterator[pa.Table]:
-        """The samples in this order, a few hundred rows at a time."""
+        """Yield the samples in the given order, as tables of at most `ROWS_PER_TABLE` rows."""
         rows: list[dict[str, Any]] = []
         for key in order:
             rows.append(self.get(key))
@@ -85,7 +89,7 @@ class Records:
             yield pa.Table.from_pylist(rows, self.layout.schema)
 
     def write(self, order: Iterable[RecordKey], path: Path) -> None:
-        """Write the samples in this order as one Parquet file, which appears complete or not at all."""
+        """Write the samples in the given order as one Parquet file, atomically."""
         partial = path.with_suffix(".part")
         with parquet.ParquetWriter(partial, self.layout.schema, compression="zstd") as writer:
             for table in self.tables(order):
@@ -93,7 +97,7 @@ class Records:
         commit_file(partial, path)
 
     def frame(self, order: Iterable[RecordKey], columns: Iterable[str] | None = None) -> pd.DataFrame:
-        """The samples in this order; of their columns some, or all."""
+        """Return the samples in the given order as a data frame, with the given columns or all of them."""
         names = self.layout.schema.names if columns is None else list(columns)
         tables = [table.select(names) for table in self.tables(order)]
         return pa.concat_tables([self.layout.schema.empty_table().select(names), *tables]).to_pandas()

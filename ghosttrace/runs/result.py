@@ -1,4 +1,4 @@
-"""The result of a measurement: the same object from the run itself and from its finished folder."""
+"""Base class of results: a run returns the same object that its finished folder is opened as."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -18,18 +18,18 @@ from ghosttrace.runs.samples import Samples, StoredSamples
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RunResult(ABC):
-    """What a run measured. Two results are equal if configuration, summary and samples are.
+    """Result of a run. Two results are equal if configuration, summary and samples are equal.
 
     Attributes:
-        configuration: everything that decides the run, as run.json holds it.
-        summary: what was found, as summary.json holds it.
-        source: where the samples are read from.
-        folder: of the run; None if it was kept in memory.
+        configuration: everything that determines the run; the content of run.json.
+        summary: the findings; the content of summary.json.
+        source: reader of the samples.
+        folder: the run folder; None if the run was kept in memory.
     """
 
     command: ClassVar[str]
-    required_summary_keys: ClassVar[tuple[str, ...]] = ("valid", "failures", "results")  # in summary.json
-    required_result_columns: ClassVar[tuple[str, ...]] = ()  # in each of its results, beside what every version wrote
+    required_summary_keys: ClassVar[tuple[str, ...]] = ("valid", "failures", "results")  # of summary.json
+    required_result_columns: ClassVar[tuple[str, ...]] = ()  # of each row of `results`, added since the first version
     configuration: Mapping[str, Any]
     summary: Mapping[str, Any]
     source: Samples
@@ -37,77 +37,82 @@ class RunResult(ABC):
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """The result of a finished run folder.
+        """Open a finished run folder.
 
         Raises:
-            UserError: the folder is no finished run of this command.
+            UserError: the folder is not a finished run of this command.
         """
         configuration = read_configuration(folder, cls.command)
         if not is_finished(folder):
-            raise UserError(f"{folder} is unfinished: go on with it with ghosttrace {cls.command} --resume {folder}")
+            raise UserError(f"{folder} is unfinished: continue with ghosttrace {cls.command} --resume {folder}")
         summary = read_json(folder / "summary.json", *cls.required_summary_keys)
-        first = next(iter(summary["results"]), dict.fromkeys(cls.required_result_columns))
-        if set(cls.required_result_columns) - first.keys() or not isinstance(configuration.get("arms", {}), dict):
-            raise UserError(f"{folder} is not what this version writes: make the run again")
+        first_row = next(iter(summary["results"]), dict.fromkeys(cls.required_result_columns))
+        if set(cls.required_result_columns) - first_row.keys() or not isinstance(configuration.get("arms", {}), dict):
+            raise UserError(f"{folder} is not what this version writes: repeat the run")
         return cls(configuration, summary, StoredSamples(folder / "samples.parquet"), folder)
 
     @cached_property
     def results(self) -> pd.DataFrame:
-        """What was found, one row per finding; the columns depend on the command."""
+        """Table of results, one row per finding; the columns depend on the command."""
         return pd.DataFrame(self.summary["results"])
 
     @cached_property
     def samples(self) -> pd.DataFrame:
-        """One row per sample (or trace, or fitted probe); the columns depend on the command."""
+        """Table with one row per sample, trace or fitted probe; the columns depend on the command."""
         return self.source.frame()
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """The controls that did not hold, in words."""
+        """Descriptions of the controls that failed."""
         return tuple(self.summary["failures"])
 
     @property
     def valid(self) -> bool:
-        """Whether every control held; if not, no conclusion may be drawn from the results."""
+        """Whether every control passed; if False, the results support no conclusion."""
         return bool(self.summary["valid"])
 
     def figures(self) -> Mapping[str, Callable[[], Figure]]:
-        """What draws each figure, by name."""
+        """Return the functions that draw the figures, by name."""
         return {}
 
     def figure(self, name: str) -> Figure:
-        """One figure of the run.
+        """Draw one figure of the run.
+
+        Args:
+            name: a key of `figures()`.
 
         Raises:
             UserError: there is no figure of this name.
         """
         known = self.figures()
         if name not in known:
-            raise UserError(f"no figure {name!r}: this run has {', '.join(known) or 'none'}")
+            raise UserError(f"no figure {name!r}: this run has {', '.join(known) or 'no figures'}")
         return known[name]()
 
     @abstractmethod
     def page(self) -> str:
-        """The report as one HTML page."""
+        """Return the report as one HTML page."""
 
     def report(self, path: str | Path | None = None) -> Path:
-        """Write the report, one HTML page that needs no other file.
+        """Write the report as a self-contained HTML page and return its path.
 
         Args:
-            path: where to; report.html in the run's folder by default.
+            path: output file; report.html in the run folder by default.
 
         Raises:
             UserError: the run has no folder and no path is given, or the page cannot be written.
         """
         if path is None and self.folder is None:
-            raise UserError("this run was kept in memory: give report a path, or run it with out=FOLDER")
-        page = Path(path) if path is not None else self.folder / "report.html"  # type: ignore[operator]
+            raise UserError("this run was kept in memory: give report a path, or repeat the run with out=FOLDER")
+        output = Path(path) if path is not None else self.folder / "report.html"  # type: ignore[operator]
         text = self.page()
         try:
-            page.write_text(text, encoding="utf-8")
+            output.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise UserError(f"{page} cannot be written ({error.strerror}): make room or rights") from error
-        return page
+            raise UserError(
+                f"{output} cannot be written ({error.strerror}): free disk space or change the permissions"
+            ) from error
+        return output
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, type(self)):
@@ -119,13 +124,13 @@ class RunResult(ABC):
 
     def __repr__(self) -> str:
         state = "valid" if self.valid else "INVALID"
-        where = f", {self.folder}" if self.folder else ""
-        return f"<{type(self).__name__} of {self.configuration['model']}: {len(self.results)} rows, {state}{where}>"
+        location = f", {self.folder}" if self.folder else ""
+        return f"<{type(self).__name__} of {self.configuration['model']}: {len(self.results)} rows, {state}{location}>"
 
     def _repr_html_(self) -> str:
-        """The verdict on the controls and the table of results, for notebooks."""
+        """Return the verdict on the controls and the table of results as HTML, for notebooks."""
         if self.valid:
-            state = "<p>All controls held.</p>"
+            state = "<p>All controls passed.</p>"
         else:
             state = f"<p><b>INVALID:</b> {escape('; '.join(self.failures))}</p>"
         return f"{state}{self.results.to_html(max_rows=40, index=False)}"

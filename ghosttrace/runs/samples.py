@@ -1,4 +1,4 @@
-"""The samples of a run as tables, wherever they are: in its records, or in its `samples.parquet`."""
+"""Readers of a run's samples, from its records or from its `samples.parquet`."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,37 +16,37 @@ from ghosttrace.runs.records import RecordKey, Records
 
 
 class Samples(Protocol):
-    """Where the samples of a run are read from."""
+    """Interface of readers of a run's samples."""
 
     def frame(self, columns: Sequence[str] | None = None, **equal: Any) -> pd.DataFrame:
-        """Samples as a table, in the order of the run's plan.
+        """Return the samples as a data frame, in the order of the run's plan.
 
         Args:
-            columns: which ones; all of them if None.
-            equal: only rows with these values in columns of the key, such as `arm="restart"`.
+            columns: names of the columns to return; all columns if None.
+            equal: values of key columns, such as `arm="restart"`; only rows with these values are returned.
         """
 
     def stored(self) -> AbstractContextManager[Path]:
-        """The samples as a Parquet file, for readers that take a few rows at a time."""
+        """Return a context manager for a Parquet file of the samples, to be read in small batches."""
 
 
 @dataclass(frozen=True)
 class RecordedSamples:
-    """The samples of a run that keeps them in memory, or has not written samples.parquet yet."""
+    """Reader of the samples of a run in memory, or of a run that has not written samples.parquet yet."""
 
     records: Records
     order: Sequence[RecordKey]
 
     def frame(self, columns: Sequence[str] | None = None, **equal: Any) -> pd.DataFrame:
         """See `Samples.frame`."""
-        key = self.records.layout.key
-        wanted = {key.index(name): value for name, value in equal.items()}
-        chosen = [one for one in self.order if all(one[place] == value for place, value in wanted.items())]
-        return self.records.frame(chosen, columns)
+        names = self.records.layout.key
+        filters = {names.index(name): value for name, value in equal.items()}
+        keys = [key for key in self.order if all(key[number] == value for number, value in filters.items())]
+        return self.records.frame(keys, columns)
 
     @contextmanager
     def stored(self) -> Iterator[Path]:
-        """See `Samples.stored`; the file is gone on exit."""
+        """See `Samples.stored`; the file is temporary and deleted on exit."""
         with tempfile.TemporaryDirectory(prefix="ghosttrace-") as folder:
             path = Path(folder) / "samples.parquet"
             self.records.write(self.order, path)
@@ -55,7 +55,7 @@ class RecordedSamples:
 
 @dataclass(frozen=True)
 class StoredSamples:
-    """The samples of a finished run folder."""
+    """Reader of the samples of a finished run folder."""
 
     path: Path
 
@@ -67,10 +67,10 @@ class StoredSamples:
         """
         filters = [(name, "=", value) for name, value in equal.items()] or None
         try:
-            found: pd.DataFrame = parquet.read_table(self.path, columns=columns, filters=filters).to_pandas()
+            frame: pd.DataFrame = parquet.read_table(self.path, columns=columns, filters=filters).to_pandas()
         except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{self.path} is damaged: put back a copy of it, or make the run again") from error
-        return found
+            raise UserError(f"{self.path} is damaged: restore a copy of it, or repeat the run") from error
+        return frame
 
     @contextmanager
     def stored(self) -> Iterator[Path]:
@@ -82,4 +82,4 @@ class StoredSamples:
         try:
             yield self.path
         except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{self.path} is damaged: put back a copy of it, or make the run again") from error
+            raise UserError(f"{self.path} is damaged: restore a copy of it, or repeat the run") from error

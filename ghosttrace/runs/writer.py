@@ -1,4 +1,4 @@
-"""A run under way: its records and, once it is finished, everything that its folder holds."""
+"""Recording of a run in progress, and writing of its folder when it finishes."""
 
 import tempfile
 import warnings
@@ -20,13 +20,13 @@ Result = TypeVar("Result", bound=RunResult)
 
 @dataclass(frozen=True)
 class RunWriter:
-    """A run under way.
+    """Writer of a run in progress.
 
     Attributes:
-        configuration: what run.json says.
-        records: the rows taken so far.
-        scratch: a folder for what need not outlast the run.
-        folder: of the run; None if it is kept in memory.
+        configuration: the content of run.json.
+        records: the samples recorded so far.
+        scratch: a folder for temporary files of the run.
+        folder: the run folder; None if the run is kept in memory.
     """
 
     configuration: Mapping[str, Any]
@@ -35,38 +35,44 @@ class RunWriter:
     folder: Path | None
 
     def finish(
-        self, kind: type[Result], order: Sequence[RecordKey], valid: bool, rows: Sequence[dict[str, Any]], **more: Any
+        self,
+        result_class: type[Result],
+        order: Sequence[RecordKey],
+        valid: bool,
+        rows: Sequence[dict[str, Any]],
+        **more: Any,
     ) -> Result:
         """Write summary.json, the figures and samples.parquet, in this order, and return the result.
 
-        As long as samples.jsonl is there the run is unfinished, so the samples are written last.
+        A run counts as unfinished while samples.jsonl exists, so the samples are written last.
 
         Args:
-            kind: of result.
-            order: the keys of all samples, in the order of the plan.
-            valid: whether every control held.
-            rows: the results, as JSON values.
-            more: further entries of summary.json, `failures` among them.
+            result_class: class of the result.
+            order: keys of all samples, in the order of the plan.
+            valid: whether every control passed.
+            rows: the rows of `results`, as JSON values.
+            more: further entries of summary.json, including `failures`.
 
         Warns:
-            RunWarning: samples that were computed again came out otherwise.
+            RunWarning: samples that were computed again have a different result.
         """
         if self.records.changed_on_resume:
-            again = f"{len(self.records.changed_on_resume)} came out otherwise when their batch was computed again: the first stay"
-            warnings.warn(again, RunWarning, stacklevel=2)
+            count = len(self.records.changed_on_resume)
+            message = f"{count} sample(s) differ after their batch was computed again: the first results are used"
+            warnings.warn(message, RunWarning, stacklevel=2)
         changed = [list(key) for key in self.records.changed_on_resume]
         command = self.configuration["command"]
         summary = as_json(
             {"command": command, "valid": valid, "changed_on_resume": changed, **more, "results": list(rows)}
         )
-        result = kind(self.configuration, summary, RecordedSamples(self.records, order), self.folder)
+        result = result_class(self.configuration, summary, RecordedSamples(self.records, order), self.folder)
         if self.folder is None or not isinstance(self.records, RecordLog):
             return result
         write_json(self.folder / "summary.json", summary)
         for name, draw in result.figures().items():
             write_figure(self.folder, name, draw())
         self.records.finish(order, self.folder / "samples.parquet")
-        return kind(self.configuration, summary, StoredSamples(self.folder / "samples.parquet"), self.folder)
+        return result_class(self.configuration, summary, StoredSamples(self.folder / "samples.parquet"), self.folder)
 
 
 def _path(folder: str | Path | None) -> Path | None:
@@ -77,16 +83,19 @@ def _path(folder: str | Path | None) -> Path | None:
 def begin_run(
     out: str | Path | None, resume: str | Path | None, configuration: Mapping[str, Any], layout: RecordLayout
 ) -> Iterator[RunWriter]:
-    """Begin a run, or go on with one.
+    """Start a new run or resume an unfinished one.
 
     Args:
-        out: the folder of a new run; None keeps it in memory, with what it needs on the disk in a temporary folder.
-        resume: the folder of a run to go on with.
-        configuration: everything that decides the run, `command` and `model` among it.
-        layout: of its rows.
+        out: folder of a new run; if None, the run is kept in memory, with a temporary folder for scratch files.
+        resume: folder of an unfinished run to resume.
+        configuration: everything that determines the run, including `command` and `model`.
+        layout: columns and key of the rows.
+
+    Yields:
+        The writer of the run.
 
     Raises:
-        UserError: the folder cannot be used, or the run cannot be gone on with.
+        UserError: the folder cannot be used, or the run cannot be resumed.
     """
     configuration = as_json(configuration)
     if out is None and resume is None:
@@ -94,7 +103,7 @@ def begin_run(
             yield RunWriter(configuration, Records(layout), Path(scratch), None)
         return
     with open_run_folder(_path(out), _path(resume), configuration) as folder:
-        recorded = read_json(folder / "run.json")  # of a resumed run: as it was begun
+        recorded = read_json(folder / "run.json")  # for a resumed run, the configuration it was started with
         log = RecordLog(folder / "samples.jsonl", layout)
         try:
             yield RunWriter(recorded, log, folder, folder)

@@ -1,1 +1,1 @@
-"""Block erasure in servers: what both share is here, vLLM is in `vllm/`, the small server without vLLM in `http/`."""
+"""Servers with block erasure: shared code, vLLM integration (`vllm/`), and a small server without vLLM (`http/`)."""

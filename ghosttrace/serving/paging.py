@@ -1,13 +1,16 @@
-"""The law on a paged cache: which slot holds which token of a request. Nothing in this file depends on vLLM.
+"""Erasure in a paged cache: which slot holds which token of a request. This module does not depend on vLLM.
 
-The law counts a request's tokens by *position*; its cache counts them by *slot*. A token at position p that is computed
-when `erased` keys before it have been erased is held in slot p - erased. What happens to the slots is a function of the
-tokens alone. A request whose cache was lost, or whose prompt holds finished blocks, therefore arrives at the same cache
-by computing its tokens again.
+Expiry counts a request's tokens by *token index*, and the cache counts them by *slot*. If `erased` earlier keys have
+been erased when the token at index i is computed, the token is stored in slot i - erased. The contents of the slots
+are a function of the tokens alone. Therefore a request whose cache was lost, or whose prompt contains finished blocks,
+reaches the same cache when its tokens are computed again.
 
-Blocks leave in two ways. Under `memento`, keys leave when the law says so, and the slots after them move up. Under the
-sealed arms (`restart`), the cache is cut back to where the block began, and the retained tokens after the block are
-computed again, so that the next token is predicted from a `<|summary_end|>` that never saw the block.
+There are two ways to erase a block:
+
+- Under `memento`, its keys are removed when they expire, and the later slots are moved to fill the gap.
+- Under the sealed arms (`restart`, `restart-renumbered`), the cache is truncated to the start of the block, and the
+  retained tokens after the block are recomputed. The next token is then predicted from a `<|summary_end|>` that never
+  saw the block.
 """
 
 from collections.abc import Sequence
@@ -21,11 +24,11 @@ PagedArm = Literal["full", "memento", "placebo", "restart", "restart-renumbered"
 PAGED_ARMS: tuple[PagedArm, ...] = get_args(PagedArm)
 SEALED_ARMS: tuple[PagedArm, ...] = ("restart", "restart-renumbered")
 RECOMPUTING_ARMS: tuple[PagedArm, ...] = (*SEALED_ARMS, "placebo")
-"""Arms that compute some tokens twice, or never."""
+"""Arms that compute some tokens twice or never."""
 
 
 class Compaction(NamedTuple):
-    """Slots `first` to `stop` are copied to `to` and following; every slot after the copy is free."""
+    """Copy of slots `start` to `stop` (exclusive) to the slots from `target` on; slots after the copy become free."""
 
     start: int
     stop: int
@@ -33,24 +36,32 @@ class Compaction(NamedTuple):
 
     @property
     def slots_after(self) -> int:
-        """Slots in use after the compaction."""
+        """Return the number of slots in use after the compaction."""
         return self.target + self.stop - self.start
 
 
 class SlotTracker:
-    """One request's tokens and the slots that hold them.
+    """Tracker of the slots that hold one request's tokens.
+
+    Args:
+        markup: token ids of the delimiters and of the assistant's header.
+        policy: when blocks expire.
+        arm: how blocks are erased.
 
     Attributes:
-        arm: how blocks leave.
-        tracker: the law's state after the tokens so far.
-        erased: keys erased from before the next token to compute.
-        first_block_index: the position of the first block's first token, None before there is one. Before it, slots equal
-            positions for good and may be shared with other requests.
+        arm: how blocks are erased.
+        tracker: expiry state after all tokens so far.
+        erased: number of erased keys before the next token to compute.
+        first_block_index: index of the `<|block_start|>` of the first block; None if there is no block yet. The slots
+            before it never move and may be shared with other requests.
+
+    Raises:
+        UserError: if a paged cache does not support the arm.
     """
 
     def __init__(self, markup: Markup, policy: Policy, arm: PagedArm = "memento") -> None:
         if arm not in PAGED_ARMS:
-            raise UserError(f"no arm {arm!r} in a paged cache: choose one of {', '.join(PAGED_ARMS)}")
+            raise UserError(f"a paged cache does not support the arm {arm!r}: choose one of {', '.join(PAGED_ARMS)}")
         self.arm, self.tracker = arm, ExpiryTracker(markup, policy)
         self.first_block_index: int | None = None
         self._erasures: list[Erasure] = []
@@ -58,83 +69,98 @@ class SlotTracker:
 
     @property
     def has_erasures(self) -> bool:
-        """Whether keys have been erased or will be; until then slots equal positions."""
+        """Return whether keys have been or will be erased; if not, every slot equals its token index."""
         return bool(self._erasures)
 
     @property
     def shareable_length(self) -> int | None:
-        """The number of leading positions whose slots may be shared with other requests; None for all of them."""
+        """Return the number of leading tokens whose slots other requests may share; None if there is no limit."""
         return None if self.arm == "full" else self.first_block_index
 
     def clear(self) -> None:
-        """Reset to an empty cache: the request's tokens will be computed again from the first."""
+        """Reset to an empty cache, for a request whose tokens are all computed again."""
         self.erased = self._erasures_done = 0
-        self._last_erasure = 0  # position of the last erasure carried out
-        self._recomputing = False  # placebo: the tokens that the next erasure retains are being computed a second time
+        self._last_erasure = 0  # token index at which the last erasure was applied
+        self._recomputing = False  # placebo: the tokens that the next erasure retains are being recomputed
 
     def update(self, tokens: Sequence[int]) -> None:
-        """Feed the tracker the tokens that it has not seen yet; `tokens` are all tokens of the request."""
-        known = self.tracker.block_tracker.num_read
-        if known == len(tokens):
+        """Read the new tokens of the request; `tokens` holds all its tokens, including those already read."""
+        num_read = self.tracker.block_tracker.num_read
+        if num_read == len(tokens):
             return
-        for position in range(known, len(tokens)):
-            found = self.tracker.push(tokens[position])
+        for index in range(num_read, len(tokens)):
+            erasures = self.tracker.push(tokens[index])
             if self.first_block_index is None and self.tracker.block_tracker.in_block:
-                self.first_block_index = position
+                self.first_block_index = index
             if self.arm != "full":
-                self._erasures += [erasure for erasure in found if erasure.keys]
+                self._erasures += [erasure for erasure in erasures if erasure.keys]
 
-    def chunk_limit(self, position: int) -> int | None:
-        """Return where a chunk that starts at `position` must end because of the next erasure; None: nowhere."""
+    def chunk_limit(self, index: int) -> int | None:
+        """Return the token index at which a chunk of tokens must end because of the next erasure.
+
+        Args:
+            index: token index at which the chunk starts.
+
+        Returns:
+            The index after the last token of the chunk; None if no erasure follows.
+        """
         if self._erasures_done == len(self._erasures):
             return None
         erasure = self._erasures[self._erasures_done]
-        # A sealed request with a prefix hit may start where its block begins: it then computes one token.
-        return max(erasure.keys.start, position + 1) if self.arm in SEALED_ARMS else erasure.expires_at
+        # With a prefix-cache hit, a sealed request may start at the start of its block; it must compute one token.
+        return max(erasure.keys.start, index + 1) if self.arm in SEALED_ARMS else erasure.expires_at
 
-    def apply_erasures(self, position: int) -> tuple[int, list[Compaction]]:
-        """Carry out the erasures that are due before `position` is computed.
+    def apply_erasures(self, index: int) -> tuple[int, list[Compaction]]:
+        """Apply the erasures that must precede the computation of a token.
+
+        Args:
+            index: token index of the next token to compute.
 
         Returns:
-            The position to compute next, and the compactions in order.
+            The index of the next token to compute, which `placebo` and the sealed arms may change, and the compactions
+            in the order in which they must be applied.
+
+        Raises:
+            RuntimeError: if the token lies after an erasure that was not applied.
         """
-        found: list[Compaction] = []
+        compactions: list[Compaction] = []
         while self._erasures_done < len(self._erasures):
             erasure = self._erasures[self._erasures_done]
             start, stop = erasure.keys.start - self.erased, erasure.keys.stop - self.erased
             if self.arm in SEALED_ARMS:
-                if position < erasure.keys.start:
+                if index < erasure.keys.start:
                     break
-                found.append(Compaction(start, start, start))
-                position = erasure.keys.stop
-            elif self.arm == "placebo" and not self._recomputing and position >= self._known_from(erasure):
-                position = max(erasure.keys.stop, self._last_erasure)
-                found.append(Compaction(position - self.erased, position - self.erased, position - self.erased))
+                compactions.append(Compaction(start, start, start))
+                index = erasure.keys.stop
+            elif self.arm == "placebo" and not self._recomputing and index >= self._known_from(erasure):
+                index = max(erasure.keys.stop, self._last_erasure)
+                slot = index - self.erased
+                compactions.append(Compaction(slot, slot, slot))
                 self._recomputing = True
                 break
-            elif position < erasure.expires_at:
+            elif index < erasure.expires_at:
                 break
-            elif position > erasure.expires_at:
+            elif index > erasure.expires_at:
                 raise RuntimeError(
-                    f"token {position} was read past the erasure at {erasure.expires_at}: the cache is not the law's"
+                    f"token {index} was scheduled after the unapplied erasure at {erasure.expires_at}: report this bug"
                 )
             else:
-                found.append(Compaction(stop, position - self.erased, start))
-                self._last_erasure, self._recomputing = position, False
+                compactions.append(Compaction(stop, index - self.erased, start))
+                self._last_erasure, self._recomputing = index, False
             self.erased += len(erasure.keys)
             self._erasures_done += 1
-        return position, found
+        return index, compactions
 
     def peak_slots(self, length: int) -> int:
-        """Return the most slots in use at once while the first `length` tokens are computed from an empty cache."""
-        erased = most = 0
+        """Return the peak number of slots in use while the first `length` tokens are computed from an empty cache."""
+        erased = peak = 0
         for erasure in self._erasures:
             if erasure.expires_at > length:
                 break
-            most = max(most, (erasure.keys.start if self.arm in SEALED_ARMS else erasure.expires_at) - erased)
+            peak = max(peak, (erasure.keys.start if self.arm in SEALED_ARMS else erasure.expires_at) - erased)
             erased += len(erasure.keys)
-        return max(most, length - erased)
+        return max(peak, length - erased)
 
     def _known_from(self, erasure: Erasure) -> int:
-        """The position from which all tokens that an erasure retains are known, the last one not yet computed."""
+        """Return the number of computed tokens at which every token that an erasure retains is known."""
         return erasure.expires_at - self.tracker.policy.erases_after_reading

@@ -1,1 +1,1 @@
-"""Fine-tuning on the law: examples, packing, stages, and the delimiters added to a model."""
+"""Supervised fine-tuning with memento attention: examples, packing, stages, and adding delimiters to a model."""

@@ -1,4 +1,4 @@
-"""Batches of examples: packed, padded, each trace blind to its neighbours."""
+"""Collation of examples into padded batches in which no packed trace attends to another."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,31 +15,40 @@ PADDING_VALUES = {"input_ids": 0, "labels": IGNORE_INDEX, "position_ids": 0, "ex
 
 @dataclass(frozen=True)
 class Collator:
-    """Rows of packed examples to tensors, int64[B, W] each.
+    """Collator of packed rows into tensors of dtype int64 and shape [B, W].
 
-    In a pack every key expires with its trace, at the latest: the law itself keeps traces apart. Padding
-    expires at once.
+    In a packed row, every key expires at the end of its trace or earlier, so the expiry mask alone keeps traces
+    separate. Padding has expiry 0: no query sees it.
 
     Attributes:
-        pad_id: any token id; nothing ever sees it.
-        multiple: the width of a batch is a multiple of it.
+        pad_id: token id of the padding; any id works, because no query sees padding.
+        pad_to_multiple_of: W is a multiple of this number of tokens.
     """
 
     pad_id: int
     pad_to_multiple_of: int = 1
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """input_ids, labels, position_ids, expiry, kind and attention_mask; a trace's first label is left out."""
+        """Return a batch from B rows of one or more traces each.
+
+        The first label of each trace becomes -100, because no earlier token predicts it.
+
+        Args:
+            rows: columns of `Example`, and `seq_lengths`, the number of columns of each trace in the row.
+
+        Returns:
+            `input_ids`, `labels`, `position_ids`, `expiry`, `kind` and `attention_mask`, int64[B, W] each.
+        """
         width = max(len(row["input_ids"]) for row in rows)
         width += -width % self.pad_to_multiple_of
         fill = PADDING_VALUES | {"input_ids": self.pad_id}
         batch = {name: np.full((len(rows), width), value, dtype=np.int64) for name, value in fill.items()}
-        for number, row in enumerate(rows):
+        for index, row in enumerate(rows):
             lengths = np.asarray(row["seq_lengths"])
             starts = np.cumsum(lengths) - lengths
             for name in PADDING_VALUES:
-                batch[name][number, : lengths.sum()] = row[name]
-            batch["expiry"][number, : lengths.sum()] += np.repeat(starts, lengths)
-            batch["labels"][number, starts] = IGNORE_INDEX  # no token before it to predict it from
+                batch[name][index, : lengths.sum()] = row[name]
+            batch["expiry"][index, : lengths.sum()] += np.repeat(starts, lengths)
+            batch["labels"][index, starts] = IGNORE_INDEX
         batch["attention_mask"] = (batch["expiry"] > 0).astype(np.int64)
         return {name: torch.from_numpy(values) for name, values in batch.items()}

@@ -1,8 +1,13 @@
-"""Training examples: a trace laid out for one forward pass, and which of its tokens carry loss.
+"""Training examples: a trace laid out for one forward pass, with the labels that carry loss.
 
-Stages (arXiv 2604.09852, section 4): `full` sees everything, `memento` attends by the law, `sealed` by
-the law over a sealed cache, every memento standing twice (see `ghosttrace.law.layout`). Loss is on each token
-of the completion once: of a memento's two copies on the one that is generated, which sees its block.
+Training stages (arXiv 2604.09852, section 4):
+
+- `full`: full attention; nothing is erased.
+- `memento`: each block is erased when it expires.
+- `sealed`: as `memento`, with a sealed cache. Each memento occurs twice in the layout (see `ghosttrace.law.layout`).
+
+Each token of the completion carries loss once. In the stage `sealed`, the first copy of a memento carries the loss: it
+sees its block, as a memento does when it is generated.
 """
 
 from collections.abc import Sequence
@@ -24,9 +29,9 @@ DELIMITER_OF_LETTER = dict(zip("BESM", DELIMITERS, strict=True))
 
 
 class TokenKind(IntEnum):
-    """What a token is, for losses apart."""
+    """Kind of a token; the trainer logs a loss for each kind."""
 
-    TEXT = 0  # around the pairs
+    TEXT = 0  # before and between the pairs of block and memento
     BLOCK = 1
     MEMENTO = 2
     DELIMITER = 3
@@ -35,14 +40,14 @@ class TokenKind(IntEnum):
 
 @dataclass(frozen=True)
 class Example:
-    """A trace laid out in C columns.
+    """Trace laid out in C columns, one token per column.
 
     Attributes:
-        input_ids: int64[C].
-        labels: int64[C]: the column's own token where it carries loss, else -100.
+        input_ids: int64[C], token ids.
+        labels: int64[C], the token id of the same column if it carries loss, else -100; not shifted.
         position_ids: int64[C], RoPE positions.
-        expiry: int64[C], counted in columns; C for what stays to the end.
-        kind: int64[C], of `TokenKind`.
+        expiry: int64[C], the first column that no longer sees each column; C if it is never erased.
+        kind: int64[C], values of `TokenKind`.
     """
 
     input_ids: np.ndarray
@@ -53,13 +58,15 @@ class Example:
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
-        """Its arrays by name."""
+        """Return the arrays by field name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def stage_policy(policy: Policy, stage: Stage) -> Policy:
-    """The law that a stage trains under: `full` erases nothing, the others as the policy says, blocks at once
-    if it says never.
+    """Return the policy that applies in a training stage.
+
+    The stage `full` never erases. The other stages keep `keep_last_n_blocks` of the policy, except that -1 (never
+    erase) becomes 0 (erase each finished block at once).
     """
     if stage == "full":
         return replace(policy, keep_last_n_blocks=-1)
@@ -67,101 +74,117 @@ def stage_policy(policy: Policy, stage: Stage) -> Policy:
 
 
 def make_example(tokens: Sequence[int], labels: Sequence[int], markup: Markup, policy: Policy, stage: Stage) -> Example:
-    """Lay a trace out.
+    """Return the example of a trace in a training stage.
 
     Args:
         tokens: int[T], prompt and response.
-        labels: int[T], the tokens themselves where they carry loss, else -100.
-        markup: the ids of the delimiters and of the assistant's header.
-        policy: the law.
-        stage: of `STAGES`.
+        labels: int[T], the token itself if it carries loss, else -100.
+        markup: token ids of the delimiters and of the assistant's header.
+        policy: the checkpoint's policy, adapted to the stage by `stage_policy`.
+        stage: one of `STAGES`.
 
     Raises:
-        UserError: the policy keeps finished blocks and the stage is `sealed`.
+        UserError: if the stage is `sealed` and the policy keeps finished blocks.
     """
-    law = stage_policy(policy, stage)
-    layout: Layout = (sealed_layout if stage == "sealed" else open_layout)(tokens, markup, law)
-    told = np.full(len(layout.token_index), IGNORE_INDEX, dtype=np.int64)
-    places, first = np.unique(layout.token_index, return_index=True)
-    told[first] = np.asarray(labels, dtype=np.int64)[places]  # of two copies the one that is generated
+    layout = _layout(tokens, markup, policy, stage)
+    column_labels = np.full(len(layout.token_index), IGNORE_INDEX, dtype=np.int64)
+    indices, first_columns = np.unique(layout.token_index, return_index=True)
+    column_labels[first_columns] = np.asarray(labels, dtype=np.int64)[indices]
     kind = token_kinds(tokens, markup, policy)[layout.token_index]
-    return Example(layout.tokens, told, layout.token_index, np.minimum(layout.expiry, len(layout.token_index)), kind)
+    column_expiry = np.minimum(layout.expiry, len(layout.token_index))
+    return Example(layout.tokens, column_labels, layout.token_index, column_expiry, kind)
+
+
+def _layout(tokens: Sequence[int], markup: Markup, policy: Policy, stage: Stage) -> Layout:
+    """Return the layout of a trace in a training stage."""
+    return (sealed_layout if stage == "sealed" else open_layout)(tokens, markup, stage_policy(policy, stage))
 
 
 def token_kinds(tokens: Sequence[int], markup: Markup, policy: Policy) -> np.ndarray:
-    """int64[T], of `TokenKind`: what each token is."""
-    found = np.full(len(tokens), TokenKind.TEXT, dtype=np.int64)
+    """Return the kind of each token of a trace, int64[T] with values of `TokenKind`."""
+    kinds = np.full(len(tokens), TokenKind.TEXT, dtype=np.int64)
     blocks = find_blocks(tokens, markup, policy.require_assistant_section)
     for block in blocks:
-        found[block.start : block.end] = TokenKind.BLOCK
-        found[block.memento_start : block.memento_end] = TokenKind.MEMENTO
-        found[list(block)] = TokenKind.DELIMITER
+        kinds[block.start : block.end] = TokenKind.BLOCK
+        kinds[block.memento_start : block.memento_end] = TokenKind.MEMENTO
+        kinds[list(block)] = TokenKind.DELIMITER
     if blocks:
-        found[blocks[-1].memento_end + 1 :] = TokenKind.ANSWER
-    return found
+        kinds[blocks[-1].memento_end + 1 :] = TokenKind.ANSWER
+    return kinds
 
 
 def delimiter_error(tokens: Sequence[int] | np.ndarray, markup: Markup, policy: Policy) -> str | None:
-    """What is wrong with a trace's delimiters, in words; None if each belongs to a pair that the law sees."""
+    """Describe the first misplaced or missing delimiter of a trace.
+
+    With `policy.require_assistant_section`, only delimiters in the assistant's turns are checked.
+
+    Returns:
+        The description, or None if every checked delimiter belongs to a finished pair of block and memento.
+    """
     section = policy.require_assistant_section
     _, letters = delimiter_events(np.asarray(tokens, dtype=np.int64), markup, section)
     if len(letters.replace("|", "")) == 4 * len(find_blocks(tokens, markup, section)):
         return None
-    found = 0  # delimiters in order
-    for letter in letters.rstrip("|"):  # a turn that ends last cuts nothing that came later
-        due = "BESM"[found % 4]
-        if letter == "|" and due != "B":
-            return f"a turn begins or ends where {DELIMITER_OF_LETTER[due]} is due"
-        if letter not in ("|", due):
-            return f"{DELIMITER_OF_LETTER[letter]} where {DELIMITER_OF_LETTER[due]} is due"
-        found += letter != "|"
-    return f"it ends before {DELIMITER_OF_LETTER['BESM'[found % 4]]}"
+    count = 0
+    for letter in letters.rstrip("|"):  # a turn boundary after the last delimiter interrupts no pair
+        expected = "BESM"[count % 4]
+        if letter == "|" and expected != "B":
+            return f"a turn begins or ends where {DELIMITER_OF_LETTER[expected]} is expected"
+        if letter not in ("|", expected):
+            return f"{DELIMITER_OF_LETTER[letter]} where {DELIMITER_OF_LETTER[expected]} is expected"
+        count += letter != "|"
+    return f"the trace ends before {DELIMITER_OF_LETTER['BESM'[count % 4]]}"
 
 
 def delimiter_outside_turn(tokens: Sequence[int], labels: Sequence[int], markup: Markup, policy: Policy) -> str | None:
-    """The first delimiter that would be learned where the law does not look, outside an assistant's turn; in words."""
+    """Describe the first delimiter that carries loss outside the assistant's turns; None if there is none.
+
+    Such a delimiter would be learned although it never causes an erasure.
+    """
     ids = np.asarray(tokens, dtype=np.int64)
-    told = np.isin(ids, markup.delimiters) & (np.asarray(labels, dtype=np.int64) != IGNORE_INDEX)
-    seen, _ = delimiter_events(ids, markup, policy.require_assistant_section)
-    told[seen] = False
-    if not told.any():
+    outside = np.isin(ids, markup.delimiters) & (np.asarray(labels, dtype=np.int64) != IGNORE_INDEX)
+    inside, _ = delimiter_events(ids, markup, policy.require_assistant_section)
+    outside[inside] = False
+    if not outside.any():
         return None
-    place = int(told.argmax())
-    return f"{DELIMITERS[markup.delimiters.index(int(ids[place]))]} at token {place}"
+    index = int(outside.argmax())
+    return f"{DELIMITERS[markup.delimiters.index(int(ids[index]))]} at token {index}"
 
 
 def truncated_length(tokens: Sequence[int], markup: Markup, policy: Policy, stage: Stage, width: int) -> int:
-    """How many of a trace's tokens fit into so many columns, no pair of block and memento cut in two."""
-    law = stage_policy(policy, stage)
-    layout: Layout = (sealed_layout if stage == "sealed" else open_layout)(tokens, markup, law)
+    """Return the number of leading tokens of a trace that fit into `width` columns.
+
+    Truncation never splits a pair of block and memento: a pair that does not fit is removed from its block on.
+    """
+    layout = _layout(tokens, markup, policy, stage)
     if len(layout.token_index) <= width:
         return len(tokens)
-    kept = int(layout.token_index[width])  # the first place that has no column, or of which one is lacking
+    length = int(layout.token_index[width])  # the first token that lacks a column
     for block in find_blocks(tokens, markup, policy.require_assistant_section):
-        if block.start < kept <= block.memento_end:
+        if block.start < length <= block.memento_end:
             return block.start
-    return kept
+    return length
 
 
 def check_expiry(given_expiry: Sequence[int], tokens: Sequence[int], markup: Markup, policy: Policy, name: str) -> None:
-    """Hold an expiry column that came with the data to the law.
+    """Raise an error if the expiry column of a row differs from the expiry of its tokens.
 
     Args:
-        given_expiry: of a row, counted in its tokens.
-        tokens: of the row, whole and as they stand: neither cut nor laid out, whatever the stage.
-        markup: the ids of the delimiters and of the assistant's header.
-        policy: of the run; one that says never is read as erasing at once, as `stage_policy` does.
-        name: of the row.
+        given_expiry: int[T], the expiry column in token indices; larger values than T count as T.
+        tokens: int[T], all tokens of the row, neither truncated nor laid out for a stage.
+        markup: token ids of the delimiters and of the assistant's header.
+        policy: the policy of the run; -1 (never erase) counts as 0, as in `stage_policy`.
+        name: name of the row for the error message.
 
     Raises:
-        UserError: they differ; the first place is named.
+        UserError: if the lengths or the values differ; the message names the first differing token index.
     """
     length = len(tokens)
-    law = np.minimum(expiry(tokens, markup, stage_policy(policy, "memento")), length)
-    times = np.minimum(np.asarray(given_expiry, dtype=np.int64), length)
-    wrong = np.flatnonzero(times != law) if len(times) == length else np.array([min(len(times), length)])
+    expected = np.minimum(expiry(tokens, markup, stage_policy(policy, "memento")), length)
+    given = np.minimum(np.asarray(given_expiry, dtype=np.int64), length)
+    wrong = np.flatnonzero(given != expected) if len(given) == length else np.array([min(len(given), length)])
     if len(wrong):
         raise UserError(
-            f"{name}: its expiry column disagrees with its ids at token {wrong[0]}: leave the column out, or make it "
+            f"{name}: the expiry column disagrees with input_ids at token {wrong[0]}: remove the column, or compute it "
             "with ghosttrace.law.expiry under the policy of this run"
         )

@@ -1,4 +1,4 @@
-"""What a model under training writes by itself: is the format valid, and how much does it hold?"""
+"""Generation during training: share of responses with a valid format, and their cache size."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,28 +21,30 @@ from ghosttrace.training.trainer import MementoTrainer
 
 
 def read_prompts(path: Path, limit: int) -> list[list[int]]:
-    """The first different prompts of an examples file: what stands before the first label.
+    """Return the first `limit` distinct prompts of an examples file, as token ids.
+
+    A prompt is the part of an example before its first label.
 
     Raises:
-        UserError: there is none, as every row carries loss from its first token on.
+        UserError: if no example has a prompt, because loss begins at the first token.
     """
-    found: dict[tuple[int, ...], None] = {}
+    distinct: dict[tuple[int, ...], None] = {}
     with parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(64, columns=["input_ids", "labels", "position_ids"]):
             prompts = (_prompt(row) for row in batch.to_pylist())
-            found.update(dict.fromkeys(prompt for prompt in prompts if prompt))
-            if len(found) >= limit:
+            distinct.update(dict.fromkeys(prompt for prompt in prompts if prompt))
+            if len(distinct) >= limit:
                 break
-    if not found:
+    if not distinct:
         raise UserError(
-            "--samples needs rows with a prompt before the first label: give rows whose labels are -100 over the "
-            "prompt, or leave --samples out"
+            "--samples needs rows with a prompt before the first label: set the labels of the prompt to -100, or leave "
+            "out --samples"
         )
-    return [list(prompt) for prompt in found][:limit]
+    return [list(prompt) for prompt in distinct][:limit]
 
 
 def _prompt(row: Mapping[str, list[int]]) -> tuple[int, ...]:
-    """The tokens before the first label, each place once: over a sealed cache mementos stand in two columns."""
+    """Return the tokens before the first label, each once: in a sealed layout, mementos occur in two columns."""
     begin = next((column for column, label in enumerate(row["labels"]) if label != IGNORE_INDEX), 0)
     _, columns = np.unique(row["position_ids"][:begin], return_index=True)
     return tuple(row["input_ids"][column] for column in columns)
@@ -50,37 +52,43 @@ def _prompt(row: Mapping[str, list[int]]) -> tuple[int, ...]:
 
 @torch.no_grad()
 def evaluate_format(model: Any, example_builder: ExampleBuilder, prompts: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Generate a response to each prompt, as the stage decodes, and read its format.
+    """Generate a response to each prompt, with the cache of the training stage, and evaluate its format.
+
+    Args:
+        model: the model under training; it is in evaluation mode during generation.
+        example_builder: defines the markup, the policy, the stage and the maximum length.
+        prompts: token ids of each prompt.
 
     Returns:
-        `sampled_valid`, the share that ended with blocks and mementos in order, at least one of them;
-        `sampled_compression`, tokens over peak KV tokens, the mean; `sampled_tokens`, their mean length.
+        `sampled_valid`: share of responses that ended by themselves with at least one block, all delimiters in order.
+        `sampled_compression`: mean ratio of the number of tokens to the peak number of KV tokens.
+        `sampled_tokens`: mean number of tokens of a response.
     """
-    room = max(1, min(example_builder.max_length - len(prompt) for prompt in prompts))
-    sampling = Sampling(room, temperature=0.6, top_p=0.95, top_k=20)  # arXiv 2604.09852, evaluation
-    requests = [Request(list(prompt), (example_builder.seed, number)) for number, prompt in enumerate(prompts)]
+    max_new_tokens = max(1, min(example_builder.max_length - len(prompt) for prompt in prompts))
+    sampling = Sampling(max_new_tokens, temperature=0.6, top_p=0.95, top_k=20)  # arXiv 2604.09852, evaluation
+    requests = [Request(list(prompt), (example_builder.seed, index)) for index, prompt in enumerate(prompts)]
     eraser = Restart().eraser if example_builder.stage == "sealed" else Eraser
-    law, training = stage_policy(example_builder.policy, example_builder.stage), model.training
+    policy, training = stage_policy(example_builder.policy, example_builder.stage), model.training
+    markup = example_builder.markup
     model.eval()
-    done = generate(model, requests, example_builder.markup, law, sampling, eraser)
+    generations = generate(model, requests, markup, policy, sampling, eraser)
     model.train(training)
-    valid, held = [], []
-    for one in done:
-        tokens = [*one.prompt, *one.tokens]
-        blocks = find_blocks(tokens, example_builder.markup, law.require_assistant_section)
-        valid.append(
-            one.finish_reason == "eos" and bool(blocks) and delimiter_error(tokens, example_builder.markup, law) is None
-        )
-        held.append(len(tokens) / max(1, one.peak_kv_tokens))
+    valid, compression = [], []
+    for generation in generations:
+        tokens = [*generation.prompt, *generation.tokens]
+        blocks = find_blocks(tokens, markup, policy.require_assistant_section)
+        in_order = bool(blocks) and delimiter_error(tokens, markup, policy) is None
+        valid.append(generation.finish_reason == "eos" and in_order)
+        compression.append(len(tokens) / max(1, generation.peak_kv_tokens))
     return {
         "sampled_valid": float(np.mean(valid)),
-        "sampled_compression": float(np.mean(held)),
-        "sampled_tokens": float(np.mean([len(one.tokens) for one in done])),
+        "sampled_compression": float(np.mean(compression)),
+        "sampled_tokens": float(np.mean([len(generation.tokens) for generation in generations])),
     }
 
 
 class FormatCallback(TrainerCallback):
-    """Samples at every evaluation and when training ends; the figures are logged with the others."""
+    """Trainer callback that logs `evaluate_format` at every evaluation and at the end of training."""
 
     def __init__(
         self, trainer: MementoTrainer, example_builder: ExampleBuilder, prompts: Sequence[Sequence[int]]
@@ -88,7 +96,7 @@ class FormatCallback(TrainerCallback):
         self.trainer, self.example_builder, self.prompts = trainer, example_builder, prompts
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `evaluate_format`."""
+        """Evaluate the format in the main process and log it; also runs at the end of training."""
         if state.is_world_process_zero:
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
             self.trainer.log(evaluate_format(model, self.example_builder, self.prompts))

@@ -1,4 +1,7 @@
-"""From rows to examples on disk: tokenised, laid out, truncated, packed; what was left out is counted and named."""
+"""Preparation of training examples: tokenisation, layout, truncation and packing of rows, and a report on them.
+
+The report counts the rows that were dropped, by reason.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,29 +33,29 @@ from ghosttrace.training.examples import (
 )
 
 BadRows = Literal["skip", "refuse"]
-MAX_LISTED_ROWS = 20  # rows that the report names
-ROWS_PER_WRITE = 64  # written at once
+MAX_LISTED_ROWS = 20  # dropped rows that the report lists by name
+ROWS_PER_WRITE = 64
 EXAMPLE_COLUMNS = ("input_ids", "labels", "position_ids", "expiry", "kind")
 
 
 class RowError(Exception):
-    """Why a row cannot be trained on: what to count it under, a colon, and the rest."""
+    """Row that cannot be trained on; the message is `category: details`, and the report counts rows by category."""
 
 
 @dataclass(frozen=True)
 class ExampleBuilder:
-    """How rows become examples.
+    """Conversion of rows to training examples.
 
     Attributes:
-        tokenizer: with the delimiters and a chat template.
-        family: transformers' model type, for its chat format.
-        markup: the ids of the delimiters and of the assistant's header.
-        policy: the law of the checkpoint.
-        stage: of `ghosttrace.training.examples.STAGES`.
-        max_length: columns that an example may have.
-        sealed_share: in the stage `memento`, the share of traces that are laid out over a sealed cache.
-        bad_rows: what is done about rows that cannot be used.
-        seed: which traces are sealed.
+        tokenizer: tokenizer with the delimiters and a chat template.
+        family: model type in transformers, which selects the chat format.
+        markup: token ids of the delimiters and of the assistant's header.
+        policy: when blocks expire; must match the checkpoint.
+        stage: one of `ghosttrace.training.examples.STAGES`.
+        max_length: maximum number of columns of an example.
+        sealed_share: share of the rows, from 0 to 1, that are laid out with a sealed cache in the stage `memento`.
+        bad_rows: whether rows that cannot be used are skipped, or stop the run with an error.
+        seed: random seed for the choice of the sealed rows.
     """
 
     tokenizer: Any
@@ -66,24 +69,30 @@ class ExampleBuilder:
     seed: int = 42
 
     def stage_of_row(self, number: int) -> Stage:
-        """The layout of a row: its own draw, whatever the rows before it were."""
+        """Return the stage for which a row is laid out; it depends only on the seed and the row's number."""
         if self.stage != "memento" or not self.sealed_share:
             return self.stage
         return "sealed" if is_sealed(number, self.sealed_share, self.seed) else "memento"
 
     @cached_property
     def vocabulary_size(self) -> int:
-        """Ids are below it; counted by the largest, as some tokenizers leave gaps."""
+        """Return the largest token id plus 1, because some tokenizers have gaps between their ids."""
         return 1 + max(self.tokenizer.get_vocab().values())
 
     def tokenize(self, record: Any) -> tuple[list[int], list[int]]:
-        """Token ids and labels, of text or of a row that has them already.
+        """Return the token ids and labels of a row, which holds either text or token ids.
+
+        Args:
+            record: mapping with `input_ids` and optionally `labels`, or with the text fields of `parse_trace`.
+
+        Returns:
+            Two lists of equal length. Labels are -100 for the prompt of a text.
 
         Raises:
-            RowError: the row has neither, or not of their kinds.
+            RowError: if the row has no such fields, or fields of other types.
         """
         if not isinstance(record, Mapping):
-            raise RowError("no columns: a row is an object with 'problem' and 'response', for one")
+            raise RowError("no columns: a row must be an object, for example with 'problem' and 'response'")
         if "input_ids" in record:
             return _pretokenized(record, self.vocabulary_size)
         try:
@@ -100,10 +109,18 @@ class ExampleBuilder:
         return prompt + response, [IGNORE_INDEX] * len(prompt) + response
 
     def build(self, record: Any, number: int, name: str) -> tuple[Example | None, str]:
-        """A row laid out, or None and why not; the reason is `truncated` for one that was cut.
+        """Convert a row to an example.
+
+        Args:
+            record: the row, see `tokenize`.
+            number: index of the row over all sources, which decides on `sealed_share`.
+            name: name of the row in error messages.
+
+        Returns:
+            The example, with "truncated" or an empty string; or None, with the reason why the row cannot be used.
 
         Raises:
-            UserError: its expiry column is of another law.
+            UserError: if the row has an expiry column that differs from the expiry under `policy`.
         """
         try:
             tokens, labels = self.tokenize(record)
@@ -111,66 +128,69 @@ class ExampleBuilder:
         except RowError as error:
             return None, str(error)
         stage = self.stage_of_row(number)
-        kept = truncated_length(tokens, self.markup, self.policy, stage, self.max_length)
-        if all(label == IGNORE_INDEX for label in labels[1:kept]):  # the first token has none before it to tell it
+        length = truncated_length(tokens, self.markup, self.policy, stage, self.max_length)
+        if all(label == IGNORE_INDEX for label in labels[1:length]):  # no earlier token predicts the first token
             return None, f"no token to learn within {self.max_length} columns"
-        made = make_example(tokens[:kept], labels[:kept], self.markup, self.policy, stage)
-        return made, "truncated" if kept < len(tokens) else ""
+        example = make_example(tokens[:length], labels[:length], self.markup, self.policy, stage)
+        return example, "truncated" if length < len(tokens) else ""
 
     def _check(self, record: Mapping[str, Any], tokens: list[int], labels: list[int], name: str) -> None:
-        """Hold a row to the law, whole as it is: a stage or a cut changes nothing about what it should be."""
-        wrong = delimiter_error(tokens, self.markup, self.policy)
-        if wrong:
-            raise RowError(f"unbalanced delimiters: {wrong}")
-        place = delimiter_outside_turn(tokens, labels, self.markup, self.policy)
-        if place:
-            raise RowError(f"delimiters outside the assistant's turn: {place} has loss and no header before it")
+        """Check delimiters and expiry of the whole row, before truncation and independent of the stage."""
+        unbalanced = delimiter_error(tokens, self.markup, self.policy)
+        if unbalanced:
+            raise RowError(f"unbalanced delimiters: {unbalanced}")
+        outside = delimiter_outside_turn(tokens, labels, self.markup, self.policy)
+        if outside:
+            raise RowError(f"delimiters outside the assistant's turn: {outside} has loss and no header before it")
         if "expiry" in record:
-            if not _whole_numbers(record["expiry"]) or not all(abs(time) <= NEVER for time in record["expiry"]):
-                raise RowError("broken expiry: it is a list of whole numbers of 64 bits, one a token, or left out")
+            if not _is_int_list(record["expiry"]) or not all(abs(index) <= NEVER for index in record["expiry"]):
+                raise RowError("broken expiry: it must be a list of 64-bit integers, one per token, or absent")
             check_expiry(record["expiry"], tokens, self.markup, self.policy, name)
 
 
 def is_sealed(number: int, share: float, seed: int = 42) -> bool:
-    """Whether a row of a memento stage is laid out over a sealed cache.
+    """Return whether a row is laid out with a sealed cache in the stage `memento`.
 
     Args:
-        number: of the row, counted over all sources.
-        share: of the rows.
-        seed: the trainer's.
+        number: index of the row over all sources.
+        share: expected share of sealed rows, from 0 to 1.
+        seed: random seed of the trainer.
     """
     return bool(np.random.default_rng([seed, number]).random() < share)
 
 
 def _pretokenized(record: Mapping[str, Any], vocabulary: int) -> tuple[list[int], list[int]]:
     tokens, labels = record["input_ids"], record.get("labels", record["input_ids"])
-    if not _whole_numbers(tokens) or not _whole_numbers(labels) or len(tokens) != len(labels):
-        raise RowError("broken ids: input_ids and labels are lists of whole numbers, equally long")
+    if not _is_int_list(tokens) or not _is_int_list(labels) or len(tokens) != len(labels):
+        raise RowError("broken ids: input_ids and labels must be lists of integers of equal length")
     outside = next((token for token in tokens if not 0 <= token < vocabulary), None)
     if outside is not None:
-        raise RowError(f"ids outside the vocabulary: they lie between 0 and {vocabulary - 1}, and one is {outside}")
+        raise RowError(f"ids outside the vocabulary: found {outside}, ids must be from 0 to {vocabulary - 1}")
     if any(label not in (IGNORE_INDEX, token) for token, label in zip(tokens, labels, strict=True)):
         raise RowError(
-            "misplaced labels: a label is the token of its own place, or -100; shifting is done by the trainer"
+            "misplaced labels: a label must be the input id at the same index or -100, because the trainer shifts them"
         )
     return list(tokens), list(labels)
 
 
-def _whole_numbers(value: Any) -> bool:
-    """Whether it is a list of them; True and False are none."""
-    return isinstance(value, list) and all(type(one) is int for one in value)
+def _is_int_list(value: Any) -> bool:
+    """Return whether a value is a list of integers; booleans do not count as integers."""
+    return isinstance(value, list) and all(type(item) is int for item in value)
 
 
 @dataclass
 class PreparationReport:
-    """What became of the rows.
+    """Report on the rows that were read and the examples made from them.
 
     Attributes:
-        rows, used, truncated: how many were read, are trained on, and were cut short.
-        dropped: for each reason, how many.
-        dropped_rows: the first of those dropped, by row, with the reason.
-        columns, loss_tokens: of all examples: columns, and those that carry loss.
-        compression: tokens over the peak of those held, the mean over the examples.
+        rows: number of rows read.
+        used: number of rows that became examples.
+        truncated: number of examples that were truncated.
+        dropped: number of rows that cannot be used, by reason.
+        dropped_rows: name (`row`) and `reason` of the first dropped rows.
+        columns: total number of columns of all examples.
+        loss_tokens: number of these columns that carry loss.
+        compression: mean over examples of the number of tokens divided by the peak number of KV tokens.
     """
 
     rows: int = 0
@@ -183,82 +203,95 @@ class PreparationReport:
     compression: float = 0.0
 
     def count_dropped(self, name: str, reason: str) -> None:
-        """Count a row that is not used."""
-        kind = reason.partition(":")[0]
-        self.dropped[kind] = self.dropped.get(kind, 0) + 1
+        """Count a row that cannot be used."""
+        category = reason.partition(":")[0]
+        self.dropped[category] = self.dropped.get(category, 0) + 1
         if len(self.dropped_rows) < MAX_LISTED_ROWS:
             self.dropped_rows.append({"row": name, "reason": reason})
 
-    def count_used(self, made: Example) -> None:
-        """Count one that is."""
+    def count_used(self, example: Example) -> None:
+        """Count an example."""
         self.used += 1
-        self.columns += len(made.input_ids)
-        self.loss_tokens += int((made.labels != IGNORE_INDEX).sum())
-        tokens = len(np.unique(made.position_ids))  # over a sealed cache a memento's stand in two columns each
-        ratio = tokens / max(1, int(alive(made.expiry).max()))
+        self.columns += len(example.input_ids)
+        self.loss_tokens += int((example.labels != IGNORE_INDEX).sum())
+        tokens = len(np.unique(example.position_ids))  # in a sealed layout, each memento token has two columns
+        ratio = tokens / max(1, int(alive(example.expiry).max()))
         self.compression += (ratio - self.compression) / self.used
 
 
 def build_examples(
     example_builder: ExampleBuilder, sources: Sequence[str], limit: int | None, report: PreparationReport
 ) -> Iterator[Example]:
-    """The examples of some sources, as they are read.
+    """Yield the examples of all sources in order.
+
+    Args:
+        example_builder: converts rows to examples.
+        sources: files or hub ids, see `ghosttrace.data.read.iter_records`.
+        limit: maximum number of rows of each source; None reads all.
+        report: updated with every row.
 
     Raises:
-        UserError: a source cannot be read, or a row cannot be used and rows are not skipped.
+        UserError: if a source cannot be read, or a row cannot be used and `bad_rows` is "refuse".
     """
     for source in sources:
         for number, record in enumerate(islice(iter_records(source), limit)):
             name = f"{source}, row {record.get('id', number) if isinstance(record, Mapping) else number}"
-            made, reason = example_builder.build(record, report.rows, name)
+            example, reason = example_builder.build(record, report.rows, name)
             report.rows += 1
-            if made is None and example_builder.bad_rows == "refuse":
-                raise UserError(f"{name}: {reason}: mend the row, or leave such rows out with --bad-rows skip")
-            if made is None:
+            if example is None and example_builder.bad_rows == "refuse":
+                raise UserError(f"{name}: {reason}: fix the row, or skip such rows with --bad-rows skip")
+            if example is None:
                 report.count_dropped(name, reason)
                 continue
             report.truncated += reason == "truncated"
-            report.count_used(made)
-            yield made
+            report.count_used(example)
+            yield example
 
 
 def write_examples(
     path: Path, example_builder: ExampleBuilder, sources: Sequence[str], limit: int | None = None
 ) -> PreparationReport:
-    """Write the examples of some sources to a Parquet file, which appears whole or not at all.
+    """Write the examples of all sources to a Parquet file and return the report.
+
+    The file is written atomically: it is complete or does not exist.
+
+    Args:
+        path: the file to write.
+        example_builder: converts rows to examples.
+        sources: files or hub ids, see `ghosttrace.data.read.iter_records`.
+        limit: maximum number of rows of each source; None reads all.
 
     Raises:
-        UserError: see `build_examples`; or no row is left.
+        UserError: if `build_examples` raises it, or no row can be used.
     """
-    report, schema = (
-        PreparationReport(),
-        pyarrow.schema([(name, pyarrow.list_(pyarrow.int32())) for name in EXAMPLE_COLUMNS]),
-    )
-    partial, made = path.with_suffix(".part"), build_examples(example_builder, sources, limit, report)
+    report = PreparationReport()
+    schema = pyarrow.schema([(name, pyarrow.list_(pyarrow.int32())) for name in EXAMPLE_COLUMNS])
+    partial, examples = path.with_suffix(".part"), build_examples(example_builder, sources, limit, report)
     with parquet.ParquetWriter(partial, schema) as writer:
-        while batch := list(islice(made, ROWS_PER_WRITE)):
-            columns = {name: [one.columns[name].astype(np.int32) for one in batch] for name in EXAMPLE_COLUMNS}
+        while batch := list(islice(examples, ROWS_PER_WRITE)):
+            columns = {name: [example.columns[name].astype(np.int32) for example in batch] for name in EXAMPLE_COLUMNS}
             writer.write_table(pyarrow.table(columns, schema=schema))
     if not report.used:
         partial.unlink()
-        why = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items()) or "there are none"
-        first = "".join(f"; {one['row']}: {one['reason']}" for one in report.dropped_rows[:1])
-        raise UserError(f"no row of {', '.join(sources)} can be trained on ({why}{first}): give others")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items()) or "there are no rows"
+        first = "".join(f"; {dropped['row']}: {dropped['reason']}" for dropped in report.dropped_rows[:1])
+        raise UserError(f"no row of {', '.join(sources)} can be trained on ({reasons}{first}): give other data")
     commit_file(partial, path)
     return report
 
 
 def open_examples(path: Path, cache_dir: Path, packed_width: int | None) -> Dataset:
-    """The examples as a data set on disk.
+    """Return the examples of a file as a memory-mapped data set with the additional column `seq_lengths`.
 
     Args:
-        path: of `write_examples`.
-        cache_dir: where its cache goes.
-        packed_width: columns of a packed row, filled by best fit (`trl.pack_dataset`); None: one example a row.
+        path: file written by `write_examples`.
+        cache_dir: folder for the cache of the data set.
+        packed_width: maximum number of columns of a packed row, filled by best fit (`trl.pack_dataset`); None puts one
+            example in each row.
     """
-    found = Dataset.from_parquet(str(path), cache_dir=str(cache_dir))
+    dataset = Dataset.from_parquet(str(path), cache_dir=str(cache_dir))
     if packed_width is None:
-        found = found.map(lambda row: {"seq_lengths": [len(row["input_ids"])]})
+        dataset = dataset.map(lambda row: {"seq_lengths": [len(row["input_ids"])]})
     else:
-        found = pack_dataset(found, packed_width, "bfd")
-    return found.with_format("numpy")
+        dataset = pack_dataset(dataset, packed_width, "bfd")
+    return dataset.with_format("numpy")

@@ -1,4 +1,4 @@
-"""What to train on what: the options of a fine-tune, held to each other and to the model."""
+"""Options of a fine-tuning run, and their checks against each other and against the model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -35,45 +35,50 @@ PAPER_DEFAULTS = {
     "report_to": ["tensorboard"],
     "output_dir": "checkpoints",
 }
-"""Defaults: arXiv 2604.09852, section 4, on one GPU; with N of them give --gradient_accumulation_steps 512/N."""
+"""Defaults of the trainer's flags for one GPU (arXiv 2604.09852, section 4).
+
+With N GPUs, set --gradient_accumulation_steps to 512/N.
+"""
 
 UNSUPPORTED_FLAGS = {
-    "model_name_or_path": "the model is --model",
+    "model_name_or_path": "use --model",
     "model_revision": "give --model a folder of that revision",
-    "trust_remote_code": "code of a model's own is not run",
-    "attn_implementation": "the law attends, by --kernel",
-    "chat_template_path": "put chat_template.jinja beside the model's tokenizer",
+    "trust_remote_code": "code from model repositories is never run",
+    "attn_implementation": "use --kernel",
+    "chat_template_path": "put chat_template.jinja into the folder of the model's tokenizer",
     "eos_token": "set it in the model's tokenizer",
-    "pad_token": "nothing ever sees the padding",
-    "packing_strategy": "packs are filled in order",
-    "padding_free": "--packing wastes no padding either",
-    "eval_packing": "--packing holds for held-out rows, too",
-    "completion_only_loss": "loss is on the completion, or on the labels that rows bring",
-    "assistant_only_loss": "loss is on the completion, or on the labels that rows bring",
-    "truncation_mode": "what is too long is cut between pairs",
-    "hub_token": "it would be written into run.json: set HF_TOKEN",
+    "pad_token": "no token attends to padding",
+    "packing_strategy": "--packing always fills rows by best fit",
+    "padding_free": "use --packing, which avoids padding as well",
+    "eval_packing": "--packing also applies to --eval-data",
+    "completion_only_loss": "loss is on the completion, or on the labels in the rows",
+    "assistant_only_loss": "loss is on the completion, or on the labels in the rows",
+    "truncation_mode": "long traces are always truncated between pairs of block and memento",
+    "hub_token": "the token would be written to run.json: set HF_TOKEN",
 }
-"""Flags of TRL that mean nothing here, and what does instead."""
+"""Flags of TRL that have no effect here, each with the reason or the alternative."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to train on what.
+    """Options of a fine-tuning run.
 
     Attributes:
-        model: a bundled name, folder or hub id.
-        data: files or hub ids, see `ghosttrace.data.read.records`; rows with `input_ids` and `labels` are taken as
-            they are.
-        stage: `full`, `memento` or `sealed`.
-        limit: rows of each source.
-        sealed_share: in the stage `memento`, the share of traces laid out over a sealed cache.
-        kernel: how attention runs; FlexAttention on a GPU and segments elsewhere unless told.
-        bad_rows: what is done about rows that cannot be used.
-        policy: fields of `Policy` that the model does not record.
-        delimiters: other spellings of the delimiter tokens.
-        eval_data: held-out rows, for `--eval_strategy`.
-        samples: responses generated at every evaluation and at the end, to see whether their format is valid.
-        trainer: flags of `trl.SFTConfig` and `trl.ModelConfig`, `--config FILE.yaml` among them.
+        model: bundled name, folder or hub id.
+        data: files or hub ids, see `ghosttrace.data.read.iter_records`; rows with `input_ids` are not tokenised.
+        stage: one of `full`, `memento` or `sealed`.
+        limit: maximum number of rows of each source; None uses all.
+        sealed_share: share of the rows, from 0 to 1, that are laid out with a sealed cache in the stage `memento`.
+        kernel: attention kernel; by default `flex` on a GPU and `segments` elsewhere.
+        bad_rows: `skip` to count and skip rows that cannot be used, `refuse` to stop with an error.
+        policy: fields of `Policy` that the model's config does not record.
+        delimiters: token of each delimiter whose spelling is not `<|name|>`, by name.
+        eval_data: held-out files or hub ids, for `--eval_strategy`.
+        samples: number of responses generated at every evaluation and at the end, to check their format.
+        trainer: command-line flags of `trl.SFTConfig` and `trl.ModelConfig`, including `--config FILE.yaml`.
+
+    Raises:
+        UserError: if options are invalid or contradict each other.
     """
 
     model: str
@@ -91,37 +96,39 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
-            raise UserError(f"--stage is one of {', '.join(STAGES)}, not {self.stage!r}")
+            raise UserError(f"--stage must be one of {', '.join(STAGES)}, not {self.stage!r}")
         if not 0 <= self.sealed_share <= 1 or (self.sealed_share and self.stage != "memento"):
-            raise UserError("--sealed-share lies between 0 and 1, and belongs to --stage memento")
-        told = self.policy.get("keep_last_n_blocks")
-        if told is not None and (self.stage == "full" or told < 0):
-            raise UserError("keep_last_n_blocks is for the stages that erase, and then 0 or more: leave it out")
+            raise UserError("--sealed-share must be from 0 to 1, and requires --stage memento")
+        keep_last_n_blocks = self.policy.get("keep_last_n_blocks")
+        if keep_last_n_blocks is not None and (self.stage == "full" or keep_last_n_blocks < 0):
+            raise UserError("keep_last_n_blocks requires a stage that erases, and a value of at least 0: leave it out")
         if not self.data:
-            raise UserError("there is nothing to train on: give --data a file or a hub id")
+            raise UserError("no training data: give --data a file or a hub id")
 
 
 def parse_trainer_flags(flags: Sequence[str]) -> tuple[SFTConfig, ModelConfig]:
-    """The trainer's options: the paper's, and what is given on top.
+    """Parse the trainer's command-line flags, with the defaults of the Memento paper.
+
+    Args:
+        flags: flags and values of `trl.SFTConfig` and `trl.ModelConfig`, for example `["--learning_rate", "1e-5"]`.
 
     Raises:
-        UserError: a flag is unknown, or its value is not of its kind.
+        UserError: if a flag is unknown or has no effect here, or a value is invalid.
     """
-    kinds: Any = (SFTConfig, ModelConfig)
-    parser = TrlParser(kinds)
+    config_classes: Any = (SFTConfig, ModelConfig)
+    parser = TrlParser(config_classes)
     parser.set_defaults(**PAPER_DEFAULTS, use_cpu=not torch.accelerator.is_available())
     try:
         args, model_args, *_ = parser.parse_args_and_config(list(flags))
-    except (SystemExit, Exception) as error:  # of trl, transformers, yaml and whatever a flag pulls in
+    except (SystemExit, Exception) as error:  # trl, transformers and yaml raise errors of many types
         raise UserError(
-            f"the trainer does not take {' '.join(flags)!r} ({error}): flags are those of trl.SFTConfig and "
-            "trl.ModelConfig, with their values"
+            f"the trainer does not accept {' '.join(flags)!r} ({error}): use flags of trl.SFTConfig and trl.ModelConfig"
         ) from error
-    for told in (args, model_args):
-        for each in fields(told):
-            if each.name in UNSUPPORTED_FLAGS and getattr(told, each.name) != _default(each):
+    for config in (args, model_args):
+        for flag in fields(config):
+            if flag.name in UNSUPPORTED_FLAGS and getattr(config, flag.name) != _default(flag):
                 raise UserError(
-                    f"--{each.name} has no effect on this trainer, so leave it out: {UNSUPPORTED_FLAGS[each.name]}"
+                    f"--{flag.name} has no effect on this trainer, leave it out: {UNSUPPORTED_FLAGS[flag.name]}"
                 )
     return args, model_args
 
@@ -131,34 +138,42 @@ def _default(field: Field[Any]) -> Any:
 
 
 def resolve_training_policy(config: PreTrainedConfig, recipe: Recipe) -> Policy:
-    """The policy to train for: what the model records, and what is told where it records nothing.
+    """Return the policy of a run: the policy in the model's config, completed with the recipe's.
 
     Raises:
-        UserError: they differ, or neither says whether delimiters are erased.
+        UserError: if the two policies differ, or neither sets `mask_delimiters`.
     """
     recorded = recorded_policy(config) or {}
     for name, value in recipe.policy.items():
         if value is None or name not in recorded or recorded[name] == value:
             continue
-        if not (name == "keep_last_n_blocks" and recorded[name] == -1):  # after the stage `full` nothing is fixed yet
+        # The stage `full` records -1 (never erase), and a later stage may choose how many blocks it keeps.
+        if not (name == "keep_last_n_blocks" and recorded[name] == -1):
             raise UserError(
-                f"{recipe.model} was trained with {name} = {recorded[name]}, and this stage is told {value}: "
-                "stages share one policy, so leave the option out, or begin from a model of the stage full"
+                f"{recipe.model} was trained with {name} = {recorded[name]}, but this run sets {value}: "
+                "leave the option out, because all stages share one policy, or start from a model of the stage full"
             )
     return resolve_policy(recorded, **recipe.policy)
 
 
 def make_example_builder(recipe: Recipe, config: PreTrainedConfig, tokenizer: Any, args: SFTConfig) -> ExampleBuilder:
-    """How rows become examples, for this model.
+    """Return the example builder for a model and a recipe.
+
+    Args:
+        recipe: options of the run.
+        config: config of the recipe's model.
+        tokenizer: tokenizer of the recipe's model.
+        args: the trainer's options, of which `max_length` and `seed` are used.
 
     Raises:
-        UserError: no delimiters, no chat template, examples longer than the model, or a policy that does not fit.
+        UserError: if the tokenizer lacks delimiters or a chat template, `max_length` exceeds the model's context, or
+            the policy contradicts the model or the stage.
     """
     recorded = (getattr(config, CONFIG_KEY, None) or {}).get("delimiters", {})
-    other = {name: token for name, token in recipe.delimiters.items() if recorded.get(name, f"<|{name}|>") != token}
-    if other and recorded_policy(config):
+    changed = [name for name, token in recipe.delimiters.items() if recorded.get(name, f"<|{name}|>") != token]
+    if changed and recorded_policy(config):
         raise UserError(
-            f"{recipe.model} was trained with other tokens for {', '.join(other)}: leave --map-delimiters out"
+            f"{recipe.model} was trained with other tokens for {', '.join(changed)}: leave out --map-delimiters"
         )
     names = recorded | dict(recipe.delimiters)
     try:
@@ -166,26 +181,27 @@ def make_example_builder(recipe: Recipe, config: PreTrainedConfig, tokenizer: An
     except UserError as error:
         raise UserError(f"{error}; or add them with ghosttrace init-tokens") from error
     if not markup.assistant_header:
-        raise UserError(f"{recipe.model} has no chat template: put chat_template.jinja beside its tokenizer")
+        raise UserError(f"{recipe.model} has no chat template: put chat_template.jinja into its tokenizer's folder")
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if args.max_length is None or (longest and args.max_length > longest):
         raise UserError(
-            f"--max_length is {args.max_length} and {recipe.model} takes at most {longest} positions: give a number "
-            "up to that"
+            f"--max_length is {args.max_length}, but {recipe.model} takes at most {longest} positions: set a smaller "
+            "value"
         )
-    rows, largest = config.get_text_config().vocab_size, max(tokenizer.get_vocab().values())
-    if largest >= rows:
+    vocab_size, largest_id = config.get_text_config().vocab_size, max(tokenizer.get_vocab().values())
+    if largest_id >= vocab_size:
         raise UserError(
-            f"{recipe.model} has {rows} embeddings, and its tokenizer an id {largest}: use its own tokenizer"
+            f"{recipe.model} has {vocab_size} embeddings, but its tokenizer has the id {largest_id}: use the tokenizer "
+            "that belongs to the model"
         )
-    law = resolve_training_policy(config, recipe)
-    if (recipe.stage == "sealed" or recipe.sealed_share) and stage_policy(law, "sealed").keep_last_n_blocks > 0:
-        raise UserError("a sealed stage needs keep_last_n_blocks 0: kept blocks would have to be read many times")
+    policy = resolve_training_policy(config, recipe)
+    if (recipe.stage == "sealed" or recipe.sealed_share) and stage_policy(policy, "sealed").keep_last_n_blocks > 0:
+        raise UserError("a sealed cache cannot keep finished blocks: set keep_last_n_blocks to 0")
     return ExampleBuilder(
         tokenizer,
         config.model_type,
         markup,
-        law,
+        policy,
         recipe.stage,
         args.max_length,
         recipe.sealed_share,

@@ -1,4 +1,4 @@
-"""TRL's SFT trainer on the law: the model attends by `expiry`, and losses are kept apart by kind of token."""
+"""TRL's SFT trainer with memento attention, and with a separate logged loss for each kind of token."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +14,10 @@ LOSS_NAMES = {kind: f"loss_{kind.name.lower()}" for kind in TokenKind}
 
 
 class MementoTrainer(SFTTrainer):
-    """Trains on the batches of `ghosttrace.training.collate.Collator`, inside `ghosttrace.attending(model)`.
+    """SFT trainer for the batches of `ghosttrace.training.collate.Collator`, used inside `ghosttrace.attending(model)`.
 
-    The loss is TRL's own: cross-entropy over all labels of a step. Logged beside it: the mean over the tokens
-    of blocks, mementos, delimiters, the answer, and the text around them.
+    The loss is TRL's own: cross-entropy over all labels of a step. In addition, the trainer logs the mean loss of each
+    `TokenKind`: blocks, mementos, delimiters, the answer, and the remaining text.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -27,7 +27,7 @@ class MementoTrainer(SFTTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """TRL's loss; the losses of each kind are noted on the way."""
+        """Return TRL's loss, and record the losses of each kind of token in the same forward pass."""
         inputs = dict(inputs)
         kind = inputs.pop("kind")
         with self._recording_losses(model, kind, inputs["labels"]):
@@ -43,23 +43,24 @@ class MementoTrainer(SFTTrainer):
 
     @torch.no_grad()
     def _add_losses(self, module: nn.Module, output: Any, kind: Tensor, labels: Tensor) -> None:
-        """Add a batch's sums and counts by kind to those since the last log."""
+        """Add the loss sums and token counts of a batch, by kind, to those since the last log."""
         if getattr(output, "log_probs", None) is None:
             return
-        told = labels[:, 1:] != IGNORE_INDEX  # log_probs are of the second token on
+        with_loss = labels[:, 1:] != IGNORE_INDEX  # log_probs begin with the prediction of the second token
         sums = torch.zeros(2, len(TokenKind), device=kind.device)
-        sums[0].index_add_(0, kind[:, 1:][told], -output.log_probs.detach().float()[told])
-        sums[1] = torch.bincount(kind[:, 1:][told], minlength=len(TokenKind)).float()
+        sums[0].index_add_(0, kind[:, 1:][with_loss], -output.log_probs.detach().float()[with_loss])
+        sums[1] = torch.bincount(kind[:, 1:][with_loss], minlength=len(TokenKind)).float()
         mode = "train" if module.training else "eval"
         self._loss_sums[mode] = self._loss_sums.get(mode, 0) + sums
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """TRL's log with the mean of every kind over all tokens of all steps and processes since the last."""
+        """Log as TRL does, with the mean loss of each kind over all tokens in all processes since the last log."""
         assert self.model is not None
         mode = "train" if self.model.training else "eval"
-        if mode in self._loss_sums:  # in every process or in none; what one process logs alone must not wait for others
-            total = self.accelerator.reduce(self._loss_sums.pop(mode), "sum").tolist()
-            for each, name in LOSS_NAMES.items():
-                if total[1][each]:
-                    self._metrics[mode][name] = [total[0][each] / total[1][each]]
+        # Sums exist in all processes or in none. A log call from a single process must not wait in `reduce`.
+        if mode in self._loss_sums:
+            sums, counts = self.accelerator.reduce(self._loss_sums.pop(mode), "sum").tolist()
+            for kind, name in LOSS_NAMES.items():
+                if counts[kind]:
+                    self._metrics[mode][name] = [sums[kind] / counts[kind]]
         super().log(logs, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""The matrix of arms: one row per arm, run on every family by `test_arms`, on every device by `test_devices`."""
+"""Test matrix of arms: one row per arm, run on every family by `test_arms` and on every device by `test_devices`."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ ERASE, KEEP = Policy(True), Policy(False)
 
 
 def other_blocks(tokens: list[int], seed: int = 9) -> list[int]:
-    """The same trace with every block's content replaced by other text of equal length."""
+    """Return the trace with the content of every block replaced by random text of equal length."""
     rng, changed = np.random.default_rng(seed), list(tokens)
     for block in find_blocks(tokens, MARKUP):
         inside = slice(block.start + 1, block.end)
@@ -36,6 +36,7 @@ def other_blocks(tokens: list[int], seed: int = 9) -> list[int]:
 
 
 def donor(key: tuple[int, ...], number: int, length: int) -> list[int] | None:
+    """Return a counterfactual content of block 2, and None for other blocks."""
     if number != 2:
         return None
     block = find_blocks(TRACES[key[0]], MARKUP)[2]
@@ -46,8 +47,11 @@ def donor(key: tuple[int, ...], number: int, length: int) -> list[int] | None:
 class Case:
     """One arm of the shared matrix.
 
-    `differs_from_memento`: logits after the first erasure differ from memento's. `ignores_block_content`: they do not
-    depend on what erased blocks said. `policy`: where the arm means something.
+    Attributes:
+        arm: Arm under test.
+        differs_from_memento: Whether logits after the first erasure differ from those of `memento`.
+        ignores_block_content: Whether logits are independent of the content of erased blocks.
+        policy: Policy to which the arm applies.
     """
 
     arm: Arm

@@ -1,4 +1,4 @@
-"""Audits for tests: summaries of each verdict as the gate writes them, the run.json beside them, and contexts."""
+"""Audit summaries for each verdict, matching run.json contents, and audit contexts for tests."""
 
 import json
 import re
@@ -39,40 +39,40 @@ VERDICTS = {"leak": 10, "not detected": 0, "within the limit": 0, "not enough da
 MEMENTO = AttackSite("memento", 0, "2", "v", "all", "linear")
 SITE = ProbeSite(Carrier("memento"), (0,), "v")
 ATTACK_CLASSES = {**ATTACKS, "text": TextBaselineAttack}
-LIMIT, TRACES, CONTROL_FAILURE = 0.1, 4000, "sealed: attribute finds +0.412 bits where nothing can be"
+LIMIT, TRACES, CONTROL_FAILURE = 0.1, 4000, "sealed: attribute finds +0.412 bits where it must find nothing"
 
 
 def finding(attack: str, estimate: float | None, half: float = 0.0, condition: str = "open", **more: Any) -> Evidence:
-    """A finding of one of the package's attacks; `low` and `high` replace the ends of a symmetric interval."""
+    """Return a finding of a built-in attack; `low` and `high` override the bounds of the symmetric interval."""
     value = float("nan") if estimate is None else estimate
     low, high = (more.pop(name, value + sign * half) for name, sign in (("low", -1), ("high", 1)))
-    found = AttackEstimate(value, low, high, more.pop("p", 0.01))
+    attack_estimate = AttackEstimate(value, low, high, more.pop("p", 0.01))
     chosen: dict[str, Any] = {"secret": "note-*", "unit": "bits", "n": 600, "site": MEMENTO} | more
     first = [chosen.pop(name) for name in ("secret", "unit", "n")]
-    return ATTACK_CLASSES[attack]().evidence(first[0], condition, first[1], found, first[2], **chosen)
+    return ATTACK_CLASSES[attack]().evidence(first[0], condition, first[1], attack_estimate, first[2], **chosen)
 
 
 def rows(
-    evidence: Sequence[Evidence], seen: float | None = 0.1, verdict: Verdict | None = None, limit: float = LIMIT
+    evidence: Sequence[Evidence], detectable: float | None = 0.1, verdict: Verdict | None = None, limit: float = LIMIT
 ) -> list[dict[str, Any]]:
-    """Findings as rows of summary.json, with the states that the gate gives them."""
-    limits = {one.secret: seen for one in evidence}
-    states = tuple(finding_state(one, limit, seen) for one in evidence)
+    """Return findings as rows of summary.json, with the states assigned by the gate."""
+    limits = {item.secret: detectable for item in evidence}
+    states = tuple(finding_state(item, limit, detectable) for item in evidence)
     verdict = verdict or Verdict("leak", "", None, states=states)
     failures = (CONTROL_FAILURE,) if verdict.verdict == "invalid" else ()
-    p_holm = tuple(0.03 if one.found.p == one.found.p else float("nan") for one in evidence)
+    p_holm = tuple(0.03 if item.estimate.p == item.estimate.p else float("nan") for item in evidence)
     settings = AuditSettings(resolve_attacks(None), parse_defence("none"), ProbeSettings())
     return result_rows(Findings(tuple(evidence), p_holm, failures, verdict, limits), settings)
 
 
 def row(attack: str, estimate: float | None, half: float = 0.0, condition: str = "open", **more: Any) -> dict[str, Any]:
-    """One row of results."""
-    seen = more.pop("seen", 0.1)
-    return rows([finding(attack, estimate, half, condition, **more)], seen)[0]
+    """Return one row of results for a finding with these values."""
+    detectable = more.pop("detectable", 0.1)
+    return rows([finding(attack, estimate, half, condition, **more)], detectable)[0]
 
 
 def results(leak: float, half: float) -> list[Evidence]:
-    """Every attack and control, of a cache that leaks so many bits."""
+    """Return findings of every attack and control for a cache that leaks `leak` bits."""
     prompt, nan = AttackSite("prompt"), float("nan")
     share = min(1.0, 0.5 + leak / 4)
     collided = AttackSite("memento", 0, "all", "kv", "all")
@@ -95,41 +95,43 @@ def results(leak: float, half: float) -> list[Evidence]:
 
 
 def sites() -> list[dict[str, Any]]:
-    """Rows of a sweep over four layers, keys and values, three hops, sealed beside open, and what stands before."""
-    found = []
+    """Return rows of a sweep: four layers, keys and values, three hops; open, sealed and causal control."""
+    table = []
     for condition, scale, hops in (("open", 1.0, range(3)), ("sealed", 0.0, range(3)), ("causal", 0.0, range(-1, 0))):
         for kv, layer, hop in product("kv", range(4), hops):
             bits = scale * (0.2 + 0.4 * layer) / max(1, hop + 1) * (1 if kv == "v" else 0.6)
-            one: dict[str, Any] = {"condition": condition, "carrier": "memento", "hop": hop, "layer": str(layer)}
-            one |= {"kv": kv, "head": "all", "probe": "linear", "target": "note-*", "unknown": 3.3, "valid": True}
-            one |= {"n_train": 900, "n_test": 600, "n_clusters": 600, "chance": 0.1, "selectivity": 0.2, "p": 0.01}
-            one |= {"accuracy": 0.4, "accuracy_low": 0.3, "accuracy_high": 0.5, "p_holm": float(bits < 0.2)}
-            one |= {"headline": True, "significant": bits >= 0.2}
-            found.append(one | {"bits": bits, "bits_low": bits - 0.1, "bits_high": bits + 0.1})
-    return found
+            entry: dict[str, Any] = {"condition": condition, "carrier": "memento", "hop": hop, "layer": str(layer)}
+            entry |= {"kv": kv, "head": "all", "probe": "linear", "target": "note-*", "unknown": 3.3, "valid": True}
+            entry |= {"n_train": 900, "n_test": 600, "n_clusters": 600, "chance": 0.1, "selectivity": 0.2, "p": 0.01}
+            entry |= {"accuracy": 0.4, "accuracy_low": 0.3, "accuracy_high": 0.5, "p_holm": float(bits < 0.2)}
+            entry |= {"headline": True, "significant": bits >= 0.2}
+            table.append(entry | {"bits": bits, "bits_low": bits - 0.1, "bits_high": bits + 0.1})
+    return table
 
 
 def summary(
     verdict: str = "leak",
     name: str = "toy-open",
     evidence: Sequence[Evidence] | None = None,
-    seen: float | None = 0.1,
+    detectable: float | None = 0.1,
     **more: Any,
 ) -> dict[str, Any]:
-    """The summary of an audit: of one that comes to some verdict, or of these findings.
+    """Return the summary of an audit with a given verdict or with given findings.
 
     Args:
-        verdict: that the gate gives to the findings; with `invalid` a control failed too.
-        name: of the model.
-        evidence: the findings.
-        seen: the leak of each secret that probes would have seen.
-        more: entries to replace.
+        verdict: Verdict of the generated findings; for `invalid` a control fails as well.
+        name: Name of the model.
+        evidence: Findings to use instead of generated ones.
+        detectable: Detectable leak of every secret, in bits.
+        more: Entries of the summary to replace.
     """
     amounts = {"leak": (1.6, 0.08), "within the limit": (0.06, 0.03), "not enough data": (0.09, 0.2)}
-    found = results(*amounts.get(verdict, (0.002, 0.06))) if evidence is None else evidence
+    evidence_items = results(*amounts.get(verdict, (0.002, 0.06))) if evidence is None else evidence
     failures = [CONTROL_FAILURE] if verdict == "invalid" else []
-    said = decide_verdict(found, failures, LIMIT, {one.secret: seen for one in found}, TRACES)
-    assert evidence is not None or said.verdict == verdict
+    decision = decide_verdict(
+        evidence_items, failures, LIMIT, {item.secret: detectable for item in evidence_items}, TRACES
+    )
+    assert evidence is not None or decision.verdict == verdict
     defence = {"name": "none", "summary": "no defence: the cache as the model leaves it", "caveat": ""}
     defence |= {"utility_unit": "accuracy", "accuracy": 0.97, "accuracy_low": 0.94, "accuracy_high": 0.99}
     defence |= {"undefended_accuracy": 0.97, "effect": 0.0, "effect_low": -0.01, "effect_high": 0.01}
@@ -138,22 +140,22 @@ def summary(
         "command": "audit",
         "valid": not failures,
         "failures": failures,
-        "verdict": said.verdict,
-        "exit_code": said.exit_code,
-        "sentence": said.sentence,
+        "verdict": decision.verdict,
+        "exit_code": decision.exit_code,
+        "sentence": decision.sentence,
         "max_leak_bits": LIMIT,
-        "ceiling_bits": said.ceiling,
-        "detectable_bits": seen,
+        "ceiling_bits": decision.ceiling,
+        "detectable_bits": detectable,
         "traces": TRACES,
-        "traces_needed": said.traces_needed,
+        "traces_needed": decision.traces_needed,
         "model": name,
         "defence": defence,
         "secrets": [{"name": "note-*", "targets": 5, "unknown_bits": 16.6, "text_bits": 0.0}],
         "excluded": [{"trace": "t17", "reason": "its memento text contains the secret"}],
-        "left_out": ["ranking of note-* was left out: it could be more than 1,000,000 things, too many to rank."],
+        "left_out": ["ranking of note-* was skipped: it has more than 1,000,000 candidates, too many to rank."],
         "attacks": {name: kind().describe() for name, kind in ATTACK_CLASSES.items()},
         "threats": threat_rows([kind() for kind in ATTACK_CLASSES.values()]),
-        "results": rows(found, seen, said),
+        "results": rows(evidence_items, detectable, decision),
         "sites": sites(),
         "changed_on_resume": [],
         **more,
@@ -161,7 +163,7 @@ def summary(
 
 
 def run(name: str = "toy-open") -> dict[str, Any]:
-    """The run.json beside it."""
+    """Return the contents of run.json for an audit of the model `name`."""
     return {
         "command": "audit",
         "model": name,
@@ -185,28 +187,29 @@ def run(name: str = "toy-open") -> dict[str, Any]:
     }
 
 
-def write_audit(folder: Path, found: dict[str, Any], ran: dict[str, Any]) -> Path:
-    """The folder of an audit with its reports."""
-    (folder / "summary.json").write_text(json.dumps(found))
-    (folder / "run.json").write_text(json.dumps(ran))
-    write_reports(folder, found, ran)
+def write_audit(folder: Path, audit_summary: dict[str, Any], configuration: dict[str, Any]) -> Path:
+    """Write summary.json, run.json and the reports of an audit, and return the folder."""
+    (folder / "summary.json").write_text(json.dumps(audit_summary))
+    (folder / "run.json").write_text(json.dumps(configuration))
+    write_reports(folder, audit_summary, configuration)
     return folder
 
 
-def errors(found: Any) -> list[str]:
-    """What the published schema finds wrong with a summary."""
+def schema_errors(audit_summary: Any) -> list[str]:
+    """Return the messages of validation errors of a summary under the published schema."""
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    return [error.message for error in jsonschema.Draft202012Validator(SCHEMA).iter_errors(found)]
+    return [error.message for error in jsonschema.Draft202012Validator(SCHEMA).iter_errors(audit_summary)]
 
 
 @cache
 def toy() -> gt.Checkpoint:
+    """Return `toy-open` on the CPU, loaded once."""
     return gt.load("toy-open", device="cpu")
 
 
 def context(arm: Arm, samples: int = 300) -> AuditContext:
-    """An audit of the ledger before any cache is read."""
+    """Return the context of an audit of `ledger` before any cache is read."""
     task = ledger_task(toy(), samples, level=3)
     targets = [
         ProbeTarget(t.name, task.labels(n), task.exact_log_posteriors[t.name]) for n, t in enumerate(task.targets)
@@ -216,7 +219,7 @@ def context(arm: Arm, samples: int = 300) -> AuditContext:
 
 @dataclass(frozen=True)
 class Noise64:
-    """States of which no label can be read."""
+    """Random states that contain no information about any label."""
 
     states: torch.Tensor
 
@@ -225,16 +228,18 @@ class Noise64:
 
 
 def noise_context(n: int, parts: int, shares: list[float]) -> tuple[AuditContext, torch.Tensor]:
-    """An audit of pure noise, whose labels are as common as is said."""
+    """Return an audit context whose states are noise and whose classes have these shares, and the states."""
     rng = np.random.default_rng(3)
-    asked = [
+    targets = [
         ProbeTarget(f"d-{k}", rng.choice(len(shares), n, p=shares), np.log(np.tile(shares, (n, 1))))
         for k in range(parts)
     ]
     states = torch.from_numpy(rng.standard_normal((n, 64))).float()
-    labels = np.stack([one.labels for one in asked], axis=1).tolist()
+    labels = np.stack([target.labels for target in targets], axis=1).tolist()
     samples = tuple(Sample([], str(k), str(k), 0, (), tuple(labels[k])) for k in range(n))
-    task = Task("marked", samples, tuple(Target(one.name, tuple(map(str, range(len(shares))))) for one in asked))
+    task = Task(
+        "marked", samples, tuple(Target(target.name, tuple(map(str, range(len(shares))))) for target in targets)
+    )
     features = {"sealed": Noise64(states)}
-    at = AuditContext(toy(), task, split(samples), Restart(), ProbeSettings(), asked, features)  # type: ignore[arg-type]
-    return at, states
+    audit_context = AuditContext(toy(), task, split(samples), Restart(), ProbeSettings(), targets, features)  # type: ignore[arg-type]
+    return audit_context, states

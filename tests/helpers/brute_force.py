@@ -1,4 +1,4 @@
-"""Attention written out: the slow, obvious reference of every masked pass."""
+"""Slow reference implementation of masked attention."""
 
 import numpy as np
 import torch
@@ -7,9 +7,14 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 
 def brute_force(model: PreTrainedModel, tokens: list[int], times: np.ndarray) -> Tensor:
-    """Logits [T, V] with attention written out: one query at a time, over the keys it may see.
+    """Return logits [T, V] with attention computed for one query at a time, over its visible keys.
 
-    The family's own window is read off the mask that stock transformers hands its layers.
+    Sliding windows of the family are taken from the mask that stock transformers passes to its layers.
+
+    Args:
+        model: Model of any family.
+        tokens: Token ids of one sequence.
+        times: Expiry of each token, int64[T].
     """
     steps = len(tokens)
 
@@ -26,7 +31,7 @@ def brute_force(model: PreTrainedModel, tokens: list[int], times: np.ndarray) ->
             rows.append(torch.stack(heads))
         return torch.stack(rows)[None], None
 
-    # A name of its own with the stock bool masks, so that nothing of the code under test runs.
+    # Registered under a separate name with the stock boolean masks, so that no code under test runs.
     AttentionInterface.register("brute", attend)
     stock = AttentionMaskInterface()["sdpa"]
     AttentionMaskInterface.register("brute", lambda **kw: stock(**{**kw, "allow_is_causal_skip": False}))

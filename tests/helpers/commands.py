@@ -1,4 +1,4 @@
-"""Running the command line inside a test."""
+"""Functions that run the command line inside a test."""
 
 import io
 import sys
@@ -14,7 +14,7 @@ QUICK_ABLATION = ("--bench", "ledger-h1", "--limit", "4", "--arms", "restart", "
 
 
 def command(*arguments: str) -> int:
-    """Run the command line as a shell would; return its exit code."""
+    """Run the command line and return its exit code."""
     try:
         cli.app(list(arguments), standalone_mode=False)
     except UserError:
@@ -23,7 +23,7 @@ def command(*arguments: str) -> int:
 
 
 def ghosttrace(*arguments: str) -> CompletedProcess[str]:
-    """Run the command line in this process, as its entry point does: exit code and both streams."""
+    """Run the entry point of the command line in this process; return exit code, stdout and stderr."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with redirect_stdout(out), redirect_stderr(err), patch.object(sys, "argv", ["ghosttrace", *arguments]):
         try:
@@ -34,5 +34,5 @@ def ghosttrace(*arguments: str) -> CompletedProcess[str]:
 
 
 def resume(folder: Path, *options: str) -> None:
-    """Go on with an ablation; bad input raises."""
+    """Resume an ablation; raise on invalid input."""
     cli.app(["ablate", "--resume", str(folder), *options], standalone_mode=False)

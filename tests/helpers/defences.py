@@ -1,4 +1,4 @@
-"""Tiny models, traces with a secret, and sessions under an arm, for tests of defences."""
+"""Tiny models, traces with a secret, and sessions under an arm, for the tests of defences."""
 
 from functools import cache
 
@@ -22,16 +22,23 @@ ERASE, KEEP = Policy(True), Policy(False)
 CLASSES = 3
 
 
-def checkpoint(family: str = "llama", policy: Policy = ERASE) -> Checkpoint:
+def tiny_checkpoint(family: str = "llama", policy: Policy = ERASE) -> Checkpoint:
+    """Return a tiny random model of a family as a checkpoint with this policy."""
     return Checkpoint(family, tiny(family), None, MARKUP, policy)
 
 
-def run_session(one: Checkpoint, arm: Arm, traces: list[list[int]], size: int = 1000) -> tuple[Session, list[Tensor]]:
-    """A session under an arm as it ends, and the logits after every token."""
+def run_session(
+    checkpoint: Checkpoint, arm: Arm, traces: list[list[int]], size: int = 1000
+) -> tuple[Session, list[Tensor]]:
+    """Feed traces to a session under an arm, `size` tokens at a time.
+
+    Returns:
+        The session, and the logits float[T, V] of each trace.
+    """
     parts: list[list[Tensor]] = [[] for _ in traces]
-    with attending(one.model) as model:
+    with attending(checkpoint.model) as model:
         keys = [(row,) for row in range(len(traces))]
-        session = Session(model, one.markup, arm.adapt_policy(one.policy), keys, arm.eraser)
+        session = Session(model, checkpoint.markup, arm.adapt_policy(checkpoint.policy), keys, arm.eraser)
         for begin in range(0, max(map(len, traces)), size):
             for row, logits in enumerate(session.advance([t[begin : begin + size] for t in traces], all_logits=True)):
                 parts[row].append(logits)
@@ -39,13 +46,13 @@ def run_session(one: Checkpoint, arm: Arm, traces: list[list[int]], size: int = 
 
 
 def states(session: Session, row: int) -> list[Tensor]:
-    """Keys and values that a row holds, [H, T, D] each, layer by layer."""
+    """Return the keys and values of a row: a list of [H, T, D] tensors, keys then values of each layer."""
     length = session.cache.slots.length[row]
     return [s[row, :, :length].clone() for layer in session.cache.layers for s in (layer.keys, layer.values)]
 
 
 def secret_trace(rng: np.random.Generator, label: int, block: int, memento: int) -> list[int]:
-    """Three pairs; what one block says tells the label, and every memento's text is the same."""
+    """Return three block-memento pairs; block `block` contains the label, and all mementos have the same text."""
     tokens = [1, 20, 3]
     for number in range(3):
         text = rng.integers(30, 96, 3).tolist()
@@ -57,7 +64,7 @@ def secret_trace(rng: np.random.Generator, label: int, block: int, memento: int)
 
 @cache
 def secrets(block: int = 0, uneven: bool = False, n: int = 160) -> tuple[Task, Split]:
-    """A task of one secret, and a split whose test side is a quarter."""
+    """Return a task with one secret, and a split with a quarter of the samples as test set."""
     rng = np.random.default_rng(5)
     samples = []
     for number in range(n):
@@ -69,17 +76,19 @@ def secrets(block: int = 0, uneven: bool = False, n: int = 160) -> tuple[Task, S
     return task, Split(train, test[:0], test, np.arange(n), "base traces")
 
 
-def memento_states(one: Checkpoint, arm: Arm, task: Task, rows: np.ndarray, block: int) -> list[list[Tensor]]:
-    """For each layer and kind, for each trace float[P, d]: its memento's states in the cache that an arm leaves."""
-    found: list[list[Tensor]] = []
-    session, _ = run_session(one, arm, [list(task.samples[row].ids) for row in rows])
-    for place, row in enumerate(rows):
-        pair, held = find_blocks(task.samples[row].ids, MARKUP)[block], session.cache.held_indices(place)
-        at = (held >= pair.memento_start) & (held <= pair.memento_end)
-        found.append([s[:, at].transpose(0, 1).flatten(1).double() for s in states(session, place)])
-    return [list(site) for site in zip(*found, strict=True)]
+def memento_states(checkpoint: Checkpoint, arm: Arm, task: Task, rows: np.ndarray, block: int) -> list[list[Tensor]]:
+    """Return memento states under an arm: for each layer and kind (k, v), a list of float[P, d], one per trace."""
+    states_by_trace: list[list[Tensor]] = []
+    session, _ = run_session(checkpoint, arm, [list(task.samples[row].ids) for row in rows])
+    for session_row, row in enumerate(rows):
+        pair, held = find_blocks(task.samples[row].ids, MARKUP)[block], session.cache.held_indices(session_row)
+        in_memento = (held >= pair.memento_start) & (held <= pair.memento_end)
+        states_by_trace.append(
+            [s[:, in_memento].transpose(0, 1).flatten(1).double() for s in states(session, session_row)]
+        )
+    return [list(site) for site in zip(*states_by_trace, strict=True)]
 
 
 def covariance(states: Tensor, labels: Tensor) -> float:
-    """How large the cross-covariance of float[n, d] and float[n, C] is."""
+    """Return the norm of the cross-covariance of states float[n, d] and labels float[n, C]."""
     return float(((states - states.mean(0)).T @ (labels - labels.mean(0)) / len(states)).norm())

@@ -1,4 +1,4 @@
-"""vLLM in this process, and the references that its log-probabilities are compared with."""
+"""vLLM engines in this process, and reference log-probabilities to compare them with."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -26,35 +26,35 @@ from ghosttrace.serving.settings import OVERRIDE_PREFIX
 from ghosttrace.serving.vllm.engine_args import engine_args
 
 MAX_LOGPROB_ERROR = 1e-4
-"""Within which log-probabilities are the same, in float32."""
+"""Largest accepted difference of two float32 log-probabilities, in nats."""
 WORDS = range(10, 35)
 PAGE = 32
-PAGE_BYTES = PAGE * 2048  # of `make_model`: 4 layers, keys and values, 2 heads of 32 numbers of 4 bytes
+PAGE_BYTES = PAGE * 2048  # for `make_model`: 4 layers, keys and values, 2 heads, head size 32, 4 bytes per number
 
 
 @dataclass(frozen=True)
 class Script:
-    """A harness that writes a response token by token after a prompt."""
+    """Harness that forces a given response after a prompt."""
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
 
     def __call__(self, tracker: ExpiryTracker) -> int | None:
-        """The next token of the response, as long as there is one: an engine may ask once too often."""
+        """Return the next token of the response, or None after its end."""
         rest = self.response[tracker.block_tracker.num_read - len(self.prompt) :]
         return rest[0] if rest else None
 
     @property
     def tokens(self) -> list[int]:
-        """Prompt and response."""
+        """Token ids of prompt and response."""
         return [*self.prompt, *self.response]
 
 
 def make_model(folder: Path) -> Checkpoint:
-    """A random Qwen3 with the toys' tokenizer and law.
+    """Save and load a random Qwen3 with the tokenizer and policy of the toys.
 
-    Its weights are large enough that a key more or less is worth nats, and small enough that float32's own
-    error is below 3e-5 nats. (On text like this the toys themselves are 2e-4 from their float64 selves.)
+    Its weights are large enough that a single visible key changes log-probabilities by nats, and small enough that
+    the rounding error of float32 stays well below `MAX_LOGPROB_ERROR`, which is not true of the toys.
     """
     toy = gt.load("toy-open")
     config = Qwen3Config(
@@ -78,11 +78,15 @@ def make_model(folder: Path) -> Checkpoint:
 
 @contextmanager
 def serving(model: str, pages: int = 400, **options: Any) -> Iterator[LLM]:
-    """An engine, gone on exit; no page of it may be left in use."""
-    plain = options.pop("plain", False)
-    law = {name: options.pop(name) for name in ("arm", "async_scheduling", "max_block_tokens") if name in options}
+    """Yield an engine, and check on exit that all its pages are free."""
+    stock = options.pop("plain", False)
+    erasure_options = {
+        name: options.pop(name) for name in ("arm", "async_scheduling", "max_block_tokens") if name in options
+    }
     policy = options.pop("policy", {})
-    start: dict[str, Any] = {"model": engine_args(model)["model"]} if plain else engine_args(model, **law, **policy)
+    start: dict[str, Any] = (
+        {"model": engine_args(model)["model"]} if stock else engine_args(model, **erasure_options, **policy)
+    )
     options = {"enforce_eager": True, "max_model_len": 512, "max_num_batched_tokens": 64, "max_num_seqs": 16} | options
     llm = LLM(
         **start,
@@ -107,8 +111,8 @@ def scheduler(llm: LLM) -> Any:
     return llm.llm_engine.engine_core.engine_core.scheduler
 
 
-def scripted(script: Script, **overrides: Any) -> SamplingParams:
-    """Return parameters that write this script and ask for all log-probabilities."""
+def sampling_params(script: Script, **overrides: Any) -> SamplingParams:
+    """Return sampling parameters that force this script and request all log-probabilities."""
     return SamplingParams(
         max_tokens=len(script.response),
         temperature=0,
@@ -119,54 +123,54 @@ def scripted(script: Script, **overrides: Any) -> SamplingParams:
     )
 
 
-def logprobs(answer: Any) -> torch.Tensor:
+def response_logprobs(answer: Any) -> torch.Tensor:
     """Return the log-probabilities of a response: float[n, V]."""
     return torch.tensor([[row[token].logprob for token in range(len(row))] for row in answer.logprobs])
 
 
 def generate_logprobs(llm: LLM, scripts: Sequence[Script], **overrides: Any) -> list[torch.Tensor]:
     """Return log-probabilities of each token of each response: float[n, V]."""
-    params = [scripted(one, **overrides) for one in scripts]
-    outputs = llm.generate([{"prompt_token_ids": list(one.prompt)} for one in scripts], params, use_tqdm=False)
-    assert all(tuple(o.outputs[0].token_ids) == one.response for o, one in zip(outputs, scripts, strict=True))
-    return [logprobs(output.outputs[0]) for output in outputs]
+    params = [sampling_params(script, **overrides) for script in scripts]
+    outputs = llm.generate([{"prompt_token_ids": list(script.prompt)} for script in scripts], params, use_tqdm=False)
+    assert all(tuple(o.outputs[0].token_ids) == script.response for o, script in zip(outputs, scripts, strict=True))
+    return [response_logprobs(output.outputs[0]) for output in outputs]
 
 
-def masked(checkpoint: Checkpoint, scripts: Sequence[Script], policy: Policy) -> list[torch.Tensor]:
-    """The same from one masked forward pass of transformers."""
-    found = []
-    for one in scripts:
-        batch = pad_batch([one.tokens], [expiry(one.tokens, checkpoint.markup, policy)], pad_id=0)
+def masked_logprobs(checkpoint: Checkpoint, scripts: Sequence[Script], policy: Policy) -> list[torch.Tensor]:
+    """Return log-probabilities of each response token from a masked forward pass of transformers: float[n, V]."""
+    results = []
+    for script in scripts:
+        batch = pad_batch([script.tokens], [expiry(script.tokens, checkpoint.markup, policy)], pad_id=0)
         with attending(checkpoint.model, "sdpa"), torch.no_grad():
             logits = checkpoint.model(**batch.inputs, use_cache=False).logits[0]
-        found.append(logits[len(one.prompt) - 1 : -1].log_softmax(-1))
-    return found
+        results.append(logits[len(script.prompt) - 1 : -1].log_softmax(-1))
+    return results
 
 
-def session(checkpoint: Checkpoint, scripts: Sequence[Script], arm: Arm) -> list[torch.Tensor]:
-    """The same from a `Session` under any arm, a token at a time."""
-    found = []
-    for one in scripts:
+def session_logprobs(checkpoint: Checkpoint, scripts: Sequence[Script], arm: Arm) -> list[torch.Tensor]:
+    """Return log-probabilities of each response token from a `Session` under an arm: float[n, V]."""
+    results = []
+    for script in scripts:
         with attending(checkpoint.model):
             one_row = Session(
                 checkpoint.model, checkpoint.markup, arm.adapt_policy(checkpoint.policy), [(0,)], arm.eraser
             )
-            one_row.advance([list(one.prompt)])
+            one_row.advance([list(script.prompt)])
             logits = [one_row.logits[0]]
-            for token in one.response[:-1]:
+            for token in script.response[:-1]:
                 one_row.advance([[token]])
                 logits.append(one_row.logits[0])
-        found.append(torch.stack(logits).log_softmax(-1))
-    return found
+        results.append(torch.stack(logits).log_softmax(-1))
+    return results
 
 
-def max_difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
-    """The largest difference, in nats."""
-    return max(float((one - other).abs().max()) for one, other in zip(found, expected, strict=True))
+def max_difference(actual: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
+    """Return the largest absolute difference, in nats."""
+    return max(float((a - b).abs().max()) for a, b in zip(actual, expected, strict=True))
 
 
-def workload(checkpoint: Checkpoint, rng: np.random.Generator, count: int) -> list[Script]:
-    """Requests of random structure: whole, cut, nested and empty blocks, some in the prompt, some prefixes shared."""
+def random_scripts(checkpoint: Checkpoint, rng: np.random.Generator, count: int) -> list[Script]:
+    """Return scripts of random structure: complete, cut, nested and empty blocks, also in prompts, shared prefixes."""
     markup, words = checkpoint.markup, list(range(10, 35))
     shared = [checkpoint.tokenizer.get_vocab()["<|user|>"], *rng.choice(words, 70).tolist()]
     scripts = []
@@ -178,7 +182,7 @@ def workload(checkpoint: Checkpoint, rng: np.random.Generator, count: int) -> li
             parts = [rng.choice(words, size).tolist() for size in (rng.integers(0, 60), rng.integers(0, 20), 3)]
             block = [markup.block_start, *parts[0], markup.block_end, markup.summary_start, *parts[1]]
             block += [markup.summary_end, *parts[2]]
-            if rng.random() < 0.25:  # something is missing, or stands where it should not
+            if rng.random() < 0.25:  # malformed: a delimiter is repeated or out of order
                 block.insert(int(rng.integers(len(block))), int(rng.choice(markup.delimiters)))
             tokens += block
         cut = start + int(rng.integers(0, len(tokens) - start - 4)) * (number % 2)
@@ -187,7 +191,7 @@ def workload(checkpoint: Checkpoint, rng: np.random.Generator, count: int) -> li
 
 
 class TraceBuilder:
-    """Writes traces of this checkpoint: words that differ from one trace to the next."""
+    """Builder of traces of random words, which differ between seeds."""
 
     def __init__(self, checkpoint: Checkpoint, seed: int) -> None:
         self._ids, self._seed = checkpoint.markup, seed
@@ -200,31 +204,31 @@ class TraceBuilder:
         return torch.randint(WORDS.start, WORDS.stop, (count,), generator=draw).tolist()
 
     def block(self, length: int = 20) -> list[int]:
-        """A block with so many words."""
+        """Return a block with `length` random words."""
         return [self._ids.block_start, *self.words(length), self._ids.block_end]
 
     def memento(self, length: int = 6) -> list[int]:
-        """Return a memento with this many words."""
+        """Return a memento with `length` random words."""
         return [self._ids.summary_start, *self.words(length), self._ids.summary_end]
 
     def pair(self, length: int = 20) -> list[int]:
-        """A block and its memento."""
+        """Return a block with `length` random words and its memento."""
         return [*self.block(length), *self.memento()]
 
 
 def check_logprobs(
     checkpoint: Checkpoint,
     scripts: Sequence[Script],
-    found: Sequence[torch.Tensor],
+    actual: Sequence[torch.Tensor],
     erases: bool = True,
     arm: str = "memento",
 ) -> None:
-    """Assert that they are those of the law or of the arm's session, and not those of full attention."""
-    law = masked(checkpoint, scripts, checkpoint.policy) if arm == "memento" else None
-    assert max_difference(found, law or session(checkpoint, scripts, ARMS[arm]())) < MAX_LOGPROB_ERROR
-    full = masked(checkpoint, scripts, Policy(checkpoint.policy.mask_delimiters, -1))
-    for one, other in zip(found, full, strict=True):
-        assert (max_difference([one], [other]) > 1) == erases
+    """Assert that log-probabilities equal the reference of `arm` and (if `erases`) differ from full attention."""
+    expected = masked_logprobs(checkpoint, scripts, checkpoint.policy) if arm == "memento" else None
+    assert max_difference(actual, expected or session_logprobs(checkpoint, scripts, ARMS[arm]())) < MAX_LOGPROB_ERROR
+    full = masked_logprobs(checkpoint, scripts, Policy(checkpoint.policy.mask_delimiters, -1))
+    for a, b in zip(actual, full, strict=True):
+        assert (max_difference([a], [b]) > 1) == erases
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The shared matrix of model families: tiny random models of the real architectures."""
+"""Test matrix of model families: tiny random models of the real architectures."""
 
 from collections.abc import Callable
 from functools import cache
@@ -46,7 +46,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
 
 @cache
 def tiny(family: str) -> PreTrainedModel:
-    """A seeded random model in float32; weights scaled up so that attention is far from uniform."""
+    """Return a seeded random float32 model, with weights scaled up so that attention is far from uniform."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(FAMILIES[family](), attn_implementation="sdpa").eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Pages opened in a headless Chromium that may fetch nothing else."""
+"""Pages in a headless Chromium, checked to fetch nothing from outside."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,20 +14,20 @@ OpenPage = Callable[..., Any]
 
 @contextmanager
 def open_guarded_pages(browser: Any) -> Iterator[OpenPage]:
-    """Opens pages in windows; in the end they may have fetched nothing else, and complained of nothing."""
-    contexts, opened, fetched, said = [], set(), [], []
+    """Yield a function that opens a page; check at the end that pages fetched nothing else and logged no message."""
+    contexts, opened, fetched, messages = [], set(), [], []
 
     def open_page(page: Path, width: int = 1280, scheme: str = "light", **more: Any) -> Any:
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **more))
         window = contexts[-1].new_page()
         window.on("request", lambda request: fetched.append(request.url))
-        window.on("console", lambda message: said.append(message.text))
-        window.on("pageerror", lambda error: said.append(str(error)))
+        window.on("console", lambda message: messages.append(message.text))
+        window.on("pageerror", lambda error: messages.append(str(error)))
         opened.add(page.as_uri())
         window.goto(page.as_uri())
         return window
 
     yield open_page
-    assert not said and set(fetched) == opened
+    assert not messages and set(fetched) == opened
     for context in contexts:
         context.close()

@@ -1,4 +1,4 @@
-"""Packed batches and their losses, token by token."""
+"""Packed batches and their losses per token."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ from ghosttrace.training.examples import IGNORE_INDEX, Example
 
 
 def packed(*parts: Example) -> dict[str, Any]:
-    """A row as `trl.pack_dataset` makes it."""
+    """Return the examples packed in one row, in the format of `trl.pack_dataset`."""
     columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
     return columns | {"seq_lengths": [len(part.input_ids) for part in parts]}
 
 
 def nll(model: PreTrainedModel, rows: list[dict[str, Any]], kernel: Kernel = "segments") -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of each labelled column of a batch, and its labels: [B, W - 1] each."""
+    """Return the negative log-likelihood of each column of a batch, and the labels: [B, W - 1] each."""
     batch = Collator(0)(rows)
     labels = batch["labels"][:, 1:]
     inputs = {name: batch[name] for name in ("input_ids", "position_ids", "expiry", "attention_mask")}

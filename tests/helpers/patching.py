@@ -1,4 +1,4 @@
-"""Random traces with donors, and what patching them gives."""
+"""Random traces with donors, and results of patching them."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -24,22 +24,24 @@ TOKENIZER = SimpleNamespace(decode=lambda ids: f"t{ids[0]}")
 
 
 def checkpoint_of(family: str, policy: Policy = KEEP) -> Checkpoint:
+    """Return a tiny random model of a family as a checkpoint with this policy."""
     return Checkpoint(family, tiny(family), TOKENIZER, MARKUP, policy)
 
 
 def case_of(seed: int, blocks: int = 4, number: int = -1) -> PatchCase:
-    """A random trace with a random donor, and another end in place of its own."""
+    """Return a random trace with a random donor block and, for the last block, an alternative continuation."""
     rng, ids = np.random.default_rng(100 + seed), [*trace(seed, blocks), 11, 12, 13]
-    found = tuple(find_blocks(ids, MARKUP))
-    number %= len(found)
-    last = number == len(found) - 1
-    stop = len(ids) if last else found[number + 1].memento_end + 1
-    case = PatchCase(TokenTrace("random", str(seed), ids[:3], ids[3:]), found, number, stop)
+    blocks_found = tuple(find_blocks(ids, MARKUP))
+    number %= len(blocks_found)
+    last = number == len(blocks_found) - 1
+    stop = len(ids) if last else blocks_found[number + 1].memento_end + 1
+    case = PatchCase(TokenTrace("random", str(seed), ids[:3], ids[3:]), blocks_found, number, stop)
     donor = tuple(rng.integers(8, 96, case.block.end - case.block.start - 1).tolist())
     return replace(case, donor=donor, donor_continuation=(*case.own_continuation[:-2], 14, 15) if last else None)
 
 
 def results_of(checkpoint: Checkpoint, cases: list[PatchCase], **more: Any) -> tuple[pd.DataFrame, Records]:
+    """Measure the cases with options `more`; return the summary table and the records."""
     records = Records(PATCH_TABLE)
     measure(checkpoint, cases, records, **more)
     return summarise(records.get(key) for key in record_keys(cases)), records

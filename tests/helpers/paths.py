@@ -1,4 +1,4 @@
-"""Where the tests find real data that is not part of the project."""
+"""Paths of real data that is not part of the project."""
 
 import os
 from collections.abc import Callable
@@ -11,6 +11,6 @@ DATA = Path(os.environ.get("GHOSTTRACE_DATA", Path(__file__).parents[3] / "share
 
 
 def requires_data(*names: str) -> Callable[[Any], Any]:
-    """Skip where one of these files is missing."""
+    """Return a pytest mark that skips a test if one of these files is missing."""
     missing = [name for name in names if not (DATA / name).exists()]
     return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)} in the folder GHOSTTRACE_DATA names")

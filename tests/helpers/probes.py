@@ -1,4 +1,4 @@
-"""Made-up features with known labels in them, and a probe as a user would write it."""
+"""Simulated features that encode known labels, and an example of a user-defined probe."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ghosttrace.probing.split import Split
 
 @dataclass(frozen=True)
 class ClassMeans(Probe):
-    """Each class a Gaussian around its mean, on top of the text."""
+    """Probe that models each class as a Gaussian around its mean, added to the text baseline."""
 
     spread: float = 1.0
     name = "class-means"
@@ -25,15 +25,15 @@ class ClassMeans(Probe):
     ) -> list[np.ndarray]:
         x = features.double().numpy()
         x = (x - x[split.train].mean(0)) / x[split.train].std(0).clip(min=1e-6)
-        return [self._posterior(x, one, split.train) for one in targets]
+        return [self._posterior(x, target, split.train) for target in targets]
 
     def _posterior(self, x: np.ndarray, target: ProbeTarget, train: np.ndarray) -> np.ndarray:
-        found = target.text.copy()
-        for label in range(found.shape[1]):
-            mine = x[train[target.labels[train] == label]]
-            if len(mine):
-                found[:, label] -= ((x - mine.mean(0)) ** 2).sum(1) / (2 * self.spread * x.shape[1] ** 0.5)
-        return np.asarray(log_softmax(found, axis=1))
+        log_p = target.text.copy()
+        for label in range(log_p.shape[1]):
+            class_features = x[train[target.labels[train] == label]]
+            if len(class_features):
+                log_p[:, label] -= ((x - class_features.mean(0)) ** 2).sum(1) / (2 * self.spread * x.shape[1] ** 0.5)
+        return np.asarray(log_softmax(log_p, axis=1))
 
 
 def planted(
@@ -46,9 +46,17 @@ def planted(
     decay: float = 0.0,
     skew: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Features [F, N, d] with a code of every target in them, and labels [T, N].
+    """Return simulated features [F, N, d] that encode every target, and labels [T, N].
 
-    `decay` is the logarithm of the condition number of the covariance, `skew` how unevenly classes occur.
+    Args:
+        sets: Number of feature sets, F.
+        n: Number of samples, N.
+        d: Number of features.
+        classes: Number of classes of each target.
+        signal: Strength of the code.
+        seed: Random seed.
+        decay: Logarithm of the condition number of the covariance.
+        skew: Imbalance of the classes; 0 for equal shares.
     """
     rng = np.random.default_rng(seed)
     shares = [np.exp(-skew * np.arange(count)) for count in classes]
@@ -63,6 +71,6 @@ def planted(
 
 
 def some_offset(labels: Tensor, classes: int, seed: int = 5) -> Tensor:
-    """Log probabilities [T, N, C] that know a little about the labels."""
+    """Return log-probabilities [T, N, C] that are weakly informative about the labels."""
     logits = torch.randn(*labels.shape, classes, generator=torch.Generator().manual_seed(seed))
     return (logits + 0.7 * torch.nn.functional.one_hot(labels.clamp(min=0), classes)).log_softmax(-1)

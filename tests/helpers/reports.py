@@ -1,4 +1,4 @@
-"""Run folders for the tests of the report: three problems of a contest, two repetitions, five arms."""
+"""Run folders for the report tests: three problems, two repetitions, five arms."""
 
 import json
 from pathlib import Path
@@ -43,16 +43,16 @@ CONFIG: dict[str, Any] = {
 
 
 def sample(problem: int, repetition: int, arm: str, length: int) -> dict[str, Any]:
-    """A row of samples.parquet; every word is a token, and arms that leave the channel open agree."""
+    """Return a row of samples.parquet; every word is a token, and the arms with an open channel give equal samples."""
     right = arm not in ("restart", "swap")
     rng = np.random.default_rng([problem, repetition, 0 if right else ARMS.index(arm)])
     answer = str(200 + problem)
-    said = answer if right else str(900 + repetition)
+    extracted = answer if right else str(900 + repetition)
     words = ["<think>\n"]
     for part in range(3):
         text = [HOSTILE[(problem + part) % len(HOSTILE)], *(f" step{n}" for n in rng.integers(0, 99, length))]
         words += ["<|block_start|>", *text, "<|block_end|>", "<|summary_start|>", f"so far {part}", "<|summary_end|>"]
-    words += ["</think>", "\nThe answer is $\\boxed{", said, "}$, yes, ", said, "<|im_end|>"]
+    words += ["</think>", "\nThe answer is $\\boxed{", extracted, "}$, yes, ", extracted, "<|im_end|>"]
     ids = [DELIMITERS.get(word, 100 + crc32(word.encode()) % 2**30) for word in words]
     held = alive(expiry([1, 2, 3, *ids], MARKUP, Policy(False, -1 if arm == "full" else 0)))
     return {
@@ -61,7 +61,7 @@ def sample(problem: int, repetition: int, arm: str, length: int) -> dict[str, An
         "problem": f"p{problem}",
         "repetition": repetition,
         "correct": right,
-        "extracted": said,
+        "extracted": extracted,
         "rule": "boxed/integer",
         "answer": answer,
         "donor_answer": "900" if arm == "swap" else None,
@@ -78,7 +78,7 @@ def sample(problem: int, repetition: int, arm: str, length: int) -> dict[str, An
 
 
 def result(arm: str, accuracy: float, effect: float, worse: int, p: float | None) -> dict[str, Any]:
-    """A row of results."""
+    """Return a row of results."""
     row = {"bench": "aime24", "arm": arm, "n_problems": 3, "n_samples": 6}
     row |= {"accuracy": accuracy, "accuracy_low": accuracy - 0.0512, "accuracy_high": accuracy + 0.0487}
     row |= {"effect": effect, "effect_low": effect - 0.0311, "effect_high": effect + 0.0229}
@@ -97,7 +97,7 @@ RESULTS = [
 
 
 def row_at_k(arm: str, k: int) -> dict[str, Any]:
-    """A row of pass@k and maj@k."""
+    """Return a row of pass@k and maj@k."""
     row = {"bench": "aime24", "arm": arm, "k": k, "pass_at_k": 0.6 + k / 20, "maj_at_k": 0.6}
     return row | {"pass_low": 0.5, "pass_high": 0.8, "maj_low": 0.4, "maj_high": 0.7}
 
@@ -108,9 +108,9 @@ SUMMARY |= {"at_k": [row_at_k(arm, k) for arm in ARMS for k in (1, 2)]}
 
 
 def write_run(folder: Path, length: int = 20, without: tuple[str, ...] = (), **summary: Any) -> Path:
-    """A finished run of one benchmark; `length` words a block, `without` some columns, `summary` otherwise."""
+    """Write a run: `length` words per block, without the columns `without`, with entries `summary` replaced."""
     folder.mkdir(exist_ok=True)
-    rows = [sample(problem, again, arm, length) for arm in ARMS for problem in range(3) for again in range(2)]
+    rows = [sample(problem, repetition, arm, length) for arm in ARMS for problem in range(3) for repetition in range(2)]
     samples = pd.DataFrame(rows).drop(columns=list(without))
     samples.to_parquet(folder / "samples.parquet", index=False, row_group_size=4)
     (folder / "run.json").write_text(json.dumps(CONFIG))
@@ -119,7 +119,7 @@ def write_run(folder: Path, length: int = 20, without: tuple[str, ...] = (), **s
 
 
 def write_pair(folder: Path) -> Path:
-    """A finished run of two benchmarks; on the second everything is right and nothing moves."""
+    """Write a finished run of two benchmarks; in the second every answer is correct and every effect is zero."""
     write_run(folder)
     samples = pd.read_parquet(folder / "samples.parquet")
     other = samples.assign(bench="hmmt25", problem="h" + samples["problem"], correct=True, extracted=samples["answer"])

@@ -1,4 +1,4 @@
-"""Tokenizers with delimiters, and short traces in their words."""
+"""Tokenizers with delimiters, and short text traces."""
 
 from dataclasses import replace
 from functools import cache
@@ -27,7 +27,7 @@ PROSE = "We add the terms. This gives 12 in all, e.g. by hand.\n\n1. First case:
 
 
 def three_digits() -> Any:
-    """A byte-level tokenizer that groups up to three digits from the left, as Phi-4's does."""
+    """Return a byte-level tokenizer that groups up to three digits from the left, like that of Phi-4."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pairs = [(a, b) for a in "0123456789" for b in "0123456789"]
     triples = [(a + b, c) for a, b in pairs for c in "0123456789"]
@@ -47,8 +47,8 @@ def three_digits() -> Any:
 
 
 @cache
-def checkpoint(name: str) -> Checkpoint:
-    """A tokenizer with delimiters; the model is not read."""
+def checkpoint_with_delimiters(name: str) -> Checkpoint:
+    """Return a checkpoint whose tokenizer has delimiters; its model is a placeholder."""
     tokenizer = three_digits() if name == "phi" else AutoTokenizer.from_pretrained(DATA / "tokenizers" / "qwen3")
     tokenizer.add_special_tokens(
         {"additional_special_tokens": [f"<|{name}|>" for name in DELIMITERS]}, replace_extra_special_tokens=False
@@ -56,28 +56,31 @@ def checkpoint(name: str) -> Checkpoint:
     return Checkpoint(name, tiny("qwen3"), tokenizer, Markup.from_tokenizer(tokenizer), Policy(True))
 
 
-def trace(at: Checkpoint, name: str, blocks: list[str], mementos: str = "Result {}.") -> TokenTrace:
+def trace(checkpoint: Checkpoint, name: str, blocks: list[str], mementos: str = "Result {}.") -> TokenTrace:
+    """Return the tokenized trace with these blocks; mementos are `mementos` formatted with the block number."""
     pairs = "".join(
         f"<|block_start|>{text}<|block_end|><|summary_start|>{mementos.format(number)}<|summary_end|>"
         for number, text in enumerate(blocks)
     )
     text = TraceText("What is 6 x 7?", f"<think>\n{pairs}</think>\nThe answer is 42.")
     spelled = {name: f"<|{name}|>" for name in DELIMITERS}
-    return TokenTrace("test", name, *tokenize_trace(text, at.tokenizer, "qwen3", spelled))
+    return TokenTrace("test", name, *tokenize_trace(text, checkpoint.tokenizer, "qwen3", spelled))
 
 
-def pairs_of(at: Checkpoint, ids: Any) -> list[Any]:
-    return find_blocks(list(ids), at.markup)
+def blocks_of(checkpoint: Checkpoint, ids: Any) -> list[Any]:
+    """Return the block-memento pairs of a sequence of token ids."""
+    return find_blocks(list(ids), checkpoint.markup)
 
 
-def inside(at: Checkpoint, ids: Any, block: int) -> str:
-    pair = pairs_of(at, ids)[block]
-    return decode(at.tokenizer, ids[pair.start + 1 : pair.end])
+def block_text(checkpoint: Checkpoint, ids: Any, block: int) -> str:
+    """Return the text of a block without its delimiters."""
+    pair = blocks_of(checkpoint, ids)[block]
+    return decode(checkpoint.tokenizer, ids[pair.start + 1 : pair.end])
 
 
-def model_for(at: Checkpoint) -> Checkpoint:
-    """The tokenizer with a random model that knows its ids."""
+def with_random_model(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint with a random model of its vocabulary size."""
     config = FAMILIES["qwen3"]()
-    config.vocab_size, config.max_position_embeddings = len(at.tokenizer), 2048
+    config.vocab_size, config.max_position_embeddings = len(checkpoint.tokenizer), 2048
     torch.manual_seed(0)
-    return replace(at, model=AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval())
+    return replace(checkpoint, model=AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval())

@@ -1,4 +1,4 @@
-"""Arbitrary token streams and policies, for property tests of whatever reads the law."""
+"""Hypothesis strategies for arbitrary token streams and policies."""
 
 from hypothesis import strategies as st
 

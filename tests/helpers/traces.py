@@ -1,4 +1,4 @@
-"""Random traces for the tiny models of `families`."""
+"""Random traces for the tiny models in `helpers.families`."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ MARKUP = Markup(4, 5, 6, 7, assistant_header=(3,), turn_end=2)
 
 
 def trace(seed: int, blocks: int = 5) -> list[int]:
-    """A prompt, `blocks` block-memento pairs and an answer, of random text and uneven lengths."""
+    """Return token ids of a prompt, `blocks` block-memento pairs and an answer, with random text of varying lengths."""
     rng = np.random.default_rng(seed)
 
     def text(low: int, high: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Rows, flags and models for the tests of training."""
+"""Rows, options and models for the training tests."""
 
 import json
 from pathlib import Path
@@ -16,20 +16,21 @@ QUICK += ["--bf16", "false", "--gradient_checkpointing", "false", "--disable_tqd
 
 
 def ledger_rows(path: Path, n: int = 48, seed: int = 0) -> Path:
-    """Rows in OpenMementos' format."""
+    """Write `n` ledger traces in the format of OpenMementos, and return the path."""
     rng = np.random.default_rng(seed)
     ledgers = [Ledger.sample(rng, int(level)) for level in rng.integers(0, 4, n)]
-    rows = [{"problem": one.prompt, "response": "".join(one.response()[:-1])} for one in ledgers]
+    rows = [{"problem": ledger.prompt, "response": "".join(ledger.response()[:-1])} for ledger in ledgers]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 def command(*arguments: str) -> None:
+    """Run `ghosttrace sft` in this process; raise on invalid input."""
     cli.app(["sft", *arguments], standalone_mode=False)
 
 
 def blank_model(folder: Path) -> Path:
-    """`toy-open`'s geometry and tokenizer with random weights, no policy recorded."""
+    """Save a model with the geometry and tokenizer of `toy-open`, random weights and no recorded policy."""
     torch.manual_seed(0)
     checkpoint = load("toy-open")
     config = checkpoint.model.config.__class__(**checkpoint.model.config.to_dict())

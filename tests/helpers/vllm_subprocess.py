@@ -1,7 +1,7 @@
-"""vLLM in a process of its own: `python tests/helpers/vllm_subprocess.py FOLDER ARM (v2 | tensor | pipeline)`.
+"""Run vLLM in a separate process: `python tests/helpers/vllm_subprocess.py FOLDER ARM (v2 | tensor | pipeline)`.
 
-`v2` is the V2 model runner under Triton's interpreter; the others are two processes of workers. Prints the
-largest difference to the reference, the one to full attention, and how many requests were preempted.
+`v2` is the V2 model runner under Triton's interpreter; the others use two worker processes. Prints the largest
+difference to the reference, the largest difference to full attention, and the number of preempted requests.
 """
 
 import json
@@ -17,7 +17,7 @@ if KIND == "v2":
     os.environ |= {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
     import triton.backends
 
-    # Triton looks for a driver before it interprets; there is none for a CPU.
+    # Triton requires a driver even for its interpreter, and has none for a CPU.
     cpu = type("Driver", (), {"is_active": staticmethod(lambda: True)})
     triton.backends.backends["cpu"] = SimpleNamespace(driver=cpu, compiler=None)
 else:
@@ -37,59 +37,63 @@ from helpers.engines import (
     Script,
     generate_logprobs,
     make_model,
-    masked,
+    masked_logprobs,
     max_difference,
+    random_scripts,
     scheduler,
     serving,
-    session,
-    workload,
+    session_logprobs,
 )
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "v2": {"pages": 17},
-    "tensor": {"tensor_parallel_size": 2, "pages": 8},  # each holds half of a page
+    "tensor": {"tensor_parallel_size": 2, "pages": 8},  # each worker holds half of a page
     "pipeline": {"pipeline_parallel_size": 2, "enforce_eager": False, "pages": 8},
 }
 
 
 def draw(llm: Any, checkpoint: Checkpoint, scripts: Sequence[Script]) -> bool:
-    """Whether our own draws choose from the engine's logits what they choose from ours."""
-    how = Sampling(12, temperature=1.0)
+    """Return True if sampling with shared noise gives the same tokens in vLLM and in `gt.generate`."""
+    sampling = Sampling(12, temperature=1.0)
     params = [
         SamplingParams(
             max_tokens=12,
             temperature=0,
             ignore_eos=True,
             detokenize=False,
-            extra_args={OVERRIDE_PREFIX + "draws": SharedNoiseSampler((0, number), how)},
+            extra_args={OVERRIDE_PREFIX + "draws": SharedNoiseSampler((0, number), sampling)},
         )
         for number in range(len(scripts))
     ]
-    outputs = llm.generate([{"prompt_token_ids": list(one.prompt)} for one in scripts], params, use_tqdm=False)
-    requests = [gt.Request(one.prompt, (0, number)) for number, one in enumerate(scripts)]
+    outputs = llm.generate([{"prompt_token_ids": list(script.prompt)} for script in scripts], params, use_tqdm=False)
+    requests = [gt.Request(script.prompt, (0, number)) for number, script in enumerate(scripts)]
     checkpoint.model.generation_config.eos_token_id = None
     checkpoint.model.config.eos_token_id = None
-    expected = gt.generate(checkpoint.model, requests, checkpoint.markup, checkpoint.policy, how)
-    return [list(output.outputs[0].token_ids) for output in outputs] == [one.tokens for one in expected]
+    expected = gt.generate(checkpoint.model, requests, checkpoint.markup, checkpoint.policy, sampling)
+    return [list(output.outputs[0].token_ids) for output in outputs] == [generation.tokens for generation in expected]
 
 
 def main() -> None:
-    """One workload under one arm."""
+    """Run random scripts under one arm and print the report."""
     checkpoint = make_model(FOLDER)
-    scripts = workload(checkpoint, np.random.default_rng(0), 10 if KIND == "v2" else 24)
+    scripts = random_scripts(checkpoint, np.random.default_rng(0), 10 if KIND == "v2" else 24)
     with serving(checkpoint.name, arm=ARM, max_num_seqs=8, **OPTIONS[KIND]) as llm:
         planner, preempted = scheduler(llm), []
         before = planner._preempt_request
         planner._preempt_request = lambda *args, **kwargs: (preempted.append(args[0]), before(*args, **kwargs))[1]
         runners = llm.collective_rpc(lambda worker: [base.__module__ for base in type(worker.model_runner).__mro__])
-        found = generate_logprobs(llm, scripts)
+        actual = generate_logprobs(llm, scripts)
         drawn = draw(llm, checkpoint, scripts[:4]) if KIND == "v2" and ARM == "memento" else True
-    law = checkpoint.policy
-    expected = masked(checkpoint, scripts, law) if ARM == "memento" else session(checkpoint, scripts, ARMS[ARM]())
+    policy = checkpoint.policy
+    expected = (
+        masked_logprobs(checkpoint, scripts, policy)
+        if ARM == "memento"
+        else session_logprobs(checkpoint, scripts, ARMS[ARM]())
+    )
     report = {
         "runners": runners,
-        "worst": max_difference(found, expected),
-        "full": max_difference(found, masked(checkpoint, scripts, Policy(law.mask_delimiters, -1))),
+        "worst": max_difference(actual, expected),
+        "full": max_difference(actual, masked_logprobs(checkpoint, scripts, Policy(policy.mask_delimiters, -1))),
         "preempted": len(preempted),
         "drawn": drawn,
     }

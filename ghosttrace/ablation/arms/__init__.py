@@ -1,4 +1,4 @@
-"""The arms of an ablation, one a file. Same checkpoint, problems and draws; only the retained cache differs."""
+"""The arms of an ablation, one per file. All arms share checkpoint, problems and random draws."""
 
 from ghosttrace.ablation.arms.arm import Arm
 from ghosttrace.ablation.arms.full import Full
@@ -30,7 +30,7 @@ ARMS: dict[str, type[Arm]] = {
         Noise,
     )
 }
-"""The arms that can be asked for by name, in the order in which they run."""
+"""The arms that can be selected by name, in the order in which they run."""
 
 __all__ = [
     "ARMS",

@@ -1,4 +1,4 @@
-"""What an arm is: a policy, what happens to the retained cache when a block expires, and how it is presented."""
+"""Base class of all arms: their policy, their action on the retained cache when a block expires, their presentation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,28 +11,29 @@ from ghosttrace.law.expiry import Policy
 from ghosttrace.model.session import Eraser, Session
 
 DonorLookup = Callable[[tuple[int, ...], int, int], list[int] | None]
-"""(row key, block number, length) to the token ids of a counterfactual block, None for no swap."""
+"""(row key, block number, length in tokens) to the token ids of a counterfactual block, or None for no swap."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One condition of an ablation: a frozen dataclass with its own `name`, `summary` and `eraser`.
+    """One condition of an ablation.
 
-    An arm of your own is passed as an object, `ghosttrace.ablate(model, arms=[MyArm()])`; to add it to the package,
-    put it in a file of its own here and name it in `ghosttrace.ablation.arms.ARMS`.
+    A subclass is a frozen dataclass that sets `name` and `summary` and overrides `eraser`, `adapt_policy` or both. Pass
+    a custom arm as an object, `ghosttrace.ablate(model, arms=[MyArm()])`. To add an arm to the package, put it into its
+    own file here and list it in `ghosttrace.ablation.arms.ARMS`.
 
     Attributes:
-        name: as in the results.
-        summary: one line for the help text and the report.
-        headline: what the arm does, as the subject of a sentence: "Closing the channel".
-        colour: of its bars and lines, as a hexadecimal RGB code.
-        priority: the report's headline is about the arm with the highest priority among those that were run.
-        sealed: its cache is a function of the retained text alone.
-        control: it must change nothing; where it does, the run is invalid.
-        caches: key-value caches that it holds for each row, the live one included.
-        default: it runs where no arms are asked for by name.
-        options: which of its fields the settings of an ablation fill in: `part`, `size`.
-        needs_counterfactuals: it runs only on a benchmark that writes counterfactual blocks.
+        name: Name in the results.
+        summary: One-line description for the help text and the report.
+        headline: Action of the arm as the subject of a sentence, such as "Closing the channel".
+        colour: Colour of its bars and lines, as a hexadecimal RGB code.
+        priority: The report's headline is about the arm with the highest priority in the run.
+        sealed: Whether the cache is a function of the retained text alone.
+        control: Whether the arm is a negative control. If it changes the accuracy, the run is invalid.
+        caches: Number of KV caches held per row, the live cache included.
+        default: Whether the arm runs if no arms are selected by name.
+        options: Names of the fields that are set from the ablation settings: `part`, `size`.
+        needs_counterfactuals: Whether the arm requires a benchmark that writes counterfactual blocks.
     """
 
     name: ClassVar[str]
@@ -48,39 +49,39 @@ class Arm:
     needs_counterfactuals: ClassVar[bool] = False
 
     def adapt_policy(self, policy: Policy) -> Policy:
-        """The policy this arm runs under, given the checkpoint's.
+        """Return the policy that this arm runs with, given the checkpoint's policy.
 
         Raises:
-            UserError: the arm means nothing under that policy.
+            UserError: The arm cannot run with that policy.
         """
         if policy.keep_last_n_blocks < 0:
-            raise UserError(f"{self.name} acts when blocks are erased, and keep_last_n_blocks -1 erases none: give 0")
+            raise UserError(f"{self.name} needs erased blocks, but keep_last_n_blocks -1 erases none: give 0")
         return policy
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse a model on which the arm cannot be run.
+        """Check that the arm supports the model.
 
         Raises:
-            UserError: it cannot.
+            UserError: The model is not supported.
         """
 
     def with_donors(self, donors: DonorLookup) -> "Arm":
-        """The arm with a benchmark's counterfactual blocks; only arms that need them differ."""
+        """Return the arm with a lookup of counterfactual blocks; arms that need none return themselves."""
         return self
 
     def without_noise(self) -> "Arm":
-        """The arm without what it draws at random, as an attacker who does not know the draws would imitate it."""
+        """Return the arm without its random draws, for attackers that imitate the arm but do not know the draws."""
         return self
 
     def eraser(self, session: Session) -> Eraser:
-        """What acts when blocks expire in a batch."""
+        """Return the object that acts on the session's cache when blocks expire."""
         return Eraser(session)
 
     def describe(self, policy: Policy) -> dict[str, Any]:
-        """The arm as run.json records it, for reports that know nothing of arms: JSON values.
+        """Return the description of the arm as JSON values for run.json, from which reports are rendered.
 
         Args:
-            policy: the checkpoint's.
+            policy: The checkpoint's policy.
         """
-        shown = ("name", "summary", "headline", "colour", "priority", "sealed", "control")
-        return {name: getattr(self, name) for name in shown} | {"policy": self.adapt_policy(policy).to_dict()}
+        recorded = ("name", "summary", "headline", "colour", "priority", "sealed", "control")
+        return {name: getattr(self, name) for name in recorded} | {"policy": self.adapt_policy(policy).to_dict()}

@@ -1,4 +1,4 @@
-"""`drop-delimiters`: the block's delimiters leave with it, and nothing is recomputed."""
+"""`drop-delimiters`: the block's delimiters are erased with it, and nothing is recomputed."""
 
 from dataclasses import dataclass, replace
 
@@ -9,12 +9,12 @@ from ghosttrace.law.expiry import Policy
 
 @dataclass(frozen=True)
 class DropDelimiters(Arm):
-    """Both delimiters of a block evicted with it; a kept `<|block_end|>` has seen the whole block."""
+    """Arm that evicts both delimiters with their block, because a kept `<|block_end|>` has seen the whole block."""
 
     name = "drop-delimiters"
     summary = "block delimiters that the policy keeps are erased with their block"
 
     def adapt_policy(self, policy: Policy) -> Policy:
         if policy.mask_delimiters:
-            raise UserError("drop-delimiters drops delimiters that stay: this policy keeps none, so take memento")
+            raise UserError("drop-delimiters needs retained delimiters, and this policy erases them: use memento")
         return replace(super().adapt_policy(policy), mask_delimiters=True)

@@ -8,7 +8,7 @@ from ghosttrace.law.expiry import Policy
 
 @dataclass(frozen=True)
 class Full(Arm):
-    """Plain causal attention over everything."""
+    """Arm with full causal attention: no block is erased."""
 
     name = "full"
     summary = "nothing is erased"

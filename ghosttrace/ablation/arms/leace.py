@@ -1,10 +1,10 @@
 """`leace`: directions removed from the mementos' keys and values.
 
-Which directions is up to whoever makes the arm: for `leace` those in which a linear probe can tell a
-concept (Belrose et al. 2023, "LEACE: Perfect linear concept erasure in closed form", arXiv 2306.03819).
-The tokens of the text and the kept delimiters are left alone, and so is what is not linear.
+The caller fits the directions. For `leace` they are the directions from which a linear probe can predict a concept
+(Belrose et al. 2023, "LEACE: Perfect linear concept erasure in closed form", arXiv 2306.03819). Tokens outside the
+mementos, kept delimiters included, are unchanged, and nonlinear information remains.
 
-The next token is then predicted by reading the last one again: its hidden state saw the block.
+The last token is processed again before the next one is predicted, because its hidden state has seen the block.
 """
 
 from dataclasses import dataclass, field
@@ -22,10 +22,11 @@ from ghosttrace.model.session import Eraser, RowErasures, Session
 
 @dataclass(frozen=True, eq=False)
 class DirectionRemoval:
-    """An affine map that removes directions: x - left @ right @ (x - mean), at each place of a memento.
+    """Affine map that removes directions: x - left @ right @ (x - mean), one map per offset in a memento.
 
     Attributes:
-        left: float[P, d, r], with d the heads' dimensions side by side; P is 1 if all tokens are treated alike.
+        left: float[P, d, r] for P offsets, with d the dimensions of all heads concatenated. P is 1 if all tokens of a
+            memento share one map.
         right: float[P, r, d].
         mean: float[P, d].
     """
@@ -36,73 +37,79 @@ class DirectionRemoval:
 
     @property
     def ranks(self) -> list[int]:
-        """How many directions are removed at each place."""
+        """Number of directions removed at each offset, P integers."""
         return [int((right.abs().amax(1) > 0).sum()) for right in self.right]
 
-    def __call__(self, states: Tensor, places: Tensor) -> Tensor:
-        """The states, float[n, d], without the directions.
+    def __call__(self, states: Tensor, offsets: Tensor) -> Tensor:
+        """Return the states without the directions.
 
         Args:
-            states: of n memento tokens.
-            places: int64[n], counted from `<|summary_start|>`; those beyond the last are treated as the last.
+            states: Keys or values of n memento tokens, float[n, d].
+            offsets: Offset of each token from its `<|summary_start|>`, int64[n]. Offsets of P or more use the last map.
+
+        Returns:
+            float[n, d].
         """
-        places = places.clamp(max=len(self.mean) - 1)
+        offsets = offsets.clamp(max=len(self.mean) - 1)
         cleaned = states.to(self.mean, copy=True)
-        for place in places.unique().tolist():
-            here = places == place
-            along = (cleaned[here] - self.mean[place]) @ self.right[place].T
-            cleaned[here] = cleaned[here] - along @ self.left[place].T
+        for offset in offsets.unique().tolist():
+            selected = offsets == offset
+            coefficients = (cleaned[selected] - self.mean[offset]) @ self.right[offset].T
+            cleaned[selected] = cleaned[selected] - coefficients @ self.left[offset].T
         return cleaned.to(states)
 
 
 LayerRemovals = tuple[tuple[DirectionRemoval, DirectionRemoval], ...]
-"""For each layer, of keys and of values."""
+"""For each layer, the removal from keys and the removal from values."""
 
 
 class DirectionRemover(Eraser):
-    """Removes directions from the keys and values of chosen mementos when their blocks expire."""
+    """Eraser that removes directions from the keys and values of selected mementos when their blocks expire."""
 
     def __init__(self, session: Session, removals: LayerRemovals, block_indices: tuple[int, ...]) -> None:
         super().__init__(session)
         self.removals, self.block_indices = removals, block_indices
 
-    def erase(self, hits: list[RowErasures]) -> None:
-        super().erase(hits)
+    def erase(self, erasures: list[RowErasures]) -> None:
+        super().erase(erasures)
         cache = self.session.cache
-        found = []  # (row, slot, place in the memento) of every token to be cleaned
-        for hit in hits:
-            held, blocks = cache.held_indices(hit.row), self.session.rows[hit.row].tracker.blocks
-            for block in hit.blocks:
+        memento_tokens = []  # (row, slot, offset in the memento)
+        for row_erasures in erasures:
+            row = row_erasures.row
+            held, blocks = cache.held_indices(row), self.session.rows[row].tracker.blocks
+            for block in row_erasures.blocks:
                 if blocks.index(block) in self.block_indices:
                     slots = np.flatnonzero((held >= block.memento_start) & (held <= block.memento_end))
-                    found += [(hit.row, int(slot), int(held[slot]) - block.memento_start) for slot in slots]
-        if not found:
+                    memento_tokens += [(row, int(slot), int(held[slot]) - block.memento_start) for slot in slots]
+        if not memento_tokens:
             return
-        rows, slots, places = torch.tensor(found, device=self.session.model.device).T
+        rows, slots, offsets = torch.tensor(memento_tokens, device=self.session.model.device).T
         for layer, removals in zip(cache.layers, self.removals, strict=True):
             for states, removal in zip((layer.keys, layer.values), removals, strict=True):
                 before = states[rows, :, slots]  # [n, H, D]
-                states[rows, :, slots] = removal(before.flatten(1), places).reshape(before.shape)
+                states[rows, :, slots] = removal(before.flatten(1), offsets).reshape(before.shape)
         recompute_last_tokens(self.session, rows.unique().tolist())
 
 
 @dataclass(frozen=True, eq=False)
 class Leace(Arm):
-    """The directions of a concept removed from the mementos' keys and values.
+    """Arm that removes the directions of a concept from the mementos' keys and values.
 
     Attributes:
-        removals: fitted beforehand, for each layer of the model; see `ghosttrace.auditing.defences.leace`.
-        block_indices: of which blocks the mementos are cleaned, counted from 0.
+        removals: Fitted removals for each layer of the model; see `ghosttrace.auditing.defences.leace`.
+        block_indices: 0-based numbers of the blocks whose mementos are cleaned.
     """
 
     name = "leace"
-    summary = "what tells a concept linearly removed from the mementos' keys and values"
+    summary = "directions that linearly predict a concept removed from the mementos' keys and values"
     removals: LayerRemovals = field(default=(), repr=False)
     block_indices: tuple[int, ...] = ()
 
     def adapt_policy(self, policy: Policy) -> Policy:
         if policy.keep_last_n_blocks != 0:
-            raise UserError(f"{self.name} cleans mementos at their end, before others read them: keep_last_n_blocks 0")
+            raise UserError(
+                f"{self.name} must clean mementos before later tokens attend to them: give keep_last_n_blocks 0"
+            )
         return policy
 
     def eraser(self, session: Session) -> Eraser:

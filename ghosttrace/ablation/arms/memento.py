@@ -1,4 +1,4 @@
-"""`memento`: the channel open, as the model was trained to be used."""
+"""`memento`: normal memento attention with the channel open, as in the model's training."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from ghosttrace.law.expiry import Policy
 
 @dataclass(frozen=True)
 class Memento(Arm):
-    """Normal memento attention: blocks leave the cache, mementos keep what they computed from them."""
+    """Arm with normal memento attention: blocks are erased, and mementos keep the states computed from them."""
 
     name = "memento"
-    summary = "normal memento attention: the reference of every effect"
+    summary = "normal memento attention, the reference for every effect"
     colour = "#1b6e53"
     default = True
 

@@ -1,4 +1,4 @@
-"""`noise`: the carriers' keys and values perturbed."""
+"""`noise`: the carriers' keys and values with Gaussian noise."""
 
 from dataclasses import dataclass
 
@@ -13,40 +13,40 @@ from ghosttrace.model.session import Eraser, RowErasures, Session
 
 
 class Perturber(Eraser):
-    """Adds Gaussian noise to what is retained of each block and memento when the block expires."""
+    """Eraser that adds Gaussian noise to the retained tokens of each block and its memento when the block expires."""
 
     def __init__(self, session: Session, size: float) -> None:
         super().__init__(session)
         self.size = size
 
-    def erase(self, hits: list[RowErasures]) -> None:
-        super().erase(hits)
-        for hit in hits:
-            for block in hit.blocks:
-                self._perturb(hit.row, block)
+    def erase(self, erasures: list[RowErasures]) -> None:
+        super().erase(erasures)
+        for row_erasures in erasures:
+            for block in row_erasures.blocks:
+                self._perturb(row_erasures.row, block)
 
     def _perturb(self, row: int, block: Block) -> None:
         held = self.session.cache.held_indices(row)
         slots = torch.from_numpy(np.flatnonzero((held >= block.start) & (held <= block.memento_end)))
-        draws = random_stream(*self.session.rows[row].key, block.start)
+        rng = random_stream(*self.session.rows[row].key, block.start)
         for layer in self.session.cache.layers:
             for states in (layer.keys, layer.values):
                 part = states[row, :, slots]
-                drawn = torch.from_numpy(draws.standard_normal(part.shape)).to(part)
-                states[row, :, slots] = part + self.size * part.square().mean().sqrt() * drawn
+                noise = torch.from_numpy(rng.standard_normal(part.shape)).to(part)
+                states[row, :, slots] = part + self.size * part.square().mean().sqrt() * noise
 
 
 @dataclass(frozen=True)
 class Noise(Arm):
-    """Gaussian noise on the retained keys and values of each erased block and its memento.
+    """Arm that adds Gaussian noise to the retained keys and values of each erased block and its memento.
 
     Attributes:
-        size: standard deviation, relative to the root mean square of the states it is added to.
+        size: Standard deviation of the noise, relative to the root mean square of the states.
     """
 
     name = "noise"
     summary = "Gaussian noise on the carriers' keys and values"
-    headline = "Adding noise to what is retained"
+    headline = "Adding noise to retained states"
     colour = "#555555"
     priority = 2
     options = ("size",)

@@ -1,4 +1,4 @@
-"""Which part of a cache an arm acts on: layers, key-value heads, keys or values, and which carrier."""
+"""Selection of a part of the cache by layers, key-value heads, keys or values, and carrier."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -8,13 +8,18 @@ from ghosttrace.errors import UserError
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the cache: which layers, key-value heads, of keys or values, of which carrier.
-
-    None means all of them.
+    """Part of the retained cache that a sealing arm recomputes.
 
     Attributes:
-        last: of each memento only the last so many tokens, `<|summary_end|>` included; the carrier is
-            then `mementos`.
+        layers: Layer indices. None means all layers.
+        heads: Key-value head indices. None means all heads.
+        kv: Keys ("k"), values ("v") or both.
+        carrier: The retained tokens to recompute, block delimiters or mementos. None means all retained tokens.
+        last: Number of tokens at the end of each memento, `<|summary_end|>` included; requires the carrier
+            "mementos". None means the whole memento.
+
+    Raises:
+        UserError: `last` is below 1 or is given for another carrier.
     """
 
     layers: tuple[int, ...] | None = None
@@ -25,27 +30,31 @@ class Part:
 
     def __post_init__(self) -> None:
         if self.last is not None and (self.last < 1 or self.carrier != "mementos"):
-            raise UserError("the last tokens of a carrier are those of mementos, and at least 1")
+            raise UserError("last selects tokens of mementos: give at least 1 and the carrier mementos")
 
     @property
     def is_whole_cache(self) -> bool:
-        """Nothing is left out."""
+        """Whether the part is the whole retained cache."""
         return self == Part()
 
     def check(self, n_layers: int, n_heads: int) -> None:
-        """Refuse what a model does not have.
+        """Check that the model has the selected layers and heads.
+
+        Args:
+            n_layers: Number of layers of the model.
+            n_heads: Number of key-value heads of the model.
 
         Raises:
-            UserError: a layer or head is out of range.
+            UserError: A layer or head is out of range.
         """
-        for what, chosen, count in (("layer", self.layers, n_layers), ("head", self.heads, n_heads)):
-            for number in chosen or ():
-                if not 0 <= number < count:
-                    kind = "key-value heads" if what == "head" else "layers"
+        for kind, indices, count in (("layer", self.layers, n_layers), ("head", self.heads, n_heads)):
+            for index in indices or ():
+                if not 0 <= index < count:
+                    plural = "key-value heads" if kind == "head" else "layers"
                     raise UserError(
-                        f"{what} {number} is out of range: the model has {count} {kind}, from 0 to {count - 1}"
+                        f"{kind} {index} is out of range: the model has {count} {plural}, from 0 to {count - 1}"
                     )
 
     def of_carrier(self, carrier: Literal["delimiters", "mementos"]) -> "Part":
-        """The same part of one carrier alone."""
+        """Return the same part, restricted to one carrier."""
         return replace(self, carrier=carrier)

@@ -1,4 +1,4 @@
-"""`placebo`: recomputation by the schedule of `restart`, with the blocks visible."""
+"""`placebo`: recomputation on the schedule of `restart`, with the blocks visible."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,44 +10,44 @@ from ghosttrace.model.session import Eraser, RowErasures, Session
 
 
 class PlaceboEraser(Eraser):
-    """Recomputes what `restart` recomputes, before the block leaves: what numerics alone do.
+    """Eraser that recomputes the same tokens as `restart`, but before their block is erased.
 
-    With `keep_last_n_blocks` above 0, tokens from before the last erasure are left alone: what they
-    saw is no longer there to be seen again.
+    Its effect is that of floating-point differences alone. With `keep_last_n_blocks` above 0, tokens from before the
+    last erasure are not recomputed, because some tokens that they attended to have been erased.
     """
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
-        self._since = [0] * len(session.rows)
+        self._last_erasure = [0] * len(session.rows)  # tokens processed at the last erasure
 
     def select(self, rows: Sequence[int]) -> None:
-        self._since = [self._since[row] for row in rows]
+        self._last_erasure = [self._last_erasure[row] for row in rows]
 
-    def erase(self, hits: list[RowErasures]) -> None:
-        session, rows = self.session, [hit.row for hit in hits]
-        again = session.cache.copy_rows(rows)
-        index = []
-        for place, hit in enumerate(hits):
-            held, keys = again.held_indices(place), hit.keys
-            stays = held[(held > hit.erasures[0].block.start) & ~np.isin(held, keys)]
-            first = int(stays[stays >= self._since[hit.row]].min())
-            index.append(held[held >= first].copy())
-            again.truncate(place, first)
-            self._since[hit.row] = session.rows[hit.row].num_processed
-        runs = [[session.rows[row].tokens[k] for k in places] for row, places in zip(rows, index, strict=True)]
-        logits = session.forward(again, runs, index, index)
-        session.cache.replace_rows(rows, again)
-        for place, row in enumerate(rows):
-            session.logits[row] = logits[place][-1]
-        super().erase(hits)
+    def erase(self, erasures: list[RowErasures]) -> None:
+        session, rows = self.session, [row_erasures.row for row_erasures in erasures]
+        recomputed = session.cache.copy_rows(rows)
+        indices = []
+        for copy_row, row_erasures in enumerate(erasures):
+            row, held = row_erasures.row, recomputed.held_indices(copy_row)
+            retained = held[(held > row_erasures.erasures[0].block.start) & ~np.isin(held, row_erasures.keys)]
+            first = int(retained[retained >= self._last_erasure[row]].min())
+            indices.append(held[held >= first].copy())
+            recomputed.truncate(copy_row, first)
+            self._last_erasure[row] = session.rows[row].num_processed
+        runs = [[session.rows[row].tokens[k] for k in index] for row, index in zip(rows, indices, strict=True)]
+        logits = session.forward(recomputed, runs, indices, indices)
+        session.cache.replace_rows(rows, recomputed)
+        for copy_row, row in enumerate(rows):
+            session.logits[row] = logits[copy_row][-1]
+        super().erase(erasures)
 
 
 @dataclass(frozen=True)
 class PlaceboArm(Arm):
-    """The mementos recomputed with their block visible."""
+    """Control arm that recomputes the mementos with their block visible."""
 
     name = "placebo"
-    summary = "mementos recomputed with their block visible, by restart's schedule: numerics alone"
+    summary = "mementos recomputed with their block visible, on restart's schedule: the effect of numerics alone"
     colour = "#57a773"
     control = True
     default = True

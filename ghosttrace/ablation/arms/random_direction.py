@@ -1,4 +1,4 @@
-"""`random-direction`: the placebo of `leace`, which removes as many directions at random."""
+"""`random-direction`: the placebo of `leace`, which removes the same number of random directions."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from ghosttrace.ablation.arms.leace import Leace
 
 @dataclass(frozen=True, eq=False)
 class RandomDirection(Leace):
-    """As many random directions removed: what removing costs, whatever is removed."""
+    """Arm that removes random directions, which measures the cost of removal as such."""
 
     name = "random-direction"
-    summary = "placebo of leace: as many random directions removed from the mementos' keys and values"
+    summary = "placebo of leace: the same number of random directions removed from the mementos' keys and values"

@@ -1,4 +1,4 @@
-"""`rerotated`: the position effect alone."""
+"""`rerotated`: the effect of closed-up positions alone."""
 
 from dataclasses import dataclass
 
@@ -11,23 +11,24 @@ from ghosttrace.model.session import Eraser, RowErasures, Session
 
 
 class Rerotator(Eraser):
-    """Rotates what is left to closed-up positions, contents untouched."""
+    """Eraser that re-rotates the retained keys to closed-up positions and changes nothing else."""
 
-    def erase(self, hits: list[RowErasures]) -> None:
-        super().erase(hits)
+    def erase(self, erasures: list[RowErasures]) -> None:
+        super().erase(erasures)
         session = self.session
-        for hit in hits:
-            length = int(session.cache.slots.length[hit.row])
-            rerotate(session.model, session.cache, hit.row, np.arange(length))
-            session.rows[hit.row].position_shift = session.rows[hit.row].num_processed - length
+        for row_erasures in erasures:
+            row = row_erasures.row
+            length = int(session.cache.slots.length[row])
+            rerotate(session.model, session.cache, row, np.arange(length))
+            session.rows[row].position_shift = session.rows[row].num_processed - length
 
 
 @dataclass(frozen=True)
 class Rerotated(Arm):
-    """Normal keys and values, the keys re-rotated to closed-up positions."""
+    """Arm with normal keys and values, the keys re-rotated to closed-up positions."""
 
     name = "rerotated"
-    summary = "normal keys and values at closed-up positions: what moving alone does"
+    summary = "normal keys and values at closed-up positions: the position effect alone"
     headline = "Closing up positions"
     colour = "#d8a24a"
     priority = 3

@@ -1,4 +1,4 @@
-"""`restart`: everything retained recomputed with every erased block absent, absolute positions kept."""
+"""`restart`: all retained tokens recomputed without the erased blocks, absolute positions kept."""
 
 from dataclasses import dataclass, field
 
@@ -10,14 +10,16 @@ from ghosttrace.model.session import Eraser, Session
 
 @dataclass(frozen=True)
 class Restart(Arm):
-    """The channel closed; only the lengths of the erased blocks still show, through the gaps in the positions.
+    """Arm that closes the channel: retained keys and values are recomputed from the retained text.
+
+    The gaps in the positions still reveal the lengths of the erased blocks.
 
     Attributes:
-        part: what is recomputed; all of it by default.
+        part: The part of the cache that is recomputed; the whole cache by default.
     """
 
     name = "restart"
-    summary = "retained tokens recomputed with every block absent, positions kept: the channel closed"
+    summary = "retained tokens recomputed without the erased blocks, positions kept: the channel is closed"
     headline = "Closing the channel"
     colour = "#b3392f"
     priority = 9

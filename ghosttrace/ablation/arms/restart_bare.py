@@ -1,4 +1,4 @@
-"""`restart-bare`: restart without the block delimiters that the policy keeps, as the published overlay restarts."""
+"""`restart-bare`: `restart` that also erases the block delimiters, as the published vLLM overlay does."""
 
 from dataclasses import dataclass, replace
 
@@ -9,15 +9,15 @@ from ghosttrace.law.expiry import Policy
 
 @dataclass(frozen=True)
 class RestartBare(Restart):
-    """Restart that also evicts both delimiters of every block."""
+    """Arm that restarts and also evicts both delimiters of every block."""
 
     name = "restart-bare"
-    summary = "restart without the delimiters that the policy keeps, as in the published overlay"
+    summary = "restart that also erases the block delimiters, as in the published vLLM overlay"
     headline = "Closing the channel and dropping the delimiters"
     colour = "#8c2d04"
     priority = 8
 
     def adapt_policy(self, policy: Policy) -> Policy:
         if policy.mask_delimiters:
-            raise UserError("restart-bare drops delimiters that stay: this policy keeps none, so take restart")
+            raise UserError("restart-bare needs retained delimiters, and this policy erases them: use restart")
         return replace(super().adapt_policy(policy), mask_delimiters=True)

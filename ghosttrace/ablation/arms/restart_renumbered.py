@@ -1,4 +1,4 @@
-"""`restart-renumbered`: restart as one fresh prefill of the retained text, positions closed up."""
+"""`restart-renumbered`: `restart` as one prefill of the retained text, with closed-up positions."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ from ghosttrace.model.session import Eraser, Session
 
 @dataclass(frozen=True)
 class RestartRenumbered(Arm):
-    """The channel closed, the lengths of the erased blocks included."""
+    """Arm that closes the channel and also hides the lengths of the erased blocks."""
 
     name = "restart-renumbered"
-    summary = "the same with positions closed up, as one fresh prefill of the retained text"
+    summary = "restart as one prefill of the retained text, with closed-up positions"
     headline = "Closing the channel and its gaps"
     colour = "#d77a61"
     priority = 7

@@ -1,4 +1,4 @@
-"""`seal-delimiters`: only the block delimiters that the policy keeps are recomputed."""
+"""`seal-delimiters`: only the retained block delimiters are recomputed."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from ghosttrace.model.session import Eraser, Session
 
 @dataclass(frozen=True)
 class SealDelimiters(Restart):
-    """Only the retained block delimiters recomputed."""
+    """Arm that recomputes only the retained block delimiters."""
 
     name = "seal-delimiters"
     summary = "only the retained block delimiters recomputed"
@@ -23,7 +23,9 @@ class SealDelimiters(Restart):
 
     def adapt_policy(self, policy: Policy) -> Policy:
         if policy.mask_delimiters:
-            raise UserError("seal-delimiters needs delimiters that stay: this policy erases them (--keep-delimiters)")
+            raise UserError(
+                "seal-delimiters needs retained delimiters, and this policy erases them: use a model that keeps them"
+            )
         return super().adapt_policy(policy)
 
     def eraser(self, session: Session) -> Eraser:

@@ -9,7 +9,7 @@ from ghosttrace.model.session import Eraser, Session
 
 @dataclass(frozen=True)
 class SealMementos(Restart):
-    """Only the mementos recomputed."""
+    """Arm that recomputes only the mementos."""
 
     name = "seal-mementos"
     summary = "only the mementos recomputed"

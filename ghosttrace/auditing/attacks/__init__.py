@@ -1,4 +1,4 @@
-"""The attacks, each in a file of its own."""
+"""The attacks of an audit, one per file."""
 
 from ghosttrace.auditing.attacks.attack import Attack
 from ghosttrace.auditing.attacks.attribute import AttributeAttack
@@ -10,8 +10,8 @@ from ghosttrace.auditing.attacks.tenant import TenantAttack
 from ghosttrace.auditing.attacks.text import TextBaselineAttack
 
 ATTACKS: dict[str, type[Attack]] = {
-    kind.name: kind
-    for kind in (
+    attack.name: attack
+    for attack in (
         AttributeAttack,
         TenantAttack,
         RankingAttack,
@@ -20,6 +20,6 @@ ATTACKS: dict[str, type[Attack]] = {
         CollisionAttack,
     )
 }
-"""The attacks that can be asked for by name; all of them by default. `TextBaselineAttack`, the baseline, always runs."""
+"""The attacks by name. All of them run by default. The baseline, `TextBaselineAttack`, always runs."""
 
 __all__ = ["ATTACKS", "Attack", "TextBaselineAttack"]

@@ -1,4 +1,4 @@
-"""What an attack is: who runs it, what it measures, when it can be run, and what it finds."""
+"""The base class of attacks."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -11,20 +11,21 @@ from ghosttrace.auditing.threats import Threat
 
 @dataclass(frozen=True)
 class Attack(ABC):
-    """One attack: a frozen dataclass with the class fields below and `run`.
+    """Base class of attacks. A subclass is a frozen dataclass that sets the class fields below and defines `run`.
 
-    An attack of your own is passed as an object, `audit(attacks=[MyAttack()])`; to add it to the package, put it in
-    a file of its own here and name it in `ghosttrace.auditing.attacks.ATTACKS`.
+    Pass an attack of your own as an object: `audit(attacks=[MyAttack()])`. To add an attack to the package, put it in
+    its own file in this folder and list it in `ghosttrace.auditing.attacks.ATTACKS`.
 
     Attributes:
-        name: as on the command line and in the results.
-        title: its name in reports.
-        summary: what it does and what it measures, in one sentence.
-        threat: the kind of attacker it stands for.
-        units: of its findings, of `ghosttrace.auditing.evidence.UNITS`.
-        counts_bits: its findings can decide the verdict: bits a secret beyond the text, with `gate=True`.
-        probes_single_site: it fits probes of one place of the cache, so that a finding of nothing counts as far as such
-            probes would have seen a leak of known size.
+        name: Name on the command line and in the results.
+        title: Name in reports.
+        summary: What the attack does and what it measures, in one sentence.
+        threat: The threat model that the attack belongs to.
+        units: Units of its findings, from `ghosttrace.auditing.evidence.UNITS`.
+        counts_bits: Whether the attack returns findings that decide the verdict: bits per secret beyond the text,
+            with `gate=True`.
+        probes_single_site: Whether the attack fits probes at a single site of the cache. If it does, a finding of no
+            leak counts only for leaks that such probes can detect.
     """
 
     name: ClassVar[str]
@@ -37,47 +38,47 @@ class Attack(ABC):
 
     @abstractmethod
     def run(self, context: AuditContext) -> list[Evidence]:
-        """Attack every secret of `attackable_secrets`, and find what there is to find under the controls."""
+        """Attack every secret of `attackable_secrets` and return the findings, those of the controls included."""
 
-    def check(self, context: AuditContext) -> None:  # noqa: B027  # most attacks have nothing to refuse
-        """Refuse settings with which the attack means nothing, before any cache is read.
+    def check(self, context: AuditContext) -> None:  # noqa: B027  # most attacks accept all settings
+        """Refuse settings under which the attack is meaningless, before any cache is read.
 
         Raises:
-            UserError: the sentence names the fix.
+            UserError: The settings do not fit the attack.
         """
 
     def secrets(self, context: AuditContext) -> tuple[str, ...]:
-        """What the attack is after: every secret, unless it attacks the block as a whole."""
+        """Return the names of the secrets under attack: all secrets, unless the attack recovers whole blocks."""
         return tuple(context.secrets)
 
     def skip_reason(self, context: AuditContext, secret: str) -> str | None:
-        """Why the attack cannot be run on one of its secrets, before any cache is read; None if it can."""
+        """Return why the attack cannot run on a secret, or None if it can; no cache has been read yet."""
         return None
 
     def attackable_secrets(self, context: AuditContext) -> tuple[str, ...]:
-        """The secrets on which it can be run."""
+        """Return the secrets that the attack can run on."""
         return tuple(secret for secret in self.secrets(context) if self.skip_reason(context, secret) is None)
 
     def skip_reason_for_all(self, context: AuditContext) -> str | None:
-        """Why the attack cannot be run on any secret; None if it can on at least one."""
+        """Return why the attack cannot run on any secret, or None if it can run on at least one."""
         reasons = [self.skip_reason(context, secret) for secret in self.secrets(context)]
-        return None if None in reasons else next(iter(reasons), "there is no secret that it is after")
+        return None if None in reasons else next(iter(reasons), "the audit has no secret for it")
 
     def n_gated(self, context: AuditContext) -> int:
-        """How many of its findings decide the verdict: their intervals share the run's error rate."""
+        """Return the number of findings that decide the verdict; their intervals share the run's error rate."""
         return len(self.attackable_secrets(context)) if self.counts_bits else 0
 
     def describe(self) -> dict[str, Any]:
-        """The attack as summary.json records it, for reports that know nothing of attacks: JSON values."""
-        shown = ("title", "summary", "counts_bits", "probes_single_site")
-        return {name: getattr(self, name) for name in shown} | {"threat": self.threat.name, "units": list(self.units)}
+        """Return the attack as JSON values for summary.json, so that reports need no attack classes."""
+        fields = ("title", "summary", "counts_bits", "probes_single_site")
+        return {name: getattr(self, name) for name in fields} | {"threat": self.threat.name, "units": list(self.units)}
 
     def evidence(
         self,
         secret: str,
         condition: str,
         unit: str,
-        found: AttackEstimate,
+        estimate: AttackEstimate,
         n: int,
         *,
         baseline: float = 0.0,
@@ -85,8 +86,17 @@ class Attack(ABC):
         site: AttackSite | None = None,
         note: str = "",
     ) -> Evidence:
-        """One finding of this attack; the arguments are those of `Evidence`."""
-        where = site or AttackSite()
+        """Return a finding of this attack. The arguments are the fields of `Evidence`."""
         return Evidence(
-            self.name, secret, condition, unit, found, n, baseline, gate, self.probes_single_site, site=where, note=note
+            self.name,
+            secret,
+            condition,
+            unit,
+            estimate,
+            n,
+            baseline,
+            gate,
+            self.probes_single_site,
+            site=site or AttackSite(),
+            note=note,
         )

@@ -1,11 +1,11 @@
-"""`behavioural`: go on prompting the session, and see which answer the model finds likely.
+"""`behavioural`: continue the session with a prompt for the secret, and read how probable each answer is.
 
-After the secret's block has been erased a prompt is typed that asks for it, and the model's probabilities
-of each possible answer are read, part by part; what it finds likeliest is typed in whole, and the next part
-read. An answer is as likely as its first token, if that tells it from all others, and else as its tokens
-together. The attacker learns on traces of their own how far to trust these probabilities (a linear probe on
-them), so that bits are comparable to those of all other attacks. Beside that stands what needs no learning:
-how often the model, decoding greedily, would say all parts word for word.
+The prompt is fed after the secret's block has been erased. The model's probabilities of all possible answers are read
+part by part: the most probable answer of a part is fed before the next part is read. The probability of an answer is
+that of its first token if no other answer starts with that token, and that of all its tokens otherwise. A linear probe
+on these probabilities, fitted on the attacker's own traces, calibrates them, so that the bits are comparable with those
+of all other attacks. The attack also reports a rate that needs no fitting: how often greedy decoding spells all parts
+exactly.
 """
 
 from collections.abc import Sequence
@@ -36,175 +36,198 @@ from ghosttrace.probing.fit_and_score import linear_scores
 from ghosttrace.probing.split import Split
 from ghosttrace.probing.text_baseline import log_marginals
 
-PROMPT_BATCH_TOKENS = 32_768  # prompted together
-MAX_CALIBRATION_TRACES = (
-    500  # traces, at most, from which the attacker learns how far to trust the model's probabilities
-)
+PROMPT_BATCH_TOKENS = 32_768  # tokens per batch of sessions, padding included
+MAX_CALIBRATION_TRACES = 500  # training traces of the probe that calibrates the model's probabilities
 
 
 @dataclass(frozen=True)
 class AnswerScores:
-    """What the model finds likely.
+    """The model's answers to a prompt.
 
     Attributes:
-        answer_log_p: for each target that was asked for, float32[N, C], logarithms; 0 for traces that were not asked.
-        greedy_class: for each, int64[N]: the class that greedy decoding spells, -1 where it spells none.
+        answer_log_p: For each target of the prompt, float32[N, C] natural log-probabilities of the classes; 0 for
+            traces that were not prompted.
+        greedy_class: For each target of the prompt, int64[N]: the class that greedy decoding spells, or -1.
     """
 
     answer_log_p: dict[str, np.ndarray]
     greedy_class: dict[str, np.ndarray]
 
 
-def prompt_sessions(context: AuditContext, arm: Arm, prompt: SecretPrompt, asked: Sequence[int]) -> AnswerScores:
-    """Ask the sessions of some traces, after their secret's block has been erased."""
+def prompt_sessions(context: AuditContext, arm: Arm, prompt: SecretPrompt, rows: Sequence[int]) -> AnswerScores:
+    """Feed a prompt to the sessions of some traces, after the secret's block has been erased.
+
+    Args:
+        context: Context of the audit.
+        arm: What happens to the retained cache.
+        prompt: The prompt for the secret.
+        rows: Row numbers of the traces in the task.
+    """
     count = len(context.task.samples)
     answer_log_p, greedy_class = {}, {}
     for target, options in zip(prompt.targets, prompt.answer_tokens, strict=True):
         if target is not None:
             answer_log_p[target] = np.zeros((count, len(options)), dtype=np.float32)
             greedy_class[target] = np.full(count, -1)
-    ids = {row: _until_erased(context, row) for row in asked}
+    scores = AnswerScores(answer_log_p, greedy_class)
+    ids = {row: _ids_until_erasure(context, row) for row in rows}
     order = sorted(ids, key=lambda row: len(ids[row]))
     with attending(context.checkpoint.model):
-        together = max(1, PROMPT_BATCH_TOKENS // max(map(len, ids.values())))
-        for begin in range(0, len(order), together):
-            rows = order[begin : begin + together]
-            _ask(context, arm, prompt, rows, [ids[row] for row in rows], AnswerScores(answer_log_p, greedy_class))
-    return AnswerScores(answer_log_p, greedy_class)
+        batch_size = max(1, PROMPT_BATCH_TOKENS // max(map(len, ids.values())))
+        for begin in range(0, len(order), batch_size):
+            batch = order[begin : begin + batch_size]
+            _prompt_batch(context, arm, prompt, batch, [ids[row] for row in batch], scores)
+    return scores
 
 
-def _until_erased(context: AuditContext, row: int) -> list[int]:
-    """The trace up to where the block with its secret leaves the cache."""
-    sample, at = context.task.samples[row], context.checkpoint
-    gone = {one.block.start: one.expires_at for one in erasures(sample.ids, at.markup, at.policy)}
-    inside = max(start for start in gone if start <= sample.secret_indices[0])
-    return list(sample.ids[: gone[inside] + at.policy.keep_last_block_for_answer])
+def _ids_until_erasure(context: AuditContext, row: int) -> list[int]:
+    """Return the token ids of a trace up to the erasure of the block with its secret."""
+    sample, checkpoint = context.task.samples[row], context.checkpoint
+    expires_at = {
+        erasure.block.start: erasure.expires_at
+        for erasure in erasures(sample.ids, checkpoint.markup, checkpoint.policy)
+    }
+    block_start = max(start for start in expires_at if start <= sample.secret_indices[0])
+    return list(sample.ids[: expires_at[block_start] + checkpoint.policy.keep_last_block_for_answer])
 
 
-def _ask(
+def _prompt_batch(
     context: AuditContext,
     arm: Arm,
     prompt: SecretPrompt,
     rows: Sequence[int],
     ids: Sequence[list[int]],
-    into: AnswerScores,
+    scores: AnswerScores,
 ) -> None:
-    """Fill in some rows."""
+    """Prompt some traces together and write their rows of `scores`."""
     session = run_session(context.checkpoint, arm, ids, [(context.settings.seed, row) for row in rows])
-    typed = [list(prompt.token_prefixes[0]) for _ in rows]
-    for slot, (target, options) in enumerate(zip(prompt.targets, prompt.answer_tokens, strict=True)):
-        if any(typed):
-            session.advance(typed)
+    chunks = [list(prompt.token_prefixes[0]) for _ in rows]
+    for number, (target, options) in enumerate(zip(prompt.targets, prompt.answer_tokens, strict=True)):
+        if any(chunks):
+            session.advance(chunks)
         answer_log_p, greedy_class = score_answers(session, options)
         if target is not None:
-            into.answer_log_p[target][rows], into.greedy_class[target][rows] = answer_log_p, greedy_class
-        after = prompt.token_prefixes[slot + 1] if slot + 1 < len(prompt.token_prefixes) else ()
-        typed = [[*options[choice], *after] for choice in answer_log_p.argmax(1)]
+            scores.answer_log_p[target][rows], scores.greedy_class[target][rows] = answer_log_p, greedy_class
+        next_prefix = prompt.token_prefixes[number + 1] if number + 1 < len(prompt.token_prefixes) else ()
+        chunks = [[*options[choice], *next_prefix] for choice in answer_log_p.argmax(1)]
 
 
 def score_answers(session: Session, options: Sequence[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:
-    """How likely each answer is as what comes next, and which of them greedy decoding spells.
+    """Score possible answers as continuations of each row of a session, which is left unchanged.
+
+    Args:
+        session: Session with B rows.
+        options: Token ids of C answers.
 
     Returns:
-        float32[B, C], natural logarithms, and int64[B], -1 for none; the longest, if one begins another.
+        Natural log-probabilities of the answers, float32[B, C], and the answer that greedy decoding spells, int64[B],
+        -1 for none. If one answer begins another, the longest one that greedy decoding spells is returned.
     """
     count = len(session.rows)
-    first = session.logits.float().log_softmax(-1).cpu().numpy()[:, [option[0] for option in options]]
-    said, best = np.full(count, -1), first.argmax(1)
+    first_token_log_p = session.logits.float().log_softmax(-1).cpu().numpy()[:, [option[0] for option in options]]
+    greedy_class, best = np.full(count, -1), first_token_log_p.argmax(1)
     if len({option[0] for option in options}) == len(options):
         _, greedy = score_spellings(session, [options[choice] for choice in best])
-        return first, np.where(greedy, best, -1)
-    whole = np.empty_like(first)
-    for place in sorted(range(len(options)), key=lambda place: len(options[place])):
-        whole[:, place], greedy = score_spellings(session, [options[place]] * count)
-        said[greedy] = place
-    return whole, said
+        return first_token_log_p, np.where(greedy, best, -1)
+    log_p = np.empty_like(first_token_log_p)
+    for choice in sorted(range(len(options)), key=lambda choice: len(options[choice])):
+        log_p[:, choice], greedy = score_spellings(session, [options[choice]] * count)
+        greedy_class[greedy] = choice
+    return log_p, greedy_class
 
 
 def score_spellings(session: Session, answers: Sequence[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:
-    """How likely an answer is in each row, float32[B], natural logarithms, and whether greedy decoding spells it.
+    """Score one answer per row of a session. The answers are fed to a copy of the cache.
 
-    They are read into a copy of the cache: the session stays where it is.
+    Args:
+        session: Session with B rows.
+        answers: Token ids of B answers.
+
+    Returns:
+        Natural log-probability of each answer, float32[B], and whether greedy decoding spells it, bool[B].
     """
     logits = session.logits.float()[:, None].cpu()
     runs = [list(answer[:-1]) for answer in answers]
     if any(runs):
         index = [row.num_processed + np.arange(len(run)) for row, run in zip(session.rows, runs, strict=True)]
-        position = [places - row.position_shift for row, places in zip(session.rows, index, strict=True)]
+        position = [indices - row.position_shift for row, indices in zip(session.rows, index, strict=True)]
         fork = session.cache.copy_rows(range(len(answers)))
         logits = torch.cat([logits, session.forward(fork, runs, index, position, all_logits=True).float().cpu()], dim=1)
     width = logits.shape[1]
     tokens = torch.tensor([[*answer, *[0] * (width - len(answer))] for answer in answers])
-    inside = torch.arange(width) < torch.tensor([len(answer) for answer in answers])[:, None]
-    own = logits.gather(2, tokens[:, :, None])[:, :, 0]
-    greedy = ((own >= logits.amax(2)) | ~inside).all(1)
-    log_p = (own - logits.logsumexp(2)).where(inside, torch.tensor(0.0))
+    in_answer = torch.arange(width) < torch.tensor([len(answer) for answer in answers])[:, None]
+    answer_logits = logits.gather(2, tokens[:, :, None])[:, :, 0]
+    greedy = ((answer_logits >= logits.amax(2)) | ~in_answer).all(1)
+    log_p = (answer_logits - logits.logsumexp(2)).where(in_answer, torch.tensor(0.0))
     return log_p.sum(1).numpy(), greedy.numpy()
 
 
 def calibration_split(split: Split, seed: int) -> Split:
-    """The split with fewer traces to learn on, drawn at random from as many clusters as there are, evenly."""
+    """Return the split with at most `MAX_CALIBRATION_TRACES` training traces, drawn evenly from all clusters."""
     drawn = np.random.default_rng([seed, 0x1EA2]).permutation(split.train)
     order = np.argsort(split.cluster[drawn], kind="stable")
     cluster = split.cluster[drawn][order]
-    turn = np.empty(len(drawn), dtype=np.int64)  # of each trace within its cluster
-    turn[order] = np.arange(len(drawn)) - np.searchsorted(cluster, cluster)
-    return replace(split, train=np.sort(drawn[np.argsort(turn, kind="stable")][:MAX_CALIBRATION_TRACES]))
+    rank_in_cluster = np.empty(len(drawn), dtype=np.int64)
+    rank_in_cluster[order] = np.arange(len(drawn)) - np.searchsorted(cluster, cluster)
+    by_rank = drawn[np.argsort(rank_in_cluster, kind="stable")]
+    return replace(split, train=np.sort(by_rank[:MAX_CALIBRATION_TRACES]))
 
 
 @dataclass(frozen=True)
 class BehaviouralAttack(Attack):
-    """Bits a secret beyond the text, and how often it is named, over the defended and over the sealed cache."""
+    """Attack that measures bits per secret beyond the text and the rate of exact answers, defended and sealed."""
 
     name = "behavioural"
     title = "Behavioural extraction"
-    summary = "The session is prompted further, and the model's own answers are used to name the secret."
+    summary = "The session is prompted for the secret, and the secret is predicted from the model's own answers."
     threat = USER
     units = ("bits", "rate")
     counts_bits = True
 
     def skip_reason(self, context: AuditContext, secret: str) -> str | None:
-        return None if secret in context.prompts else "no prompt asks for it (--prompt)"
+        return None if secret in context.prompts else "no prompt asks for it (give one with --prompt)"
 
     def run(self, context: AuditContext) -> list[Evidence]:
-        return [one for secret in self.attackable_secrets(context) for one in self._findings(context, secret)]
+        return [finding for secret in self.attackable_secrets(context) for finding in self._findings(context, secret)]
 
     def _findings(self, context: AuditContext, secret: str) -> list[Evidence]:
         prompt = context.prompts[secret]
-        members = [one for one in context.parts(secret) if one.name in prompt.targets]
-        found = []
+        targets = [target for target in context.parts(secret) if target.name in prompt.targets]
+        findings = []
         split = calibration_split(context.split, context.settings.seed)
-        every = np.concatenate([split.train, split.validation, split.test]).tolist()
+        all_rows = np.concatenate([split.train, split.validation, split.test]).tolist()
         for condition, arm in (("open", context.arm), ("sealed", Restart())):
-            answers = prompt_sessions(context, arm, prompt, every)
-            states = torch.from_numpy(np.concatenate([answers.answer_log_p[one.name] for one in members], axis=1))
-            (scores,) = linear_scores(states[None], members, split, context.device)
+            answers = prompt_sessions(context, arm, prompt, all_rows)
+            states = torch.from_numpy(np.concatenate([answers.answer_log_p[target.name] for target in targets], axis=1))
+            (scores,) = linear_scores(states[None], targets, split, context.device)
             gate = condition == "open"
             alpha = context.alpha if gate else 0.05
-            estimate, rows = total_bits([LabelLogProbs.of(score) for score in scores], split.cluster, alpha)
+            log_probs = [LabelLogProbs.from_scores(score) for score in scores]
+            estimate, rows = total_bits(log_probs, split.cluster, alpha)
             site = AttackSite(carrier="prompt", probe="linear")
-            found.append(self.evidence(secret, condition, "bits", estimate, len(rows), gate=gate, site=site))
-            found.append(self._named(context, secret, condition, members, answers, rows))
-        return found
+            findings.append(self.evidence(secret, condition, "bits", estimate, len(rows), gate=gate, site=site))
+            findings.append(self._exact_answer_rate(context, secret, condition, targets, answers, rows))
+        return findings
 
-    def _named(
+    def _exact_answer_rate(
         self,
         context: AuditContext,
         secret: str,
         condition: str,
-        members: list[ProbeTarget],
+        targets: list[ProbeTarget],
         answers: AnswerScores,
         rows: np.ndarray,
     ) -> Evidence:
-        """How often all parts that were asked for are what the model would say, of one trace a cluster."""
+        """Return how often greedy decoding spells all prompted parts of a secret, on one trace per cluster."""
         rows = one_row_per_cluster(rows, context.split.cluster, context.settings.seed)
-        right = np.all([answers.greedy_class[one.name][rows] == one.labels[rows] for one in members], axis=0)
-        guess = float(np.prod([_chance(context, one) for one in members]))
-        note = f"{len(members)} of {len(context.secrets[secret])} parts, word for word"
-        estimate = replace(rate_estimate(int(right.sum()), len(right)), p=float("nan"))
+        correct = np.all([answers.greedy_class[target.name][rows] == target.labels[rows] for target in targets], axis=0)
+        chance = float(np.prod([_chance(context, target) for target in targets]))
+        note = f"{len(targets)} of {len(context.secrets[secret])} parts, word for word"
+        estimate = replace(rate_estimate(int(correct.sum()), len(correct)), p=float("nan"))
         site = AttackSite(carrier="prompt")
-        return self.evidence(secret, condition, "rate", estimate, len(rows), baseline=guess, site=site, note=note)
+        return self.evidence(secret, condition, "rate", estimate, len(rows), baseline=chance, site=site, note=note)
 
 
-def _chance(context: AuditContext, asked: ProbeTarget) -> float:
-    return float(np.exp(log_marginals(asked.labels, asked.text.shape[1], context.split.train)).max())
+def _chance(context: AuditContext, target: ProbeTarget) -> float:
+    """Return the frequency of a target's most common class."""
+    return float(np.exp(log_marginals(target.labels, target.text.shape[1], context.split.train)).max())

@@ -1,10 +1,10 @@
-"""`collision`: recompute the cache from every candidate block, and see which comes out the same.
+"""`collision`: recompute the cache from every candidate block, and compare it with the retained cache.
 
-The white-box upper bound: the attacker knows the whole trace but for one block, and has a short list of
-what stood in it, the truth among them. Candidates are the blocks of other traces that are as long and have
-the very same memento, so that nothing retained tells them apart. The attacker runs each through the model
-under the defence, as far as it can be imitated, and compares keys and values wherever the pair leaves any: at
-its memento, and at its delimiters where these are kept.
+This attack is a white-box upper bound. The attacker knows the whole trace except one block, and has a short list of
+candidates for that block, the true one among them. The candidates are blocks of other traces that have the same length
+and exactly the same memento, so that the retained text does not distinguish them. The attacker runs each candidate
+through the model under the defence, except for the defence's random noise, and compares the keys and values that the
+defence retains of the block-memento pair: those of the memento, and those of the delimiters if they are kept.
 """
 
 from dataclasses import dataclass
@@ -24,21 +24,21 @@ from ghosttrace.law.markup import Block, find_blocks
 from ghosttrace.model.attention import attending
 from ghosttrace.model.states import States
 
-BLOCK_SECRET = "block"  # what it is after
-N_CANDIDATES = 4  # the truth included
-MAX_CASES = 120  # of validation and of test, at most, each
-CASES_PER_BATCH = 32  # cases
-ROUNDING_MARGIN = 4.0  # times the largest distance seen between two runs of the same computation: what counts as none
+BLOCK_SECRET = "block"  # the name of the secret in the results: the whole block
+N_CANDIDATES = 4  # candidate blocks per case, the true one included
+MAX_CASES = 120  # cases of validation, and of test
+CASES_PER_BATCH = 32
+ROUNDING_MARGIN = 4.0  # distances up to this multiple of the largest rounding error count as 0
 
 
 @dataclass(frozen=True)
 class CollisionCase:
-    """One trace with the blocks that might have been its own, its own first.
+    """One trace with the candidates for its block; the true block comes first.
 
     Attributes:
-        row: of the task.
-        ids: N_CANDIDATES token lists, up to where the block is erased.
-        indices: int64[P], what the defence retains of the pair.
+        row: Row number of the trace in the task.
+        ids: `N_CANDIDATES` token-id lists, each ending where the block is erased.
+        indices: int64[P], token indices that the defence retains of the block-memento pair.
     """
 
     row: int
@@ -46,117 +46,129 @@ class CollisionCase:
     indices: np.ndarray
 
 
-def find_collision_cases(context: AuditContext, part: np.ndarray) -> list[CollisionCase]:
-    """Those of some traces for which enough others have the same memento and a block of the same length."""
-    at, samples = context.checkpoint, context.task.samples
+def find_collision_cases(context: AuditContext, split_rows: np.ndarray) -> list[CollisionCase]:
+    """Return cases for the traces with enough candidates: blocks of the same length with the same memento.
+
+    Args:
+        context: Context of the audit.
+        split_rows: int64[n], row numbers of the traces, such as those of the test split.
+    """
+    checkpoint, samples = context.checkpoint, context.task.samples
     rng = np.random.default_rng([context.settings.seed, 0xC011])
     pairs: dict[int, Block] = {}
     groups: dict[tuple[int, ...], list[int]] = {}
-    for row in part.tolist():
+    for row in split_rows.tolist():
         ids = samples[row].ids
-        pairs[row] = find_blocks(ids, at.markup, at.policy.require_assistant_section)[samples[row].block]
+        pairs[row] = find_blocks(ids, checkpoint.markup, checkpoint.policy.require_assistant_section)[
+            samples[row].block
+        ]
         pair = pairs[row]
         groups.setdefault((pair.end - pair.start, *ids[pair.end : pair.memento_end + 1]), []).append(row)
-    cases, kept = [], not context.arm.adapt_policy(at.policy).mask_delimiters
+    cases, delimiters_kept = [], not context.arm.adapt_policy(checkpoint.policy).mask_delimiters
     for rows in groups.values():
         for row in rows:
             pair, ids = pairs[row], list(samples[row].ids)
-            end = _erased_at(context, row, pair)
-            own = tuple(ids[pair.start + 1 : pair.end])
-            contents = {own: None}
-            for other in rng.permutation(rows)[: 4 * N_CANDIDATES].tolist():
-                theirs = pairs[other]
-                contents[tuple(samples[other].ids[theirs.start + 1 : theirs.end])] = None
+            end = _erasure_index(context, row, pair)
+            true_content = tuple(ids[pair.start + 1 : pair.end])
+            contents = {true_content: None}
+            for other_row in rng.permutation(rows)[: 4 * N_CANDIDATES].tolist():
+                other_pair = pairs[other_row]
+                contents[tuple(samples[other_row].ids[other_pair.start + 1 : other_pair.end])] = None
             if len(contents) >= N_CANDIDATES:
-                chosen = list(contents)[:N_CANDIDATES]
-                whole = [ids[: pair.start + 1] + list(inside) + ids[pair.end : end] for inside in chosen]
-                delimiters = [pair.start, pair.end] if kept else []
+                candidates = list(contents)[:N_CANDIDATES]
+                sequences = [ids[: pair.start + 1] + list(content) + ids[pair.end : end] for content in candidates]
+                delimiters = [pair.start, pair.end] if delimiters_kept else []
                 indices = np.array([*delimiters, *range(pair.memento_start, pair.memento_end + 1)])
-                cases.append(CollisionCase(row, whole, indices))
-    return [cases[place] for place in rng.permutation(len(cases))[:MAX_CASES]]
+                cases.append(CollisionCase(row, sequences, indices))
+    return [cases[number] for number in rng.permutation(len(cases))[:MAX_CASES]]
 
 
-def _erased_at(context: AuditContext, row: int, pair: Block) -> int:
-    gone = erasures(context.task.samples[row].ids, context.checkpoint.markup, context.checkpoint.policy)
-    return (
-        next(one.expires_at for one in gone if one.block == pair) + context.checkpoint.policy.keep_last_block_for_answer
-    )
+def _erasure_index(context: AuditContext, row: int, pair: Block) -> int:
+    """Return the token index at which a block is erased."""
+    policy = context.checkpoint.policy
+    trace_erasures = erasures(context.task.samples[row].ids, context.checkpoint.markup, policy)
+    expires_at = next(erasure.expires_at for erasure in trace_erasures if erasure.block == pair)
+    return expires_at + policy.keep_last_block_for_answer
 
 
 def distances(context: AuditContext, arm: Arm, cases: list[CollisionCase]) -> np.ndarray:
-    """float64[cases, N_CANDIDATES]: mean squared distance of keys and values, each relative to its own size.
+    """Return how far the recomputed states of each candidate are from the retained states.
 
-    What rounding leaves counts as 0: the true block is run once more by itself, and how far it then is from
-    what it was among others says what rounding can do here. Candidates are run in an order of their own, so
-    that no place in a batch can tell the truth from the others.
+    Distances within the rounding error are set to 0. The rounding error is measured by computing the true block
+    twice, in a batch and alone. Candidates are computed in random order, so that the row within a batch cannot
+    distinguish the true block.
+
+    Returns:
+        float64[cases, N_CANDIDATES], mean squared distances of keys and values, each relative to its mean square.
     """
-    found, rounding = np.empty((len(cases), N_CANDIDATES)), [0.0]
+    case_distances, rounding_errors = np.empty((len(cases), N_CANDIDATES)), [0.0]
     rng = np.random.default_rng(context.settings.seed)
     with attending(context.checkpoint.model):
         for begin in range(0, len(cases), CASES_PER_BATCH):
-            some = cases[begin : begin + CASES_PER_BATCH]
-            real = _read(context, arm, [(case, case.ids[0]) for case in some])
-            order = [(place, number) for place in range(len(some)) for number in range(N_CANDIDATES)]
+            batch = cases[begin : begin + CASES_PER_BATCH]
+            retained = _read_pair_states(context, arm, [(case, case.ids[0]) for case in batch])
+            order = [(number, candidate) for number in range(len(batch)) for candidate in range(N_CANDIDATES)]
             rng.shuffle(order)
-            tries = _read(
-                context, arm.without_noise(), [(some[place], some[place].ids[number]) for place, number in order]
-            )
-            for row, (place, number) in enumerate(order):
-                found[begin + place, number] = _distance(real[place], tries[row])
-                if number == 0:
-                    (alone,) = _read(context, arm.without_noise(), [(some[place], some[place].ids[0])])
-                    rounding.append(_distance(tries[row], alone))
-    return np.where(found <= ROUNDING_MARGIN * max(rounding), 0.0, found)
+            sequences = [(batch[number], batch[number].ids[candidate]) for number, candidate in order]
+            recomputed = _read_pair_states(context, arm.without_noise(), sequences)
+            for row, (number, candidate) in enumerate(order):
+                case_distances[begin + number, candidate] = _distance(retained[number], recomputed[row])
+                if candidate == 0:
+                    (alone,) = _read_pair_states(context, arm.without_noise(), [(batch[number], batch[number].ids[0])])
+                    rounding_errors.append(_distance(recomputed[row], alone))
+    return np.where(case_distances <= ROUNDING_MARGIN * max(rounding_errors), 0.0, case_distances)
 
 
-def _read(context: AuditContext, arm: Arm, wanted: list[tuple[CollisionCase, list[int]]]) -> list[States]:
-    """The pair's retained states in each sequence, [L, H, P, D]."""
-    keys = [(context.settings.seed, case.row) for case, _ in wanted]
-    session = run_session(context.checkpoint, arm, [ids for _, ids in wanted], keys)
-    width = max(len(case.indices) for case, _ in wanted)
-    indices = [np.pad(case.indices, (0, width - len(case.indices)), mode="edge") for case, _ in wanted]
+def _read_pair_states(
+    context: AuditContext, arm: Arm, sequences: list[tuple[CollisionCase, list[int]]]
+) -> list[States]:
+    """Return the retained states of the block-memento pair of each sequence, [L, H, P, D]."""
+    keys = [(context.settings.seed, case.row) for case, _ in sequences]
+    session = run_session(context.checkpoint, arm, [ids for _, ids in sequences], keys)
+    width = max(len(case.indices) for case, _ in sequences)
+    indices = [np.pad(case.indices, (0, width - len(case.indices)), mode="edge") for case, _ in sequences]
     states = read_retained_states(session, indices)
     return [
-        States(*(part[:, row, :, : len(case.indices)] for part in (states.keys, states.values)))
-        for row, (case, _) in enumerate(wanted)
+        States(*(tensor[:, row, :, : len(case.indices)] for tensor in (states.keys, states.values)))
+        for row, (case, _) in enumerate(sequences)
     ]
 
 
-def _distance(real: States, tried: States) -> float:
-    """Of keys and values, [L, H, P, D] each; each layer's states weigh the same."""
-    found = 0.0
-    for a, b in ((real.keys, tried.keys), (real.values, tried.values)):
+def _distance(reference: States, other: States) -> float:
+    """Return the relative mean squared distance of keys and values, [L, H, P, D]; all layers have the same weight."""
+    total = 0.0
+    for a, b in ((reference.keys, other.keys), (reference.values, other.values)):
         size = a.double().square().mean((1, 2, 3), keepdim=True)
-        found += float(((b.double() - a.double()).square() / size).mean())
-    return found
+        total += float(((b.double() - a.double()).square() / size).mean())
+    return total
 
 
 def compared_carriers(context: AuditContext) -> str:
-    """Where candidates are compared, in words."""
-    kept = not context.arm.adapt_policy(context.checkpoint.policy).mask_delimiters
-    return "memento and delimiters" if kept else "memento"
+    """Return the names of the carriers at which candidates are compared."""
+    delimiters_kept = not context.arm.adapt_policy(context.checkpoint.policy).mask_delimiters
+    return "memento and delimiters" if delimiters_kept else "memento"
 
 
-def _sharpness(apart: np.ndarray) -> float:
-    """How much a distance says, as validation has it; 0 if it says nothing."""
-    scale = float(np.mean(apart[:, 1:])) or 1.0
+def _fit_sharpness(case_distances: np.ndarray) -> float:
+    """Fit the factor that turns negative distances into logits of the true block; 0 if distances do not predict it."""
+    scale = float(np.mean(case_distances[:, 1:])) or 1.0
 
     def loss(log_sharpness: float) -> float:
-        return -float(log_softmax(-np.exp(log_sharpness) * apart / scale, axis=1)[:, 0].mean())
+        return -float(log_softmax(-np.exp(log_sharpness) * case_distances / scale, axis=1)[:, 0].mean())
 
     best = minimize_scalar(loss, bounds=(-12.0, 12.0), method="bounded")
-    return float(np.exp(best.x)) / scale if best.fun < np.log(apart.shape[1]) - 1e-6 else 0.0
+    return float(np.exp(best.x)) / scale if best.fun < np.log(case_distances.shape[1]) - 1e-6 else 0.0
 
 
 @dataclass(frozen=True)
 class CollisionAttack(Attack):
-    """Bits gained by picking the true block from its candidates, and how often the pick is right, open and sealed."""
+    """Attack that measures how well the true block is picked from its candidates, in bits and as a rate."""
 
     name = "collision"
     title = "Collision"
     summary = (
-        "Candidate blocks are computed again and their keys and values matched with the retained ones: the upper "
-        "bound for a reader of the cache."
+        "Candidate blocks are recomputed and their keys and values are compared with the retained ones: the upper "
+        "bound for an attacker who reads the cache."
     )
     threat = INSIDER
     units = ("bits", "rate")
@@ -167,42 +179,47 @@ class CollisionAttack(Attack):
 
     def skip_reason(self, context: AuditContext, secret: str) -> str | None:
         split = context.split
-        if all(len(find_collision_cases(context, part)) >= N_CANDIDATES for part in (split.validation, split.test)):
+        if all(len(find_collision_cases(context, rows)) >= N_CANDIDATES for rows in (split.validation, split.test)):
             return None
-        return "too few blocks have others as long with the very same memento, which could stand in for them"
+        return "too few traces share the block length and the exact memento, so that candidate blocks are missing"
 
     def n_gated(self, context: AuditContext) -> int:
-        return 1  # whether or not enough candidates are found
+        return 1  # also if too few candidates are found
 
     def run(self, context: AuditContext) -> list[Evidence]:
-        chosen, judged = (
-            find_collision_cases(context, part) for part in (context.split.validation, context.split.test)
+        validation_cases, test_cases = (
+            find_collision_cases(context, rows) for rows in (context.split.validation, context.split.test)
         )
-        if min(len(chosen), len(judged)) < N_CANDIDATES:
+        if min(len(validation_cases), len(test_cases)) < N_CANDIDATES:
             return []
-        found = []
+        evidence = []
         for condition, arm in (("open", context.arm), ("sealed", Restart())):
-            sharpness = _sharpness(distances(context, arm, chosen))
-            found += self._findings(context, condition, sharpness, judged, distances(context, arm, judged))
-        return found
+            sharpness = _fit_sharpness(distances(context, arm, validation_cases))
+            evidence += self._findings(context, condition, sharpness, test_cases, distances(context, arm, test_cases))
+        return evidence
 
     def _findings(
-        self, context: AuditContext, condition: str, sharpness: float, judged: list[CollisionCase], apart: np.ndarray
+        self,
+        context: AuditContext,
+        condition: str,
+        sharpness: float,
+        test_cases: list[CollisionCase],
+        case_distances: np.ndarray,
     ) -> list[Evidence]:
-        """What the distances of the test's candidates, float[cases, N_CANDIDATES], tell under one condition."""
-        cluster = context.split.cluster[np.array([case.row for case in judged])]
-        most = float(np.log2(N_CANDIDATES))
-        values = most + log_softmax(-sharpness * apart, axis=1)[:, 0] / np.log(2)
+        """Return bits and rate of one condition from the distances of the test cases, float[cases, N_CANDIDATES]."""
+        cluster = context.split.cluster[np.array([case.row for case in test_cases])]
+        max_bits = float(np.log2(N_CANDIDATES))
+        values = max_bits + log_softmax(-sharpness * case_distances, axis=1)[:, 0] / np.log(2)
         gate = condition == "open"
-        estimate = mean_estimate(values, cluster, context.alpha if gate else 0.05, most)
-        site, n = AttackSite(compared_carriers(context), 0, "all", "kv", "all"), len(judged)
+        estimate = mean_estimate(values, cluster, context.alpha if gate else 0.05, max_bits)
+        site, n = AttackSite(compared_carriers(context), 0, "all", "kv", "all"), len(test_cases)
         note = f"of {N_CANDIDATES} candidate blocks"
-        first = np.all(apart[:, :1] < apart[:, 1:], axis=1)
-        single = one_row_per_cluster(np.arange(n), cluster, context.settings.seed)
-        rate = rate_estimate(int(first[single].sum()), len(single))
+        true_is_nearest = np.all(case_distances[:, :1] < case_distances[:, 1:], axis=1)
+        rows = one_row_per_cluster(np.arange(n), cluster, context.settings.seed)
+        rate = rate_estimate(int(true_is_nearest[rows].sum()), len(rows))
         return [
             self.evidence(BLOCK_SECRET, condition, "bits", estimate, n, gate=gate, site=site, note=note),
             self.evidence(
-                BLOCK_SECRET, condition, "rate", rate, len(single), baseline=1 / N_CANDIDATES, site=site, note=note
+                BLOCK_SECRET, condition, "rate", rate, len(rows), baseline=1 / N_CANDIDATES, site=site, note=note
             ),
         ]

@@ -1,4 +1,4 @@
-"""`tenant`: the cache in the hands of somebody who has not seen the text; what the text tells may be among the bits."""
+"""`tenant`: the attacker holds the cache without its text, so the bits may include information from the text."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ from ghosttrace.probing.text_baseline import log_marginals
 
 @dataclass(frozen=True)
 class TenantAttack(Attack):
-    """Bits a secret beyond how often each class occurs, which is no secret."""
+    """Attack that measures bits per secret beyond the class frequencies, which are public."""
 
     name = "tenant"
     title = "Stray cache"
-    summary = "Probes read the secret off keys and values without the text; the bits include what the text would tell."
+    summary = "Probes predict the secret from keys and values without the text; the bits include those of the text."
     threat = TENANT
     probes_single_site = True
 
@@ -26,17 +26,19 @@ class TenantAttack(Attack):
         return [self.finding(context, secret, context.best_site(secret)) for secret in context.secrets]
 
     def finding(self, context: AuditContext, secret: str, site: ProbeSite) -> Evidence:
-        """Bits that a linear probe at one site gives without the text."""
-        said, asked = context.posteriors(secret, site, without_text=True), context.parts(secret)
+        """Return the bits beyond the class frequencies of a linear probe at one site that does not see the text."""
+        posteriors, targets = context.posteriors(secret, site, without_text=True), context.parts(secret)
         rows = context.labelled_rows(secret, context.split.test)
         train, log2e = context.split.train, 1 / np.log(2)
         parts = [
             LabelLogProbs(
-                rows, log2e * part[rows, right], log2e * log_marginals(one.labels, one.text.shape[1], train)[right]
+                rows,
+                log2e * posterior[rows, labels],
+                log2e * log_marginals(target.labels, target.text.shape[1], train)[labels],
             )
-            for part, one in zip(said, asked, strict=True)
-            for right in [one.labels[rows]]
+            for posterior, target in zip(posteriors, targets, strict=True)
+            for labels in [target.labels[rows]]
         ]
         estimate, _ = total_bits(parts, context.split.cluster, 0.05)
-        site_row = AttackSite.of(site)
-        return self.evidence(secret, "open", "bits", estimate, len(rows), site=site_row, note="text included")
+        attack_site = AttackSite.from_probe_site(site)
+        return self.evidence(secret, "open", "bits", estimate, len(rows), site=attack_site, note="text included")

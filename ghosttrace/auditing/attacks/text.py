@@ -1,4 +1,4 @@
-"""`text`: what a reader of the retained text knows, without any cache. It always runs: the baseline of every attack."""
+"""`text`: prediction from the retained text alone, without a cache. It always runs: the baseline of every attack."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ from ghosttrace.auditing.threats import TEXT_READER
 
 @dataclass(frozen=True)
 class TextBaselineAttack(Attack):
-    """Bits a secret that the text tells beyond how often each class occurs."""
+    """Attack that measures the bits per secret that the text gives beyond the class frequencies."""
 
     name = "text"
     title = "Text alone"
-    summary = "What can be guessed from the retained text, without any cache: the baseline."
+    summary = "The secret is predicted from the retained text, without any cache: the baseline."
     threat = TEXT_READER
 
     def run(self, context: AuditContext) -> list[Evidence]:
@@ -22,11 +22,11 @@ class TextBaselineAttack(Attack):
 
     def _finding(self, context: AuditContext, secret: str) -> Evidence:
         sites = context.sites
-        rows = sites[sites["target"].isin([one.name for one in context.parts(secret)])]
-        known = rows[rows["condition"] == "exact"]
-        rows = known if len(known) else rows[rows["condition"] == "text"]
-        half = float(((rows["bits_high"] - rows["bits"]) ** 2).sum() ** 0.5)
+        rows = sites[sites["target"].isin([target.name for target in context.parts(secret)])]
+        exact_rows = rows[rows["condition"] == "exact"]
+        rows = exact_rows if len(exact_rows) else rows[rows["condition"] == "text"]
+        half_width = float(((rows["bits_high"] - rows["bits"]) ** 2).sum() ** 0.5)
         value = float(rows["bits"].sum())
-        found = AttackEstimate(value, value - half, value + half)
-        note = "exactly, from the retained text" if len(known) else "by a probe of the retained text"
-        return self.evidence(secret, "text", "bits", found, int(rows["n_test"].iloc[0]), note=note)
+        estimate = AttackEstimate(value, value - half_width, value + half_width)
+        note = "exactly, from the retained text" if len(exact_rows) else "by a probe of the retained text"
+        return self.evidence(secret, "text", "bits", estimate, int(rows["n_test"].iloc[0]), note=note)

@@ -1,4 +1,4 @@
-"""Defences: what a deployment might do to the retained cache, one a file."""
+"""Defences: what a deployment can do to the retained cache, one per file."""
 
 from ghosttrace.auditing.defences.defence import Defence
 from ghosttrace.auditing.defences.drop_delimiters import DropDelimitersDefence
@@ -12,8 +12,8 @@ from ghosttrace.auditing.defences.scrub import ScrubDefence
 from ghosttrace.errors import UserError
 
 DEFENCES: dict[str, type[Defence]] = {
-    kind.name: kind
-    for kind in (
+    defence.name: defence
+    for defence in (
         NoDefence,
         RestartDefence,
         RestartRenumberedDefence,
@@ -25,22 +25,22 @@ DEFENCES: dict[str, type[Defence]] = {
         NoiseDefence,
     )
 }
-"""The defences that can be asked for by name."""
+"""The defences by name."""
 
 
 def parse_defence(spec: str) -> Defence:
-    """A defence as it is given on the command line: its name, and options after a colon.
+    """Parse a defence as given on the command line.
 
     Args:
-        spec: such as `restart`, `noise:0.5` or `scrub:2,3`.
+        spec: Name of the defence, with its options after a colon, such as `restart`, `noise:0.5` or `scrub:2,3`.
 
     Raises:
-        UserError: no such defence, or options that it does not take.
+        UserError: The defence is unknown or does not accept the options.
     """
     name, colon, options = spec.partition(":")
     if name not in DEFENCES:
         raise UserError(f"no defence {name!r}: choose from {', '.join(DEFENCES)}")
-    return DEFENCES[name].of(options) if colon else DEFENCES[name]()
+    return DEFENCES[name].from_options(options) if colon else DEFENCES[name]()
 
 
 __all__ = ["DEFENCES", "Defence", "parse_defence"]

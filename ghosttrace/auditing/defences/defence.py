@@ -1,4 +1,4 @@
-"""What a defence is: an arm of the ablations, chosen by text and perhaps fitted to the traces at hand."""
+"""The base class of defences."""
 
 from abc import ABC, abstractmethod
 from dataclasses import astuple, dataclass
@@ -13,16 +13,17 @@ from ghosttrace.probing.split import Split
 
 @dataclass(frozen=True)
 class Defence(ABC):
-    """One defence: a frozen dataclass with `name`, `summary` and `arm`.
+    """Base class of defences. A subclass is a frozen dataclass that sets `name` and `summary` and defines `arm`.
 
-    A defence of your own is passed as an object, `audit(defence=MyDefence())`; to add it to the package, put it in a
-    file of its own here and name it in `ghosttrace.auditing.defences.DEFENCES`.
+    A defence is an ablation arm that is selected by name and may be fitted to the training traces. Pass a defence of
+    your own as an object: `audit(defence=MyDefence())`. To add a defence to the package, put it in its own file in this
+    folder and list it in `ghosttrace.auditing.defences.DEFENCES`.
 
     Attributes:
-        name: as on the command line and in the results.
-        summary: one line for the help text.
-        usage: how it is given with its options.
-        caveat: what a report must say of it whatever was measured; empty if there is nothing.
+        name: Name on the command line and in the results.
+        summary: One line for the help text.
+        usage: Syntax of the defence with its options; empty if it has none.
+        caveat: A sentence that every report on the defence must contain; empty if there is none.
     """
 
     name: ClassVar[str]
@@ -31,62 +32,65 @@ class Defence(ABC):
     caveat: ClassVar[str] = ""
 
     @classmethod
-    def of(cls, options: str) -> Self:
-        """The defence with options as text: what follows the colon.
+    def from_options(cls, options: str) -> Self:
+        """Build the defence from the text after the colon on the command line.
 
         Raises:
-            UserError: they are not what the defence takes.
+            UserError: The defence does not accept the options.
         """
         raise UserError(f"the defence {cls.name} takes no options: give {cls.name} alone, without {options!r}")
 
     @property
     def spec(self) -> str:
-        """The defence as the command line takes it, options included."""
-        options = [self._text(value) for value in astuple(self)] if self.usage else []
+        """The defence as given on the command line, options included."""
+        options = [self._format_option(value) for value in astuple(self)] if self.usage else []
         return ":".join([self.name, *filter(None, [",".join(options)])])
 
     @staticmethod
-    def _text(value: object) -> str:
+    def _format_option(value: object) -> str:
+        """Return an option as text."""
         if isinstance(value, tuple):
             return ",".join(map(str, value))
         return f"{value:g}" if isinstance(value, int | float) else str(value)
 
     @abstractmethod
     def arm(self, checkpoint: Checkpoint) -> Arm:
-        """What becomes of the retained cache, as far as it is known before fitting."""
+        """Return the ablation arm before fitting."""
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Refuse a checkpoint that the defence does not fit.
+        """Refuse a checkpoint with which the defence cannot be used.
 
         Raises:
-            UserError: it does not; the sentence names the fix.
+            UserError: The policy or the model of the checkpoint does not fit the defence.
         """
         arm = self.arm(checkpoint)
         if arm.needs_counterfactuals:
-            raise UserError(f"{arm.name} needs counterfactual blocks and is no defence: give one whose arm needs none")
+            raise UserError(
+                f"the arm {arm.name} needs counterfactual blocks and cannot be a defence: give one that needs none"
+            )
         arm.adapt_policy(checkpoint.policy)
         arm.check(checkpoint.model)
 
     def fit(self, checkpoint: Checkpoint, task: Task, split: Split) -> Arm:
-        """The arm that the defence is.
+        """Fit the defence and return its ablation arm.
 
         Args:
-            checkpoint: the model and its law.
-            task: traces with secrets.
-            split: a defence that learns does so from its train side alone.
+            checkpoint: Model, tokenizer, markup and policy.
+            task: Traces with secrets.
+            split: Train, validation and test samples; defences are fitted on train only.
 
         Raises:
-            UserError: see `check`.
+            UserError: See `check`.
         """
         self.check(checkpoint)
         return self.arm(checkpoint)
 
     @classmethod
     def parse_integers(cls, options: str) -> tuple[int, ...]:
-        """Options such as `2,3`.
+        """Parse comma-separated integers, such as `2,3`.
 
         Raises:
-            UserError: they are not whole numbers, at least 0.
+            UserError: An option is not an integer of at least 0.
         """
         parts = options.split(",")
         if not all(part.isdecimal() for part in parts):
@@ -95,5 +99,5 @@ class Defence(ABC):
 
     @classmethod
     def option_error(cls, options: str) -> UserError:
-        """What to raise where options cannot be read."""
+        """Return the error to raise for invalid options."""
         return UserError(f"the defence {cls.name} is given as {cls.usage}, not {cls.name}:{options}")

@@ -1,4 +1,4 @@
-"""Block delimiters evicted with their block."""
+"""The defence `drop-delimiters`: block delimiters are erased with their block."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,14 @@ from ghosttrace.model.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class DropDelimitersDefence(Defence):
-    """For models that keep their delimiters, which have seen the block."""
+    """Defence for policies that keep delimiters, whose keys and values were computed while the block was visible."""
 
     name = "drop-delimiters"
-    summary = "delimiters that the policy keeps are evicted with their block; mementos stay as they are"
+    summary = "delimiters that the policy keeps are evicted with their block; mementos are unchanged"
 
     def check(self, checkpoint: Checkpoint) -> None:
         if checkpoint.policy.mask_delimiters:
-            raise UserError("drop-delimiters changes nothing here: this policy erases them already, so give none")
+            raise UserError("drop-delimiters has no effect here, as the policy already erases delimiters: give none")
         super().check(checkpoint)
 
     def arm(self, checkpoint: Checkpoint) -> Arm:

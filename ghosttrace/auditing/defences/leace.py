@@ -1,13 +1,13 @@
-"""LEACE: what tells the secrets linearly is removed from the mementos' keys and values.
+"""The defence `leace`: linearly predictive directions of the secrets are removed from the mementos' keys and values.
 
-Fitted on every other trace of the train side, in each layer, on keys and on values, at each place of the
-memento where all mementos are of one length, else on all their tokens together. Cleaned are the mementos
-of those blocks in which a secret of the train side stands: what a memento holds, and where, depends on its
-number, and the maps of one ruin another (on `toy-open` the answers).
+LEACE is fitted on every other training trace, for each layer, and for keys and values separately. If all mementos have
+the same length, it is fitted for each token of the memento separately, and otherwise for all tokens together. Only the
+mementos of blocks that hold a secret in a training trace are changed: the states of a memento depend on its number,
+and the maps fitted for one memento damage another (on `toy-open` they damage the answers).
 
-The guarantee is about linear probes of keys and values as cached, and exact on the traces it was fitted
-on. A probe that is not linear, fresh traces, kept delimiters, and a memento that was computed over
-cleaned ones are for the attackers to try. Belrose et al. 2023, arXiv 2306.03819, theorem 4.3.
+The guarantee covers linear probes of the cached keys and values, and is exact only on the traces that LEACE was fitted
+on. It does not cover nonlinear probes, new traces, kept delimiters, or mementos that were computed from changed ones.
+The attacks of an audit test those. See Belrose et al. 2023, arXiv 2306.03819, theorem 4.3.
 """
 
 from collections.abc import Sequence
@@ -31,28 +31,28 @@ from ghosttrace.model.states import States, read_states
 from ghosttrace.probing.split import Split
 
 BATCH_TOKENS = 16_384
-SINGULAR_VALUE_TOLERANCE = 1e-6  # singular values below this are rounding
+SINGULAR_VALUE_TOLERANCE = 1e-6  # smaller singular values are rounding errors
 
 
 @dataclass(frozen=True)
 class LeaceDefence(Defence):
-    """Linear erasure of all targets of a task.
+    """Defence that applies linear concept erasure for all targets of a task.
 
-    In the traces that it was fitted on nothing linear is left to learn from, whatever fresh ones still show.
-    So attackers, who learn on the whole train side, also get as many traces that it was not fitted on.
+    The traces that it was fitted on hold nothing that a linear probe can learn from, while new traces may. The defence
+    is therefore fitted on half of the training traces, and attackers train on all of them.
 
     Attributes:
-        tolerance: singular values of the whitened cross-covariance that are left alone. Few traces
-            correlate with any label by chance; erasing that too costs states without need.
+        tolerance: Singular values of the whitened cross-covariance up to this size are not removed. With few traces,
+            some directions correlate with the labels by chance, and removing them damages the states without need.
     """
 
     name = "leace"
-    summary = "what tells the secrets linearly removed from the mementos' keys and values; fitted on train traces"
+    summary = "directions that predict the secrets removed from the mementos' keys and values; fitted on train traces"
     usage = "leace or leace:TOLERANCE, such as leace:0.1"
     tolerance: float = SINGULAR_VALUE_TOLERANCE
 
     @classmethod
-    def of(cls, options: str) -> Self:
+    def from_options(cls, options: str) -> Self:
         try:
             tolerance = float(options)
         except ValueError as error:
@@ -70,7 +70,7 @@ class LeaceDefence(Defence):
 
 
 def one_hot(task: Task, rows: Sequence[int] | np.ndarray) -> Tensor:
-    """float64[N, C]: the classes of all targets side by side; zeros where a target does not apply."""
+    """Return one-hot labels of all targets side by side, float64[N, C]; zeros where a target does not apply."""
     parts = []
     for number, target in enumerate(task.targets):
         labels = torch.from_numpy(task.labels(number)[rows])
@@ -85,76 +85,82 @@ def fit_removals(
     tolerance: float = SINGULAR_VALUE_TOLERANCE,
     batch_tokens: int = BATCH_TOKENS,
 ) -> tuple[LayerRemovals, tuple[int, ...]]:
-    """LEACE for every layer, of keys and of values, on the mementos of the blocks that hold the secrets.
+    """Fit LEACE for the keys and the values of every layer, on the mementos of the blocks that hold the secrets.
 
     Args:
-        checkpoint: the model and its law.
-        task: traces with secrets.
-        rows: int64[N], which samples to fit on.
-        tolerance: see `LeaceDefence`.
-        batch_tokens: traces read together, padding included.
+        checkpoint: Model, tokenizer, markup and policy.
+        task: Traces with secrets.
+        rows: int64[N], samples to fit on.
+        tolerance: See `LeaceDefence`.
+        batch_tokens: Tokens per batch, padding included.
 
     Returns:
-        The maps, and the numbers of those blocks.
+        The fitted maps of each layer, and the numbers of the blocks that hold the secrets.
     """
     samples, section = [task.samples[row] for row in rows], checkpoint.policy.require_assistant_section
     blocks = [find_blocks(sample.ids, checkpoint.markup, section) for sample in samples]
-    secret = [pairs[sample.block] for sample, pairs in zip(samples, blocks, strict=True)]
-    lengths = {block.memento_end + 1 - block.memento_start for block in secret}
-    places = lengths.pop() if len(lengths) == 1 else 1
-    fitters = _fitters(checkpoint, places, sum(len(target.classes) for target in task.targets), tolerance)
-    labels, step = one_hot(task, rows), max(1, batch_tokens // (1 + max(block.memento_end for block in secret)))
-    for begin in range(0, len(rows), step):
-        part = slice(begin, begin + step)
-        _update(fitters, _read(checkpoint, samples[part], secret[part]), secret[part], labels[part])
+    secret_blocks = [pairs[sample.block] for sample, pairs in zip(samples, blocks, strict=True)]
+    lengths = {block.memento_end + 1 - block.memento_start for block in secret_blocks}
+    n_tokens = lengths.pop() if len(lengths) == 1 else 1
+    fitters = _make_fitters(checkpoint, n_tokens, sum(len(target.classes) for target in task.targets), tolerance)
+    max_length = 1 + max(block.memento_end for block in secret_blocks)
+    labels, batch_size = one_hot(task, rows), max(1, batch_tokens // max_length)
+    for begin in range(0, len(rows), batch_size):
+        batch = slice(begin, begin + batch_size)
+        states = _read_mementos(checkpoint, samples[batch], secret_blocks[batch])
+        _update(fitters, states, secret_blocks[batch], labels[batch])
     removals = tuple((_removal(keys), _removal(values)) for keys, values in fitters)
     return removals, tuple(sorted({sample.block for sample in samples}))
 
 
 Fitters = list[tuple[list[LeaceFitter], list[LeaceFitter]]]
-"""For each layer, of keys and of values, one a place."""
+"""For each layer, the fitters of its keys and of its values: one per memento token, or a single one for all tokens."""
 
 
-def _fitters(checkpoint: Checkpoint, places: int, classes: int, tolerance: float) -> Fitters:
+def _make_fitters(checkpoint: Checkpoint, n_tokens: int, n_classes: int, tolerance: float) -> Fitters:
     geometry, device = CacheGeometry.from_config(checkpoint.model.config), checkpoint.model.device
 
-    def one() -> LeaceFitter:
+    def make_fitter() -> LeaceFitter:
         width = geometry.kv_heads * geometry.head_dim
-        # With the covariance's own whitening the trace cannot grow; holding it there only adds rounding.
+        # With the covariance's own whitening the trace cannot grow, so constraining it only adds rounding errors.
         return LeaceFitter(
-            width, classes, constrain_cov_trace=False, svd_tol=tolerance, dtype=torch.float64, device=device
+            width, n_classes, constrain_cov_trace=False, svd_tol=tolerance, dtype=torch.float64, device=device
         )
 
-    return [([one() for _ in range(places)], [one() for _ in range(places)]) for _ in range(geometry.layers)]
+    return [
+        ([make_fitter() for _ in range(n_tokens)], [make_fitter() for _ in range(n_tokens)])
+        for _ in range(geometry.layers)
+    ]
 
 
-def _read(checkpoint: Checkpoint, samples: Sequence[Sample], secret: Sequence[Block]) -> States:
-    """The states of each memento, padded with the last state of a shorter one."""
+def _read_mementos(checkpoint: Checkpoint, samples: Sequence[Sample], blocks: Sequence[Block]) -> States:
+    """Return the states of the memento of each block; shorter mementos are padded with their last state."""
     layouts = [
         open_layout(sample.ids[: block.memento_end + 1], checkpoint.markup, checkpoint.policy)
-        for sample, block in zip(samples, secret, strict=True)
+        for sample, block in zip(samples, blocks, strict=True)
     ]
-    width = max(block.memento_end + 1 - block.memento_start for block in secret)
-    at = [np.minimum(block.memento_start + np.arange(width), block.memento_end) for block in secret]
-    return read_states(checkpoint.model, layouts, at)
+    width = max(block.memento_end + 1 - block.memento_start for block in blocks)
+    indices = [np.minimum(block.memento_start + np.arange(width), block.memento_end) for block in blocks]
+    return read_states(checkpoint.model, layouts, indices)
 
 
-def _update(fitters: Fitters, states: States, secret: Sequence[Block], labels: Tensor) -> None:
-    """Show a batch to all fitters."""
-    for layer, both in enumerate(fitters):
-        for cached, places in zip((states.keys[layer], states.values[layer]), both, strict=True):
+def _update(fitters: Fitters, states: States, blocks: Sequence[Block], labels: Tensor) -> None:
+    """Update all fitters with the mementos of a batch."""
+    for layer, layer_fitters in enumerate(fitters):
+        for cached, token_fitters in zip((states.keys[layer], states.values[layer]), layer_fitters, strict=True):
             tokens = cached.transpose(1, 2).flatten(2)  # [N, P, d]
-            if len(places) > 1:
-                for place, fitter in enumerate(places):
-                    fitter.update(tokens[:, place], labels)
+            if len(token_fitters) > 1:
+                for number, fitter in enumerate(token_fitters):
+                    fitter.update(tokens[:, number], labels)
                 continue
-            for row, block in enumerate(secret):
-                mine = tokens[row, : block.memento_end + 1 - block.memento_start]
-                places[0].update(mine, labels[row].expand(len(mine), -1))
+            for row, block in enumerate(blocks):
+                memento = tokens[row, : block.memento_end + 1 - block.memento_start]
+                token_fitters[0].update(memento, labels[row].expand(len(memento), -1))
 
 
-def _removal(places: Sequence[LeaceFitter]) -> DirectionRemoval:
-    erasers = [fitter.eraser for fitter in places]
+def _removal(token_fitters: Sequence[LeaceFitter]) -> DirectionRemoval:
+    """Return the fitted maps of all memento tokens, stacked."""
+    erasers = [fitter.eraser for fitter in token_fitters]
     return DirectionRemoval(
         *(torch.stack([getattr(eraser, name) for eraser in erasers]) for name in ("proj_left", "proj_right", "bias"))
     )

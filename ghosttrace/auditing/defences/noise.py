@@ -1,4 +1,4 @@
-"""Gaussian noise on what is retained of a block and its memento."""
+"""The defence `noise`: Gaussian noise on the retained states of each block and its memento."""
 
 from dataclasses import dataclass
 from math import inf
@@ -11,10 +11,10 @@ from ghosttrace.model.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class NoiseDefence(Defence):
-    """Noise of a relative size. Its effect is measured, and proves nothing: see the caveat.
+    """Defence that adds Gaussian noise. Its measured effect is no privacy guarantee: see the caveat.
 
     Attributes:
-        size: standard deviation, relative to the root mean square of the states.
+        size: Standard deviation of the noise, relative to the root mean square of the states.
     """
 
     name = "noise"
@@ -24,7 +24,7 @@ class NoiseDefence(Defence):
     size: float = 0.5
 
     @classmethod
-    def of(cls, options: str) -> Self:
+    def from_options(cls, options: str) -> Self:
         try:
             size = float(options)
         except ValueError as error:

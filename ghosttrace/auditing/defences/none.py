@@ -1,4 +1,4 @@
-"""No defence: the cache as the model leaves it."""
+"""The defence `none`: the cache is left unchanged."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from ghosttrace.model.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class NoDefence(Defence):
-    """Blocks are evicted and nothing else is done."""
+    """Defence that only evicts expired blocks, as in normal memento attention."""
 
     name = "none"
     summary = "no defence: the cache as the model leaves it"

@@ -1,8 +1,8 @@
-"""A part of each memento recomputed without its block: its last tokens, in the upper layers.
+"""The defence `partial`: the last tokens of each memento are recomputed without its block, in the upper layers.
 
-The new states are those of a whole recomputation, put in where they are wanted: recomputing the last
-tokens over first ones that have seen the block would let it through again. So the pass costs what
-`restart` costs, and what is gained is what the rest of the memento keeps.
+The whole memento is recomputed, and only the states of the selected tokens and layers are replaced. Recomputing the
+last tokens from unchanged first tokens would transfer information about the block again. The defence therefore costs
+as much prefill as `restart`; its advantage is that the rest of the memento is unchanged.
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from ghosttrace.model.geometry import CacheGeometry
 
 @dataclass(frozen=True)
 class PartialDefence(Defence):
-    """The last tokens of each memento sealed.
+    """Defence that seals the last tokens of each memento.
 
     Attributes:
-        last: how many tokens, `<|summary_end|>` included.
-        lowest_layer: from this layer up, counted from 0.
+        last: Number of tokens, `<|summary_end|>` included.
+        lowest_layer: Lowest sealed layer, counted from 0; all layers above it are sealed too.
     """
 
     name = "partial"
@@ -31,24 +31,25 @@ class PartialDefence(Defence):
     lowest_layer: int = 0
 
     @classmethod
-    def of(cls, options: str) -> Self:
-        found = cls.parse_integers(options)
-        if len(found) > 2 or found[0] < 1:
+    def from_options(cls, options: str) -> Self:
+        values = cls.parse_integers(options)
+        if len(values) > 2 or values[0] < 1:
             raise cls.option_error(options)
-        return cls(*found)
+        return cls(*values)
 
     def check(self, checkpoint: Checkpoint) -> None:
         layers = CacheGeometry.from_config(checkpoint.model.config).layers
         if self.lowest_layer >= layers:
             raise UserError(
-                f"partial begins at layer {self.lowest_layer}, and the model has layers 0 to {layers - 1}: give a lower one"
+                f"partial starts at layer {self.lowest_layer}, but the model has layers 0 to {layers - 1}: "
+                "give a lower layer"
             )
         super().check(checkpoint)
 
     def arm(self, checkpoint: Checkpoint) -> Arm:
-        upper = (
+        upper_layers = (
             tuple(range(self.lowest_layer, CacheGeometry.from_config(checkpoint.model.config).layers))
             if self.lowest_layer
             else None
         )
-        return SealMementos(Part(upper, carrier="mementos", last=self.last))
+        return SealMementos(Part(upper_layers, carrier="mementos", last=self.last))

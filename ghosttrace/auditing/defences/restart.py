@@ -1,4 +1,4 @@
-"""Everything retained recomputed without the erased blocks, under both position rules."""
+"""The defences `restart` and `restart-renumbered`: retained tokens are recomputed without the erased blocks."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,10 @@ from ghosttrace.model.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class RestartDefence(Defence):
-    """The channel closed by construction, but for how long each block was."""
+    """Defence that closes the ghost channel by construction, except for the length of each block."""
 
     name = "restart"
-    summary = "retained tokens recomputed without the blocks, positions kept: only block lengths still show"
+    summary = "retained tokens recomputed without the blocks, positions kept: only block lengths remain visible"
 
     def arm(self, checkpoint: Checkpoint) -> Arm:
         return Restart()
@@ -20,10 +20,10 @@ class RestartDefence(Defence):
 
 @dataclass(frozen=True)
 class RestartRenumberedDefence(Defence):
-    """The channel closed by construction, lengths included."""
+    """Defence that closes the ghost channel by construction, block lengths included."""
 
     name = "restart-renumbered"
-    summary = "retained tokens recomputed without the blocks, positions closed up: nothing but the text is left"
+    summary = "retained tokens recomputed without the blocks, positions closed up: only the text remains"
 
     def arm(self, checkpoint: Checkpoint) -> Arm:
         return RestartRenumbered()

@@ -1,4 +1,4 @@
-"""Some layers of everything retained recomputed without the erased blocks."""
+"""The defence `scrub`: some layers of the retained tokens are recomputed without the erased blocks."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -11,10 +11,10 @@ from ghosttrace.model.geometry import CacheGeometry
 
 @dataclass(frozen=True)
 class ScrubDefence(Defence):
-    """Chosen layers sealed.
+    """Defence that seals chosen layers.
 
     Attributes:
-        layers: counted from 0; empty for the last one.
+        layers: Layer indices, counted from 0; empty for the last layer.
     """
 
     name = "scrub"
@@ -23,7 +23,7 @@ class ScrubDefence(Defence):
     layers: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, options: str) -> Self:
+    def from_options(cls, options: str) -> Self:
         return cls(cls.parse_integers(options))
 
     def check(self, checkpoint: Checkpoint) -> None:

@@ -1,6 +1,6 @@
-"""Probes that are fitted beside the linear one, at the best site of each hop and under every condition.
+"""Probes that are fitted in addition to the linear one, at the best site of each hop and under every condition.
 
-To add one, write a file with a frozen dataclass derived from `Probe`, name it in `PROBES`, and add a row to
+To add a probe, write a file with a frozen dataclass derived from `Probe`, add it to `PROBES`, and add a row to
 `MATRIX` in tests/test_probes.py.
 """
 

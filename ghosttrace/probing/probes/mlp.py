@@ -1,8 +1,8 @@
-"""The paper's MLP probe: three hidden layers, the last a shared trunk of 128 with one head a target.
+"""The MLP probe of the Memento paper: three hidden layers shared by all targets, and one linear head per target.
 
-Paper, section 6.2.2: 512 and 256 hidden units and a bottleneck of 128. The heads start at zero, so that
-training starts at the offset, and in the end they are calibrated on validation: a head that learned
-nothing answers with the offset.
+The hidden layers have 512, 256 and 128 units (arXiv 2604.09852, section 6.2.2). The heads are initialised to zero, so
+that training starts at the offset. After training they are calibrated on validation, so that a head that learned
+nothing predicts the offset.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ Layers = tuple[tuple[Tensor, Tensor], ...]
 
 @dataclass(frozen=True)
 class MLP(Probe):
-    """The paper's MLP, trained on top of the text."""
+    """The MLP probe of the Memento paper, with the text baseline as its offset."""
 
     name = "mlp"
 
@@ -43,13 +43,13 @@ class MLP(Probe):
 
 @dataclass(frozen=True)
 class FittedMLP:
-    """One feature set, T targets, standardisation inside.
+    """A trained MLP for one feature set and T targets, standardisation included.
 
     Attributes:
         mean, scale: float[d], of the features trained on.
-        layers: weight float[out, in] and bias float[out] of each; the last gives T * C logits.
-        n_classes: of each target; C is the largest.
-        alpha: float[T], which calibration multiplied the heads by; 0 where they say nothing.
+        layers: Weight, float[out, in], and bias, float[out], of each layer; the last one has T * C outputs.
+        n_classes: Number of classes of each target; C is their maximum.
+        alpha: float[T], calibrated factor of each head's logits; 0 for a head that learned nothing.
     """
 
     mean: Tensor
@@ -59,11 +59,11 @@ class FittedMLP:
     alpha: Tensor
 
     def log_probabilities(self, features: Tensor, offset: Tensor | None = None) -> Tensor:
-        """Natural logarithms, float[T, N, C]: -inf for classes that a target does not have.
+        """Return the predicted log-probabilities, float[T, N, C]; -inf for classes that a target lacks.
 
         Args:
             features: float[N, d].
-            offset: float[T, N, C], natural-log probabilities to start from.
+            offset: float[T, N, C], natural-log probabilities added to the logits.
         """
         base = base_logits(offset, self.n_classes, features.device).permute(2, 0, 1)
         x = standardised(features, self.mean, self.scale)
@@ -85,36 +85,42 @@ def fit_mlp(
     rate: float = 1e-3,
     decay: float = 0.01,
 ) -> FittedMLP:
-    """Train on some samples, stop by the cross-entropy on others.
+    """Train an MLP probe with AdamW and early stopping on validation.
 
-    The same arguments give the same probe on the same device; torch's own random state is not touched.
+    The result is deterministic on a given device. The global random state of torch is not used or changed.
 
     Args:
         features: float[N, d], on the device to train on.
-        labels: int64[T, N]; -1 is missing.
-        n_classes: of each target.
-        train, validation: int64, samples to train on, and to stop and calibrate by.
-        offset: float[T, N, C], natural-log probabilities that the probe adds to.
-        seed: of the weights and of the order of samples.
-        epochs: at most.
-        patience: epochs without improvement on validation before it stops.
-        batch, rate, decay: samples a step, learning rate and weight decay of AdamW.
+        labels: int64[T, N]; -1 where a label is missing.
+        n_classes: Number of classes of each target.
+        train: int64, samples to train on.
+        validation: int64, samples for early stopping and calibration.
+        offset: float[T, N, C], natural-log probabilities added to the logits.
+        seed: Random seed of the weights and of the order of samples.
+        epochs: Maximum number of epochs.
+        patience: Number of epochs without a lower validation loss before training stops.
+        batch: Number of samples per step.
+        rate: Learning rate.
+        decay: Weight decay.
+
+    Returns:
+        The calibrated probe of the epoch with the lowest validation loss.
 
     Raises:
-        UserError: features or offset are not finite, or there is nothing to train on or to stop by.
+        UserError: Features or offset are not finite, or `train` or `validation` has no labelled sample.
     """
-    device, targets, most = features.device, len(n_classes), max(n_classes)
+    device, targets, width = features.device, len(n_classes), max(n_classes)
     labels, train, validation = (part.to(device) for part in (labels, train, validation))
     if not ((labels[:, train] >= 0).any() and (labels[:, validation] >= 0).any()):
-        raise UserError("an MLP needs labelled samples both to train on and to stop by: give more samples")
+        raise UserError("an MLP needs labelled samples in both train and validation: give more samples")
     train = train[(labels[:, train] >= 0).any(0)]
     mean, scale = moments(features[train])
     x = standardised(features, mean, scale)
-    base = base_logits(offset, n_classes, device).permute(2, 0, 1).expand(len(x), targets, most)
-    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same weights and order on every device
-    layers = _initial([x.shape[1], *HIDDEN_WIDTHS, targets * most], generator, device)
+    base = base_logits(offset, n_classes, device).permute(2, 0, 1).expand(len(x), targets, width)
+    generator = torch.Generator().manual_seed(seed)  # on the CPU, for the same weights and order on every device
+    layers = _initial([x.shape[1], *HIDDEN_WIDTHS, targets * width], generator, device)
     optimiser = torch.optim.AdamW([part for layer in layers for part in layer], lr=rate, weight_decay=decay)
-    best, kept, since = torch.inf, _copied(layers), 0
+    best_loss, best_layers, epochs_since_best = torch.inf, _copied(layers), 0
     for _ in range(epochs):
         order = train[torch.randperm(len(train), generator=generator).to(device)]
         for rows in order.split(batch):
@@ -123,22 +129,22 @@ def fit_mlp(
             optimiser.step()
         with torch.no_grad():
             loss = float(_loss(layers, x[validation], base[validation], labels[:, validation]))
-        since += 1
-        if loss < best:
-            best, kept, since = loss, _copied(layers), 0
-        if since == patience:
+        epochs_since_best += 1
+        if loss < best_loss:
+            best_loss, best_layers, epochs_since_best = loss, _copied(layers), 0
+        if epochs_since_best == patience:
             break
-    logits = _forward(kept, x[validation], targets).permute(1, 2, 0)
+    logits = _forward(best_layers, x[validation], targets).permute(1, 2, 0)
     alpha = calibrate(logits, labels[:, validation], base[validation].permute(1, 2, 0))
-    return FittedMLP(mean, scale, kept, tuple(n_classes), alpha)
+    return FittedMLP(mean, scale, best_layers, tuple(n_classes), alpha)
 
 
 def _initial(widths: Sequence[int], generator: torch.Generator, device: torch.device) -> Layers:
-    """He's initialisation; the heads are 0."""
+    """Initialise the hidden layers as He et al. and the heads with zeros."""
     layers = []
-    for width, after in pairwise(widths):
-        weight = torch.randn(after, width, generator=generator) * (2 / width) ** 0.5
-        layers.append((weight.to(device), torch.zeros(after, device=device)))
+    for n_in, n_out in pairwise(widths):
+        weight = torch.randn(n_out, n_in, generator=generator) * (2 / n_in) ** 0.5
+        layers.append((weight.to(device), torch.zeros(n_out, device=device)))
     layers[-1] = torch.zeros_like(layers[-1][0]), layers[-1][1]
     return tuple((weight.requires_grad_(), bias.requires_grad_()) for weight, bias in layers)
 
@@ -148,13 +154,13 @@ def _copied(layers: Layers) -> Layers:
 
 
 def _forward(layers: Layers, x: Tensor, targets: int) -> Tensor:
-    """Logits float[N, T, C] of standardised features."""
+    """Return logits, float[N, T, C], of standardised features, float[N, d]."""
     for weight, bias in layers[:-1]:
         x = linear(x, weight, bias).relu()
     return linear(x, *layers[-1]).unflatten(1, (targets, -1))
 
 
 def _loss(layers: Layers, x: Tensor, base: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy, the mean over labelled answers."""
+    """Return the mean cross-entropy over all labels that are not missing."""
     logits = _forward(layers, x, len(labels)) + base
     return cross_entropy(logits.flatten(0, 1), labels.T.flatten(), ignore_index=-1)

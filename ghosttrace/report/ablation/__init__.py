@@ -1,1 +1,1 @@
-"""An ablation as a table, figures, and one HTML page with a reader of its traces."""
+"""Table, figures and HTML page of an ablation; the page includes a trace reader."""

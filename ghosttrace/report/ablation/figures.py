@@ -1,4 +1,4 @@
-"""Figures of an ablation, as matplotlib `Figure`s."""
+"""Matplotlib figures of an ablation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,16 +14,18 @@ OTHER = "#999999"
 
 
 def colour_of(arm: str, configuration: Mapping[str, Any]) -> str:
-    """The colour of an arm, as its run.json records it."""
+    """Return the colour of an arm that run.json records, or grey."""
     return str(configuration["arms"].get(arm, {}).get("colour", OTHER))
 
 
 def accuracy_figure(results: pd.DataFrame, configuration: Mapping[str, Any]) -> Figure:
-    """Accuracy by arm with 95 % intervals, one panel per benchmark; a known ceiling of a sealed cache is dashed.
+    """Draw accuracy by arm with 95 % intervals, one panel per benchmark.
+
+    A dashed line marks the ceiling of a sealed cache where the benchmark has one.
 
     Args:
-        results: one row per benchmark and arm.
-        configuration: run.json.
+        results: One row per benchmark and arm.
+        configuration: Content of run.json.
     """
     benches = list(dict.fromkeys(results["bench"]))
     arms = list(dict.fromkeys(results["arm"]))[::-1]
@@ -38,7 +40,7 @@ def accuracy_figure(results: pd.DataFrame, configuration: Mapping[str, Any]) -> 
         ceiling = configuration["benches"].get(bench, {}).get("ceiling")
         if ceiling is not None:
             axis.axvline(ceiling, color="black", linestyle="--", linewidth=0.9)
-            axis.set_xlabel(f"accuracy (dashed: a sealed cache's best, {ceiling:g})", fontsize=8)
+            axis.set_xlabel(f"accuracy (dashed: ceiling of a sealed cache, {ceiling:g})", fontsize=8)
         else:
             axis.set_xlabel("accuracy", fontsize=8)
         axis.set(title=bench, xlim=(0, 1.03), yticks=range(len(arms)), yticklabels=arms)
@@ -47,37 +49,37 @@ def accuracy_figure(results: pd.DataFrame, configuration: Mapping[str, Any]) -> 
 
 
 def kv_curves(samples: pd.DataFrame, configuration: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """KV tokens held at each step, by arm, from the law alone.
+    """Compute the KV tokens held at each step from each arm's policy.
 
     Args:
-        samples: one row per arm, with `arm`, `prompt_ids` and `response_ids`.
-        configuration: run.json.
+        samples: One row per arm, with `arm`, `prompt_ids` and `response_ids`.
+        configuration: Content of run.json.
 
     Returns:
-        For each arm int64[steps], prompt included.
+        For each arm an int64 array of length T, one entry per token of prompt and response.
     """
     markup = Markup.from_dict(configuration["markup"])
-    laws = {name: Policy(**arm["policy"]) for name, arm in configuration["arms"].items()}
+    policies = {name: Policy(**arm["policy"]) for name, arm in configuration["arms"].items()}
     return {
-        row["arm"]: alive(expiry([*row["prompt_ids"], *row["response_ids"]], markup, laws[row["arm"]]))
+        row["arm"]: alive(expiry([*row["prompt_ids"], *row["response_ids"]], markup, policies[row["arm"]]))
         for row in samples.to_dict("records")
     }
 
 
 def sawtooth_figure(curves: Mapping[str, np.ndarray], configuration: Mapping[str, Any], title: str) -> Figure:
-    """KV tokens held at each step, one line per arm; arms with the same curve share a line.
+    """Draw the KV tokens held at each step, one line per arm; arms with identical curves share a line.
 
     Args:
-        curves: for each arm int64[steps].
-        configuration: run.json.
-        title: which problem.
+        curves: For each arm an int64 array with one entry per step, as `kv_curves` returns it.
+        configuration: Content of run.json.
+        title: Title of the figure, such as the problem.
     """
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axis = figure.subplots()
     shared: dict[tuple[int, ...], list[str]] = {}
     for arm, curve in curves.items():
         shared.setdefault(tuple(curve.tolist()), []).append(arm)
-    for order, (steps, arms) in enumerate(shared.items()):  # memento, the first, on top
+    for order, (steps, arms) in enumerate(shared.items()):  # draw memento, the first, on top
         colour = colour_of(arms[0], configuration)
         axis.step(range(len(steps)), steps, where="post", color=colour, label=", ".join(arms), zorder=9 - order)
     axis.set(xlabel="step", ylabel="KV tokens held", title=title, ylim=(0, None))

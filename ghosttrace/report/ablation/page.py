@@ -1,9 +1,8 @@
-"""The report of an ablation: one HTML page, complete in itself.
+"""The report of an ablation as one self-contained HTML page.
 
-The page needs no network, no model and no other file: data travel as JSON in it, style and script are
-inlined from `templates/`, and its content security policy lets no other script run, whatever a model
-wrote into its responses. Numbers, tables and the verdict are plain HTML; charts, answers and traces
-are drawn by the script.
+The page needs no network, model or other file. Data are embedded as JSON; style and script are inlined from
+`templates/`. The content security policy blocks every other script, because responses may contain arbitrary HTML.
+Numbers, tables and the verdict are plain HTML; the script draws charts, answers and traces.
 """
 
 import shlex
@@ -33,12 +32,12 @@ UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1.0))
 
 
 def render(config: Mapping[str, Any], summary: Mapping[str, Any], samples: Path) -> str:
-    """The page as text.
+    """Return the page as text.
 
     Args:
-        config: run.json.
-        summary: summary.json.
-        samples: samples.parquet.
+        config: Content of run.json.
+        summary: Content of summary.json.
+        samples: Path of samples.parquet.
     """
     results = summary["results"]
     samples_without_texts = read_samples_without_texts(samples)
@@ -63,7 +62,7 @@ def render(config: Mapping[str, Any], summary: Mapping[str, Any], samples: Path)
         reference=REFERENCE_ARM,
         peak_unit=byte_unit(row["peak_kv_bytes"] for row in results),
         area_unit=byte_unit(row["auc_kv_bytes"] / 1000 for row in results),
-        left_out={"shown": shown, "all": len(samples_without_texts)},
+        responses={"shown": shown, "all": len(samples_without_texts)},
         command=command(config),
         colours=colours(config),
         data=Safe(to_json(payload(config, summary, samples_without_texts, traces, main))),
@@ -80,9 +79,11 @@ def payload(
     traces: Sequence[dict[str, Any]],
     main: str | None,
 ) -> dict[str, Any]:
-    """What the page's script draws from."""
+    """Return the data that the page's script draws, as a JSON-compatible dict."""
     results = summary["results"]
-    moved = max((row for row in results if row["arm"] == main), key=lambda row: abs(row["effect"]), default=results[0])
+    largest = max(
+        (row for row in results if row["arm"] == main), key=lambda row: abs(row["effect"]), default=results[0]
+    )
     compression: dict[str, dict[str, list[float]]] = {}
     for group in traces:
         for arm, trace in group["arms"].items():
@@ -94,7 +95,7 @@ def payload(
         "colours": colours(config),
         "arms": list(dict.fromkeys(row["arm"] for row in results)),
         "benches": benches(results),
-        "start": moved["bench"],
+        "start": largest["bench"],
         "ceilings": {name: bench.get("ceiling") for name, bench in config.get("benches", {}).items()},
         "results": results,
         "at_k": summary.get("at_k", []),
@@ -109,44 +110,44 @@ def payload(
 
 
 def benches(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The benchmarks, in order."""
+    """Return the names of the benchmarks in order of appearance."""
     return list(dict.fromkeys(row["bench"] for row in results))
 
 
 def title(config: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
-    """What was run on what."""
+    """Return the title of the page: model and benchmarks."""
     names = benches(results)
-    asked = config.get("options", {}).get("bench") if len(names) > 1 else None
-    return f"{config['model']} on {asked or ', '.join(names)}"
+    family = config.get("options", {}).get("bench") if len(names) > 1 else None
+    return f"{config['model']} on {family or ', '.join(names)}"
 
 
 def size(results: Sequence[Mapping[str, Any]]) -> str:
-    """How many problems were answered how often."""
-    found = {}
+    """Describe the number of problems and of repetitions."""
+    counts = {}
     for row in results:
         times = round(row["n_samples"] / row["n_problems"])
-        found[row["bench"]] = row["n_problems"], "once" if times == 1 else f"{times} times"
-    if len(set(found.values())) > 1:
-        return ", ".join(f"{n} problems of {bench} answered {times}" for bench, (n, times) in found.items())
-    n, times = found[results[0]["bench"]]
-    return f"{n} problems{f' of each of {len(found)} benchmarks' if len(found) > 1 else ''}, answered {times}"
+        counts[row["bench"]] = row["n_problems"], "once" if times == 1 else f"{times} times"
+    if len(set(counts.values())) > 1:
+        return ", ".join(f"{n} problems of {bench} answered {times}" for bench, (n, times) in counts.items())
+    n, times = counts[results[0]["bench"]]
+    return f"{n} problems{f' of each of {len(counts)} benchmarks' if len(counts) > 1 else ''}, answered {times}"
 
 
 def colours(config: Mapping[str, Any]) -> dict[str, str]:
-    """The colour of each arm."""
+    """Return the colour of each arm."""
     return {name: arm["colour"] for name, arm in config["arms"].items()}
 
 
 def arm_description(arm: str, config: Mapping[str, Any]) -> str:
-    """What an arm does, and to which part of the cache, as the subject of a sentence."""
+    """Describe an arm and the part of the cache it acts on, as the subject of a sentence."""
     part = config["settings"]["part"]
-    chosen = [f"{what} {', '.join(map(str, part[what]))}" for what in ("layers", "heads") if part[what] is not None]
+    chosen = [f"{kind} {', '.join(map(str, part[kind]))}" for kind in ("layers", "heads") if part[kind] is not None]
     chosen += [{"k": "keys alone", "v": "values alone"}[part["kv"][0]]] if len(part["kv"]) == 1 else []
     return f"{config['arms'][arm]['headline']} ({'; '.join([arm, *chosen])})"
 
 
 def command(config: Mapping[str, Any]) -> str | None:
-    """The command line that makes the same run, None where none was recorded (a run from Python)."""
+    """Return the command line that repeats a run; None for runs started from Python."""
     words = ["ghosttrace", "ablate"]
     for name, value in config.get("options", {}).items():
         if name == "mask_delimiters" and value is not None:
@@ -157,30 +158,30 @@ def command(config: Mapping[str, Any]) -> str | None:
 
 
 def percent(value: float) -> str:
-    """A share in percent."""
+    """Format a share in percent."""
     return f"{100 * value:.1f}"
 
 
 def points(value: float) -> str:
-    """A difference of shares in percentage points, signed."""
+    """Format a difference of shares in percentage points, with sign."""
     return f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−")
 
 
 def interval(row: Mapping[str, Any], name: str) -> str:
-    """The interval of a row's `accuracy`, `effect`, `pass` or `maj`, in brackets."""
+    """Format the interval of a row's `accuracy`, `effect`, `pass` or `maj` in brackets."""
     form = points if name == "effect" else percent
     return f"[{form(row[f'{name}_low'])}, {form(row[f'{name}_high'])}]"
 
 
 def p_value(value: float | None) -> str:
-    """A p-value; very small ones as a bound."""
+    """Format a p-value; values below 0.0001 as a bound, None as an empty string."""
     if value is None:
         return ""
     return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
 def plain(value: Any) -> str:
-    """A setting for people."""
+    """Format a setting: lists with commas, booleans as yes or no, None as `not set`."""
     if isinstance(value, list | tuple):
         return ", ".join(map(plain, value)) or "none"
     if value is None:
@@ -189,6 +190,6 @@ def plain(value: Any) -> str:
 
 
 def byte_unit(sizes: Iterable[float]) -> tuple[str, float]:
-    """The unit in which the largest of some sizes in bytes is at least 0.1, and its bytes."""
+    """Return the largest unit in which the largest size (bytes) is at least 0.1, and its number of bytes."""
     largest = max(sizes)
     return next((name, size) for name, size in UNITS if largest >= size / 10 or size == 1)

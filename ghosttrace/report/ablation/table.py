@@ -1,4 +1,4 @@
-"""The results of an ablation as rich tables."""
+"""Rich tables of ablation results."""
 
 import pandas as pd
 from rich.markup import escape
@@ -8,21 +8,24 @@ from ghosttrace.report.tables import results_table
 
 
 def percent(value: float, low: float, high: float, signed: bool = False) -> str:
-    """A share with its interval, in percent."""
+    """Format a share with its interval, in percent."""
     form = "+.1f" if signed else ".1f"
     return f"{100 * value:{form}} [{100 * low:{form}}, {100 * high:{form}}]"
 
 
 def ablation_table(results: pd.DataFrame) -> Table:
-    """One row per benchmark and arm (columns of `ghosttrace.ablation.summary.summarise`), 80 columns wide."""
+    """Return a table with one row per benchmark and arm, 80 columns wide.
+
+    Args:
+        results: Rows of `ghosttrace.ablation.summary.summarise`.
+    """
     table = results_table(
         caption="Accuracy and paired effect against memento in %, with 95 % intervals over problems; "
-        "+/-: problems better and worse; mde: the smallest effect the run could have seen; "
-        "KV: mean peak of tokens held; cut: responses that reached the limit.",
+        "+/-: problems better and worse; mde: minimum detectable effect (80 % power); "
+        "KV: mean peak of KV tokens.",
     )
-    table.add_column("arm", overflow="fold")  # where room is short a name is broken, and no number cut
-    cut = bool(results["truncated"].any())
-    for name in ("accuracy", "effect", "+/-", "mde", "KV", *(["cut"] if cut else [])):
+    table.add_column("arm", no_wrap=True)
+    for name in ("accuracy", "effect", "+/-", "mde", "KV"):
         table.add_column(name, justify="right", no_wrap=True)
     previous = None
     for row in results.to_dict("records"):
@@ -37,20 +40,21 @@ def ablation_table(results: pd.DataFrame) -> Table:
             "" if reference else f"{row['better']}/{row['worse']}",
             "" if reference else f"{100 * row['detectable']:.1f}",
             f"{row['peak_kv_tokens']:,.0f}",
-            *([f"{row['truncated']:,}"] if cut else []),
         )
     return table
 
 
 def swap_table(results: pd.DataFrame) -> Table | None:
-    """Whom the answers follow under `swap`; None if nothing was swapped."""
+    """Return a table of how many answers follow the donor under `swap`; None if nothing was swapped."""
     swapped = results[results["follows_donor"].notna()]
     if swapped.empty:
         return None
-    table = Table(caption="swap: one memento computed from a counterfactual block, its text the same (% of answers)")
-    table.add_column("bench")
+    table = results_table(
+        caption="swap: one memento computed from a counterfactual block with the same memento text; % of answers.",
+    )
+    table.add_column("bench", no_wrap=True)
     for name in ("follow the donor", "keep the original", "neither"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in swapped.to_dict("records"):
         table.add_row(
             escape(row["bench"]), *(f"{100 * row[n]:.1f}" for n in ("follows_donor", "keeps_original", "neither"))

@@ -1,1 +1,1 @@
-"""The reports of a privacy audit: terminal, figures, HTML page, Markdown card and SARIF."""
+"""Reports of a privacy audit: terminal table, figures, HTML page, Markdown card and SARIF log."""

@@ -1,4 +1,4 @@
-"""A privacy audit as a Markdown card of one page, to go with a model or a release."""
+"""The Markdown card of a privacy audit: one page that accompanies a model or a release."""
 
 import re
 from collections.abc import Mapping
@@ -12,23 +12,23 @@ from ghosttrace.report.audit import advice as audit_advice
 from ghosttrace.report.audit import wording as audit_words
 
 COSTS = (
-    ("Extra prefill tokens a trace", "extra_prefill_tokens"),
-    ("All tokens computed, times those without", "prefill_ratio"),
-    ("Time, times that without", "latency_ratio"),
-    ("Most keys and values held, times those without", "kv_ratio"),
+    ("Extra prefill tokens per trace", "extra_prefill_tokens"),
+    ("Tokens computed, relative to no defence", "prefill_ratio"),
+    ("Time, relative to no defence", "latency_ratio"),
+    ("Peak KV cache, relative to no defence", "kv_ratio"),
 )
-"""The costs of a defence: what each is for people, and its name in the summary."""
+"""Costs of a defence: label and key in the summary."""
 
-MAX_ROWS = 20  # rows of findings: the card is one page
+MAX_ROWS = 20  # rows of findings, so that the card stays on one page
 MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 
 
 def card(summary: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    """The card.
+    """Return the card as Markdown text.
 
     Args:
-        summary: summary.json.
-        run: run.json.
+        summary: Content of summary.json.
+        run: Content of run.json.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -38,24 +38,25 @@ def card(summary: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"plain": plain, "p": p_value}
-    called = audit_words.command(run)
+    command_line = audit_words.command(run)
     return environment.get_template("audit_card.md.j2").render(
         summary=summary,
         run=run,
-        words=audit_words,
+        wording=audit_words,
         judged=audit_words.judged_rows(summary) if summary["valid"] else [],
         threats=audit_words.by_threat(summary),
         controls=audit_words.controls(summary),
         steps=audit_advice.next_steps(summary),
         limitations=audit_advice.limitations(summary),
         costs=COSTS,
-        most=MAX_ROWS,
-        command=Safe(" ".join(called.split())) if called else None,  # an indented block shows all of it as it is
+        max_rows=MAX_ROWS,
+        # The command is in an indented block, where Markdown needs no escapes.
+        command=Safe(" ".join(command_line.split())) if command_line else None,
     )
 
 
 def escape_markdown(value: Any) -> Any:
-    """Text that Markdown shows as it is, on one line."""
+    """Escape text so that Markdown shows it literally, on one line; other values pass unchanged."""
     if isinstance(value, Safe) or not isinstance(value, str):
         return value
     return MARKDOWN_SPECIAL.sub(r"\\\1", re.sub(r"\s+", " ", value))

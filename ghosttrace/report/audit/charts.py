@@ -1,4 +1,4 @@
-"""Charts of an audit's page as numbers for its template: interval bars, and heat maps of the cache."""
+"""Coordinates of the charts of an audit's page: interval bars and heat maps of the cache."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import copysign, log1p
@@ -7,13 +7,13 @@ from typing import Any
 from ghosttrace.report.audit.wording import BIT_UNITS, RATE_UNITS
 
 ALPHA = 0.05
-WIDTH, MARGIN = 220.0, 6.0  # of a bar in pixels
+WIDTH, MARGIN = 220.0, 6.0  # of a bar, in pixels
 Row = Mapping[str, Any]
 Scale = Callable[[float], float]
 
 
 def bits_scale(rows: Sequence[Row], limit: float) -> Scale:
-    """Pixels of an amount of information: linear about 0, logarithmic beyond the limit, all rows within."""
+    """Return the scale from bits to pixels, linear around 0 and logarithmic beyond the limit, that fits all rows."""
     ends = [row[name] for row in rows if row["unit"] in BIT_UNITS for name in ("estimate", "low", "high")]
     known = [end for end in ends if end is not None]
     return _stretch(
@@ -22,24 +22,30 @@ def bits_scale(rows: Sequence[Row], limit: float) -> Scale:
 
 
 def scales(rows: Sequence[Row], limit: float) -> dict[str, Scale]:
-    """Pixels for each unit."""
+    """Return the scale to pixels of each unit."""
     highest = max((row["estimate"] or 0.0 for row in rows if row["unit"] == "epsilon"), default=0.0)
-    plain = _stretch(lambda value: value, 0.0, 1.0)
-    found = dict.fromkeys(BIT_UNITS, bits_scale(rows, limit)) | dict.fromkeys(RATE_UNITS, plain)
-    return found | {"epsilon": _stretch(lambda value: value, 0.0, max(1.0, highest))}
+    unit_interval = _stretch(lambda value: value, 0.0, 1.0)
+    by_unit = dict.fromkeys(BIT_UNITS, bits_scale(rows, limit)) | dict.fromkeys(RATE_UNITS, unit_interval)
+    return by_unit | {"epsilon": _stretch(lambda value: value, 0.0, max(1.0, highest))}
 
 
-def _stretch(form: Scale, low: float, high: float) -> Scale:
-    """The scale of a shape between two ends."""
-    left, span = form(low), form(high) - form(low)
-    return lambda value: round(MARGIN + (WIDTH - 2 * MARGIN) * (form(value) - left) / span, 1)
+def _stretch(transform: Scale, low: float, high: float) -> Scale:
+    """Return the scale that maps `low` to `high`, after a transform, to the width of a bar."""
+    left, span = transform(low), transform(high) - transform(low)
+    return lambda value: round(MARGIN + (WIDTH - 2 * MARGIN) * (transform(value) - left) / span, 1)
 
 
 def bar(row: Row, limit: float, at: Mapping[str, Scale]) -> dict[str, Any]:
-    """Where the marks of a row go, in pixels; None for those it lacks.
+    """Compute the coordinates of a row's marks.
+
+    Args:
+        row: One row of the results.
+        limit: Limit of the audit, in bits.
+        at: Scale of each unit, as `scales` returns them.
 
     Returns:
-        low, high and value of the estimate, base (what there is to see without a leak) and limit.
+        Pixels of `low`, `high` and `value` (interval and estimate), `base` (the expected value without a leak) and
+        `limit`; None for marks that the row lacks.
     """
     scale, unit = at[row["unit"]], row["unit"]
     base = row["baseline"] if unit in RATE_UNITS else 0.0
@@ -49,41 +55,44 @@ def bar(row: Row, limit: float, at: Mapping[str, Scale]) -> dict[str, Any]:
 
 
 def ticks(rows: Sequence[Row], limit: float) -> list[tuple[str, float]]:
-    """The axis of the bars of bits: 0, the limit, and steps of ten beyond it, with their pixels."""
-    scale, found = bits_scale(rows, limit), [0.0, limit]
-    while scale(found[-1] * 10) <= WIDTH - MARGIN:
-        found.append(found[-1] * 10)
-    return [(f"{value:g}", scale(value)) for value in found]
+    """Return labels and pixels of the axis in bits: 0, the limit, and powers of ten times the limit."""
+    scale, values = bits_scale(rows, limit), [0.0, limit]
+    while scale(values[-1] * 10) <= WIDTH - MARGIN:
+        values.append(values[-1] * 10)
+    return [(f"{value:g}", scale(value)) for value in values]
 
 
 def heat_maps(sites: Sequence[Row]) -> list[dict[str, Any]]:
-    """Bits by layer and hop, of linear probes on all heads: one entry a target.
+    """Arrange the bits of linear probes on all heads by layer and hop.
+
+    Args:
+        sites: The sites of summary.json.
 
     Returns:
-        target, highest (bits of the darkest cell) and maps: kv, condition, hops and lines, each of them a
-        layer with its cells; a cell is None, or bits, share (of highest, in percent) and sure (above 0
-        after Holm's adjustment).
+        One entry per target with `target`, `highest` (bits of the darkest cell) and `maps`. A map has `kv`,
+        `condition`, `hops` and `lines`; a line has `layer` and `cells`; a cell is None or has `bits`, `share` (percent
+        of `highest`) and `sure` (True if above 0 after Holm's adjustment).
     """
     kept = [row for row in sites if row["probe"] == "linear" and row["head"] == "all" and row["layer"].isdigit()]
     names = {row["target"] for row in kept}
     stems = {name: f"{name.rpartition('-')[0]}-*" for name in names}
     shown = dict.fromkeys(stems[row["target"]] if stems[row["target"]] in names else row["target"] for row in kept)
-    found = []
+    entries = []
     for target in shown:
         rows = [row for row in kept if row["target"] == target and row["bits"] is not None]
-        seen = [row["bits"] for row in rows if row["condition"] in ("open", "sealed")]
-        highest = max([0.05, *seen])
+        bits = [row["bits"] for row in rows if row["condition"] in ("open", "sealed")]
+        highest = max([0.05, *bits])
         kinds = dict.fromkeys((row["kv"], row["condition"]) for row in rows if row["condition"] in ("open", "sealed"))
         maps = [_heat_map(rows, kv, condition, highest) for kv, condition in sorted(kinds)]
-        found.append({"target": target, "highest": highest, "maps": maps})
-    return found
+        entries.append({"target": target, "highest": highest, "maps": maps})
+    return entries
 
 
 def _heat_map(rows: Sequence[Row], kv: str, condition: str, highest: float) -> dict[str, Any]:
-    """One map, the causal control at hop -1 with it; of several carriers the one that shows most."""
-    mine = [row for row in rows if row["kv"] == kv and row["condition"] in (condition, "causal")]
+    """Build one map, with the causal control at hop -1; cells show the carrier with the most bits."""
+    map_rows = [row for row in rows if row["kv"] == kv and row["condition"] in (condition, "causal")]
     best: dict[tuple[int, int], Row] = {}
-    for row in sorted(mine, key=lambda row: row["bits"]):
+    for row in sorted(map_rows, key=lambda row: row["bits"]):
         best[int(row["layer"]), row["hop"]] = row
     layers, hops = (sorted({key[part] for key in best}) for part in (0, 1))
     lines = [

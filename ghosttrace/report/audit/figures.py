@@ -1,4 +1,4 @@
-"""Figures of a privacy audit, as matplotlib `Figure`s; an invalid run says so across those of its own."""
+"""Matplotlib figures of a privacy audit; those of an invalid run are marked INVALID."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,12 +13,12 @@ from ghosttrace.report.probing.figures import heat_figure, mark_invalid
 
 OPEN_COLOUR, CONTROL_COLOUR, LIMIT_COLOUR = "#1b6e53", "#9a9a9a", "#b3392f"
 MARKERS = {"open": "o", "sealed": "s", "causal": "x", "shuffled": "d", "text": "|", "unerased": "^"}
-MAX_ROWS = 30  # rows of one figure
+MAX_ROWS = 30  # rows per figure
 Row = Mapping[str, Any]
 
 
 def has_bits(summary: Row) -> bool:
-    """Whether there is a row for `leak_figure` to draw."""
+    """Return True if the summary has a row that `leak_figure` can draw."""
     return any(
         row["unit"] in BIT_UNITS and row["estimate"] is not None and row["condition"] in ("open", *CONTROL_EXPECTATIONS)
         for row in summary["results"]
@@ -26,15 +26,18 @@ def has_bits(summary: Row) -> bool:
 
 
 def leak_figure(summary: Row) -> Figure:
-    """Leak in bits by attack with intervals, the limit dashed, controls in grey.
+    """Draw the leak in bits by attack with intervals, the limit dashed, controls in grey.
 
-    One line an attack, secret and place, the largest first; a control stands on the line of its attack and
-    secret where it showed most. The axis is linear up to the limit and logarithmic beyond.
+    Each attack, secret and site has one line, the largest estimate on top. Below them, each control and attack has
+    one line, for the row with its largest estimate. The axis is linear up to the limit and logarithmic beyond.
+
+    Args:
+        summary: Content of summary.json.
     """
     rows = [row for row in summary["results"] if row["unit"] in BIT_UNITS and row["estimate"] is not None]
-    found = sorted((row for row in rows if row["condition"] == "open"), key=lambda row: row["estimate"])[-MAX_ROWS:]
-    beside = strongest_controls(rows)
-    lines = [*beside, *found]
+    open_rows = sorted((row for row in rows if row["condition"] == "open"), key=lambda row: row["estimate"])[-MAX_ROWS:]
+    control_rows = strongest_controls(rows)
+    lines = [*control_rows, *open_rows]
     figure = Figure(figsize=(7.6, 0.27 * len(lines) + 1.2), layout="constrained")
     axis = figure.subplots()
     for y, row in enumerate(lines):
@@ -44,10 +47,10 @@ def leak_figure(summary: Row) -> Figure:
     axis.axvline(summary["max_leak_bits"], color=LIMIT_COLOUR, linestyle="--", linewidth=1)
     axis.axvline(0, color="black", linewidth=0.7)
     axis.set_yticks(range(len(lines)), [label(row, summary) for row in lines], fontsize=7)
-    if beside and found:
-        axis.axhline(len(beside) - 0.5, color="#cccccc", linewidth=0.7)
+    if control_rows and open_rows:
+        axis.axhline(len(control_rows) - 0.5, color="#cccccc", linewidth=0.7)
     axis.set_xlabel(
-        f"leak in bits a secret (dashed: the limit, {summary['max_leak_bits']:g}); controls in grey", fontsize=8
+        f"leak in bits per secret (dashed: the limit, {summary['max_leak_bits']:g}); controls in grey", fontsize=8
     )
     axis.tick_params(axis="x", labelsize=7)
     axis.spines[["top", "right"]].set_visible(False)
@@ -56,7 +59,7 @@ def leak_figure(summary: Row) -> Figure:
 
 
 def strongest_controls(rows: Sequence[Row]) -> list[Row]:
-    """Of each control and attack the row that showed most, in the order of the page from the bottom."""
+    """Return the row with the largest estimate of each control and attack, in the page's order from the bottom."""
     best: dict[tuple[str, str], Row] = {}
     for row in sorted(rows, key=lambda row: row["estimate"]):
         if row["condition"] in CONTROL_EXPECTATIONS:
@@ -66,7 +69,7 @@ def strongest_controls(rows: Sequence[Row]) -> list[Row]:
 
 
 def draw_interval(axis: Axes, y: int, row: Row) -> None:
-    """One estimate with its interval."""
+    """Draw one estimate with its interval at height `y`."""
     colour = OPEN_COLOUR if row["condition"] == "open" else CONTROL_COLOUR
     if row["low"] is not None and row["high"] is not None:
         axis.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
@@ -74,28 +77,33 @@ def draw_interval(axis: Axes, y: int, row: Row) -> None:
 
 
 def label(row: Row, summary: Row) -> str:
-    """What a line of the figure is."""
+    """Return the label of a line of `leak_figure`."""
     if row["condition"] != "open":
         return f"{row['condition']}: {title(row['attack'], summary).lower()}"
-    where = location_text(row)
-    return f"{title(row['attack'], summary)}, {row['secret']}{f' · {where}' if where else ''}"
+    location = location_text(row)
+    return f"{title(row['attack'], summary)}, {row['secret']}{f' · {location}' if location else ''}"
 
 
 def has_sites(summary: Row) -> bool:
-    """Whether there is a site for `sites_figure` to draw."""
+    """Return True if the summary has a site that `sites_figure` can draw."""
     return any(row["probe"] == "linear" and row["layer"].isdigit() and row["head"] == "all" for row in summary["sites"])
 
 
 def sites_figure(summary: Row) -> Figure:
-    """Bits by layer and hop, as `ghosttrace probe` draws them."""
+    """Draw bits by layer and hop, as `ghosttrace probe` does."""
     return heat_figure(pd.DataFrame(summary["sites"]), not summary["failures"])
 
 
 def pareto_row(summary: Row) -> dict[str, Any]:
-    """An audit as one point of `pareto`: defence, leak and lost with intervals, unit, cost.
+    """Summarise an audit as one point of `pareto_figure`.
 
-    leak is the largest of the judged open rows, lost is minus the effect of the defence, cost the number
-    of prefill tokens over those of a run without it.
+    Args:
+        summary: Content of summary.json.
+
+    Returns:
+        `defence`; `leak` in bits, the largest estimate of the open rows that decide the verdict; `lost`, minus the
+        effect of the defence on utility; `leak_low`, `leak_high`, `lost_low` and `lost_high`, their 95 % intervals;
+        `unit` of the utility; `cost`, the prefill tokens relative to those without the defence.
     """
     rows = [row for row in summary["results"] if row["condition"] == "open" and row["gate"]]
     worst = max((row for row in rows if row["estimate"] is not None), key=lambda row: row["estimate"])
@@ -112,13 +120,13 @@ def pareto_row(summary: Row) -> dict[str, Any]:
 
 
 def pareto_figure(rows: Sequence[Row], max_leak_bits: float = 0.1) -> Figure:
-    """Leak in bits against accuracy lost, one labelled point a defence, its area the prefill that it costs.
+    """Draw leak in bits against utility lost, one labelled point per defence.
 
-    The line joins the defences that no other beats in both.
+    The area of a point is the prefill cost of the defence. A line joins the Pareto front.
 
     Args:
-        rows: of `pareto_row`, all of the same model, problems and unit.
-        max_leak_bits: drawn dashed.
+        rows: Rows of `pareto_row`, all with the same model, problems and unit.
+        max_leak_bits: Limit of the audit, drawn dashed.
     """
     figure = Figure(figsize=(7.6, 4.4), layout="constrained")
     axis = figure.subplots()
@@ -136,8 +144,8 @@ def pareto_figure(rows: Sequence[Row], max_leak_bits: float = 0.1) -> Figure:
     axis.yaxis.set_major_formatter("{x:g}")
     axis.axhline(max_leak_bits, color=LIMIT_COLOUR, linestyle="--", linewidth=1)
     axis.set_xlabel(f"{rows[0]['unit'] or 'accuracy'} lost", fontsize=9)
-    axis.set_ylabel(f"leak in bits a secret (dashed: the limit, {max_leak_bits:g})", fontsize=9)
-    legend = "Area: prefill tokens. Green: no other is better in both. Down and left is better."
+    axis.set_ylabel(f"leak in bits per secret (dashed: the limit, {max_leak_bits:g})", fontsize=9)
+    legend = "Area: prefill tokens. Green: Pareto front. Lower left is better."
     axis.set_title(legend, fontsize=8, loc="left", color="#555555")
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
@@ -146,9 +154,9 @@ def pareto_figure(rows: Sequence[Row], max_leak_bits: float = 0.1) -> Figure:
 
 
 def pareto_front(rows: Sequence[Row]) -> list[Row]:
-    """The rows that no other equals or beats in both leak and loss while beating it in one, by loss."""
+    """Return the Pareto-optimal rows in leak and loss, sorted by loss."""
 
-    def beaten(row: Row) -> bool:
+    def dominated(row: Row) -> bool:
         return any(
             other["leak"] <= row["leak"]
             and other["lost"] <= row["lost"]
@@ -156,11 +164,11 @@ def pareto_front(rows: Sequence[Row]) -> list[Row]:
             for other in rows
         )
 
-    return sorted((row for row in rows if not beaten(row)), key=lambda row: (row["lost"], -row["leak"]))
+    return sorted((row for row in rows if not dominated(row)), key=lambda row: (row["lost"], -row["leak"]))
 
 
 def label_points(axis: Axes, rows: Sequence[Row]) -> None:
-    """Names beside the axes, one below the other, each joined to its point: points may coincide."""
+    """Write the defences' names beside the axes, each joined to its point, because points may coincide."""
     to_axes = axis.transData + axis.transAxes.inverted()
     at = [tuple(to_axes.transform((row["lost"], row["leak"]))) for row in rows]
     order = sorted(range(len(rows)), key=lambda number: (at[number][1], -at[number][0]))

@@ -1,7 +1,7 @@
 """The reports of a privacy audit: audit.sarif, card.md and report.html, from its run.json and summary.json.
 
-The page is one file, in plain words first and with its evidence below. It holds no script, its content
-security policy lets none run and nothing be fetched, and whatever a model or a trace is called is text.
+The page is one file: a summary in plain words, then the evidence. It contains no script, its content security
+policy forbids scripts and fetching, and names of models and traces are escaped.
 """
 
 import json
@@ -25,20 +25,20 @@ REQUIRED_KEYS = (
     *("traces", "traces_needed", "model", "defence", "secrets", "excluded", "left_out", "attacks", "threats"),
     *("results", "sites"),
 )
-"""What a report needs of summary.json."""
-MAX_EXCLUDED_SHOWN = 200  # excluded traces that the page names
+"""Keys of summary.json that the reports read."""
+MAX_EXCLUDED_SHOWN = 200  # excluded traces that the page lists
 
 
 def write_reports(folder: Path, summary: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     """Write audit.sarif, card.md and report.html into the folder of an audit.
 
     Args:
-        folder: of the run.
-        summary: summary.json.
-        run: run.json.
+        folder: Folder of the run.
+        summary: Content of summary.json.
+        run: Content of run.json.
 
     Raises:
-        UserError: one of the three files cannot be written.
+        UserError: If one of the three files cannot be written.
     """
     _write(folder / "audit.sarif", json.dumps(sarif(summary, run), indent=2, allow_nan=False) + "\n")
     _write(folder / "card.md", card(summary, run))
@@ -46,24 +46,26 @@ def write_reports(folder: Path, summary: Mapping[str, Any], run: Mapping[str, An
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
+    """Write a file atomically."""
     partial = path.with_name(f"{path.name}.part")
     try:
         partial.write_text(text, encoding="utf-8")
         commit_file(partial, path)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): make room or rights") from error
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): free disk space or change the permissions"
+        ) from error
 
 
 def page(summary: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    """The page as text.
+    """Return the HTML page of an audit as text.
 
     Args:
-        summary: summary.json.
-        run: run.json.
+        summary: Content of summary.json.
+        run: Content of run.json.
     """
     rows, limit = summary["results"], summary["max_leak_bits"]
-    at = scales(rows, limit)
+    scale_of_unit = scales(rows, limit)
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"plain": plain, "p": p_value, "number": wording.format_number, "bits": wording.bits}
     style = "\n".join((TEMPLATES / name).read_text("utf-8") for name in ("report.css", "audit.css"))
@@ -77,7 +79,7 @@ def page(summary: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         controls=wording.controls(summary),
         heats=heat_maps(summary["sites"]),
         ticks=ticks(rows, limit),
-        bar=lambda row: bar(row, limit, at),
+        bar=lambda row: bar(row, limit, scale_of_unit),
         width=WIDTH,
         costs=COSTS,
         shown=MAX_EXCLUDED_SHOWN,
@@ -87,17 +89,26 @@ def page(summary: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 
 
 def rows_by_threat(summary: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The open rows in `bits` and in `other` units, by threat: name and rows, each a row with its state.
+    """Group the open rows by unit and threat.
 
-    Rows that decide the verdict come first, surest leaks before others.
+    Args:
+        summary: Content of summary.json.
+
+    Returns:
+        For `bits` and for `other` units a list of threats, each with its name and its pairs of row and state. Rows
+        that decide the verdict come first, and among them those with the highest lower bound.
     """
     order = (*wording.STATE_ORDER, None)
-    found: dict[str, list[dict[str, Any]]] = {"bits": [], "other": []}
+    groups: dict[str, list[dict[str, Any]]] = {"bits": [], "other": []}
     for threat in summary["threats"]:
-        mine = [row for row in summary["results"] if row["threat"] == threat["name"] and row["condition"] == "open"]
-        for kind, chosen in found.items():
-            rows = [(row, row["state"]) for row in mine if (row["unit"] in wording.BIT_UNITS) == (kind == "bits")]
+        threat_rows = [
+            row for row in summary["results"] if row["threat"] == threat["name"] and row["condition"] == "open"
+        ]
+        for kind, group in groups.items():
+            rows = [
+                (row, row["state"]) for row in threat_rows if (row["unit"] in wording.BIT_UNITS) == (kind == "bits")
+            ]
             rows.sort(key=lambda pair: (order.index(pair[1]), -(pair[0]["low"] or 0.0) if pair[1] else 0.0))
             if rows:
-                chosen.append({"name": threat["name"], "rows": rows})
-    return found
+                group.append({"name": threat["name"], "rows": rows})
+    return groups

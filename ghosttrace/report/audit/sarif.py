@@ -1,8 +1,8 @@
-"""A privacy audit as SARIF 2.1.0, for code scanning.
+"""SARIF 2.1.0 log of a privacy audit, for code scanning.
 
-A row whose state is a leak is an error, an undecided one a warning and one within the limit a note; what was not
-detected has no result. A run whose controls failed has notes alone: nothing may be concluded from its rows. A cache
-has no source file, so that a result is located in the model, by name, and in it by layer and carrier.
+A leak is an error, an undecided row a warning, and a row within the limit a note; a row that was not detected has no
+result. A run with a failed control has only notes, because its rows are not evidence. A cache has no source file, so
+the location of a result is the model, with carrier and layer as its logical location.
 """
 
 from collections.abc import Mapping
@@ -29,45 +29,49 @@ IDENTITY = ("attack", "threat", "secret", "carrier", "hop", "layer", "kv", "prob
 EXIT_CODE_DESCRIPTIONS = {
     10: "a leak was found",
     0: "no leak above the limit was found by this suite",
-    11: "there were too few traces to tell",
+    11: "there were too few traces to decide",
     12: "a control failed",
 }
 
 
 def sarif(summary: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
-    """The audit as a SARIF log of one run.
+    """Return the audit as a SARIF log with one run.
 
     Args:
-        summary: summary.json.
-        run: run.json.
+        summary: Content of summary.json.
+        run: Content of run.json.
     """
     used = {row["attack"] for row in summary["results"]}
-    rules = [rule(name, one["title"], one["summary"]) for name, one in summary["attacks"].items() if name in used]
-    rules.append(rule(CONTROL, "Control of the audit", "A control shows whether the audit can be trusted at all."))
+    rules = [rule(name, kind["title"], kind["summary"]) for name, kind in summary["attacks"].items() if name in used]
+    rules.append(
+        rule(CONTROL, "Control of the audit", "A control shows whether the results of the audit can be trusted.")
+    )
     index = {entry["id"]: number for number, entry in enumerate(rules)}
-    found = control_notes(summary, index) if not summary["valid"] else leak_results(summary, index)
-    called = command(run)
+    results = control_notes(summary, index) if not summary["valid"] else leak_results(summary, index)
+    command_line = command(run)
     invocation = {"executionSuccessful": summary["valid"], "exitCode": summary["exit_code"]}
     invocation |= {"exitCodeDescription": EXIT_CODE_DESCRIPTIONS[summary["exit_code"]]}
-    told = ("verdict", "sentence", "max_leak_bits", "ceiling_bits", "detectable_bits", "traces", "traces_needed")
+    properties = ("verdict", "sentence", "max_leak_bits", "ceiling_bits", "detectable_bits", "traces", "traces_needed")
     driver = {"name": "ghosttrace", "version": run["versions"]["ghosttrace"], "rules": rules}
-    only = {
+    sarif_run = {
         "tool": {"driver": driver},
         "automationDetails": {"id": f"ghosttrace/{summary['model']}/{summary['defence']['name']}/"},
-        "invocations": [invocation | ({"commandLine": called} if called else {})],
-        "results": found,
-        "properties": {name: summary[name] for name in told} | {"sha256": run["sha256"]},
+        "invocations": [invocation | ({"commandLine": command_line} if command_line else {})],
+        "results": results,
+        "properties": {name: summary[name] for name in properties} | {"sha256": run["sha256"]},
     }
-    return {"$schema": SCHEMA, "version": "2.1.0", "runs": [only]}
+    return {"$schema": SCHEMA, "version": "2.1.0", "runs": [sarif_run]}
 
 
 def rule(name: str, title: str, summary: str) -> dict[str, Any]:
-    """An attack as a reporting descriptor."""
-    gate = "An error is a leak whose interval lies above the limit, a warning one that this run could not settle. "
+    """Return the reporting descriptor of an attack or of the controls."""
+    gate = (
+        "An error is a leak whose whole interval is above the limit; a warning is a row that this run cannot decide. "
+    )
     help_text = (
-        f"{summary} {gate}What to do is in report.html of the run."
+        f"{summary} {gate}The run's report.html says what to do."
         if name != CONTROL
-        else (f"{summary} Where one fails no conclusion may be drawn: find out why, and audit again.")
+        else (f"{summary} If one fails, no conclusion may be drawn: find the cause and repeat the audit.")
     )
     return {
         "id": name,
@@ -81,14 +85,14 @@ def rule(name: str, title: str, summary: str) -> dict[str, Any]:
 
 
 def leak_results(summary: Mapping[str, Any], index: Mapping[str, int]) -> list[dict[str, Any]]:
-    """One result a judged row in which something was found, or may be."""
-    limit = f" The limit is {bits(summary['max_leak_bits'])} a secret."
+    """Return one result per row that is a leak, undecided or within the limit."""
+    limit = f" The limit is {bits(summary['max_leak_bits'])} per secret."
     results = []
-    for said, row in judged_rows(summary):
-        if said in LEVELS:
-            text = f"{STATE_LABELS[said]} {finding_sentence(row, summary)}{limit}"
+    for state, row in judged_rows(summary):
+        if state in LEVELS:
+            text = f"{STATE_LABELS[state]} {finding_sentence(row, summary)}{limit}"
             results.append(
-                result(summary, index, row["attack"], LEVELS[said], text, location_text(row), _identity(row))
+                result(summary, index, row["attack"], LEVELS[state], text, location_text(row), _identity(row))
             )
             measures = ("threat", "secret", "defence", "estimate", "low", "high", "unit", "p_holm", "n")
             results[-1]["properties"] = {name: row[name] for name in measures}
@@ -96,8 +100,8 @@ def leak_results(summary: Mapping[str, Any], index: Mapping[str, int]) -> list[d
 
 
 def control_notes(summary: Mapping[str, Any], index: Mapping[str, int]) -> list[dict[str, Any]]:
-    """One result a failed control."""
-    text = "A control failed, so that no conclusion may be drawn from this run: "
+    """Return one note per failed control."""
+    text = "A control failed, so no conclusion may be drawn from this run: "
     return [
         result(summary, index, CONTROL, "note", text + failure, "", failure.partition(":")[0])
         for failure in summary["failures"]
@@ -105,11 +109,17 @@ def control_notes(summary: Mapping[str, Any], index: Mapping[str, int]) -> list[
 
 
 def result(
-    summary: Mapping[str, Any], index: Mapping[str, int], rule_id: str, level: str, text: str, where: str, identity: str
+    summary: Mapping[str, Any],
+    index: Mapping[str, int],
+    rule_id: str,
+    level: str,
+    text: str,
+    location: str,
+    identity: str,
 ) -> dict[str, Any]:
-    """A result, located in the model; `identity` stays the same from run to run."""
+    """Return one result; `identity` must stay the same from run to run, so that code scanning can match results."""
     model = summary["model"]
-    name = f"{model}: {where}" if where else model
+    name = f"{model}: {location}" if location else model
     return {
         "ruleId": rule_id,
         "ruleIndex": index[rule_id],
@@ -118,7 +128,7 @@ def result(
         "locations": [
             {
                 "physicalLocation": {"artifactLocation": {"uri": quote(model)}, "region": {"startLine": 1}},
-                "logicalLocations": [{"name": where or model, "fullyQualifiedName": name, "kind": "resource"}],
+                "logicalLocations": [{"name": location or model, "fullyQualifiedName": name, "kind": "resource"}],
             }
         ],
         "partialFingerprints": {
@@ -128,5 +138,5 @@ def result(
 
 
 def _identity(row: Mapping[str, Any]) -> str:
-    """What tells a row from the others of its run, whatever was measured."""
+    """Return a key that identifies a row across runs, independent of its measures."""
     return " ".join(str(row[name]) for name in IDENTITY)

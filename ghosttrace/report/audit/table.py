@@ -1,4 +1,4 @@
-"""An audit as a rich table, and what the terminal says below it."""
+"""Rich table of an audit, the findings above it and the notes below it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,37 +6,41 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from ghosttrace.report.audit.wording import format_number, interval_text
+from ghosttrace.report.audit.wording import bounds_text, format_number, interval_text, verdict_sentence
 from ghosttrace.report.tables import results_table
 
-COLOUR = {
-    "leak": "red",
-    "not detected": "green",
-    "within the limit": "yellow",
-    "not enough data": "yellow",
-    "invalid": "red",
-}
+
+def audit_findings(summary: Mapping[str, Any]) -> list[str]:
+    """Return the verdict, the failed controls, and the limit with the leaks that this audit could have detected.
+
+    Args:
+        summary: Content of summary.json.
+    """
+    found = [f"{summary['verdict'].capitalize()}: {verdict_sentence(summary)}"]
+    if summary["failures"]:
+        found.append(f"Do not rely on these numbers, because a control failed: {'; '.join(summary['failures'])}.")
+    return [*found, bounds_text(summary)]
 
 
-def audit_lines(summary: Mapping[str, Any]) -> Iterator[str]:
-    """What was left out, which controls failed, and the verdict: lines with rich markup."""
-    yield "[dim]* decides the verdict; these intervals hold together at 95 %[/]"
-    for one in summary["excluded"]:
-        yield escape(f"left out: {one['trace']}: {one['reason']}")
+def audit_notes(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the notes below the table: its legend, the excluded secrets and the skipped attacks.
+
+    Args:
+        summary: Content of summary.json.
+    """
+    yield "* decides the verdict; the intervals of these rows hold jointly at 95 %."
+    for secret in summary["excluded"]:
+        yield f"Excluded: {secret['trace']}: {secret['reason']}"
     if summary["excluded"]:
-        yield f"{len(summary['excluded'])} secrets left out"
-    yield from map(escape, summary["left_out"])
-    for failure in summary["failures"]:
-        yield f"[red]{escape(f'control failed: {failure}')}[/]"
-    verdict = summary["verdict"]
-    yield f"[bold {COLOUR[verdict]}]{verdict}[/]: {escape(summary['sentence'])}"
+        yield f"{len(summary['excluded'])} secrets were excluded."
+    yield from summary["left_out"]
 
 
 def audit_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """What each attack found, secret by secret, 80 columns wide.
+    """Return a table of the estimates of each attack by secret, 80 columns wide.
 
     Args:
-        rows: the results of summary.json.
+        rows: The results of summary.json.
     """
     table = results_table()
     table.add_column("attack", no_wrap=True, min_width=11)
@@ -57,5 +61,5 @@ def audit_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _kind(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    """What a row and its control have in common."""
+    """Return the key that a row shares with its control."""
     return row["attack"], row["secret"], row["unit"], row["note"].partition(" ")[0]

@@ -1,1 +1,1 @@
-"""A run of probes as a table and figures."""
+"""Table and figures of a probe run."""

@@ -1,4 +1,4 @@
-"""Figures of a run of probes, as matplotlib `Figure`s; an invalid run says so across each of them."""
+"""Matplotlib figures of a probe run; those of an invalid run are marked INVALID."""
 
 from itertools import cycle
 
@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-STYLES = {  # condition and probe: colour, marker, what it is
+STYLES = {  # condition and probe: colour, marker, label
     ("open", "linear"): ("#1b6e53", "o", "open, linear"),
     ("open", "mlp"): ("#57a773", "s", "open, MLP"),
     ("open", "online"): ("#2b6cb0", "^", "open, online code"),
@@ -16,11 +16,11 @@ STYLES = {  # condition and probe: colour, marker, what it is
     ("sealed", "mlp"): ("#d77a61", "s", "sealed, MLP"),
     ("causal", "linear"): ("#7a7a7a", "x", "before the secret"),
 }
-COLOURS = ("#8c6bb1", "#d8a24a", "#c05a9d", "#a0522d")  # of other probes
+COLOURS = ("#8c6bb1", "#d8a24a", "#c05a9d", "#a0522d")  # of user-defined probes
 
 
 def mark_invalid(figure: Figure, valid: bool) -> None:
-    """Write across the figure of a run whose controls failed."""
+    """Write INVALID across a figure if the run is not valid."""
     if not valid:
         figure.text(
             0.5, 0.5, "INVALID", fontsize=44, color="#b3392f", alpha=0.35, rotation=20, ha="center", va="center"
@@ -28,13 +28,14 @@ def mark_invalid(figure: Figure, valid: bool) -> None:
 
 
 def heat_figure(results: pd.DataFrame, valid: bool) -> Figure:
-    """Bits beyond the text by layer and hop, linear probes on all heads; a row a target, a column a kind of state.
+    """Draw bits beyond the text by layer and hop, from linear probes on all heads.
 
-    A dot marks cells that are not significant.
+    Each target has a row of panels, each kind of state and condition a column. A dot marks cells that are not
+    significant.
 
     Args:
-        results: of `ghosttrace.probing.evidence.summarise`.
-        valid: whether every control held.
+        results: Rows of `ghosttrace.probing.evidence.summarise`.
+        valid: Whether every control held.
     """
     rows = results[(results["head"] == "all") & (results["probe"] == "linear") & results["layer"].ne("joint")]
     targets, kinds = headline_targets(results), list(dict.fromkeys(rows.loc[rows["condition"] == "open", "kv"]))
@@ -46,8 +47,8 @@ def heat_figure(results: pd.DataFrame, valid: bool) -> Figure:
         part = rows[(rows["target"] == target) & rows["condition"].isin(["open", "sealed", "causal"])]
         highest = max(0.05, part["bits"].max())
         for axis, (condition, kv) in zip(line, columns, strict=True):
-            here = part[(part["kv"] == kv) & part["condition"].isin([condition, "causal"])]
-            image = draw_heat(axis, here, highest, "hop")
+            panel = part[(part["kv"] == kv) & part["condition"].isin([condition, "causal"])]
+            image = draw_heat(axis, panel, highest, "hop")
             axis.set_title(f"{target}\n{kv.upper() if kv != 'hidden' else kv}, {condition}", fontsize=8)
         figure.colorbar(image, ax=line.tolist(), label="bits beyond the text", shrink=0.9)
     for axis in grid[-1]:
@@ -59,12 +60,22 @@ def heat_figure(results: pd.DataFrame, valid: bool) -> Figure:
 
 
 def headline_targets(results: pd.DataFrame) -> list[str]:
-    """The targets to show."""
+    """Return the targets that tables and figures show, in order."""
     return list(dict.fromkeys(results.loc[results["headline"], "target"]))
 
 
 def draw_heat(axis: Axes, rows: pd.DataFrame, highest: float, across: str) -> AxesImage:
-    """One heat map, layers upwards; returns the image."""
+    """Draw one heat map of bits.
+
+    Args:
+        axis: Axes to draw on.
+        rows: Rows of results; several rows of one cell are reduced to their maximum.
+        highest: Upper end of the colour scale, in bits.
+        across: Column of `rows` along the horizontal axis; layers run upwards.
+
+    Returns:
+        The image, for a colour bar.
+    """
     cells = rows.assign(layer=rows["layer"].astype(int)).groupby(["layer", across])
     bits, significant = cells["bits"].max().unstack(), cells["significant"].min().unstack(fill_value=False)
     image = axis.imshow(bits, origin="lower", aspect="auto", cmap="viridis", vmin=0, vmax=highest)
@@ -79,7 +90,12 @@ def draw_heat(axis: Axes, rows: pd.DataFrame, highest: float, across: str) -> Ax
 
 
 def curves_figure(results: pd.DataFrame, valid: bool) -> Figure:
-    """Bits by hop at each hop's best site, with intervals; one panel a target."""
+    """Draw bits by hop at the best site of each hop, with intervals, one panel per target.
+
+    Args:
+        results: Rows of `ghosttrace.probing.evidence.summarise`.
+        valid: Whether every control held.
+    """
     targets = headline_targets(results)
     figure = Figure(figsize=(3.4 * len(targets) + 1.6, 3.2), layout="constrained")
     axes = figure.subplots(1, len(targets), squeeze=False)[0]
@@ -98,11 +114,11 @@ def curves_figure(results: pd.DataFrame, valid: bool) -> Figure:
             spread = [(part["bits"] - part["bits_low"]).tolist(), (part["bits_high"] - part["bits"]).tolist()]
             at = part["hop"] + 0.06 * (number - 2.5)
             axis.errorbar(at, part["bits"], spread, color=colour, marker=marker, markersize=4, label=label, capsize=2)
-        left = rows.loc[rows["condition"] == "open", "unknown"].mean()
-        axis.axhline(left, color="black", linestyle="--", linewidth=0.8)
+        unknown = rows.loc[rows["condition"] == "open", "unknown"].mean()
+        axis.axhline(unknown, color="black", linestyle="--", linewidth=0.8)
         axis.axhline(0, color="black", linewidth=0.7)
         axis.set(
-            title=f"{target} (dashed: {left:.2f} bits to be known)", xlabel="hop", xticks=sorted(set(chosen["hop"]))
+            title=f"{target} (dashed: {unknown:.2f} bits unknown)", xlabel="hop", xticks=sorted(set(chosen["hop"]))
         )
         axis.title.set_fontsize(8)
         axis.spines[["top", "right"]].set_visible(False)
@@ -114,16 +130,23 @@ def curves_figure(results: pd.DataFrame, valid: bool) -> Figure:
 
 
 def styles_of(results: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str, str]]:
-    """Colour, marker and name by condition and probe; those of a user's own probes come after the others."""
+    """Return colour, marker and label by condition and probe; user-defined probes come last."""
     known = {probe for _, probe in STYLES}
     others = [name for name in dict.fromkeys(results["probe"]) if name not in (*known, "text", "exact")]
     colours = dict(zip(others, cycle(COLOURS)))
-    found = {("open", name): (colours[name], "D", f"open, {name}") for name in others}
-    return STYLES | found | {("sealed", name): (colours[name], "v", f"sealed, {name}") for name in others}
+    open_styles = {("open", name): (colours[name], "D", f"open, {name}") for name in others}
+    return STYLES | open_styles | {("sealed", name): (colours[name], "v", f"sealed, {name}") for name in others}
 
 
 def heads_figure(results: pd.DataFrame, valid: bool) -> Figure:
-    """Bits by layer and head, linear probes, open cache; a row a target and hop, a column keys or values."""
+    """Draw bits by layer and head, from linear probes on the open cache.
+
+    Each target and hop has a row of panels; keys and values have a column each.
+
+    Args:
+        results: Rows of `ghosttrace.probing.evidence.summarise`.
+        valid: Whether every control held.
+    """
     rows = results[(results["condition"] == "open") & results["head"].str.isdigit()]
     rows = rows.assign(head=rows["head"].astype(int))
     lines = [(target, hop) for target in headline_targets(results) for hop in sorted(set(rows["hop"]))]

@@ -1,4 +1,4 @@
-"""The results of probing as a rich table."""
+"""Rich table of probe results."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,29 +10,28 @@ from rich.table import Table
 from ghosttrace.report.tables import results_table
 
 
-def probe_table(results: pd.DataFrame, valid: bool) -> Table:
-    """By target and hop: the site that did best on validation, its probes, and the sealed cache beside.
+def probe_table(results: pd.DataFrame) -> Table:
+    """Return a table of the best site of each target and hop, with its probes and the sealed cache.
+
+    The best site is the one with the highest score on validation.
 
     Args:
-        results: of `ghosttrace.probing.evidence.summarise`.
-        valid: whether every control held.
+        results: Rows of `ghosttrace.probing.evidence.summarise`.
     """
-    state = "" if valid else " [bold red]INVALID: a control failed.[/]"
     table = results_table(
-        caption="Bits beyond the text a target, with 95 % intervals over base traces, at the site that did best on "
-        "validation; * p <= 0.05 after Holm over the sweep and more than 0.01 bits; online: what the features save of "
-        "the labels' code length, learning included; sealed: the same site, nothing to find. "
-        f"All sites: summary.json.{state}",
+        caption="Accuracy in % and bits beyond the text per target, with 95 % intervals over base traces, at the site "
+        "with the best validation score; * p <= 0.05 after Holm over the sweep and more than 0.01 bits; online: "
+        "prequential code length; sealed: the same probe on a sealed cache. All sites: summary.json.",
     )
     for name in ("carrier", "hop", "site", "probe"):
         table.add_column(name, no_wrap=True)
-    for name in ("right %", "bits beyond the text", "sealed"):
+    for name in ("accuracy", "bits beyond the text", "sealed"):
         table.add_column(name, justify="right", no_wrap=True)
     for target, part in results[results["headline"]].groupby("target", sort=False):
         rows = part.drop(columns="target")
         table.add_section()
         first = rows[rows["condition"] == "open"].iloc[0]
-        chance, unknown = f"{100 * first['chance']:.1f} by chance", f"{first['unknown']:.2f} to be known"
+        chance, unknown = f"{100 * first['chance']:.1f} by chance", f"of {first['unknown']:.2f} unknown"
         table.add_row(f"[bold]{escape(str(target))}[/]", "", "", "", chance, unknown, "")
         for row in rows[rows["condition"].isin(["text", "exact"])].to_dict("records"):
             _add(table, row, rows)
@@ -42,7 +41,11 @@ def probe_table(results: pd.DataFrame, valid: bool) -> Table:
 
 
 def best_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of one target: the worst causal row, and at each hop all probes of the site that did best on validation."""
+    """Select the rows of one target that the table shows.
+
+    Returns:
+        The causal row with the most bits, and at each hop all probes of the site with the best validation score.
+    """
     parts = []
     for (_, hop), part in rows.groupby(["carrier", "hop"], sort=False):
         if int(str(hop)) < 0:
@@ -55,18 +58,18 @@ def best_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _add(table: Table, row: Mapping[Any, Any], rows: pd.DataFrame) -> None:
-    """One line of the table."""
+    """Add a row to the table."""
     same = rows[rows["condition"] == "sealed"]
     for name in ("carrier", "hop", "layer", "kv", "head", "probe"):
         same = same[same[name] == row[name]]
-    told = row["probe"] in ("text", "exact")
-    where = row["layer"] + " " + row["kv"] + ("" if row["head"] in ("all", "") else f" h{row['head']}")
+    is_text = row["probe"] in ("text", "exact")
+    site = row["layer"] + " " + row["kv"] + ("" if row["head"] in ("all", "") else f" h{row['head']}")
     table.add_row(
         row["carrier"] if row["condition"] == "open" else row["condition"],
-        "" if told else str(row["hop"]),
-        where,
-        "" if told else escape(row["probe"]),
-        f"{100 * row['accuracy']:.1f} [{100 * row['accuracy_low']:.1f}, {100 * row['accuracy_high']:.1f}]",
-        f"{row['bits']:+.3f} [{row['bits_low']:+.3f}, {row['bits_high']:+.3f}]{'*' if row['significant'] else ' '}",
-        f"{same['bits'].iloc[0]:+.3f}" if len(same) else "",
+        "" if is_text else str(row["hop"]),
+        site,
+        "" if is_text else escape(row["probe"]),
+        f"{100 * row['accuracy']:.1f} [{100 * row['accuracy_low']:.1f},{100 * row['accuracy_high']:.1f}]",
+        f"{row['bits']:+.3f} [{row['bits_low']:+.3f},{row['bits_high']:+.3f}]{'*' if row['significant'] else ' '}",
+        f"{same['bits'].iloc[0]:+.2f}" if len(same) else "",
     )

@@ -1,6 +1,6 @@
-// The table of extracted answers: search, order, page.
+// The table of extracted answers: search, sorting and paging.
 const PAGE = 60;
-const order = { by: null, up: true }; // by: null (as in the benchmark), "problem", or an arm
+const order = { by: null, up: true }; // by: null (order of the benchmark), "problem" or an arm
 let rowsShown = PAGE;
 
 const armsOf = (bench) => data.arms.filter((arm) => data.results.some((row) => row.bench === bench && row.arm === arm));
@@ -9,9 +9,9 @@ function matching() {
   const words = at("find").value.trim().toLowerCase(), moved = at("moved").checked;
   const rows = data.answers[state.bench].filter((row) => {
     const cells = Object.values(row.arms), reference = row.arms[data.reference].accuracy;
-    const said = [row.problem, row.answer, ...cells.flatMap((cell) => cell.answers.map((answer) => answer[0]))];
-    const found = said.some((one) => (one ?? "none").toLowerCase().includes(words));
-    return found && (!moved || cells.some((cell) => cell.accuracy !== reference));
+    const texts = [row.problem, row.answer, ...cells.flatMap((cell) => cell.answers.map((answer) => answer[0]))];
+    const matches = texts.some((text) => (text ?? "none").toLowerCase().includes(words));
+    return matches && (!moved || cells.some((cell) => cell.accuracy !== reference));
   });
   if (order.by === null) return rows;
   const value = (row) => (order.by === "problem" ? row.problem : row.arms[order.by].accuracy);
@@ -36,9 +36,9 @@ function heading(column, shown) {
 function answerCell(cell) {
   if (!cell) return html("td");
   const items = cell.answers.map(([answer, right, times, rule]) =>
-    html("li", { class: right ? "right" : answer === null ? "none" : "wrong", title: rule && `found by ${rule}` },
-      html("span", { class: "sign", role: "img", "aria-label": right ? "right" : "wrong" }, right ? "✓" : "✗"),
-      html("span", { class: "said" }, answer ?? "none"),
+    html("li", { class: right ? "right" : answer === null ? "none" : "wrong", title: rule && `graded by ${rule}` },
+      html("span", { class: "sign", role: "img", "aria-label": right ? "correct" : "wrong" }, right ? "✓" : "✗"),
+      html("span", { class: "value" }, answer ?? "none"),
       times > 1 ? html("span", { class: "times" }, `×${times}`) : null,
       rule && at("rules").checked ? html("span", { class: "rule" }, rule) : null));
   if (cell.more) items.push(html("li", { class: "none" }, `and ${cell.more} more`));
@@ -46,9 +46,9 @@ function answerCell(cell) {
 }
 
 function problemCell(row) {
-  const held = data.traces.some((group) => group.bench === state.bench && group.problem === row.problem);
+  const hasTraces = data.traces.some((group) => group.bench === state.bench && group.problem === row.problem);
   const link = { type: "button", class: "link", title: "Read its traces", onclick: () => openTrace(row.problem) };
-  return html("th", { scope: "row" }, held ? html("button", link, row.problem) : row.problem);
+  return html("th", { scope: "row" }, hasTraces ? html("button", link, row.problem) : row.problem);
 }
 
 function answerTable() {
@@ -56,10 +56,10 @@ function answerTable() {
   at("answers-count").textContent = `${rows.length} of ${count(all, "problem")}`;
   at("more-answers").hidden = rows.length <= rowsShown;
   at("answer-table").replaceChildren(
-    html("thead", {}, html("tr", {}, heading("problem", "problem"), html("th", { scope: "col" }, "right answer"),
+    html("thead", {}, html("tr", {}, heading("problem", "problem"), html("th", { scope: "col" }, "correct answer"),
       ...arms.map((arm) => heading(arm, armName(arm))))),
     html("tbody", {}, ...rows.slice(0, rowsShown).map((row) => html("tr", {}, problemCell(row),
-      html("td", { class: "said" }, row.answer ?? ""), ...arms.map((arm) => answerCell(row.arms[arm]))))));
+      html("td", { class: "value" }, row.answer ?? ""), ...arms.map((arm) => answerCell(row.arms[arm]))))));
 }
 
 function search() {

@@ -1,17 +1,17 @@
-// The charts of the page. Each function takes a width and returns an <svg>.
-const LABELS = 132; // room for the names of arms
+// The charts of the page. Each chart function takes a width in pixels and returns an <svg>.
+const LABELS = 132; // width of the arm names
 
 const rowsOf = (bench) => data.results.filter((row) => row.bench === bench);
 const whole = (number) => number.toLocaleString("en");
 
-/** Grid lines and numbers of an axis across, at these values. */
+/** Grid lines and labels of a horizontal axis at these values. */
 const across = (x, values, top, bottom, shown) =>
   values.flatMap((value) => [
     line(x(value), top, x(value), bottom, value ? "grid" : "axis"),
     text(x(value), bottom + 16, shown(value), "tick middle"),
   ]);
 
-/** The same of an axis up. */
+/** Grid lines and labels of a vertical axis at these values. */
 const up = (y, values, left, right, shown) =>
   values.flatMap((value) => [
     line(left, y(value), right, y(value), value ? "grid" : "axis"),
@@ -20,7 +20,7 @@ const up = (y, values, left, right, shown) =>
 
 const signed = (value) => (value ? points(value).replace(".0", "") : "0");
 
-/** Accuracy, or effect, of every arm on every benchmark, with intervals. */
+/** Accuracy or effect of every arm on every benchmark, with intervals. */
 function intervals(width) {
   const measure = document.querySelector("input[name=measure]:checked").value, plain = measure === "accuracy";
   const step = 22, head = data.benches.length > 1 ? 24 : 6, foot = 26;
@@ -48,20 +48,20 @@ function intervals(width) {
   const ceilings = plain && data.benches.some((bench) => data.ceilings[bench] != null);
   at("intervals-caption").textContent =
     (plain ? "Accuracy in %" : `Accuracy minus ${data.reference}'s in points`) + ", with 95 % intervals over problems."
-    + (ceilings ? " Dashed: the most that any model can reach over a sealed cache." : "");
+    + (ceilings ? " Dashed: ceiling of a sealed cache." : "");
   return canvas(width, cells.rows * height, `${measure} by arm and benchmark, as in the table below`, ...marks);
 }
 
-/** A dot with its interval; `target` is where the pointer brings up the numbers. */
+/** A dot with its interval; hovering over the rectangle `target` shows the numbers. */
 function whisker(row, measure, x, y, target) {
-  const said = measure === "accuracy" ? `${percent(row.accuracy)} %` : `${points(row.effect)} points`;
+  const label = measure === "accuracy" ? `${percent(row.accuracy)} %` : `${points(row.effect)} points`;
   return svg("g", colour(row.arm),
     line(x(row[`${measure}_low`]), y, x(row[`${measure}_high`]), y, "whisker"),
     svg("circle", { cx: x(row[measure]), cy: y, r: 4, class: "dot" }),
-    svg("rect", { ...target, class: "target" }, hint(`${row.bench}, ${row.arm}: ${said}`)));
+    svg("rect", { ...target, class: "target" }, hint(`${row.bench}, ${row.arm}: ${label}`)));
 }
 
-/** pass@k and maj@k of the chosen benchmark against k, which doubles along the axis. */
+/** pass@k and maj@k of the chosen benchmark against k, on a logarithmic axis. */
 function atK(width) {
   const rows = data.at_k.filter((row) => row.bench === state.bench), ks = [...new Set(rows.map((row) => row.k))];
   const arms = data.arms.filter((arm) => rows.some((row) => row.arm === arm));
@@ -77,8 +77,8 @@ function atK(width) {
       ...arms.map((arm) => curveAtK(arm, name, rows.filter((row) => row.arm === arm), x, y)),
     ];
   });
-  const said = `pass@k and maj@k on ${state.bench}, as in the table below`;
-  return canvas(width, cells.rows * height + keys.height, said, ...marks, ...keys.marks);
+  const label = `pass@k and maj@k on ${state.bench}, as in the table below`;
+  return canvas(width, cells.rows * height + keys.height, label, ...marks, ...keys.marks);
 }
 
 function curveAtK(arm, name, rows, x, y) {
@@ -91,44 +91,44 @@ function curveAtK(arm, name, rows, x, y) {
   return svg("g", colour(arm), svg("polyline", { points: path, class: "curve" }), ...dots);
 }
 
-/** Names of arms with their colours, in rows below a chart. */
+/** A legend of arms with their colours, in rows below a chart. */
 function legend(width, arms, top) {
   let x = 0, y = top + 12;
   const marks = arms.map((arm) => {
-    const room = 34 + 6.2 * arm.length;
-    if (x + room > width) [x, y] = [0, y + 20];
+    const keyWidth = 34 + 6.2 * arm.length;
+    if (x + keyWidth > width) [x, y] = [0, y + 20];
     const dot = svg("circle", { cx: x + 6, cy: y - 4, r: 4, class: "dot" });
     const key = svg("g", colour(arm), dot, text(x + 16, y, arm));
-    x += room;
+    x += keyWidth;
     return key;
   });
   return { marks, height: y - top + 10 };
 }
 
-/** The chosen arm minus the reference, problem by problem, from the worst to the best. */
+/** Accuracy of the chosen arm minus that of the reference by problem, from the lowest to the highest. */
 function differences(width) {
-  const arm = at("difference-arm").value, of = (row, name) => row.arms[name]?.accuracy ?? 0;
+  const arm = at("difference-arm").value, accuracy = (row, name) => row.arms[name]?.accuracy ?? 0;
   const sorted = data.answers[state.bench]
-    .map((row) => ({ row, by: of(row, arm) - of(row, data.reference) }))
+    .map((row) => ({ row, by: accuracy(row, arm) - accuracy(row, data.reference) }))
     .sort((a, b) => a.by - b.by);
-  const most = Math.ceil(10 * Math.max(0.1, ...sorted.map(({ by }) => Math.abs(by))) - 1e-9) / 10;
-  const height = 190, left = 44, x = scale(0, sorted.length, left + 2, width), y = scale(-most, most, height - 8, 8);
-  const room = x(1) - x(0), thick = room < 6 ? room : Math.min(0.82 * room, 26);
+  const limit = Math.ceil(10 * Math.max(0.1, ...sorted.map(({ by }) => Math.abs(by))) - 1e-9) / 10;
+  const height = 190, left = 44, x = scale(0, sorted.length, left + 2, width), y = scale(-limit, limit, height - 8, 8);
+  const slot = x(1) - x(0), thick = slot < 6 ? slot : Math.min(0.82 * slot, 26);
   const bars = sorted.map(({ row, by }, i) => {
     const bar = by ? { y: y(Math.max(by, 0)), height: Math.abs(y(by) - y(0)) } : { y: y(0) - 1.5, height: 3 };
     const kind = colour(by > 0 ? data.reference : arm, by ? "fill" : "still");
     return svg("rect", { x: x(i + 0.5) - thick / 2, width: thick, ...bar, ...kind },
-      hint(`${row.problem}: ${percent(of(row, data.reference))} → ${percent(of(row, arm))} %`));
+      hint(`${row.problem}: ${percent(accuracy(row, data.reference))} → ${percent(accuracy(row, arm))} %`));
   });
   const worse = sorted.filter(({ by }) => by < 0).length, better = sorted.filter(({ by }) => by > 0).length;
-  const said = `${arm} minus ${data.reference}, in points: ${worse} worse, ${better} better, `
+  const caption = `${arm} minus ${data.reference}, in points: ${worse} worse, ${better} better, `
     + `${sorted.length - worse - better} unchanged, of ${count(sorted.length, "problem")}.`;
-  at("differences-caption").textContent = `${said} The table of answers below has every problem.`;
-  const numbers = [-1, -0.5, 0, 0.5, 1].map((share) => share * most);
-  return canvas(width, height, said, ...up(y, numbers, left, width, signed), ...bars);
+  at("differences-caption").textContent = `${caption} The table of answers below lists every problem.`;
+  const numbers = [-1, -0.5, 0, 0.5, 1].map((share) => share * limit);
+  return canvas(width, height, caption, ...up(y, numbers, left, width, signed), ...bars);
 }
 
-/** The KV tokens held along many traces: thin lines, one panel an arm. */
+/** KV tokens held at each step of many traces: thin lines, one panel per arm. */
 function sawtooth(width) {
   const groups = data.traces.filter((group) => group.bench === state.bench).slice(0, 60);
   const curvesOf = (arm) => groups.filter((group) => group.arms[arm]).map((group) => group.arms[arm].curve);
@@ -150,28 +150,28 @@ function sawtooth(width) {
         ...lines.map((corners) => svg("polyline", { class: "trace", points: corners.join(" ") }))),
     ];
   });
-  const said = `${count(groups.length, "trace")} an arm. Across: steps (prompt and response); up: KV tokens held. `
-    + "Peak: the median trace's.";
-  at("sawtooth-caption").textContent = said;
-  return canvas(width, cells.rows * height, `Sawtooth of KV tokens by arm. ${said}`, ...marks);
+  const caption = `${count(groups.length, "trace")} per arm. Horizontal: steps (prompt and response); `
+    + "vertical: KV tokens held. Peak: median over traces.";
+  at("sawtooth-caption").textContent = caption;
+  return canvas(width, cells.rows * height, `Sawtooth of KV tokens by arm. ${caption}`, ...marks);
 }
 
-/** Quantiles (5, 25, 50, 75, 95 %) of a ratio, one row an arm. */
-function ratios(width, found, label) {
-  const arms = data.arms.filter((arm) => found?.[arm]), step = 24, bottom = arms.length * step;
-  const high = Math.max(1, ...arms.map((arm) => found[arm][4])), x = scale(0, high, LABELS, width - 52);
+/** Quantiles (5, 25, 50, 75, 95 %) of a ratio, one row per arm. */
+function ratios(width, quantiles, label) {
+  const arms = data.arms.filter((arm) => quantiles?.[arm]), step = 24, bottom = arms.length * step;
+  const high = Math.max(1, ...arms.map((arm) => quantiles[arm][4])), x = scale(0, high, LABELS, width - 52);
   const marks = arms.flatMap((arm, i) => {
-    const y = (i + 0.5) * step, [least, low, middle, upper, most] = found[arm];
+    const y = (i + 0.5) * step, [lowest, lower, median, upper, highest] = quantiles[arm];
     return [
       text(LABELS - 10, y + 4, arm, "end"),
-      text(width, y + 4, `${middle.toFixed(2)}×`, "end"),
+      text(width, y + 4, `${median.toFixed(2)}×`, "end"),
       svg("g", colour(arm),
-        line(x(least), y, x(most), y, "whisker thin"), line(x(low), y, x(upper), y, "whisker thick"),
-        svg("circle", { cx: x(middle), cy: y, r: 4, class: "dot" })),
+        line(x(lowest), y, x(highest), y, "whisker thin"), line(x(lower), y, x(upper), y, "whisker thick"),
+        svg("circle", { cx: x(median), cy: y, r: 4, class: "dot" })),
     ];
   });
   const numbers = across(x, ticks(0, high, clip(width / 90, 2, 6)), 0, bottom, (value) => `${+value.toFixed(2)}×`);
-  const said = arms.map((arm) => `${arm} ${found[arm][2].toFixed(2)}`).join(", ") || "none";
-  return canvas(width, bottom + 24, `${label} by arm; medians: ${said}`,
+  const medians = arms.map((arm) => `${arm} ${quantiles[arm][2].toFixed(2)}`).join(", ") || "none";
+  return canvas(width, bottom + 24, `${label} by arm; medians: ${medians}`,
     ...numbers, line(x(1), 0, x(1), bottom, "ceiling"), ...marks);
 }

@@ -1,4 +1,4 @@
-// Elements, scales and axes. Text goes in as text nodes alone: what a model wrote is never parsed as HTML.
+// Elements, scales and axes. Text is inserted only as text nodes, so that model output is never parsed as HTML.
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 
@@ -20,38 +20,38 @@ const points = (value) => {
   const tenths = Math.round(1000 * value) / 10;
   return (tenths < 0 ? "−" : "+") + Math.abs(tenths).toFixed(1);
 };
-const count = (number, what) => `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
+const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 const clip = (value, low, high) => Math.min(high, Math.max(low, value));
 
 const scale = (low, high, from, to) => (value) => from + ((value - low) / (high - low || 1)) * (to - from);
 
-/** Round numbers from `low` to `high`, about `many` of them. */
+/** About `many` round numbers from `low` to `high`. */
 function ticks(low, high, many) {
   const rough = (high - low) / many || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.999);
-  const found = [];
-  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) found.push(n * step + 0); // no -0
-  return found;
+  const values = [];
+  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) values.push(n * step + 0); // + 0 avoids -0
+  return values;
 }
 
-/** A drawing of this size; `label` is what it says to those who cannot see it. */
+/** An <svg> of this size; `label` is its text for screen readers. */
 const canvas = (width, height, label, ...children) =>
   svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label }, ...children);
 
 const line = (x1, y1, x2, y2, kind, more = {}) => svg("line", { x1, y1, x2, y2, class: kind, ...more });
-const text = (x, y, words, kind = "", more = {}) => svg("text", { x, y, class: kind, ...more }, words);
-const hint = (words) => svg("title", {}, words);
+const text = (x, y, content, kind = "", more = {}) => svg("text", { x, y, class: kind, ...more }, content);
+const hint = (content) => svg("title", {}, content);
 
-/** The colour of an arm, as attributes of an element; the style sheet adapts it to light and dark. */
+/** Attributes that give an element the colour of an arm; the style sheet adapts it to light and dark mode. */
 const colour = (arm, kind = "") => ({ class: `arm ${kind}`, style: `--c: ${data.colours[arm] ?? "#999999"}` });
 
 const armName = (arm) => html("span", colour(arm), html("i", { class: "swatch" }), arm);
 
-/** Cells of a grid of small charts: `n` of them, at least `least` wide, in rows of equal length. */
-function grid(width, n, least, gap = 18) {
-  const most = clip(Math.floor((width + gap) / (least + gap)), 1, n);
-  const columns = Math.ceil(n / Math.ceil(n / most));
+/** Layout of `n` small charts, each at least `minimum` pixels wide, in rows of equal length. */
+function grid(width, n, minimum, gap = 18) {
+  const maxColumns = clip(Math.floor((width + gap) / (minimum + gap)), 1, n);
+  const columns = Math.ceil(n / Math.ceil(n / maxColumns));
   const size = (width - gap * (columns - 1)) / columns;
   const x = (i) => (i % columns) * (size + gap), row = (i) => Math.floor(i / columns);
   return { columns, rows: Math.ceil(n / columns), size, x, row };
@@ -59,17 +59,17 @@ function grid(width, n, least, gap = 18) {
 
 const charts = [];
 
-/** Draw into an element now, whenever what is shown changes, and whenever the width does. */
+/** Register a chart that is drawn into an element on every `redraw`. */
 function chart(id, draw) {
   const box = at(id);
   if (!box) return;
   charts.push(() => {
-    if (box.clientWidth) box.replaceChildren(draw(box.clientWidth)); // a page being closed has no width
+    if (box.clientWidth) box.replaceChildren(draw(box.clientWidth)); // a page that is being closed has no width
   });
 }
 
 function redraw() {
-  for (const again of charts) again();
+  for (const drawChart of charts) drawChart();
 }
 
 const state = { bench: data.start };

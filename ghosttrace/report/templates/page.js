@@ -1,17 +1,17 @@
-// Ties the parts together.
+// Registers the charts and the event listeners, then shows the page.
 document.documentElement.classList.add("js");
 
 chart("intervals", intervals);
 chart("at-k", atK);
 chart("differences", differences);
 chart("sawtooth", sawtooth);
-chart("peak-ratio", (width) => ratios(width, data.peak_ratio[state.bench], "Peak without erasing over peak with"));
-chart("compression", (width) => ratios(width, data.compression[state.bench], "Block tokens over memento tokens"));
+chart("peak-ratio", (width) => ratios(width, data.peak_ratio[state.bench], "KV peak without erasure / with erasure"));
+chart("compression", (width) => ratios(width, data.compression[state.bench], "Block tokens / memento tokens"));
 
 function showBench() {
   state.bench = at("bench").value;
-  const named = data.benches.length > 1 ? state.bench : "";
-  for (const place of document.querySelectorAll(".for-bench")) place.textContent = named;
+  const name = data.benches.length > 1 ? state.bench : "";
+  for (const element of document.querySelectorAll(".for-bench")) element.textContent = name;
   redraw();
   search();
   offerProblems();

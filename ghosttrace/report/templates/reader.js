@@ -1,4 +1,4 @@
-// The reader: the responses to one problem side by side, one column an arm.
+// The trace reader: the responses to one problem side by side, one column per arm.
 const groupsOf = (bench) => data.traces.filter((group) => group.bench === bench);
 const chosenArms = () => [...document.querySelectorAll("#trace-arms input:checked")].map((box) => box.value);
 const repetitionsOf = (problem) => groupsOf(state.bench).filter((group) => group.problem === problem);
@@ -7,7 +7,7 @@ const chosenGroup = () =>
 
 const fill = (select, values) => select.replaceChildren(...values.map((value) => html("option", {}, String(value))));
 
-/** Offer the problems of the benchmark of which the page holds traces. */
+/** Fill the list of problems with those of the benchmark that have traces on the page. */
 function offerProblems() {
   fill(at("trace-problem"), [...new Set(groupsOf(state.bench).map((group) => group.problem))]);
   offerRepetitions();
@@ -42,70 +42,72 @@ function stepProblem(by) {
 const joined = (box) => box[2].map((piece) => piece[0]).join("");
 const textOf = (trace) => trace.boxes.map(joined).join("");
 
-/** Where two texts part, in UTF-16 units, never within a character. */
-function partingPlace(one, other) {
-  let place = 0;
-  while (place < Math.min(one.length, other.length) && one[place] === other[place]) place++;
-  return place && /[\uD800-\uDBFF]/.test(other[place - 1]) ? place - 1 : place;
+/** The first index at which two texts differ, in UTF-16 units, never inside a surrogate pair. */
+function divergenceIndex(first, second) {
+  let index = 0;
+  while (index < Math.min(first.length, second.length) && first[index] === second[index]) index++;
+  return index && /[\uD800-\uDBFF]/.test(second[index - 1]) ? index - 1 : index;
 }
 
-/** Where the extracted answer stands in the final text, as [from, to], or null. */
-function answerPlace(words, extracted) {
+/** The range [from, to] of the extracted answer in the final text, or null. */
+function answerRange(text, extracted) {
   if (!extracted) return null;
-  const boxed = words.lastIndexOf(`boxed{${extracted}`);
-  const from = boxed >= 0 ? boxed + 6 : words.lastIndexOf(extracted);
+  const boxed = text.lastIndexOf(`boxed{${extracted}`);
+  const from = boxed >= 0 ? boxed + 6 : text.lastIndexOf(extracted);
   return from < 0 ? null : [from, from + extracted.length];
 }
 
-/** What is marked in a response: where it parts from the reference (a node put in), and its answer. */
+const divergenceText = (trace) => `diverges from ${data.reference} at token ${whole(trace.first_difference + 1)}`;
+
+/** The marks of a response: its divergence from the reference (an inserted node) and its answer. */
 function marksOf(arm, trace, reference) {
-  const marks = [], words = textOf(trace), theirs = textOf(reference);
-  if (arm !== data.reference && words !== theirs) {
-    const from = partingPlace(theirs, words), said = `parts from ${data.reference} at token ${whole(trace.parts + 1)}`;
-    marks.push({ from, to: from, node: html("span", { class: "parting" }, said) });
+  const marks = [], response = textOf(trace), expected = textOf(reference);
+  if (arm !== data.reference && response !== expected) {
+    const from = divergenceIndex(expected, response);
+    marks.push({ from, to: from, node: html("span", { class: "divergence" }, divergenceText(trace)) });
   }
-  const final = trace.boxes.length ? joined(trace.boxes.at(-1)) : "", begin = words.length - final.length;
-  const found = answerPlace(final, trace.extracted), kind = trace.correct ? "right" : "wrong";
-  if (found) marks.push({ from: begin + found[0], to: begin + found[1], kind });
+  const final = trace.boxes.length ? joined(trace.boxes.at(-1)) : "", begin = response.length - final.length;
+  const range = answerRange(final, trace.extracted), kind = trace.correct ? "right" : "wrong";
+  if (range) marks.push({ from: begin + range[0], to: begin + range[1], kind });
   return marks;
 }
 
-/** A piece of text that begins at `begin`, as nodes, with the marks that fall into it. */
-function pieceNodes(words, begin, marks) {
-  const cuts = marks.flatMap((mark) => [mark.from, mark.to]).map((place) => clip(place - begin, 0, words.length));
-  const places = [...new Set([0, ...cuts, words.length])].sort((a, b) => a - b);
-  return places.flatMap((from, i) => {
-    const put = marks.filter((mark) => mark.node && mark.from === begin + from && !mark.node.parentNode);
-    const shown = words.slice(from, places[i + 1] ?? from);
+/** The nodes of a piece of text that begins at index `begin`, with the marks inside it. */
+function pieceNodes(piece, begin, marks) {
+  const cuts = marks.flatMap((mark) => [mark.from, mark.to]).map((index) => clip(index - begin, 0, piece.length));
+  const bounds = [...new Set([0, ...cuts, piece.length])].sort((a, b) => a - b);
+  return bounds.flatMap((from, i) => {
+    const inserted = marks.filter((mark) => mark.node && mark.from === begin + from && !mark.node.parentNode);
+    const shown = piece.slice(from, bounds[i + 1] ?? from);
     const answer = marks.find((mark) => mark.kind && mark.from <= begin + from && begin + from < mark.to);
-    return [...put.map((mark) => mark.node), shown && answer ? html("mark", { class: answer.kind }, shown) : shown];
+    return [...inserted.map((mark) => mark.node), shown && answer ? html("mark", { class: answer.kind }, shown) : shown];
   });
 }
 
-/** One part of a response, with its label. */
+/** One part of a response with its label. */
 function boxNode([label, tokens, pieces], begin, marks) {
-  const erased = pieces.some(([, gone, delimiter]) => gone && !delimiter);
+  const erased = pieces.some(([, pieceErased, delimiter]) => pieceErased && !delimiter);
   const kind = ["block", "memento", "answer"].find((name) => label.includes(name)) ?? "text";
-  const about = [label, tokens ? count(tokens, "token") : null, erased ? "erased" : null].filter(Boolean).join(" · ");
+  const heading = [label, tokens ? count(tokens, "token") : null, erased ? "erased" : null].filter(Boolean).join(" · ");
   const body = html("p");
-  for (const [words, gone, delimiter] of pieces) {
-    const looks = `${gone ? "gone" : ""} ${delimiter ? "delimiter" : ""}`.trim();
-    body.append(html("span", { class: looks || null }, ...pieceNodes(words, begin, marks)));
-    begin += words.length;
+  for (const [piece, pieceErased, delimiter] of pieces) {
+    const classes = `${pieceErased ? "erased-text" : ""} ${delimiter ? "delimiter" : ""}`.trim();
+    body.append(html("span", { class: classes || null }, ...pieceNodes(piece, begin, marks)));
+    begin += piece.length;
   }
-  return html("section", { class: `box ${kind}${erased ? " erased" : ""}` }, html("h4", {}, about), body);
+  return html("section", { class: `box ${kind}${erased ? " erased" : ""}` }, html("h4", {}, heading), body);
 }
 
-/** Where an arm parts from the reference, as a way to get there if the text shows it. */
-function partingLine(arm, trace, node) {
-  if (arm === data.reference) return "the reference";
-  if (trace.parts === null) return `token for token as ${data.reference}`;
-  const words = `parts from ${data.reference} at token ${whole(trace.parts + 1)}`;
-  const go = () => node.scrollIntoView({ block: "center" });
-  return node ? html("button", { type: "button", class: "link", onclick: go }, words) : words;
+/** The divergence of an arm from the reference, as a link if the text shows it. */
+function divergenceLine(arm, trace, node) {
+  if (arm === data.reference) return "reference";
+  if (trace.first_difference === null) return `same tokens as ${data.reference}`;
+  const scroll = () => node.scrollIntoView({ block: "center" });
+  const label = divergenceText(trace);
+  return node ? html("button", { type: "button", class: "link", onclick: scroll }, label) : label;
 }
 
-/** The small sawtooth of one trace; the columns share its scales. */
+/** The small sawtooth of one trace, on scales that all columns share. */
 function spark(arm, trace, last, high) {
   const x = scale(0, last, 1, 159), y = scale(0, high, 35, 3);
   const corners = trace.curve.map(([step, held]) => `${x(step)},${y(held)}`).join(" ");
@@ -115,17 +117,17 @@ function spark(arm, trace, last, high) {
 
 function columnHead(arm, trace, ends, node) {
   const verdict = html("p", { class: `verdict ${trace.correct ? "right" : "wrong"}` },
-    html("strong", {}, trace.correct ? "✓ right: " : "✗ wrong: "), trace.extracted ?? "no answer found",
-    trace.correct ? null : ` (right: ${trace.answer})`);
+    html("strong", {}, trace.correct ? "✓ correct: " : "✗ wrong: "), trace.extracted ?? "no answer found",
+    trace.correct ? null : ` (correct: ${trace.answer})`);
   const facts = [
     count(trace.response_tokens, "token"),
     `KV peak ${whole(trace.peak_kv_tokens)}`,
-    trace.finish === "length" && "cut off at the length limit",
-    trace.rule && `found by ${trace.rule}`,
+    trace.finish === "length" && "truncated at the length limit",
+    trace.rule && `graded by ${trace.rule}`,
     trace.donor_answer !== null && `the donor's answer is ${trace.donor_answer}`,
   ];
   return html("header", {}, html("h3", {}, armName(arm)), verdict,
-    html("p", { class: "small" }, partingLine(arm, trace, node)),
+    html("p", { class: "small" }, divergenceLine(arm, trace, node)),
     html("p", { class: "small" }, facts.filter(Boolean).join(" · ")), spark(arm, trace, ...ends));
 }
 

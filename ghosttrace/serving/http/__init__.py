@@ -1,1 +1,1 @@
-"""The small OpenAI-compatible server without vLLM: `ghosttrace serve --backend hf`."""
+"""Small OpenAI-compatible server without vLLM: `ghosttrace serve --backend hf`."""

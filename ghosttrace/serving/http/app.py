@@ -1,8 +1,8 @@
-"""The FastAPI application of the small server: `ghosttrace serve --backend hf`.
+"""FastAPI application of the small server: `ghosttrace serve --backend hf`.
 
-It offers vLLM's API on top of `ghosttrace.model.generate`, so that erasure can be tried on a laptop: chat and text
-completions, streamed or not, reasoning apart from content, overrides of a request, the prompt guard, metrics. It
-decodes one batch after another (`ghosttrace.serving.http.jobs`) and shares no prefix between requests.
+It provides vLLM's API on top of `ghosttrace.model.generate`, so that erasure can be tried on a laptop: chat and text
+completions with or without streaming, separate reasoning and content, per-request overrides, the prompt guard, and
+metrics. It decodes one batch after another (`ghosttrace.serving.http.jobs`) and has no prefix cache.
 """
 
 import threading
@@ -29,38 +29,49 @@ from ghosttrace.serving.settings import ServingSettings
 
 
 def make_app(checkpoint: Checkpoint, settings: ServingSettings, options: ServerOptions) -> FastAPI:
-    """Return the server's application and start its decoding thread.
+    """Return the server's application, and start its decoding thread.
+
+    Args:
+        checkpoint: the model to serve.
+        settings: erasure settings of requests without overrides.
+        options: options of the server.
 
     Raises:
-        UserError: the assistant's turn opens with plain text (see `special_tokens`).
+        UserError: if the assistant's header has no special token (see `special_tokens`).
     """
     completions = Completions(checkpoint, settings, options)
     app = FastAPI(title="ghosttrace serve")
     app.include_router(_routes(completions))
     app.add_middleware(PromptGuard, tokens=special_tokens(checkpoint.tokenizer, checkpoint.markup))
     app.add_middleware(ApiKeyCheck, key=options.api_key)
-    for kind, status in ((UserError, 400), (RequestValidationError, 400), (QueueFullError, 503), (Exception, 500)):
-        app.add_exception_handler(kind, _answer_with(status))
-    app.add_exception_handler(HTTPException, _answer_with_own_status)
+    for error, status in (
+        (UserError, 400),
+        (RequestValidationError, 400),
+        (QueueFullError, 503),
+        (Exception, 500),
+    ):
+        app.add_exception_handler(error, _error_handler(status))
+    app.add_exception_handler(HTTPException, _handle_http_exception)
     threading.Thread(target=decode_forever, args=(checkpoint, completions.queue), daemon=True).start()
     return app
 
 
-def _answer_with(status: int) -> Callable[[fastapi.Request, Exception], Response]:
+def _error_handler(status: int) -> Callable[[fastapi.Request, Exception], Response]:
+    """Return an exception handler that answers with this HTTP status."""
     return lambda _, error: JSONResponse(error_body(status, _message(error)), status)
 
 
-def _answer_with_own_status(_: fastapi.Request, error: Exception) -> Response:
-    """Answer the framework's own errors: an unknown path, a method that is not allowed, an unreadable body."""
+def _handle_http_exception(_: fastapi.Request, error: Exception) -> Response:
+    """Answer errors of the framework, such as an unknown path, a wrong method or an unreadable body."""
     assert isinstance(error, HTTPException)
     return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code)
 
 
 def _message(error: Exception) -> str:
     if isinstance(error, QueueFullError):
-        return "as many requests wait as may: try again later"
+        return "the queue is full: try again later"
     if isinstance(error, RequestValidationError):
-        return "; ".join(f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors())
+        return "; ".join(f"{'.'.join(map(str, detail['loc'][1:]))}: {detail['msg']}" for detail in error.errors())
     return str(error)
 
 
@@ -68,26 +79,26 @@ def _routes(completions: Completions) -> APIRouter:
     routes, options = APIRouter(), completions.options
     name = options.name
 
-    def check_model(body: CompletionBody) -> JSONResponse | None:
+    def wrong_model_response(body: CompletionBody) -> JSONResponse | None:
         known = body.model in (None, name)
-        return None if known else JSONResponse(error_body(404, f"no model {body.model!r} here: ask for {name}"), 404)
+        return None if known else JSONResponse(error_body(404, f"there is no model {body.model!r}: use {name}"), 404)
 
     @routes.post("/v1/chat/completions")
     async def chat(body: ChatBody, http: fastapi.Request) -> Response:
-        wrong = check_model(body)
-        return wrong or await completions.answer(
+        error = wrong_model_response(body)
+        return error or await completions.answer(
             body, [await run_in_threadpool(completions.chat_prompt_ids, body)], http
         )
 
     @routes.post("/v1/completions")
     async def complete(body: TextBody, http: fastapi.Request) -> Response:
-        wrong = check_model(body)
-        return wrong or await completions.answer(body, await run_in_threadpool(completions.text_prompt_ids, body), http)
+        error = wrong_model_response(body)
+        return error or await completions.answer(body, await run_in_threadpool(completions.text_prompt_ids, body), http)
 
     @routes.get("/v1/models")
     def list_models() -> dict[str, Any]:
-        described = {"id": name, "object": "model", "owned_by": "ghosttrace", "max_model_len": options.max_model_len}
-        return {"object": "list", "data": [described]}
+        model_card = {"id": name, "object": "model", "owned_by": "ghosttrace", "max_model_len": options.max_model_len}
+        return {"object": "list", "data": [model_card]}
 
     @routes.get("/health")
     def health() -> Response:

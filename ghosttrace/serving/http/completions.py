@@ -1,4 +1,4 @@
-"""From a request's body to its response: tokens, jobs, and the events that come back."""
+"""Conversion of request bodies to prompts and decoding jobs, and of the jobs' events to responses."""
 
 import asyncio
 import secrets
@@ -22,20 +22,20 @@ from ghosttrace.serving.reasoning_split import Segment
 from ghosttrace.serving.settings import ServingSettings, check_overrides
 
 Events = asyncio.Queue[tuple[int, JobEvent]]
-"""Events of one request's jobs, each with the index of its choice."""
+"""Events of one request's jobs: (index of the choice, event)."""
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """ServerOptions of the server.
+    """Options of the small server.
 
     Attributes:
-        name: the model's name, as clients ask for it.
-        max_model_len: most tokens of a prompt and its response.
-        batch_size: most responses decoded together.
-        capacity: most responses that may wait.
-        api_key: what clients must send; None lets every client in.
-        reasoning_segment: which part of a chat's response is its reasoning_segment; None returns the whole text as content.
+        name: name of the model in requests.
+        max_model_len: maximum number of tokens of a prompt and its response together.
+        batch_size: maximum number of responses decoded together.
+        capacity: maximum number of responses in the queue.
+        api_key: bearer token that clients must send; None disables the check.
+        reasoning_segment: part of a chat response that is returned as reasoning; None returns all text as content.
     """
 
     name: str
@@ -47,12 +47,12 @@ class ServerOptions:
 
 
 class Completions:
-    """Turns requests into jobs, queues them, and answers with what they send.
+    """Handler of completion requests: it queues a job for each response and answers with the jobs' events.
 
     Args:
-        checkpoint: the model.
-        settings: the law of requests without overrides.
-        options: of the server.
+        checkpoint: the model to serve.
+        settings: erasure settings of requests without overrides.
+        options: options of the server.
     """
 
     def __init__(self, checkpoint: Checkpoint, settings: ServingSettings, options: ServerOptions) -> None:
@@ -62,65 +62,71 @@ class Completions:
         self._stops = stop_ids(checkpoint.model)
 
     async def answer(self, body: CompletionBody, prompts: Sequence[list[int]], http: fastapi.Request) -> Response:
-        """Answer one request, whole or as a stream.
+        """Return the response to a request, complete or streamed.
+
+        Args:
+            body: the parsed body of the request.
+            prompts: token ids of each prompt; each gets `body.n` choices.
+            http: the HTTP request, which is checked for disconnection.
 
         Raises:
-            UserError: the request asks for something that the server cannot do.
-            QueueFullError: too many responses wait.
+            UserError: if a prompt, parameter or override is invalid.
+            QueueFullError: if the queue has no room for all responses.
         """
         events: Events = asyncio.Queue()
         jobs = self._jobs(body, prompts, partial(_send, asyncio.get_running_loop(), events))
         self.queue.put(jobs)
         builder, deltas = ResponseBuilder(body, self.options.name, prompts), self._deltas(body, jobs, events)
         if body.stream:
-            return StreamingResponse(stream_response(builder, deltas), media_type="text/event-stream_response")
-        whole = asyncio.ensure_future(collect_response(builder, deltas, len(jobs)))
-        while not whole.done():
-            await asyncio.wait({whole}, timeout=1)
+            return StreamingResponse(stream_response(builder, deltas), media_type="text/event-stream")
+        response = asyncio.ensure_future(collect_response(builder, deltas, len(jobs)))
+        while not response.done():
+            await asyncio.wait({response}, timeout=1)
             if await http.is_disconnected():
-                whole.cancel()
+                response.cancel()
                 return Response(status_code=499)
-        return JSONResponse(await whole)
+        return JSONResponse(await response)
 
     def chat_prompt_ids(self, body: ChatBody) -> list[int]:
-        """Return a conversation's tokens, up to the assistant's header.
+        """Return the token ids of a conversation, up to and including the assistant's header.
 
         Raises:
-            UserError: the template does not accept the messages or the arguments.
+            UserError: if the chat template does not accept the messages or `chat_template_kwargs`.
         """
         turns, tokenizer = body.turns(), self.checkpoint.tokenizer
         refused = {"chat_template", "tokenize"} & body.chat_template_kwargs.keys()
         if refused:
-            raise UserError(f"chat_template_kwargs cannot hold {', '.join(refused)}: the template is the model's own")
+            raise UserError(f"chat_template_kwargs cannot set {', '.join(refused)}: leave it out")
         try:
             text = tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=True, **body.chat_template_kwargs
             )
-        except Exception as error:  # a template is a program that comes with the model, and may raise anything
-            raise UserError(f"the chat template refuses these messages: {error}") from error
+        except Exception as error:  # a template is a program of the model and may raise any error
+            raise UserError(f"the chat template does not accept these messages ({error}): change them") from error
         return self._ids(text, add_special_tokens=False)
 
     def text_prompt_ids(self, body: TextBody) -> list[list[int]]:
-        """Return the tokens of each prompt."""
+        """Return the token ids of each prompt."""
         return [self._ids(prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts()]
 
     def _ids(self, text: str, **options: bool) -> list[int]:
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise UserError("the text holds half of a surrogate pair, which is no letter: leave it out")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError("the text contains half of a surrogate pair, which is not a character: remove it")
         return list(self.checkpoint.tokenizer(text, **options)["input_ids"])
 
     def _check_prompts(self, body: CompletionBody, prompts: Sequence[list[int]]) -> None:
-        max_model_len, size = self.options.max_model_len, len(self.checkpoint.tokenizer)
+        max_model_len, vocab_size = self.options.max_model_len, len(self.checkpoint.tokenizer)
         for prompt in prompts:
             if not 0 < len(prompt) < max_model_len:
                 raise UserError(
-                    f"a prompt has {len(prompt)} tokens: give 1 to {max_model_len - 1}, for {max_model_len} are all it can read"
+                    f"a prompt has {len(prompt)} tokens, but the context is {max_model_len}: send 1 to "
+                    f"{max_model_len - 1} tokens"
                 )
-            if not all(0 <= token < size for token in prompt):
-                raise UserError(f"a prompt's token ids are from 0 to {size - 1}")
-        count, most = len(prompts) * body.n, self.options.capacity
-        if count > most:
-            raise UserError(f"a request asks for {count} responses: {most} at most")
+            if not all(0 <= token < vocab_size for token in prompt):
+                raise UserError(f"a prompt has invalid token ids: send ids from 0 to {vocab_size - 1}")
+        count, capacity = len(prompts) * body.n, self.options.capacity
+        if count > capacity:
+            raise UserError(f"the request asks for {count} responses: ask for at most {capacity}")
 
     def _jobs(
         self, body: CompletionBody, prompts: Sequence[list[int]], send: Callable[[int, JobEvent], None]
@@ -137,7 +143,7 @@ class Completions:
         return jobs
 
     async def _deltas(self, body: CompletionBody, jobs: Sequence[Job], events: Events) -> AsyncIterator[Delta]:
-        """Yield the deltas of a request until all its jobs have ended; cancel them if nobody listens any more."""
+        """Yield the deltas of a request until all its jobs have ended; cancel the jobs if the consumer stops."""
         reasoning_segment = self.options.reasoning_segment if isinstance(body, ChatBody) else None
         tokenizer, delimiters = self.checkpoint.tokenizer, self.checkpoint.markup.delimiters
         texts = [
@@ -163,6 +169,6 @@ class Completions:
 
 
 def _send(loop: asyncio.AbstractEventLoop, events: Events, index: int, event: JobEvent) -> None:
-    """Hand an event from the decoding thread to the event loop, unless the server is shutting down."""
+    """Pass an event from the decoding thread to the event loop, unless the server is shutting down."""
     if not loop.is_closed():
         loop.call_soon_threadsafe(events.put_nowait, (index, event))

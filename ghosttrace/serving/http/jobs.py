@@ -1,7 +1,7 @@
-"""The queue of the small server: requests wait, and one thread decodes them, a batch at a time.
+"""Queue of the small server, and the thread that decodes its jobs batch by batch.
 
-There is no continuous batching. A batch is made of waiting requests with equal settings and sampling, and it is decoded
-to its end before the next batch begins.
+There is no continuous batching. A batch consists of queued jobs with equal settings and sampling, and it is decoded
+completely before the next batch begins.
 """
 
 import threading
@@ -17,18 +17,18 @@ from ghosttrace.model.sampling import Sampling
 from ghosttrace.serving.settings import ServingSettings
 
 JobEvent = int | Generation | Exception
-"""Sent to the client of a job: each token, then the full generation or the error."""
+"""Event of a job: each token id, then the full generation or the error."""
 
 
 @dataclass(eq=False)
 class Job:
-    """One response to decode.
+    """Decoding of one response.
 
     Attributes:
-        request: the prompt, and the key of its sampling noise.
-        settings: the law, with the request's overrides applied.
-        sampling: how tokens are chosen.
-        send: called by the decoding thread with every event.
+        request: the prompt, and the key of its random stream.
+        settings: erasure settings with the overrides of the request.
+        sampling: temperature, filters and maximum length.
+        send: function that the decoding thread calls with every event.
         cancelled: set when the client has disconnected; the response then ends at its next token.
     """
 
@@ -40,15 +40,15 @@ class Job:
 
 
 class QueueFullError(Exception):
-    """The queue has no room for a request's jobs."""
+    """Error raised when the queue has no room for all jobs of a request."""
 
 
 class JobQueue:
-    """Waiting jobs, in order of arrival.
+    """Thread-safe queue of jobs in order of arrival.
 
     Args:
-        batch_size: most jobs in a batch.
-        capacity: most jobs that may wait.
+        batch_size: maximum number of jobs in a batch.
+        capacity: maximum number of jobs in the queue.
     """
 
     def __init__(self, batch_size: int, capacity: int) -> None:
@@ -57,10 +57,10 @@ class JobQueue:
         self._changed = threading.Condition()
 
     def put(self, jobs: Sequence[Job]) -> None:
-        """Add all of these jobs.
+        """Add all jobs or, if they do not fit, none.
 
         Raises:
-            QueueFullError: there is no room for all of them.
+            QueueFullError: if the queue has no room for all jobs.
         """
         with self._changed:
             self._waiting = deque(job for job in self._waiting if not job.cancelled.is_set())
@@ -70,23 +70,25 @@ class JobQueue:
             self._changed.notify()
 
     def take(self) -> list[Job]:
-        """Wait for jobs and return a batch: the first job, and later ones with equal settings and sampling."""
+        """Wait for jobs and return a batch: the first job, and later jobs with equal settings and sampling."""
         with self._changed:
             batch: list[Job] = []
             while not batch:
                 self._changed.wait_for(lambda: self._waiting)
                 live = [job for job in self._waiting if not job.cancelled.is_set()]
-                alike = [job for job in live if (job.settings, job.sampling) == (live[0].settings, live[0].sampling)]
-                batch = alike[: self._batch_size]
+                compatible = [
+                    job for job in live if (job.settings, job.sampling) == (live[0].settings, live[0].sampling)
+                ]
+                batch = compatible[: self._batch_size]
                 self._waiting = deque(job for job in live if job not in batch)
             return batch
 
 
 def decode(checkpoint: Checkpoint, batch: Sequence[Job]) -> None:
-    """Decode a batch and send its events.
+    """Decode a batch and send the events of its jobs.
 
     Args:
-        checkpoint: the model to decode with.
+        checkpoint: the model.
         batch: jobs with equal settings and sampling.
     """
     settings, sampling = batch[0].settings, batch[0].sampling
@@ -100,22 +102,22 @@ def decode(checkpoint: Checkpoint, batch: Sequence[Job]) -> None:
         sampling,
         arm.eraser,
         on_token=lambda row, token: batch[row].send(token),
-        on_done=lambda row, done: batch[row].send(done),
+        on_done=lambda row, generation: batch[row].send(generation),
     )
 
 
 def _end_when_cancelled(job: Job, checkpoint: Checkpoint) -> Callable[[ExpiryTracker], int | None]:
-    """Return a harness that ends a cancelled response, if the model has a stop token."""
-    stop = min(stop_ids(checkpoint.model), default=None)
-    return lambda tracker: stop if job.cancelled.is_set() else None
+    """Return a harness that forces a stop token when the job is cancelled, if the model has a stop token."""
+    stop_id = min(stop_ids(checkpoint.model), default=None)
+    return lambda tracker: stop_id if job.cancelled.is_set() else None
 
 
 def decode_forever(checkpoint: Checkpoint, queue: JobQueue) -> None:
-    """Decode batch after batch; the decoding thread's main function."""
+    """Decode batches from the queue forever; main function of the decoding thread."""
     while True:
         batch = queue.take()
         try:
             decode(checkpoint, batch)
-        except Exception as error:  # the thread must survive a batch that fails; its clients get the error
+        except Exception as error:  # the thread must survive a failed batch
             for job in batch:
                 job.send(error)

@@ -1,4 +1,4 @@
-"""Responses of the small server, whole or streamed, in the form of the OpenAI API."""
+"""Responses of the small server in the format of the OpenAI API, complete or streamed."""
 
 import json
 import time
@@ -15,13 +15,14 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Delta:
-    """What one event of a job adds to a response.
+    """Addition to one choice of a response.
 
     Attributes:
-        index: of the choice.
-        reasoning, content: new text.
+        index: index of the choice.
+        reasoning: new text of the reasoning.
+        content: new text of the content.
         tokens: new token ids.
-        finish: why the choice has ended; None while it goes on.
+        finish: reason why the choice has ended; None if it has not ended.
     """
 
     index: int
@@ -32,86 +33,91 @@ class Delta:
 
 
 class ResponseBuilder:
-    """Builds the JSON bodies that answer one request.
+    """Builder of the JSON bodies that answer one request.
 
     Args:
-        body: the request.
-        model: the model's name, as clients know it.
+        body: body of the request.
+        model: name of the model in requests.
         prompts: token ids of each prompt.
 
     Attributes:
-        chat: whether the request was a conversation.
+        chat: whether the request is a chat completion.
     """
 
     def __init__(self, body: CompletionBody, model: str, prompts: Sequence[Sequence[int]]) -> None:
         self.chat, self._prompts, self._body = isinstance(body, ChatBody), prompts, body
-        kind = "chat.completion" if self.chat else "text_completion"
-        name = ("chatcmpl-" if self.chat else "cmpl-") + uuid4().hex
-        self._head = {"id": name, "object": kind, "created": int(time.time()), "model": model}
+        object_type = "chat.completion" if self.chat else "text_completion"
+        response_id = ("chatcmpl-" if self.chat else "cmpl-") + uuid4().hex
+        self._head = {"id": response_id, "object": object_type, "created": int(time.time()), "model": model}
 
     def full_response(self, choices: Sequence[dict[str, Any]], completion_tokens: int) -> dict[str, Any]:
-        """Return the whole response; `completion_tokens` counts the tokens of all choices."""
-        found = self._head | {"choices": list(choices), "usage": self._usage(completion_tokens)}
+        """Return the complete response; `completion_tokens` is the number of tokens of all choices."""
+        response = self._head | {"choices": list(choices), "usage": self._usage(completion_tokens)}
         if self._body.return_token_ids and self.chat:
-            found["prompt_token_ids"] = list(self._prompts[0])
-        return found
+            response["prompt_token_ids"] = list(self._prompts[0])
+        return response
 
     def chunk(self, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return one event of a stream."""
+        """Return the body of one streamed event."""
         return self._head | {"choices": list(choices)} | ({"object": "chat.completion.chunk"} if self.chat else {})
 
     def opening_chunk(self, index: int) -> dict[str, Any]:
-        """Return the first event of a chat's choice, which names the role."""
+        """Return the body of the first event of a chat choice, which contains the role."""
         delta = {"role": "assistant", "content": ""}
         return self.chunk([{"index": index, "finish_reason": None, "logprobs": None, "delta": delta}])
 
     def usage_chunk(self, completion_tokens: int) -> dict[str, Any] | None:
-        """Return the last event of a stream, which holds the usage; None if the request did not ask for it."""
+        """Return the body of the last event, which contains the usage; None if the request does not ask for it."""
         if self._body.stream_options is None or not self._body.stream_options.include_usage:
             return None
         return self.chunk([]) | {"usage": self._usage(completion_tokens)}
 
     def choice(self, part: Delta, streamed: bool = False) -> dict[str, Any]:
-        """Return one whole choice, or a streamed part of it."""
-        found: dict[str, Any] = {"index": part.index, "finish_reason": part.finish, "logprobs": None}
+        """Return the JSON object of a complete choice or, if `streamed`, of a part of it."""
+        choice: dict[str, Any] = {"index": part.index, "finish_reason": part.finish, "logprobs": None}
         if self.chat:
             message = {"reasoning": part.reasoning or None, "content": part.content}
-            found["delta" if streamed else "message"] = message if streamed else {"role": "assistant"} | message
+            choice["delta" if streamed else "message"] = message if streamed else {"role": "assistant"} | message
         else:
-            found["text"] = part.content
+            choice["text"] = part.content
         if self._body.return_token_ids:
-            found["token_ids"] = list(part.tokens)
+            choice["token_ids"] = list(part.tokens)
             if not self.chat:
-                found["prompt_token_ids"] = list(self._prompts[part.index // self._body.n])
-        return found
+                choice["prompt_token_ids"] = list(self._prompts[part.index // self._body.n])
+        return choice
 
     def _usage(self, completion_tokens: int) -> dict[str, int]:
-        read = sum(map(len, self._prompts))
-        return {"prompt_tokens": read, "completion_tokens": completion_tokens, "total_tokens": read + completion_tokens}
+        prompt_tokens = sum(map(len, self._prompts))
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        }
 
 
 async def collect_response(builder: ResponseBuilder, deltas: AsyncIterator[Delta], count: int) -> dict[str, Any]:
-    """Wait for all deltas of `count` choices and return the whole response."""
-    found = [Delta(index, "", "", [], None) for index in range(count)]
+    """Return the complete response after all deltas of its `count` choices."""
+    choices = [Delta(index, "", "", [], None) for index in range(count)]
     async for part in deltas:
-        before = found[part.index]
-        found[part.index] = Delta(
+        before = choices[part.index]
+        choices[part.index] = Delta(
             part.index,
             before.reasoning + part.reasoning,
             before.content + part.content,
             before.tokens + part.tokens,
             part.finish,
         )
-    return builder.full_response([builder.choice(one) for one in found], sum(len(one.tokens) for one in found))
+    completion_tokens = sum(len(choice.tokens) for choice in choices)
+    return builder.full_response([builder.choice(choice) for choice in choices], completion_tokens)
 
 
 async def stream_response(builder: ResponseBuilder, deltas: AsyncIterator[Delta]) -> AsyncIterator[str]:
-    """Yield a response as server-sent events."""
-    completion_tokens, begun = 0, set[int]()
+    """Yield the response as server-sent events, in the text format of the stream."""
+    completion_tokens, opened = 0, set[int]()
     try:
         async for part in deltas:
-            if builder.chat and part.index not in begun:
-                begun.add(part.index)
+            if builder.chat and part.index not in opened:
+                opened.add(part.index)
                 yield _event(builder.opening_chunk(part.index))
             completion_tokens += len(part.tokens)
             yield _event(builder.chunk([builder.choice(part, streamed=True)]))

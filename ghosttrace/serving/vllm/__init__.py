@@ -1,1 +1,1 @@
-"""Block erasure inside vLLM: scheduler, workers, logits processor, and the arguments and command that set them."""
+"""Block erasure in vLLM: scheduler, workers and logits processor, and the arguments that enable them."""

@@ -1,4 +1,4 @@
-"""Arguments that set block erasure up in vLLM: `LLM(**engine_args("toy-open"))`."""
+"""Arguments of vLLM's `LLM` that enable block erasure: `LLM(**engine_args("toy-open"))`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,67 +19,76 @@ def read_settings(
     max_block_tokens: int | None = None,
     **policy: Any,
 ) -> ServingSettings:
-    """Read the law of a model, without loading its weights.
+    """Return the erasure settings of a model, without loading its weights.
 
     Args:
-        model: a bundled name, a folder or a hub id.
-        delimiters: other spellings of the delimiter tokens.
-        arm: how blocks leave; by default `restart` for a model whose last training was sealed, else `memento`.
-        max_block_tokens: `<|block_end|>` is forced after this many tokens of a block.
-        policy: fields of `Policy` that override what the model records.
+        model: bundled name, folder or hub id.
+        delimiters: token of each delimiter whose spelling is not `<|name|>`, by name.
+        arm: how blocks are erased; by default `restart` if the model's last training stage was `sealed`, else
+            `memento`.
+        max_block_tokens: number of tokens in a block after which `<|block_end|>` is forced; None for no limit.
+        policy: fields of `Policy` that override those in the model's config.
 
     Raises:
-        UserError: the model, its delimiters, its policy or its assistant's header is missing, or its cache cannot be
-            compacted.
+        UserError: if the model, its delimiters, its policy or its assistant's header is missing, or vLLM does not store
+            its cache in plain pages.
     """
     config, tokenizer = load_config(model), load_tokenizer(model)
     check_layers(model, config)
-    markup, law, stages = read_erasure_config(model, config, tokenizer, delimiters, **policy)
-    return ServingSettings(
-        markup, law, arm or ("restart" if stages[-1:] == ("sealed",) else "memento"), max_block_tokens
-    )
+    markup, model_policy, stages = read_erasure_config(model, config, tokenizer, delimiters, **policy)
+    default_arm: PagedArm = "restart" if stages[-1:] == ("sealed",) else "memento"
+    return ServingSettings(markup, model_policy, arm or default_arm, max_block_tokens)
 
 
 def check_layers(model: str, config: PreTrainedConfig) -> None:
-    """Refuse models whose cache vLLM does not hold in plain pages of every token.
+    """Raise an error if vLLM does not store the model's cache in pages with keys and values of every token.
+
+    Args:
+        model: name of the model for the error message.
+        config: config of the model.
 
     Raises:
-        UserError: latent attention, sliding windows, or layers of another kind.
+        UserError: if the model has latent attention, sliding windows, or layers other than full attention.
     """
-    text = config.get_text_config()
-    others = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
-    if getattr(text, "kv_lora_rank", None):
-        others.add("latent attention")
+    text_config = config.get_text_config()
+    unsupported = set(getattr(text_config, "layer_types", None) or ()) - {"full_attention"}
+    if getattr(text_config, "kv_lora_rank", None):
+        unsupported.add("latent attention")
     if any(window is not None for window in CacheGeometry.from_config(config).windows):
-        others.add("sliding windows")
-    if others:
+        unsupported.add("sliding windows")
+    if unsupported:
         raise UserError(
-            f"{model} has {', '.join(sorted(others))}, and vLLM's pages can be erased from full attention alone: "
-            "use a model without, or ghosttrace ablate without --backend vllm"
+            f"{model} has {', '.join(sorted(unsupported))}, but erasure in vLLM supports full attention only: use "
+            "another model, or ghosttrace ablate without --backend vllm"
         )
 
 
 def engine_args(model: str, async_scheduling: bool | None = None, **settings: Any) -> dict[str, Any]:
-    """Return arguments for vLLM's `LLM` or `AsyncEngineArgs`.
+    """Return the arguments of vLLM's `LLM` or `AsyncEngineArgs` that enable block erasure.
 
     Args:
-        model: a bundled name, a folder or a hub id.
-        async_scheduling: schedule a step ahead of its tokens; by default where that is exact and vLLM supports it.
-        settings: see `read_settings`.
+        model: bundled name, folder or hub id.
+        async_scheduling: whether to schedule a step before the previous step's tokens are known; by default, vLLM
+            decides if the settings permit it.
+        settings: keyword arguments of `read_settings`.
 
     Raises:
-        UserError: see `read_settings`; or asynchronous scheduling where it would be too late.
+        UserError: if `read_settings` raises it, or the settings do not permit `async_scheduling`.
     """
-    law = read_settings(model, **settings)
-    if async_scheduling and law.needs_sampled_token:
-        raise UserError(f"{law.arm} with this policy needs the token just written: leave out async_scheduling")
-    ahead = False if law.needs_sampled_token else async_scheduling
-    kind = "Recomputing" if law.arm in RECOMPUTING_ARMS else "" if ahead is False else "Async"
+    serving_settings = read_settings(model, **settings)
+    if async_scheduling and serving_settings.needs_sampled_token:
+        raise UserError(
+            f"the arm {serving_settings.arm} with this policy depends on the last sampled token: leave out "
+            "async_scheduling"
+        )
+    scheduling = False if serving_settings.needs_sampled_token else async_scheduling
+    recomputes = serving_settings.arm in RECOMPUTING_ARMS
+    variant = "Recomputing" if recomputes else "" if scheduling is False else "Async"
     return {
         "model": resolve_pretrained_path(model),
         "scheduler_cls": "ghosttrace.serving.vllm.scheduler.make_scheduler",
         "worker_cls": "ghosttrace.serving.vllm.worker.ErasingWorker",
-        "logits_processors": [f"ghosttrace.serving.vllm.forced_tokens:ForcedTokens{kind}"],
-        "async_scheduling": ahead,
-        "additional_config": {CONFIG_KEY: law.to_dict()},
+        "logits_processors": [f"ghosttrace.serving.vllm.forced_tokens:ForcedTokens{variant}"],
+        "async_scheduling": scheduling,
+        "additional_config": {CONFIG_KEY: serving_settings.to_dict()},
     }

@@ -1,4 +1,4 @@
-"""Checks when an engine starts: options and caches of vLLM under which erasure would be wrong are refused."""
+"""Checks at the start of an engine: errors for options and caches of vLLM with which erasure would be wrong."""
 
 from typing import Any
 
@@ -8,64 +8,64 @@ from ghosttrace.errors import UserError
 from ghosttrace.serving.settings import ServingSettings
 
 
-def check_engine(config: Any, schedules_ahead: bool, settings: ServingSettings) -> None:
-    """Refuse engine options under which erasure would be wrong.
+def check_engine(config: Any, async_scheduling: bool, settings: ServingSettings) -> None:
+    """Raise an error if an engine has an option with which erasure would be wrong.
 
     Args:
-        config: the configuration of vLLM.
-        schedules_ahead: it uses the asynchronous scheduler.
-        settings: the law of the engine.
+        config: the engine's `VllmConfig`.
+        async_scheduling: whether the engine uses the asynchronous scheduler.
+        settings: erasure settings of the engine.
 
     Raises:
-        UserError: one of them is set.
+        UserError: if such an option is set.
     """
     parallel = config.parallel_config
-    contexts = max(parallel.decode_context_parallel_size, getattr(parallel, "prefill_context_parallel_size", 1))
+    context_ranks = max(parallel.decode_context_parallel_size, getattr(parallel, "prefill_context_parallel_size", 1))
     cache, model = config.cache_config.cache_dtype, config.model_config
-    refused = {
-        "speculative decoding erases on tokens that may be rejected: leave out the speculative config": (
+    unsupported = {
+        "speculative decoding could erase because of a token that is later rejected: leave out --speculative-config": (
             config.speculative_config is not None
         ),
-        "a KV connector would hand out pages that have been compacted: leave out --kv-transfer-config": (
+        "a KV connector would transfer compacted pages: leave out --kv-transfer-config": (
             config.kv_transfer_config is not None
         ),
-        "context parallelism spreads a request's slots over ranks: set its size to 1": contexts > 1,
-        f"a cache of {cache} packs or scales its numbers, which were not tried: leave out --kv-cache-dtype": (
+        "context parallelism distributes a request's slots over ranks: set its size to 1": context_ranks > 1,
+        f"erasure is not tested with a cache of dtype {cache}: leave out --kv-cache-dtype": (
             cache not in ("auto", "float16", "bfloat16")
         ),
-        "prompt embeddings are no tokens that could tell of blocks: leave out --enable-prompt-embeds": (
+        "prompt embeddings have no tokens in which blocks can be found: leave out --enable-prompt-embeds": (
             model.enable_prompt_embeds
         ),
-        "positions of several dimensions (M-RoPE) were not tried: use a model of text alone": model.uses_mrope,
-        "more than two pipeline stages run further ahead than one token: add --no-async-scheduling": (
-            schedules_ahead and parallel.pipeline_parallel_size > 2
+        "erasure is not tested with multi-dimensional positions (M-RoPE): use a text-only model": model.uses_mrope,
+        "more than two pipeline stages schedule several tokens in advance: add --no-async-scheduling": (
+            async_scheduling and parallel.pipeline_parallel_size > 2
         ),
-        "this law needs the token just written before the next is scheduled: add --no-async-scheduling": (
-            schedules_ahead and settings.needs_sampled_token
+        "these erasure settings depend on the last sampled token: add --no-async-scheduling": (
+            async_scheduling and settings.needs_sampled_token
         ),
     }
-    for sentence, wrong in refused.items():
-        if wrong:
-            raise UserError(sentence)
+    for message, is_set in unsupported.items():
+        if is_set:
+            raise UserError(message)
 
 
 def check_pages(config: KVCacheConfig) -> None:
-    """Refuse caches whose pages are not plain keys and values of every token.
+    """Raise an error if the pages of a cache do not all hold keys and values of every token.
 
     Raises:
-        UserError: sliding windows, latent attention, state-space layers, or several kinds at once.
+        UserError: if the cache has sliding windows, latent attention, state-space layers, or several kinds of pages.
     """
     specs = [group.kv_cache_spec for group in config.kv_cache_groups]
-    plain = [
+    supported = [
         isinstance(spec, FullAttentionSpec)
         and not isinstance(spec, MLAAttentionSpec)
         and getattr(spec, "sliding_window", None) is None
         and getattr(spec, "attention_chunk_size", None) is None
         for spec in specs
     ]
-    if len(specs) != 1 or not all(plain):
+    if len(specs) != 1 or not all(supported):
         kinds = ", ".join(sorted({type(spec).__name__ for spec in specs}))
         raise UserError(
-            f"this model's cache is of {len(specs)} kinds of pages ({kinds}), and blocks can be erased from full "
-            "attention alone: use a model with one kind"
+            f"the cache of this model has {len(specs)} kinds of pages ({kinds}), but erasure supports full attention "
+            "only: use another model"
         )

@@ -1,4 +1,4 @@
-"""What a step's `SchedulerOutput` carries from the scheduler to the workers."""
+"""Erasure data that the scheduler attaches to a step's `SchedulerOutput` for the workers."""
 
 from dataclasses import dataclass, field
 
@@ -7,13 +7,14 @@ from ghosttrace.serving.paging import Compaction
 
 @dataclass(frozen=True)
 class ErasureMetadata:
-    """Erasure in one step of the engine; every mapping is by request id.
+    """Erasures in one step of the engine; all mappings are by request id.
 
     Attributes:
-        compactions: copies to carry out before anything is computed, in order.
-        erased: number of erased keys: a token at position p is held in slot p - erased.
-        renumbered: requests whose positions are closed up as well.
-        jumps: for requests that go on elsewhere, the position to compute next and the number of known tokens.
+        compactions: compactions to apply in order before the step is computed.
+        erased: number of erased keys; the token at index i is stored in slot i - erased.
+        renumbered: ids of requests whose positions are renumbered to their slots.
+        jumps: (index of the next token to compute, number of known tokens) of requests that do not continue at the
+            next token.
     """
 
     compactions: dict[str, list[Compaction]] = field(default_factory=dict)
@@ -23,6 +24,6 @@ class ErasureMetadata:
 
     @classmethod
     def from_scheduler_output(cls, scheduler_output: object) -> "ErasureMetadata":
-        """Return the orders of a `SchedulerOutput`; vLLM's own outputs, such as those of warm-up, carry none."""
-        orders: ErasureMetadata = getattr(scheduler_output, "ghosttrace", cls())
-        return orders
+        """Return the metadata of a `SchedulerOutput`; empty for outputs of vLLM itself, such as during warm-up."""
+        metadata: ErasureMetadata = getattr(scheduler_output, "ghosttrace", cls())
+        return metadata

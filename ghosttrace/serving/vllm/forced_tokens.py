@@ -1,4 +1,4 @@
-"""vLLM's logits processor for tokens that vLLM does not sample: `max_block_tokens`, a harness, and our own draws."""
+"""vLLM logits processor that forces tokens: for `max_block_tokens`, a harness, or GhostTrace's own sampling."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,10 +14,10 @@ from ghosttrace.serving.settings import ServingSettings, check_overrides
 
 
 class RequestForcing:
-    """Follows one request's tokens and decides whether its next token is forced.
+    """Forced tokens of one request; reads the request's tokens to determine whether the next token is forced.
 
     Args:
-        settings: the law, with the request's overrides applied.
+        settings: erasure settings with the overrides of the request.
     """
 
     def __init__(self, settings: ServingSettings) -> None:
@@ -26,69 +26,70 @@ class RequestForcing:
 
     @property
     def num_tokens_fed(self) -> int:
-        """The number of tokens followed so far."""
+        """Return the number of tokens of the request that have been read."""
         return self._tracker.block_tracker.num_read
 
     def feed(self, tokens: Sequence[int]) -> None:
-        """Follow the next tokens."""
+        """Read the next tokens of the request."""
         for token in tokens:
             self._tracker.push(token)
 
-    def apply(self, logits: Tensor, prompt: int) -> Tensor:
-        """Return logits that leave only the forced token, or the logits unchanged if none is forced.
+    def apply(self, logits: Tensor, prompt_length: int) -> Tensor:
+        """Return logits with only the forced token possible, or the same logits if no token is forced.
 
         Args:
-            logits: float[V].
-            prompt: number of tokens of the prompt.
+            logits: float[V], logits of the next token.
+            prompt_length: number of tokens of the prompt.
         """
-        token = self._token()
+        token = self._forced_token()
         if token is None and self._settings.draws is not None:
-            token = self._settings.draws(self.num_tokens_fed - prompt, logits)
+            token = self._settings.draws(self.num_tokens_fed - prompt_length, logits)
         if token is None:
             return logits
-        alone = torch.full_like(logits, -torch.inf)
-        alone[token] = 0.0
-        return alone
+        forced = torch.full_like(logits, -torch.inf)
+        forced[token] = 0.0
+        return forced
 
-    def _token(self) -> int | None:
-        trace, most = self._tracker.block_tracker, self._settings.max_block_tokens
-        if most is not None and trace.in_block and trace.block_tokens >= most:
+    def _forced_token(self) -> int | None:
+        """Return `<|block_end|>` if the block is at its maximum length, else the token that the harness forces."""
+        blocks, max_block_tokens = self._tracker.block_tracker, self._settings.max_block_tokens
+        if max_block_tokens is not None and blocks.in_block and blocks.block_tokens >= max_block_tokens:
             return self._settings.markup.block_end
         forced: int | None = self._settings.harness(self._tracker) if self._settings.harness else None
         return forced
 
 
 class ForcedTokens(AdapterLogitsProcessor, LogitsProcessor):
-    """The logits processor; it also refuses wrong overrides when a request arrives.
+    """Logits processor that forces tokens, and validates the overrides of new requests.
 
-    One class serves both model runners, because vLLM chooses the runner after it has been given the class. The V1
-    runner makes it with a device and asks it row by row; the V2 runner makes it with its request states.
+    One class supports both model runners, because vLLM selects the runner after it receives the class. The V1 runner
+    creates it with a device and calls it for each request. The V2 runner creates it with its request states and calls
+    it for each batch.
     """
 
     async_scheduling = recomputes = False
 
-    def __init__(self, vllm_config: Any, *where: Any) -> None:
+    def __init__(self, vllm_config: Any, *runner_args: Any) -> None:
         self._settings = ServingSettings.from_vllm_config(vllm_config)
-        if len(where) == 2:
-            AdapterLogitsProcessor.__init__(self, vllm_config, *where)
+        if len(runner_args) == 2:  # V1
+            AdapterLogitsProcessor.__init__(self, vllm_config, *runner_args)
         else:
-            (self._states,) = where
+            (self._states,) = runner_args
             self._rows: dict[int, RequestForcing] = {}
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuse a request whose overrides are wrong or cannot be met; vLLM calls this before it queues the request."""
-        asked = (sampling_params.prompt_logprobs, getattr(sampling_params, "prompt_logprob_token_ids", None))
-        check_overrides(
-            sampling_params.extra_args, cls.async_scheduling, cls.recomputes, any(one is not None for one in asked)
-        )
+        """Raise an error if the overrides of a request are invalid; vLLM calls this before it queues the request."""
+        options = (sampling_params.prompt_logprobs, getattr(sampling_params, "prompt_logprob_token_ids", None))
+        prompt_logprobs = any(option is not None for option in options)
+        check_overrides(sampling_params.extra_args, cls.async_scheduling, cls.recomputes, prompt_logprobs)
 
     def is_argmax_invariant(self) -> bool:
-        """Return False: it changes which token greedy decoding takes."""
+        """Return False, because forced tokens change the result of greedy decoding."""
         return False
 
     def new_req_logits_processor(self, params: SamplingParams) -> Callable[..., Tensor] | None:
-        """V1: return the processor of a request that has something to force, else None."""
+        """V1: return the logits processor of a request, or None if its settings force no tokens."""
         settings = self._settings.with_overrides(params.extra_args)
         if not settings.forces_tokens:
             return None
@@ -102,7 +103,7 @@ class ForcedTokens(AdapterLogitsProcessor, LogitsProcessor):
         return apply
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
-        """V2: a request enters a row, which another request may have left."""
+        """V2: register a new request in a row, and return whether its settings force tokens."""
         self._rows.pop(req_idx, None)
         settings = self._settings.with_overrides(sampling_params.extra_args)
         if settings.forces_tokens:
@@ -110,11 +111,11 @@ class ForcedTokens(AdapterLogitsProcessor, LogitsProcessor):
         return settings.forces_tokens
 
     def apply(self, logits: Tensor, context: Any = None) -> Tensor:
-        """Force tokens in a batch.
+        """Return the logits of a batch with forced tokens; V2 changes them in place.
 
         Args:
-            logits: float[rows, V].
-            context: V2's layout of the batch; None in V1.
+            logits: float[B, V].
+            context: V2's `LogitsContext` of the batch; None in V1.
         """
         if context is None:
             return super().apply(logits)
@@ -123,21 +124,20 @@ class ForcedTokens(AdapterLogitsProcessor, LogitsProcessor):
             forcing = self._rows.get(row)
             if forcing is not None:
                 forcing.feed(self._states.all_token_ids.gpu[row, forcing.num_tokens_fed : length].tolist())
-                prompt = int(self._states.prompt_len.np[row])
-                if (
-                    forcing.num_tokens_fed == length >= prompt
-                ):  # otherwise its num_tokens_fed tokens are being computed: none is sampled
-                    logits[index] = forcing.apply(logits[index], prompt)
+                prompt_length = int(self._states.prompt_len.np[row])
+                # Otherwise the step computes tokens that are already known, and its sampled token is discarded.
+                if forcing.num_tokens_fed == length >= prompt_length:
+                    logits[index] = forcing.apply(logits[index], prompt_length)
         return logits
 
 
 class ForcedTokensAsync(ForcedTokens):
-    """For an engine that schedules ahead of its tokens."""
+    """Logits processor for an engine with asynchronous scheduling."""
 
     async_scheduling = True
 
 
 class ForcedTokensRecomputing(ForcedTokens):
-    """For an engine whose own arm computes some tokens twice, or never."""
+    """Logits processor for an engine whose arm computes some tokens twice or never."""
 
     recomputes = True

@@ -1,4 +1,4 @@
-"""vLLM's page manager, counting slots where vLLM counts tokens."""
+"""vLLM's KV-cache manager, with slots as the unit instead of tokens."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from ghosttrace.serving.paging import SlotTracker
 
 
 class SlotView:
-    """A request as the page manager must see it: its lengths in slots, everything else unchanged."""
+    """View of a request for the KV-cache manager: lengths count slots, all other attributes are the request's."""
 
     def __init__(self, request: Request, erased: int, num_tokens: int) -> None:
         self._request = request
@@ -21,47 +21,48 @@ class SlotView:
 
 
 class ErasingKVCacheManager(KVCacheManager):
-    """Allocates, shares and frees pages of requests that erase.
+    """KV-cache manager that allocates, shares and frees the pages of requests with erasures.
 
     Attributes:
-        slot_trackers: by request id, the slots of every request.
+        slot_trackers: slot tracker of each request, by request id; set by the scheduler.
     """
 
     slot_trackers: dict[str, SlotTracker]
 
     def get_computed_blocks(self, request: Request, *args: Any, **kwargs: Any) -> tuple[KVCacheBlocks, int, int]:
-        """Return cached pages that hold the request's first tokens, none from its first block on."""
+        """Return the cached pages of the request's prefix, which ends before its first block at the latest."""
         blocks, tokens, boundary = super().get_computed_blocks(request, *args, **kwargs)
-        frontier = self._updated_slot_tracker(request).shareable_length
-        if frontier is not None and tokens > frontier:
-            tokens = frontier - frontier % self.coordinator.single_type_managers[0].block_size
+        max_tokens = self._updated_slot_tracker(request).shareable_length
+        if max_tokens is not None and tokens > max_tokens:
+            tokens = max_tokens - max_tokens % self.coordinator.single_type_managers[0].block_size
             blocks, boundary = self.truncate_computed_blocks(blocks, tokens), min(boundary, tokens)
         return blocks, tokens, boundary
 
     def allocate_slots(
         self, request: Request, num_new_tokens: int, num_new_computed_tokens: int = 0, *args: Any, **kwargs: Any
     ) -> KVCacheBlocks | None:
-        """Return pages for the tokens of the next chunk; None if too few pages are free."""
+        """Allocate pages for the tokens of the next chunk; return None if too few pages are free."""
         slot_tracker = self._updated_slot_tracker(request)
-        shown = (
+        view = (
             SlotView(request, slot_tracker.erased, slot_tracker.peak_slots(request.num_tokens))
             if slot_tracker.has_erasures
             else request
         )
-        kwargs["delay_cache_blocks"] = True
-        found = super().allocate_slots(shown, num_new_tokens, num_new_computed_tokens, *args, **kwargs)
-        if found is not None:
+        kwargs["delay_cache_blocks"] = True  # vLLM would count the slots of the view; `cache_blocks` counts tokens
+        pages = super().allocate_slots(view, num_new_tokens, num_new_computed_tokens, *args, **kwargs)
+        if pages is not None:
             computed = request.num_computed_tokens + num_new_computed_tokens + num_new_tokens
             self.cache_blocks(request, min(computed, request.num_tokens))
-        return found
+        return pages
 
     def cache_blocks(self, request: Request, num_computed_tokens: int) -> None:
-        """Offer a request's pages to other requests, as far as slots equal positions for good."""
-        frontier = self._updated_slot_tracker(request).shareable_length
-        super().cache_blocks(request, num_computed_tokens if frontier is None else min(num_computed_tokens, frontier))
+        """Share a request's pages with other requests, up to its first block: later slots may move."""
+        max_tokens = self._updated_slot_tracker(request).shareable_length
+        shared = num_computed_tokens if max_tokens is None else min(num_computed_tokens, max_tokens)
+        super().cache_blocks(request, shared)
 
     def truncate(self, request_id: str, length: int) -> int:
-        """Free a request's pages after its first `length` slots; return how many."""
+        """Free a request's pages after its first `length` slots, and return the number of freed pages."""
         for manager in self.coordinator.single_type_managers:
             pages = manager.req_to_blocks[request_id]
             unused = pages[-(-length // manager.block_size) :]
@@ -70,6 +71,7 @@ class ErasingKVCacheManager(KVCacheManager):
         return len(unused)
 
     def _updated_slot_tracker(self, request: Request) -> SlotTracker:
+        """Return the slot tracker of a request after it has read all tokens of the request."""
         slot_tracker = self.slot_trackers[request.request_id]
         slot_tracker.update(request._all_token_ids)
         return slot_tracker

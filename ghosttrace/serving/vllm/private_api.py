@@ -1,30 +1,33 @@
-"""Every private or unstable name of vLLM that GhostTrace overrides, calls or reads, as plain data.
+"""Tables of all private or unstable names of vLLM that GhostTrace overrides, calls or reads.
 
-vLLM does not promise to keep any of these. The tables record them for each version that GhostTrace was written for.
-`private_api_check.py` compares them with the installed version before an engine starts; `experiments/check_vllm_sources.py`
-compares them with the sources of any version, without importing it.
+vLLM may change these names in any version. The tables record them for each supported version. `private_api_check.py`
+compares them with the installed version before an engine starts. `experiments/check_vllm_sources.py` compares them with
+the sources of any version, without importing them.
 
-The model runner is made by `Worker._make_model_runner`, which vLLM lets subclasses override. The page manager has no
-such hook: `Scheduler.__init__` makes a `KVCacheManager` by its name and hands it on, so that `ErasingScheduler` assigns
-its `__class__`. A second manager would have to repeat vLLM's arguments, and a wrapper would miss the manager's calls of
-its own methods.
+GhostTrace replaces two objects of vLLM:
+
+- The model runner: `Worker._make_model_runner` creates it, and vLLM permits subclasses to override this method.
+- The KV-cache manager: `Scheduler.__init__` creates it by its class name and passes it on, and there is no method to
+  override. Therefore `ErasingSchedulerBase` assigns its `__class__`. A second manager would have to repeat vLLM's
+  arguments, and a wrapper would not intercept the calls that the manager makes to its own methods.
 """
 
 from typing import Literal, NamedTuple
 
 SUPPORTED_VERSIONS = ("0.32", "0.33")
-INSTALL_HINT = "install a version that was tried, with `pip install 'vllm>=0.32,<0.34'`"
+INSTALL_HINT = "install a supported version with `pip install 'vllm>=0.32,<0.34'`"
 Component = Literal["scheduler", "worker", "runner", "runner_v2", "reasoning"]
 
 
 class PrivateName(NamedTuple):
-    """One name of vLLM.
+    """Private or unstable name of vLLM: a method or an attribute of a class.
 
     Attributes:
-        component: the component of GhostTrace that depends on it.
-        module, owner: where it is, and its class.
-        name: of the method or the attribute.
-        parameters: names of a method's parameters in order; None for an attribute.
+        component: component of GhostTrace that depends on the name.
+        module: module of the class.
+        owner: name of the class.
+        name: name of the method or attribute.
+        parameters: parameter names of a method in order; None for an attribute.
     """
 
     component: Component
@@ -34,9 +37,9 @@ class PrivateName(NamedTuple):
     parameters: tuple[str, ...] | None
 
     def __str__(self) -> str:
-        """The name with its parameters, as it stands in messages."""
-        shown = "" if self.parameters is None else f"({', '.join(self.parameters)})"
-        return f"{self.module}.{self.owner}.{self.name}{shown}"
+        """Return the full name with its parameters, for messages."""
+        signature = "" if self.parameters is None else f"({', '.join(self.parameters)})"
+        return f"{self.module}.{self.owner}.{self.name}{signature}"
 
 
 METHOD_PARAMETERS: dict[Component, dict[str, dict[str, str]]] = {
@@ -100,7 +103,7 @@ METHOD_PARAMETERS: dict[Component, dict[str, dict[str, str]]] = {
             "prepare_attn": "self input_batch",
             "sample": "self hidden_states input_batch grammar_output",
         },
-        "vllm.v1.worker.gpu.block_table.BlockTables": {  # called by vLLM's `prepare_attn`, after we have compacted
+        "vllm.v1.worker.gpu.block_table.BlockTables": {  # called by vLLM's `prepare_attn` after compaction
             "gather_block_tables": "self idx_mapping num_reqs_padded out out_ptrs",
         },
         "vllm.v1.worker.gpu.buffer_utils.StagedWriteTensor": {
@@ -124,7 +127,7 @@ METHOD_PARAMETERS: dict[Component, dict[str, dict[str, str]]] = {
         },
     },
 }
-"""Parameters of each method in vLLM 0.32, by part and class."""
+"""Parameters of each method in vLLM 0.32, by component and class."""
 
 CHANGED_PARAMETERS: dict[str, dict[str, str]] = {
     "0.33": {
@@ -133,7 +136,7 @@ CHANGED_PARAMETERS: dict[str, dict[str, str]] = {
         "out_ptrs num_computed_tokens",
     }
 }
-"""Parameters that a later version has changed."""
+"""Parameters of methods that differ in a later version, by version and method."""
 
 ATTRIBUTES: dict[Component, dict[str, str]] = {
     "scheduler": {
@@ -177,23 +180,23 @@ ATTRIBUTES: dict[Component, dict[str, str]] = {
         "vllm.entrypoints.generate.base.protocol.DeltaMessage": "reasoning content",
     },
 }
-"""Attributes that are read or written, by part and class: the same in all versions."""
+"""Attributes that GhostTrace reads or writes, by component and class; the same in all supported versions."""
 
 KV_UPDATE_PARAMETERS = ("self", "layer", "key", "value", "kv_cache", "slot_mapping")
-"""Parameters of `do_kv_cache_update`, which every attention backend has and `PageMover` calls."""
+"""Parameters of the attention backends' method `do_kv_cache_update`, which `PageMover` calls."""
 
 
 def private_names(version: str) -> list[PrivateName]:
-    """Return the seams of a version in `SUPPORTED_VERSIONS`."""
-    changed, found = CHANGED_PARAMETERS.get(version, {}), list[PrivateName]()
-    for part, classes in METHOD_PARAMETERS.items():
+    """Return the private names that GhostTrace uses in a version of `SUPPORTED_VERSIONS`."""
+    changed, private = CHANGED_PARAMETERS.get(version, {}), list[PrivateName]()
+    for component, classes in METHOD_PARAMETERS.items():
         for path, methods in classes.items():
             module, _, owner = path.rpartition(".")
             for name, parameters in methods.items():
-                words = changed.get(f"{path}.{name}", parameters).split()
-                found.append(PrivateName(part, module, owner, name, tuple(words)))
-    for part, attributes in ATTRIBUTES.items():
+                current = tuple(changed.get(f"{path}.{name}", parameters).split())
+                private.append(PrivateName(component, module, owner, name, current))
+    for component, attributes in ATTRIBUTES.items():
         for path, names in attributes.items():
             module, _, owner = path.rpartition(".")
-            found += [PrivateName(part, module, owner, name, None) for name in names.split()]
-    return found
+            private += [PrivateName(component, module, owner, name, None) for name in names.split()]
+    return private

@@ -1,7 +1,7 @@
-"""vLLM reasoning parsers for traces: `--reasoning-parser ghosttrace-mementos` (or `ghosttrace-blocks`).
+"""vLLM reasoning parsers for traces: `--reasoning-parser ghosttrace-mementos` or `ghosttrace-blocks`.
 
-A response's `reasoning` is the text of its mementos (or of its blocks). Its `content` is what follows `</think>` where
-the tokenizer has that token, and otherwise everything outside blocks and mementos.
+The `reasoning` of a response is the text of its mementos or of its blocks. Its `content` is the text after `</think>`
+if the tokenizer has this token, and all text outside blocks and mementos otherwise.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from ghosttrace.serving.vllm import private_api_check
 
 
 class TraceParser(ReasoningParser):
-    """What both parsers share; vLLM makes one for each request."""
+    """Base class of the reasoning parsers; vLLM creates an instance for each request."""
 
     reasoning_segment: Segment
 
@@ -25,38 +25,41 @@ class TraceParser(ReasoningParser):
         private_api_check.check_component("reasoning")
         super().__init__(tokenizer, *args, **kwargs)
         config = getattr(self._model_config, "hf_config", None)
-        spelled = (getattr(config, CONFIG_KEY, None) or {}).get("delimiters", {})
-        self._delimiters = [spelled.get(name, f"<|{name}|>") for name in DELIMITERS]
-        self._end = self.vocab.get(THINK_END)
+        recorded = (getattr(config, CONFIG_KEY, None) or {}).get("delimiters", {})
+        self._delimiters = [recorded.get(name, f"<|{name}|>") for name in DELIMITERS]
+        self._think_end_id = self.vocab.get(THINK_END)
         names = dict(zip(DELIMITERS, self._delimiters, strict=True))
         self._header = list(Markup.from_tokenizer(self.model_tokenizer, names).assistant_header)
         self._splitter = self._make_splitter()
 
     def _make_splitter(self) -> ReasoningSplitter:
         special = [*self.model_tokenizer.all_special_tokens, "<think>"]
-        return ReasoningSplitter(self.reasoning_segment, self._delimiters, special, has_think_end=self._end is not None)
+        return ReasoningSplitter(self.reasoning_segment, self._delimiters, special, self._think_end_id is not None)
 
     def adjust_request(self, request: Any) -> Any:
-        """Keep the delimiters in the text, where the splitter needs them."""
+        """Keep special tokens in the text, because the splitter needs the delimiters."""
         request.skip_special_tokens = False
         return request
 
     def is_reasoning_end(self, input_ids: Sequence[int]) -> bool:
-        """Whether the last turn holds `</think>`; vLLM also asks about prompts, which hold earlier turns."""
+        """Return whether the last turn of the assistant contains `</think>`.
+
+        vLLM also calls this method with prompts, whose earlier turns do not count.
+        """
         ids, size = list(input_ids), len(self._header)
         if not size:
-            return self._end in ids
-        begins = (index for index in range(len(ids) - size, -1, -1) if ids[index : index + size] == self._header)
-        return self._end in ids[next(begins, 0) :]
+            return self._think_end_id in ids
+        turn_starts = (index for index in range(len(ids) - size, -1, -1) if ids[index : index + size] == self._header)
+        return self._think_end_id in ids[next(turn_starts, 0) :]
 
     def extract_content_ids(self, input_ids: list[int]) -> list[int]:
-        """Return the ids after the last `</think>`."""
-        if self._end not in input_ids:
+        """Return the token ids after the last `</think>`."""
+        if self._think_end_id not in input_ids:
             return []
-        return input_ids[len(input_ids) - input_ids[::-1].index(self._end) :]
+        return input_ids[len(input_ids) - input_ids[::-1].index(self._think_end_id) :]
 
     def extract_reasoning(self, model_output: str, request: Any) -> tuple[str | None, str | None]:
-        """Return reasoning and content of a whole response."""
+        """Return the reasoning and the content of a complete response."""
         reasoning, content = self._make_splitter().feed(model_output, last=True)
         return reasoning or None, content or None
 
@@ -69,18 +72,18 @@ class TraceParser(ReasoningParser):
         current_token_ids: Sequence[int],
         delta_token_ids: Sequence[int],
     ) -> DeltaMessage | None:
-        """Return reasoning and content of the next piece; None if it adds neither."""
+        """Return the reasoning and the content in the next piece of text; None if it has neither."""
         reasoning, content = self._splitter.feed(delta_text)
         return DeltaMessage(reasoning=reasoning or None, content=content or None) if reasoning or content else None
 
 
 class MementoParser(TraceParser):
-    """Returns the text of the mementos as the reasoning."""
+    """Reasoning parser that returns the text of the mementos as the reasoning."""
 
     reasoning_segment = "memento"
 
 
 class BlockParser(TraceParser):
-    """Returns the text of the blocks as the reasoning, erased blocks included."""
+    """Reasoning parser that returns the text of all blocks as the reasoning, including erased blocks."""
 
     reasoning_segment = "block"

@@ -1,12 +1,12 @@
 """Block erasure in vLLM's scheduler: `scheduler_cls="ghosttrace.serving.vllm.scheduler.make_scheduler"`.
 
-Everything that vLLM keeps about a request stays logical: token ids, computed tokens, positions. Only the contents of
-pages are counted in slots. Before each step, requests that have reached an erasure are compacted: the workers copy the
-slots after the block over it, as the step's `SchedulerOutput` orders, and the pages that become free go back to the
-pool. Chunks end where something is erased. The prefix cache is shared up to a request's first block; pages from there
-on belong to the request alone.
+vLLM's state of a request (token ids, number of computed tokens, positions) still counts tokens. Only the contents of
+pages are counted in slots. Before each step, the scheduler compacts the requests that have reached an erasure: the
+workers copy the slots after the block over the block, and the scheduler returns the freed pages to the pool. The
+scheduler passes the compactions to the workers in the step's `SchedulerOutput`. A chunk of tokens ends at the next
+erasure. The prefix cache shares pages only up to a request's first block.
 
-Source of the method: arXiv 2604.09852, section 5; the law itself is `ghosttrace.law.expiry`.
+The method is described in arXiv 2604.09852, section 5; expiry is computed by `ghosttrace.law.expiry`.
 """
 
 import logging
@@ -30,11 +30,11 @@ logger = logging.getLogger("vllm.ghosttrace")
 
 
 class ErasingSchedulerBase(Scheduler):
-    """What both erasing schedulers add to vLLM's own.
+    """Base class of the erasing schedulers.
 
     Attributes:
-        settings: the engine's law.
-        slot_trackers: by request id, the slots of every request.
+        settings: erasure settings of the engine.
+        slot_trackers: slot tracker of each request, by request id.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -47,18 +47,21 @@ class ErasingSchedulerBase(Scheduler):
         self._compactions: dict[str, list[Compaction]] = {}
         self._jumps: dict[str, tuple[int, int]] = {}
         manager: Any = self.kv_cache_manager
-        manager.__class__ = ErasingKVCacheManager  # private_api.py says why
+        manager.__class__ = ErasingKVCacheManager  # private_api.py explains why
         manager.slot_trackers = self.slot_trackers
 
     def add_request(self, request: Request) -> None:
-        """Add a request under the law that it asks for.
+        """Add a request with its own erasure settings.
 
-        A request whose prompt comes in pieces, which only Python can send, ends in an error: when the next piece
-        comes, vLLM takes the last token back, and that token may have erased something.
+        A request with a streamed prompt, which only Python can send, ends with an error: when the next part of the
+        prompt arrives, vLLM removes the last sampled token, which may already have caused an erasure.
         """
         if request.resumable:
-            logger.error("%s: a prompt in pieces takes tokens back: send it whole", request.request_id)
-            self.encoder_cache_mismatch_reqs.add(request.request_id)  # the set of requests that end in an error
+            logger.error(
+                "%s: erasure does not support streamed prompts: send the whole prompt in one request",
+                request.request_id,
+            )
+            self.encoder_cache_mismatch_reqs.add(request.request_id)  # vLLM ends these requests with an error
         if request.request_id not in self.slot_trackers:
             params = request.sampling_params
             settings = self.settings.with_overrides(params.extra_args if params else None)
@@ -66,11 +69,11 @@ class ErasingSchedulerBase(Scheduler):
         super().add_request(request)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """Carry out the erasures that are due, schedule, and attach the workers' orders to the output."""
+        """Apply the erasures that are due, schedule, and attach the `ErasureMetadata` for the workers to the output."""
         for request in self.running:
             self._apply_erasures(request)
         metrics.ALIVE_TOKENS.set(
-            sum(one.num_computed_tokens - self.slot_trackers[one.request_id].erased for one in self.running)
+            sum(request.num_computed_tokens - self.slot_trackers[request.request_id].erased for request in self.running)
         )
         output = super().schedule(*args, **kwargs)
         scheduled = {name: self.slot_trackers[name] for name in output.num_scheduled_tokens}
@@ -86,21 +89,22 @@ class ErasingSchedulerBase(Scheduler):
         return output
 
     def _apply_erasures(self, request: Request) -> None:
+        """Apply the erasures of a request that are due, record them for the workers, and free pages."""
         name, slot_tracker = request.request_id, self.slot_trackers[request.request_id]
         slot_tracker.update(request._all_token_ids)
         if not slot_tracker.has_erasures:
             return
-        before = slot_tracker.erased
-        position, compactions = slot_tracker.apply_erasures(request.num_computed_tokens)
-        if position != request.num_computed_tokens:
-            request.num_computed_tokens, self._jumps[name] = position, (position, request.num_tokens)
+        erased_before = slot_tracker.erased
+        next_index, compactions = slot_tracker.apply_erasures(request.num_computed_tokens)
+        if next_index != request.num_computed_tokens:
+            request.num_computed_tokens, self._jumps[name] = next_index, (next_index, request.num_tokens)
         if compactions:
-            metrics.ERASED_TOKENS.inc(slot_tracker.erased - before)
+            metrics.ERASED_TOKENS.inc(slot_tracker.erased - erased_before)
             self._compactions.setdefault(name, []).extend(compactions)
             metrics.FREED_PAGES.inc(self.kv_cache_manager.truncate(name, compactions[-1].slots_after))
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
-        """Shorten a chunk as vLLM does, and then to the next erasure."""
+        """Return the number of tokens of a chunk: as in vLLM, and then shortened to end at the next erasure."""
         tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         slot_tracker = self.slot_trackers[request.request_id]
         slot_tracker.update(request._all_token_ids)
@@ -119,20 +123,23 @@ class ErasingSchedulerBase(Scheduler):
         self._drop_pending_erasures(request)
 
     def _drop_pending_erasures(self, request: Request) -> None:
-        """Drop orders for a cache that no longer exists."""
+        """Remove compactions and jumps of a request whose cache no longer exists."""
         self._compactions.pop(request.request_id, None)
         self._jumps.pop(request.request_id, None)
 
 
 class ErasingScheduler(ErasingSchedulerBase):
-    """Schedules a step when all its tokens are known: exact under every policy."""
+    """Scheduler that schedules a step after all its tokens are known; correct for every policy."""
 
 
 class ErasingAsyncScheduler(ErasingSchedulerBase, AsyncScheduler):
-    """Schedules a step ahead of its tokens: exact where keys leave once `<|summary_end|>` has been computed."""
+    """Scheduler that schedules a step before its tokens are known.
+
+    Correct for policies under which keys expire only after `<|summary_end|>` has been computed.
+    """
 
 
 def make_scheduler(vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> ErasingSchedulerBase:
-    """Return the scheduler that fits vLLM's final configuration, which may have dropped asynchronous scheduling."""
-    ahead = vllm_config.scheduler_config.async_scheduling
-    return (ErasingAsyncScheduler if ahead else ErasingScheduler)(vllm_config, *args, **kwargs)
+    """Return the scheduler for vLLM's final configuration, in which vLLM may have disabled asynchronous scheduling."""
+    async_scheduling = vllm_config.scheduler_config.async_scheduling
+    return (ErasingAsyncScheduler if async_scheduling else ErasingScheduler)(vllm_config, *args, **kwargs)

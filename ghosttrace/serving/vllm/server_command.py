@@ -1,4 +1,4 @@
-"""The command that starts vLLM's own server with block erasure set up."""
+"""Command that starts vLLM's own server with block erasure."""
 
 import json
 import sys
@@ -14,26 +14,26 @@ from ghosttrace.serving.settings import CONFIG_KEY, ServingSettings
 from ghosttrace.serving.vllm.engine_args import engine_args
 
 RESERVED_FLAGS = ("--model", "--scheduler-cls", "--worker-cls", "--additional-config", "--logits-processors")
-"""Flags of `vllm serve` that this command sets."""
+"""Flags of `vllm serve` that `ghosttrace serve` sets."""
 
 REFUSED_FLAGS = {
-    "--speculative-config": "tokens that may yet be rejected cannot erase anything",
-    "--kv-transfer-config": "pages that have been compacted cannot be handed out",
-    "--tokenizer": "the law reads the delimiters from the model's own",
-    "--chat-template": "the law reads the assistant's turns from the model's own",
-    "--trust-request-chat-template": "the law reads the assistant's turns from the model's own",
-    "--enable-prompt-embeds": "embeddings are no tokens that could tell of blocks",
-    "--decode-context-parallel-size": "a request's slots cannot be spread over ranks",
-    "--prefill-context-parallel-size": "a request's slots cannot be spread over ranks",
+    "--speculative-config": "speculative decoding could erase because of a token that is later rejected",
+    "--kv-transfer-config": "a KV connector would transfer compacted pages",
+    "--tokenizer": "erasure needs the delimiters of the model's own tokenizer",
+    "--chat-template": "erasure needs the assistant's header of the model's own chat template",
+    "--trust-request-chat-template": "erasure needs the assistant's header of the model's own chat template",
+    "--enable-prompt-embeds": "prompt embeddings have no tokens in which blocks can be found",
+    "--decode-context-parallel-size": "context parallelism distributes a request's slots over ranks",
+    "--prefill-context-parallel-size": "context parallelism distributes a request's slots over ranks",
 }
-"""Flags of `vllm serve` under which erasure would be wrong."""
+"""Flags of `vllm serve` with which erasure would be wrong, and the reason."""
 
 
 def check_flags(flags: Sequence[str]) -> None:
-    """Refuse flags that this command sets itself, and flags under which erasure would be wrong.
+    """Raise an error if flags for `vllm serve` contain a reserved or unsupported flag.
 
     Raises:
-        UserError: one of them is among the flags.
+        UserError: if a flag is in `RESERVED_FLAGS` or `REFUSED_FLAGS`.
     """
     for name in (flag.partition("=")[0].replace("_", "-") for flag in flags):
         if name in RESERVED_FLAGS:
@@ -45,16 +45,17 @@ def check_flags(flags: Sequence[str]) -> None:
 def server_command(
     model: str, host: str, port: int, vllm_flags: Sequence[str], **settings: Any
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the command of `vllm serve` for a model, and what its environment needs besides.
+    """Return the command that starts `vllm serve` for a model, and its additional environment variables.
 
     Args:
-        model: a bundled name, a folder or a hub id; also the name that clients ask for.
-        host, port: address to listen on.
-        vllm_flags: further flags of `vllm serve`.
-        settings: of `engine_args`.
+        model: bundled name, folder or hub id; also the name of the model in requests.
+        host: address to listen on.
+        port: port to listen on.
+        vllm_flags: additional flags of `vllm serve`.
+        settings: keyword arguments of `engine_args`.
 
     Raises:
-        UserError: see `engine_args`, `special_tokens` and `check_flags`.
+        UserError: if `engine_args`, `special_tokens` or `check_flags` raises it.
     """
     check_flags(vllm_flags)
     arguments = engine_args(model, **settings)
@@ -72,9 +73,9 @@ def server_command(
 
 
 def _server_module() -> tuple[str, ...]:
-    """Return the module and arguments of `vllm serve`.
+    """Return the module and arguments that start vLLM's server.
 
-    That command asks for the version of a package called `vllm`, which the CPU build is not.
+    `vllm serve` reads the version of the distribution `vllm`, which the CPU build does not have.
     """
     if find_spec("vllm") and not any(distributions(name="vllm")):
         return "vllm.entrypoints.openai.api_server", "--model"

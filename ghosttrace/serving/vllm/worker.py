@@ -1,4 +1,4 @@
-"""vLLM's worker with a model runner that erases: `worker_cls="ghosttrace.serving.vllm.worker.ErasingWorker"`."""
+"""vLLM worker with an erasing model runner: `worker_cls="ghosttrace.serving.vllm.worker.ErasingWorker"`."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,26 +13,26 @@ else:
 
 
 class ErasingWorker(Worker):
-    """The platform's worker; its model runner is a subclass of vLLM's own."""
+    """Worker of the platform with a model runner that erases blocks."""
 
     def init_device(self) -> None:
-        """Set up the device and the erasing model runner."""
+        """Initialise the device and the model runner."""
         private_api_check.check_component("worker")
         super().init_device()
-        if current_platform.is_cpu():  # vLLM's CPU worker makes its runner in `init_device`, without the hook below
+        if current_platform.is_cpu():  # vLLM's CPU worker does not call `_make_model_runner`
             self.model_runner = self._make_model_runner()
 
     def _make_model_runner(self) -> Any:
-        kind = runner_class(self.use_v2_model_runner, current_platform.is_cpu())
-        return kind(self.vllm_config, self.device)
+        model_runner_class = runner_class(self.use_v2_model_runner, current_platform.is_cpu())
+        return model_runner_class(self.vllm_config, self.device)
 
 
 def runner_class(v2: bool, cpu: bool) -> Any:
     """Return the platform's model runner with erasure mixed in.
 
     Args:
-        v2: vLLM uses its V2 model runner.
-        cpu: the platform is a CPU.
+        v2: whether vLLM uses its V2 model runner.
+        cpu: whether the platform is a CPU.
     """
     if v2:
         private_api_check.check_component("runner_v2")

@@ -1,0 +1,131 @@
+"""Tables of the timings in `benchmarks/results`, as Markdown."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from experiments.markdown import markdown_table, ratios
+
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return a recorded benchmark."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
+
+
+def decoding() -> str:
+    """Decoding throughput beside transformers."""
+    results, rows = read("decoding"), []
+    for size in ("tiny", "mid"):
+        millions = results[size]["parameters"] / 1e6
+        for batch in results[size]["batches"]:
+            rows.append(
+                [
+                    f"{size}, {millions:.1f}M",
+                    str(batch["rows"]),
+                    ratios(batch["ratios"]["plain"]),
+                    ratios(batch["ratios"]["erasing"]),
+                    f"{batch['erasing_over_plain']:.2f}x (limit {batch['erasing_over_plain_limit']:.2f}x)",
+                    f"{batch['kv_reduction_mean']:.1f}x / {batch['kv_reduction_peak']:.1f}x",
+                ]
+            )
+    header = [
+        "model",
+        "rows",
+        "without erasing / transformers",
+        "erasing / transformers",
+        "erasing / without",
+        "KV saved, mean / peak",
+    ]
+    return markdown_table(header, rows)
+
+
+def masks() -> str:
+    """Cost of expiry and block masks for one long batch."""
+    results = read("masks")
+    milliseconds = 1000 * sum(results["median_seconds"].values())
+    return markdown_table(
+        ["", f"{results['rows']} sequences of {results['length']:,} tokens"],
+        [
+            ["expiry and block mask", f"{milliseconds:.0f} ms"],
+            ["share of one forward pass", f"{100 * results['share_of_forward']:.3f} %"],
+            ["block mask", f"{results['block_mask_bytes'] / 1e6:.1f} MB"],
+            ["dense mask", f"{results['dense_mask_bytes'] / 1e6:,.0f} MB"],
+        ],
+    )
+
+
+def probe_fits() -> str:
+    """Speed of the batched probe fitter beside scikit-learn."""
+    rows = [
+        [
+            f"{row['scikit_learn_C']:g}",
+            ratios(row["one_core"]["ratios"]["grid"]),
+            ratios(row["all_cores"]["ratios"]["grid"]),
+            f"{100 * row['grid']['from_minimum']['accuracy_difference_max']:.2f}",
+            f"{100 * row['scikit_learn_from_minimum']['accuracy_difference_max']:.2f}",
+            str(row["scikit_learn_out_of_iterations"]),
+        ]
+        for row in read("probes")["rows"]
+    ]
+    header = [
+        "C",
+        "one core",
+        "two cores",
+        "accuracy off the minimum, points",
+        "scikit-learn's",
+        "scikit-learn fits out of iterations",
+    ]
+    return markdown_table(header, rows)
+
+
+def extraction() -> str:
+    """Cost of masked passes and of reading states, relative to a plain causal pass."""
+    rows = []
+    for name, cores in (("extraction", "one"), ("extraction_two_cores", "two")):
+        results = read(name)
+        for size in ("mid", "tiny"):
+            cells = (ratios(results[size]["ratios"][kind]) for kind in ("masked", "open", "sealed"))
+            rows.append([size, cores, *cells])
+    return markdown_table(["model", "cores", "masked pass", "with open states read", "with sealed states read"], rows)
+
+
+def training() -> str:
+    """Cost of forward and backward passes, relative to plain causal attention."""
+    rows = [
+        [
+            row["pass"],
+            f"{row['length']:,}",
+            *(f"{row['ratio'][name]:.2f}x ({row['limit'][name]:.2f}x)" for name in ("segments", "sealed")),
+            f"{row['ratio']['dense']:.2f}x",
+        ]
+        for row in read("training")["rows"]
+    ]
+    return markdown_table(["pass", "tokens", "memento stage (limit)", "sealed stage (limit)", "dense mask"], rows)
+
+
+def serving() -> str:
+    """Throughput of vLLM with erasure, relative to stock vLLM."""
+    results, rows = read("serving"), []
+    for name, pages in (("scarce", "a quarter of the pages"), ("ample", "pages for all")):
+        part = results[name]
+        for variant, title in (("erasing", "erasing"), ("keeping", "erasure set up, every block kept")):
+            if variant in part["speedups"]:
+                preempted = f"{max(part['preempted'][variant])} / {max(part['preempted']['stock'])}"
+                rows.append(
+                    [pages, title, ratios(part["speedups"][variant]), ratios(part["speedups_cpu"][variant]), preempted]
+                )
+    return markdown_table(["cache", "variant", "wall time", "CPU time", "preemptions, erasing / stock"], rows)
+
+
+BENCHMARK_TABLES: dict[str, Callable[[], str]] = {
+    "decoding": decoding,
+    "masks": masks,
+    "probe-fits": probe_fits,
+    "extraction": extraction,
+    "training": training,
+    "serving": serving,
+}

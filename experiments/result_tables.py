@@ -1,0 +1,311 @@
+"""Tables of the results in `experiments/results`, as Markdown."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.markdown import interval, markdown_table, number, percent
+from experiments.toy_leakage import MODELS, select_rows
+
+RESULTS = Path(__file__).parent / "results"
+LEVELS = tuple(f"ledger-h{level}" for level in range(4))
+LEVEL_HEADER = tuple(f"h = {level}" for level in range(4))
+TOYS = ("toy-mixed", "toy-open")
+
+
+def read(name: str) -> pd.DataFrame:
+    """Return a recorded table of results."""
+    return pd.read_parquet(RESULTS / f"{name}.parquet")
+
+
+def ledger_pair() -> str:
+    """Accuracy of both toys by arm and number of hidden digits."""
+    results, rows = read("ledger_pair"), []
+    for model in TOYS:
+        for arm, column, title in (
+            ("memento", "accuracy", "`memento`"),
+            ("placebo", "accuracy", "`placebo`"),
+            ("restart", "accuracy", "`restart`"),
+            ("swap", "follows_donor", "`swap`, answers that follow the donor"),
+        ):
+            part = results[(results["model"] == model) & (results["arm"] == arm)].set_index("bench")
+            rows.append([model, title, *(percent(part.loc[level, column]) for level in LEVELS)])
+    rows.append(["", "highest possible on a sealed cache", *(percent(10.0**-level) for level in range(4))])
+    return markdown_table(["model", "arm", *LEVEL_HEADER], rows)
+
+
+def headlines() -> str:
+    """Three results in one line each."""
+    pair = read("ledger_pair").set_index(["model", "arm", "bench"])["accuracy"]
+    h0, h1 = (percent(pair["toy-mixed", "restart", level]) for level in LEVELS[:2])
+    unfamiliar = percent(pair["toy-open", "restart", "ledger-h0"])
+    leak = select_rows(read("toy_leakage"), given="text", **MODELS["all tokens"]).set_index("hop")
+    first, second = (interval(leak.loc[hop, name] for name in ("bits", "bits_low", "bits_high")) for hop in (0, 1))
+    noise = read("defences").set_index("defence").loc["noise:0.3"]
+    return markdown_table(
+        ["result", "measured", "caveat"],
+        [
+            [
+                "A restart drop mixes missing information with an unfamiliar cache",
+                f"`toy-mixed` under `restart`: {h0} % where the text suffices, {h1} % where one digit is missing; "
+                f"`toy-open`: {unfamiliar} % where the text suffices",
+                "one training of each model",
+            ],
+            [
+                "Past its own memento, the paper's toy shows no leak beyond the text",
+                f"bits per digit: {first} in the block's own memento, {second} one block later",
+                "one recipe, fewer samples than the paper",
+            ],
+            [
+                "Noise on retained keys and values was the cheapest defence",
+                f"noise of 0.3 leaves {number(noise['leak'])} bits of the notes; {percent(noise['lost'])} points lost",
+                "one model; no privacy bound",
+            ],
+        ],
+    )
+
+
+def toy_bits() -> str:
+    """Ghost bits of the answer per trace, by model and level."""
+    results, rows = read("toy_bits"), []
+    for model in TOYS:
+        for arm in ("restart", "placebo"):
+            part = results[(results["model"] == model) & (results["arm"] == arm)]
+            part = part[part["group"] == "answer"].set_index("source")
+            rows.append([model, f"`{arm}`", *(number(part.loc[level, "bits_per_trace"]) for level in LEVELS)])
+    rows.append(["", "entropy of the hidden digits", *(number(level * 3.321928) for level in range(4))])
+    return markdown_table(["model", "arm", *LEVEL_HEADER], rows)
+
+
+def toy_patching() -> str:
+    """Share of answers that follow the donor when one layer of the last memento is swapped."""
+    results, rows = read("toy_patching"), []
+    swaps = results[(results["intervention"] == "swap") & (results["carrier"] == "memento")]
+    for (model, source), part in swaps.groupby(["model", "source"], sort=False):
+        shares = part.set_index(["layer", "kv"])["follows_donor"]
+        layers = [layer for layer in sorted(set(part["layer"])) if layer != "all"]
+        for kv, name in (("k", "keys"), ("v", "values")):
+            cells = (percent(shares[layer, kv], 0) for layer in [*layers, "all"])
+            rows.append([str(model), str(source), name, *cells])
+    header = ["model", "benchmark", "swapped", *(f"layer {layer}" for layer in layers), "all layers"]
+    return markdown_table(header, rows)
+
+
+def probe_toys() -> str:
+    """Bits that linear probes of values read beyond the text, by target, hop and layer."""
+    results = read("probe_toys")
+    linear = results[(results["probe"] == "linear") & (results["kv"] == "v")]
+    rows = []
+    for target, title in (("hidden-*", "hidden by the mementos"), ("note-*", "notes that the answer never needs")):
+        for hop in range(3):
+            part = linear[(linear["target"] == target) & (linear["hop"] == hop)]
+            cells = []
+            for model in ("toy-open", "toy-mixed"):
+                read_bits = part[(part["model"] == model) & (part["condition"] == "open")].set_index("layer")["bits"]
+                cells.append(" / ".join(number(read_bits[layer]) for layer in "123"))
+            sealed = part.loc[part["condition"] == "sealed", "bits"].max()
+            rows.append([title, str(hop), *cells, number(sealed)])
+    return markdown_table(
+        ["digits", "hop", "toy-open, layer 1 / 2 / 3", "toy-mixed, layer 1 / 2 / 3", "sealed, largest"], rows
+    )
+
+
+def toy_leakage() -> str:
+    """What linear probes read from the paper's toy by hop, with and without its text."""
+    results, rows = read("toy_leakage"), []
+    exact = results[results["condition"] == "exact"]
+    beyond = {name: select_rows(results, given="text", **MODELS[name]).set_index("hop") for name in MODELS}
+    alone = select_rows(results, given="nothing", **MODELS["all tokens"]).set_index("hop")["accuracy"]
+    for hop in beyond["all tokens"].index:
+        columns = ("bits", "bits_low", "bits_high")
+        cells = [
+            interval((beyond[name].loc[hop, column] for column in columns), digits=4)
+            for name in ("all tokens", "untrained")
+        ]
+        rows.append([str(hop), percent(alone[hop]), *cells])
+    best = exact.loc[exact["carrier"] == "text", "accuracy"].iloc[0]
+    rows.append(["exact posterior of the text", percent(best), "", ""])
+    return markdown_table(["hop", "accuracy of a probe, %", "bits beyond the text, trained", "before training"], rows)
+
+
+def passcode() -> str:
+    """Accuracy on planted digits from the last layer's mementos, random weights, beside the paper's."""
+    results = read("passcode")
+    part = results[(results["model"] == "random-qwen3") & (results["probe"] == "linear") & (results["layer"] == "3")]
+    paper = {0: "64.9", 1: "26.5"}
+    rows = []
+    for hop in (0, 1):
+        cells = []
+        for condition in ("open", "sealed"):
+            same = part[(part["hop"] == hop) & (part["condition"] == condition)].iloc[0]
+            cells.append(interval((100 * same[f"accuracy{end}"] for end in ("", "_low", "_high")), digits=1))
+        rows.append([str(hop), *cells, percent(part["chance"].iloc[0]), paper[hop]])
+    return markdown_table(["hop", "open, %", "sealed, %", "chance, %", "paper, Qwen3-8B trained, %"], rows)
+
+
+def probe_calibration() -> str:
+    """How often the probes' intervals and alarms are right in simulations."""
+    results, rows = read("probe_calibration"), []
+    for name, title in (("3-bit code", "a code of 3 bits in Gaussian states"), ("digit", "a digit in Gaussian states")):
+        part = results[results["simulation"] == name]
+        near = (part["bits"] / part["truth"] - 1).abs() <= 0.05
+        rows.append([title, "bits within 5 % of the truth", f"{near.sum()} of {len(part)}"])
+    part = results[results["simulation"] == "nothing"]
+    inside = (part["bits_low"] <= 0) & (part["bits_high"] >= 0)
+    rows.append(["nothing planted", "0 lies in the interval", f"{inside.sum()} of {len(part)}"])
+    part = results[results["simulation"] == "empty sweep"]
+    alarms = part["false_alarm"].astype(bool).sum()
+    rows.append(
+        [f"sweep of {part['rows'].iloc[0]:.0f} rows, nothing planted", "false alarms", f"{alarms} of {len(part)}"]
+    )
+    return markdown_table(["simulation", "measure", "count"], rows)
+
+
+def audit_calibration() -> str:
+    """Verdicts over 100 audits for each planted leak."""
+    results = read("audit_calibration")
+    counts = results.groupby("leak")["verdict"].value_counts().unstack(fill_value=0)
+    passed = counts[[name for name in ("not detected", "within the limit") if name in counts]].sum(axis=1)
+    digits = results.groupby("leak")["digits"].first()
+    header = [
+        "planted in one layer of one memento",
+        *(f"{leak:g} bits" + (f" over {digits[leak]} digits" if digits[leak] > 1 else "") for leak in counts.index),
+    ]
+    rows = [
+        ["exit 10, a leak", *map(str, counts["leak"])],
+        ["exit 11, not enough data", *map(str, counts["not enough data"])],
+        ["exit 0", *map(str, passed)],
+    ]
+    return markdown_table(header, rows)
+
+
+def defences() -> str:
+    """Leak, accuracy lost and tokens of every defence."""
+    rows = [
+        [
+            f"`{row['defence']}`" if row["defence"] != "sealed training" else "sealed training",
+            interval(row[name] for name in ("leak", "leak_low", "leak_high")),
+            interval((100 * row[f"lost{end}"] for end in ("", "_low", "_high")), digits=0),
+            f"{row['cost']:.2f}x",
+        ]
+        for row in read("defences").to_dict("records")
+    ]
+    return markdown_table(["defence", "bits of the notes that remain", "accuracy lost, points", "tokens"], rows)
+
+
+def adapted_drop() -> str:
+    """Accuracy of toy-open under restart while it is fine-tuned on sealed caches."""
+    results = read("adapted_drop")
+    results = results[results["arm"] == "restart"]
+    rows = [
+        [f"{steps:,}", *(percent(part.set_index("bench").loc[level, "accuracy"]) for level in LEVELS)]
+        for steps, part in results.groupby("steps")
+    ]
+    return markdown_table(["steps", *LEVEL_HEADER], rows)
+
+
+def sealed_cost() -> str:
+    """Accuracy and cost of the model trained on sealed caches beside the one trained on open caches."""
+    rows = [
+        [
+            row["bench"],
+            percent(row["sealed"]),
+            percent(row["open"]),
+            interval((100 * row[name] for name in ("effect", "low", "high")), digits=1),
+            f"{row['tokens']:.2f}x",
+            f"{row['latency']:.2f}x",
+        ]
+        for row in read("sealed_cost").to_dict("records")
+    ]
+    header = ["benchmark", "toy-sealed, %", "toy-open, %", "difference, points", "tokens decoded", "time"]
+    return markdown_table(header, rows)
+
+
+def curriculum() -> str:
+    """Accuracy of both curricula with two seeds each."""
+    results = read("curriculum")
+    results = results[results["arm"] == "memento"].pivot_table(
+        index=["curriculum", "seed"], columns="bench", values="accuracy"
+    )
+    rows = [
+        [str(name), str(seed), *(percent(row[level]) for level in LEVELS)]
+        for (name, seed), row in zip(results.index, results.to_dict("records"), strict=True)
+    ]
+    return markdown_table(["curriculum", "seed", *LEVEL_HEADER], rows)
+
+
+def paper_power() -> str:
+    """Interval and power of the paper's design, by reading and by spread of the problems."""
+    results = read("paper_power")
+    results = results[results["effect"] == 0.153]
+    designs = [
+        (64, 8, "unpaired"),
+        (64, 8, "paired"),
+        (8, 8, "paired"),
+        (64, 64, "paired"),
+        (64, 8, "fixed"),
+        (64, 64, "fixed"),
+    ]
+    rows = []
+    for reference, arm, way in designs:
+        part = results[
+            (results["repetitions"] == reference) & (results["arm_repetitions"] == arm) & (results["way"] == way)
+        ]
+        part = part.sort_values("concentration")
+        cells = [
+            " / ".join(percent(value, 1 if name == "half_width" else 0) for value in part[name])
+            for name in ("half_width", "excludes_0", "covers_population", "covers_these_problems")
+        ]
+        rows.append([f"{reference} and {arm}, {way}", *cells])
+    header = [
+        "repetitions, reading",
+        "95 % half-width, points",
+        "runs that exclude 0, %",
+        "cover the population's drop, %",
+        "cover the drop on these problems, %",
+    ]
+    return markdown_table(header, rows)
+
+
+def small_drop() -> str:
+    """Share of simulated runs that detect a drop of 5 points."""
+    results = read("paper_power")
+    results = results[
+        (results["effect"] == 0.05)
+        & (results["concentration"] == 1.0)
+        & (results["repetitions"] == results["arm_repetitions"])
+    ]
+    ways = results.pivot_table(index="repetitions", columns="way", values="excludes_0")
+    rows = [[f"{count}", percent(row["paired"], 0), percent(row["unpaired"], 0)] for count, row in ways.iterrows()]
+    return markdown_table(["repetitions of both arms", "paired, %", "unpaired, %"], rows)
+
+
+def soak() -> str:
+    """Counts and checks of the load test of the vLLM server."""
+    record = json.loads((RESULTS / "soak.json").read_text())
+    rows = [["minutes", f"{record['minutes']:g}"], ["clients", str(record["clients"])], ["pages", str(record["pages"])]]
+    rows += [["requests", f"{sum(record['counts'].values()):,}"]]
+    rows += [[what, "yes" if passed else "NO"] for what, passed in record["checks"].items()]
+    return markdown_table(["", "recorded"], rows)
+
+
+RESULT_TABLES: dict[str, Callable[[], str]] = {
+    "headlines": headlines,
+    "ledger-pair": ledger_pair,
+    "toy-bits": toy_bits,
+    "toy-patching": toy_patching,
+    "probe-toys": probe_toys,
+    "toy-leakage": toy_leakage,
+    "passcode": passcode,
+    "probe-calibration": probe_calibration,
+    "audit-calibration": audit_calibration,
+    "defences": defences,
+    "adapted-drop": adapted_drop,
+    "sealed-cost": sealed_cost,
+    "curriculum": curriculum,
+    "paper-power": paper_power,
+    "small-drop": small_drop,
+    "soak": soak,
+}

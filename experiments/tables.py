@@ -1,0 +1,46 @@
+"""Write the tables of README.md and docs/ from the recorded results.
+
+    PYTHONPATH=. python -m experiments.tables          # or: make tables
+
+A page marks a table by `<!-- table: NAME -->` and `<!-- end of table -->`; everything between is replaced. The figures
+come from `experiments/results` and `benchmarks/results`. `tests/test_documents.py` fails while a table is out of date.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from experiments.benchmark_tables import BENCHMARK_TABLES
+from experiments.result_tables import RESULT_TABLES
+
+ROOT = Path(__file__).parent.parent
+TABLES: dict[str, Callable[[], str]] = RESULT_TABLES | BENCHMARK_TABLES
+MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """Return the pages that may hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def with_tables(text: str) -> str:
+    """Return the text of a page with every marked table made from the recorded results.
+
+    Raises:
+        KeyError: A table is marked that is not in `TABLES`.
+    """
+    return MARKED.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}", text)
+
+
+def main() -> None:
+    """Rewrite every page whose tables are out of date."""
+    for page in pages():
+        old = page.read_text()
+        new = with_tables(old)
+        if new != old:
+            page.write_text(new)
+            print(f"updated {page.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The findings of an ablation in two or three sentences."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+
+def ablation_findings(results: pd.DataFrame, summary: Mapping[str, Any], configuration: Mapping[str, Any]) -> list[str]:
+    """Return what an ablation found, whether its controls passed, and what limits the conclusion.
+
+    Args:
+        results: Rows of `ghosttrace.ablation.summary.summarise`.
+        summary: Content of summary.json.
+        configuration: Content of run.json.
+    """
+    found = [_effect(results, summary["headline_arm"]), _swapped(results)]
+    return [
+        sentence for sentence in (*found, _controls(results, summary, configuration), _truncated(results)) if sentence
+    ]
+
+
+def _effect(results: pd.DataFrame, arm: str | None) -> str | None:
+    """Return the effect of the headline arm on each benchmark."""
+    if arm is None:
+        return None
+    parts = []
+    for row in results[results["arm"] == arm].to_dict("records"):
+        low, high = 100 * row["effect_low"], 100 * row["effect_high"]
+        parts.append(f"{100 * row['effect']:+.1f} points [{low:+.1f}, {high:+.1f}] on {row['bench']}")
+    return f"Compared with memento, {arm} changed accuracy by {', '.join(parts)}."
+
+
+def _swapped(results: pd.DataFrame) -> str | None:
+    """Return the share of answers that follow the counterfactual block under `swap`."""
+    rows = results[results["follows_donor"].notna()].to_dict("records")
+    if not rows:
+        return None
+    parts = [f"{100 * row['follows_donor']:.1f} % on {row['bench']}" for row in rows]
+    return (
+        "With one memento's keys and values computed from a counterfactual block under the same text (swap), answers "
+        f"that followed the counterfactual block: {', '.join(parts)}."
+    )
+
+
+def _controls(results: pd.DataFrame, summary: Mapping[str, Any], configuration: Mapping[str, Any]) -> str:
+    """Return whether the effects can be relied on."""
+    if summary["failures"]:
+        return f"Do not rely on these numbers, because a control failed: {'; '.join(summary['failures'])}."
+    arms = configuration["arms"]
+    controls = [name for name in dict.fromkeys(results["arm"]) if arms[name]["control"]]
+    if not controls:
+        return "No control arm was part of this run: add placebo to --arms before relying on the effects."
+    sealed = any(arms[name]["sealed"] for name in results["arm"]) and results["follows_donor"].isna().all()
+    caveat = " A drop under a sealed arm can also come from a cache unfamiliar to the model." if sealed else ""
+    return f"The controls passed: the interval of {' and '.join(controls)} includes 0, as it must.{caveat}"
+
+
+def _truncated(results: pd.DataFrame) -> str | None:
+    """Return which arms had truncated responses."""
+    by_arm = results.groupby("arm", sort=False)[["truncated", "n_samples"]].sum()
+    parts = [
+        f"{row['truncated']:,} of {row['n_samples']:,} under {arm}"
+        for arm, row in by_arm.iterrows()
+        if row["truncated"]
+    ]
+    return f"Responses that reached the token limit: {', '.join(parts)}." if parts else None

@@ -1,0 +1,23 @@
+"""The findings of a fine-tuning run in sentences."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def training_findings(summary: Mapping[str, Any]) -> list[str]:
+    """Return the last training losses and whether the trained weights can be used.
+
+    Args:
+        summary: Content of summary.json.
+    """
+    last = summary["results"][-1] if summary["results"] else {}
+    losses = [
+        f"{name.removeprefix('loss_')} {value:.3f}"
+        for name, value in last.items()
+        if name.startswith("loss_") and value is not None
+    ]
+    logged = f"; last logged losses, in nats per token: {', '.join(losses)}" if losses else ""
+    found = [f"Trained for {summary['steps']:,} steps{logged}."]
+    if not summary["valid"]:
+        return [*found, "Do not rely on this model, because some weights are not finite: lower the learning rate."]
+    return [*found, "A low loss does not show whether the model uses the ghost channel: run ablate on it."]

@@ -155,7 +155,7 @@ def test_partial_changes_only_last_tokens_of_upper_layers() -> None:
 
 def test_part_with_last_tokens_needs_mementos() -> None:
     for bad in ({"last": 2}, {"last": 2, "carrier": "delimiters"}, {"last": 0, "carrier": "mementos"}):
-        with pytest.raises(UserError, match="last tokens"):
+        with pytest.raises(UserError, match="last selects tokens of mementos"):
             Part(**bad)  # type: ignore[arg-type]
 
 

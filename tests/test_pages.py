@@ -90,5 +90,5 @@ def test_move_equals_copying_token_by_token(backend: Plain, order: tuple[int, ..
 
 
 def test_unsupported_page_layout_is_refused() -> None:
-    with pytest.raises(UserError, match="does not keep each token"):
+    with pytest.raises(UserError, match="cannot be compacted: choose another --attention-backend"):
         PageMover([layer(Mixed(), (0, 1, 2, 3))])

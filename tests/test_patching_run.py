@@ -209,7 +209,7 @@ def test_failed_control_invalidates_the_run(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(CACHE_ARMS, "placebo", Noise(2.0))
     command = ["patch", "--bench", "ledger-h1", "--limit", "3", "--out", str(tmp_path / "run")]
     done = CliRunner().invoke(cli.app, command)
-    assert done.exit_code == 12 and "INVALID" in done.output
+    assert done.exit_code == 12 and "Do not rely on these numbers" in done.output
     reopened = open_run(tmp_path / "run")
     assert not reopened.results["valid"].any() and not reopened.valid and "placebo" in reopened.failures[0]
     assert not any(row["valid"] for row in reopened.summary["site_sets"])
@@ -220,4 +220,4 @@ def test_command_prints_the_site_set(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli.app, [*command, "--out", str(tmp_path / "run")])
     assert done.exit_code == 0
     assert "layer 3 values at token 3" in done.output.replace("\n", " ")
-    assert "seal," not in done.output and "Controls held" in done.output
+    assert "seal," not in done.output and "The controls passed." in done.output

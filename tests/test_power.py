@@ -231,42 +231,6 @@ def recorded(column: str, way: str, repetitions: tuple[int, int], concentration:
     return 100 * RESULTS.set_index(CELL).loc[(effect, *repetitions, way, concentration), column]
 
 
-def test_tables_of_the_document_equal_the_recorded_simulation() -> None:
-    text = (ROOT / "docs" / "statistics.md").read_text()
-    designs = [((64, 8), "unpaired"), ((64, 8), "paired"), ((8, 8), "paired"), ((64, 64), "paired")]
-    designs += [((64, 8), "fixed"), ((64, 64), "fixed")]
-    columns = {"half_width": ".1f", "excludes_0": ".0f", "covers_population": ".0f", "covers_these_problems": ".0f"}
-    for repetitions, way in designs:
-        numbers = [
-            " / ".join(f"{recorded(column, way, repetitions, c):{form}}" for c in (0.5, 1.0, 2.0))
-            for column, form in columns.items()
-        ]
-        assert f"| {repetitions[0]} and {repetitions[1]}, {way} | {' | '.join(numbers)} |" in text
-    assert set(RESULTS["runs"]) == {2000}
-
-
-def test_sentences_of_the_document_equal_the_recorded_simulation() -> None:
-    flat = " ".join((ROOT / "docs" / "statistics.md").read_text().split())
-    unpaired, paired = (recorded("half_width", way, (64, 8), 1.0) for way in ("unpaired", "paired"))
-    assert f"± {unpaired:.1f} points (a + b = 1)" in flat
-    assert f"excluded 0 in {recorded('excludes_0', 'unpaired', (64, 8), 1.0):.0f} % of runs" in flat
-    assert f"the same answers give ± {paired:.1f} points" in flat
-    assert f"of both give ± {recorded('half_width', 'paired', (8, 8), 1.0):.1f} and exclude 0 in " in flat
-    assert f"exclude 0 in {recorded('excludes_0', 'paired', (8, 8), 1.0):.0f} % of runs, so" in flat
-    five = [recorded("excludes_0", "paired", (n, n), 1.0, 0.05) for n in (8, 32, 64)]
-    assert "8 and 8 find it in {:.0f} % of runs, 32 and 32 in {:.0f} %, 64 and 64 in {:.0f} %".format(*five) in flat
-    assert f"({recorded('excludes_0', 'unpaired', (64, 64), 1.0, 0.05):.0f} % at 64 and 64)" in flat
-    assert f"in fewer, {recorded('covers_population', 'fixed', (64, 64), 1.0):.0f} % at 64 and 64." in flat
-    for quoted, c in (
-        ("promises {:.0f} % where {:.0f} % of the runs", 1.0),
-        ("promises {:.0f} % where {:.0f} % do", 0.5),
-    ):
-        promised = [recorded(column, "paired", (32, 32), c, 0.05) for column in ("planned_power", "excludes_0")]
-        assert quoted.format(*promised) in flat
-    narrow = [recorded("under_half_of_paired", "fixed", r, 1.0) for r in ((64, 64), (64, 8))]
-    assert "interval in {:.0f} % of runs; at 64 and 8 in {:.0f} %.".format(*narrow) in flat
-
-
 @pytest.mark.parametrize("concentration", [0.5, 1.0, 2.0])
 def test_recorded_simulation_agrees_with_the_closed_forms(concentration: float) -> None:
     rows = RESULTS[(RESULTS["concentration"] == concentration) & (RESULTS["repetitions"] >= 8)]

@@ -40,8 +40,8 @@ def trace_findings(trace: "TraceInfo") -> list[str]:
     peak, area = int(trace.kv_tokens_held.max()), int(trace.kv_tokens_held.sum())
     unerased_area = trace.tokens * (trace.tokens + 1) // 2
     return [
-        f"Of {trace.tokens:,} tokens at most {peak:,} are in the cache at once: {trace.tokens / peak:.2f}x less at the peak "
-        f"and {unerased_area / area:.2f}x less over time than without erasing ({blocks} blocks)."
+        f"Of {trace.tokens:,} tokens at most {peak:,} are in the cache at once: {trace.tokens / peak:.2f}x less at the "
+        f"peak and {unerased_area / area:.2f}x less over time than without erasing ({blocks} blocks)."
     ]
 
 

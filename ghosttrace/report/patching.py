@@ -46,7 +46,7 @@ def patch_findings(site_sets: Sequence[Mapping[str, Any]], failures: Sequence[st
     """
     found = [site_set_text(row) for row in site_sets]
     if not found:
-        found = ["No set of sites was searched, because no source has counterfactual blocks: see the table."]
+        found = ["No set of sites was searched: no source has counterfactual blocks whose swap has an effect."]
     if failures:
         return [*found, f"Do not rely on these numbers, because a control failed: {'; '.join(failures)}."]
     sufficient = " Each set is sufficient on these traces; others may be as well." if site_sets else ""

@@ -26,8 +26,8 @@ def plan_findings(plan: "Plan") -> list[str]:
     return [
         needed,
         f"With {assumptions.repetitions:,} repetitions the power is {power}.",
-        "The plan assumes that the arm shifts the log odds of every problem equally. An effect that is carried by a few "
-        "problems needs more problems than planned.",
+        "The plan assumes that the arm shifts the log odds of every problem equally. An effect that is carried by a "
+        "few problems needs more problems than planned.",
     ]
 
 

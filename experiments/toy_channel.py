@@ -30,7 +30,7 @@ def measure_patching(models: tuple[str, ...] = MODELS, limit: int = 50) -> pd.Da
     parts = []
     for model in models:
         results = gt.patch(model, bench="ledger-h1,ledger-h3", limit=limit).results
-        whole = results[results["place"] == "all"]
+        whole = results[results["offset"] == "all"]
         parts.append(whole.assign(model=model, layer=whole["layer"].astype(str)))
     return pd.concat(parts, ignore_index=True)
 

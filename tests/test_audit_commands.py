@@ -41,15 +41,15 @@ def token_trace(name: str, *blocks: str, memento: str = "abc") -> TokenTrace:
 
 def test_marked_secrets_in_the_retained_text_are_excluded(tmp_path: Path) -> None:
     traces = [token_trace(f"t{k}", "abc", "dghe" if k % 2 else "jfhe", "cde", "abc") for k in range(8)]
-    traces.append(token_trace("told", "abc", "dghe", "cde", "abc", memento="dgh"))
+    traces.append(token_trace("revealed", "abc", "dghe", "cde", "abc", memento="dgh"))
     rows = [{"trace": f"t{k}", "block": 1, "text": "dgh" if k % 2 else "jfh"} for k in range(8)]
-    rows += [{"trace": "told", "block": 1, "text": "dgh"}, {"trace": "none", "block": 1, "text": "dgh"}]
+    rows += [{"trace": "revealed", "block": 1, "text": "dgh"}, {"trace": "none", "block": 1, "text": "dgh"}]
     rows += [{"trace": "t1", "block": 3, "text": "dgh"}, {"trace": "t1", "block": 1, "text": "zzz"}]
     traces.append(token_trace("twice", "jdgh", "dghe", "cde", "abc"))
     rows.append({"trace": "twice", "block": 1, "text": "dgh"})
     task, excluded = marked_task(traces, toy(), read_marks(marks(tmp_path, *rows)), 1)
     assert len(task.samples) == 8 and task.targets[0].classes == ("dgh", "jfh")
-    assert [exclusion.trace for exclusion in excluded] == ["told", "none", "t1", "t1", "twice"]
+    assert [exclusion.trace for exclusion in excluded] == ["revealed", "none", "t1", "t1", "twice"]
     assert (
         "retained text contains the secret" in excluded[0].reason
         and "also occurs in an earlier block" in excluded[-1].reason

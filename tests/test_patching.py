@@ -80,7 +80,7 @@ def patched_by_hand(
     site_indices = carrier_token_indices(case, checkpoint, 2)
     keys, values = clean.keys.clone(), clean.values.clone()
     for site in sites:
-        is_patched = np.isin(held, site_indices[site.carrier, site.place])
+        is_patched = np.isin(held, site_indices[site.carrier, site.offset])
         layers = slice(None) if site.layer == ALL else slice(site.layer, site.layer + 1)
         for letter, states, altered_states in (("k", keys, altered.keys), ("v", values, altered.values)):
             if letter in site.kv:
@@ -161,7 +161,7 @@ def test_patch_has_no_effect_where_states_are_equal(family: str, number: int) ->
     cases = [case_of(seed, 3, number) for seed in range(2)]
     results, _ = results_of(checkpoint_of(family), cases, parts=1)
     assert failed_controls(results) == () and results["valid"].all()
-    rows = results.set_index(["intervention", "carrier", "place", "layer", "kv"])["bits"].sort_index()
+    rows = results.set_index(["intervention", "carrier", "offset", "layer", "kv"])["bits"].sort_index()
     for kind in ("seal", "swap"):
         for carrier in ("placebo", "prompt", "arm"):
             assert abs(rows[kind, carrier, "all", "all", "kv"]) < 1e-4
@@ -258,7 +258,7 @@ def test_traces_without_a_counterfactual_are_only_sealed() -> None:
     results, _ = results_of(checkpoint_of("qwen3"), cases)
     assert set(results["intervention"]) == {"seal"} and results["valid"].all()
     assert results["follows_donor"].isna().all() and results["keeps_original"].isna().all()
-    memento = results[(results["carrier"] == "memento") & (results["place"] != "all")]
-    assert set(memento["place"]) == set(range(min(lengths) + 2))
+    memento = results[(results["carrier"] == "memento") & (results["offset"] != "all")]
+    assert set(memento["offset"]) == set(range(min(lengths) + 2))
     single, _ = results_of(checkpoint_of("qwen3"), cases[:1])
     assert single["bits_low"].isna().all() and single["valid"].all()

@@ -44,7 +44,7 @@ def patched(model: str) -> tuple[Checkpoint, list[PatchCase], pd.DataFrame, dict
 def test_the_answer_is_carried_by_values_of_the_last_layer(model: str) -> None:
     _, _, results, site_sets = patched(model)
     assert results["valid"].all() and failed_controls(results) == ()
-    joint_rows = results[(results["place"] == "all")].set_index(["source", "intervention", "carrier", "layer", "kv"])
+    joint_rows = results[(results["offset"] == "all")].set_index(["source", "intervention", "carrier", "layer", "kv"])
     for source in ("ledger-h1", "ledger-h3"):
         swap = joint_rows.loc[source, "swap"]
         assert swap.loc[("everything", "all", "kv"), "follows_donor"] == 1
@@ -68,10 +68,10 @@ def test_the_answer_is_carried_by_values_of_the_last_layer(model: str) -> None:
 def test_each_hidden_digit_is_at_its_own_token() -> None:
     """In `toy-open` the three digits of the answer are at tokens 0 (`<|summary_start|>`), 2 and 3 of the memento."""
     _, _, results, site_sets = patched("toy-open")
-    assert {site.place for site in site_sets["ledger-h1"].sites} == {3}
-    assert {site.place for site in site_sets["ledger-h3"].sites} == {0, 2, 3}
+    assert {site.offset for site in site_sets["ledger-h1"].sites} == {3}
+    assert {site.offset for site in site_sets["ledger-h3"].sites} == {0, 2, 3}
     rows = results[(results["source"] == "ledger-h3") & (results["intervention"] == "swap")]
-    rows = rows[(rows["carrier"] == "memento") & (rows["layer"] == "all") & (rows["kv"] == "v")].set_index("place")
+    rows = rows[(rows["carrier"] == "memento") & (rows["layer"] == "all") & (rows["kv"] == "v")].set_index("offset")
     for digit, token in enumerate((0, 2, 3)):
         by_token = np.array(rows.loc[token, "by_token"])
         assert by_token[digit] > 10 and np.abs(np.delete(by_token, digit)).max() < 0.1
@@ -114,7 +114,7 @@ def row_of(trace: str, own: float, other: float, greedy: tuple[bool, bool], **mo
     """Return a record of two sites: everything (log2p of own text -10, of the donor's -1), and a memento token."""
     row = {"source": "s", "trace": trace, "intervention": "swap", "block": 0, "own": [1, 2], "other": [1, 3]}
     row |= {"clean": [-1.0], "clean_other": -12.0, "arm": -10.0, "carrier": ["everything", "memento"]}
-    row |= {"place": [ALL, 1], "token": ["all", trace], "layer": [ALL, 2], "kv": ["kv", "v"]}
+    row |= {"offset": [ALL, 1], "token": ["all", trace], "layer": [ALL, 2], "kv": ["kv", "v"]}
     row |= {"log2p_own": [-10.0, own], "log2p_other": [-1.0, other], "by_token": [[-10.0], [own]]}
     return row | {"greedy_own": [False, greedy[0]], "greedy_other": [True, greedy[1]]} | more
 
@@ -167,7 +167,7 @@ def test_run_folder_and_resume(tmp_path: Path) -> None:
     assert (summary["command"], summary["valid"], summary["failures"]) == ("patch", True, [])
     assert summary["results"][0]["layer"] == "all" and not result.results["control"].all()
     (sites,) = result.site_sets
-    assert sites["enough"] and sites["sites"][0]["place"] == 3 and sites["valid"]
+    assert sites["enough"] and sites["sites"][0]["offset"] == 3 and sites["valid"]
     assert "All controls passed" in result.page()
     contents = (tmp_path / "run" / "samples.parquet").read_bytes()
     kept = parquet.read_table(tmp_path / "run" / "samples.parquet").to_pylist()[:2]

@@ -138,12 +138,12 @@ class AuditContext:
     def posteriors(
         self, secret: str, site: ProbeSite, condition: str = "open", without_text: bool = False
     ) -> Posteriors:
-        """Return the posteriors of a linear probe for each part of a secret. Each probe is fitted once and cached.
+        """Return the posteriors of a linear probe for each part of a secret, for all traces, fitted once and stored.
 
         Args:
             secret: Name of the secret.
             site: Site of the probe.
-            condition: The cache to read: `open` or `sealed`.
+            condition: Which KV cache the probe reads: `open` (as the defence leaves it) or `sealed`.
             without_text: Start the probe from the class frequencies, not from the text baseline.
         """
         key = (secret, site, condition, without_text)

@@ -58,13 +58,13 @@ class Utility:
     """Utility of a model under an arm and under `memento`.
 
     Attributes:
-        unit: `accuracy`, or `bits a token`: log2 of the probability of the trace's own tokens.
+        unit: `accuracy`, or `bits per token`: log2 of the probability of the trace's own tokens.
         defended, undefended: Means under the arm and under `memento`, with 95 % intervals over problems or traces.
         effect: Paired effect, defended minus undefended.
         n: Number of problems or traces.
     """
 
-    unit: Literal["accuracy", "bits a token"]
+    unit: Literal["accuracy", "bits per token"]
     defended: Estimate
     undefended: Estimate
     effect: Estimate
@@ -248,5 +248,5 @@ def likelihood_utility(checkpoint: Checkpoint, arm: Arm, traces: Sequence[Sequen
     defended, undefended, count = np.array(sums, dtype=float).T
     effect = ratio_estimate(defended - undefended, count)
     return Utility(
-        "bits a token", ratio_estimate(defended, count), ratio_estimate(undefended, count), effect, len(sums)
+        "bits per token", ratio_estimate(defended, count), ratio_estimate(undefended, count), effect, len(sums)
     )

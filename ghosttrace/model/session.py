@@ -160,7 +160,11 @@ class Session:
         return plan
 
     def _process(self, chunks: list[list[int]], all_logits: bool) -> list[Tensor]:
-        """Append a chunk to each row without any erasures and update `logits` and the rows."""
+        """Process a chunk of tokens of each row and update `logits` and the rows; nothing is erased.
+
+        Returns:
+            The logits of each chunk, float[n, V], with `all_logits`; else an empty list.
+        """
         index = [
             np.arange(row.num_processed, row.num_processed + len(chunk))
             for row, chunk in zip(self.rows, chunks, strict=True)

@@ -14,7 +14,7 @@ from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.sampling import random_stream
 
 ALL = -1
-"""Value of `PatchSite.place` or `PatchSite.layer` that selects all tokens of the carrier, or all layers."""
+"""Value of `PatchSite.offset` or `PatchSite.layer` that selects all tokens of the carrier, or all layers."""
 DONOR_STREAM = 1_000_033
 """Part of the random stream key of donors, so that they share no random numbers with other draws."""
 
@@ -135,19 +135,19 @@ class PatchSite:
             `earlier`, all tokens retained from earlier blocks and mementos; `prompt`, the tokens before the first
             block; `everything`, all retained tokens; `placebo`, all retained tokens, with states from a pass that
             differs in nothing.
-        place: index of a token, or of a run of tokens, within the carrier; `ALL` for the whole carrier.
+        offset: index of a token, or of a run of tokens, within the carrier; `ALL` for the whole carrier.
         layer: layer index, or `ALL`.
         kv: `k` (keys), `v` (values) or `kv` (both).
     """
 
     carrier: str
-    place: int = ALL
+    offset: int = ALL
     layer: int = ALL
     kv: str = "kv"
 
 
 CarrierIndices = dict[tuple[str, int], np.ndarray]
-"""Token indices in the trace, int64[n] ascending, by (carrier, place) of a `PatchSite`."""
+"""Token indices in the trace, int64[n] ascending, by (carrier, offset) of a `PatchSite`."""
 
 
 def carrier_token_indices(case: PatchCase, checkpoint: Checkpoint, n_runs: int) -> CarrierIndices:
@@ -159,7 +159,7 @@ def carrier_token_indices(case: PatchCase, checkpoint: Checkpoint, n_runs: int) 
         n_runs: number of runs into which the text of the memento is divided; at most its number of tokens.
 
     Returns:
-        Token indices by (carrier, place). Carriers without tokens in this trace are omitted.
+        Token indices by (carrier, offset). Carriers without tokens in this trace are omitted.
     """
     block, prefix = case.block, case.ids(False)[: case.block.memento_end + 1]
     retained = np.flatnonzero(expiry(prefix, checkpoint.markup, checkpoint.policy) > len(prefix))
@@ -181,19 +181,19 @@ def carrier_token_indices(case: PatchCase, checkpoint: Checkpoint, n_runs: int) 
 
 
 def all_sites(carrier_indices: CarrierIndices, n_layers: int) -> list[PatchSite]:
-    """Return every site: each carrier and place, in each layer and in all, by keys, by values and by both.
+    """Return every site: each carrier and offset, in each layer and in all, by keys, by values and by both.
 
     The controls `placebo` and `prompt` have one site each, the whole carrier in all layers.
 
     Args:
-        carrier_indices: token indices by (carrier, place); only the keys are used.
+        carrier_indices: token indices by (carrier, offset); only the keys are used.
         n_layers: number of layers of the model.
     """
     sites = []
-    for carrier, place in carrier_indices:
+    for carrier, offset in carrier_indices:
         is_control = carrier in ("placebo", "prompt")
         for layer in (ALL,) if is_control else (ALL, *range(n_layers)):
-            sites += [PatchSite(carrier, place, layer, kv) for kv in (("kv",) if is_control else ("k", "v", "kv"))]
+            sites += [PatchSite(carrier, offset, layer, kv) for kv in (("kv",) if is_control else ("k", "v", "kv"))]
     return sites
 
 

@@ -64,7 +64,7 @@ class Patcher:
         n_runs: number of runs into which the text of each memento is divided (see `carrier_token_indices`).
 
     Attributes:
-        carrier_indices: token indices by (carrier, place), for each case.
+        carrier_indices: token indices by (carrier, offset), for each case.
         caches: the cache of the batch by name; row i belongs to case i.
     """
 
@@ -120,7 +120,7 @@ class Patcher:
     def _copy_site(self, cache: KVCache, row: int, patch: Patch, site: PatchSite) -> None:
         """Copy the states of one site into a row of the cache."""
         source = self.caches["placebo" if site.carrier == "placebo" else patch.cache_name]
-        tokens = self.carrier_indices[patch.case_index][site.carrier, site.place]
+        tokens = self.carrier_indices[patch.case_index][site.carrier, site.offset]
         target_slots = torch.from_numpy(np.searchsorted(cache.held_indices(row), tokens))
         source_slots = torch.from_numpy(np.searchsorted(source.held_indices(patch.case_index), tokens))
         for layer, (target_layer, source_layer) in enumerate(zip(cache.layers, source.layers, strict=True)):

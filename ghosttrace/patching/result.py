@@ -28,7 +28,7 @@ class PatchResult(RunResult):
     def site_sets(self) -> list[Mapping[str, Any]]:
         """Sites that together carry the answer, one mapping per source on which a swap had an effect.
 
-        Its keys are source, sites (each with carrier, place, layer, kv and token), recovered (share of the effect of
+        Its keys are source, sites (each with carrier, offset, layer, kv and token), recovered (share of the effect of
         swapping everything, with recovered_low and recovered_high), n_traces, enough (whether the search reached the
         required share) and valid.
         """

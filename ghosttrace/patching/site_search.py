@@ -57,10 +57,10 @@ class SiteSet:
             results: the table returned by `summarise`, from which the texts of the tokens are taken.
         """
         swap_rows = results[(results["source"] == self.source) & (results["intervention"] == "swap")]
-        texts = {(row["carrier"], row["place"]): row["token"] for row in swap_rows.to_dict("records")}
-        names, share = ("carrier", "place", "layer", "kv"), self.recovered
+        texts = {(row["carrier"], row["offset"]): row["token"] for row in swap_rows.to_dict("records")}
+        names, share = ("carrier", "offset", "layer", "kv"), self.recovered
         sites = [
-            {name: getattr(site, name) for name in names} | {"token": texts[site.carrier, site.place]}
+            {name: getattr(site, name) for name in names} | {"token": texts[site.carrier, site.offset]}
             for site in self.sites
         ]
         bounds = {"recovered_low": share.low, "recovered_high": share.high}
@@ -107,9 +107,9 @@ def _rank_sites(results: pd.DataFrame) -> list[PatchSite]:
     """Return single sites by the share that each recovers alone, largest first; none if swapping has no effect."""
     if results["recovered"].isna().all():
         return []
-    single = results[(results["place"] != "all") & (results["layer"] != "all") & (results["kv"] != "kv")]
+    single = results[(results["offset"] != "all") & (results["layer"] != "all") & (results["kv"] != "kv")]
     order = single.sort_values("recovered", ascending=False, kind="stable")
-    return [PatchSite(row["carrier"], row["place"], row["layer"], row["kv"]) for row in order.to_dict("records")]
+    return [PatchSite(row["carrier"], row["offset"], row["layer"], row["kv"]) for row in order.to_dict("records")]
 
 
 def _joint_share(
@@ -172,7 +172,7 @@ def joint_effect(
     for batch in batch_cases(cases, batch_tokens):
         patcher = Patcher(checkpoint, batch, (name,), n_runs)
         patched_sites: list[list[tuple[PatchSite, ...]]] = [
-            [(), tuple(site for site in sites if (site.carrier, site.place) in carrier_indices), (WHOLE_CACHE,)]
+            [(), tuple(site for site in sites if (site.carrier, site.offset) in carrier_indices), (WHOLE_CACHE,)]
             for carrier_indices in patcher.carrier_indices
         ]
         log2p_difference = np.zeros((len(batch), 3))  # without a patch, at the sites, everywhere

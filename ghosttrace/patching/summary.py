@@ -18,7 +18,7 @@ TOLERATED_SHARE = 0.05
 MIN_EFFECT_BITS = 0.1
 """Minimum effect of patching everything, in bits per trace, of which a recovered share is computed."""
 RESULT_COLUMNS = (
-    *("source", "intervention", "carrier", "place", "token", "layer", "kv", "n_traces"),
+    *("source", "intervention", "carrier", "offset", "token", "layer", "kv", "n_traces"),
     *("bits", "bits_low", "bits_high", "size", "by_token"),
     *("follows_donor", "follows_low", "follows_high", "keeps_original"),
     *("recovered", "recovered_low", "recovered_high", "p", "p_holm", "control"),
@@ -32,7 +32,7 @@ def summarise(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
         rows: records of layout `PATCH_TABLE`.
 
     Returns:
-        One row per source, intervention, carrier, place, layer and kv. `place` and `layer` are `all` for all of them.
+        One row per source, intervention, carrier, offset, layer and kv. `offset` and `layer` are `all` for all of them.
         The other columns are:
         - token: text of the token, or `varies` if it differs between traces.
         - n_traces: number of traces with this site.
@@ -65,7 +65,7 @@ def _result_rows(source: str, name: str, group: Sequence[dict[str, Any]]) -> lis
     """Return the result rows of the records of one source and intervention."""
     entries: dict[PatchSite, list[tuple[dict[str, Any], int]]] = {}  # by site: records, and its index in their lists
     for row in group:
-        for index, site in enumerate(map(PatchSite, row["carrier"], row["place"], row["layer"], row["kv"])):
+        for index, site in enumerate(map(PatchSite, row["carrier"], row["offset"], row["layer"], row["kv"])):
             entries.setdefault(site, []).append((row, index))
     whole_effect = {id(row): _effect_bits(row, index) for row, index in entries[WHOLE_CACHE]}
     lines = [
@@ -73,7 +73,7 @@ def _result_rows(source: str, name: str, group: Sequence[dict[str, Any]]) -> lis
         for site, site_entries in entries.items()
     ]
     gap = np.array([row["log2p_own"][index] - row["arm"] for row, index in entries[WHOLE_CACHE]])
-    arm = {"source": source, "intervention": name, "carrier": "arm", "place": "all", "token": "all", "layer": "all"}
+    arm = {"source": source, "intervention": name, "carrier": "arm", "offset": "all", "token": "all", "layer": "all"}
     lines.append(arm | {"kv": "kv", "n_traces": len(group)} | _bits(gap))
     for line in lines:
         line["control"] = is_control(line)
@@ -94,7 +94,7 @@ def _result_row(
         whole_effect: effect of patching everything, in bits, by `id` of the record.
     """
     tokens = list(dict.fromkeys(row["token"][index] for row, index in entries))
-    line: dict[str, Any] = {"carrier": site.carrier, "place": "all" if site.place == ALL else site.place}
+    line: dict[str, Any] = {"carrier": site.carrier, "offset": "all" if site.offset == ALL else site.offset}
     line |= {"token": tokens[0] if len(tokens) == 1 else "varies", "layer": "all" if site.layer == ALL else site.layer}
     line |= {"kv": site.kv, "n_traces": len(entries)}
     line |= _bits(np.array([sum(row["clean"]) - row["log2p_own"][index] for row, index in entries]))

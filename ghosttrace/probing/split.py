@@ -40,7 +40,7 @@ class Split:
         return names
 
     def describe(self) -> dict[str, Any]:
-        """Return the split as recorded in run.json: what its sets do not share, their sizes, and a digest."""
+        """Return the split as recorded in run.json: what no two of its sets have in common, sizes, and a digest."""
         sizes = {name: len(getattr(self, name)) for name in ("train", "validation", "test")}
         return {"shares no": self.shares, **sizes, "sha256": sha256(" ".join(self.split_names()).encode()).hexdigest()}
 

@@ -27,10 +27,10 @@ def write_traces(path: Path, checkpoint: Checkpoint, task: Task, parts: Split) -
         "base": [sample.base for sample in task.samples],
         "secret": [sample.secret for sample in task.samples],
         "block": [sample.block for sample in task.samples],
-        "where": [list(sample.secret_indices) for sample in task.samples],
+        "secret_indices": [list(sample.secret_indices) for sample in task.samples],
         "split": parts.split_names().tolist(),
         "retained": [tokens.tolist() for tokens, _ in texts],
-        "places": [indices.tolist() for _, indices in texts],
+        "retained_indices": [indices.tolist() for _, indices in texts],
     }
     for number, target in enumerate(task.targets):
         columns[target.name] = [

@@ -32,9 +32,9 @@ def site_set_text(row: Mapping[str, Any]) -> str:
 def _label(row: Mapping[Any, Any]) -> str:
     """Return a token's text, with its index in the memento unless the text identifies it."""
     text = str(row["token"])
-    if row["place"] == "all" or re.fullmatch(r"<.+>|run \d+", text):
+    if row["offset"] == "all" or re.fullmatch(r"<.+>|run \d+", text):
         return text
-    return f"token {row['place']}" if text == "varies" else f"token {row['place']} {text!r}"
+    return f"token {row['offset']}" if text == "varies" else f"token {row['offset']} {text!r}"
 
 
 def patch_findings(site_sets: Sequence[Mapping[str, Any]], failures: Sequence[str]) -> list[str]:
@@ -73,11 +73,11 @@ def patch_table(results: pd.DataFrame) -> Table:
         table.add_row(f"[bold]{escape(str(source))}[/]", "", "", f"{kind}, {count} traces")
         shown = part[~part["control"]]
         everywhere = shown[shown["layer"] == "all"]
-        layers = shown[(shown["carrier"] == "memento") & (shown["place"] == "all") & (shown["layer"] != "all")]
+        layers = shown[(shown["carrier"] == "memento") & (shown["offset"] == "all") & (shown["layer"] != "all")]
         moved = layers.assign(bits=layers["bits"].abs()).groupby("layer")["bits"].max()
         best = moved[moved >= MIN_BITS_SHOWN].nlargest(TOP_LAYERS).index
-        for (carrier, _), cell in everywhere.groupby(["carrier", "place"], sort=False):
-            whole = cell["place"].iloc[0] == "all"
+        for (carrier, _), cell in everywhere.groupby(["carrier", "offset"], sort=False):
+            whole = cell["offset"].iloc[0] == "all"
             table.add_row(str(carrier) if whole else f"  {escape(_label(cell.iloc[0].to_dict()))}", *_columns(cell))
         for layer in sorted(best):
             table.add_row(f"memento, layer {layer}", *_columns(layers[layers["layer"] == layer]))
@@ -103,9 +103,9 @@ def heat_maps(results: pd.DataFrame) -> Figure:
     Args:
         results: Rows of one source.
     """
-    single = results[(results["place"] != "all") & (results["layer"] != "all")]
+    single = results[(results["offset"] != "all") & (results["layer"] != "all")]
     kinds = list(dict.fromkeys(single["intervention"]))
-    tokens = list(dict.fromkeys(zip(single["carrier"], single["place"], strict=True)))
+    tokens = list(dict.fromkeys(zip(single["carrier"], single["offset"], strict=True)))
     layers = single["layer"].nunique()
     size = 2 * (0.62 * len(tokens) + 1.0) + 0.8, len(kinds) * (0.26 * layers + 1.5)
     figure = Figure(figsize=size, layout="constrained")
@@ -114,10 +114,10 @@ def heat_maps(results: pd.DataFrame) -> Figure:
         part = single[single["intervention"] == kind]
         top = max(float(part.loc[part["kv"] != "kv", "bits"].max()), 1e-3)
         for axis, kv in zip(line, KV_NAMES, strict=True):
-            cells = part[part["kv"] == kv].set_index(["layer", "carrier", "place"])
+            cells = part[part["kv"] == kv].set_index(["layer", "carrier", "offset"])
             grid = np.array([[cells.loc[(n, *token), "bits"] for token in tokens] for n in range(layers)], dtype=float)
             image = axis.imshow(grid, aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=top)
-            labels = [_label({"place": token[1], "token": cells.loc[(0, *token), "token"]}) for token in tokens]
+            labels = [_label({"offset": token[1], "token": cells.loc[(0, *token), "token"]}) for token in tokens]
             axis.set_xticks(range(len(tokens)), labels, rotation=30, ha="right", fontsize=7)
             axis.set_yticks(range(0, layers, max(1, layers // 12)))
             axis.set_title(f"{results['source'].iloc[0]}: {kind}, {KV_NAMES[kv]}", fontsize=9)

@@ -54,7 +54,7 @@ class MementoTrainer(SFTTrainer):
         self._loss_sums[mode] = self._loss_sums.get(mode, 0) + sums
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as TRL does, with the mean loss of each kind over all tokens in all processes since the last log."""
+        """Log as TRL does, with the mean loss per kind of token (block, memento, …) since the last log."""
         assert self.model is not None
         mode = "train" if self.model.training else "eval"
         # Sums exist in all processes or in none. A log call from a single process must not wait in `reduce`.

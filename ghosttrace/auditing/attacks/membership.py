@@ -138,7 +138,7 @@ class MembershipAttack(Attack):
 
 
 def too_few_claims_note(context: AuditContext, validation_claims: Claims | None, fpr: float) -> str:
-    """Return the note of an AUC without rates: why no threshold was set, and how many traces are needed."""
+    """Return the note that explains why true-positive rates are missing: too few false claims set no threshold."""
     claims = len(validation_claims.nonmember_scores) if validation_claims else 0
     clusters = len(np.unique(context.split.cluster))
     needed = int(np.ceil(clusters / fpr / max(1, claims)))

@@ -34,6 +34,7 @@ class MLP(Probe):
     def fit(
         self, features: Tensor, targets: Sequence[ProbeTarget], split: Split, seed: int, device: torch.device
     ) -> list[np.ndarray]:
+        """Fit one MLP for all targets; see `Probe.fit`."""
         labels, offset, n_classes = stack_targets(targets)
         features, labels, offset = features.to(device), labels.to(device), offset.to(device)
         train, validation = (torch.from_numpy(part).to(device) for part in (split.train, split.validation))

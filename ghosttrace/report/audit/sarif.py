@@ -64,7 +64,7 @@ def sarif(summary: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rule(name: str, title: str, summary: str) -> dict[str, Any]:
-    """Return the reporting descriptor of an attack or of the controls."""
+    """Return the SARIF rule (`reportingDescriptor`) of an attack or of the controls."""
     gate = (
         "An error is a leak whose whole interval is above the limit; a warning is a row that this run cannot decide. "
     )

@@ -10,7 +10,7 @@ from ghosttrace.report.tables import results_table
 def percent(value: float, low: float, high: float, signed: bool = False) -> str:
     """Format a share with its interval, in percent."""
     form = "+.1f" if signed else ".1f"
-    return f"{100 * value:{form}} [{100 * low:{form}}, {100 * high:{form}}]"
+    return f"{100 * value:{form}} [{100 * low:{form}},{100 * high:{form}}]"
 
 
 def ablation_table(results: pd.DataFrame) -> Table:

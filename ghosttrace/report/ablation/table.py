@@ -24,6 +24,7 @@ def ablation_table(results: pd.DataFrame) -> Table:
         "+/-: problems better and worse; mde: minimum detectable effect (80 % power); "
         "KV: mean peak of KV tokens.",
     )
+    table.padding = 0  # the columns are one space apart, so that names and numbers fit
     table.add_column("arm", no_wrap=True)
     for name in ("accuracy", "effect", "+/-", "mde", "KV"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -29,6 +29,14 @@ def open_run(folder: str | Path) -> RunResult:
 
     Raises:
         UserError: the folder is not a finished run of one of these commands.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from ghosttrace import bits
+        >>> with TemporaryDirectory() as folder:
+        ...     run = bits("toy-mixed", bench="ledger-h3", limit=2, out=folder)
+        ...     open_run(folder) == run
+        True
     """
     path = Path(folder)
     if not (path / "run.json").is_file():

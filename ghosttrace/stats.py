@@ -153,6 +153,10 @@ def holm(p: Sequence[float]) -> list[float]:
 
     Returns:
         The adjusted p-values, in the order of `p`.
+
+    Example:
+        >>> holm([0.01, 0.04])
+        [0.02, 0.04]
     """
     order = np.argsort(p, kind="stable")
     steps = np.asarray(p, dtype=float)[order] * np.arange(len(p), 0, -1)
@@ -176,6 +180,10 @@ def pass_at_k(correct: np.ndarray, total: np.ndarray, k: int) -> np.ndarray:
 
     Raises:
         UserError: a problem has fewer than k samples.
+
+    Example:
+        >>> pass_at_k(np.array([1, 4]), np.array([4, 4]), k=2)
+        array([0.5, 1. ])
     """
     if k < 1 or k > np.min(total):
         raise UserError(

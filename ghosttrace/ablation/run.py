@@ -67,6 +67,11 @@ def ablate(
 
     Raises:
         UserError: The request is invalid. It is raised before any sample is generated.
+
+    Example:
+        >>> run = ablate("toy-mixed", "ledger-h3", ["swap"], limit=2)
+        >>> run.results.set_index("arm").loc["swap", "follows_donor"]  # 1.0: every answer follows the swapped block
+        np.float64(1.0)
     """
     settings = AblationSettings(
         arms=None if arms is None else tuple(as_list(arms)),

@@ -123,6 +123,14 @@ def expiry(token_ids: Sequence[int] | np.ndarray, markup: Markup, policy: Policy
 
     Returns:
         int64[T]: for each key, the token index of the first query that no longer sees it; `NEVER` if it is retained.
+
+    Example:
+        Tokens 1 to 4 are the delimiters. The block (indices 1 to 3) expires after the memento's last token.
+
+        >>> markup = Markup(block_start=1, block_end=2, summary_start=3, summary_end=4)
+        >>> policy = Policy(mask_delimiters=True, require_assistant_section=False)
+        >>> expiry([9, 1, 8, 2, 3, 7, 4, 9], markup, policy)[1:4]
+        array([7, 7, 7])
     """
     times = np.full(len(token_ids), NEVER, dtype=np.int64)
     for erasure in erasures(token_ids, markup, policy):
@@ -183,6 +191,10 @@ def alive(expiry: np.ndarray) -> np.ndarray:
 
     Returns:
         int64[T]. The maximum is the peak; the sum is the area under the curve, in token-steps.
+
+    Example:
+        >>> alive(np.array([NEVER, 2, NEVER, NEVER]))
+        array([1, 2, 2, 3])
     """
     steps = len(expiry)
     num_expired = np.bincount(expiry[expiry < steps], minlength=steps)[:steps]

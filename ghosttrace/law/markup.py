@@ -186,6 +186,11 @@ def find_blocks(
         token_ids: int[T], one unpadded sequence.
         markup: token ids of the delimiters and of the assistant header.
         require_assistant_section: count only delimiters in an assistant's turn.
+
+    Example:
+        >>> markup = Markup(block_start=1, block_end=2, summary_start=3, summary_end=4)
+        >>> find_blocks([9, 1, 8, 2, 3, 7, 4, 9], markup, require_assistant_section=False)
+        [Block(start=1, end=3, memento_start=4, memento_end=6)]
     """
     tokens = np.asarray(token_ids, dtype=np.int64)
     indices, letters = delimiter_events(tokens, markup, require_assistant_section)

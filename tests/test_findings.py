@@ -1,0 +1,130 @@
+"""The sentences that commands print before their tables, and the options of the command itself."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+from helpers.commands import ghosttrace
+
+import ghosttrace as gt
+from ghosttrace.report.ablation.findings import ablation_findings
+from ghosttrace.report.ghost_bits import bits_findings
+from ghosttrace.report.info import model_findings, trace_findings
+from ghosttrace.report.patching import patch_findings
+from ghosttrace.report.plan import plan_findings
+from ghosttrace.report.probing.findings import probe_findings
+from ghosttrace.report.training import training_findings
+
+DO_NOT_RELY = "Do not rely on these numbers, because a control failed: "
+
+
+def ablation(*arms: str) -> tuple[pd.DataFrame, dict[str, Any], dict[str, Any]]:
+    run = gt.ablate("toy-mixed", "ledger-h1", list(arms), limit=3)
+    return run.results, dict(run.summary), dict(run.configuration)
+
+
+def test_ablation_findings_give_effect_swap_and_controls() -> None:
+    found = ablation_findings(*ablation("restart", "swap", "placebo"))
+    assert found[0].startswith("Compared with memento, restart changed accuracy by -")
+    assert "on ledger-h1" in found[0] and "100.0 % on ledger-h1" in found[1]
+    assert found[2] == "The controls passed: the interval of placebo includes 0, as it must."
+
+
+def test_ablation_findings_without_a_control_or_swap_say_so() -> None:
+    results, summary, configuration = ablation("restart")
+    assert any(
+        "No control arm was part of this run" in sentence
+        for sentence in ablation_findings(results, summary, configuration)
+    )
+    results, summary, configuration = ablation("restart", "placebo")
+    assert "can also come from a cache unfamiliar" in ablation_findings(results, summary, configuration)[-1]
+
+
+def test_ablation_findings_of_a_failed_control_warn() -> None:
+    results, summary, configuration = ablation("restart", "placebo")
+    found = ablation_findings(results, summary | {"failures": ["ledger-h1: placebo moved"]}, configuration)
+    assert f"{DO_NOT_RELY}ledger-h1: placebo moved." in found
+    assert not any("passed" in sentence for sentence in found)
+
+
+def test_ablation_findings_name_truncated_arms() -> None:
+    results, summary, configuration = ablation("restart", "placebo")
+    results = results.assign(truncated=[2 if arm == "restart" else 0 for arm in results["arm"]])
+    assert ablation_findings(results, summary, configuration)[-1] == (
+        "Responses that reached the token limit: 2 of 3 under restart."
+    )
+
+
+def test_bits_findings() -> None:
+    run = gt.bits("toy-mixed", bench="ledger-h0,ledger-h3", limit=3)
+    h0, h3, control = bits_findings(run.results, run.failures, run.configuration)
+    assert "On ledger-h0" in h0 and "+0.00 on the answer" in h0 and "On ledger-h3" in h3
+    assert control.startswith("The control passed: placebo differs from memento by 0.0000 bits per token")
+    assert bits_findings(run.results, ["x"], run.configuration)[-1] == f"{DO_NOT_RELY}x."
+
+
+def probe_rows(bits: float, significant: bool) -> pd.DataFrame:
+    row = {"target": "digit", "carrier": "memento", "hop": 0, "layer": "2", "kv": "v", "head": "all", "probe": "linear"}
+    row |= {"unknown": 3.32, "bits_low": bits - 0.1, "bits_high": bits + 0.1, "headline": True}
+    opened = row | {"condition": "open", "bits": bits, "significant": significant}
+    sealed = row | {"condition": "sealed", "bits": 0.0, "significant": False}
+    return pd.DataFrame([opened, opened | {"hop": 1, "bits": 0.0, "bits_high": 0.2, "significant": False}, sealed])
+
+
+def test_probe_findings() -> None:
+    found = probe_findings(probe_rows(2.0, True), [])
+    assert "hop 0, 2.00 [1.90, 2.10] from the values of layer 2, memento (sealed: 0.00)" in found[0]
+    assert "hop 1, nothing significant (upper bounds reach 0.20)" in found[0] and "controls passed" in found[1]
+    assert probe_findings(probe_rows(2.0, True), ["x"])[-1] == f"{DO_NOT_RELY}x."
+    assert "hop 0, nothing significant" in probe_findings(probe_rows(0.05, False), [])[0]
+
+
+def test_patch_findings() -> None:
+    site = {"layer": 3, "kv": "v", "carrier": "memento", "offset": 2, "token": "*"}
+    sites = {
+        "source": "b",
+        "sites": [site],
+        "recovered": 0.99,
+        "recovered_low": 0.9,
+        "recovered_high": 1.0,
+        "n_traces": 6,
+    }
+    found = patch_findings([sites], [])
+    assert found[0].startswith("On b, swapping 1 site reproduces 99 [90, 100] % of the effect")
+    assert "The controls passed." in found[1]
+    assert patch_findings([], ["x"])[-1] == f"{DO_NOT_RELY}x."
+
+
+def test_training_findings_warn_of_weights_that_are_not_finite() -> None:
+    summary = {"steps": 40, "valid": True, "results": [{"loss": 1.0, "loss_memento": 0.5, "loss_answer": None}]}
+    assert training_findings(summary)[0].endswith("memento 0.500.")
+    assert training_findings(summary | {"valid": False, "results": []})[-1].startswith("Do not rely on this model")
+
+
+def test_plan_findings() -> None:
+    plan: Any = SimpleNamespace(
+        assumptions=SimpleNamespace(effect=0.05, n_problems=30, repetitions=64), min_repetitions=31, power=0.96
+    )
+    found = plan_findings(plan)
+    assert "takes 31 repetitions" in found[0] and "64 repetitions the power is 96 %" in found[1]
+    plan.min_repetitions = None
+    assert plan_findings(plan)[0].endswith("add problems.")
+
+
+def test_model_and_trace_findings() -> None:
+    model: Any = SimpleNamespace(delimiters={"<a>": 1}, policy={"mask_delimiters": True}, stages=("sealed",))
+    assert "decode it with the arm restart" in model_findings(model)[0]
+    model.policy = None
+    assert "--mask-delimiters" in model_findings(model)[0]
+    model.delimiters = {"<a>": None}
+    assert "ghosttrace init-tokens" in model_findings(model)[0]
+    trace: Any = SimpleNamespace(blocks=[], tokens=3)
+    assert "nothing is erased" in trace_findings(trace)[0]
+
+
+@pytest.mark.parametrize(
+    "arguments, start", [(["--version"], f"ghosttrace {gt.__version__}"), (["info", "toy-mixed"], "\nThe model can")]
+)
+def test_command_prints_version_and_findings_first(arguments: list[str], start: str) -> None:
+    assert ghosttrace(*arguments).stdout.startswith(start)

@@ -1,4 +1,4 @@
-"""Tables of the timings in `benchmarks/results`, as Markdown."""
+"""Tables of timings in `benchmarks/results` and of the load test, as Markdown."""
 
 import json
 from collections.abc import Callable
@@ -7,7 +7,8 @@ from typing import Any
 
 from experiments.markdown import markdown_table, ratios
 
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def read(name: str) -> dict[str, Any]:
@@ -121,6 +122,15 @@ def serving() -> str:
     return markdown_table(["cache", "variant", "wall time", "CPU time", "preemptions, erasing / stock"], rows)
 
 
+def soak() -> str:
+    """Counts and checks of the load test of the vLLM server."""
+    record = json.loads((ROOT / "experiments" / "results" / "soak.json").read_text())
+    rows = [["minutes", f"{record['minutes']:g}"], ["clients", str(record["clients"])], ["pages", str(record["pages"])]]
+    rows += [["requests", f"{sum(record['counts'].values()):,}"]]
+    rows += [[what, "yes" if passed else "NO"] for what, passed in record["checks"].items()]
+    return markdown_table(["", "recorded"], rows)
+
+
 BENCHMARK_TABLES: dict[str, Callable[[], str]] = {
     "decoding": decoding,
     "masks": masks,
@@ -128,4 +138,5 @@ BENCHMARK_TABLES: dict[str, Callable[[], str]] = {
     "extraction": extraction,
     "training": training,
     "serving": serving,
+    "soak": soak,
 }

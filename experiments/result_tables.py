@@ -1,6 +1,5 @@
 """Tables of the results in `experiments/results`, as Markdown."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -282,15 +281,6 @@ def small_drop() -> str:
     return markdown_table(["repetitions of both arms", "paired, %", "unpaired, %"], rows)
 
 
-def soak() -> str:
-    """Counts and checks of the load test of the vLLM server."""
-    record = json.loads((RESULTS / "soak.json").read_text())
-    rows = [["minutes", f"{record['minutes']:g}"], ["clients", str(record["clients"])], ["pages", str(record["pages"])]]
-    rows += [["requests", f"{sum(record['counts'].values()):,}"]]
-    rows += [[what, "yes" if passed else "NO"] for what, passed in record["checks"].items()]
-    return markdown_table(["", "recorded"], rows)
-
-
 RESULT_TABLES: dict[str, Callable[[], str]] = {
     "headlines": headlines,
     "ledger-pair": ledger_pair,
@@ -307,5 +297,4 @@ RESULT_TABLES: dict[str, Callable[[], str]] = {
     "curriculum": curriculum,
     "paper-power": paper_power,
     "small-drop": small_drop,
-    "soak": soak,
 }

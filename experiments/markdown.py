@@ -1,5 +1,6 @@
 """Markdown tables and the number formats that they share."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,13 +13,13 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _is_numeric(column: Sequence[str]) -> bool:
-    """Return whether every cell is empty or begins with a number."""
-    return all(not cell or cell.lstrip("-+")[:1].isdigit() for cell in column)
+    """Return whether every cell is empty or a number, with an interval or a unit if need be."""
+    return all(re.fullmatch(r"[-+]?[\d.,]*x?( \[[^]]*\]| \([^)]*\)| MB| ms| %| of \d+)?", cell) for cell in column)
 
 
 def percent(share: Any, digits: int = 1) -> str:
     """Return a share in percent, without the sign of a rounded zero."""
-    return f"{100 * share + 0.0:.{digits}f}".replace("-0.0", "0.0") if share == share else ""
+    return number(100 * share, digits)
 
 
 def number(value: Any, digits: int = 2) -> str:

@@ -6,12 +6,13 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.markdown import interval, markdown_table, number, percent
-from experiments.toy_leakage import MODELS, select_rows
+from experiments.toy_leakage import MODELS, PAPER_HOPS, select_rows
 
 RESULTS = Path(__file__).parent / "results"
 LEVELS = tuple(f"ledger-h{level}" for level in range(4))
 LEVEL_HEADER = tuple(f"h = {level}" for level in range(4))
 TOYS = ("toy-mixed", "toy-open")
+ENDS = ("", "_low", "_high")
 
 
 def read(name: str) -> pd.DataFrame:
@@ -41,8 +42,11 @@ def headlines() -> str:
     h0, h1 = (percent(pair["toy-mixed", "restart", level]) for level in LEVELS[:2])
     unfamiliar = percent(pair["toy-open", "restart", "ledger-h0"])
     leak = select_rows(read("toy_leakage"), given="text", **MODELS["all tokens"]).set_index("hop")
-    first, second = (interval(leak.loc[hop, name] for name in ("bits", "bits_low", "bits_high")) for hop in (0, 1))
+    columns = [f"bits{end}" for end in ENDS]
+    first, second = (interval(leak.loc[hop, columns], 4) for hop in (0, 1))
     noise = read("defences").set_index("defence").loc["noise:0.3"]
+    left = interval(noise[f"leak{end}"] for end in ENDS)
+    lost = interval((100 * noise[f"lost{end}"] for end in ENDS), 0)
     return markdown_table(
         ["result", "measured", "caveat"],
         [
@@ -55,12 +59,12 @@ def headlines() -> str:
             [
                 "Past its own memento, the paper's toy shows no leak beyond the text",
                 f"bits per digit: {first} in the block's own memento, {second} one block later",
-                "one recipe, fewer samples than the paper",
+                "one training, fewer samples than the paper; linear probes of the last layer",
             ],
             [
-                "Noise on retained keys and values was the cheapest defence",
-                f"noise of 0.3 leaves {number(noise['leak'])} bits of the notes; {percent(noise['lost'])} points lost",
-                "one model; no privacy bound",
+                "Noise on retained keys and values was the cheapest partial defence",
+                f"noise of 0.3 leaves {left} bits of the notes and costs {lost} points",
+                f'one model; the verdict of its audit was "{noise["verdict"]}"; no privacy bound',
             ],
         ],
     )
@@ -118,15 +122,15 @@ def toy_leakage() -> str:
     beyond = {name: select_rows(results, given="text", **MODELS[name]).set_index("hop") for name in MODELS}
     alone = select_rows(results, given="nothing", **MODELS["all tokens"]).set_index("hop")["accuracy"]
     for hop in beyond["all tokens"].index:
-        columns = ("bits", "bits_low", "bits_high")
-        cells = [
-            interval((beyond[name].loc[hop, column] for column in columns), digits=4)
-            for name in ("all tokens", "untrained")
-        ]
-        rows.append([str(hop), percent(alone[hop]), *cells])
+        columns = [f"bits{end}" for end in ENDS]
+        cells = [interval(beyond[name].loc[hop, columns], 4) for name in ("all tokens", "untrained")]
+        paper = percent(PAPER_HOPS[hop]) if hop in PAPER_HOPS else ""
+        rows.append([str(hop), percent(alone[hop]), paper, *cells])
     best = exact.loc[exact["carrier"] == "text", "accuracy"].iloc[0]
-    rows.append(["exact posterior of the text", percent(best), "", ""])
-    return markdown_table(["hop", "accuracy of a probe, %", "bits beyond the text, trained", "before training"], rows)
+    rows.append(["exact posterior of the text", percent(best), "", "", ""])
+    return markdown_table(
+        ["hop", "accuracy of a probe, %", "paper, %", "bits beyond the text, trained", "before training"], rows
+    )
 
 
 def passcode() -> str:
@@ -139,7 +143,7 @@ def passcode() -> str:
         cells = []
         for condition in ("open", "sealed"):
             same = part[(part["hop"] == hop) & (part["condition"] == condition)].iloc[0]
-            cells.append(interval((100 * same[f"accuracy{end}"] for end in ("", "_low", "_high")), digits=1))
+            cells.append(interval((100 * same[f"accuracy{end}"] for end in ENDS), digits=1))
         rows.append([str(hop), *cells, percent(part["chance"].iloc[0]), paper[hop]])
     return markdown_table(["hop", "open, %", "sealed, %", "chance, %", "paper, Qwen3-8B trained, %"], rows)
 
@@ -186,23 +190,25 @@ def defences() -> str:
         [
             f"`{row['defence']}`" if row["defence"] != "sealed training" else "sealed training",
             interval(row[name] for name in ("leak", "leak_low", "leak_high")),
-            interval((100 * row[f"lost{end}"] for end in ("", "_low", "_high")), digits=0),
+            interval((100 * row[f"lost{end}"] for end in ENDS), digits=0),
             f"{row['cost']:.2f}x",
+            row["verdict"],
         ]
         for row in read("defences").to_dict("records")
     ]
-    return markdown_table(["defence", "bits of the notes that remain", "accuracy lost, points", "tokens"], rows)
+    return markdown_table(
+        ["defence", "bits of the notes that remain", "accuracy lost, points", "tokens", "verdict"], rows
+    )
 
 
 def adapted_drop() -> str:
-    """Accuracy of toy-open under restart while it is fine-tuned on sealed caches."""
-    results = read("adapted_drop")
-    results = results[results["arm"] == "restart"]
+    """Accuracy of toy-open under restart and memento while it is fine-tuned on sealed caches."""
     rows = [
-        [f"{steps:,}", *(percent(part.set_index("bench").loc[level, "accuracy"]) for level in LEVELS)]
-        for steps, part in results.groupby("steps")
+        [f"`{arm}`", f"{steps:,}", *(percent(part.set_index("bench").loc[level, "accuracy"]) for level in LEVELS)]
+        for arm in ("restart", "memento")
+        for steps, part in read("adapted_drop").query("arm == @arm").groupby("steps")
     ]
-    return markdown_table(["steps", *LEVEL_HEADER], rows)
+    return markdown_table(["arm", "steps", *LEVEL_HEADER], rows)
 
 
 def sealed_cost() -> str:

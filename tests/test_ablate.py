@@ -227,13 +227,19 @@ def test_batch_size_on_a_gpu_fits_the_free_memory(monkeypatch: pytest.MonkeyPatc
 
 
 def test_table_shows_names_and_numbers_in_full_at_80_columns() -> None:
-    row = {"bench": "[b]", "arm": "restart-renumbered", "accuracy": 1.0, "accuracy_low": 1.0, "accuracy_high": 1.0}
+    row = {
+        "bench": "[b] of a name with forty-five characters in it",
+        "arm": "restart-renumbered",
+        "accuracy": 1.0,
+        "accuracy_low": 1.0,
+        "accuracy_high": 1.0,
+    }
     row |= {"effect": -0.661, "effect_low": -0.712, "effect_high": -0.598, "better": 10, "worse": 390}
     row |= {"detectable": 0.125, "peak_kv_tokens": 12_345.0, "truncated": 1920}
     console = Console(width=80, file=StringIO())
     console.print(ablation_table(pd.DataFrame([row])))
     output = console.file.getvalue()
-    assert "…" not in output and "[b]" in output
+    assert "…" not in output and "[b]" in output and "characters" in output
     numbers = ("restart-renumbered", "100.0 [100.0,100.0]", "-66.1 [-71.2,-59.8]", "10/390", "12.5", "12,345")
     assert all(number in output for number in numbers)
 

@@ -116,9 +116,9 @@ def test_findings_and_notes_say_verdict_exclusions_and_skipped_attacks() -> None
     notes = list(audit_notes(audit))
     assert audit["left_out"][0] in notes
     assert "Excluded: t17: its memento text contains the secret" in notes
-    assert audit_findings(audit)[0].lower().startswith(f"{audit['verdict']}: ")
-    failed = audit_findings(audit | {"failures": ["sealed: 0.3 bits"]})
-    assert failed[1] == "Do not rely on these numbers, because a control failed: sealed: 0.3 bits."
+    assert audit_findings(audit)[0].startswith(audit["sentence"].rstrip("."))
+    (failed,) = audit_findings(audit | {"failures": ["sealed: 0.3 bits"]})
+    assert failed == "Do not rely on these numbers, because a control failed: sealed: 0.3 bits."
 
 
 def without_probes(audit: dict[str, Any]) -> dict[str, Any]:

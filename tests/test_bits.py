@@ -97,7 +97,7 @@ def test_measured_tokens() -> None:
     trace = TokenTrace("file", "0", [9, *think_end], response)
     table = measured_tokens(trace, MARKUP, KEEP, think_end)
     first = 3 + response.index(m) + 1
-    assert table["position"].tolist() == list(range(first, 3 + len(response)))
+    assert table["token_index"].tolist() == list(range(first, 3 + len(response)))
     kinds = "other delimiter block delimiter delimiter memento delimiter other other answer answer"
     assert table["kind"].tolist() == kinds.split()
     assert table["block"].tolist() == [1] * 7 + [2] * 4
@@ -105,7 +105,7 @@ def test_measured_tokens() -> None:
     nothing = measured_tokens(TokenTrace("file", "1", [9], [20, 21, 22]), MARKUP, KEEP, think_end)
     assert nothing.empty
     kept = measured_tokens(trace, MARKUP, replace(KEEP, keep_last_n_blocks=1), think_end)
-    assert kept["position"].min() == 3 + len(response) - 4
+    assert kept["token_index"].min() == 3 + len(response) - 4
     twice = TokenTrace("file", "2", [9], [*response, *think_end, 62])
     assert measured_tokens(twice, MARKUP, KEEP, think_end)["kind"].tolist()[-5:] == ["other"] * 4 + ["answer"]
     unthought = measured_tokens(TokenTrace("file", "3", [9, *think_end], response[:8]), MARKUP, KEEP, think_end)

@@ -28,7 +28,7 @@ def test_ablation_findings_give_effect_swap_and_controls() -> None:
     found = ablation_findings(*ablation("restart", "swap", "placebo"))
     assert found[0].startswith("Compared with memento, restart changed accuracy by -")
     assert "on ledger-h1" in found[0] and "100.0 % on ledger-h1" in found[1]
-    assert found[2] == "The controls passed: the interval of placebo includes 0, as it must."
+    assert found[2].startswith("The controls passed: the interval of placebo includes 0, as it must. A drop")
 
 
 def test_ablation_findings_without_a_control_or_swap_say_so() -> None:
@@ -39,6 +39,13 @@ def test_ablation_findings_without_a_control_or_swap_say_so() -> None:
     )
     results, summary, configuration = ablation("restart", "placebo")
     assert "can also come from a cache unfamiliar" in ablation_findings(results, summary, configuration)[-1]
+
+
+def test_ablation_findings_of_the_reference_alone_ask_for_arms() -> None:
+    results, summary, configuration = ablation("restart")
+    alone = results[results["arm"] == "memento"]
+    (found,) = ablation_findings(alone, summary | {"headline_arm": None}, configuration)
+    assert found == "Only memento was run, so no effect was measured: add arms to compare it with."
 
 
 def test_ablation_findings_of_a_failed_control_warn() -> None:
@@ -59,41 +66,44 @@ def test_ablation_findings_name_truncated_arms() -> None:
 def test_bits_findings() -> None:
     run = gt.bits("toy-mixed", bench="ledger-h0,ledger-h3", limit=3)
     h0, h3, control = bits_findings(run.results, run.failures, run.configuration)
-    assert "On ledger-h0" in h0 and "+0.00 on the answer" in h0 and "On ledger-h3" in h3
-    assert control.startswith("The control passed: placebo differs from memento by 0.0000 bits per token")
+    assert "On ledger-h0" in h0 and "+0.00 of them on the answer" in h0 and "On ledger-h3" in h3 and "+9." in h3
+    assert control == "The controls passed: placebo differs by +0.0000 bits per token."
     assert bits_findings(run.results, ["x"], run.configuration)[-1] == f"{DO_NOT_RELY}x."
 
 
 def probe_rows(bits: float, significant: bool) -> pd.DataFrame:
     row = {"target": "digit", "carrier": "memento", "hop": 0, "layer": "2", "kv": "v", "head": "all", "probe": "linear"}
-    row |= {"unknown": 3.32, "bits_low": bits - 0.1, "bits_high": bits + 0.1, "headline": True}
-    opened = row | {"condition": "open", "bits": bits, "significant": significant}
+    row |= {"unknown": 3.32, "bits_low": bits - 0.1, "bits_high": bits + 0.1, "headline": True, "condition": "open"}
+    best = row | {"bits": bits, "significant": significant}
+    other = row | {"layer": "1", "bits": 3.0, "significant": True}  # better on test, not chosen on validation
+    online = row | {"probe": "online", "bits": 1.0, "significant": True}
     sealed = row | {"condition": "sealed", "bits": 0.0, "significant": False}
-    return pd.DataFrame([opened, opened | {"hop": 1, "bits": 0.0, "bits_high": 0.2, "significant": False}, sealed])
+    return pd.DataFrame([best, other, online, sealed])
 
 
-def test_probe_findings() -> None:
-    found = probe_findings(probe_rows(2.0, True), [])
-    assert "hop 0, 2.00 [1.90, 2.10] from the values of layer 2, memento (sealed: 0.00)" in found[0]
-    assert "hop 1, nothing significant (upper bounds reach 0.20)" in found[0] and "controls passed" in found[1]
+def test_probe_findings_take_the_site_chosen_on_validation() -> None:
+    digit, controls = probe_findings(probe_rows(2.0, True), [])
+    assert "hop 0, 2.00 [1.90, 2.10] of 3.32 bits, from the values of layer 2, memento (sealed: 0.00)" in digit
+    assert controls == "The controls passed: nothing significant was found in sealed caches."
     assert probe_findings(probe_rows(2.0, True), ["x"])[-1] == f"{DO_NOT_RELY}x."
-    assert "hop 0, nothing significant" in probe_findings(probe_rows(0.05, False), [])[0]
+    assert "of 3.32 bits, not significant, from" in probe_findings(probe_rows(0.05, False), [])[0]
+
+
+def site_set(enough: bool) -> dict[str, Any]:
+    site = {"layer": 3, "kv": "v", "carrier": "memento", "offset": 2, "token": "*"}
+    ends = {"recovered": 0.99, "recovered_low": 0.9, "recovered_high": 1.0}
+    return {"source": "b", "sites": [site], "n_traces": 6, "enough": enough} | ends
 
 
 def test_patch_findings() -> None:
-    site = {"layer": 3, "kv": "v", "carrier": "memento", "offset": 2, "token": "*"}
-    sites = {
-        "source": "b",
-        "sites": [site],
-        "recovered": 0.99,
-        "recovered_low": 0.9,
-        "recovered_high": 1.0,
-        "n_traces": 6,
-    }
-    found = patch_findings([sites], [])
+    swapped, sealed = (pd.DataFrame({"intervention": [name]}) for name in ("swap", "seal"))
+    found = patch_findings(swapped, [site_set(True)], [])
     assert found[0].startswith("On b, swapping 1 site reproduces 99 [90, 100] % of the effect")
-    assert "The controls passed." in found[1]
-    assert patch_findings([], ["x"])[-1] == f"{DO_NOT_RELY}x."
+    assert found[1].startswith("The controls passed.")
+    assert patch_findings(swapped, [site_set(False)], [])[0].startswith("No smaller set reproduces enough.")
+    assert "the search needs swaps" in patch_findings(sealed, [], [])[0]
+    assert "has no effect" in patch_findings(swapped, [], [])[0]
+    assert patch_findings(swapped, [], ["x"])[-1] == f"{DO_NOT_RELY}x."
 
 
 def test_training_findings_warn_of_weights_that_are_not_finite() -> None:
@@ -107,7 +117,7 @@ def test_plan_findings() -> None:
         assumptions=SimpleNamespace(effect=0.05, n_problems=30, repetitions=64), min_repetitions=31, power=0.96
     )
     found = plan_findings(plan)
-    assert "takes 31 repetitions" in found[0] and "64 repetitions the power is 96 %" in found[1]
+    assert found[0].endswith("power: 31.") and found[1] == "Power with 64 repetitions per arm: 96 %."
     plan.min_repetitions = None
     assert plan_findings(plan)[0].endswith("add problems.")
 

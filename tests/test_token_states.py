@@ -46,7 +46,7 @@ def test_rows_are_the_states_of_their_tokens(family: str, cache: str) -> None:
     assert list(dict.fromkeys(table.index["trace"])) == ["t0", "t1", "t2", "t3"]
     for item in all_traces:
         rows = (table.index["trace"] == item.name).to_numpy()
-        indices = table.index.loc[rows, "position"].to_numpy()
+        indices = table.index.loc[rows, "token_index"].to_numpy()
         expected_states = read_states(
             checkpoint.model, [LAYOUTS[cache](item.ids, MARKUP, checkpoint.policy)], [indices]
         )
@@ -75,21 +75,21 @@ def test_sealed_rows_differ_where_a_block_was_seen() -> None:
 def test_index_lists_every_retained_token_of_every_pair() -> None:
     checkpoint, all_traces = tiny_checkpoint("llama"), traces()
     index = gt.features(checkpoint, all_traces, kv="k", layers=[0], carriers=("delimiters", "memento")).index
-    assert index.columns.tolist() == ["source", "trace", "block", "carrier", "position", "token_id", "text"]
+    assert index.columns.tolist() == ["source", "trace", "block", "carrier", "token_index", "token_id", "text"]
     for item in all_traces:
         rows = index[index["trace"] == item.name]
         for number, block in enumerate(find_blocks(item.ids, MARKUP)):
             block_rows = rows[rows["block"] == number]
             memento = list(range(block.memento_start, block.memento_end + 1))
-            assert block_rows.loc[block_rows["carrier"] == "memento", "position"].tolist() == memento
-            assert block_rows.loc[block_rows["carrier"] == "delimiters", "position"].tolist() == [
+            assert block_rows.loc[block_rows["carrier"] == "memento", "token_index"].tolist() == memento
+            assert block_rows.loc[block_rows["carrier"] == "delimiters", "token_index"].tolist() == [
                 block.start,
                 block.end,
             ]
-        assert rows["position"].is_monotonic_increasing
-        assert rows["token_id"].tolist() == [item.ids[token_index] for token_index in rows["position"]]
+        assert rows["token_index"].is_monotonic_increasing
+        assert rows["token_id"].tolist() == [item.ids[token_index] for token_index in rows["token_index"]]
         times = expiry(item.ids, MARKUP, checkpoint.policy)
-        assert (times[rows["position"]] == NEVER).all()
+        assert (times[rows["token_index"]] == NEVER).all()
 
 
 def test_index_of_a_bundled_model_has_token_texts() -> None:

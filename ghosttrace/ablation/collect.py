@@ -104,6 +104,7 @@ class BenchArm:
         write(self, requests, record)
 
     def _request(self, problem_index: int, repetition: int) -> Request:
+        """Return the request for one sample: prompt ids, the key of its random draws, and the bench's harness."""
         problem, tokenizer = self.bench.problems[problem_index], self.checkpoint.tokenizer
         harness = self.bench.harness(problem, tokenizer) if self.bench.harness else None
         return Request(self.checkpoint.prompt_ids(problem.prompt), (self.seed, problem_index, repetition), harness)

@@ -144,8 +144,8 @@ def mean_estimate(
             `MIN_TEST_CLUSTERS` clusters the lower bound is -inf.
         alpha: Error rate of the interval.
         maximum: Maximum possible value of a trace.
-        any_part_uninformative: Whether the attack added nothing to the text for some part of the secret, see
-            `any_part_equals_text`.
+        any_part_uninformative: Whether the attack added nothing to the text for some part of the secret (see
+            `any_part_equals_text`). The upper bound is then raised to what so few clusters can hide.
     """
     cluster_numbers = np.unique(cluster, return_inverse=True)[1]
     count = np.bincount(cluster_numbers).astype(float)

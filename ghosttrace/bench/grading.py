@@ -222,7 +222,7 @@ def _differ_in_form(gold: str, answer: str) -> bool:
 
 
 def _brackets(latex: str) -> str:
-    """Return the pair of brackets around a whole list, such as `[)`, or an empty string if there is none."""
+    """Return the outer brackets of a comma-separated list, such as `[)` for `[1,2)`; empty if it is no such list."""
     text = latex.replace("\\{", "{").replace("\\}", "}")
     depth, comma = 0, False
     for index, character in enumerate(text):

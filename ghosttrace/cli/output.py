@@ -21,7 +21,7 @@ from ghosttrace.runs.progress import Progress
 from ghosttrace.runs.result import RunResult
 
 CONTROL_FAILED_EXIT_CODE = 12
-"""Exit code of a run in which a control failed."""
+"""Exit code of `probe` and `patch` when a control failed."""
 
 
 @contextmanager

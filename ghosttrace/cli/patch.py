@@ -59,6 +59,8 @@ def patch(
             **{name: options[name] for name in ("kind", "block", "parts", "limit", "seed", "batch_tokens")},
             **run,
         )
-    print_result(result, patch_findings(result.site_sets, result.failures), [patch_table(result.results)])
+    print_result(
+        result, patch_findings(result.results, result.site_sets, result.failures), [patch_table(result.results)]
+    )
     if not result.valid:
         raise typer.Exit(CONTROL_FAILED_EXIT_CODE)

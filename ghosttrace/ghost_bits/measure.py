@@ -37,7 +37,7 @@ BITS_TABLE = RecordLayout(
             "trace": pa.string(),
             "arm": pa.string(),
             "tokens": pa.list_(pa.int32()),
-            "position": pa.list_(pa.int32()),
+            "token_index": pa.list_(pa.int32()),
             "kind": pa.list_(pa.string()),
             "block": pa.list_(pa.int32()),
             "distance": pa.list_(pa.int32()),
@@ -59,12 +59,12 @@ def measured_tokens(trace: TokenTrace, markup: Markup, policy: Policy, think_end
         think_end: token ids of `</think>`. The answer starts after its last occurrence in the response.
 
     Returns:
-        One row per token: `position` (token index in the trace), `kind` (one of `TOKEN_KINDS`), `block` (number of
+        One row per token: `token_index`, `kind` (one of `TOKEN_KINDS`), `block` (number of
         mementos that end before the token) and `distance` (1 for the token after the last `<|summary_end|>`, 2 for the
         next, and so on).
     """
     ids = np.array(trace.ids)
-    position = np.arange(first_measured_index(trace.ids, markup, policy), len(ids))
+    token_index = np.arange(first_measured_index(trace.ids, markup, policy), len(ids))
     kind = np.full(len(ids), "other", dtype=object)
     blocks = find_blocks(ids, markup, policy.require_assistant_section)
     for block in blocks:
@@ -76,13 +76,13 @@ def measured_tokens(trace: TokenTrace, markup: Markup, policy: Policy, think_end
     if ends:
         kind[ends[-1] :] = "answer"
     memento_ends = np.array([block.memento_end for block in blocks], dtype=np.int64)
-    n_finished = np.searchsorted(memento_ends, position)
+    n_finished = np.searchsorted(memento_ends, token_index)
     return pd.DataFrame(
         {
-            "position": position,
-            "kind": kind[position],
+            "token_index": token_index,
+            "kind": kind[token_index],
             "block": n_finished,
-            "distance": position - memento_ends[n_finished - 1] if len(position) else position,
+            "distance": token_index - memento_ends[n_finished - 1] if len(token_index) else token_index,
         }
     )
 
@@ -147,13 +147,13 @@ def _record(
     trace: TokenTrace, arm: str, tokens: pd.DataFrame, reference: np.ndarray, altered: np.ndarray
 ) -> dict[str, Any]:
     ids = trace.ids
-    before = tokens["position"].to_numpy() - 1  # log2 p of token i has index i - 1
+    before = tokens["token_index"].to_numpy() - 1  # log2 p of token i has index i - 1
     return {
         "source": trace.source,
         "trace": trace.name,
         "arm": arm,
-        "tokens": [int(ids[index]) for index in tokens["position"]],
-        **{name: tokens[name].tolist() for name in ("position", "kind", "block", "distance")},
+        "tokens": [int(ids[index]) for index in tokens["token_index"]],
+        **{name: tokens[name].tolist() for name in ("token_index", "kind", "block", "distance")},
         "log2p_memento": reference[before].tolist(),
         "log2p_arm": altered[before].tolist(),
     }

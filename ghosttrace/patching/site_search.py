@@ -32,7 +32,7 @@ MAX_SEARCH_TRACES = 32
 
 @dataclass(frozen=True)
 class SiteSet:
-    """Sites whose joint swap recovers at least `MIN_RECOVERED_SHARE` of the effect of swapping everything.
+    """Result of the search for sites whose joint swap recovers `MIN_RECOVERED_SHARE` of the effect of swapping all.
 
     Attributes:
         source: the source of the traces.

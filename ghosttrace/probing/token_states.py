@@ -2,7 +2,7 @@
 
 table = features("toy-open", "traces.jsonl", layers=[3], kv="v")
 table.values       # float32[R, 1, H_kv, D]
-table.index        # pandas: one row per token, with its trace, block, carrier, position and text
+table.index        # pandas: one row per token, with its trace, block, carrier, token index and text
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ class FeatureTable:
     Attributes:
         keys: float32[R, L, H_kv, D], as cached, after RoPE; None if `kv` is `v`.
         values: float32[R, L, H_kv, D]; None if `kv` is `k`.
-        index: R rows with the columns source, trace, block (counted from 0), carrier, position (token index in the
+        index: R rows with the columns source, trace, block (counted from 0), carrier, token_index (in the
             sequence, counted from 0), token_id and text.
         layers: The L layers of the model, ascending.
     """
@@ -69,7 +69,7 @@ def features(
         batch_tokens: Maximum number of tokens per batch, padding included.
 
     Returns:
-        The states, in the order of the traces, and by position within a trace.
+        The states, in the order of the traces, and by token index within a trace.
 
     Raises:
         UserError: An argument is invalid, the policy erases the delimiters, no trace has a finished pair, or a state is
@@ -93,26 +93,26 @@ def features(
 
 
 def _index_rows(checkpoint: Checkpoint, trace: TokenTrace, carriers: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the index for one trace, by position."""
+    """Yield the rows of the index for one trace, by token index."""
     ids, markup, policy = trace.ids, checkpoint.markup, checkpoint.policy
     retained = expiry(ids, markup, policy) == NEVER
     for number, block in enumerate(find_blocks(ids, markup, policy.require_assistant_section)):
-        positions = {
+        indices_by_carrier = {
             "delimiters": (block.start, block.end),
             "memento": range(block.memento_start, block.memento_end + 1),
         }
-        for carrier, position in (
-            (name, each) for name, in_carrier in positions.items() if name in carriers for each in in_carrier
+        for carrier, index in (
+            (name, each) for name, in_carrier in indices_by_carrier.items() if name in carriers for each in in_carrier
         ):
-            if retained[position]:
+            if retained[index]:
                 yield {
                     "source": trace.source,
                     "trace": trace.name,
                     "block": number,
                     "carrier": carrier,
-                    "position": position,
-                    "token_id": int(ids[position]),
-                    "text": checkpoint.tokenizer.decode([ids[position]]),
+                    "token_index": index,
+                    "token_id": int(ids[index]),
+                    "text": checkpoint.tokenizer.decode([ids[index]]),
                 }
 
 
@@ -131,7 +131,7 @@ def _read(
     order = sorted((number for number in lengths if rows[number]), key=lengths.__getitem__)
     for batch in batch_by_tokens(order, lengths, batch_tokens):
         layouts = [LAYOUTS[cache](traces[number].ids, checkpoint.markup, checkpoint.policy) for number in batch]
-        indices = [np.array([row["position"] for row in rows[number]]) for number in batch]
+        indices = [np.array([row["token_index"] for row in rows[number]]) for number in batch]
         width = max(map(len, indices))
         padded = [np.pad(row, (0, width - len(row)), mode="edge") for row in indices]
         states = read_states(checkpoint.model, layouts, padded)

@@ -52,23 +52,28 @@ def bits_findings(results: pd.DataFrame, failures: Sequence[str], configuration:
         configuration: Content of run.json.
     """
     whole = results[results["by"] == "all"]
+    whole = whole.assign(size=whole["bits"].abs())
     controls = {name for name, arm in configuration["arms"].items() if arm["control"]}
-    found = [
-        f"On {row['source']}, the text after the first erasure is {row['bits_per_trace']:+.2f} bits per trace more "
-        f"probable with memento than with {row['arm']}{_answer(results, row)}."
-        for row in whole[~whole["arm"].isin(controls)].to_dict("records")
-    ]
+    found = []
+    for row in whole[~whole["arm"].isin(controls)].to_dict("records"):
+        ends = "no interval" if pd.isna(row["bits_low"]) else f"[{row['bits_low']:+.3f}, {row['bits_high']:+.3f}]"
+        gain = f"{row['bits']:+.3f} {ends} bits per token more than {row['arm']}"
+        total = f"{row['bits_per_trace']:+.2f} per trace{_answer(results, row)}"
+        found.append(f"On {row['source']}, memento predicts the text after the first erasure with {gain}: {total}.")
     if failures:
         return [*found, f"Do not rely on these numbers, because a control failed: {'; '.join(failures)}."]
-    largest = whole.loc[whole["arm"].isin(controls), "bits"].abs().max()
-    return [*found, f"The control passed: placebo differs from memento by {largest:.4f} bits per token at most."]
+    largest = whole[whole["arm"].isin(controls)].nlargest(1, "size").to_dict("records")
+    return [
+        *found,
+        *(f"The controls passed: {row['arm']} differs by {row['bits']:+.4f} bits per token." for row in largest),
+    ]
 
 
 def _answer(results: pd.DataFrame, row: Mapping[Any, Any]) -> str:
     """Return the part of a source's bits that falls on the answer, where answers are marked."""
     same = results[(results["source"] == row["source"]) & (results["arm"] == row["arm"])]
     answer = same[(same["by"] == "kind") & (same["group"] == "answer")]
-    return f", of which {answer['bits_per_trace'].iloc[0]:+.2f} on the answer" if len(answer) else ""
+    return f", {answer['bits_per_trace'].iloc[0]:+.2f} of them on the answer" if answer["bits"].notna().any() else ""
 
 
 def bits_figure(results: pd.DataFrame, configuration: Mapping[str, Any]) -> Figure:

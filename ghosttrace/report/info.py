@@ -41,7 +41,7 @@ def trace_findings(trace: "TraceInfo") -> list[str]:
     unerased_area = trace.tokens * (trace.tokens + 1) // 2
     return [
         f"Of {trace.tokens:,} tokens at most {peak:,} are in the cache at once: {trace.tokens / peak:.2f}x less at the "
-        f"peak and {unerased_area / area:.2f}x less over time than without erasing ({blocks} blocks)."
+        f"peak and {unerased_area / area:.2f}x less over time than without erasing (finished blocks: {blocks})."
     ]
 
 

@@ -19,14 +19,19 @@ KV_NAMES = {"k": "keys", "v": "values"}
 
 
 def site_set_text(row: Mapping[str, Any]) -> str:
-    """Describe a set of sites that carries the answer (an entry of `PatchResult.site_sets`) in one sentence."""
+    """Describe in words which sites were swapped together and the share of the whole effect that this reproduces.
+
+    Args:
+        row: An entry of `PatchResult.site_sets`.
+    """
     named = [f"layer {site['layer']} {KV_NAMES[site['kv']]} at {_label(site)}" for site in row["sites"][:8]]
     more = f", and {len(row['sites']) - 8} more" if len(row["sites"]) > 8 else ""
     ends = [row["recovered_low"], row["recovered_high"]]
     interval = "" if None in ends else f" [{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]"
     sites = "swapping 1 site" if len(row["sites"]) == 1 else f"swapping {len(row['sites'])} sites together"
     share = f"{100 * row['recovered']:.0f}{interval} % of the effect of swapping everything ({row['n_traces']} traces)"
-    return f"On {row['source']}, {sites} reproduces {share}: {', '.join(named)}{more}."
+    failed = "" if row["enough"] else "No smaller set reproduces enough. "
+    return f"{failed}On {row['source']}, {sites} reproduces {share}: {', '.join(named)}{more}."
 
 
 def _label(row: Mapping[Any, Any]) -> str:
@@ -37,20 +42,22 @@ def _label(row: Mapping[Any, Any]) -> str:
     return f"token {row['offset']}" if text == "varies" else f"token {row['offset']} {text!r}"
 
 
-def patch_findings(site_sets: Sequence[Mapping[str, Any]], failures: Sequence[str]) -> list[str]:
+def patch_findings(results: pd.DataFrame, site_sets: Sequence[Mapping[str, Any]], failures: Sequence[str]) -> list[str]:
     """Return the set of sites that carries the answer of each source, and whether the controls passed.
 
     Args:
+        results: Rows of `ghosttrace.patching.summary.summarise`.
         site_sets: `PatchResult.site_sets`.
         failures: Messages of the failed controls.
     """
     found = [site_set_text(row) for row in site_sets]
-    if not found:
-        found = ["No set of sites was searched: no source has counterfactual blocks whose swap has an effect."]
+    if not found and "swap" not in set(results["intervention"]):
+        found = ["No set of sites was searched, because the search needs swaps: see the table for single parts."]
+    elif not found:
+        found = ["No set of sites was searched, because swapping everything has no effect on the answers."]
     if failures:
         return [*found, f"Do not rely on these numbers, because a control failed: {'; '.join(failures)}."]
-    sufficient = " Each set is sufficient on these traces; others may be as well." if site_sets else ""
-    return [*found, f"The controls passed.{sufficient}"]
+    return [*found, "The controls passed. Other sets of sites may carry the answer as well."]
 
 
 def patch_table(results: pd.DataFrame) -> Table:

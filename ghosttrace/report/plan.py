@@ -20,12 +20,12 @@ def plan_findings(plan: "Plan") -> list[str]:
     needed = (
         f"No number of repetitions detects {drop} with 80 % power: add problems."
         if plan.min_repetitions is None
-        else f"Detecting {drop} with 80 % power takes {plan.min_repetitions:,} repetitions under every arm."
+        else f"Repetitions per arm that detect {drop} with 80 % power: {plan.min_repetitions:,}."
     )
-    power = "over 99 %" if plan.power > 0.99 else f"{100 * plan.power:.0f} %"
+    power = "over 99 %" if plan.power > 0.99 else "under 1 %" if plan.power < 0.01 else f"{100 * plan.power:.0f} %"
     return [
         needed,
-        f"With {assumptions.repetitions:,} repetitions the power is {power}.",
+        f"Power with {assumptions.repetitions:,} repetitions per arm: {power}.",
         "The plan assumes that the arm shifts the log odds of every problem equally. An effect that is carried by a "
         "few problems needs more problems than planned.",
     ]

@@ -17,7 +17,7 @@ def training_findings(summary: Mapping[str, Any]) -> list[str]:
         if name.startswith("loss_") and value is not None
     ]
     logged = f"; last logged losses, in nats per token: {', '.join(losses)}" if losses else ""
-    found = [f"Trained for {summary['steps']:,} steps{logged}."]
+    found = [f"Training steps: {summary['steps']:,}{logged}."]
     if not summary["valid"]:
         return [*found, "Do not rely on this model, because some weights are not finite: lower the learning rate."]
     return [*found, "A low loss does not show whether the model uses the ghost channel: run ablate on it."]

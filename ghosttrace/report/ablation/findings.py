@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from ghosttrace.runs.folder import REFERENCE_ARM
+
 
 def ablation_findings(results: pd.DataFrame, summary: Mapping[str, Any], configuration: Mapping[str, Any]) -> list[str]:
     """Return what an ablation found, whether its controls passed, and what limits the conclusion.
@@ -27,7 +29,8 @@ def _effect(results: pd.DataFrame, arm: str | None) -> str | None:
     parts = []
     for row in results[results["arm"] == arm].to_dict("records"):
         low, high = 100 * row["effect_low"], 100 * row["effect_high"]
-        parts.append(f"{100 * row['effect']:+.1f} points [{low:+.1f}, {high:+.1f}] on {row['bench']}")
+        interval = "no interval" if pd.isna(low) else f"[{low:+.1f}, {high:+.1f}]"
+        parts.append(f"{100 * row['effect']:+.1f} points {interval} on {row['bench']}")
     return f"Compared with memento, {arm} changed accuracy by {', '.join(parts)}."
 
 
@@ -48,11 +51,14 @@ def _controls(results: pd.DataFrame, summary: Mapping[str, Any], configuration: 
     if summary["failures"]:
         return f"Do not rely on these numbers, because a control failed: {'; '.join(summary['failures'])}."
     arms = configuration["arms"]
-    controls = [name for name in dict.fromkeys(results["arm"]) if arms[name]["control"]]
-    if not controls:
-        return "No control arm was part of this run: add placebo to --arms before relying on the effects."
-    sealed = any(arms[name]["sealed"] for name in results["arm"]) and results["follows_donor"].isna().all()
+    names = list(dict.fromkeys(results["arm"]))
+    if names == [REFERENCE_ARM]:
+        return f"Only {REFERENCE_ARM} was run, so no effect was measured: add arms to compare it with."
+    controls = [name for name in names if arms[name]["control"]]
+    sealed = any(arms[name]["sealed"] for name in names)
     caveat = " A drop under a sealed arm can also come from a cache unfamiliar to the model." if sealed else ""
+    if not controls:
+        return f"No control arm was part of this run: add placebo to --arms before relying on the effects.{caveat}"
     return f"The controls passed: the interval of {' and '.join(controls)} includes 0, as it must.{caveat}"
 
 

@@ -25,7 +25,7 @@ def ablation_table(results: pd.DataFrame) -> Table:
         "KV: mean peak of KV tokens.",
     )
     table.padding = 0  # the columns are one space apart, so that names and numbers fit
-    table.add_column("arm", no_wrap=True)
+    table.add_column("arm", overflow="fold", max_width=20)
     for name in ("accuracy", "effect", "+/-", "mde", "KV"):
         table.add_column(name, justify="right", no_wrap=True)
     previous = None
@@ -53,7 +53,7 @@ def swap_table(results: pd.DataFrame) -> Table | None:
     table = results_table(
         caption="swap: one memento computed from a counterfactual block with the same memento text; % of answers.",
     )
-    table.add_column("bench", no_wrap=True)
+    table.add_column("bench", overflow="fold", max_width=36)
     for name in ("follow the donor", "keep the original", "neither"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in swapped.to_dict("records"):

@@ -16,10 +16,9 @@ def audit_findings(summary: Mapping[str, Any]) -> list[str]:
     Args:
         summary: Content of summary.json.
     """
-    found = [f"{summary['verdict'].capitalize()}: {verdict_sentence(summary)}"]
     if summary["failures"]:
-        found.append(f"Do not rely on these numbers, because a control failed: {'; '.join(summary['failures'])}.")
-    return [*found, bounds_text(summary)]
+        return [f"Do not rely on these numbers, because a control failed: {'; '.join(summary['failures'])}."]
+    return [verdict_sentence(summary), bounds_text(summary)]
 
 
 def audit_notes(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -43,7 +42,7 @@ def audit_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         rows: The results of summary.json.
     """
     table = results_table()
-    table.add_column("attack", no_wrap=True, min_width=11)
+    table.add_column("attack", overflow="fold", min_width=11, max_width=18)
     for name in ("found", "baseline", "sealed"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("unit", no_wrap=True, overflow="ellipsis", min_width=8, max_width=24)

@@ -5,40 +5,49 @@ from typing import Any
 
 import pandas as pd
 
+from ghosttrace.report.probing.table import best_rows
+
 KV_NAMES = {"k": "keys", "v": "values", "kv": "keys and values", "hidden": "hidden states"}
 
 
+CONTROLS = {
+    "sealed": "sealed caches",
+    "causal": "states from before the secret",
+    "shuffled": "shuffled labels",
+}
+
+
 def probe_findings(results: pd.DataFrame, failures: Sequence[str]) -> list[str]:
-    """Return how much the best probe of each target reads, and whether the controls passed.
+    """Return what the probes read of each target at each hop, and whether the controls passed.
+
+    The site of a hop is the one with the best validation score, as in `probe_table`.
 
     Args:
         results: Rows of `ghosttrace.probing.evidence.summarise`.
         failures: Messages of the failed controls.
     """
     headline = results[results["headline"]]
-    found = [_best(str(target), rows) for target, rows in headline.groupby("target", sort=False)]
+    found = [_target(str(target), rows) for target, rows in headline.groupby("target", sort=False)]
     if failures:
         return [*found, f"Do not rely on these numbers, because a control failed: {'; '.join(failures)}."]
-    return [
-        *found,
-        "The controls passed: sealed caches, states from before the secret and shuffled labels show nothing.",
-    ]
+    measured = [name for condition, name in CONTROLS.items() if condition in set(results["condition"])]
+    return [*found, f"The controls passed: nothing significant was found in {', '.join(measured)}."]
 
 
-def _best(target: str, rows: pd.DataFrame) -> str:
-    """Return one sentence about the best probe of a target at each hop."""
-    read = rows[(rows["condition"] == "open") & (rows["probe"] != "online")]
-    by_hop = [_at_hop(str(hop), part, rows) for hop, part in read.groupby("hop", sort=False)]
-    return f"Of the {read['unknown'].iloc[0]:.2f} bits of {target} that the text leaves unknown: {'; '.join(by_hop)}."
+def _target(target: str, rows: pd.DataFrame) -> str:
+    """Return one sentence about what is read of a target at each hop."""
+    shown = best_rows(rows)
+    shown = shown[(shown["condition"] == "open") & (shown["probe"] != "online")]
+    hops = [_hop(str(hop), part, rows) for hop, part in shown.groupby("hop", sort=False)]
+    return f"Beyond the text, probes read of {target}: {'; '.join(hops) or 'nothing was measured'}."
 
 
-def _at_hop(hop: str, read: pd.DataFrame, rows: pd.DataFrame) -> str:
-    significant = read[read["significant"]]
-    if significant.empty:
-        return f"hop {hop}, nothing significant (upper bounds reach {read['bits_high'].max():.2f})"
-    row = significant.nlargest(1, "bits").to_dict("records")[0]
-    bits = f"{row['bits']:.2f} [{row['bits_low']:.2f}, {row['bits_high']:.2f}]"
-    return f"hop {hop}, {bits} from {_site(row)} (sealed: {_sealed(row, rows)})"
+def _hop(hop: str, read: pd.DataFrame, rows: pd.DataFrame) -> str:
+    """Describe the probe with the most bits at the site chosen on validation."""
+    row = read.nlargest(1, "bits").to_dict("records")[0] if read["bits"].notna().any() else read.iloc[0].to_dict()
+    bits = f"{row['bits']:.2f} [{row['bits_low']:.2f}, {row['bits_high']:.2f}] of {row['unknown']:.2f} bits"
+    significance = "" if row["significant"] else ", not significant"
+    return f"hop {hop}, {bits}{significance}, from {_site(row)} (sealed: {_sealed(row, rows)})"
 
 
 def _site(row: Mapping[Any, Any]) -> str:

@@ -11,7 +11,7 @@ from ghosttrace.report.tables import results_table
 
 
 def probe_table(results: pd.DataFrame) -> Table:
-    """Return a table of the best site of each target and hop, with its probes and the sealed cache.
+    """Return a table of the best site of each target and hop: one row per probe, beside text and sealed cache.
 
     The best site is the one with the highest score on validation.
 

@@ -46,7 +46,7 @@ def summarise(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _trace_totals(row: dict[str, Any]) -> pd.DataFrame:
-    """Return sums over the tokens of one trace, by every grouping."""
+    """Return the ghost bits and surprise of one trace, summed over all tokens and by kind, block and distance."""
     distance_bins = np.searchsorted(DISTANCE_BIN_STARTS, np.array(row["distance"], dtype=np.int64), side="right") - 1
     labels = [f"{a}-{b - 1}" if b - 1 > a else str(a) for a, b in pairwise(DISTANCE_BIN_STARTS)] + [
         f"{DISTANCE_BIN_STARTS[-1]}-"

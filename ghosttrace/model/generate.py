@@ -132,6 +132,7 @@ def stop_ids(model: PreTrainedModel) -> set[int]:
 
 
 def _forced_token(tracker: ExpiryTracker, request: Request, sampling: Sampling, markup: Markup) -> int | None:
+    """Return the token to emit instead of sampling: the block's end at its maximum length, or the harness's token."""
     limit = sampling.max_block_tokens
     if limit is not None and tracker.block_tracker.in_block and tracker.block_tracker.block_tokens >= limit:
         return markup.block_end

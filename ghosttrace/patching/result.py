@@ -50,5 +50,5 @@ class PatchResult(RunResult):
 
 
 def _file_name(source: str) -> str:
-    """Return the source without characters that do not belong in a file name."""
+    """Return the source with characters that do not belong in a file name replaced by hyphens."""
     return re.sub(r"[^\w.-]+", "-", source).strip("-.")

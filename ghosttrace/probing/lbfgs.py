@@ -86,7 +86,7 @@ def _direction(gradient: Tensor, history: list[tuple[Tensor, Tensor, Tensor]]) -
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the inner product of each cell, float64[cells]."""
+    """Return one inner product per fit, float64[fits], of tensors whose first axis is the fits."""
     return torch.linalg.vecdot(a.flatten(1), b.flatten(1)).double()
 
 

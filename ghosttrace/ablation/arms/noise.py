@@ -20,6 +20,7 @@ class Perturber(Eraser):
         self.size = size
 
     def erase(self, erasures: list[RowErasures]) -> None:
+        """Erase as usual, then add noise to the retained tokens of each erased block and its memento."""
         super().erase(erasures)
         for row_erasures in erasures:
             for block in row_erasures.blocks:

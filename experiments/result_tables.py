@@ -188,7 +188,7 @@ def defences() -> str:
     """Leak, accuracy lost and tokens of every defence."""
     rows = [
         [
-            f"`{row['defence']}`" if row["defence"] != "sealed training" else "sealed training",
+            f"`{row['defence']}`" if row["defence"] != "sealed training" else "sealed training, then `restart`",
             interval(row[name] for name in ("leak", "leak_low", "leak_high")),
             interval((100 * row[f"lost{end}"] for end in ENDS), digits=0),
             f"{row['cost']:.2f}x",

@@ -26,9 +26,12 @@ def ablation(*arms: str) -> tuple[pd.DataFrame, dict[str, Any], dict[str, Any]]:
 
 def test_ablation_findings_give_effect_swap_and_controls() -> None:
     found = ablation_findings(*ablation("restart", "swap", "placebo"))
-    assert found[0].startswith("Compared with memento, restart changed accuracy by -")
+    assert found[0].startswith("Closing the channel (restart) changed accuracy, compared with memento, by -")
     assert "on ledger-h1" in found[0] and "100.0 % on ledger-h1" in found[1]
-    assert found[2].startswith("The controls passed: the interval of placebo includes 0, as it must. A drop")
+    assert found[2].startswith("The controls passed: placebo changed accuracy by +0.0 points [")
+    assert found[2].endswith(
+        "], which includes 0. A drop under a sealed arm can also come from a cache unfamiliar to the model."
+    )
 
 
 def test_ablation_findings_without_a_control_or_swap_say_so() -> None:
@@ -55,6 +58,16 @@ def test_ablation_findings_of_a_failed_control_warn() -> None:
     assert not any("passed" in sentence for sentence in found)
 
 
+def test_ablation_findings_name_the_restriction_and_other_significant_arms() -> None:
+    results, summary, configuration = ablation("restart", "full", "placebo")
+    part = {"layers": [1, 2], "heads": None, "kv": ["v"]}
+    restricted = configuration | {"settings": configuration["settings"] | {"part": part}}
+    results = results.assign(p_holm=[0.01 if arm == "full" else None for arm in results["arm"]])
+    found = ablation_findings(results, summary, restricted)
+    assert found[0].startswith("Closing the channel (restart; layers 1, 2; values alone) changed")
+    assert found[1] == "Other arms with a significant effect (p <= 0.05 after Holm): full."
+
+
 def test_ablation_findings_name_truncated_arms() -> None:
     results, summary, configuration = ablation("restart", "placebo")
     results = results.assign(truncated=[2 if arm == "restart" else 0 for arm in results["arm"]])
@@ -74,6 +87,7 @@ def test_bits_findings() -> None:
 def probe_rows(bits: float, significant: bool) -> pd.DataFrame:
     row = {"target": "digit", "carrier": "memento", "hop": 0, "layer": "2", "kv": "v", "head": "all", "probe": "linear"}
     row |= {"unknown": 3.32, "bits_low": bits - 0.1, "bits_high": bits + 0.1, "headline": True, "condition": "open"}
+    row |= {"n_train": 700}
     best = row | {"bits": bits, "significant": significant}
     other = row | {"layer": "1", "bits": 3.0, "significant": True}  # better on test, not chosen on validation
     online = row | {"probe": "online", "bits": 1.0, "significant": True}
@@ -84,7 +98,10 @@ def probe_rows(bits: float, significant: bool) -> pd.DataFrame:
 def test_probe_findings_take_the_site_chosen_on_validation() -> None:
     digit, controls = probe_findings(probe_rows(2.0, True), [])
     assert "hop 0, 2.00 [1.90, 2.10] of 3.32 bits, from the values of layer 2, memento (sealed: 0.00)" in digit
-    assert controls == "The controls passed: nothing significant was found in sealed caches."
+    assert controls.startswith(
+        "The controls passed: nothing significant was found in sealed caches. The probes learned"
+    )
+    assert "from 700 samples" in controls
     assert probe_findings(probe_rows(2.0, True), ["x"])[-1] == f"{DO_NOT_RELY}x."
     assert "of 3.32 bits, not significant, from" in probe_findings(probe_rows(0.05, False), [])[0]
 

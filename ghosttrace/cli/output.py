@@ -107,7 +107,6 @@ def print_result(
 def print_tables(findings: Iterable[str], tables: Iterable[Table | None]) -> None:
     """Print sentences, then tables, to the terminal."""
     console = Console()
-    console.print()
     for sentence in findings:
         style = "bold red" if sentence.startswith("Do not rely") else "bold"
         console.print(escape(sentence), style=style)

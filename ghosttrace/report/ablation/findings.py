@@ -5,7 +5,10 @@ from typing import Any
 
 import pandas as pd
 
+from ghosttrace.report.ablation.page import arm_description
 from ghosttrace.runs.folder import REFERENCE_ARM
+
+ALPHA = 0.05
 
 
 def ablation_findings(results: pd.DataFrame, summary: Mapping[str, Any], configuration: Mapping[str, Any]) -> list[str]:
@@ -16,22 +19,36 @@ def ablation_findings(results: pd.DataFrame, summary: Mapping[str, Any], configu
         summary: Content of summary.json.
         configuration: Content of run.json.
     """
-    found = [_effect(results, summary["headline_arm"]), _swapped(results)]
-    return [
-        sentence for sentence in (*found, _controls(results, summary, configuration), _truncated(results)) if sentence
+    found = [
+        _effect(results, summary["headline_arm"], configuration),
+        _others(results, summary["headline_arm"]),
+        _swapped(results),
+        _controls(results, summary, configuration),
+        _truncated(results),
     ]
+    return [sentence for sentence in found if sentence]
 
 
-def _effect(results: pd.DataFrame, arm: str | None) -> str | None:
+def _effect(results: pd.DataFrame, arm: str | None, configuration: Mapping[str, Any]) -> str | None:
     """Return the effect of the headline arm on each benchmark."""
     if arm is None:
         return None
-    parts = []
-    for row in results[results["arm"] == arm].to_dict("records"):
-        low, high = 100 * row["effect_low"], 100 * row["effect_high"]
-        interval = "no interval" if pd.isna(low) else f"[{low:+.1f}, {high:+.1f}]"
-        parts.append(f"{100 * row['effect']:+.1f} points {interval} on {row['bench']}")
-    return f"Compared with memento, {arm} changed accuracy by {', '.join(parts)}."
+    parts = [f"{_points(row)} on {row['bench']}" for row in results[results["arm"] == arm].to_dict("records")]
+    return f"{arm_description(arm, configuration)} changed accuracy, compared with memento, by {', '.join(parts)}."
+
+
+def _points(row: Mapping[Any, Any]) -> str:
+    """Return the effect of a row with its interval, in points."""
+    low, high = 100 * row["effect_low"], 100 * row["effect_high"]
+    interval = "(no interval)" if pd.isna(low) else f"[{low:+.1f}, {high:+.1f}]"
+    return f"{100 * row['effect']:+.1f} points {interval}"
+
+
+def _others(results: pd.DataFrame, headline: str | None) -> str | None:
+    """Return which other arms have an effect."""
+    significant = results[(results["arm"] != headline) & (pd.to_numeric(results["p_holm"]) <= ALPHA)]
+    arms = list(dict.fromkeys(significant["arm"]))
+    return f"Other arms with a significant effect (p <= {ALPHA} after Holm): {', '.join(arms)}." if arms else None
 
 
 def _swapped(results: pd.DataFrame) -> str | None:
@@ -59,7 +76,9 @@ def _controls(results: pd.DataFrame, summary: Mapping[str, Any], configuration: 
     caveat = " A drop under a sealed arm can also come from a cache unfamiliar to the model." if sealed else ""
     if not controls:
         return f"No control arm was part of this run: add placebo to --arms before relying on the effects.{caveat}"
-    return f"The controls passed: the interval of {' and '.join(controls)} includes 0, as it must.{caveat}"
+    rows = results[results["arm"].isin(controls)].to_dict("records")
+    widest = max(rows, key=lambda row: row["effect_high"] - row["effect_low"])
+    return f"The controls passed: {widest['arm']} changed accuracy by {_points(widest)}, which includes 0.{caveat}"
 
 
 def _truncated(results: pd.DataFrame) -> str | None:

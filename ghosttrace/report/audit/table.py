@@ -45,7 +45,7 @@ def audit_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("attack", overflow="fold", min_width=11, max_width=18)
     for name in ("found", "baseline", "sealed"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("unit", no_wrap=True, overflow="ellipsis", min_width=8, max_width=24)
+    table.add_column("unit", overflow="fold", min_width=8, max_width=24)
     sealed = {_kind(row): row["estimate"] for row in rows if row["condition"] == "sealed"}
     shown = [row for row in rows if row["condition"] in ("open", "text")]
     for secret in dict.fromkeys(row["secret"] for row in shown):

@@ -148,7 +148,7 @@ def bounds_text(summary: Row) -> str:
     upper_bound = (
         f"This run cannot rule out leaks of up to {bits(ceiling)}."
         if ceiling is not None
-        else "This run rules out no leak."
+        else "No upper bound on a leak was reached."
     )
     power = "No probe enters the verdict, so none was tested on leaks of known size."
     if detectable is not None:

@@ -31,7 +31,11 @@ def probe_findings(results: pd.DataFrame, failures: Sequence[str]) -> list[str]:
     if failures:
         return [*found, f"Do not rely on these numbers, because a control failed: {'; '.join(failures)}."]
     measured = [name for condition, name in CONTROLS.items() if condition in set(results["condition"])]
-    return [*found, f"The controls passed: nothing significant was found in {', '.join(measured)}."]
+    return [
+        *found,
+        f"The controls passed: nothing significant was found in {', '.join(measured)}. The probes learned from "
+        f"{results['n_train'].max():,.0f} samples; with more samples they may read more.",
+    ]
 
 
 def _target(target: str, rows: pd.DataFrame) -> str:

@@ -151,7 +151,7 @@ def test_model_and_trace_findings() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments, start", [(["--version"], f"ghosttrace {gt.__version__}"), (["info", "toy-mixed"], "\nThe model can")]
+    "arguments, start", [(["--version"], f"ghosttrace {gt.__version__}"), (["info", "toy-mixed"], "The model can")]
 )
 def test_command_prints_version_and_findings_first(arguments: list[str], start: str) -> None:
     assert ghosttrace(*arguments).stdout.startswith(start)

@@ -176,7 +176,7 @@ def test_small_audit_gives_not_enough_data(tmp_path: Path) -> None:
     assert command(*options, *QUICK, "attribute,collision", "--out", str(out)) == 11
     summary = json.loads((out / "summary.json").read_text())
     assert summary["verdict"] == "not enough data" and summary["traces_needed"] is None
-    assert "too few traces to estimate" in summary["sentence"] and "give ten times" in (out / "card.md").read_text()
+    assert "too few traces to estimate" in summary["sentence"] and "use ten times as many" in (out / "card.md").read_text()
 
 
 @pytest.mark.slow
@@ -238,7 +238,7 @@ def test_verdict_without_probes_names_no_detectable_leak(tmp_path: Path) -> None
     assert command(*options, *QUICK, "behavioural", "--out", str(out)) == 11
     summary = json.loads((out / "summary.json").read_text())
     assert summary["detectable_bits"] is None and all(row["detectable"] is None for row in summary["results"])
-    assert summary["traces_needed"] > 300 and "No probe decides" in (out / "card.md").read_text()
+    assert summary["traces_needed"] > 300 and "No probe enters" in (out / "card.md").read_text()
 
 
 @pytest.mark.slow

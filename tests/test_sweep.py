@@ -85,7 +85,7 @@ def test_weak_text_baseline_fails_the_sealed_control() -> None:
     result = quick(wrong)
     assert not result.valid
     assert any(failure.startswith("sealed: shown") for failure in result.failures)
-    assert any(failure.startswith("text: shown") for failure in result.failures)
+    assert any(failure.startswith("text: the text baseline predicts shown") for failure in result.failures)
     assert not result.results["valid"].any()
 
 

@@ -3,7 +3,8 @@
 `toy-open` was never trained with a sealed cache. Under `restart` it fails at every level of `ledger`, even at h = 0,
 where the text suffices. It is fine-tuned by `ghosttrace sft --stage sealed` for increasing numbers of steps, on new
 problems of all levels with loss on all labels. The recovered accuracy had been lost to an unfamiliar kind of cache.
-The accuracy that is not recovered came through the ghost channel: a sealed cache allows at most `SEALED_CEILING`.
+A sealed cache allows at most `SEALED_CEILING`. That the rest came through the ghost channel takes a control: the tuned
+model also loses it over an open cache, so only a matched fine-tune that is not sealed could attribute it.
 
 Writes `experiments/results/adapted_drop.parquet` and the figure `figures/adapted_drop`.
 `python experiments/adapted_drop.py`: about fifteen minutes on one core; resumes an interrupted run.

@@ -4,11 +4,11 @@ The caches are sealed caches of `toy-open` at the default settings of `ghosttrac
 retained text, and given that text the digits of `ledger` are uniform. Newly drawn digits are therefore fresh secrets
 about which the caches contain nothing.
 
-Each audit is judged without a leak and with a code planted at a random site: 0.5 or 0.15 bits of the first hidden
-digit, or 0.3 bits spread evenly over the three hidden digits. The last two are slightly above the limit of 0.1 bits;
-an exit code of 0 on them counts as a miss. The audit's own code fits, selects and judges the probes and the user's
-prompts, and estimates the detectable leak once for all audits. To save time, the MLPs, the controls and the collision
-attack are skipped; the candidates of a collision tie exactly over a sealed cache.
+Each audit is judged without a leak and with a code planted in one token at a random site: 0.5 or 0.15 bits of the first
+hidden digit, or 0.3 bits spread evenly over the three hidden digits. The last two are slightly above the limit of 0.1
+bits; an exit code of 0 on them counts as a miss. The audit's own code fits, selects and judges the probes and the
+user's prompts, and estimates the detectable leak once for all audits. To save time, the MLPs, the controls and the
+collision attack are skipped; the candidates of a collision tie exactly over a sealed cache.
 
 Writes `experiments/results/audit_calibration.parquet`. `python experiments/audit_calibration.py`: about fifty minutes
 on one core; resumes an interrupted run.
@@ -17,7 +17,7 @@ on one core; resumes an interrupted run.
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +30,26 @@ from ghosttrace.ablation.arms import Restart
 from ghosttrace.auditing.attacks.attribute import AttributeAttack
 from ghosttrace.auditing.attacks.behavioural import BehaviouralAttack, calibration_split, prompt_sessions
 from ghosttrace.auditing.context import AuditContext
-from ghosttrace.auditing.detectable_leak import inject, smallest_detectable_leak
-from ghosttrace.auditing.evidence import Evidence, LabelLogProbs, total_bits
+from ghosttrace.auditing.detectable_leak import smallest_detectable_leak, write_linear_code
+from ghosttrace.auditing.evidence import EXPOSED, Evidence, LabelLogProbs, total_bits
 from ghosttrace.auditing.prompts import prompts_by_secret
 from ghosttrace.auditing.sites import best_probe, matches_site
-from ghosttrace.auditing.verdict import EXIT_CODES, decide_verdict, detectable_for_all_secrets
+from ghosttrace.auditing.token_codes import read_tokens
+from ghosttrace.auditing.verdict import EXIT_CODES, DetectableLeak, Limits, decide_verdict, detectable_for_all_secrets
 from ghosttrace.bench.ledger import ledger_prompts, ledger_task
 from ghosttrace.model.checkpoint import load
 from ghosttrace.probing.carriers import secret_carrier
 from ghosttrace.probing.evidence import ALPHA, ProbeTarget, Scores, record
 from ghosttrace.probing.features import extract_features
 from ghosttrace.probing.fit_and_score import linear_scores
+from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.split import split
-from ghosttrace.probing.sweep import ProbeSettings, ProbeSite, site_groups, state_selections
+from ghosttrace.probing.sweep import ProbeSettings, site_groups, state_selections
 
 ROOT = Path(__file__).parent.parent
-AUDITS, AUDITS_PER_BATCH, SAMPLES, LEVEL, MAX_LEAK_BITS = 100, 25, 6000, 3, 0.1
+AUDITS, AUDITS_PER_BATCH, SAMPLES, LEVEL, LIMITS = 100, 25, 6000, 3, Limits()
 PLANTED_LEAKS = ((0.5, 1), (0.3, 3), (0.15, 1))  # bits, and number of hidden digits over which they are spread
-N_GATED_FINDINGS = 5  # of the default audit: two secrets by two attacks, and collision
+N_GATED_FINDINGS = 7  # of the default audit: two secrets by bits, by exposed traces and by prompts, and collision
 LEAK_TARGETS = "hidden-*"
 
 
@@ -59,13 +61,13 @@ class SharedInputs:
         context: Audit context, before the labels of an audit are drawn.
         sites: Sites of the probes.
         answer_log_p: For each secret, log-probabilities of its answers over the sealed cache, float32[N, d].
-        detectable_bits: For each secret, the smallest leak that the probes detect, in bits; None if they detect none.
+        detectable: For each secret, the smallest leaks that the probes detect.
     """
 
     context: AuditContext
     sites: list[ProbeSite]
     answer_log_p: dict[str, Tensor]
-    detectable_bits: dict[str, float | None]
+    detectable: dict[str, DetectableLeak]
 
 
 def make_shared_inputs(work: Path) -> SharedInputs:
@@ -88,7 +90,7 @@ def make_shared_inputs(work: Path) -> SharedInputs:
         targets,
         features,
         ALPHA / N_GATED_FINDINGS,
-        max_leak=MAX_LEAK_BITS,
+        limits=LIMITS,
     )
     later = [carrier for carrier in settings.carriers if carrier.hop >= 0]
     sites = [site for carrier in later for group in site_groups(checkpoint, settings, carrier) for site in group]
@@ -104,14 +106,12 @@ def make_shared_inputs(work: Path) -> SharedInputs:
     return SharedInputs(context, sites, answers, detectable_leaks(context, sites[-1], work / "detectable.json"))
 
 
-def detectable_leaks(context: AuditContext, site: ProbeSite, path: Path) -> dict[str, float | None]:
-    """Return the smallest leak of each secret that the probes detect; all audits share it."""
+def detectable_leaks(context: AuditContext, site: ProbeSite, path: Path) -> dict[str, DetectableLeak]:
+    """Return the smallest leaks of each secret that the probes detect; all audits share them."""
     if not path.exists():
-        path.write_text(
-            json.dumps({secret: smallest_detectable_leak(context, secret, site) for secret in context.secrets})
-        )
-    detectable: dict[str, float | None] = json.loads(path.read_text())
-    return detectable
+        leaks = {secret: smallest_detectable_leak(context, secret, site) for secret in context.secrets}
+        path.write_text(json.dumps({secret: asdict(leak) for secret, leak in leaks.items()}))
+    return {secret: DetectableLeak(**leak) for secret, leak in json.loads(path.read_text()).items()}
 
 
 def draw_targets(shared: SharedInputs, number: int) -> list[ProbeTarget]:
@@ -147,8 +147,10 @@ def find_with_leak(shared: SharedInputs, number: int, leak: float, digits: int) 
     site = shared.sites[int(rng.integers(len(shared.sites)))]
     targets = draw_targets(shared, number)
     parts = [targets[member] for member in shared.context.secrets[LEAK_TARGETS][:digits]]
-    states = inject(site.read(shared.context.features["sealed"]), parts, [leak / digits] * digits, rng)
-    (scores,) = linear_scores(states[None], targets, shared.context.split, torch.device("cpu"))
+    kind = "k" if site.kv == "k" else "v"
+    tokens = read_tokens(shared.context, site, kind).copy()
+    write_linear_code(tokens, parts, [leak / digits] * digits, rng)
+    (scores,) = linear_scores(tokens.features()[None], targets, shared.context.split, torch.device("cpu"))
     return site, scores
 
 
@@ -168,16 +170,20 @@ def verdict(shared: SharedInputs, number: int, scores_by_site: dict[Any, list[Sc
         best = best_probe(rows)
         chosen = [row for row in rows if matches_site(row, best, "open")]
         gated.append(AttributeAttack().finding(context, secret, "open", chosen))
+        gated.append(AttributeAttack().exposure(context, secret, "open", chosen))
         log_probs = [LabelLogProbs.from_scores(score) for score in scores_by_site[secret]]
         estimate, judged = total_bits(log_probs, context.split.cluster, context.alpha)
         gated.append(BehaviouralAttack().evidence(secret, "open", "bits", estimate, len(judged), gate=True))
-    decision = decide_verdict(gated, [], MAX_LEAK_BITS, shared.detectable_bits, SAMPLES)
-    worst = max(gated, key=lambda evidence: evidence.estimate.low).estimate
+    decision = decide_verdict(gated, [], LIMITS, shared.detectable, SAMPLES)
+    in_bits = [evidence for evidence in gated if evidence.unit != EXPOSED]
+    worst = max(in_bits, key=lambda evidence: evidence.estimate.low).estimate
     measured = {"estimate": worst.value, "low": worst.low, "high": worst.high}
     return {
         "verdict": decision.verdict,
         **measured,
-        "detectable": detectable_for_all_secrets(shared.detectable_bits),
+        "exposed": max(evidence.estimate.value for evidence in gated if evidence.unit == EXPOSED),
+        "fell_back": all(evidence.fell_back for evidence in in_bits if evidence.attack == "attribute"),
+        "detectable": detectable_for_all_secrets(shared.detectable).bits,
         "ceiling": decision.ceiling,
     }
 
@@ -202,7 +208,7 @@ def run(work: Path) -> pd.DataFrame:
                     with_leak = verdict(shared, number, scores_by_audit[number] | {site: scores})
                     rows.append(with_leak | {"audit": number, "leak": leak, "digits": digits})
             table = pd.DataFrame(rows)
-            table["missed"] = (table["leak"] > MAX_LEAK_BITS) & (table["verdict"].map(EXIT_CODES) == 0)
+            table["missed"] = (table["leak"] > LIMITS.bits) & (table["verdict"].map(EXIT_CODES) == 0)
             table.to_parquet(path, index=False)
         tables.append(pd.read_parquet(path))
         print(tables[-1].groupby(["leak", "verdict"]).size().to_dict(), flush=True)

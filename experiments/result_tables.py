@@ -57,9 +57,9 @@ def headlines() -> str:
                 "one training of each model",
             ],
             [
-                "Past its own memento, the paper's toy shows no leak beyond the text",
+                "In one training of the paper's toy, linear probes saw no leak beyond the text past its own memento",
                 f"bits per digit: {first} in the block's own memento, {second} one block later",
-                "one training, fewer samples than the paper; linear probes of the last layer",
+                "fewer samples than the paper; the last layer alone",
             ],
             [
                 "Noise on retained keys and values was the cheapest partial defence",
@@ -180,6 +180,7 @@ def audit_calibration() -> str:
         ["exit 10, a leak", *map(str, counts["leak"])],
         ["exit 11, not enough data", *map(str, counts["not enough data"])],
         ["exit 0", *map(str, passed)],
+        ["both secrets' probes fell back to the text", *map(str, results.groupby("leak")["fell_back"].sum())],
     ]
     return markdown_table(header, rows)
 
@@ -241,6 +242,23 @@ def curriculum() -> str:
     return markdown_table(["curriculum", "seed", *LEVEL_HEADER], rows)
 
 
+def audit_plants() -> str:
+    """Verdict of an audit on each form of a planted secret."""
+    results = read("audit_plants")
+    rows = [
+        [
+            str(row["plant"]),
+            str(row["exit_code"]),
+            "text only" if row["fell_back"] else interval([row["bits"], row["bits_low"], row["bits_high"]]),
+            interval([100 * row[f"exposed{end}"] for end in ENDS]),
+            f"{row['probe']}, {row['kv']}, layer {row['layer'].replace('+', ' and ')}",
+        ]
+        for row in results.to_dict("records")
+    ]
+    header = ["planted", "exit code", "bits beyond the text", "traces whose secret is guessed, %", "best probe"]
+    return markdown_table(header, rows)
+
+
 def paper_power() -> str:
     """Interval and power of the paper's design, by reading and by spread of the problems."""
     results = read("paper_power")
@@ -297,6 +315,7 @@ RESULT_TABLES: dict[str, Callable[[], str]] = {
     "passcode": passcode,
     "probe-calibration": probe_calibration,
     "audit-calibration": audit_calibration,
+    "audit-plants": audit_plants,
     "defences": defences,
     "adapted-drop": adapted_drop,
     "sealed-cost": sealed_cost,

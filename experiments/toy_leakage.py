@@ -31,8 +31,9 @@ from ghosttrace.probing.evidence import ALPHA, NEGLIGIBLE_BITS, ProbeTarget, rec
 from ghosttrace.probing.features import StateSelection, extract_features
 from ghosttrace.probing.fit_and_score import linear_scores, probe_scores
 from ghosttrace.probing.probes import MLP
+from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.split import split
-from ghosttrace.probing.sweep import MIN_LOG_POSTERIOR, ProbeSite
+from ghosttrace.probing.sweep import MIN_LOG_POSTERIOR
 from ghosttrace.stats import holm
 
 ROOT = Path(__file__).parent.parent

@@ -1,6 +1,7 @@
 """Quantities of the audit against hand computations, and detectable leaks of its probes."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from math import log, log2
 
@@ -24,7 +25,14 @@ from ghosttrace.auditing.attacks.membership import (
 from ghosttrace.auditing.attacks.ranking import exposures
 from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.cost import interleave_base_traces
-from ghosttrace.auditing.detectable_leak import detection_trials, inject, label_fidelity, smallest_detectable_leak
+from ghosttrace.auditing.detectable_leak import (
+    detection_trials,
+    exposure_trial,
+    label_fidelity,
+    linear_trial,
+    pad_trial,
+    smallest_detectable_leak,
+)
 from ghosttrace.auditing.evidence import (
     Evidence,
     LabelLogProbs,
@@ -32,7 +40,8 @@ from ghosttrace.auditing.evidence import (
     mean_estimate,
     one_row_per_cluster,
 )
-from ghosttrace.auditing.verdict import decide_verdict
+from ghosttrace.auditing.token_codes import CachedTokens
+from ghosttrace.auditing.verdict import Limits, decide_verdict
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.probing.evidence import ProbeTarget
 from ghosttrace.probing.fit_and_score import linear_scores
@@ -183,7 +192,7 @@ def test_few_equal_values_do_not_prove_a_leak() -> None:
     few = mean_estimate(np.full(4, 0.5), np.arange(4), 0.05, 2.0)
     assert few.low == -np.inf
     row = Evidence("collision", "block", "open", "bits", few, 4, gate=True)
-    assert decide_verdict([row], [], 0.1, {}, 1000).exit_code == 11
+    assert decide_verdict([row], [], Limits(), {}, 1000).exit_code == 11
 
 
 def test_interval_is_wide_if_one_part_equals_the_text() -> None:
@@ -196,37 +205,78 @@ def test_interval_is_wide_if_one_part_equals_the_text() -> None:
     assert any_part_equals_text([leaking, silent_part]) and not any_part_equals_text([leaking])
 
 
-@pytest.mark.parametrize("constant", [False, True])
+def tokens_of(states: torch.Tensor, count: int = 1, share: float = 1.0) -> CachedTokens:
+    """Return states, float[N, P, d], as tokens of a sealed cache; `share` is the weight of one token in a mean."""
+    return CachedTokens(states, count, torch.full((len(states),), share), float(states.std()))
+
+
 @pytest.mark.parametrize("bits", [0.1, 0.5, 2.0])
-def test_injected_leak_has_the_requested_size(bits: float, constant: bool) -> None:
+def test_injected_leak_has_the_requested_size(bits: float) -> None:
     share, classes = label_fidelity(bits, 10), 10
     joint = np.full((classes, classes), (1 - share) / classes / classes) + np.eye(classes) * share / classes
     assert (joint * np.log2(joint * classes**2)).sum() == pytest.approx(bits)
-    labels = np.random.default_rng(0).integers(0, 10, 6000)
+    assert label_fidelity(log2(10), 10) == 1
+    rng, labels = np.random.default_rng(1), np.random.default_rng(0).integers(0, 10, 6000)
     flat = ProbeTarget("digit", labels, np.full((6000, 10), -log(10)))
-    noise = torch.randn(6000, 64, generator=torch.Generator().manual_seed(0))
-    if constant:  # constant states, like those of a delimiter in the first layer
-        noise = noise[:1].expand(6000, -1)
-    leaked = inject(noise, [flat], [bits], np.random.default_rng(1))
+    tokens = tokens_of(torch.randn(6000, 1, 64, generator=torch.Generator().manual_seed(0)))
+    tokens.write(0, np.where(rng.random(6000) < share, labels, rng.integers(0, 10, 6000)), 10, rng)
     parts = split([Sample([], str(k), str(k), 0, (), ()) for k in range(6000)])
-    ((scores,),) = linear_scores(leaked[None], [flat], parts, torch.device("cpu"))
+    ((scores,),) = linear_scores(tokens.features()[None], [flat], parts, torch.device("cpu"))
     estimate = mean_estimate(scores.log2p - scores.text_log2p, np.arange(len(scores.log2p)), 0.05, 10.0)
     assert estimate.low < bits and estimate.value > 0.5 * bits
 
 
+def test_code_is_written_into_one_token_before_pooling() -> None:
+    """A reader of all tokens sees it whole, a reader of their mean one part of it, of the last two nothing."""
+    states, codes = torch.zeros(4, 3, 5), np.array([0, 1, 0, 1])
+    whole = CachedTokens(states.clone(), 3, torch.ones(4), 1.0)
+    whole.write(2, codes, 2, np.random.default_rng(0), np.array([True, True, True, False]))
+    assert (whole.states[:, 1:] == 0).all() and (whole.states[3] == 0).all()
+    assert torch.equal(whole.states[0], whole.states[2]) and not torch.equal(whole.states[0], whole.states[1])
+    mean = CachedTokens(states[:, :1].clone(), 3, torch.full((4,), 1 / 3), 1.0)
+    mean.write(2, codes, 2, np.random.default_rng(0))
+    torch.testing.assert_close(mean.states[:3, 0], whole.states[:3].mean(1))
+    last_two = CachedTokens(states[:, 1:].clone(), 3, torch.ones(4), 1.0)
+    last_two.write(2, codes, 2, np.random.default_rng(0))
+    assert (last_two.states == 0).all()
+
+
+def trials(context: AuditContext, tokens: CachedTokens, trial: object, *size: object) -> int:
+    """Return how many of ten trials detect the leak."""
+    bound = partial(trial, context, *size)  # type: ignore[arg-type]
+    return sum(detection_trials(context, context.targets, [tokens], bound))
+
+
 def test_detection_trials_with_unequal_class_shares() -> None:
     context, states = noise_context(1400, 1, [0.9, 0.1])
-    assert sum(detection_trials(context, context.targets, states, [1e-6])) <= 1
+    assert trials(context, tokens_of(states[:, None]), linear_trial, [1e-6]) <= 1
     context, states = noise_context(2000, 1, [0.55, *[0.05] * 9])
-    assert sum(detection_trials(context, context.targets, states, [1.0])) >= 8
+    assert trials(context, tokens_of(states[:, None]), linear_trial, [1.0]) >= 8
+
+
+def test_code_in_one_of_many_averaged_tokens_is_not_detected() -> None:
+    """Half a bit is seen where it stands alone, and not where the mean over 194 tokens dilutes it."""
+    context, states = noise_context(2000, 1, [0.1] * 10)
+    alone, diluted = (tokens_of(states[:, None], count, 1 / count) for count in (1, 194))
+    assert trials(context, alone, linear_trial, [0.5]) >= 8
+    diluted = replace(diluted, spread=float(states.std()) * 194**0.5 / 194**0.5)
+    assert trials(context, diluted, linear_trial, [0.5]) <= 2
+
+
+@pytest.mark.slow
+def test_secrets_in_few_traces_and_pads_are_detected_if_there_are_enough() -> None:
+    context, states = noise_context(3000, 2, [0.25] * 4)
+    tokens = tokens_of(states.reshape(len(states), 2, -1), 2)
+    assert trials(context, tokens, exposure_trial, 0.05) >= 8 and trials(context, tokens, exposure_trial, 1e-4) <= 1
+    assert trials(context, tokens, pad_trial, 2.0) >= 8 and trials(context, tokens, pad_trial, 1e-3) <= 1
 
 
 @pytest.mark.slow
 def test_leak_must_be_detectable_spread_over_all_parts() -> None:
     context, states = noise_context(1400, 5, [0.1] * 10)
-    concentrated, evenly = (
-        sum(detection_trials(context, context.targets, states, bits)) for bits in ([0.5, 0, 0, 0, 0], [0.1] * 5)
-    )
+    tokens = tokens_of(states[:, None])
+    concentrated, evenly = (trials(context, tokens, linear_trial, bits) for bits in ([0.5, 0, 0, 0, 0], [0.1] * 5))
     assert concentrated >= 8 > evenly
-    smallest = smallest_detectable_leak(replace(context, max_leak=0.5), "d-*", SITE)
-    assert smallest is None or smallest > 0.5
+    smallest = smallest_detectable_leak(replace(context, limits=Limits(0.5)), "d-*", SITE)
+    assert smallest.bits is None or smallest.bits > 0.5
+    assert smallest.pad_bits is None  # the carrier has a single token

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from itertools import product
 from math import log
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,42 +37,57 @@ def test_tenant_attack_finds_nothing_from_common_labels() -> None:
     assert abs(TenantAttack().finding(audit_context, "d-*", SITE).estimate.value) < 0.02
 
 
+KEYS, VALUES = (3, "k"), (3, "v")
+
+
 @dataclass(frozen=True)
-class Xor:
-    """Random states of four layers; the values of one layer encode a bit as the product of two signs."""
+class PaddedBit:
+    """Random states of four layers; at hop 0 a bit is the product of two signs, one at each of two sites.
+
+    A site is a layer and keys or values. If both are the same, the signs stand in different dimensions of it.
+    """
 
     labels: np.ndarray
-    layer: int
+    sites: tuple[tuple[int, str], ...]
 
     def load(self, carrier: Carrier, layer: int, kind: str, heads: object = None) -> torch.Tensor:
         rng = np.random.default_rng([layer, carrier.hop + 1, kind == "v"])
         states = rng.normal(size=(len(self.labels), 1, 4))
-        if (layer, kind, carrier.hop) == (self.layer, "v", 0):
-            signs = rng.choice([-1, 1], len(self.labels))
-            states[:, 0, :2] = np.stack([3 * signs, 3 * signs * (2 * self.labels - 1)], axis=1) + 0.5 * states[:, 0, :2]
+        key = np.random.default_rng(5).choice([-1, 1], len(self.labels))
+        for dimension, (site, sign) in enumerate(zip(self.sites, (key, key * (2 * self.labels - 1)), strict=False)):
+            if site == (layer, kind) and carrier.hop == 0:
+                states[:, 0, dimension] = 3 * sign + 0.5 * states[:, 0, dimension]
         return torch.from_numpy(states).float()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", [1, 3])
-def test_mlp_probes_every_layer_if_no_linear_probe_finds_a_signal(layer: int) -> None:
+@pytest.mark.parametrize(
+    ("sites", "found"),
+    [
+        ((KEYS, KEYS), ("3", "k")),
+        (((1, "v"), (1, "v")), ("1", "v")),
+        ((KEYS, VALUES), ("3", "kv")),
+        (((1, "k"), (3, "v")), ("1+3", "kv")),
+    ],
+)
+def test_pad_that_no_linear_probe_sees_is_found(sites: tuple[tuple[int, str], ...], found: tuple[str, str]) -> None:
     labels = np.random.default_rng(0).integers(0, 2, 1000)
     samples = tuple(Sample([], str(k), str(k), 0, (), (int(label),)) for k, label in enumerate(labels))
     targets = [ProbeTarget("bit", labels, np.full((1000, 2), -log(2)))]
-    caches = {"open": Xor(labels, layer), "sealed": Xor(labels, 9)}
-    settings = ProbeSettings(hops=(0,), describe=False)
-    records = Records(PROBE_RECORDS)
-    own = Carrier("secret")
-    task = Task("xor", samples, (Target("bit", ("0", "1")),))
-    audit_context = AuditContext(toy(), task, split(samples), Memento(), settings, targets, caches, records=records)  # type: ignore[arg-type]
-    Sweep(toy(), settings, audit_context.split, audit_context.features, targets, own, torch.device("cpu")).run(records)
-    rows = {(item.condition): item for item in AttributeAttack().run(audit_context)}
-    assert (rows["open"].site.probe, rows["open"].site.layer) == ("mlp", str(layer)) and rows["open"].estimate.low > 0.3
+    caches: Any = {"open": PaddedBit(labels, sites), "sealed": PaddedBit(labels, ())}
+    settings = ProbeSettings(hops=(0,), layers=(1, 3), describe=False)
+    records, own, task = Records(PROBE_RECORDS), Carrier("secret"), Task("pad", samples, (Target("bit", ("0", "1")),))
+    parts = split(samples)
+    Sweep(toy(), settings, parts, caches, targets, own, torch.device("cpu")).run(records)
+    audit_context = AuditContext(toy(), task, parts, Memento(), settings, targets, caches, records=records)
+    rows = {item.condition: item for item in AttributeAttack().run(audit_context) if item.unit == "bits"}
+    site = rows["open"].site
+    assert site.probe == "mlp" and rows["open"].estimate.low > 0.3 and not rows["open"].fell_back
+    # A wider site that includes both signs may win on validation.
+    assert (site.layer, site.kv) == found or (set(found[0]) <= set(site.layer) and site.kv == "kv")
     assert rows["sealed"].estimate.value < 0.05
-    (best,) = Sweep(
-        toy(), settings, audit_context.split, audit_context.features, targets, own, torch.device("cpu")
-    ).best(records)
-    assert (best.layers, best.kv) == ((3,), "v")
+    linear = [row for row in audit_context.sweep_rows if row["probe"] == "linear" and row["condition"] == "open"]
+    assert max(row["validation_bits"] for row in linear) < 0.05
 
 
 @pytest.mark.slow

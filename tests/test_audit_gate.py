@@ -8,12 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.audits import FORBIDDEN, finding, rows, run, summary
+from helpers.audits import FORBIDDEN, MAX_EXPOSED, finding, rows, run, summary
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ghosttrace.auditing.evidence import Evidence, mean_estimate
-from ghosttrace.auditing.verdict import EXIT_CODES, MAX_DETECTABLE_TO_LIMIT_RATIO, Verdict, decide_verdict
+from ghosttrace.auditing.verdict import (
+    EXIT_CODES,
+    MAX_DETECTABLE_TO_LIMIT_RATIO,
+    DetectableLeak,
+    Limits,
+    Verdict,
+    decide_verdict,
+)
 from ghosttrace.errors import UserError
 from ghosttrace.report.audit import wording
 from ghosttrace.report.audit.page import page
@@ -31,7 +38,8 @@ def verdict_at_limit(
     findings: Sequence[Evidence], detectable: float | None, traces: int = 1000, failures: Sequence[str] = ()
 ) -> Verdict:
     """Return the verdict at a limit of 0.1 bits if the detectable leak of every secret is `detectable`."""
-    return decide_verdict(findings, failures, 0.1, {item.secret: detectable for item in findings}, traces)
+    smallest = DetectableLeak(detectable, None if detectable is None else 0.005)
+    return decide_verdict(findings, failures, Limits(), {item.secret: smallest for item in findings}, traces)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +96,9 @@ def test_row_state_compares_the_interval_with_the_limit(
 
 def test_row_state_uses_the_detectable_leak_of_its_secret() -> None:
     findings = [evidence(-0.1, 0.0, 0.05), replace(evidence(-0.1, 0.0, 0.05), secret="hidden-*")]
-    decision = decide_verdict(findings, [], 0.1, {"note-*": 0.1, "hidden-*": 0.5}, 1000)
+    decision = decide_verdict(
+        findings, [], Limits(), {"note-*": DetectableLeak(0.1), "hidden-*": DetectableLeak(0.5)}, 1000
+    )
     assert decision.states == ("not detected", "undecided") and decision.verdict == "not enough data"
 
 
@@ -105,7 +115,7 @@ def test_verdict_without_probes_ignores_the_detectable_leak() -> None:
         "no interval of this suite reaches beyond 0.09" in decision_within_limit.sentence
         and "Not detected" not in decision_within_limit.sentence
     )
-    assert "a linear code of 0.08 bits at one site of the cache would have been detected in 8 of 10 runs" in (
+    assert "a linear code of 0.08 bits in one token, whole secrets in 0.5 % of traces would have been detected" in (
         with_probes.sentence
     )
 
@@ -147,7 +157,7 @@ LOWS, HIGHS = st.sampled_from([-np.inf, *FINITE]), st.sampled_from([*FINITE, np.
 
 
 @st.composite
-def audits(draw: st.DrawFn) -> tuple[float, list[Evidence], dict[str, float | None], list[str]]:
+def audits(draw: st.DrawFn) -> tuple[float, list[Evidence], dict[str, DetectableLeak], list[str]]:
     """Draw a limit, gated findings with interval bounds at multiples of it, detectable leaks, and failures."""
     limit = draw(st.sampled_from([0.01, 0.1, 0.3, 1.0, 7.0]))
     findings = []
@@ -171,12 +181,16 @@ def audits(draw: st.DrawFn) -> tuple[float, list[Evidence], dict[str, float | No
         value = float(middle) if np.isfinite(middle) else 0.0
         findings.append(finding(attack, value, low=low, high=high, gate=True, secret=secret))
         findings.append(finding(attack, value, low=low, high=high, condition="sealed", secret=secret))
-    times = {
-        secret: draw(st.sampled_from([None, 1.0, 1.5, MAX_DETECTABLE_TO_LIMIT_RATIO, 2.5, 5.0]))
-        for secret in ("note-*", "hidden-*")
-    }
+        if attack == "attribute":
+            low, high = sorted([draw(LOWS) * MAX_EXPOSED, draw(HIGHS) * MAX_EXPOSED])
+            findings.append(finding(attack, 0.0, low=low, high=high, gate=True, secret=secret, unit="exposed share"))
+
+    def multiple_of(allowed: float) -> float | None:
+        multiple = draw(st.sampled_from([None, 1.0, 1.5, MAX_DETECTABLE_TO_LIMIT_RATIO, 2.5, 5.0]))
+        return None if multiple is None else multiple * allowed
+
     detectable_by_secret = {
-        secret: None if multiple is None else multiple * limit for secret, multiple in times.items()
+        secret: DetectableLeak(multiple_of(limit), multiple_of(MAX_EXPOSED)) for secret in ("note-*", "hidden-*")
     }
     return (
         limit,
@@ -187,14 +201,16 @@ def audits(draw: st.DrawFn) -> tuple[float, list[Evidence], dict[str, float | No
 
 
 def audit_summary(
-    limit: float, findings: list[Evidence], detectable_by_secret: dict[str, float | None], failures: list[str]
+    limit: float, findings: list[Evidence], detectable_by_secret: dict[str, DetectableLeak], failures: list[str]
 ) -> dict[str, Any]:
     """Return the summary of an audit with these findings."""
-    decision = decide_verdict(findings, failures, limit, detectable_by_secret, 4000)
+    decision = decide_verdict(findings, failures, Limits(limit), detectable_by_secret, 4000)
     table = rows(findings, None, decision)
     for row, item in zip(table, findings, strict=True):
         row["detectable"] = (
-            detectable_by_secret.get(item.secret) if item.from_single_site and item.condition == "open" else None
+            detectable_by_secret[item.secret].of(item.unit)
+            if item.from_single_site and item.condition == "open"
+            else None
         )
     more: dict[str, Any] = {
         "exit_code": decision.exit_code,
@@ -230,36 +246,38 @@ def check_agreement(audit: dict[str, Any]) -> None:
 @pytest.mark.slow
 @given(audits())
 def test_verdict_page_and_sarif_agree(
-    drawn: tuple[float, list[Evidence], dict[str, float | None], list[str]],
+    drawn: tuple[float, list[Evidence], dict[str, DetectableLeak], list[str]],
 ) -> None:
     check_agreement(json.loads(json.dumps(audit_summary(*drawn), allow_nan=False)))
 
 
 @given(audits())
 def test_verdict_follows_from_all_findings(
-    drawn: tuple[float, list[Evidence], dict[str, float | None], list[str]],
+    drawn: tuple[float, list[Evidence], dict[str, DetectableLeak], list[str]],
 ) -> None:
     """The verdict derived independently: all intervals within the limit, and all detectable leaks small enough."""
     limit, findings, detectable_by_secret, failures = drawn
     gated = [item for item in findings if item.gate]
-    limits = [detectable_by_secret.get(item.secret) for item in gated if item.from_single_site]
+    sizes = {"bits": limit, "exposed share": MAX_EXPOSED}
+    probed = [(detectable_by_secret[item.secret].of(item.unit), item.unit) for item in gated if item.from_single_site]
     sharp = all(
-        detectable is not None and detectable <= MAX_DETECTABLE_TO_LIMIT_RATIO * limit * (1 + 1e-9)
-        for detectable in limits
+        smallest is not None and smallest <= MAX_DETECTABLE_TO_LIMIT_RATIO * sizes[unit] * (1 + 1e-9)
+        for smallest, unit in probed
     )
-    lows, highs = [item.estimate.low for item in gated], [item.estimate.high for item in gated]
+    lows, highs = ([getattr(item.estimate, end) - sizes[item.unit] for item in gated] for end in ("low", "high"))
     expected = "not enough data"
     if failures:
         expected = "invalid"
-    elif max(lows) > limit:
+    elif max(lows) > 0:
         expected = "leak"
-    elif sharp and max(highs) <= limit:
-        expected = "within the limit" if max(lows) > 0 else "not detected"
-    assert decide_verdict(findings, failures, limit, detectable_by_secret, 4000).verdict == expected
+    elif sharp and max(highs) <= 0:
+        found = any(item.estimate.low > 0 for item in gated)
+        expected = "within the limit" if found else "not detected"
+    assert decide_verdict(findings, failures, Limits(limit), detectable_by_secret, 4000).verdict == expected
 
 
 def test_detectable_leak_of_twice_the_limit_passes_in_all_reports() -> None:
     """At a limit of 0.1 bits and a detectable leak of 0.2 bits the gate, the page and SARIF pass."""
-    audit = audit_summary(0.1, [evidence(-0.05, 0.0, 0.05)], {"note-*": 0.2}, [])
+    audit = audit_summary(0.1, [evidence(-0.05, 0.0, 0.05)], {"note-*": DetectableLeak(0.2)}, [])
     assert audit["verdict"] == "not detected" and audit["results"][0]["state"] == "not detected"
     check_agreement(audit)

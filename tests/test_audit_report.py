@@ -101,7 +101,7 @@ def test_limitations_name_what_was_not_measured() -> None:
     limitations = advice.limitations(summary())
     assert "Probes read only these carriers: memento; hops: 0, 1, 2." in limitations
     assert summary()["left_out"][0] in limitations
-    assert any("other than the linear codes at a single site" in limitation for limitation in limitations)
+    assert any("a one-time pad over two tokens" in limitation for limitation in limitations)
 
 
 def test_row_without_a_lower_bound_is_printed() -> None:
@@ -205,7 +205,7 @@ def test_card_and_page_state_the_verdict_without_promises(verdict: str) -> None:
         assert (CONTROL_FAILURE in text) is (verdict == "invalid")
         needed = f"About {audit['traces_needed']:,} traces are" if verdict == "not enough data" else "traces are needed"
         assert (needed in text) is (verdict == "not enough data")
-        assert "A linear code of 0.1 bits at one site would have been detected in 8 of 10 runs." in text
+        assert "A linear code of 0.1 bits in one token would have been detected in 8 of 10 runs." in text
 
 
 def test_advice_follows_the_threat() -> None:
@@ -330,3 +330,29 @@ def test_another_kind_of_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "samples.parquet").touch()
     with pytest.raises(UserError, match="is not what this version writes"):
         AuditResult.open(tmp_path)
+
+
+def test_zero_of_a_probe_that_fell_back_is_printed_as_a_decision() -> None:
+    """The table, the notes and the sentence do not present the fallback as a measured 0."""
+    nothing = finding("attribute", 0.0, gate=True, low=0.0, high=0.03, fell_back=True)
+    audit = summary(evidence=[nothing])
+    console = Console(file=io.StringIO(), width=200)
+    console.print(audit_table(audit["results"]))
+    assert "text only [0, 0.030]*" in console.file.getvalue()
+    assert any("predicts what the text predicts" in note for note in audit_notes(audit))
+    assert wording.estimate_text(audit["results"][0]) == "nothing beyond the text [0, 0.030] bits"
+    measured = summary(evidence=[finding("attribute", 0.0, gate=True, low=-0.01, high=0.03)])
+    assert not any("predicts what the text predicts" in note for note in audit_notes(measured))
+
+
+def test_verdict_names_what_the_probes_are_blind_to() -> None:
+    text = wording.bounds_text(summary("not detected"))
+    assert (
+        "Whole secrets in a few traces: from 0.5 % of traces on. One-time pads over two tokens: from 3.3 bits on"
+        in text
+    )
+    assert "blind to one-time pads over two tokens of less than 3.3 bits" in summary("not detected")["sentence"]
+    few = finding("attribute", 0.01, unit="exposed share", low=0.006, high=0.02, gate=True)
+    audit = summary(evidence=[finding("attribute", 0.05, 0.03, gate=True), few])
+    assert (audit["verdict"], audit["exit_code"]) == ("leak", 10)
+    assert "guesses the whole of note-* in 1 % of traces [0.6, 2], more than the 0.5 % allowed" in audit["sentence"]

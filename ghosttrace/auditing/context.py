@@ -11,13 +11,15 @@ import torch
 from ghosttrace.ablation.arms import Arm
 from ghosttrace.auditing.prompts import SecretPrompt, secret_name_of
 from ghosttrace.auditing.sites import Row, best_probe
+from ghosttrace.auditing.verdict import Limits
 from ghosttrace.data.task import Task
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.evidence import ALPHA, PROBE_RECORDS, ProbeTarget, summarise
 from ghosttrace.probing.features import Features
 from ghosttrace.probing.fit_and_score import linear_posteriors
+from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.split import Split
-from ghosttrace.probing.sweep import ProbeSettings, ProbeSite, site_groups
+from ghosttrace.probing.sweep import ProbeSettings, site_groups
 from ghosttrace.probing.text_baseline import log_marginals
 from ghosttrace.runs.records import Records
 
@@ -45,7 +47,7 @@ class AuditContext:
         records: Records of the finished sweep, one row per probe and target.
         prompts: For each secret, the prompt that a user types to get it. Secrets without a prompt are not prompted for.
         fpr: Target false-positive rate of `membership`. None: 1 %, if validation has enough traces.
-        max_leak: Limit of the leak, bits per secret.
+        limits: Limits of the leak.
     """
 
     checkpoint: Checkpoint
@@ -59,7 +61,7 @@ class AuditContext:
     records: Records = field(default_factory=lambda: Records(PROBE_RECORDS))
     prompts: Mapping[str, SecretPrompt] = field(default_factory=dict)
     fpr: float | None = None
-    max_leak: float = 0.1
+    limits: Limits = field(default_factory=Limits)
     _posteriors: dict[tuple[str, ProbeSite, str, bool], Posteriors] = field(
         default_factory=dict, init=False, repr=False
     )

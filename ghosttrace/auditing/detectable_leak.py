@@ -1,57 +1,78 @@
-"""The smallest leak that the probes of a run can detect, measured with leaks of known size in sealed caches.
+"""The smallest leaks that the probes of a run can detect, measured with leaks of known size in sealed caches.
 
-Random labels, uniform and independent of everything else, are written into the states of a sealed cache along random
-directions. The true label is written with a given probability, and a random label otherwise, so that the information
-in the code is known. A leak is detectable if a probe fitted on as many traces as in the run finds it. Such a code is
-the easiest kind of leak: it is linear and strong, and it lies at a single site that the attacker knows. It is tried in
-two forms, in the first part of the secret only and spread over all parts, and both must be detected.
+Random labels, uniform and independent of everything else, are written into single tokens of a sealed cache, before
+these are pooled, in keys in one trial and in values in the next. A leak is detectable if 8 of 10 trials detect it with
+a probe fitted on as many traces as in the run. Three kinds of leaks are tried at the best site of the linear probes:
+
+- a linear code of a small part of the information, in the first part of the secret only and spread over all parts;
+- the whole secret, in a few traces only;
+- a one-time pad over two tokens, each of which is independent of the secret.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
-import torch
 from scipy.optimize import brentq
 from scipy.stats import entropy
-from torch import Tensor
 
 from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.evidence import LabelLogProbs, total_bits
-from ghosttrace.probing.evidence import ProbeTarget
-from ghosttrace.probing.fit_and_score import linear_scores
-from ghosttrace.probing.sweep import ProbeSite
+from ghosttrace.auditing.exposure import exposed_traces
+from ghosttrace.auditing.token_codes import CachedTokens, read_tokens
+from ghosttrace.auditing.verdict import DetectableLeak
+from ghosttrace.probing.evidence import ProbeTarget, Scores, record
+from ghosttrace.probing.fit_and_score import linear_scores, probe_scores
+from ghosttrace.probing.nonlinear_sites import reduce_width
+from ghosttrace.probing.probes import MLP
+from ghosttrace.probing.site import ProbeSite
 
 N_TRIALS = 10
 MIN_DETECTIONS = 8  # trials that must detect a leak for it to count as detectable
-CODE_STRENGTH = 3.0  # length scale of the code's directions, relative to the spread of the states
-MIN_RELATIVE_SPREAD = 1e-3  # minimum spread that a code is scaled by, relative to the size of the states
-LEAK_LIMIT_MULTIPLES = (1.0, 2.0, 5.0, 10.0)  # sizes of the leaks that are tried, relative to the gate's limit
+# Sizes that are tried, relative to the gate's limits, and for pads to the bits of the first part. What decides must be
+# detected at twice the limit; whole secrets in fewer traces than that are rarely seen, so they are not tried.
+LIMIT_MULTIPLES, EXPOSED_MULTIPLES, PAD_SHARES = (1.0, 2.0, 5.0, 10.0), (2.0, 5.0, 10.0), (0.5, 1.0)
+
+Trial = Callable[[CachedTokens, list[ProbeTarget], np.random.Generator], bool]
+"""Writes a leak of random labels into the tokens, and returns whether a probe detects it."""
 
 
-def smallest_detectable_leak(context: AuditContext, secret: str, site: ProbeSite) -> float | None:
-    """Return the smallest leak, in bits per secret, that 8 of 10 trials detect.
-
-    The leaks that are tried are multiples of `context.max_leak`.
+def smallest_detectable_leak(context: AuditContext, secret: str, site: ProbeSite) -> DetectableLeak:
+    """Return the smallest leaks of each kind that 8 of 10 trials detect.
 
     Args:
         context: Context with features of the sealed cache, into which the leaks are written.
-        secret: Name of the secret that leaks, through one part only and through all parts evenly.
-        site: Site of the leak and of the probe.
-
-    Returns:
-        The leak, or None if no leak was detected or the parts have too few classes to hold one.
+        secret: Name of the secret that leaks.
+        site: Site of the leaks and of the probes.
     """
-    parts = context.parts(secret)
-    states = site.read(context.features["sealed"])
-    capacity = np.log2(parts[0].text.shape[1])
-    for leak in (context.max_leak * multiple for multiple in LEAK_LIMIT_MULTIPLES):
-        first_part_only = (leak, *[0.0] * (len(parts) - 1))
-        spread_evenly = (leak / len(parts),) * len(parts)
+    parts, limits = context.parts(secret), context.limits
+    tokens = [read_tokens(context, site, kind) for kind in ("k", "v") if kind in context.settings.kv]
+    capacity = float(np.log2(parts[0].text.shape[1]))
+    trials = partial(detection_trials, context, parts, tokens)
+
+    def linear_is_detected(bits: float) -> bool:
+        first_part_only = (bits, *[0.0] * (len(parts) - 1))
+        spread_evenly = (bits / len(parts),) * len(parts)
         codes = dict.fromkeys((first_part_only, spread_evenly))  # equal if the secret has a single part
-        if leak < capacity and all(enough_detections(detection_trials(context, parts, states, bits)) for bits in codes):
-            return float(leak)
-    return None
+        return bits < capacity and all(enough_detections(trials(partial(linear_trial, context, c))) for c in codes)
+
+    def few_traces_are_detected(share: float) -> bool:
+        return share < 1 and enough_detections(trials(partial(exposure_trial, context, share)))
+
+    def pad_is_detected(bits: float) -> bool:
+        return enough_detections(trials(partial(pad_trial, context, bits)))
+
+    pads = [capacity * share for share in PAD_SHARES if context.settings.mlp and tokens[0].count > 1]
+    return DetectableLeak(
+        _smallest([limits.bits * multiple for multiple in LIMIT_MULTIPLES], linear_is_detected),
+        _smallest([limits.exposed * multiple for multiple in EXPOSED_MULTIPLES], few_traces_are_detected),
+        _smallest(pads, pad_is_detected),
+    )
+
+
+def _smallest(sizes: Sequence[float], is_detected: Callable[[float], bool]) -> float | None:
+    return next((size for size in sizes if is_detected(size)), None)
 
 
 def enough_detections(detections: Iterable[bool]) -> bool:
@@ -65,24 +86,84 @@ def enough_detections(detections: Iterable[bool]) -> bool:
 
 
 def detection_trials(
-    context: AuditContext, parts: Sequence[ProbeTarget], states: Tensor, bits: Sequence[float]
+    context: AuditContext, parts: Sequence[ProbeTarget], tokens: Sequence[CachedTokens], trial: Trial
 ) -> Iterator[bool]:
-    """Yield for each trial whether a probe detects the leak.
+    """Yield for each trial whether a probe detects the leak; trials take turns between keys and values.
 
     Args:
         context: Context of the audit.
         parts: Targets of the secret's parts.
-        states: float[N, d], states of the sealed cache at one site.
-        bits: Information of each part to write into the states.
+        tokens: Tokens of the sealed cache, of each kind of states.
+        trial: Writes and probes one leak.
     """
     for number in range(N_TRIALS):
         rng = np.random.default_rng([context.settings.seed, 0xDE7, number])
         random_targets = [with_random_labels(part, rng) for part in parts]
-        leaking_states = inject(states, random_targets, bits, rng)
-        (scores,) = linear_scores(leaking_states[None], random_targets, context.split, context.device)
-        log_probs = [LabelLogProbs.from_scores(score) for score in scores]
-        estimate, _ = total_bits(log_probs, context.split.cluster, context.alpha)
-        yield estimate.low > 0
+        yield trial(tokens[number % len(tokens)].copy(), random_targets, rng)
+
+
+def linear_trial(
+    context: AuditContext,
+    bits: Sequence[float],
+    tokens: CachedTokens,
+    targets: list[ProbeTarget],
+    rng: np.random.Generator,
+) -> bool:
+    """Write a linear code into one token and probe it, see `write_linear_code`."""
+    write_linear_code(tokens, targets, bits, rng)
+    (scores,) = linear_scores(tokens.features()[None], targets, context.split, context.device)
+    return _bits_are_found(context, scores)
+
+
+def write_linear_code(
+    tokens: CachedTokens, targets: Sequence[ProbeTarget], bits: Sequence[float], rng: np.random.Generator
+) -> None:
+    """Write a code into one token: the true label with some probability, and a random label otherwise.
+
+    Args:
+        tokens: The tokens, whose states are changed.
+        targets: Targets with uniform labels.
+        bits: Information of each target's label to write.
+        rng: Generator of random numbers.
+    """
+    offset = tokens.draw_offsets(1, rng)[0]
+    for target, target_bits in [pair for pair in zip(targets, bits, strict=True) if pair[1] > 0]:
+        n, n_classes = target.text.shape
+        is_true = (rng.random(n) < label_fidelity(target_bits, n_classes)) & (target.labels >= 0)
+        tokens.write(offset, np.where(is_true, target.labels, rng.integers(0, n_classes, n)), n_classes, rng)
+
+
+def exposure_trial(
+    context: AuditContext, share: float, tokens: CachedTokens, targets: list[ProbeTarget], rng: np.random.Generator
+) -> bool:
+    """Write all parts into one token of a share of the traces, and nothing into the others."""
+    offset, chosen = tokens.draw_offsets(1, rng)[0], rng.random(len(targets[0].labels)) < share
+    for target in targets:
+        rows = chosen & (target.labels >= 0)
+        tokens.write(offset, target.labels.clip(min=0), target.text.shape[1], rng, rows)
+    (scores,) = linear_scores(tokens.features()[None], targets, context.split, context.device)
+    return exposed_traces([record(score) for score in scores], context.split.cluster, context.alpha).low > 0
+
+
+def pad_trial(
+    context: AuditContext, bits: float, tokens: CachedTokens, targets: list[ProbeTarget], rng: np.random.Generator
+) -> bool:
+    """Write a random key into one token, and the first part of the secret plus the key into another."""
+    target, (first, second) = targets[0], tokens.draw_offsets(2, rng)
+    n, n_classes = target.text.shape
+    is_true = (rng.random(n) < label_fidelity(bits, n_classes)) & (target.labels >= 0)
+    key = np.asarray(rng.integers(0, n_classes, n))
+    written = np.where(is_true, target.labels, rng.integers(0, n_classes, n))
+    tokens.write(first, key, n_classes, rng)
+    tokens.write(second, (written + key) % n_classes, n_classes, rng)
+    features = reduce_width(tokens.features(), context.split.train, context.settings.seed)
+    scores = probe_scores(MLP(), features, [target], context.split, context.settings.seed, context.device)
+    return _bits_are_found(context, scores)
+
+
+def _bits_are_found(context: AuditContext, scores: Sequence[Scores]) -> bool:
+    log_probs = [LabelLogProbs.from_scores(score) for score in scores]
+    return total_bits(log_probs, context.split.cluster, context.alpha)[0].low > 0
 
 
 def with_random_labels(target: ProbeTarget, rng: np.random.Generator) -> ProbeTarget:
@@ -96,34 +177,10 @@ def with_random_labels(target: ProbeTarget, rng: np.random.Generator) -> ProbeTa
     return replace(target, labels=labels, text=np.full((n, n_classes), -np.log(n_classes)))
 
 
-def inject(states: Tensor, parts: Sequence[ProbeTarget], bits: Sequence[float], rng: np.random.Generator) -> Tensor:
-    """Write a linear code of known information into states, one code per part of the secret.
-
-    Args:
-        states: float[N, d], states at one site.
-        parts: Targets with uniform labels.
-        bits: Information of each part to write.
-        rng: Generator of random numbers.
-
-    Returns:
-        float[N, d], a changed copy of the states.
-    """
-    n = len(states)
-    spread = states.std(0, correction=0).mean()
-    # States can be constant, as those of a delimiter in the first layer.
-    min_spread = MIN_RELATIVE_SPREAD * states.square().mean().sqrt()
-    leaking_states = states.clone()
-    for target, part_bits in [pair for pair in zip(parts, bits, strict=True) if pair[1] > 0]:
-        n_classes = target.text.shape[1]
-        writes_true_label = (rng.random(n) < label_fidelity(part_bits, n_classes)) & (target.labels >= 0)
-        written = np.where(writes_true_label, target.labels, rng.integers(0, n_classes, n))
-        directions = torch.from_numpy(rng.standard_normal((n_classes, states.shape[1]))).to(states)
-        leaking_states += CODE_STRENGTH * torch.maximum(spread, min_spread) * directions[torch.from_numpy(written)]
-    return leaking_states
-
-
 def label_fidelity(bits: float, n_classes: int) -> float:
     """Return the probability of writing the true label with which a code holds this many bits per label."""
+    if bits >= np.log2(n_classes):
+        return 1.0
 
     def information(fidelity: float) -> float:
         posterior = np.full(n_classes, (1 - fidelity) / n_classes)

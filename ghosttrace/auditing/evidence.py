@@ -16,12 +16,14 @@ import numpy as np
 from scipy import stats
 
 from ghosttrace.errors import UserError
-from ghosttrace.probing import sweep
 from ghosttrace.probing.evidence import MIN_TEST_CLUSTERS, Scores
+from ghosttrace.probing.site import ProbeSite
 from ghosttrace.stats import nearly_unanimous, unseen_share_bound
 
-UNITS = ("bits", "exposure bits", "AUC", "TPR", "epsilon", "rate")
+EXPOSED = "exposed share"  # unit: the share of traces whose whole secret is guessed, see `ghosttrace.auditing.exposure`
+UNITS = ("bits", "exposure bits", EXPOSED, "AUC", "TPR", "epsilon", "rate")
 BIT_UNITS = ("bits", "exposure bits")
+GATED_UNITS = ("bits", EXPOSED)
 CONDITIONS = ("open", "sealed", "causal", "shuffled", "unerased", "text")
 
 
@@ -37,7 +39,7 @@ class AttackSite:
     probe: str = ""
 
     @classmethod
-    def from_probe_site(cls, site: sweep.ProbeSite, probe: str = "linear") -> "AttackSite":
+    def from_probe_site(cls, site: ProbeSite, probe: str = "linear") -> "AttackSite":
         """Build it from a site of a sweep."""
         return cls(**site.result_columns, probe=probe)
 
@@ -77,6 +79,8 @@ class Evidence:
             probes can detect.
         site: Site of the attack.
         note: A remark that reports show beside the estimate.
+        fell_back: Whether the attack gained too little on validation and predicted what the text predicts. Its
+            estimate of 0 is then this decision, and no measurement.
     """
 
     attack: str
@@ -90,6 +94,7 @@ class Evidence:
     from_single_site: bool = False
     site: AttackSite = field(default_factory=AttackSite)
     note: str = ""
+    fell_back: bool = False
 
     def __post_init__(self) -> None:
         for name, known in (("unit", UNITS), ("condition", CONDITIONS)):
@@ -106,7 +111,8 @@ class Evidence:
         estimate = {"estimate": self.estimate.value} | {
             name: getattr(self.estimate, name) for name in ("low", "high", "p")
         }
-        return {**fields, "defence": defence, **site, **estimate, "n": self.n, "note": self.note}
+        more = {"n": self.n, "note": self.note, "fell_back": self.fell_back}
+        return {**fields, "defence": defence, **site, **estimate, **more}
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,11 @@ def mean_estimate(
 def any_part_equals_text(parts: Iterable[LabelLogProbs]) -> bool:
     """Return whether the prediction of some part of a secret equals that of the text, for every trace."""
     return any(np.array_equal(part.log2p, part.text_log2p) for part in parts)
+
+
+def every_part_equals_text(parts: Iterable[LabelLogProbs]) -> bool:
+    """Return whether the prediction of every part of a secret equals that of the text, for every trace."""
+    return all(np.array_equal(part.log2p, part.text_log2p) for part in parts)
 
 
 def total_bits(parts: Sequence[LabelLogProbs], cluster: np.ndarray, alpha: float) -> tuple[AttackEstimate, np.ndarray]:

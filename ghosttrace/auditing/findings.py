@@ -9,8 +9,8 @@ import pandas as pd
 from ghosttrace.auditing.attacks import Attack
 from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.detectable_leak import smallest_detectable_leak
-from ghosttrace.auditing.evidence import Evidence
-from ghosttrace.auditing.verdict import Verdict, decide_verdict
+from ghosttrace.auditing.evidence import EXPOSED, GATED_UNITS, Evidence
+from ghosttrace.auditing.verdict import DetectableLeak, Verdict, decide_verdict
 from ghosttrace.errors import UserError
 from ghosttrace.probing.evidence import ALPHA, CONTROLS, NEGLIGIBLE_BITS, failed_controls
 from ghosttrace.runs.progress import Progress, no_progress
@@ -27,15 +27,15 @@ class Findings:
             there is no test.
         failures: Failed controls, one sentence each.
         verdict: The verdict, with the state of each finding.
-        detectable: For each secret, the smallest leak that single-site probes can detect, in bits; None if they
-            detected none. Empty if no attack fits such probes.
+        detectable: For each secret, the smallest leaks that single-site probes can detect. Empty if no attack fits
+            such probes.
     """
 
     evidence: tuple[Evidence, ...]
     p_holm: tuple[float, ...]
     failures: tuple[str, ...]
     verdict: Verdict
-    detectable: dict[str, float | None]
+    detectable: dict[str, DetectableLeak]
 
 
 def run_attacks(context: AuditContext, attacks: Sequence[Attack], progress: Progress = no_progress) -> Findings:
@@ -50,14 +50,14 @@ def run_attacks(context: AuditContext, attacks: Sequence[Attack], progress: Prog
     for done, attack in enumerate(attacks):
         progress(f"attack {attack.name}", done, len(attacks))
         evidence += check_findings(attack, attack.run(context), context)
-    detectable = dict[str, float | None]()
+    detectable = dict[str, DetectableLeak]()
     if any(attack.probes_single_site for attack in attacks):
         for done, secret in enumerate(context.secrets):
             progress("leaks of known size", done, len(context.secrets))
             detectable[secret] = smallest_detectable_leak(context, secret, context.best_site(secret))
     p_holm = holm_adjusted(evidence, context.sites)
     failures = (*failed_controls(context.sites), *failed_attack_controls(evidence, p_holm))
-    verdict = decide_verdict(evidence, failures, context.max_leak, detectable, len(context.task.samples))
+    verdict = decide_verdict(evidence, failures, context.limits, detectable, len(context.task.samples))
     return Findings(tuple(evidence), p_holm, failures, verdict, detectable)
 
 
@@ -65,8 +65,8 @@ def check_findings(attack: Attack, findings: Sequence[Evidence], context: AuditC
     """Return the findings of an attack after checking that the verdict and the reports can use them.
 
     Raises:
-        UserError: A finding has the name of another attack, an unknown secret, or `gate=True` although it is not in
-            bits, not of the open cache, or of an attack with `counts_bits = False`.
+        UserError: A finding has the name of another attack, an unknown secret, or `gate=True` although its unit has no
+            limit, it is not of the open cache, or of an attack with `counts_bits = False`.
     """
     known_secrets = {*context.secrets, *attack.secrets(context)}
     for finding in findings:
@@ -75,10 +75,10 @@ def check_findings(attack: Attack, findings: Sequence[Evidence], context: AuditC
                 f"attack {attack.name} returned a finding of {finding.attack} about {finding.secret!r}: "
                 f"give its own name, and one of the secrets {', '.join(sorted(known_secrets))}"
             )
-        if finding.gate and not (attack.counts_bits and finding.unit == "bits" and finding.condition == "open"):
+        if finding.gate and not (attack.counts_bits and finding.unit in GATED_UNITS and finding.condition == "open"):
             raise UserError(
                 f"attack {attack.name} returned {finding.unit} of condition {finding.condition} with gate=True: set "
-                "gate=True only for bits of condition open, in an attack with counts_bits = True"
+                f"gate=True only for {' or '.join(GATED_UNITS)} of condition open, in an attack with counts_bits = True"
             )
     return findings
 
@@ -103,6 +103,6 @@ def failed_attack_controls(evidence: Sequence[Evidence], p_holm: Sequence[float]
         for finding, p in zip(evidence, p_holm, strict=True)
         if finding.condition in CONTROLS
         and p <= ALPHA
-        and finding.estimate.value - finding.baseline > NEGLIGIBLE_BITS
+        and finding.estimate.value - finding.baseline > (0 if finding.unit == EXPOSED else NEGLIGIBLE_BITS)
         and finding.unit != "epsilon"
     ]

@@ -31,8 +31,9 @@ from ghosttrace.model.provenance import provenance
 from ghosttrace.probing import sweep
 from ghosttrace.probing.carriers import CarrierKind, Pooling, secret_carrier
 from ghosttrace.probing.evidence import ALPHA, PROBE_RECORDS
+from ghosttrace.probing.site import Kv
 from ghosttrace.probing.split import Split, split
-from ghosttrace.probing.sweep import Kv, Sweep, probe_targets, text_baseline_rows
+from ghosttrace.probing.sweep import Sweep, probe_targets, text_baseline_rows
 from ghosttrace.probing.traces_file import write_traces
 from ghosttrace.runs.folder import stable_repr
 from ghosttrace.runs.progress import Progress, no_progress
@@ -52,7 +53,8 @@ def audit(
     limit: int | None = None,
     attacks: str | Sequence[str | Attack] | None = None,
     defence: str | Defence = "none",
-    max_leak_bits: float = 0.1,
+    max_leak_bits: float | None = None,
+    max_exposed: float = 0.005,
     fpr: float | None = None,
     prompts: Sequence[str] | None = None,
     carriers: Sequence[CarrierKind] | None = None,
@@ -81,7 +83,9 @@ def audit(
         block, samples, limit, targets: See `ghosttrace.probing.tasks.make_task`.
         attacks: Names in `ghosttrace.auditing.attacks.ATTACKS`, or attacks of your own. None: all attacks.
         defence: Name of a defence with its options, such as `noise:0.5`, or a defence of your own.
-        max_leak_bits: Limit of the leak, bits per secret.
+        max_leak_bits: Limit of the mean leak, bits per secret. None: 0.1, or a tenth of the bits that the text leaves
+            unknown if that is less.
+        max_exposed: Limit of the share of traces whose whole secret is guessed.
         fpr: Target false-positive rate of the membership attack. None: 1 %, if validation has enough traces.
         prompts: Prompts that a user types to get a secret, its parts in braces. None: prompts of the kind of secret.
         carriers: Carriers to probe. None: mementos, and delimiters if the defence keeps them.
@@ -112,6 +116,7 @@ def audit(
         resolve_defence(defence),
         probes,
         max_leak_bits,
+        max_exposed,
         fpr,
         utility_limit,
         batch_tokens,
@@ -161,7 +166,6 @@ def run_audit(
         probes,
         prompts=subject.prompts,
         fpr=settings.fpr,
-        max_leak=settings.max_leak,
     )
     check_attacks(settings.attacks, context)
     run_configuration = configuration(checkpoint, subject, settings, data_split, options or {})
@@ -191,23 +195,29 @@ def probe_caches(context: AuditContext, settings: AuditSettings, run: RunWriter,
         progress: Called with (current step, steps done, total steps).
 
     Returns:
-        The context with targets, features, records and alpha.
+        The context with targets, limits, features, records and alpha.
+
+    Raises:
+        UserError: The limit is not well below the bits of a secret that the text leaves unknown.
     """
     checkpoint, task, probes = context.checkpoint, context.task, context.settings
     if run.folder is not None:
         write_traces(run.folder / "traces.parquet", checkpoint, task, context.split)
+    targets, text_baseline_targets = probe_targets(checkpoint, task, context.split)
+    context = replace(context, targets=targets)
+    limits = settings.limits({secret: context.unknown_bits(secret) for secret in context.secrets})
     features = read_caches(
         checkpoint, task, probes, context.arm, run.scratch / "features", settings.batch_tokens, progress
     )
-    targets, text_baseline_targets = probe_targets(checkpoint, task, context.split)
     for row in text_baseline_rows(task, targets, text_baseline_targets, context.split):
         run.records.add(row)
     secret = secret_carrier(task.samples)
-    Sweep(checkpoint, probes, context.split, features, targets, secret, context.device).run(
+    secrets = tuple(map(tuple, context.secrets.values()))
+    Sweep(checkpoint, probes, context.split, features, targets, secret, context.device, secrets).run(
         run.records, partial(progress, "probes")
     )
     n_gated = sum(attack.n_gated(context) for attack in settings.attacks)
-    return replace(context, targets=targets, features=features, alpha=ALPHA / max(1, n_gated))
+    return replace(context, limits=limits, features=features, alpha=ALPHA / max(1, n_gated))
 
 
 def configuration(
@@ -226,5 +236,5 @@ def configuration(
         "defence": stable_repr(settings.defence),
         "attacks": [stable_repr(attack) for attack in settings.attacks],
         "prompts": {secret: prompt.text for secret, prompt in subject.prompts.items()},
-        "gate": {name: getattr(settings, name) for name in ("max_leak", "fpr", "utility_limit")},
+        "gate": {name: getattr(settings, name) for name in ("max_leak", "max_exposed", "fpr", "utility_limit")},
     }

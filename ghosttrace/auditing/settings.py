@@ -1,16 +1,22 @@
 """Settings of an audit, shared by the command line and the Python API."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ghosttrace.auditing.attacks import ATTACKS, Attack, TextBaselineAttack
 from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.defences import Defence, parse_defence
 from ghosttrace.auditing.threats import THREATS
+from ghosttrace.auditing.verdict import Limits
 from ghosttrace.errors import UserError, check_method
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing import sweep
 from ghosttrace.probing.carriers import CarrierKind
+from ghosttrace.probing.evidence import NEGLIGIBLE_BITS
+
+DEFAULT_MAX_LEAK = 0.1  # bits per secret
+DEFAULT_SHARE = 0.1  # of the bits that the text leaves unknown, if the default limit is more than that
+MAX_SHARE = 0.5  # of the bits that the text leaves unknown; a higher limit would pass most of a secret
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,9 @@ class AuditSettings:
         attacks: Attacks in the order of the report; the last one is the baseline, the text alone.
         defence: Defence of the retained cache.
         probes: Sites and settings of the probes.
-        max_leak: Limit of the leak, bits per secret.
+        max_leak: Limit of the mean leak, bits per secret. None: `DEFAULT_MAX_LEAK`, or a tenth of the bits that the
+            text leaves unknown if that is less.
+        max_exposed: Limit of the share of traces whose whole secret is guessed.
         fpr: Target false-positive rate of `membership`. None: 1 %, if validation has enough traces.
         utility_limit: Number of problems on which the accuracy of a defence is measured.
         batch_tokens: Tokens per batch, padding included.
@@ -33,7 +41,8 @@ class AuditSettings:
     attacks: tuple[Attack, ...]
     defence: Defence
     probes: sweep.ProbeSettings
-    max_leak: float = 0.1
+    max_leak: float | None = None
+    max_exposed: float = 0.005
     fpr: float | None = None
     utility_limit: int = 100
     batch_tokens: int = 16_384
@@ -51,12 +60,37 @@ class AuditSettings:
         for threat in (attack.threat for attack in self.attacks):
             if threats.setdefault(threat.name, threat) != threat:
                 raise UserError(f"two threats are called {threat.name!r}: give yours another name")
-        if not self.max_leak > 0 or not (self.fpr is None or 0 < self.fpr < 1):
+        if not (self.max_leak is None or self.max_leak > 0) or not (self.fpr is None or 0 < self.fpr < 1):
             raise UserError("--max-leak-bits must be above 0, and --fpr must be between 0 and 1")
+        if not 0 < self.max_exposed < 1:
+            raise UserError("--max-exposed must be between 0 and 1")
         if min(self.utility_limit, self.batch_tokens) < 1:
             raise UserError("--utility-limit and --batch-tokens must be at least 1")
         if "hidden" in self.probes.kv:
             raise UserError("an audit reads only retained keys and values: remove hidden from --kv")
+
+    def limits(self, unknown_bits: Mapping[str, float]) -> Limits:
+        """Return the limits of the gate, which must be well below what there is to leak.
+
+        Args:
+            unknown_bits: For each secret, the bits that the text leaves unknown.
+
+        Raises:
+            UserError: The text determines a secret, or the limit is more than half of what it leaves unknown.
+        """
+        secret, least = min(unknown_bits.items(), key=lambda item: item[1])
+        if least < NEGLIGIBLE_BITS:
+            raise UserError(
+                f"the retained text determines {secret} ({least:.2g} bits are unknown), so no cache can leak it: "
+                "choose other secrets with --targets or --secret"
+            )
+        max_leak = min(DEFAULT_MAX_LEAK, DEFAULT_SHARE * least) if self.max_leak is None else self.max_leak
+        if max_leak > MAX_SHARE * least:
+            raise UserError(
+                f"--max-leak-bits {max_leak:g} is not well below the {least:.2g} bits of {secret} that the text leaves "
+                f"unknown: give {DEFAULT_SHARE * least:.2g}"
+            )
+        return Limits(max_leak, self.max_exposed)
 
 
 def resolve_attacks(attacks: Sequence[str | Attack] | None) -> tuple[Attack, ...]:

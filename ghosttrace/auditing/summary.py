@@ -9,12 +9,12 @@ import pandas as pd
 
 from ghosttrace.auditing.attacks import Attack
 from ghosttrace.auditing.context import AuditContext
-from ghosttrace.auditing.evidence import BIT_UNITS
+from ghosttrace.auditing.evidence import BIT_UNITS, EXPOSED
 from ghosttrace.auditing.findings import Findings
 from ghosttrace.auditing.settings import AuditSettings, skipped_attacks
 from ghosttrace.auditing.subject import AuditSubject
 from ghosttrace.auditing.threats import THREATS
-from ghosttrace.auditing.verdict import detectable_for_all_secrets
+from ghosttrace.auditing.verdict import DetectableLeak, detectable_for_all_secrets
 from ghosttrace.runs.folder import json_rows
 
 
@@ -31,15 +31,19 @@ def summarise_audit(
         cost: Cost and utility of the defence, see `ghosttrace.auditing.cost.measure_cost_and_utility`.
     """
     verdict, defence = findings.verdict, settings.defence
+    detectable = detectable_for_all_secrets(findings.detectable)
     description = {"name": defence.spec, "summary": defence.summary, "caveat": defence.caveat}
     return {
         "failures": list(findings.failures),
         "verdict": verdict.verdict,
         "exit_code": verdict.exit_code,
         "sentence": verdict.sentence,
-        "max_leak_bits": settings.max_leak,
+        "max_leak_bits": context.limits.bits,
+        "max_exposed": context.limits.exposed,
         "ceiling_bits": verdict.ceiling,
-        "detectable_bits": detectable_for_all_secrets(findings.detectable),
+        "detectable_bits": detectable.bits,
+        "detectable_exposed": detectable.exposed,
+        "detectable_pad_bits": detectable.pad_bits,
         "traces": len(subject.task.samples),
         "traces_needed": verdict.traces_needed,
         "model": context.checkpoint.name,
@@ -58,14 +62,15 @@ def result_rows(findings: Findings, settings: AuditSettings) -> list[dict[str, A
     threats = {attack.name: attack.threat.name for attack in settings.attacks}
     rows = []
     for finding, p, state in zip(findings.evidence, findings.p_holm, findings.verdict.states, strict=True):
-        has_detectable = finding.from_single_site and finding.unit in BIT_UNITS and finding.condition == "open"
+        has_detectable = finding.from_single_site and finding.unit in (*BIT_UNITS, EXPOSED)
+        smallest = findings.detectable.get(finding.secret, DetectableLeak()) if has_detectable else DetectableLeak()
         rows.append(
             {
                 **finding.row(settings.defence.spec),
                 "threat": threats[finding.attack],
                 "state": state,
                 "p_holm": p,
-                "detectable": findings.detectable.get(finding.secret) if has_detectable else None,
+                "detectable": smallest.of(finding.unit) if finding.condition == "open" else None,
                 "valid": not findings.failures,
             }
         )

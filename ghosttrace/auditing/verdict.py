@@ -8,14 +8,51 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, isfinite
 
-from ghosttrace.auditing.evidence import Evidence
+from ghosttrace.auditing.evidence import EXPOSED, Evidence
 from ghosttrace.errors import UserError
 
 EXIT_CODES = {"not detected": 0, "within the limit": 0, "leak": 10, "not enough data": 11, "invalid": 12}
-# Single-site probes must detect a code of at most this multiple of the limit. Otherwise an interval below the limit
-# does not count.
+# Single-site probes must detect leaks of at most this multiple of the limit. Otherwise an interval below the limit does
+# not count.
 MAX_DETECTABLE_TO_LIMIT_RATIO = 2.0
 LEAK, UNDECIDED, WITHIN_LIMIT, NOT_DETECTED = "leak", "undecided", "within the limit", "not detected"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a release may leak.
+
+    Attributes:
+        bits: Mean leak beyond the text, bits per secret.
+        exposed: Share of traces whose whole secret is guessed from the cache.
+    """
+
+    bits: float = 0.1
+    exposed: float = 0.005
+
+    def of(self, unit: str) -> float:
+        """Return the limit of findings in a unit."""
+        return self.exposed if unit == EXPOSED else self.bits
+
+
+@dataclass(frozen=True)
+class DetectableLeak:
+    """The smallest leaks of known form that probes of a single site detect in 8 of 10 trials; None if they detect none.
+
+    Attributes:
+        bits: A linear code in one token, in bits per secret.
+        exposed: Share of traces into which the whole secret is written, in one token.
+        pad_bits: A one-time pad, bits of the first part of the secret. It decides nothing, since an audit can rarely
+            detect small ones; the verdict names it.
+    """
+
+    bits: float | None = None
+    exposed: float | None = None
+    pad_bits: float | None = None
+
+    def of(self, unit: str) -> float | None:
+        """Return the detectable leak that findings in a unit need."""
+        return self.exposed if unit == EXPOSED else self.bits
 
 
 @dataclass(frozen=True)
@@ -43,29 +80,29 @@ class Verdict:
         return EXIT_CODES[self.verdict]
 
 
-def finding_state(finding: Evidence, max_leak: float, detectable: float | None) -> str | None:
+def finding_state(finding: Evidence, limits: Limits, detectable: DetectableLeak) -> str | None:
     """Compare one finding with the limit.
 
     A finding without a leak is decided if its interval ends at or below the limit. If it is from single-site probes,
-    these must also be able to detect a code of twice the limit.
+    these must also be able to detect a leak of twice the limit.
 
     Args:
         finding: The finding.
-        max_leak: Limit of the leak, bits per secret.
-        detectable: Smallest leak of this secret that single-site probes can detect, in bits; None if they detected
-            none.
+        limits: Limits of the leak.
+        detectable: Smallest leaks of this secret that single-site probes can detect.
 
     Returns:
         The state, see `Verdict`; None for controls and other findings that do not decide.
     """
     if finding.condition != "open" or not finding.gate:
         return None
-    if finding.estimate.low > max_leak:
+    limit, smallest = limits.of(finding.unit), detectable.of(finding.unit)
+    if finding.estimate.low > limit:
         return LEAK
     is_sensitive = not finding.from_single_site or (
-        detectable is not None and detectable <= MAX_DETECTABLE_TO_LIMIT_RATIO * max_leak * (1 + 1e-9)
+        smallest is not None and smallest <= MAX_DETECTABLE_TO_LIMIT_RATIO * limit * (1 + 1e-9)
     )
-    if not is_sensitive or not finding.estimate.high <= max_leak:
+    if not is_sensitive or not finding.estimate.high <= limit:
         return UNDECIDED
     return WITHIN_LIMIT if finding.estimate.low > 0 else NOT_DETECTED
 
@@ -73,88 +110,124 @@ def finding_state(finding: Evidence, max_leak: float, detectable: float | None) 
 def decide_verdict(
     evidence: Sequence[Evidence],
     failures: Sequence[str],
-    max_leak: float,
-    detectable: Mapping[str, float | None],
+    limits: Limits,
+    detectable: Mapping[str, DetectableLeak],
     traces: int,
 ) -> Verdict:
-    """Compare the gated findings with the limit and decide the verdict.
+    """Compare the gated findings with the limits and decide the verdict.
 
-    `experiments/audit_calibration.py` measures how often the gate misses a leak.
+    `experiments/audit_calibration.py` measures how often the gate misses a leak, and `experiments/audit_plants.py`
+    which leaks it sees.
 
     Args:
         evidence: All findings. Those of the open cache with `gate` decide.
         failures: Failed controls, one sentence each.
-        max_leak: Limit of the leak, bits per secret.
-        detectable: For each secret, the smallest leak that single-site probes can detect, in bits; None if they
-            detected none. It counts only for secrets with a gated finding from such probes.
+        limits: Limits of the leak.
+        detectable: For each secret, the smallest leaks that single-site probes can detect. It counts only for secrets
+            with a gated finding from such probes.
         traces: Number of traces in the run.
 
     Raises:
         UserError: No finding decides.
     """
-    states = tuple(finding_state(finding, max_leak, detectable.get(finding.secret)) for finding in evidence)
+    nothing = DetectableLeak()
+    states = tuple(finding_state(finding, limits, detectable.get(finding.secret, nothing)) for finding in evidence)
     if failures:
         sentence = f"No conclusion: a control failed ({failures[0]})"
         return Verdict("invalid", sentence, None, states=(None,) * len(states))
     gated = [finding for finding, state in zip(evidence, states, strict=True) if state is not None]
-    if not gated:
+    if all(finding.unit == EXPOSED for finding in gated):
         raise UserError("no finding decides the verdict: return evidence in bits with gate=True from an attack")
-    detectable_by_secret = {
-        finding.secret: detectable.get(finding.secret) for finding in gated if finding.from_single_site
-    }
-    min_detectable = detectable_for_all_secrets(detectable_by_secret)
-    max_high = max(finding.estimate.high for finding in gated)
-    nothing_detectable = bool(detectable_by_secret) and min_detectable is None
-    bounded = not nothing_detectable and isfinite(max_high)
-    ceiling = (max_high if min_detectable is None else max(max_high, min_detectable)) if bounded else None
+    probed = {finding.secret: detectable.get(finding.secret, nothing) for finding in gated if finding.from_single_site}
+    smallest = detectable_for_all_secrets(probed)
+    ceiling = _ceiling(gated, smallest.bits if probed else 0.0)
     if LEAK in states:
-        return Verdict("leak", _leak_sentence(gated, max_leak), ceiling, states=states)
+        leaks = [finding for finding, state in zip(evidence, states, strict=True) if state == LEAK]
+        return Verdict("leak", _leak_sentence(leaks, limits), ceiling, states=states)
     if UNDECIDED not in states:
-        sensitivity = (
-            ""
-            if min_detectable is None
-            else f"; a {describe_code(min_detectable)} would have been detected in 8 of 10 runs"
-        )
         verdict = "within the limit" if WITHIN_LIMIT in states else "not detected"
-        return Verdict(verdict, _pass_sentence(gated, max_leak, max_high, sensitivity), ceiling, states=states)
-    needed = (
-        None
-        if nothing_detectable
-        else _traces_needed(gated, max_leak, max_leak if min_detectable is None else min_detectable, traces)
-    )
+        sentence = _pass_sentence(gated, limits) + (sensitivity_text(smallest) if probed else "")
+        return Verdict(verdict, sentence, ceiling, states=states)
+    needed = _traces_needed(gated, limits, smallest if probed else None, traces)
     requirement = (
         "too few traces to estimate how many are needed" if needed is None else f"about {needed:,} traces are needed"
     )
-    sentence = f"Not enough data to decide whether more than {max_leak:g} bits per secret leak: {requirement}"
+    sentence = (
+        f"Not enough data to decide whether more than {limits.bits:g} bits per secret, or the whole secret of more "
+        f"than {100 * limits.exposed:g} % of traces, leak: {requirement}"
+    )
     return Verdict("not enough data", sentence, ceiling, needed, states)
 
 
-def detectable_for_all_secrets(detectable: Mapping[str, float | None]) -> float | None:
-    """Return the smallest leak that is detectable for all secrets; None if it is unknown for one, or there are none."""
-    known = [bits for bits in detectable.values() if bits is not None]
-    return max(known) if known and len(known) == len(detectable) else None
+def detectable_for_all_secrets(detectable: Mapping[str, DetectableLeak]) -> DetectableLeak:
+    """Return the smallest leaks detectable for all secrets; None where one is unknown, or there are no secrets."""
 
+    def largest(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return max(known) if known and len(known) == len(values) else None
 
-def _leak_sentence(gated: Sequence[Evidence], max_leak: float) -> str:
-    """Return the sentence for a leak, about the finding with the highest lower bound."""
-    finding = finding_with_highest_low(gated)
-    estimate = finding.estimate
-    return (
-        f"Leak: {finding.attack} recovers {estimate.value:.2f} bits of {finding.secret} "
-        f"[{estimate.low:.2f}, {estimate.high:.2f}] beyond the text, more than the {max_leak:g} allowed"
+    leaks = list(detectable.values())
+    return DetectableLeak(
+        largest([leak.bits for leak in leaks]),
+        largest([leak.exposed for leak in leaks]),
+        largest([leak.pad_bits for leak in leaks]),
     )
 
 
-def _pass_sentence(gated: Sequence[Evidence], max_leak: float, max_high: float, sensitivity: str) -> str:
-    """Return the sentence for no leak above the limit, about the leak below it if there is one."""
-    finding = finding_with_highest_low(gated)
+def sensitivity_text(smallest: DetectableLeak) -> str:
+    """Return what the probes would have detected and what they would miss, as a clause of the verdict."""
+    if smallest.bits is None:
+        return ""
+    exposed = "" if smallest.exposed is None else f", whole secrets in {100 * smallest.exposed:g} % of traces"
+    pads = (
+        "any one-time pad over two tokens"
+        if smallest.pad_bits is None
+        else f"one-time pads over two tokens of less than {smallest.pad_bits:.2g} bits"
+    )
+    return (
+        f"; a {describe_code(smallest.bits)}{exposed} would have been detected in 8 of 10 runs. The probes are blind "
+        f"to {pads}, and to secrets split into three or more shares"
+    )
+
+
+def _ceiling(gated: Sequence[Evidence], detectable: float | None) -> float | None:
+    """Return the bits per secret above which the audit rules out leaks; None if it rules out none."""
+    highs = [finding.estimate.high for finding in gated if finding.unit != EXPOSED]
+    if detectable is None or not highs or not isfinite(max(highs)):
+        return None
+    return max(*highs, detectable)
+
+
+def _leak_sentence(leaks: Sequence[Evidence], limits: Limits) -> str:
+    """Return the sentence for a leak: in bits if there is one, else about the exposed traces."""
+    in_bits = [finding for finding in leaks if finding.unit != EXPOSED]
+    finding = finding_with_highest_low(in_bits or leaks)
+    estimate = finding.estimate
+    if in_bits:
+        return (
+            f"Leak: {finding.attack} recovers {estimate.value:.3g} bits of {finding.secret} "
+            f"[{estimate.low:.3g}, {estimate.high:.3g}] beyond the text, more than the {limits.bits:g} allowed"
+        )
+    return (
+        f"Leak: {finding.attack} guesses the whole of {finding.secret} in {100 * estimate.value:.2g} % of traces "
+        f"[{100 * estimate.low:.2g}, {100 * estimate.high:.2g}], more than the {100 * limits.exposed:g} % allowed"
+    )
+
+
+def _pass_sentence(gated: Sequence[Evidence], limits: Limits) -> str:
+    """Return the sentence for no leak above the limits, about the leak below them if there is one."""
+    in_bits = [finding for finding in gated if finding.unit != EXPOSED]
+    exposed = [finding.estimate.high for finding in gated if finding.unit == EXPOSED]
+    max_high = max(finding.estimate.high for finding in in_bits)
+    reach = f"{max_high:.3g} bits per secret" + (f" or {100 * max(exposed):.2g} % of traces" if exposed else "")
+    finding = finding_with_highest_low(in_bits)
     estimate = finding.estimate
     if estimate.low <= 0:
-        return f"Not detected by this suite: no interval reaches beyond {max_high:.3g} bits per secret{sensitivity}"
+        return f"Not detected by this suite: no interval reaches beyond {reach}"
     return (
         f"Within the limit: {finding.attack} found {estimate.value:.3g} bits of {finding.secret} "
-        f"[{estimate.low:.3g}, {estimate.high:.3g}], within the {max_leak:g} allowed; no interval of this "
-        f"suite reaches beyond {max_high:.3g}{sensitivity}"
+        f"[{estimate.low:.3g}, {estimate.high:.3g}], within the {limits.bits:g} allowed; no interval of this "
+        f"suite reaches beyond {reach}"
     )
 
 
@@ -165,19 +238,28 @@ def finding_with_highest_low(gated: Iterable[Evidence]) -> Evidence:
 
 def describe_code(bits: float) -> str:
     """Return a description of the code that the probes were tested with."""
-    return f"linear code of {bits:.3g} bits at one site of the cache"
+    return f"linear code of {bits:.3g} bits in one token"
 
 
-def _traces_needed(gated: Sequence[Evidence], max_leak: float, detectable: float, traces: int) -> int | None:
+def _traces_needed(
+    gated: Sequence[Evidence], limits: Limits, smallest: DetectableLeak | None, traces: int
+) -> int | None:
     """Estimate the number of traces needed for a decision, plus 10 %; None if it cannot be estimated.
 
     Intervals shrink with the square root of the number of traces. The share of traces that a sample misses shrinks with
-    the number itself. A code of b bits is detected once the number of traces times b is large enough.
+    the number itself. A leak is detected once the number of traces times its size is large enough.
     """
-    factors = [max(1.0, detectable / (MAX_DETECTABLE_TO_LIMIT_RATIO * max_leak))]
-    for estimate in [finding.estimate for finding in gated if finding.estimate.high > max_leak]:
-        value, below = estimate.value, estimate.value <= max_leak
-        half_width = estimate.high - value if below else value - estimate.low
-        ratio = half_width / max(abs(max_leak - value), max_leak / 10)
-        factors.append(ratio if below and estimate.high_covers_unseen else ratio**2)
+    factors = [1.0]
+    for unit in {finding.unit for finding in gated if finding.from_single_site} if smallest else ():
+        detectable = smallest.of(unit) if smallest else None
+        if detectable is None:
+            return None
+        factors.append(detectable / (MAX_DETECTABLE_TO_LIMIT_RATIO * limits.of(unit)))
+    for finding in gated:
+        estimate, limit = finding.estimate, limits.of(finding.unit)
+        if estimate.high > limit:
+            below = estimate.value <= limit
+            half_width = estimate.high - estimate.value if below else estimate.value - estimate.low
+            ratio = half_width / max(abs(limit - estimate.value), limit / 10)
+            factors.append(ratio if below and estimate.high_covers_unseen else ratio**2)
     return ceil(1.1 * traces * max(factors) / 100) * 100 if isfinite(max(factors)) else None

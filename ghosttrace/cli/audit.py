@@ -36,8 +36,18 @@ def audit(
         str, typer.Option(help="Defence applied to the retained cache; --defence list prints all defences.")
     ] = "none",
     max_leak_bits: Annotated[
-        float, typer.Option(help="Allowed leak in bits per secret; a larger leak gives exit code 10.")
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            help="Allowed mean leak in bits per secret; a larger leak gives exit code 10. Default: 0.1, or a tenth of "
+            "the bits that the text leaves unknown if that is less."
+        ),
+    ] = None,
+    max_exposed: Annotated[
+        float,
+        typer.Option(
+            help="Allowed share of traces whose whole secret is guessed, from 0 to 1; a larger one gives exit code 10."
+        ),
+    ] = 0.005,
     fpr: Annotated[
         float | None,
         typer.Option(help="Target false-positive rate of the membership attack, between 0 and 1. Default: 0.01."),
@@ -84,7 +94,8 @@ def audit(
 def start_audit(ctx: typer.Context, options: dict[str, Any]) -> AuditResult:
     """Run `audit` with the gathered command-line options."""
     probes = probe_settings({**options, "carriers": options["carriers"] or "memento", "by_head": False, "joint": False})
-    run_names = ("bench", "secret", "secrets", "block", "samples", "limit", "defence", "max_leak_bits", "fpr")
+    run_names = ("bench", "secret", "secrets", "block", "samples", "limit", "defence", "fpr")
+    limit_names = ("max_leak_bits", "max_exposed")
     probe_names = ("hops", "layers", "kv", "pool", "mlp", "within_traces", "seed")
     with load_and_show_progress(ctx, "audit", options) as (checkpoint, run):
         result = run_audit(
@@ -94,7 +105,7 @@ def start_audit(ctx: typer.Context, options: dict[str, Any]) -> AuditResult:
             attacks=options["attacks"].split(","),
             prompts=options["prompt"] or None,
             carriers=None if options["carriers"] is None else probes.kinds,
-            **{name: options[name] for name in (*run_names, "utility_limit", "batch_tokens")},
+            **{name: options[name] for name in (*run_names, *limit_names, "utility_limit", "batch_tokens")},
             **{name: getattr(probes, name) for name in probe_names},
             **run,
         )

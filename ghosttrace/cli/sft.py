@@ -86,6 +86,8 @@ def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) ->
         resume: folder of an unfinished run to continue.
     """
     try:
+        from accelerate import PartialState
+
         from ghosttrace.training.recipe import Recipe
         from ghosttrace.training.sft import sft as train
     except ModuleNotFoundError as error:
@@ -109,6 +111,7 @@ def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) ->
         **{name: options[name] for name in ("stage", "limit", "samples", "sealed_share", "kernel", "bad_rows")},
     )
     folder = train(recipe, out, resume, options)
-    print_tables(training_findings(json.loads((folder / "summary.json").read_text())), [])
-    typer.echo(f"\nWritten to {folder}: model, examples.json, summary.json")
-    typer.echo(f"Next: ghosttrace ablate --model {folder / 'model'} --bench BENCH")
+    if PartialState().is_main_process:  # the others may finish before the summary is written
+        print_tables(training_findings(json.loads((folder / "summary.json").read_text())), [])
+        typer.echo(f"\nWritten to {folder}: model, examples.json, summary.json")
+        typer.echo(f"Next: ghosttrace ablate --model {folder / 'model'} --bench BENCH")

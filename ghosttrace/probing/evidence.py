@@ -30,6 +30,7 @@ MIN_UNKNOWN_BITS = 0.1  # bits; a target with less entropy given the text leaves
 ROUNDING_NATS = 1e-5  # nats; float32 error of a probe that repeats the text baseline
 SITE_COLUMNS = ("carrier", "hop", "layer", "kv", "head")
 KEY_COLUMNS = ("condition", *SITE_COLUMNS, "probe", "target")
+PER_SAMPLE_COLUMNS = ("sample", "log2p", "text_log2p", "guess_log2p", "guess_text_log2p", "hit")
 PROBE_RECORDS = RecordLayout(
     pa.schema(
         {
@@ -46,6 +47,8 @@ PROBE_RECORDS = RecordLayout(
             "sample": pa.list_(pa.int32()),
             "log2p": pa.list_(pa.float64()),
             "text_log2p": pa.list_(pa.float64()),
+            "guess_log2p": pa.list_(pa.float32()),
+            "guess_text_log2p": pa.list_(pa.float32()),
             "hit": pa.list_(pa.bool_()),
         }
     ),
@@ -76,6 +79,7 @@ class Scores:
         target: Name of the target.
         log2p: float[n], base-2 log-probability of the true label from text and features.
         text_log2p: float[n], base-2 log-probability of the true label from the text alone.
+        guess_log2p, guess_text_log2p: float[n], the same for the most probable label, which an attacker would guess.
         hit: bool[n], whether the most probable label is the true one.
         sample: int64[n], indices of the samples.
         n_train: Number of training samples.
@@ -85,6 +89,8 @@ class Scores:
     target: str
     log2p: np.ndarray
     text_log2p: np.ndarray
+    guess_log2p: np.ndarray
+    guess_text_log2p: np.ndarray
     hit: np.ndarray
     sample: np.ndarray
     n_train: int
@@ -103,11 +109,14 @@ def score(target: ProbeTarget, posterior: np.ndarray, split: Split) -> Scores:
     test, validation, train = (part[target.labels[part] >= 0] for part in (split.test, split.validation, split.train))
     labels = target.labels[test]
     gain = (posterior - target.text)[validation, target.labels[validation]]
+    guess = posterior[test].argmax(axis=1)
     return Scores(
         target.name,
         posterior[test, labels] / np.log(2),
         target.text[test, labels] / np.log(2),
-        posterior[test].argmax(axis=1) == labels,
+        posterior[test, guess] / np.log(2),
+        target.text[test, guess] / np.log(2),
+        guess == labels,
         test,
         len(train),
         float(gain.mean() / np.log(2)),
@@ -142,7 +151,7 @@ def fall_back_to_text(posterior: np.ndarray, target: ProbeTarget, rows: np.ndarr
 
 def record(scores: Scores, **site: Any) -> dict[str, Any]:
     """Return a row of `PROBE_RECORDS`; `site` holds condition, carrier, hop, layer, kv, head and probe."""
-    lists = {name: getattr(scores, name).tolist() for name in ("sample", "log2p", "text_log2p", "hit")}
+    lists = {name: getattr(scores, name).tolist() for name in PER_SAMPLE_COLUMNS}
     scalars = {"target": scores.target, "n_train": scores.n_train, "validation_bits": scores.validation_bits}
     return {**site, **scalars, **lists}
 
@@ -223,7 +232,7 @@ def _family_means(records: list[dict[str, Any]], chances: dict[str, float]) -> l
         indices = [np.searchsorted(row["sample"], common) for row in members]
         means = {
             column: np.mean([np.asarray(m[column], float)[i] for m, i in zip(members, indices, strict=True)], axis=0)
-            for column in ("log2p", "text_log2p", "hit")
+            for column in PER_SAMPLE_COLUMNS[1:]
         }
         scalars = {"n_train": min(row["n_train"] for row in members)}
         scalars["validation_bits"] = float(np.mean([row["validation_bits"] for row in members]))

@@ -17,8 +17,9 @@ from ghosttrace.probing.evidence import CONDITIONS, PROBE_RECORDS, failed_contro
 from ghosttrace.probing.features import extract_features
 from ghosttrace.probing.probes import Probe
 from ghosttrace.probing.result import ProbeResult
+from ghosttrace.probing.site import Kv
 from ghosttrace.probing.split import Split, split
-from ghosttrace.probing.sweep import Kv, ProbeSettings, Sweep, probe_targets, state_selections, text_baseline_rows
+from ghosttrace.probing.sweep import ProbeSettings, Sweep, probe_targets, state_selections, text_baseline_rows
 from ghosttrace.probing.tasks import make_task
 from ghosttrace.probing.traces_file import write_traces
 from ghosttrace.runs.folder import json_rows

@@ -1,14 +1,15 @@
 """Probe sweeps: probes and controls for every site of a task.
 
 A sweep first fits linear probes at all sites, layer by layer. It then selects the best site of each hop on validation
-and measures there the online code length, open and sealed, and the MLP and other probes under every condition. Each
-result is recorded immediately, so that an interrupted run can be resumed.
+and measures there the online code length, open and sealed, and the MLP and other probes under every condition. An audit
+fits these probes at the sites of `ghosttrace.probing.nonlinear_sites` instead, and their controls at the best of them.
+Each result is recorded immediately, so that an interrupted run can be resumed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,16 +21,17 @@ from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.geometry import CacheGeometry
 from ghosttrace.probing.carriers import CARRIERS, Carrier, CarrierKind, Pooling
 from ghosttrace.probing.evidence import ProbeTarget, record, score
-from ghosttrace.probing.features import Features, StateKind, StateSelection, resolve_layers
+from ghosttrace.probing.features import Features, StateSelection, resolve_layers
 from ghosttrace.probing.fit_and_score import linear_scores, online_scores, probe_scores
 from ghosttrace.probing.label_controls import control_tasks, shuffled_targets
+from ghosttrace.probing.nonlinear_sites import nonlinear_sites, reduce_width
 from ghosttrace.probing.probes import MLP, Probe
+from ghosttrace.probing.site import Kv, ProbeSite
 from ghosttrace.probing.split import Split
 from ghosttrace.probing.text_baseline import fit_text_posterior, log_marginals, retained_tokens, text_features
 from ghosttrace.runs.folder import stable_repr
 from ghosttrace.runs.records import Records
 
-Kv = Literal["k", "v", "kv", "hidden"]
 MIN_LOG_POSTERIOR = -1e4  # replaces -inf in an exact posterior
 RESERVED_PROBE_NAMES = ("linear", "online", "text", "exact")  # probes that are always fitted
 BEST_SITE_CONDITIONS = ("open", "sealed", "shuffled", "causal")
@@ -47,7 +49,7 @@ class ProbeSettings:
         by_head: Also probe each key-value head separately.
         joint: Also probe all layers concatenated.
         pool: Pooling of a carrier's tokens, see `Carrier`.
-        mlp: Also fit an MLP at the best site of each hop; in an audit, at every layer if no linear probe gained bits.
+        mlp: Also fit an MLP at the best site of each hop; in an audit, at all `nonlinear_sites`.
         probes: Other probes to fit where the MLP is fitted.
         describe: Also measure selectivity and the online code length, which affect no verdict. Audits skip them.
         within_traces: Let train, validation and test share base traces, see `split`.
@@ -105,30 +107,6 @@ class ProbeSettings:
             raise UserError("--hops must be 0 (the secret's own memento) or more: hop -1 is always probed as a control")
         if all(carrier.hop < 0 for carrier in self.carriers):
             raise UserError("the block at hop 0 contains the secret and is no carrier: give --hops 1 or later")
-
-
-@dataclass(frozen=True)
-class ProbeSite:
-    """The states that a probe reads: a carrier, layers, a kind of states, and one head or all (None)."""
-
-    carrier: Carrier
-    layers: tuple[int, ...]
-    kv: Kv
-    head: int | None = None
-
-    @property
-    def result_columns(self) -> dict[str, Any]:
-        """The site in the columns of the results: carrier, hop, layer, kv and head."""
-        layer = str(self.layers[0]) if len(self.layers) == 1 else "joint"
-        head = "all" if self.head is None else str(self.head)
-        return {"carrier": self.carrier.name, "hop": self.carrier.hop, "layer": layer, "kv": self.kv, "head": head}
-
-    def read(self, features: Features) -> Tensor:
-        """Load the states of all N samples, flattened to float32[N, d]."""
-        kinds: tuple[StateKind, ...] = ("k", "v") if self.kv == "kv" else (self.kv,)
-        heads = None if self.head is None else (self.head,)
-        parts = [features.load(self.carrier, layer, kind, heads) for layer in self.layers for kind in kinds]
-        return torch.cat(parts, dim=2).flatten(1)
 
 
 def state_selections(
@@ -189,6 +167,7 @@ class Sweep:
         targets: Targets to probe, see `probe_targets`.
         secret: Carrier of the secret's own tokens.
         device: Device to fit probes on.
+        secrets: In an audit, the numbers of the targets that make up each secret.
     """
 
     checkpoint: Checkpoint
@@ -198,6 +177,7 @@ class Sweep:
     targets: list[ProbeTarget]
     secret: Carrier
     device: torch.device
+    secrets: tuple[tuple[int, ...], ...] = ()
 
     def run(self, records: Records, progress: Callable[[int, int], None] | None = None) -> None:
         """Fit all probes that have no record yet: linear ones at every site, then the others at the best sites."""
@@ -211,12 +191,14 @@ class Sweep:
             self._linear(records, condition, group)
             if progress:
                 progress(done + 1, len(jobs))
+        if not self.settings.describe:
+            self._nonlinear(records, progress)
+            return
         for site in self.best(records):
-            for condition in ("open", "sealed") if self.settings.describe else ():
+            for condition in ("open", "sealed"):
                 self._online(records, condition, site)
-            for probed in self._sites_for_other_probes(records, site) if self.settings.best_site_probes else ():
-                for probe, condition in product(self.settings.best_site_probes, BEST_SITE_CONDITIONS):
-                    self._fit(records, probe, condition, probed)
+            for probe, condition in product(self.settings.best_site_probes, BEST_SITE_CONDITIONS):
+                self._fit(records, probe, condition, site)
 
     def best(self, records: Records) -> list[ProbeSite]:
         """Return, for each carrier at hop 0 or more, the site whose linear probe gains most bits on validation.
@@ -232,16 +214,30 @@ class Sweep:
             sites.append(candidates[max(range(len(gains)), key=gains.__getitem__)])
         return sites
 
-    def _gain(self, records: Records, site: ProbeSite) -> float:
-        """Return the validation bits of a site's linear probe, summed over targets."""
-        rows = (records.get(_key("open", site, "linear", target.name)) for target in self.targets)
+    def _gain(
+        self, records: Records, site: ProbeSite, probe: str = "linear", numbers: Sequence[int] | None = None
+    ) -> float:
+        """Return the validation bits of a probe at a site, summed over the targets of these numbers or over all."""
+        targets = self.targets if numbers is None else [self.targets[number] for number in numbers]
+        rows = (records.get(_key("open", site, probe, target.name)) for target in targets)
         return float(sum(row["validation_bits"] for row in rows))
 
-    def _sites_for_other_probes(self, records: Records, best: ProbeSite) -> list[ProbeSite]:
-        """Return the best site; in an audit in which linear probes gain nothing, the same site in every layer."""
-        if self.settings.describe or self._gain(records, best) > 0 or len(best.layers) > 1:
-            return [best]
-        return [replace(best, layers=(layer,)) for layer in resolve_layers(self.checkpoint, self.settings.layers)]
+    def _nonlinear(self, records: Records, progress: Callable[[int, int], None] | None) -> None:
+        """Fit nonlinear probes at all their sites, and the controls at the best site of each secret and carrier."""
+        layers, kv = resolve_layers(self.checkpoint, self.settings.layers), self.settings.kv
+        carriers = [carrier for carrier in self.settings.carriers if carrier.hop >= 0]
+        sites = [nonlinear_sites(carrier, layers, kv) for carrier in carriers]
+        jobs = [(probe, site) for probe in self.settings.best_site_probes for of_one in sites for site in of_one]
+        for done, (probe, site) in enumerate(jobs):
+            self._fit(records, probe, "open", site)
+            if progress:
+                progress(done + 1, len(jobs))
+        secrets = self.secrets or (tuple(range(len(self.targets))),)
+        for probe, of_one in product(self.settings.best_site_probes, sites):
+            gains = [[self._gain(records, site, probe.name, numbers) for site in of_one] for numbers in secrets]
+            for number in dict.fromkeys(int(np.argmax(of_secret)) for of_secret in gains):
+                for condition in BEST_SITE_CONDITIONS[1:]:
+                    self._fit(records, probe, condition, of_one[number])
 
     def _carriers(self) -> tuple[Carrier, ...]:
         return (*self.settings.carriers, self.secret)
@@ -278,6 +274,8 @@ class Sweep:
             site = replace(site, carrier=replace(site.carrier, hop=-1))
         if not all(_key(condition, site, probe.name, target.name) in records for target in self.targets):
             features = self._read(condition, site)
+            if not self.settings.describe:
+                features = reduce_width(features, self.split.train, self.settings.seed)
             targets = self._shuffled() if condition == "shuffled" else self.targets
             for scores in probe_scores(probe, features, targets, self.split, self.settings.seed, self.device):
                 records.add(record(scores, condition=condition, probe=probe.name, **site.result_columns))

@@ -23,13 +23,14 @@ from ghosttrace.auditing.evidence import AttackEstimate, AttackSite, Evidence
 from ghosttrace.auditing.findings import Findings
 from ghosttrace.auditing.settings import AuditSettings, resolve_attacks
 from ghosttrace.auditing.summary import result_rows, threat_rows
-from ghosttrace.auditing.verdict import Verdict, decide_verdict, finding_state
+from ghosttrace.auditing.verdict import DetectableLeak, Limits, Verdict, decide_verdict, finding_state
 from ghosttrace.bench.ledger import ledger_task
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.probing.carriers import Carrier
 from ghosttrace.probing.evidence import ProbeTarget
+from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.split import split
-from ghosttrace.probing.sweep import ProbeSettings, ProbeSite
+from ghosttrace.probing.sweep import ProbeSettings
 from ghosttrace.report.audit.page import write_reports
 
 SCHEMA = json.loads((Path(ghosttrace.report.__file__).parent / "schemas" / "audit.schema.json").read_text())
@@ -39,6 +40,7 @@ VERDICTS = {"leak": 10, "not detected": 0, "within the limit": 0, "not enough da
 MEMENTO = AttackSite("memento", 0, "2", "v", "all", "linear")
 SITE = ProbeSite(Carrier("memento"), (0,), "v")
 ATTACK_CLASSES = {**ATTACKS, "text": TextBaselineAttack}
+MAX_EXPOSED = 0.005
 LIMIT, TRACES, CONTROL_FAILURE = 0.1, 4000, "sealed: attribute finds +0.412 bits where it must find nothing"
 
 
@@ -56,8 +58,9 @@ def rows(
     evidence: Sequence[Evidence], detectable: float | None = 0.1, verdict: Verdict | None = None, limit: float = LIMIT
 ) -> list[dict[str, Any]]:
     """Return findings as rows of summary.json, with the states assigned by the gate."""
-    limits = {item.secret: detectable for item in evidence}
-    states = tuple(finding_state(item, limit, detectable) for item in evidence)
+    smallest = DetectableLeak(detectable, MAX_EXPOSED)
+    limits = {item.secret: smallest for item in evidence}
+    states = tuple(finding_state(item, Limits(limit), smallest) for item in evidence)
     verdict = verdict or Verdict("leak", "", None, states=states)
     failures = (CONTROL_FAILURE,) if verdict.verdict == "invalid" else ()
     p_holm = tuple(0.03 if item.estimate.p == item.estimate.p else float("nan") for item in evidence)
@@ -78,6 +81,7 @@ def results(leak: float, half: float) -> list[Evidence]:
     collided = AttackSite("memento", 0, "all", "kv", "all")
     return [
         finding("attribute", leak, half, gate=True),
+        finding("attribute", 0.0, unit="exposed share", low=0.0, high=0.003, p=1.0, gate=True),
         finding("ranking", 0.9 * leak, half, unit="exposure bits", baseline=1.44, note="of 100000 candidates"),
         finding("membership", share, 0.02, unit="AUC", baseline=0.5),
         finding("membership", 0.01, 0.005, unit="TPR", baseline=0.01, note="at 1.0% false claims"),
@@ -128,8 +132,9 @@ def summary(
     amounts = {"leak": (1.6, 0.08), "within the limit": (0.06, 0.03), "not enough data": (0.09, 0.2)}
     evidence_items = results(*amounts.get(verdict, (0.002, 0.06))) if evidence is None else evidence
     failures = [CONTROL_FAILURE] if verdict == "invalid" else []
+    smallest = DetectableLeak(detectable, None if detectable is None else MAX_EXPOSED, 3.3)
     decision = decide_verdict(
-        evidence_items, failures, LIMIT, {item.secret: detectable for item in evidence_items}, TRACES
+        evidence_items, failures, Limits(LIMIT), {item.secret: smallest for item in evidence_items}, TRACES
     )
     assert evidence is not None or decision.verdict == verdict
     defence = {"name": "none", "summary": "no defence: the cache as the model leaves it", "caveat": ""}
@@ -144,8 +149,11 @@ def summary(
         "exit_code": decision.exit_code,
         "sentence": decision.sentence,
         "max_leak_bits": LIMIT,
+        "max_exposed": MAX_EXPOSED,
         "ceiling_bits": decision.ceiling,
         "detectable_bits": detectable,
+        "detectable_exposed": smallest.exposed,
+        "detectable_pad_bits": smallest.pad_bits,
         "traces": TRACES,
         "traces_needed": decision.traces_needed,
         "model": name,

@@ -85,6 +85,7 @@ class Attack(ABC):
         gate: bool = False,
         site: AttackSite | None = None,
         note: str = "",
+        fell_back: bool = False,
     ) -> Evidence:
         """Return a finding of this attack. The arguments are the fields of `Evidence`."""
         return Evidence(
@@ -99,4 +100,5 @@ class Attack(ABC):
             self.probes_single_site,
             site=site or AttackSite(),
             note=note,
+            fell_back=fell_back,
         )

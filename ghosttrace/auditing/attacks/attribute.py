@@ -1,7 +1,7 @@
 """`attribute`: probes read the parts of a secret from retained keys and values, at every site and under every control.
 
-The finding for a secret is that of the best probe on validation, over all sites and both kinds of probe.
-All other probes are reported beside it.
+The findings for a secret are those of the best probe on validation, over all sites and both kinds of probe: its mean
+bits, and its worst case, the share of traces whose whole secret it guesses. All other probes are reported beside it.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,15 @@ import numpy as np
 
 from ghosttrace.auditing.attacks.attack import Attack
 from ghosttrace.auditing.context import AuditContext
-from ghosttrace.auditing.evidence import AttackSite, Evidence, LabelLogProbs, total_bits
+from ghosttrace.auditing.evidence import (
+    EXPOSED,
+    AttackSite,
+    Evidence,
+    LabelLogProbs,
+    every_part_equals_text,
+    total_bits,
+)
+from ghosttrace.auditing.exposure import exposed_traces
 from ghosttrace.auditing.sites import SITE_AND_PROBE, Row, best_probe, group_by_site, matches_site, validation_bits
 from ghosttrace.auditing.threats import INSIDER
 
@@ -27,17 +35,24 @@ class AttributeAttack(Attack):
         "the information they add to the text, in bits."
     )
     threat = INSIDER
+    units = ("bits", EXPOSED)
     counts_bits = True
     probes_single_site = True
+
+    def n_gated(self, context: AuditContext) -> int:
+        return 2 * super().n_gated(context)
 
     def run(self, context: AuditContext) -> list[Evidence]:
         evidence = []
         for secret in context.secrets:
             rows = context.sweep_rows_of(secret)
             site = best_probe(rows)
-            for condition in ["open", "sealed", *(["shuffled"] if site["probe"] == "linear" else [])]:
+            for condition in ("open", "sealed", "shuffled"):
                 site_rows = [row for row in rows if matches_site(row, site, condition)]
-                evidence.append(self.finding(context, secret, condition, site_rows))
+                evidence += [
+                    self.finding(context, secret, condition, site_rows),
+                    self.exposure(context, secret, condition, site_rows),
+                ]
             for condition in ("causal", "unerased"):
                 groups = group_by_site([row for row in rows if row["condition"] == condition])
                 evidence.append(self.finding(context, secret, condition, max(groups, key=validation_bits)))
@@ -56,4 +71,20 @@ class AttributeAttack(Attack):
         gate = condition == "open"
         estimate, common_rows = total_bits(parts, context.split.cluster, context.alpha if gate else 0.05)
         site = AttackSite(**{name: rows[0][name] for name in SITE_AND_PROBE})
-        return self.evidence(secret, condition, "bits", estimate, len(common_rows), gate=gate, site=site)
+        return self.evidence(
+            secret,
+            condition,
+            "bits",
+            estimate,
+            len(common_rows),
+            gate=gate,
+            site=site,
+            fell_back=every_part_equals_text(parts),
+        )
+
+    def exposure(self, context: AuditContext, secret: str, condition: str, rows: Sequence[Row]) -> Evidence:
+        """Return the share of traces whose whole secret is guessed, for the arguments of `finding`."""
+        gate = condition == "open"
+        estimate = exposed_traces(rows, context.split.cluster, context.alpha if gate else 0.05)
+        site = AttackSite(**{name: rows[0][name] for name in SITE_AND_PROBE})
+        return self.evidence(secret, condition, EXPOSED, estimate, len(rows[0]["sample"]), gate=gate, site=site)

@@ -22,6 +22,7 @@ from ghosttrace.auditing.evidence import (
     AttackSite,
     Evidence,
     LabelLogProbs,
+    every_part_equals_text,
     one_row_per_cluster,
     rate_estimate,
     total_bits,
@@ -205,7 +206,10 @@ class BehaviouralAttack(Attack):
             log_probs = [LabelLogProbs.from_scores(score) for score in scores]
             estimate, rows = total_bits(log_probs, split.cluster, alpha)
             site = AttackSite(carrier="prompt", probe="linear")
-            findings.append(self.evidence(secret, condition, "bits", estimate, len(rows), gate=gate, site=site))
+            fell_back = every_part_equals_text(log_probs)
+            findings.append(
+                self.evidence(secret, condition, "bits", estimate, len(rows), gate=gate, site=site, fell_back=fell_back)
+            )
             findings.append(self._exact_answer_rate(context, secret, condition, targets, answers, rows))
         return findings
 

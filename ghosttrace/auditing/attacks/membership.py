@@ -17,7 +17,7 @@ from ghosttrace.auditing.context import AuditContext, Posteriors
 from ghosttrace.auditing.evidence import AttackEstimate, AttackSite, Evidence, one_row_per_cluster, rate_estimate
 from ghosttrace.auditing.threats import INSIDER
 from ghosttrace.errors import UserError
-from ghosttrace.probing.sweep import ProbeSite
+from ghosttrace.probing.site import ProbeSite
 from ghosttrace.stats import unseen_share_bound
 
 FALSE_POSITIVE_RATES = (0.01, 0.001)  # false-positive rates at which the attack is judged

@@ -8,7 +8,7 @@ from ghosttrace.auditing.attacks.attack import Attack
 from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.evidence import AttackSite, Evidence, LabelLogProbs, total_bits
 from ghosttrace.auditing.threats import TENANT
-from ghosttrace.probing.sweep import ProbeSite
+from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.text_baseline import log_marginals
 
 

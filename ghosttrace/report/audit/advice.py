@@ -57,8 +57,9 @@ def limitations(summary: Row) -> list[str]:
     open_rows = [row for row in summary["sites"] if row["condition"] == "open"]
     carriers, hops = (sorted({row[name] for row in open_rows}) for name in ("carrier", "hop"))
     limits = [
-        "Attacks outside this suite may find more. So may these attacks at other sites, or for leaks other than the "
-        "linear codes at a single site on which the probes were tested.",
+        "Attacks outside this suite may find more. So may these attacks at other sites, or for leaks of other forms "
+        "than those on which the probes were tested: a linear code in one token, the whole secret in a few traces, and "
+        "a one-time pad over two tokens.",
         f"Probes read only these carriers: {', '.join(carriers) or 'none'}; "
         f"hops: {', '.join(map(str, hops)) or 'none'}.",
         *summary["left_out"],

@@ -21,7 +21,8 @@ from ghosttrace.report.audit.sarif import sarif
 from ghosttrace.runs.atomic import commit_file
 
 REQUIRED_KEYS = (
-    *("valid", "failures", "verdict", "exit_code", "sentence", "max_leak_bits", "ceiling_bits", "detectable_bits"),
+    *("valid", "failures", "verdict", "exit_code", "sentence", "max_leak_bits", "max_exposed", "ceiling_bits"),
+    *("detectable_bits", "detectable_exposed", "detectable_pad_bits"),
     *("traces", "traces_needed", "model", "defence", "secrets", "excluded", "left_out", "attacks", "threats"),
     *("results", "sites"),
 )

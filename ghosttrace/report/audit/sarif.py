@@ -14,10 +14,10 @@ from ghosttrace.report.audit.wording import (
     LEAK,
     UNDECIDED,
     WITHIN_LIMIT,
-    bits,
     command,
     finding_sentence,
     judged_rows,
+    limits_text,
     location_text,
 )
 
@@ -51,7 +51,8 @@ def sarif(summary: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     command_line = command(run)
     invocation = {"executionSuccessful": summary["valid"], "exitCode": summary["exit_code"]}
     invocation |= {"exitCodeDescription": EXIT_CODE_DESCRIPTIONS[summary["exit_code"]]}
-    properties = ("verdict", "sentence", "max_leak_bits", "ceiling_bits", "detectable_bits", "traces", "traces_needed")
+    properties = ("verdict", "sentence", "max_leak_bits", "max_exposed", "ceiling_bits", "detectable_bits")
+    properties = (*properties, "detectable_exposed", "detectable_pad_bits", "traces", "traces_needed")
     driver = {"name": "ghosttrace", "version": run["versions"]["ghosttrace"], "rules": rules}
     sarif_run = {
         "tool": {"driver": driver},
@@ -86,7 +87,7 @@ def rule(name: str, title: str, summary: str) -> dict[str, Any]:
 
 def leak_results(summary: Mapping[str, Any], index: Mapping[str, int]) -> list[dict[str, Any]]:
     """Return one result per row that is a leak, undecided or within the limit."""
-    limit = f" The limit is {bits(summary['max_leak_bits'])} per secret."
+    limit = f" {limits_text(summary)}"
     results = []
     for state, row in judged_rows(summary):
         if state in LEVELS:

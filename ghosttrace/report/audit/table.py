@@ -28,6 +28,8 @@ def audit_notes(summary: Mapping[str, Any]) -> Iterator[str]:
         summary: Content of summary.json.
     """
     yield "* decides the verdict; the intervals of these rows hold jointly at 95 %."
+    if any(row["fell_back"] for row in summary["results"]):
+        yield "text only: the probe gained too little on validation, so it predicts what the text predicts."
     for secret in summary["excluded"]:
         yield f"Excluded: {secret['trace']}: {secret['reason']}"
     if summary["excluded"]:
@@ -52,7 +54,8 @@ def audit_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_section()
         table.add_row(f"[bold]{escape(secret)}[/]")
         for row in (row for row in shown if row["secret"] == secret):
-            value = f"{format_number(row['estimate'])} {interval_text(row)}{'*' if row['gate'] else ' '}"
+            found = "text only" if row["fell_back"] else format_number(row["estimate"])
+            value = f"{found} {interval_text(row)}{'*' if row['gate'] else ' '}"
             base, beside = format_number(row["baseline"]), sealed.get(_kind(row))
             unit = escape(f"{row['unit']} {row['note']}")
             table.add_row(row["attack"], value, base, "" if beside is None else format_number(beside), unit)

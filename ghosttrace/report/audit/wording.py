@@ -13,7 +13,8 @@ Row = Mapping[str, Any]
 LEAK, UNDECIDED, WITHIN_LIMIT, NOT_DETECTED = "leak", "undecided", "within the limit", "not detected"
 STATE_ORDER = (LEAK, UNDECIDED, WITHIN_LIMIT, NOT_DETECTED)
 BIT_UNITS = ("bits", "exposure bits")
-RATE_UNITS = ("AUC", "TPR", "rate")
+EXPOSED = "exposed share"
+RATE_UNITS = ("AUC", "TPR", "rate", EXPOSED)
 KV = {"k": "keys", "v": "values", "kv": "keys and values", "hidden": "hidden states"}
 
 
@@ -56,7 +57,12 @@ def interval_text(row: Row) -> str:
 
 
 def estimate_text(row: Row) -> str:
-    """Format the estimate of a row with its interval and unit."""
+    """Format the estimate of a row with its interval and unit.
+
+    An estimate of 0 from a probe that fell back to the text is that decision, and is called so.
+    """
+    if row["fell_back"]:
+        return f"nothing beyond the text {interval_text(row)} {row['unit']}"
     value = f"{format_number(row['estimate'])} {interval_text(row)}".strip()
     return f"{value} {row['unit']}" if row["unit"] in BIT_UNITS else f"{row['unit']} {value}"
 
@@ -113,16 +119,23 @@ def _outcome(threat: str, rows: Sequence[tuple[str, Row]], summary: Row) -> dict
             len(same), f" {len(same) - 1} more leaks are listed below."
         )
         return {"state": LEAK, "found": finding_sentence(same[0], summary) + more}
-    widest = max(same, key=lambda row: float("inf") if row["high"] is None else row["high"])
+    in_same_unit = [row for row in same if row["unit"] == same[0]["unit"]]
+    widest = max(in_same_unit, key=lambda row: float("inf") if row["high"] is None else row["high"])
     if worst in (WITHIN_LIMIT, NOT_DETECTED):
-        ends = [row[name] for _, row in rows for name in ("high", "detectable") if row[name] is not None]
+        in_bits = [row for _, row in rows if row["unit"] != EXPOSED]
+        ends = [row[name] for row in in_bits for name in ("high", "detectable") if row[name] is not None]
         bound = f"at most {bits(max(ends))} per secret"
         if worst == NOT_DETECTED:
             return {"state": NOT_DETECTED, "found": f"Not detected by this suite: {bound}."}
         row, limit = same[0], bits(summary["max_leak_bits"])
         amount = f"{title(row['attack'], summary)} found {bits(row['estimate'])} of {row['secret']}"
         return {"state": WITHIN_LIMIT, "found": f"{amount}, within the {limit} allowed; {bound}."}
-    bound = "No bound was reached" if widest["high"] is None else f"Up to {bits(widest['high'])} cannot be ruled out"
+    amount = (
+        f"The whole secret of {100 * (widest['high'] or 0):.2g} % of traces"
+        if widest["unit"] == EXPOSED
+        else f"Up to {bits(widest['high'])}"
+    )
+    bound = "No bound was reached" if widest["high"] is None else f"{amount} cannot be ruled out"
     return {"state": UNDECIDED, "found": f"{bound} ({title(widest['attack'], summary).lower()}, {widest['secret']})."}
 
 
@@ -144,7 +157,7 @@ def verdict_sentence(summary: Row) -> str:
 
 def bounds_text(summary: Row) -> str:
     """Describe the limit, the smallest detectable leak and the ceiling in sentences."""
-    limit, ceiling, detectable = (summary[name] for name in ("max_leak_bits", "ceiling_bits", "detectable_bits"))
+    ceiling, detectable = summary["ceiling_bits"], summary["detectable_bits"]
     upper_bound = (
         f"This run cannot rule out leaks of up to {bits(ceiling)}."
         if ceiling is not None
@@ -152,10 +165,26 @@ def bounds_text(summary: Row) -> str:
     )
     power = "No probe enters the verdict, so none was tested on leaks of known size."
     if detectable is not None:
-        power = f"A linear code of {bits(detectable)} at one site would have been detected in 8 of 10 runs."
+        power = f"A linear code of {bits(detectable)} in one token would have been detected in 8 of 10 runs."
     elif any(attack["probes_single_site"] for attack in summary["attacks"].values()):
         power = "The probes detected none of the codes planted in the sealed cache, so it is unknown what they miss."
-    return f"The limit is {bits(limit)} per secret. {power} {upper_bound if summary['valid'] else ''}".rstrip()
+    return f"{limits_text(summary)} {power} {_few_and_split(summary)}{upper_bound if summary['valid'] else ''}".rstrip()
+
+
+def limits_text(summary: Row) -> str:
+    """Return the limits of the gate as a sentence."""
+    exposed = f"the whole secret of {100 * summary['max_exposed']:g} % of traces"
+    return f"The limits are {bits(summary['max_leak_bits'])} per secret and {exposed}."
+
+
+def _few_and_split(summary: Row) -> str:
+    """Say which leaks in few traces, and which one-time pads, the probes would have detected; empty without probes."""
+    if summary["detectable_bits"] is None:
+        return ""
+    share, pad = summary["detectable_exposed"], summary["detectable_pad_bits"]
+    few = "in no share of traces that was tried" if share is None else f"from {100 * share:g} % of traces on"
+    pads = "none was detected" if pad is None else f"from {bits(pad)} on"
+    return f"Whole secrets in a few traces: {few}. One-time pads over two tokens: {pads}. "
 
 
 def controls(summary: Row) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from ghosttrace.probing import sweep
 from ghosttrace.probing.evidence import MIN_TEST_CLUSTERS, Scores
 from ghosttrace.stats import nearly_unanimous, unseen_share_bound
 
-UNITS = ("bits", "exposure bits", "AUC", "TPR", "epsilon", "rate")
+UNITS = ("bits", "exposure bits", "AUC", "TPR", "log rate ratio", "rate")
 BIT_UNITS = ("bits", "exposure bits")
 CONDITIONS = ("open", "sealed", "causal", "shuffled", "unerased", "text")
 

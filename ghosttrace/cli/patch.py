@@ -27,7 +27,7 @@ def patch(
             help="Comma-separated benchmarks with reference responses, such as ledger; used without --traces."
         ),
     ] = "ledger-h1,ledger-h3",
-    limit: Annotated[int, typer.Option(help="Maximum number of traces per source.")] = 50,
+    limit: Annotated[int, typer.Option(help="Maximum number of traces per source.")] = 20,
     kind: Annotated[
         str | None,
         typer.Option(

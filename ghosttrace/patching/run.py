@@ -29,7 +29,7 @@ def patch(
     kind: Intervention | None = None,
     block: int | None = None,
     parts: int = 8,
-    limit: int = 50,
+    limit: int = 20,
     seed: int = 0,
     batch_tokens: int = 65_536,
     out: str | Path | None = None,

@@ -4,7 +4,7 @@
 
 Writes to `experiments/results`: `toy_bits.parquet` (50 traces per level); `toy_patching.parquet`, the swaps of whole
 carriers and of whole layers of the memento for every block (50 traces at h = 1 and h = 3); `toy_patching_sets.parquet`,
-the sets of sites that carry the text after each block. About 15 minutes on two cores.
+the sets of sites that carry the text after each block. About 10 minutes on two cores.
 """
 
 from pathlib import Path

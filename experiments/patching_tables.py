@@ -37,12 +37,12 @@ def toy_patching_sets() -> str:
     return markdown_table([*header, "rest: share", "rest: beyond", "rest: flipped"], rows)
 
 
-def _share(row: Mapping[str, Any], column: str) -> str:
+def _share(row: Mapping[Any, Any], column: str) -> str:
     """Return a share in percent with its interval."""
     return interval((100 * row[f"{column}{end}"] for end in ENDS), 0)
 
 
-def _sites(row: Mapping[str, Any]) -> str:
+def _sites(row: Mapping[Any, Any]) -> str:
     """Return the number of tokens of a set by layer, keys and values."""
     counts = Counter((int(site["layer"]), site["kv"]) for site in row["sites"])
     return ", ".join(f"layer {layer} {KV_NAMES[kv]}: {count}" for (layer, kv), count in sorted(counts.items()))

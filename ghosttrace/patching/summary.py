@@ -70,7 +70,7 @@ def _result_rows(source: str, block: int, name: str, group: Sequence[dict[str, A
         for index, site in enumerate(map(PatchSite, row["carrier"], row["offset"], row["layer"], row["kv"])):
             entries.setdefault(site, []).append((row, index))
     whole_effect = {id(row): _effect_bits(row, index) for row, index in entries[WHOLE_CACHE]}
-    shared = {"source": source, "block": block, "intervention": name}
+    shared: dict[str, Any] = {"source": source, "block": block, "intervention": name}
     lines = [shared | _result_row(site, site_entries, whole_effect) for site, site_entries in entries.items()]
     gap = np.array([row["log2p_own"][index] - row["arm"] for row, index in entries[WHOLE_CACHE]])
     arm = {"carrier": "arm", "offset": "all", "token": "all", "layer": "all"}
@@ -186,7 +186,8 @@ def failed_controls(results: pd.DataFrame) -> tuple[str, ...]:
 def _failures(results: pd.DataFrame) -> list[tuple[str, int, str]]:
     """Return (source, block, message) for each control that changed the mean, or the mean absolute value."""
     failures = []
-    for (source, block), part in results.groupby(["source", "block"], sort=False):
+    for source, block in dict.fromkeys(zip(results["source"], results["block"], strict=True)):
+        part = results[(results["source"] == source) & (results["block"] == block)]
         whole = part[
             (part["carrier"] == WHOLE_CACHE.carrier) & (part["layer"] == "all") & (part["kv"] == WHOLE_CACHE.kv)
         ]

@@ -246,8 +246,8 @@ def log_rate_ratio_bound(validation_claims: Claims, test_claims: Claims) -> tupl
     It is not the epsilon of a differential-privacy guarantee. That epsilon bounds this logarithm for the worst pair of
     neighbouring inputs and for every attack; here one attack is averaged over pairs, so that a few traces that reveal
     everything hardly change it. A mechanism whose outputs for any two secrets of the same trace are within a factor
-    exp(epsilon) has a log rate ratio of at most epsilon, if secrets are independent of the rest of the trace. In this
-    case a bound above a claimed epsilon refutes the claim. A low bound confirms none.
+    exp(epsilon) has a log rate ratio of at most epsilon, if secrets are uniform and independent of the rest of the
+    trace. In this case a bound above a claimed epsilon refutes the claim. A low bound confirms none.
 
     The method is the one that Nasr et al. 2021 (arXiv 2101.04535, section 4) use for two fixed neighbouring inputs: the
     threshold with the best bound on `validation_claims` is applied to `test_claims`, whose rates are bounded by Clopper

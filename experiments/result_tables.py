@@ -82,20 +82,6 @@ def toy_bits() -> str:
     return markdown_table(["model", "arm", *LEVEL_HEADER], rows)
 
 
-def toy_patching() -> str:
-    """Share of answers that follow the donor when one layer of the last memento is swapped."""
-    results, rows = read("toy_patching"), []
-    swaps = results[(results["intervention"] == "swap") & (results["carrier"] == "memento")]
-    for (model, source), part in swaps.groupby(["model", "source"], sort=False):
-        shares = part.set_index(["layer", "kv"])["follows_donor"]
-        layers = [layer for layer in sorted(set(part["layer"])) if layer != "all"]
-        for kv, name in (("k", "keys"), ("v", "values")):
-            cells = (percent(shares[layer, kv], 0) for layer in [*layers, "all"])
-            rows.append([str(model), str(source), name, *cells])
-    header = ["model", "benchmark", "swapped", *(f"layer {layer}" for layer in layers), "all layers"]
-    return markdown_table(header, rows)
-
-
 def probe_toys() -> str:
     """Bits that linear probes of values read beyond the text, by target, hop and layer."""
     results = read("probe_toys")
@@ -309,7 +295,6 @@ RESULT_TABLES: dict[str, Callable[[], str]] = {
     "headlines": headlines,
     "ledger-pair": ledger_pair,
     "toy-bits": toy_bits,
-    "toy-patching": toy_patching,
     "probe-toys": probe_toys,
     "toy-leakage": toy_leakage,
     "passcode": passcode,

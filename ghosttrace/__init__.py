@@ -19,7 +19,7 @@ from ghosttrace.auditing.attacks import ATTACKS, Attack
 from ghosttrace.auditing.defences import DEFENCES, Defence
 from ghosttrace.auditing.result import AuditResult
 from ghosttrace.auditing.run import audit
-from ghosttrace.bench import Bench, load_bench
+from ghosttrace.bench import Bench, Counterfactual, load_bench
 from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.ghost_bits.result import BitsResult
 from ghosttrace.ghost_bits.run import bits
@@ -55,6 +55,7 @@ __all__ = [
     "BitsResult",
     "Block",
     "Checkpoint",
+    "Counterfactual",
     "Defence",
     "ExpiryTracker",
     "FeatureTable",

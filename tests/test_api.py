@@ -20,7 +20,7 @@ RUNS: dict[str, Callable[..., gt.RunResult]] = {
     "ablate": lambda m, **run: gt.ablate(m, "ledger-h1", ["restart", "swap"], limit=6, **run),
     "bits": lambda m, **run: gt.bits(m, bench="ledger-h1", limit=4, **run),
     "probe": lambda m, **run: gt.probe(m, **QUICK, **run),
-    "patch": lambda m, **run: gt.patch(m, bench="ledger-h1", kind="swap", limit=3, **run),
+    "patch": lambda m, **run: gt.patch(m, bench="ledger-h1", kind="swap", limit=3, block=-1, **run),
     "audit": lambda m, **run: gt.audit(m, attacks=["attribute"], utility_limit=4, **QUICK, **run),
 }
 

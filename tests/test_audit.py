@@ -19,7 +19,7 @@ from ghosttrace.auditing.attacks.membership import (
     MembershipAttack,
     auc,
     claim_rates,
-    epsilon_lower_bound,
+    log_rate_ratio_bound,
     threshold,
 )
 from ghosttrace.auditing.attacks.ranking import exposures
@@ -87,14 +87,14 @@ def test_threshold_keeps_the_false_positive_rate(scores: list[float], rate: floa
     assert (absent > threshold(absent, rate)).mean() <= rate
 
 
-def test_epsilon_by_hand() -> None:
+def test_log_rate_ratio_by_hand() -> None:
     """With 300 of 300 true and 0 of 300 false positives, the Clopper-Pearson bounds have a closed form."""
     claims = Claims(np.full(300, 1.0), np.full(300, 0.0))
-    bound, ceiling = epsilon_lower_bound(claims, claims)
+    bound, ceiling = log_rate_ratio_bound(claims, claims)
     low, high = 0.025 ** (1 / 300), 1 - 0.025 ** (1 / 300)
     assert ceiling == pytest.approx(log(low / high))
     assert bound.value == pytest.approx(ceiling)
-    none, _ = epsilon_lower_bound(Claims(np.zeros(300), np.zeros(300)), Claims(np.zeros(300), np.zeros(300)))
+    none, _ = log_rate_ratio_bound(Claims(np.zeros(300), np.zeros(300)), Claims(np.zeros(300), np.zeros(300)))
     assert none.value == 0
 
 
@@ -151,7 +151,7 @@ def test_rates_use_one_trace_per_cluster() -> None:
     assert len({tuple(one_row_per_cluster(np.arange(54), cluster, seed)) for seed in range(40)}) > 20
     context, log_posteriors = clustered(300, 4, np.random.default_rng(1).integers(0, 10, 300), 0)
     rows = MembershipAttack().findings(context, "marked", SITE, {"open": log_posteriors})
-    assert [(row.unit, row.n) for row in rows] == [("AUC", 1200), ("TPR", 300), ("epsilon", 300)]
+    assert [(row.unit, row.n) for row in rows] == [("AUC", 1200), ("TPR", 300), ("log rate ratio", 300)]
     assert rows[-1].estimate.high == np.inf and "ceiling" in rows[-1].note
 
 

@@ -108,18 +108,29 @@ def test_probe_findings_take_the_site_chosen_on_validation() -> None:
 
 def site_set(enough: bool) -> dict[str, Any]:
     site = {"layer": 3, "kv": "v", "carrier": "memento", "offset": 2, "token": "*"}
-    ends = {"recovered": 0.99, "recovered_low": 0.9, "recovered_high": 1.0}
-    return {"source": "b", "sites": [site], "n_traces": 6, "enough": enough} | ends
+    alone = {"recovered": 0.99, "recovered_low": 0.9, "recovered_high": 1.0, "overshoot": 0.12, "flipped": 5}
+    rest = {"recovered": 0.03, "recovered_low": 0.0, "recovered_high": 0.06, "overshoot": 0.0, "flipped": 0}
+    counts = {"n_traces": 6, "everything_flipped": 6, "enough": enough}
+    return {"source": "b", "block": -2, "sites": [site]} | alone | {f"rest_{k}": v for k, v in rest.items()} | counts
 
 
 def test_patch_findings() -> None:
-    swapped, sealed = (pd.DataFrame({"intervention": [name]}) for name in ("swap", "seal"))
+    columns = {"source": ["b", "b"], "block": [-2, -3]}
+    swapped, sealed = (pd.DataFrame(columns | {"intervention": [name] * 2}) for name in ("swap", "seal"))
     found = patch_findings(swapped, [site_set(True)], [])
-    assert found[0].startswith("On b, swapping 1 site reproduces 99 [90, 100] % of the effect")
-    assert found[1].startswith("The controls passed.")
-    assert patch_findings(swapped, [site_set(False)], [])[0].startswith("No smaller set reproduces enough.")
+    assert found[0] == (
+        "On b, block -2, swapping 1 site reproduces 99 [90, 100] % (and goes beyond it by 12 %) of the effect of "
+        "swapping everything and turns 5 of 6 continuations into the donor's (6 under swapping everything); swapping "
+        "everything else reproduces 3 [0, 6] % and turns 0 of 6 continuations into the donor's (6 traces). On the "
+        "traces of the search, none of these sites can be dropped: layer 3 values at token 2 '*'."
+    )
+    assert found[1].endswith(": b, block -3.") and "No set of sites was searched" in found[1]
+    assert found[2].startswith("The controls passed.")
+    assert "all sites together did not reproduce enough" in patch_findings(swapped, [site_set(False)], [])[0]
+    unknown = site_set(True) | {"flipped": None, "rest_flipped": None, "everything_flipped": None}
+    assert "continuations" not in patch_findings(swapped, [unknown], [])[0]
     assert "the search needs swaps" in patch_findings(sealed, [], [])[0]
-    assert "has no effect" in patch_findings(swapped, [], [])[0]
+    assert patch_findings(swapped, [], [])[0].endswith("b, block -2; b, block -3.")
     assert patch_findings(swapped, [], ["x"])[-1] == f"{DO_NOT_RELY}x."
 
 

@@ -87,8 +87,9 @@ def test_an_arm_that_needs_counterfactual_blocks_is_refused_where_there_are_none
 
 def test_sources_with_similar_names_get_separate_figures() -> None:
     (ledger_h1,) = gt.load_bench("ledger-h1", 1)
-    result = gt.patch("toy-mixed", [replace(ledger_h1, name="a b"), replace(ledger_h1, name="a-b")], kind="seal")
-    assert list(result.figures()) == ["patch-a-b", "patch-a-b-1"]
+    benches = [replace(ledger_h1, name="a b"), replace(ledger_h1, name="a-b")]
+    result = gt.patch("toy-mixed", benches, kind="seal", block=-1)
+    assert list(result.figures()) == ["patch-a-b-block_-1", "patch-a-b-block_-1-1"]
 
 
 @dataclass(frozen=True)

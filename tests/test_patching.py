@@ -16,7 +16,8 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from ghosttrace.ablation.arms import Memento, Restart, Swap
-from ghosttrace.bench import load_bench
+from ghosttrace.bench import Counterfactual, load_bench
+from ghosttrace.bench.ledger import BLOCK_TOKENS
 from ghosttrace.bench.reference_traces import reference_traces
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
@@ -38,7 +39,7 @@ from ghosttrace.patching.cases import (
     count_memento_runs,
     make_cases,
 )
-from ghosttrace.patching.patcher import Patch, Patcher
+from ghosttrace.patching.patcher import Patch, Patcher, PatchScore
 from ghosttrace.patching.summary import failed_controls
 
 
@@ -207,6 +208,7 @@ def test_results_do_not_depend_on_batch_size() -> None:
     assert [len(batch) for batch in batch_cases(cases, 1)] == [1] * 4 and len(batch_cases(cases, 10_000)) == 1
     other = replace(cases[0], trace=replace(cases[0].trace, source="another"))
     assert [len(batch) for batch in batch_cases([*cases, other], 10_000)] == [1, 4]
+    assert [len(batch) for batch in batch_cases([*cases, replace(cases[0], block_label=-2)], 10_000)] == [1, 4]
     one_batch, _ = results_of(checkpoint_of("olmo3"), cases)
     small, _ = results_of(checkpoint_of("olmo3"), cases, batch_tokens=1_000)
     np.testing.assert_allclose(one_batch["bits"], small["bits"], atol=1e-4)
@@ -216,18 +218,49 @@ def test_donors_are_drawn_reproducibly() -> None:
     checkpoint = load("toy-mixed")
     (bench,) = load_bench("ledger-h3", 6)
     traces = reference_traces(checkpoint, bench)
-    cases = make_cases(checkpoint, traces, [bench])
-    assert cases == make_cases(checkpoint, traces, [bench]) != make_cases(checkpoint, traces, [bench], seed=1)
+    cases = make_cases(checkpoint, traces, [bench], -1)
+    assert cases == make_cases(checkpoint, traces, [bench], -1) != make_cases(checkpoint, traces, [bench], -1, seed=1)
     for case in cases:
         assert case.donor_continuation is not None and case.donor_continuation[:1] == case.own_continuation[:1]
         assert all(a != b for a, b in zip(case.donor_continuation[1:], case.own_continuation[1:], strict=True))
         assert case.ids(True) != case.ids(False) and len(case.ids(True)) == len(case.trace.ids)
-    early = make_cases(checkpoint, traces, [bench], block_index=1)
-    assert all(case.donor_continuation is None and case.donor is not None and case.block_index == 1 for case in early)
-    assert early[0].end_index == early[0].blocks[2].memento_end + 1
-    short = replace(bench, counterfactual=lambda problem, number, rng: (["1"], "1"))
+    short = replace(bench, counterfactual=lambda problem, number, rng: Counterfactual(["1"], "1"))
     with pytest.raises(UserError, match="a donor must be as long as its block: 1 tokens"):
         make_cases(checkpoint, traces, [short])
+    block = ["1"] * BLOCK_TOKENS
+    unknown = replace(bench, counterfactual=lambda problem, number, rng: Counterfactual(block, "1"))
+    assert all(case.donor and case.donor_continuation is None for case in make_cases(checkpoint, traces, [unknown]))
+    other = replace(bench, counterfactual=lambda problem, number, rng: Counterfactual(block, "1", "<think>"))
+    with pytest.raises(UserError, match="must differ from the response only in its block until the memento ends"):
+        make_cases(checkpoint, traces, [other])
+
+
+def test_every_block_has_a_donor_whose_continuation_differs_in_the_models_own_digits() -> None:
+    checkpoint = load("toy-mixed")
+    (bench,) = load_bench("ledger-h1", 3)
+    traces = reference_traces(checkpoint, bench)
+    cases = make_cases(checkpoint, traces, [bench])
+    assert [(case.trace.name, case.block_label) for case in cases[:5]] == [
+        *((traces[0].name, label) for label in (-1, -2, -3, -4)),
+        (traces[1].name, -1),
+    ]
+    assert [case.block_index for case in cases[:4]] == [3, 2, 1, 0]
+    for case in cases:
+        assert case.donor_continuation is not None and len(case.donor_continuation) == len(case.own_continuation)
+        differs = [a != b for a, b in zip(case.own_continuation, case.donor_continuation, strict=True)]
+        assert any(differs) and case.own_forced == case.donor_forced and len(case.own_forced) == len(differs)
+        assert not any(d and forced for d, forced in zip(differs, case.own_forced, strict=True))
+        assert sum(case.own_forced) == (0 if case.block_label == -1 else 11)  # five notes, six increments
+        if case.block_label != -1:
+            assert sum(differs) == 2 and case.end_index == case.blocks[case.block_index + 1].memento_end + 1
+    absolute = make_cases(checkpoint, traces, [bench], 1)
+    assert [(case.block_label, case.block_index) for case in absolute] == [(1, 1)] * 3
+
+
+def test_greedy_text_ignores_the_tokens_that_a_harness_forces() -> None:
+    score = PatchScore(np.zeros(3), np.array([True, False, True]))
+    assert not score.is_greedy(()) and not score.is_greedy((True, True, False, True))
+    assert score.is_greedy((False, False, True, False))
 
 
 def test_unpatchable_traces_are_refused() -> None:
@@ -242,8 +275,11 @@ def test_unpatchable_traces_are_refused() -> None:
     ends = replace(traces[0], response=traces[0].response[:end])
     for number, some in ((-1, [without_blocks]), (4, traces), (-5, traces), (3, [ends])):
         with pytest.raises(UserError, match=f"no trace has a memento of block {number}"):
-            make_cases(checkpoint, some, block_index=number)
-    assert len(make_cases(checkpoint, [without_blocks, *traces])) == 2
+            make_cases(checkpoint, some, block=number)
+    assert len(make_cases(checkpoint, [without_blocks, *traces], block=-1)) == 2
+    assert len(make_cases(checkpoint, [without_blocks, *traces])) == 8
+    with pytest.raises(UserError, match=r"no trace has a memento with text after it: give other traces$"):
+        make_cases(checkpoint, [without_blocks])
 
 
 def test_traces_without_a_counterfactual_are_only_sealed() -> None:
@@ -252,8 +288,8 @@ def test_traces_without_a_counterfactual_are_only_sealed() -> None:
     lengths = [case.block.memento_end - case.block.memento_start - 1 for case in cases]
     assert (
         len(set(lengths)) > 1
-        and count_memento_runs(cases, 8) == {"random": min(lengths)}
-        and count_memento_runs(cases, 1)["random"] == 1
+        and count_memento_runs(cases, 8) == {("random", -1): min(lengths)}
+        and count_memento_runs(cases, 1)["random", -1] == 1
     )
     results, _ = results_of(checkpoint_of("qwen3"), cases)
     assert set(results["intervention"]) == {"seal"} and results["valid"].all()

@@ -42,11 +42,11 @@ class DonorBlocks:
         problem, chosen = self.bench.problems[key[1]], int(rng.integers(self.bench.blocks))
         if block_number != chosen or self.bench.counterfactual is None:
             return None
-        text, answer = self.bench.counterfactual(problem, block_number, rng)
-        if len(text) != length:
+        counterfactual = self.bench.counterfactual(problem, block_number, rng)
+        if len(counterfactual.block) != length:
             return None
-        self.answers[key] = answer
-        return list(self.tokenizer.convert_tokens_to_ids(text))
+        self.answers[key] = counterfactual.answer
+        return list(self.tokenizer.convert_tokens_to_ids(counterfactual.block))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ghosttrace.probing.site import ProbeSite
 from ghosttrace.stats import nearly_unanimous, unseen_share_bound
 
 EXPOSED = "exposed share"  # unit: the share of traces whose whole secret is guessed, see `ghosttrace.auditing.exposure`
-UNITS = ("bits", "exposure bits", EXPOSED, "AUC", "TPR", "epsilon", "rate")
+UNITS = ("bits", "exposure bits", EXPOSED, "AUC", "TPR", "log rate ratio", "rate")
 BIT_UNITS = ("bits", "exposure bits")
 GATED_UNITS = ("bits", EXPOSED)
 CONDITIONS = ("open", "sealed", "causal", "shuffled", "unerased", "text")

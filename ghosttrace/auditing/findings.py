@@ -104,5 +104,5 @@ def failed_attack_controls(evidence: Sequence[Evidence], p_holm: Sequence[float]
         if finding.condition in CONTROLS
         and p <= ALPHA
         and finding.estimate.value - finding.baseline > (0 if finding.unit == EXPOSED else NEGLIGIBLE_BITS)
-        and finding.unit != "epsilon"
+        and finding.unit != "log rate ratio"
     ]

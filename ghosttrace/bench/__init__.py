@@ -7,7 +7,7 @@ add a data set of the Hugging Face hub, add a row to `HUB_SOURCES`.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ghosttrace.bench.benchmark import Bench, Grade, Harness, Problem, Protocol, final_text
+from ghosttrace.bench.benchmark import Bench, Counterfactual, Grade, Harness, Problem, Protocol, final_text
 from ghosttrace.bench.contests import HUB_SOURCES, load_contest, load_jsonl_bench, protocol, read_problems
 from ghosttrace.bench.ledger import LEDGER_BENCHES
 from ghosttrace.errors import UserError
@@ -95,6 +95,7 @@ __all__ = [
     "GENERATED_BENCHES",
     "HUB_SOURCES",
     "Bench",
+    "Counterfactual",
     "Grade",
     "Harness",
     "Problem",

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,21 @@ class Problem:
     id: str
     prompt: str
     answer: str
+
+
+class Counterfactual(NamedTuple):
+    """Another text of one block, under which the text of the block's memento stays the same.
+
+    Attributes:
+        block: The token strings of the block, without delimiters.
+        answer: The answer that follows from this block.
+        response: The response of a perfect model in which this block stands. Tokens that a harness forces in later
+            blocks stay the same. None if unknown.
+    """
+
+    block: list[str]
+    answer: str
+    response: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +97,8 @@ class Bench:
         template: Template that turned a problem into its prompt.
         response: Function of a problem to the response of a perfect model; None if unknown.
         harness: Function of (problem, tokenizer) to a `Harness` that forces tokens; None if no tokens are forced.
-        counterfactual: Function of (problem, block number, random generator) to (token strings of another text of that
-            block, answer that follows from it). The memento's text is the same for both blocks. None if unsupported.
+        counterfactual: Function of (problem, block number, random generator) to another text of that block. None if
+            unsupported.
         blocks: Number of blocks per response, from which `swap` draws one; 0 if unknown.
         ceiling: Maximum accuracy of any model over a sealed cache, as a fraction; None if unknown.
         full_size: Number of problems of the whole benchmark; None means that `problems` is complete.
@@ -100,7 +115,7 @@ class Bench:
     template: PromptTemplate = PLAIN_TEMPLATE
     response: Callable[[Problem], str] | None = None
     harness: Callable[[Problem, Any], Harness] | None = None
-    counterfactual: Callable[[Problem, int, np.random.Generator], tuple[list[str], str]] | None = None
+    counterfactual: Callable[[Problem, int, np.random.Generator], Counterfactual] | None = None
     blocks: int = 0
     ceiling: float | None = None
     full_size: int | None = None

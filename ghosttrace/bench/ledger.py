@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from ghosttrace.bench.benchmark import Bench, Grade, Harness, Problem, Protocol
+from ghosttrace.bench.benchmark import Bench, Counterfactual, Grade, Harness, Problem, Protocol
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import ExpiryTracker
@@ -161,9 +161,9 @@ def ledger(level: int, n_problems: int | None = None, seed: int = 0) -> Bench:
     def harness(problem: Problem, tokenizer: Any) -> Harness:
         return _observations(problems[problem.id], tokenizer)
 
-    def counterfactual(problem: Problem, number: int, rng: np.random.Generator) -> tuple[list[str], str]:
+    def counterfactual(problem: Problem, number: int, rng: np.random.Generator) -> Counterfactual:
         other = problems[problem.id].counterfactual(number, rng)
-        return other.block(number), other.answer
+        return Counterfactual(other.block(number), other.answer, "".join(other.response()[:-1]))
 
     return Bench(
         name=name,

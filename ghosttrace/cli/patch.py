@@ -27,7 +27,7 @@ def patch(
             help="Comma-separated benchmarks with reference responses, such as ledger; used without --traces."
         ),
     ] = "ledger-h1,ledger-h3",
-    limit: Annotated[int, typer.Option(help="Maximum number of traces per source.")] = 50,
+    limit: Annotated[int, typer.Option(help="Maximum number of traces per source.")] = 20,
     kind: Annotated[
         str | None,
         typer.Option(
@@ -36,8 +36,12 @@ def patch(
         ),
     ] = None,
     block: Annotated[
-        int, typer.Option(help="0-based index of the block whose memento is patched; -1 is the last block.")
-    ] = -1,
+        int | None,
+        typer.Option(
+            help="0-based index of the block whose memento is patched; -1 is the last block. Default: every block, one "
+            "after the other."
+        ),
+    ] = None,
     parts: Annotated[
         int,
         typer.Option(help="Maximum number of runs of tokens into which the text of a memento is divided."),

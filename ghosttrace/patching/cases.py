@@ -1,14 +1,15 @@
 """Patching cases: a trace with the block to patch, its donor block, and the sites of the cache."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ghosttrace.bench import Bench
-from ghosttrace.data.tokens import TokenTrace
+from ghosttrace.bench import Bench, Harness
+from ghosttrace.data.read import TraceText
+from ghosttrace.data.tokens import TokenTrace, to_token_trace
 from ghosttrace.errors import UserError
-from ghosttrace.law.expiry import expiry
+from ghosttrace.law.expiry import ExpiryTracker, expiry
 from ghosttrace.law.markup import Block, find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.sampling import random_stream
@@ -23,22 +24,36 @@ DONOR_STREAM = 1_000_033
 class PatchCase:
     """A trace and the block to patch.
 
+    The continuation is the text after the block's memento that is scored. For the last block it is the answer; for an
+    earlier block it ends with the next memento.
+
     Attributes:
         trace: the trace.
         blocks: the finished block-memento pairs of the trace.
         block_index: index in `blocks` of the block to patch.
-        end_index: token index at which scoring stops: after the next memento, or at the end of the trace.
+        end_index: token index at which the continuation stops.
+        block_label: index of the block as the run counts it, from the end if negative. Cases of one source with the
+            same label are summarised together.
         donor: token ids of a counterfactual block of the same length; None if there is none.
-        donor_continuation: token ids after the memento, with the donor's answer instead of the trace's own answer; None
-            if that answer is unknown or the block is not the last.
+        donor_continuation: token ids of the continuation that follows from the donor; None if unknown.
+        own_forced, donor_forced: for each token of the two continuations, whether the harness of the benchmark forces
+            it, so that the model does not choose it. Empty: no token is forced.
     """
 
     trace: TokenTrace
     blocks: tuple[Block, ...]
     block_index: int
     end_index: int
+    block_label: int = -1
     donor: tuple[int, ...] | None = None
     donor_continuation: tuple[int, ...] | None = None
+    own_forced: tuple[bool, ...] = ()
+    donor_forced: tuple[bool, ...] = ()
+
+    @property
+    def group(self) -> tuple[str, int]:
+        """Source and block label: cases with the same group have the same sites and are summarised together."""
+        return self.trace.source, self.block_label
 
     @property
     def block(self) -> Block:
@@ -66,16 +81,17 @@ def make_cases(
     checkpoint: Checkpoint,
     traces: Sequence[TokenTrace],
     benches: Sequence[Bench] = (),
-    block_index: int = -1,
+    block: int | None = None,
     seed: int = 0,
 ) -> list[PatchCase]:
-    """Return one case per trace that has the block and at least two tokens after its memento.
+    """Return one case per trace and block that has at least two tokens after its memento.
 
     Args:
         checkpoint: provides the tokenizer, the markup and the policy.
         traces: traces to patch. A trace whose benchmark writes counterfactual blocks gets a random donor.
         benches: the benchmarks that the traces come from.
-        block_index: index of the block to patch. Negative values count from the last block.
+        block: index of the block to patch; negative values count from the last block. None: every block, labelled -1
+            (the last), -2, and so on.
         seed: random seed of the donors.
 
     Raises:
@@ -90,18 +106,20 @@ def make_cases(
     cases = []
     for trace_index, trace in enumerate(traces):
         blocks = tuple(find_blocks(trace.ids, checkpoint.markup, policy.require_assistant_section))
-        if not -len(blocks) <= block_index < len(blocks):
-            continue
-        index = block_index % len(blocks)
-        is_last = index == len(blocks) - 1
-        case = PatchCase(trace, blocks, index, len(trace.ids) if is_last else blocks[index + 1].memento_end + 1)
-        if len(case.own_continuation) >= 2:
-            rng = random_stream(seed, DONOR_STREAM, trace_index)
-            cases.append(_with_donor(checkpoint, bench_by_name.get(trace.source), case, rng))
+        labels = range(-1, -len(blocks) - 1, -1) if block is None else (block,)
+        for label in labels:
+            if not -len(blocks) <= label < len(blocks):
+                continue
+            index = label % len(blocks)
+            is_last = index == len(blocks) - 1
+            end_index = len(trace.ids) if is_last else blocks[index + 1].memento_end + 1
+            case = PatchCase(trace, blocks, index, end_index, label)
+            if len(case.own_continuation) >= 2:
+                rng = random_stream(seed, DONOR_STREAM, trace_index, index)
+                cases.append(_with_donor(checkpoint, bench_by_name.get(trace.source), case, rng))
     if not cases:
-        raise UserError(
-            f"no trace has a memento of block {block_index} with text after it: give other traces or another --block"
-        )
+        which, remedy = ("", "") if block is None else (f" of block {block}", " or another --block")
+        raise UserError(f"no trace has a memento{which} with text after it: give other traces{remedy}")
     return cases
 
 
@@ -110,20 +128,45 @@ def _with_donor(checkpoint: Checkpoint, bench: Bench | None, case: PatchCase, rn
     if bench is None or bench.counterfactual is None:
         return case
     problem = next(problem for problem in bench.problems if problem.id == case.trace.name)
-    text, answer = bench.counterfactual(problem, case.block_index, rng)
-    donor = tuple(checkpoint.tokenizer.convert_tokens_to_ids(text))
+    counterfactual = bench.counterfactual(problem, case.block_index, rng)
+    donor = tuple(checkpoint.tokenizer.convert_tokens_to_ids(counterfactual.block))
     block_length = case.block.end - case.block.start - 1
     if len(donor) != block_length:
         raise UserError(
             f"a donor must be as long as its block: {len(donor)} tokens, not {block_length}, in {case.trace.name}: "
             f"correct the counterfactual blocks of {bench.name}"
         )
-    own_ids, donor_ids = (
-        tuple(checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (problem.answer, answer)
+    case = replace(case, donor=donor)
+    if counterfactual.response is None:
+        return case
+    text = TraceText(problem.prompt, counterfactual.response)
+    donor_ids = to_token_trace(checkpoint, case.trace.source, case.trace.name, text).ids
+    start = case.block.memento_end + 1
+    if donor_ids[:start] != case.ids(True)[:start]:
+        raise UserError(
+            f"a counterfactual response must differ from the response only in its block until the memento ends, in "
+            f"{case.trace.name}: correct the counterfactual blocks of {bench.name}"
+        )
+    blocks = find_blocks(donor_ids, checkpoint.markup, checkpoint.policy.require_assistant_section)
+    is_last = case.block_index == len(blocks) - 1
+    end_index = len(donor_ids) if is_last else blocks[case.block_index + 1].memento_end + 1
+    harness = bench.harness(problem, checkpoint.tokenizer) if bench.harness else None
+    own_ids = case.trace.ids[: case.end_index]
+    return replace(
+        case,
+        donor_continuation=tuple(donor_ids[start:end_index]),
+        own_forced=_forced_tokens(checkpoint, harness, own_ids)[start:],
+        donor_forced=_forced_tokens(checkpoint, harness, donor_ids[:end_index])[start:],
     )
-    ends_with_answer = case.block_index == len(case.blocks) - 1 and case.own_continuation[-len(own_ids) :] == own_ids
-    donor_continuation = (*case.own_continuation[: -len(own_ids)], *donor_ids) if ends_with_answer else None
-    return PatchCase(case.trace, case.blocks, case.block_index, case.end_index, donor, donor_continuation)
+
+
+def _forced_tokens(checkpoint: Checkpoint, harness: Harness | None, ids: Sequence[int]) -> tuple[bool, ...]:
+    """Return for each token whether the harness forces it."""
+    tracker, forced = ExpiryTracker(checkpoint.markup, checkpoint.policy), []
+    for token in ids:
+        forced.append(harness is not None and harness(tracker) is not None)
+        tracker.push(token)
+    return tuple(forced)
 
 
 @dataclass(frozen=True, order=True)
@@ -198,25 +241,25 @@ def all_sites(carrier_indices: CarrierIndices, n_layers: int) -> list[PatchSite]
 
 
 def batch_cases(cases: Sequence[PatchCase], tokens: int) -> list[list[PatchCase]]:
-    """Return batches of cases from one source, of similar lengths and of at most `tokens` tokens with padding."""
+    """Return batches of cases of one group, of similar lengths and of at most `tokens` tokens with padding."""
     batches: list[list[PatchCase]] = []
-    for case in sorted(cases, key=lambda case: (case.trace.source, case.end_index)):
+    for case in sorted(cases, key=lambda case: (case.group, case.end_index)):
         last = batches[-1] if batches else []
-        if last and last[0].trace.source == case.trace.source and (len(last) + 1) * case.end_index <= tokens:
+        if last and last[0].group == case.group and (len(last) + 1) * case.end_index <= tokens:
             last.append(case)
         else:
             batches.append([case])
     return batches
 
 
-def count_memento_runs(cases: Sequence[PatchCase], maximum: int) -> Mapping[str, int]:
-    """Return by source the number of runs into which the text of its mementos is divided.
+def count_memento_runs(cases: Sequence[PatchCase], maximum: int) -> Mapping[tuple[str, int], int]:
+    """Return by group the number of runs into which the text of its mementos is divided.
 
-    This is the number of tokens in the shortest memento text of the source, at most `maximum`, so that all its traces
+    This is the number of tokens in the shortest memento text of the group, at most `maximum`, so that all its cases
     have the same sites.
     """
-    lengths: dict[str, int] = {}
+    lengths: dict[tuple[str, int], int] = {}
     for case in cases:
         length = case.block.memento_end - case.block.memento_start - 1
-        lengths[case.trace.source] = min(lengths.get(case.trace.source, maximum), length)
+        lengths[case.group] = min(lengths.get(case.group, maximum), length)
     return lengths

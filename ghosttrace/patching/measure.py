@@ -22,8 +22,8 @@ PATCH_TABLE = RecordLayout(
         {
             "source": pa.string(),
             "trace": pa.string(),
-            "intervention": pa.string(),
             "block": pa.int32(),
+            "intervention": pa.string(),
             "own": pa.list_(pa.int32()),
             "other": pa.list_(pa.int32()),
             "clean": pa.list_(pa.float64()),
@@ -41,7 +41,7 @@ PATCH_TABLE = RecordLayout(
             "by_token": pa.list_(pa.list_(pa.float64())),
         }
     ),
-    ("source", "trace", "intervention"),
+    ("source", "trace", "block", "intervention"),
 )
 
 
@@ -53,7 +53,11 @@ def interventions(case: PatchCase, kind: Intervention | None = None) -> tuple[In
 
 def record_keys(cases: Sequence[PatchCase], kind: Intervention | None = None) -> list[RecordKey]:
     """Return the keys of all records of a run, in order; `kind` restricts them to one intervention."""
-    return [(case.trace.source, case.trace.name, name) for case in cases for name in interventions(case, kind)]
+    return [
+        (case.trace.source, case.trace.name, case.block_label, name)
+        for case in cases
+        for name in interventions(case, kind)
+    ]
 
 
 def measure(
@@ -74,19 +78,19 @@ def measure(
         batch_tokens: maximum number of tokens that are processed together, for traces and for patched copies.
         parts: maximum number of runs into which the text of a memento is divided; each run is patched as one.
         kind: the intervention to measure; None for both.
-        progress: called with ("traces", cases done, number of cases).
+        progress: called with ("patched blocks", cases done, number of cases).
     """
     n_runs, done = count_memento_runs(cases, parts), 0
     for batch in batch_cases(cases, batch_tokens):
         if not all(key in records for key in record_keys(batch, kind)):
             names = tuple(dict.fromkeys(("placebo", *(name for case in batch for name in interventions(case, kind)))))
-            patcher = Patcher(checkpoint, batch, names, n_runs[batch[0].trace.source])
+            patcher = Patcher(checkpoint, batch, names, n_runs[batch[0].group])
             arm_log2p = {name: _arm_log2p(checkpoint, batch, name) for name in names if name != "placebo"}
             for case_index, case in enumerate(batch):
                 for name in interventions(case, kind):
                     records.add(_record(patcher, case_index, name, arm_log2p[name][case_index], batch_tokens))
         done += len(batch)
-        progress("traces", done, len(cases))
+        progress("patched blocks", done, len(cases))
 
 
 def _arm_log2p(checkpoint: Checkpoint, cases: Sequence[PatchCase], name: str) -> list[float]:
@@ -116,8 +120,8 @@ def _record(patcher: Patcher, case_index: int, name: str, arm_log2p: float, batc
     return {
         "source": case.trace.source,
         "trace": case.trace.name,
+        "block": case.block_label,
         "intervention": name,
-        "block": case.block_index,
         "own": list(case.own_continuation),
         "other": None if case.donor_continuation is None else list(case.donor_continuation),
         "clean": own[0].log2p.tolist(),
@@ -127,7 +131,7 @@ def _record(patcher: Patcher, case_index: int, name: str, arm_log2p: float, batc
         "token": [texts.get((site.carrier, site.offset), "all") for site in sites],
         "log2p_own": [float(score.log2p.sum()) for score in own[1:]],
         "log2p_other": [float(score.log2p.sum()) for score in other[1:]],
-        "greedy_own": [score.greedy for score in own[1:]],
-        "greedy_other": [score.greedy for score in other[1:]],
+        "greedy_own": [score.is_greedy(case.own_forced) for score in own[1:]],
+        "greedy_other": [score.is_greedy(case.donor_forced) for score in other[1:]],
         "by_token": [score.log2p.tolist() for score in own[1:]] if short else [],
     }

@@ -34,12 +34,15 @@ class Patch(NamedTuple):
         cache_name: name in `CACHE_ARMS` of the cache to copy from.
         sites: the sites to copy together. An empty tuple leaves the normal cache unchanged.
         continuation: token ids after the memento to score.
+        kept: sites that keep the states of the normal cache although `sites` covers them. Everything except some sites
+            is the whole cache in `sites` and these in `kept`.
     """
 
     case_index: int
     cache_name: str
     sites: tuple[PatchSite, ...]
     continuation: tuple[int, ...]
+    kept: tuple[PatchSite, ...] = ()
 
 
 class PatchScore(NamedTuple):
@@ -47,11 +50,19 @@ class PatchScore(NamedTuple):
 
     Attributes:
         log2p: float64[n - 1], log2 probability of each token except the first.
-        greedy: whether each of these tokens is the most likely one, so that greedy decoding would produce it.
+        most_likely: bool[n - 1], whether each of these tokens is the most likely one.
     """
 
     log2p: np.ndarray
-    greedy: bool
+    most_likely: np.ndarray
+
+    def is_greedy(self, forced: Sequence[bool]) -> bool:
+        """Return whether greedy decoding would write the continuation, after its first token.
+
+        Args:
+            forced: for each of the n tokens, whether a harness forces it; empty if none is forced.
+        """
+        return bool((self.most_likely | np.array(forced[1:], dtype=bool) if forced else self.most_likely).all())
 
 
 class Patcher:
@@ -103,7 +114,9 @@ class Patcher:
         cache = self.caches["memento"].copy_rows([patch.case_index for patch in patches])
         for row, patch in enumerate(patches):
             for site in patch.sites:
-                self._copy_site(cache, row, patch, site)
+                self._copy_site(cache, row, patch, site, "placebo" if site.carrier == "placebo" else patch.cache_name)
+            for site in patch.kept:
+                self._copy_site(cache, row, patch, site, "memento")
         inputs = [patch.continuation[:-1] for patch in patches]
         starts = [self.cases[patch.case_index].block.memento_end + 1 for patch in patches]
         index = [np.arange(start, start + len(ids)) for start, ids in zip(starts, inputs, strict=True)]
@@ -115,11 +128,11 @@ class Patcher:
         log2p = (logits.gather(-1, next_ids)[:, :, 0] - logits.logsumexp(-1)).double().cpu().numpy() / np.log(2)
         is_most_likely = (logits.argmax(-1) == next_ids[:, :, 0]).cpu().numpy()
         counts = [len(ids) for ids in inputs]
-        return [PatchScore(log2p[row, :n], bool(is_most_likely[row, :n].all())) for row, n in enumerate(counts)]
+        return [PatchScore(log2p[row, :n], is_most_likely[row, :n]) for row, n in enumerate(counts)]
 
-    def _copy_site(self, cache: KVCache, row: int, patch: Patch, site: PatchSite) -> None:
-        """Copy the states of one site into a row of the cache."""
-        source = self.caches["placebo" if site.carrier == "placebo" else patch.cache_name]
+    def _copy_site(self, cache: KVCache, row: int, patch: Patch, site: PatchSite, cache_name: str) -> None:
+        """Copy the states of one site from a cache into a row of the cache to score."""
+        source = self.caches[cache_name]
         tokens = self.carrier_indices[patch.case_index][site.carrier, site.offset]
         target_slots = torch.from_numpy(np.searchsorted(cache.held_indices(row), tokens))
         source_slots = torch.from_numpy(np.searchsorted(source.held_indices(patch.case_index), tokens))

@@ -17,28 +17,40 @@ from ghosttrace.runs.result import RunResult
 class PatchResult(RunResult):
     """The effect of patching each site of the retained cache on the following text.
 
-    `results` has one row per source, intervention and site (see `ghosttrace.patching.summary.summarise`).
-    `samples` has one row per trace and intervention (see `ghosttrace.patching.measure.PATCH_TABLE`).
+    `results` has one row per source, block, intervention and site (see `ghosttrace.patching.summary.summarise`).
+    `samples` has one row per trace, block and intervention (see `ghosttrace.patching.measure.PATCH_TABLE`).
     """
 
     command = "patch"
     required_summary_keys = (*RunResult.required_summary_keys, "site_sets")
+    required_result_columns = ("block", "overshoot")
 
     @property
     def site_sets(self) -> list[Mapping[str, Any]]:
-        """Sites that together carry the answer, one mapping per source on which a swap had an effect.
+        """Sets of sites that together carry the answer, one mapping per source and block whose swap had an effect.
 
-        Its keys are source, sites (each with carrier, offset, layer, kv and token), recovered (share of the effect of
-        swapping everything, with recovered_low and recovered_high), n_traces, enough (whether the search reached the
-        required share) and valid.
+        On the traces of the search, no site can be dropped from a set; it need not be the smallest set. The keys are:
+
+        - source, block: the source and the index of the block, from the last (-1) if negative.
+        - sites: the sites, each with carrier, offset, layer, kv and token.
+        - enough: whether they recover the required share on the traces of the search.
+        - n_traces: number of other traces, on which the following are measured.
+        - recovered, recovered_low, recovered_high, overshoot: share of the effect of swapping everything that swapping
+          the sites recovers, at most 1, and the share by which it goes beyond that effect.
+        - flipped: number of traces whose greedy continuation becomes the donor's, None if unknown. The continuation of
+          the last block is the answer; that of an earlier block ends with the next memento.
+        - rest_recovered, rest_recovered_low, rest_recovered_high, rest_overshoot, rest_flipped: the same for swapping
+          everything except the sites.
+        - everything_flipped: the same number for swapping everything.
+        - valid: whether the controls held.
         """
         return list(self.summary["site_sets"])
 
     def figures(self) -> Mapping[str, Callable[[], Figure]]:
-        """Return one figure `patch-SOURCE` per source: bits by layer and token."""
+        """Return one figure `patch-SOURCE-block_N` per source and block: bits by layer and token."""
         figures: dict[str, Callable[[], Figure]] = {}
-        for number, (source, rows) in enumerate(self.results.groupby("source", sort=False)):
-            name = f"patch-{_file_name(str(source))}"
+        for number, ((source, block), rows) in enumerate(self.results.groupby(["source", "block"], sort=False)):
+            name = f"patch-{_file_name(str(source))}-block_{block}"
             figures[f"{name}-{number}" if name in figures else name] = partial(heat_maps, rows)
         return figures
 

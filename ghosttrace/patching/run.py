@@ -27,9 +27,9 @@ def patch(
     traces: TraceSources | None = None,
     *,
     kind: Intervention | None = None,
-    block: int = -1,
+    block: int | None = None,
     parts: int = 8,
-    limit: int = 50,
+    limit: int = 20,
     seed: int = 0,
     batch_tokens: int = 65_536,
     out: str | Path | None = None,
@@ -37,21 +37,25 @@ def patch(
     progress: Progress | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> PatchResult:
-    """Patch every site of the retained cache, one at a time, and search for the sites that together carry the answer.
+    """Patch every site of the retained cache, one at a time, and search for sites that together carry the answer.
+
+    The sites of every block's memento are patched, because blocks can differ: what follows a block in the text, and so
+    what the model reads from its memento, depends on its place in the trace.
 
     Args:
         model: a bundled name, a folder, a hub id, or a checkpoint returned by `ghosttrace.load`.
         bench: benchmarks with reference responses, by name or as objects; used if `traces` is None.
         traces: files, run folders of ablations, hub ids of data sets, or tokenized traces. They can only be sealed.
         kind: the intervention, `seal` or `swap`. None measures both where the benchmark writes counterfactual blocks.
-        block: index of the block whose memento is patched. Negative values count from the last block.
+        block: index of the block whose memento is patched; negative values count from the last block. None: every
+            block. The run time is about proportional to the number of blocks.
         parts: maximum number of runs into which the text of a memento is divided; each run is patched as one.
         limit: maximum number of traces per source.
         seed: random seed of the benchmark's problems and of the donors.
         batch_tokens: maximum number of tokens that are processed together, for traces and for patched copies.
         out: folder of a new run. None keeps the run in memory.
         resume: folder of an unfinished run to continue.
-        progress: called with (name of the step, traces done, number of traces).
+        progress: called with (name of the step, items done, number of items).
         options: command-line options to record in run.json, so that `--resume` needs no others.
 
     Returns:
@@ -79,10 +83,8 @@ def patch(
         results = summarise(run.records.get(key) for key in order)
         failures, rows = failed_controls(results), []
         if kind != "seal":
-            show("sites that carry the answer", 0, 1)
-            site_sets = find_site_sets(checkpoint, cases, run.records, batch_tokens, parts)
+            site_sets = find_site_sets(checkpoint, cases, run.records, batch_tokens, parts, show)
             rows = [site_set.row(results) for site_set in site_sets]
-            show("sites that carry the answer", 1, 1)
         extra = {"failures": list(failures), "site_sets": rows}
         return run.finish(PatchResult, order, not failures, json_rows(results), **extra)
 
@@ -99,7 +101,8 @@ def configuration(
     digest = sha256()
     for case in cases:
         trace = (case.trace.source, case.trace.name, case.trace.prompt, case.trace.response)
-        digest.update(repr((*trace, case.block_index, case.donor, case.donor_continuation)).encode())
+        block = (case.block_label, case.block_index)
+        digest.update(repr((*trace, *block, case.donor, case.donor_continuation)).encode())
     return provenance("patch", checkpoint, options) | {
         "traces": {"count": len(cases), "sha256": digest.hexdigest()},
         "settings": {"kind": kind, "batch_tokens": batch_tokens, "parts": parts},

@@ -1,7 +1,7 @@
 """Summary of patched traces: the effect of patching each site, and failed controls."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,63 +18,63 @@ TOLERATED_SHARE = 0.05
 MIN_EFFECT_BITS = 0.1
 """Minimum effect of patching everything, in bits per trace, of which a recovered share is computed."""
 RESULT_COLUMNS = (
-    *("source", "intervention", "carrier", "offset", "token", "layer", "kv", "n_traces"),
+    *("source", "block", "intervention", "carrier", "offset", "token", "layer", "kv", "n_traces"),
     *("bits", "bits_low", "bits_high", "size", "by_token"),
     *("follows_donor", "follows_low", "follows_high", "keeps_original"),
-    *("recovered", "recovered_low", "recovered_high", "p", "p_holm", "control"),
+    *("recovered", "recovered_low", "recovered_high", "overshoot", "p", "p_holm", "control"),
 )
 
 
 def summarise(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """Return the effect of patching each site, by source and intervention.
+    """Return the effect of patching each site, by source, block and intervention.
 
     Args:
         rows: records of layout `PATCH_TABLE`.
 
     Returns:
-        One row per source, intervention, carrier, offset, layer and kv. `offset` and `layer` are `all` for all of them.
-        The other columns are:
+        One row per source, block, intervention, carrier, offset, layer and kv. `block` is the index of the patched
+        block, from the last (-1) if negative. `offset` and `layer` are `all` for all of them. The other columns are:
         - token: text of the token, or `varies` if it differs between traces.
         - n_traces: number of traces with this site.
         - bits, bits_low, bits_high: mean decrease of log2 p of a trace's own continuation, with a 95 % interval.
         - size: mean absolute value of this decrease.
         - by_token: mean decrease for each token of the continuation, if it has the same length in all traces.
-        - follows_donor, follows_low, follows_high: share of greedy answers that become the donor's answer.
-        - keeps_original: share of greedy answers that remain the trace's own. An answer shared with the donor counts
-          here.
-        - recovered, recovered_low, recovered_high: share of the effect of patching everything on log2 p(own
-          continuation) - log2 p(donor continuation), if that effect is large enough.
+        - follows_donor, follows_low, follows_high: share of greedy continuations that become the donor's. The
+          continuation of the last block is the answer; that of an earlier block ends with the next memento.
+        - keeps_original: share of greedy continuations that remain the trace's own. A continuation shared with the
+          donor counts here.
+        - recovered, recovered_low, recovered_high, overshoot: share of the effect of patching everything on log2 p(own
+          continuation) - log2 p(donor continuation), and the part beyond that effect (see `share_of`). Missing if
+          patching everything has no effect. Shares of several sites need not add up to that of all of them together.
         - p, p_holm: p-value of a t test over traces that bits is 0, and the value adjusted over sites.
         - control: whether the row is a control, which must be 0.
-        - valid: whether the controls of the source held.
+        - valid: whether the controls of the source and block held.
 
         The rows of carrier `arm` hold the difference between patching everything and the arm that alters the whole
         cache in the same way.
     """
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["source"], row["intervention"]), []).append(row)
-    result_rows = [line for (source, name), group in groups.items() for line in _result_rows(source, name, group)]
+        groups.setdefault((row["source"], row["block"], row["intervention"]), []).append(row)
+    result_rows = [line for group, group_rows in groups.items() for line in _result_rows(*group, group_rows)]
     results = pd.DataFrame(result_rows, columns=list(RESULT_COLUMNS))
-    failed_sources = {source for source, _ in _failures(results)}
-    results["valid"] = ~results["source"].isin(failed_sources)
+    failed = {(source, block) for source, block, _ in _failures(results)}
+    results["valid"] = [pair not in failed for pair in zip(results["source"], results["block"], strict=True)]
     return results
 
 
-def _result_rows(source: str, name: str, group: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the result rows of the records of one source and intervention."""
+def _result_rows(source: str, block: int, name: str, group: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the result rows of the records of one source, block and intervention."""
     entries: dict[PatchSite, list[tuple[dict[str, Any], int]]] = {}  # by site: records, and its index in their lists
     for row in group:
         for index, site in enumerate(map(PatchSite, row["carrier"], row["offset"], row["layer"], row["kv"])):
             entries.setdefault(site, []).append((row, index))
     whole_effect = {id(row): _effect_bits(row, index) for row, index in entries[WHOLE_CACHE]}
-    lines = [
-        {"source": source, "intervention": name} | _result_row(site, site_entries, whole_effect)
-        for site, site_entries in entries.items()
-    ]
+    shared: dict[str, Any] = {"source": source, "block": block, "intervention": name}
+    lines = [shared | _result_row(site, site_entries, whole_effect) for site, site_entries in entries.items()]
     gap = np.array([row["log2p_own"][index] - row["arm"] for row, index in entries[WHOLE_CACHE]])
-    arm = {"source": source, "intervention": name, "carrier": "arm", "offset": "all", "token": "all", "layer": "all"}
-    lines.append(arm | {"kv": "kv", "n_traces": len(group)} | _bits(gap))
+    arm = {"carrier": "arm", "offset": "all", "token": "all", "layer": "all"}
+    lines.append(shared | arm | {"kv": "kv", "n_traces": len(group)} | _bits(gap))
     for line in lines:
         line["control"] = is_control(line)
     tested = [line for line in lines if not line["control"] and line["p"] is not None]
@@ -109,9 +109,11 @@ def _result_row(
             follows = estimate((predicts_donor & ~keeps).astype(float))
             line |= {"follows_donor": follows.value, "follows_low": follows.low, "follows_high": follows.high}
     effect = np.array([_effect_bits(row, index) for row, index in entries])
-    share = recovered_share(effect, np.array([whole_effect[id(row)] for row, _ in entries]))
-    if share is not None:
-        line |= {"recovered": share.value, "recovered_low": share.low, "recovered_high": share.high}
+    whole = np.array([whole_effect[id(row)] for row, _ in entries])
+    if has_effect(whole):
+        share = share_of(effect, whole)
+        line |= {"recovered": share.recovered.value, "recovered_low": share.recovered.low}
+        line |= {"recovered_high": share.recovered.high, "overshoot": share.overshoot}
     return line
 
 
@@ -121,18 +123,40 @@ def _effect_bits(row: dict[str, Any], index: int) -> float:
     return own - (row["clean_other"] - row["log2p_other"][index]) if row["log2p_other"] else own
 
 
-def recovered_share(effect: np.ndarray, whole_effect: np.ndarray) -> Estimate | None:
-    """Return the share of the effect of patching everything that some sites recover, with a 95 % interval.
+class Share(NamedTuple):
+    """Effect of patching some sites as a share of the effect of patching everything.
+
+    Attributes:
+        recovered: the share up to the whole effect, at most 1, with a 95 % interval.
+        overshoot: the share beyond the whole effect, at least 0. The sum of both is the plain ratio of the two means.
+    """
+
+    recovered: Estimate
+    overshoot: float
+
+
+def share_of(effect: np.ndarray, whole_effect: np.ndarray) -> Share:
+    """Return the share of the effect of patching everything that some sites recover.
+
+    The effect of the sites is bounded trace by trace by the effect of patching everything, so that what goes beyond it
+    in one trace does not make up for what is missing in another.
 
     Args:
         effect: float[n], effect of patching the sites, in bits per trace.
-        whole_effect: float[n], effect of patching everything, in bits per trace.
+        whole_effect: float[n], effect of patching everything, in bits per trace, with a mean above 0.
+    """
+    recovered = ratio_estimate(np.minimum(effect, whole_effect), whole_effect)
+    overshoot = float(np.maximum(effect - whole_effect, 0).sum() / whole_effect.sum())
+    return Share(Estimate(recovered.value, recovered.low, float(np.minimum(1.0, recovered.high))), overshoot)
 
-    Returns:
-        None if the mean of `whole_effect` is at most `MIN_EFFECT_BITS`, or its interval contains 0.
+
+def has_effect(whole_effect: np.ndarray) -> bool:
+    """Return whether patching everything has an effect, in bits per trace, of which a share can be taken.
+
+    Its mean must be above `MIN_EFFECT_BITS`, and its 95 % interval above 0.
     """
     whole = ratio_estimate(whole_effect, np.ones(len(whole_effect)))
-    return ratio_estimate(effect, whole_effect) if whole.value > MIN_EFFECT_BITS and not whole.low <= 0 else None
+    return bool(whole.value > MIN_EFFECT_BITS and not whole.low <= 0)
 
 
 def _bits(values: np.ndarray) -> dict[str, Any]:
@@ -156,13 +180,14 @@ def failed_controls(results: pd.DataFrame) -> tuple[str, ...]:
     Args:
         results: the table returned by `summarise`.
     """
-    return tuple(message for _, message in _failures(results))
+    return tuple(message for _, _, message in _failures(results))
 
 
-def _failures(results: pd.DataFrame) -> list[tuple[str, str]]:
-    """Return (source, message) for each control that changed the mean over traces, or the mean absolute value."""
+def _failures(results: pd.DataFrame) -> list[tuple[str, int, str]]:
+    """Return (source, block, message) for each control that changed the mean, or the mean absolute value."""
     failures = []
-    for source, part in results.groupby("source", sort=False):
+    for source, block in dict.fromkeys(zip(results["source"], results["block"], strict=True)):
+        part = results[(results["source"] == source) & (results["block"] == block)]
         whole = part[
             (part["carrier"] == WHOLE_CACHE.carrier) & (part["layer"] == "all") & (part["kv"] == WHOLE_CACHE.kv)
         ]
@@ -176,5 +201,5 @@ def _failures(results: pd.DataFrame) -> list[tuple[str, str]]:
                     layer = "" if row["layer"] == "all" else f" in layer {row['layer']}"
                     failure = f"{row['intervention']} of {row['carrier']}{layer} changed the continuation"
                 sizes = f"by {row['bits']:+.4f} bits on average ({row['size']:.4f} bits per trace in absolute value)"
-                failures.append((str(source), f"{source}: {failure} {sizes}"))
+                failures.append((source, block, f"{source}, block {block}: {failure} {sizes}"))
     return failures

@@ -13,25 +13,47 @@ from rich.table import Table
 from ghosttrace.report.tables import results_table
 
 MIN_BITS_SHOWN = 0.005  # layers with a smaller effect are not in the table
+MIN_OVERSHOOT_SHOWN = 0.005  # smaller shares beyond the whole effect are not shown
 TOP_LAYERS = 5  # rows of the table; the heat maps show all layers
 MAX_LABELLED_CELLS = 120  # larger heat maps have no numbers in their cells
 KV_NAMES = {"k": "keys", "v": "values"}
 
 
 def site_set_text(row: Mapping[str, Any]) -> str:
-    """Describe in words which sites were swapped together and the share of the whole effect that this reproduces.
+    """Describe in words which sites were swapped together, what this reproduces, and what swapping the rest does.
 
     Args:
         row: An entry of `PatchResult.site_sets`.
     """
     named = [f"layer {site['layer']} {KV_NAMES[site['kv']]} at {_label(site)}" for site in row["sites"][:8]]
     more = f", and {len(row['sites']) - 8} more" if len(row["sites"]) > 8 else ""
-    ends = [row["recovered_low"], row["recovered_high"]]
-    interval = "" if None in ends else f" [{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]"
-    sites = "swapping 1 site" if len(row["sites"]) == 1 else f"swapping {len(row['sites'])} sites together"
-    share = f"{100 * row['recovered']:.0f}{interval} % of the effect of swapping everything ({row['n_traces']} traces)"
-    failed = "" if row["enough"] else "No smaller set reproduces enough. "
-    return f"{failed}On {row['source']}, {sites} reproduces {share}: {', '.join(named)}{more}."
+    count = len(row["sites"])
+    sites = "1 site" if count == 1 else f"{count} sites together"
+    found = "none of these sites can be dropped" if row["enough"] else "all sites together did not reproduce enough"
+    return (
+        f"On {row['source']}, block {row['block']}, swapping {sites} reproduces {_share_text(row, '')} of the effect "
+        f"of swapping everything{_flipped_text(row, '')}; swapping everything else reproduces "
+        f"{_share_text(row, 'rest_')}{_flipped_text(row, 'rest_')} ({row['n_traces']} traces). On the "
+        f"traces of the search, {found}: {', '.join(named)}{more}."
+    )
+
+
+def _share_text(row: Mapping[str, Any], prefix: str) -> str:
+    """Return the recovered share with its interval, and the share beyond the whole effect unless it rounds to 0."""
+    value, low, high, overshoot = (
+        row[f"{prefix}{name}"] for name in ("recovered", "recovered_low", "recovered_high", "overshoot")
+    )
+    interval = "" if None in (low, high) else f" [{100 * low:.0f}, {100 * high:.0f}]"
+    beyond = f" (and goes beyond it by {100 * overshoot:.0f} %)" if overshoot >= MIN_OVERSHOOT_SHOWN else ""
+    return f"{100 * value:.0f}{interval} %{beyond}"
+
+
+def _flipped_text(row: Mapping[str, Any], prefix: str) -> str:
+    """Return how many continuations become the donor's; empty if that is unknown."""
+    if row[f"{prefix}flipped"] is None:
+        return ""
+    total = f" ({row['everything_flipped']} under swapping everything)" if not prefix else ""
+    return f" and turns {row[f'{prefix}flipped']} of {row['n_traces']} continuations into the donor's{total}"
 
 
 def _label(row: Mapping[Any, Any]) -> str:
@@ -43,7 +65,7 @@ def _label(row: Mapping[Any, Any]) -> str:
 
 
 def patch_findings(results: pd.DataFrame, site_sets: Sequence[Mapping[str, Any]], failures: Sequence[str]) -> list[str]:
-    """Return the set of sites that carries the answer of each source, and whether the controls passed.
+    """Return the set of sites that carries the answer for each source and block, and whether the controls passed.
 
     Args:
         results: Rows of `ghosttrace.patching.summary.summarise`.
@@ -51,35 +73,47 @@ def patch_findings(results: pd.DataFrame, site_sets: Sequence[Mapping[str, Any]]
         failures: Messages of the failed controls.
     """
     found = [site_set_text(row) for row in site_sets]
-    if not found and "swap" not in set(results["intervention"]):
+    swaps = results[results["intervention"] == "swap"]
+    searched = {(row["source"], row["block"]) for row in site_sets}
+    pairs = dict.fromkeys(zip(swaps["source"], swaps["block"], strict=True))
+    without = [f"{source}, block {block}" for source, block in pairs if (source, block) not in searched]
+    if swaps.empty:
         found = ["No set of sites was searched, because the search needs swaps: see the table for single parts."]
-    elif not found:
-        found = ["No set of sites was searched, because swapping everything has no effect on the answers."]
+    elif without:
+        where = "; ".join(without)
+        found.append(
+            "No set of sites was searched where swapping everything had no significant effect on the traces of the "
+            f"search (few traces may be the reason): {where}."
+        )
     if failures:
         return [*found, f"Do not rely on these numbers, because a control failed: {'; '.join(failures)}."]
     return [*found, "The controls passed. Other sets of sites may carry the answer as well."]
 
 
 def patch_table(results: pd.DataFrame) -> Table:
-    """Return a table of carriers, tokens and the layers with the largest effect, 80 columns wide, without controls.
+    """Return a table of carriers and of the layers with the largest effect, 80 columns wide, without controls.
+
+    Single tokens are shown if one block was patched.
 
     Args:
         results: Rows of `ghosttrace.patching.summary.summarise`.
     """
+    one_block = results["block"].nunique() == 1
     table = results_table(
         caption="Decrease of log2 p(the trace's own continuation), in bits, when keys (k), values (v) or both (k+v) of "
         "that part alone are sealed or swapped, with 95 % intervals over traces; share: of the effect of sealing or "
-        "swapping everything; donor: answers that become the donor's. All sites: summary.json.",
+        "swapping everything, at most 100 %, +n: n % beyond it; donor: continuations that become the donor's. Shares "
+        f"need not add up. {'' if one_block else 'Single tokens: --block N. '}All sites: summary.json.",
     )
     table.add_column("", no_wrap=True, max_width=26)
     for name in ("k", "v", "k+v", "share", "donor"):
         table.add_column(name, justify="right", no_wrap=True)
-    for (source, kind), part in results.groupby(["source", "intervention"], sort=False):
+    for (source, block, kind), part in results.groupby(["source", "block", "intervention"], sort=False):
         count = part["n_traces"].max()
         table.add_section()
-        table.add_row(f"[bold]{escape(str(source))}[/]", "", "", f"{kind}, {count} traces")
+        table.add_row(f"[bold]{escape(str(source))}, block {block}[/]", "", "", f"{kind}, {count} traces")
         shown = part[~part["control"]]
-        everywhere = shown[shown["layer"] == "all"]
+        everywhere = shown[(shown["layer"] == "all") & (one_block | (shown["offset"] == "all"))]
         layers = shown[(shown["carrier"] == "memento") & (shown["offset"] == "all") & (shown["layer"] != "all")]
         moved = layers.assign(bits=layers["bits"].abs()).groupby("layer")["bits"].max()
         best = moved[moved >= MIN_BITS_SHOWN].nlargest(TOP_LAYERS).index
@@ -96,6 +130,8 @@ def _columns(cell: pd.DataFrame) -> list[str]:
     both = rows["kv"]
     ends = "" if pd.isna(both["bits_low"]) else f" [{_signed(both['bits_low'])}, {_signed(both['bits_high'])}]"
     shares = ["" if pd.isna(both[name]) else f"{round(100 * both[name])} %" for name in ("recovered", "follows_donor")]
+    if shares[0] and both["overshoot"] >= MIN_OVERSHOOT_SHOWN:
+        shares[0] += f" +{round(100 * both['overshoot'])}"
     return [_signed(rows["k"]["bits"]), _signed(rows["v"]["bits"]), _signed(both["bits"]) + ends, *shares]
 
 
@@ -108,10 +144,11 @@ def heat_maps(results: pd.DataFrame) -> Figure:
     """Draw bits by layer and token: one column for keys, one for values, one row per intervention.
 
     Args:
-        results: Rows of one source.
+        results: Rows of one source and block.
     """
     single = results[(results["offset"] != "all") & (results["layer"] != "all")]
     kinds = list(dict.fromkeys(single["intervention"]))
+    title = f"{results['source'].iloc[0]}, block {results['block'].iloc[0]}"
     tokens = list(dict.fromkeys(zip(single["carrier"], single["offset"], strict=True)))
     layers = single["layer"].nunique()
     size = 2 * (0.62 * len(tokens) + 1.0) + 0.8, len(kinds) * (0.26 * layers + 1.5)
@@ -127,7 +164,7 @@ def heat_maps(results: pd.DataFrame) -> Figure:
             labels = [_label({"offset": token[1], "token": cells.loc[(0, *token), "token"]}) for token in tokens]
             axis.set_xticks(range(len(tokens)), labels, rotation=30, ha="right", fontsize=7)
             axis.set_yticks(range(0, layers, max(1, layers // 12)))
-            axis.set_title(f"{results['source'].iloc[0]}: {kind}, {KV_NAMES[kv]}", fontsize=9)
+            axis.set_title(f"{title}: {kind}, {KV_NAMES[kv]}", fontsize=9)
             if grid.size <= MAX_LABELLED_CELLS:
                 _write_numbers(axis, grid, top)
         line[0].set_ylabel("layer")

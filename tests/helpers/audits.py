@@ -85,7 +85,9 @@ def results(leak: float, half: float) -> list[Evidence]:
         finding("ranking", 0.9 * leak, half, unit="exposure bits", baseline=1.44, note="of 100000 candidates"),
         finding("membership", share, 0.02, unit="AUC", baseline=0.5),
         finding("membership", 0.01, 0.005, unit="TPR", baseline=0.01, note="at 1.0% false claims"),
-        finding("membership", 0.1, unit="epsilon", p=nan, high=float("inf"), note="ceiling 4.10 with so many traces"),
+        finding(
+            "membership", 0.1, unit="log rate ratio", p=nan, high=float("inf"), note="ceiling 4.10 with so many traces"
+        ),
         finding("collision", leak / 2, half, gate=True, secret="block", site=collided),
         finding("tenant", leak, half, note="text included"),
         finding("behavioural", leak / 8, half, gate=True, site=prompt),

@@ -2,7 +2,7 @@
 
 Half of the traces, drawn at random, are paired with the secret that they hold (a true claim), and the other half with
 a secret that they do not hold (a false claim). The AUC uses all traces, and its interval accounts for clusters of
-traces. Thresholds, rates and epsilon use one trace per cluster. The threshold is set on validation.
+traces. Thresholds, rates and the log rate ratio use one trace per cluster. The threshold is set on validation.
 """
 
 from collections.abc import Mapping
@@ -42,13 +42,13 @@ class Claims:
 
 @dataclass(frozen=True)
 class MembershipAttack(Attack):
-    """Attack that measures AUC, true-positive rates at given false-positive rates, and a lower bound on epsilon."""
+    """Attack that measures AUC, true-positive rates at given false-positive rates, and a bound on their log ratio."""
 
     name = "membership"
     title = "Membership inference"
     summary = "A likelihood ratio separates true claims about the secret from false ones."
     threat = INSIDER
-    units = ("AUC", "TPR", "epsilon")
+    units = ("AUC", "TPR", "log rate ratio")
     probes_single_site = True
 
     def check(self, context: AuditContext) -> None:
@@ -88,8 +88,9 @@ class MembershipAttack(Attack):
                 `AuditContext.posteriors`.
 
         Returns:
-            AUC, true-positive rates and epsilon. Only the AUC, with a note, if validation has too few independent
-            traces to set a threshold. Nothing if all traces hold the same secret, so that no false claim is possible.
+            AUC, true-positive rates and the log rate ratio. Only the AUC, with a note, if validation has too few
+            independent traces to set a threshold. Nothing if all traces hold the same secret, so that no false claim is
+            possible.
         """
         evidence, split, seed = [], context.split, context.settings.seed
         fpr = FALSE_POSITIVE_RATES[0] if context.fpr is None else context.fpr
@@ -122,7 +123,10 @@ class MembershipAttack(Attack):
         fpr: float,
         attack_site: AttackSite,
     ) -> list[Evidence]:
-        """Return true-positive rates at thresholds set on validation, and epsilon, from independent claims."""
+        """Return true-positive rates at thresholds set on validation, and the log rate ratio.
+
+        All come from independent claims.
+        """
         evidence, n = [], len(test_claims.member_scores) + len(test_claims.nonmember_scores)
         for rate in [
             r
@@ -132,9 +136,9 @@ class MembershipAttack(Attack):
             tpr, test_fpr = claim_rates(test_claims, threshold(validation_claims.nonmember_scores, rate))
             note = f"at {rate:.1%} false claims on validation, {test_fpr.value:.1%} on test"
             evidence.append(self.evidence(secret, condition, "TPR", tpr, n, baseline=rate, site=attack_site, note=note))
-        bound, ceiling = epsilon_lower_bound(validation_claims, test_claims)
+        bound, ceiling = log_rate_ratio_bound(validation_claims, test_claims)
         note = f"ceiling {ceiling:.2f} with so many traces"
-        return [*evidence, self.evidence(secret, condition, "epsilon", bound, n, site=attack_site, note=note)]
+        return [*evidence, self.evidence(secret, condition, "log rate ratio", bound, n, site=attack_site, note=note)]
 
 
 def too_few_claims_note(context: AuditContext, validation_claims: Claims | None, fpr: float) -> str:
@@ -232,26 +236,37 @@ def claim_rates(claims: Claims, cutoff: float) -> tuple[AttackEstimate, AttackEs
     )
 
 
-def epsilon_lower_bound(validation_claims: Claims, test_claims: Claims) -> tuple[AttackEstimate, float]:
-    """Return a lower bound on the epsilon of differential privacy.
+def log_rate_ratio_bound(validation_claims: Claims, test_claims: Claims) -> tuple[AttackEstimate, float]:
+    """Return a lower 95 % confidence bound on the log rate ratio of this attack.
 
-    The threshold with the best bound on `validation_claims` is applied to `test_claims`, whose rates are bounded by
-    Clopper and Pearson at 97.5 % each (Nasr et al. 2021, arXiv 2101.04535, section 4).
+    The log rate ratio is the larger of ln(TPR / FPR) and ln((1 - FPR) / (1 - TPR)). TPR is the rate at which the attack
+    accepts a trace's own secret, FPR the rate at which it accepts a decoy, the different secret of another trace. Both
+    are averaged over the traces and over the decoys drawn for them.
+
+    It is not the epsilon of a differential-privacy guarantee. That epsilon bounds this logarithm for the worst pair of
+    neighbouring inputs and for every attack; here one attack is averaged over pairs, so that a few traces that reveal
+    everything hardly change it. A mechanism whose outputs for any two secrets of the same trace are within a factor
+    exp(epsilon) has a log rate ratio of at most epsilon, if secrets are uniform and independent of the rest of the
+    trace. In this case a bound above a claimed epsilon refutes the claim. A low bound confirms none.
+
+    The method is the one that Nasr et al. 2021 (arXiv 2101.04535, section 4) use for two fixed neighbouring inputs: the
+    threshold with the best bound on `validation_claims` is applied to `test_claims`, whose rates are bounded by Clopper
+    and Pearson, TPR from below and FPR from above, at 97.5 % each.
 
     Returns:
         The bound, as an estimate without an upper end, and the highest bound that this number of traces can give.
     """
     cutoffs = np.unique(np.concatenate([validation_claims.member_scores, validation_claims.nonmember_scores]))
     cutoffs = cutoffs[:: max(1, len(cutoffs) // 200)]
-    validation_bounds = [_epsilon_bound(claim_rates(validation_claims, float(cutoff))) for cutoff in cutoffs]
-    bound = _epsilon_bound(claim_rates(test_claims, float(cutoffs[int(np.argmax(validation_bounds))])))
+    validation_bounds = [_rate_ratio_bound(claim_rates(validation_claims, float(cutoff))) for cutoff in cutoffs]
+    bound = _rate_ratio_bound(claim_rates(test_claims, float(cutoffs[int(np.argmax(validation_bounds))])))
     n, m = len(test_claims.member_scores), len(test_claims.nonmember_scores)
     ceiling = float(np.log(0.025 ** (1 / n) / (1 - 0.025 ** (1 / m))))
     return AttackEstimate(bound, bound, float("inf")), ceiling
 
 
-def _epsilon_bound(rates: tuple[AttackEstimate, AttackEstimate]) -> float:
-    """Return the lower bound on epsilon from a true-positive and a false-positive rate."""
+def _rate_ratio_bound(rates: tuple[AttackEstimate, AttackEstimate]) -> float:
+    """Return the lower bound on the log rate ratio from a true-positive and a false-positive rate."""
     tpr, fpr = rates
     from_positives = np.log(tpr.low / fpr.high) if tpr.low > 0 else 0.0
     from_negatives = np.log((1 - fpr.high) / (1 - tpr.low)) if tpr.low < 1 and fpr.high < 1 else 0.0

@@ -23,10 +23,10 @@ def bits_scale(rows: Sequence[Row], limit: float) -> Scale:
 
 def scales(rows: Sequence[Row], limit: float) -> dict[str, Scale]:
     """Return the scale to pixels of each unit."""
-    highest = max((row["estimate"] or 0.0 for row in rows if row["unit"] == "epsilon"), default=0.0)
+    highest = max((row["estimate"] or 0.0 for row in rows if row["unit"] == "log rate ratio"), default=0.0)
     unit_interval = _stretch(lambda value: value, 0.0, 1.0)
     by_unit = dict.fromkeys(BIT_UNITS, bits_scale(rows, limit)) | dict.fromkeys(RATE_UNITS, unit_interval)
-    return by_unit | {"epsilon": _stretch(lambda value: value, 0.0, max(1.0, highest))}
+    return by_unit | {"log rate ratio": _stretch(lambda value: value, 0.0, max(1.0, highest))}
 
 
 def _stretch(transform: Scale, low: float, high: float) -> Scale:

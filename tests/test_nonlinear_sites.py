@@ -22,6 +22,7 @@ def test_sites_cover_every_layer_and_kind_and_their_joints() -> None:
 def test_wide_features_are_reduced_by_components_of_the_training_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two codes of very different size both survive; the reduction ignores all but the training samples."""
     monkeypatch.setattr(module, "MAX_WIDTH", 8)
+    monkeypatch.setattr(module, "REDUCED_WIDTH", 8)
     rng = np.random.default_rng(0)
     code = rng.choice([-1.0, 1.0], (300, 2))
     states = rng.normal(size=(300, 40)) * 0.1

@@ -18,7 +18,8 @@ from ghosttrace.probing.carriers import Carrier
 from ghosttrace.probing.fitter_utils import moments, standardised
 from ghosttrace.probing.site import Kv, ProbeSite
 
-MAX_WIDTH = 512  # features of a nonlinear probe; wider sites are reduced
+MAX_WIDTH = 1024  # features of a nonlinear probe; wider sites are reduced
+REDUCED_WIDTH = 256
 
 
 def nonlinear_sites(carrier: Carrier, layers: Sequence[int], kv: Sequence[Kv]) -> list[ProbeSite]:
@@ -43,7 +44,7 @@ def nonlinear_sites(carrier: Carrier, layers: Sequence[int], kv: Sequence[Kv]) -
 
 
 def reduce_width(features: Tensor, train: np.ndarray, seed: int) -> Tensor:
-    """Return features of at most `MAX_WIDTH` columns: the principal components of wider ones, fitted on train.
+    """Return the features, or `REDUCED_WIDTH` principal components of more than `MAX_WIDTH`, fitted on train.
 
     The features are standardised first, so that a part of the site with large states does not hide the others.
 
@@ -56,6 +57,6 @@ def reduce_width(features: Tensor, train: np.ndarray, seed: int) -> Tensor:
         return features
     mean, scale = moments(features[train])
     states = standardised(features, mean, scale).cpu().numpy()
-    count = min(MAX_WIDTH, len(train))
-    pca = PCA(count, svd_solver="randomized", random_state=seed, iterated_power=2).fit(states[train])
+    count = min(REDUCED_WIDTH, len(train))
+    pca = PCA(count, svd_solver="randomized", random_state=seed, iterated_power=1).fit(states[train])
     return torch.from_numpy(pca.transform(states)).to(features)

@@ -8,7 +8,7 @@ result is recorded immediately, so that an interrupted run can be resumed.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -32,7 +32,6 @@ from ghosttrace.runs.records import Records
 Kv = Literal["k", "v", "kv", "hidden"]
 MIN_LOG_POSTERIOR = -1e4  # replaces -inf in an exact posterior
 RESERVED_PROBE_NAMES = ("linear", "online", "text", "exact")  # probes that are always fitted
-BEST_SITE_CONDITIONS = ("open", "sealed", "shuffled", "causal")
 
 
 @dataclass(frozen=True)
@@ -189,6 +188,7 @@ class Sweep:
         targets: Targets to probe, see `probe_targets`.
         secret: Carrier of the secret's own tokens.
         device: Device to fit probes on.
+        best_site_conditions: Conditions of the probes at the best sites; the first two also have an online code.
     """
 
     checkpoint: Checkpoint
@@ -198,6 +198,7 @@ class Sweep:
     targets: list[ProbeTarget]
     secret: Carrier
     device: torch.device
+    best_site_conditions: ClassVar[tuple[str, ...]] = ("open", "sealed", "shuffled", "causal")
 
     def run(self, records: Records, progress: Callable[[int, int], None] | None = None) -> None:
         """Fit all probes that have no record yet: linear ones at every site, then the others at the best sites."""
@@ -212,10 +213,10 @@ class Sweep:
             if progress:
                 progress(done + 1, len(jobs))
         for site in self.best(records):
-            for condition in ("open", "sealed") if self.settings.describe else ():
+            for condition in self.best_site_conditions[:2] if self.settings.describe else ():
                 self._online(records, condition, site)
             for probed in self._sites_for_other_probes(records, site) if self.settings.best_site_probes else ():
-                for probe, condition in product(self.settings.best_site_probes, BEST_SITE_CONDITIONS):
+                for probe, condition in product(self.settings.best_site_probes, self.best_site_conditions):
                     self._fit(records, probe, condition, probed)
 
     def best(self, records: Records) -> list[ProbeSite]:
@@ -246,6 +247,12 @@ class Sweep:
     def _carriers(self) -> tuple[Carrier, ...]:
         return (*self.settings.carriers, self.secret)
 
+    def _targets(self, condition: str, site: ProbeSite, probe: Probe | None = None) -> list[ProbeTarget]:
+        """Return the targets of a condition with their text baseline at a site, for a probe or the linear ones."""
+        return (
+            shuffled_targets(self.targets, self.split, self.settings.seed) if condition == "shuffled" else self.targets
+        )
+
     def _conditions(self, site: ProbeSite) -> tuple[str, ...]:
         """Return the conditions of a site's linear probes."""
         if site.carrier.kind == "secret":
@@ -260,11 +267,11 @@ class Sweep:
         """Fit linear probes at sites of one shape; under `open` also control tasks and shuffled labels."""
         if all(_key(condition, site, "linear", target.name) in records for site in group for target in self.targets):
             return
-        variants = {condition: self.targets}
+        variants = {condition: self._targets(condition, group[0])}
         if condition == "open":
             tasks = {"control-task": control_tasks(self.targets, self.settings.seed)} if self.settings.describe else {}
             # `open` is recorded last: its records mark the group as complete.
-            variants = tasks | {"shuffled": self._shuffled()} | variants
+            variants = tasks | {"shuffled": self._targets("shuffled", group[0])} | variants
         conditions = [name for name, variant in variants.items() for _ in variant]
         targets = [target for variant in variants.values() for target in variant]
         features = torch.stack([self._read(condition, site) for site in group])
@@ -273,23 +280,19 @@ class Sweep:
                 records.add(record(target_scores, condition=name, probe="linear", **site.result_columns))
 
     def _fit(self, records: Records, probe: Probe, condition: str, site: ProbeSite) -> None:
-        """Fit a probe under one condition; `causal` reads the same layer and kind of states at hop -1."""
-        if condition == "causal":
+        """Fit a probe under one condition; `causal` and `earlier` read the same kind of states at hop -1."""
+        if condition in ("causal", "earlier"):
             site = replace(site, carrier=replace(site.carrier, hop=-1))
         if not all(_key(condition, site, probe.name, target.name) in records for target in self.targets):
-            features = self._read(condition, site)
-            targets = self._shuffled() if condition == "shuffled" else self.targets
+            features, targets = self._read(condition, site), self._targets(condition, site, probe)
             for scores in probe_scores(probe, features, targets, self.split, self.settings.seed, self.device):
                 records.add(record(scores, condition=condition, probe=probe.name, **site.result_columns))
 
     def _online(self, records: Records, condition: str, site: ProbeSite) -> None:
         if not all(_key(condition, site, "online", target.name) in records for target in self.targets):
-            features = self._read(condition, site)
-            for scores in online_scores(features, self.targets, self.split, self.settings.seed, self.device):
+            features, targets = self._read(condition, site), self._targets(condition, site)
+            for scores in online_scores(features, targets, self.split, self.settings.seed, self.device):
                 records.add(record(scores, condition=condition, probe="online", **site.result_columns))
-
-    def _shuffled(self) -> list[ProbeTarget]:
-        return shuffled_targets(self.targets, self.split, self.settings.seed)
 
 
 def _key(condition: str, site: ProbeSite, probe: str, target: str) -> tuple[Any, ...]:

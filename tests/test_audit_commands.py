@@ -176,7 +176,9 @@ def test_small_audit_gives_not_enough_data(tmp_path: Path) -> None:
     assert command(*options, *QUICK, "attribute,collision", "--out", str(out)) == 11
     summary = json.loads((out / "summary.json").read_text())
     assert summary["verdict"] == "not enough data" and summary["traces_needed"] is None
-    assert "too few traces to estimate" in summary["sentence"] and "use ten times as many" in (out / "card.md").read_text()
+    assert (
+        "too few traces to estimate" in summary["sentence"] and "use ten times as many" in (out / "card.md").read_text()
+    )
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def word_task(checkpoint: Checkpoint, n: int, leak: bool) -> Task:
     The class is a property of the word, the sign of a projection of its embedding; with `leak`, it is random.
     """
     rng, first, markup = np.random.default_rng(1), len(checkpoint.tokenizer), checkpoint.markup
-    words = checkpoint.model.get_input_embeddings().weight[first:].detach().numpy()  # type: ignore[operator]
+    words = checkpoint.model.get_input_embeddings().weight[first:].detach().numpy()  # type: ignore[index]
     classes = (words @ rng.normal(size=words.shape[1]) > 0).astype(int)
     samples = []
     for number in range(n):

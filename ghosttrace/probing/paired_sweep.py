@@ -93,7 +93,7 @@ def swapped_task(task: Task, checkpoint: Checkpoint, seed: int) -> Task:
         for span in of_sample:
             row, donor = pool[rng.integers(len(pool))]
             ids[span] = np.resize(np.asarray(task.samples[row].ids[donor]), span.stop - span.start)
-        samples.append(replace(sample, ids=ids))
+        samples.append(replace(sample, ids=ids.tolist()))
     return replace(task, samples=tuple(samples))
 
 

@@ -253,3 +253,14 @@ def test_training_traces_are_predicted_by_other_folds() -> None:
     }
     assert loss["train"] < 0.9  # the text baseline is used
     assert loss["train"] == pytest.approx(loss["test"], abs=0.1)
+
+
+def test_lengths_are_read_as_numbers() -> None:
+    """Every length occurs about once, so that its name tells nothing; the label is whether it exceeds the median."""
+    rng = np.random.default_rng(3)
+    _, parts = simulated_task(500, 2)
+    gaps = rng.integers(50, 50_000, 500)
+    labels = (gaps > np.median(gaps)).astype(np.int64)
+    texts = [(np.array([1, 2]), np.array([0, gap])) for gap in gaps]
+    posterior = fit_text_posterior(text_features(texts, [0] * 500, parts.train), labels, 2, parts)
+    assert -posterior[parts.test, labels[parts.test]].mean() / np.log(2) < 0.3

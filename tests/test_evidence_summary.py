@@ -9,13 +9,13 @@ import pytest
 from experiments.probe_calibration import site, uniform_target
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.probing.evidence import (
-    _family_means,
+    KEY_COLUMNS,
     failed_controls,
     fall_back_to_text,
     summarise,
-    target_family,
 )
 from ghosttrace.probing.split import Split
+from ghosttrace.probing.target_families import family_means, target_family
 
 
 def test_targets_of_one_name_are_averaged() -> None:
@@ -65,7 +65,7 @@ def test_mean_over_targets_uses_samples_with_all_targets() -> None:
         probe_row(gained[0], sample=[0, 1, 2, 3], hit=[1, 1, 0, 0], n_train=70, validation_bits=0.5),
         probe_row(gained[1], target="digit-1", sample=[1, 2, 3, 5], hit=[1, 1, 1, 0], n_train=60, validation_bits=1.0),
     ]
-    (mean,) = _family_means(rows, {"digit-0": 0.1, "digit-1": 0.3})
+    (mean,) = family_means(rows, {"digit-0": 0.1, "digit-1": 0.3}, KEY_COLUMNS[:-1])
     assert (mean["target"], mean["n_train"], mean["validation_bits"]) == ("digit-*", 60, 0.75)
     assert mean["sample"] == [1, 2, 3]
     np.testing.assert_allclose(mean["log2p"], [0.625, 1.25, 2.5])

@@ -8,7 +8,7 @@ from typing import Any
 from ghosttrace.data.task import Target, Task
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.probing.evidence import target_family
+from ghosttrace.probing.target_families import target_family
 
 PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 

@@ -18,11 +18,13 @@ from scipy import stats
 
 from ghosttrace.data.task import Task
 from ghosttrace.probing.split import Split
+from ghosttrace.probing.target_families import family_means, is_headline
 from ghosttrace.runs.records import RecordLayout
 from ghosttrace.stats import holm, ratio_estimate, unseen_share_bound
 
-CONTROLS = ("sealed", "causal", "shuffled")
-CONDITIONS = ("open", *CONTROLS, "control-task", "unerased", "text", "exact")
+CONTROLS = ("sealed", "swapped", "causal", "shuffled")
+CONDITIONS = ("open", *CONTROLS, "earlier", "decoder", "half-decoder", "control-task", "unerased", "text", "exact")
+BEYOND_DECODER = ("open", "swapped", "earlier")  # rows that a paired sweep measures against a decoder of the text
 ALPHA = 0.05
 NEGLIGIBLE_BITS = 0.01  # bits; a smaller value in a control is rounding of the baseline, not a leak
 MIN_TEST_CLUSTERS = 5  # on test; with fewer, no control could reach significance in a sweep
@@ -171,16 +173,20 @@ def summarise(rows: Iterable[Mapping[str, Any]], task: Task, split: Split) -> pd
         - chance: accuracy of the most frequent class
         - unknown: bits of the label's entropy that the text leaves
         - accuracy, bits: each with the bounds `_low` and `_high` of its 95 % interval
+        - reserve: bits that the decoder of the text might still be short of, for rows that are measured against one:
+          what it gained from the second half of its traces (see `ghosttrace.probing.paired_sweep`)
         - selectivity: accuracy minus accuracy on the control task, for open rows
-        - p, p_holm: p-value of bits > 0, and the same adjusted by Holm's method
+        - p, p_holm: p-value of bits > reserve, and the same adjusted by Holm's method
         - significant: whether p_holm is at most `ALPHA` and bits exceed `NEGLIGIBLE_BITS`
         - headline: whether to show the row; False for the members of a family, whose mean is shown instead
         - valid: whether every control of the run held
     """
     records = [dict(row) for row in rows]
     chances = {target.name: _chance(task.labels(number), split) for number, target in enumerate(task.targets)}
+    records += family_means(records, chances, KEY_COLUMNS[:-1])
+    reserves = {row["target"]: max(0.0, _mean_gain(row)) for row in records if row["condition"] == "half-decoder"}
     results = pd.DataFrame(
-        [_result_row(row, split, chances[row["target"]]) for row in records + _family_means(records, chances)]
+        [_result_row(row, split, chances[row["target"]], _reserve(row, reserves)) for row in records]
     )
     control = results[results["condition"] == "control-task"].set_index([*SITE_COLUMNS, "probe", "target"])["accuracy"]
     index = pd.MultiIndex.from_frame(results[[*SITE_COLUMNS, "probe", "target"]])
@@ -193,7 +199,7 @@ def summarise(rows: Iterable[Mapping[str, Any]], task: Task, split: Split) -> pd
         if members.any():
             results.loc[members, "p_holm"] = holm(results.loc[members, "p"].to_list())
     results["significant"] = (results["p_holm"] <= ALPHA) & (results["bits"] > NEGLIGIBLE_BITS)
-    results["headline"] = _headline(results["target"])
+    results["headline"] = is_headline(results["target"])
     results["valid"] = not failed_controls(results)
     return results
 
@@ -204,43 +210,16 @@ def _chance(labels: np.ndarray, split: Split) -> float:
     return float(np.mean(test == np.bincount(train).argmax())) if len(test) else float("nan")
 
 
-def target_family(target: str) -> str:
-    """Return the family of a target: `note-*` for `note-3`, else the name itself."""
-    stem, dash, number = target.rpartition("-")
-    return f"{stem}-*" if dash and number.isdigit() else target
+def _mean_gain(row: Mapping[str, Any]) -> float:
+    return float(np.mean(np.asarray(row["log2p"], dtype=float) - np.asarray(row["text_log2p"], dtype=float)))
 
 
-def _headline(targets: pd.Series) -> pd.Series:
-    """Return whether to show each target; a family is shown as its mean only."""
-    known = set(targets)
-    return targets.map(lambda name: target_family(name) == name or target_family(name) not in known)
+def _reserve(row: Mapping[str, Any], reserves: Mapping[str, float]) -> float:
+    """Return the bits of a row that a decoder of the text might read with more traces; 0 without a decoder."""
+    return reserves.get(row["target"], 0.0) if row["condition"] in BEYOND_DECODER else 0.0
 
 
-def _family_means(records: list[dict[str, Any]], chances: dict[str, float]) -> list[dict[str, Any]]:
-    """Return the mean over each family of targets, on its common samples, as records; add the families to `chances`."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in records:
-        key = tuple(row[name] for name in KEY_COLUMNS[:-1])
-        groups.setdefault((*key, target_family(row["target"])), []).append(row)
-    merged = []
-    for key, members in groups.items():
-        if len(members) == 1:
-            continue
-        name = key[-1]
-        chances[name] = float(np.mean([chances[row["target"]] for row in members]))
-        common = sorted(set.intersection(*(set(row["sample"]) for row in members)))
-        indices = [np.searchsorted(row["sample"], common) for row in members]
-        means = {
-            column: np.mean([np.asarray(m[column], float)[i] for m, i in zip(members, indices, strict=True)], axis=0)
-            for column in PER_SAMPLE_COLUMNS[1:]
-        }
-        scalars = {"n_train": min(row["n_train"] for row in members)}
-        scalars["validation_bits"] = float(np.mean([row["validation_bits"] for row in members]))
-        merged.append(members[0] | means | scalars | {"target": name, "sample": common})
-    return merged
-
-
-def _result_row(row: Mapping[str, Any], split: Split, chance: float) -> dict[str, Any]:
+def _result_row(row: Mapping[str, Any], split: Split, chance: float, reserve: float) -> dict[str, Any]:
     """Return the statistics of one record."""
     cluster = np.unique(split.cluster[np.asarray(row["sample"], dtype=np.int64)], return_inverse=True)[1]
     count = np.bincount(cluster).astype(float)
@@ -251,9 +230,9 @@ def _result_row(row: Mapping[str, Any], split: Split, chance: float) -> dict[str
     half = bits.high - bits.value
     if half > 0:
         quantile = stats.t.ppf(0.975, len(count) - 1)
-        p = float(stats.t.sf(bits.value * quantile / half, len(count) - 1))
+        p = float(stats.t.sf((bits.value - reserve) * quantile / half, len(count) - 1))
     else:  # all clusters agree, or there is only one: p-value of a sign test
-        p = 0.5 ** len(count) if bits.value > 0 else 1.0
+        p = 0.5 ** len(count) if bits.value > reserve else 1.0
     return {name: row[name] for name in KEY_COLUMNS} | {
         "n_train": row["n_train"],
         "n_test": len(gain),
@@ -266,6 +245,7 @@ def _result_row(row: Mapping[str, Any], split: Split, chance: float) -> dict[str
         "bits": bits.value,
         "bits_low": bits.low,
         "bits_high": bits.high,
+        "reserve": reserve,
         "p": p,
     }
 

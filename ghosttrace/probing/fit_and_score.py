@@ -52,6 +52,7 @@ def linear_posteriors(
     validation: np.ndarray,
     cluster: np.ndarray,
     device: torch.device,
+    penalties: Sequence[float] = PENALTIES,
 ) -> list[list[np.ndarray]]:
     """Fit linear probes and return their posteriors for all samples.
 
@@ -62,6 +63,7 @@ def linear_posteriors(
         validation: int64, samples to choose the penalty and the scale on.
         cluster: int64[N]; samples with the same number are not independent.
         device: Device to fit on.
+        penalties: Penalties to choose from, from large to small.
 
     Returns:
         For each feature set and target float64[N, C], log-probabilities; the text baseline where the probe gains
@@ -69,7 +71,7 @@ def linear_posteriors(
     """
     labels, offset, n_classes = stack_targets(targets)
     features, labels, offset = features.to(device), labels.to(device), offset.to(device)
-    path = fit_path(features[:, train], labels[:, train], n_classes, PENALTIES, offset[:, train], TOLERANCE)
+    path = fit_path(features[:, train], labels[:, train], n_classes, penalties, offset[:, train], TOLERANCE)
     probe = select_penalty(path, features[:, validation], labels[:, validation], offset[:, validation])
     posteriors = probe.log_probabilities(features, offset).cpu().double().numpy()
     return [_fall_back_to_text(split_by_target(of_set, targets), targets, validation, cluster) for of_set in posteriors]
@@ -104,13 +106,26 @@ def probe_scores(
     Raises:
         UserError: The probe returns arrays that are not log-probabilities.
     """
+    kept = probe_posteriors(probe, features, targets, split, seed, device)
+    return [score(target, posterior, split) for target, posterior in zip(targets, kept, strict=True)]
+
+
+def probe_posteriors(
+    probe: Probe, features: Tensor, targets: Sequence[ProbeTarget], split: Split, seed: int, device: torch.device
+) -> list[np.ndarray]:
+    """Fit any probe and return its posteriors for all samples, or the text baseline, as in `linear_posteriors`.
+
+    The arguments and errors are those of `probe_scores`.
+
+    Returns:
+        For each target float64[N, C], log-probabilities.
+    """
     visible = [replace(target, labels=target.labels.copy()) for target in targets]
     for target in visible:
         target.labels[split.test] = -1
     posteriors = probe.fit(features, visible, split, seed, device)
     _check(probe, posteriors, targets)
-    kept = _fall_back_to_text(posteriors, targets, split.validation, split.cluster)
-    return [score(target, posterior, split) for target, posterior in zip(targets, kept, strict=True)]
+    return _fall_back_to_text(posteriors, targets, split.validation, split.cluster)
 
 
 def _check(probe: Probe, posteriors: Sequence[np.ndarray], targets: Sequence[ProbeTarget]) -> None:

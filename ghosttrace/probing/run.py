@@ -15,6 +15,7 @@ from ghosttrace.model.provenance import provenance
 from ghosttrace.probing.carriers import CarrierKind, Pooling, secret_carrier
 from ghosttrace.probing.evidence import CONDITIONS, PROBE_RECORDS, failed_controls, summarise
 from ghosttrace.probing.features import extract_features
+from ghosttrace.probing.paired_sweep import PairedSweep, needs_pairing, paired_selections, swapped_task
 from ghosttrace.probing.probes import Probe
 from ghosttrace.probing.result import ProbeResult
 from ghosttrace.probing.site import Kv
@@ -135,16 +136,27 @@ def _extract_and_fit(
 ) -> None:
     """Extract the features and fit every probe that has no record yet."""
     secret, folder = secret_carrier(task.samples), run.scratch / "features"
+    paired = needs_pairing(task)
+    selections = {selection.cache: selection for selection in state_selections(checkpoint, settings, secret)}
+    if paired:
+        selections = paired_selections(checkpoint, settings, secret)
     features = {
-        selection.cache: extract_features(
-            checkpoint, task, selection, folder, batch_tokens, partial(progress, f"{selection.cache} cache")
+        cache: extract_features(
+            checkpoint,
+            swapped_task(task, checkpoint, settings.seed) if cache == "swapped" else task,
+            selection,
+            folder / cache,
+            batch_tokens,
+            partial(progress, f"{cache} cache"),
         )
-        for selection in state_selections(checkpoint, settings, secret)
+        for cache, selection in selections.items()
     }
     targets, text_targets = probe_targets(checkpoint, task, parts)
     for row in text_baseline_rows(task, targets, text_targets, parts):
         run.records.add(row)
-    sweep = Sweep(checkpoint, settings, parts, features, targets, secret, checkpoint.model.device)
+    sweep = (PairedSweep if paired else Sweep)(
+        checkpoint, settings, parts, features, targets, secret, checkpoint.model.device
+    )
     sweep.run(run.records, partial(progress, "probes"))
 
 

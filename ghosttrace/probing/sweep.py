@@ -9,7 +9,7 @@ Each result is recorded immediately, so that an interrupted run can be resumed.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ from ghosttrace.runs.records import Records
 
 MIN_LOG_POSTERIOR = -1e4  # replaces -inf in an exact posterior
 RESERVED_PROBE_NAMES = ("linear", "online", "text", "exact")  # probes that are always fitted
-BEST_SITE_CONDITIONS = ("open", "sealed", "shuffled", "causal")
 
 
 @dataclass(frozen=True)
@@ -168,6 +167,7 @@ class Sweep:
         secret: Carrier of the secret's own tokens.
         device: Device to fit probes on.
         secrets: In an audit, the numbers of the targets that make up each secret.
+        best_site_conditions: Conditions of the probes at the best sites; the first two also have an online code.
     """
 
     checkpoint: Checkpoint
@@ -178,6 +178,7 @@ class Sweep:
     secret: Carrier
     device: torch.device
     secrets: tuple[tuple[int, ...], ...] = ()
+    best_site_conditions: ClassVar[tuple[str, ...]] = ("open", "sealed", "shuffled", "causal")
 
     def run(self, records: Records, progress: Callable[[int, int], None] | None = None) -> None:
         """Fit all probes that have no record yet: linear ones at every site, then the others at the best sites."""
@@ -195,9 +196,9 @@ class Sweep:
             self._nonlinear(records, progress)
             return
         for site in self.best(records):
-            for condition in ("open", "sealed"):
+            for condition in self.best_site_conditions[:2]:
                 self._online(records, condition, site)
-            for probe, condition in product(self.settings.best_site_probes, BEST_SITE_CONDITIONS):
+            for probe, condition in product(self.settings.best_site_probes, self.best_site_conditions):
                 self._fit(records, probe, condition, site)
 
     def best(self, records: Records) -> list[ProbeSite]:
@@ -236,11 +237,17 @@ class Sweep:
         for probe, of_one in product(self.settings.best_site_probes, sites):
             gains = [[self._gain(records, site, probe.name, numbers) for site in of_one] for numbers in secrets]
             for number in dict.fromkeys(int(np.argmax(of_secret)) for of_secret in gains):
-                for condition in BEST_SITE_CONDITIONS[1:]:
+                for condition in self.best_site_conditions[1:]:
                     self._fit(records, probe, condition, of_one[number])
 
     def _carriers(self) -> tuple[Carrier, ...]:
         return (*self.settings.carriers, self.secret)
+
+    def _targets(self, condition: str, site: ProbeSite, probe: Probe | None = None) -> list[ProbeTarget]:
+        """Return the targets of a condition with their text baseline at a site, for a probe or the linear ones."""
+        return (
+            shuffled_targets(self.targets, self.split, self.settings.seed) if condition == "shuffled" else self.targets
+        )
 
     def _conditions(self, site: ProbeSite) -> tuple[str, ...]:
         """Return the conditions of a site's linear probes."""
@@ -256,11 +263,11 @@ class Sweep:
         """Fit linear probes at sites of one shape; under `open` also control tasks and shuffled labels."""
         if all(_key(condition, site, "linear", target.name) in records for site in group for target in self.targets):
             return
-        variants = {condition: self.targets}
+        variants = {condition: self._targets(condition, group[0])}
         if condition == "open":
             tasks = {"control-task": control_tasks(self.targets, self.settings.seed)} if self.settings.describe else {}
             # `open` is recorded last: its records mark the group as complete.
-            variants = tasks | {"shuffled": self._shuffled()} | variants
+            variants = tasks | {"shuffled": self._targets("shuffled", group[0])} | variants
         conditions = [name for name, variant in variants.items() for _ in variant]
         targets = [target for variant in variants.values() for target in variant]
         features = torch.stack([self._read(condition, site) for site in group])
@@ -269,25 +276,21 @@ class Sweep:
                 records.add(record(target_scores, condition=name, probe="linear", **site.result_columns))
 
     def _fit(self, records: Records, probe: Probe, condition: str, site: ProbeSite) -> None:
-        """Fit a probe under one condition; `causal` reads the same layer and kind of states at hop -1."""
-        if condition == "causal":
+        """Fit a probe under one condition; `causal` and `earlier` read the same kind of states at hop -1."""
+        if condition in ("causal", "earlier"):
             site = replace(site, carrier=replace(site.carrier, hop=-1))
         if not all(_key(condition, site, probe.name, target.name) in records for target in self.targets):
-            features = self._read(condition, site)
+            features, targets = self._read(condition, site), self._targets(condition, site, probe)
             if not self.settings.describe:
                 features = reduce_width(features, self.split.train, self.settings.seed)
-            targets = self._shuffled() if condition == "shuffled" else self.targets
             for scores in probe_scores(probe, features, targets, self.split, self.settings.seed, self.device):
                 records.add(record(scores, condition=condition, probe=probe.name, **site.result_columns))
 
     def _online(self, records: Records, condition: str, site: ProbeSite) -> None:
         if not all(_key(condition, site, "online", target.name) in records for target in self.targets):
-            features = self._read(condition, site)
-            for scores in online_scores(features, self.targets, self.split, self.settings.seed, self.device):
+            features, targets = self._read(condition, site), self._targets(condition, site)
+            for scores in online_scores(features, targets, self.split, self.settings.seed, self.device):
                 records.add(record(scores, condition=condition, probe="online", **site.result_columns))
-
-    def _shuffled(self) -> list[ProbeTarget]:
-        return shuffled_targets(self.targets, self.split, self.settings.seed)
 
 
 def _key(condition: str, site: ProbeSite, probe: str, target: str) -> tuple[Any, ...]:

@@ -2,14 +2,15 @@
 
 An attacker with the cache can also read the text, and see from the positions how many tokens were erased where. The
 features of the baseline are therefore every retained token by its index in its segment (prompt, each memento, text
-after the last memento), the n-grams of each segment, and the length of every gap. The result of a probe of keys and
-values is its gain over this baseline. If the exact posterior given the text is known, it is used as the baseline.
+after the last memento), the n-grams of each segment, the length of every gap, and positions and lengths as numbers,
+so that a length that no training trace has is read by its neighbours. The result of a probe of keys and values is its
+gain over this baseline. If the exact posterior given the text is known, it is used as the baseline.
 """
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, hstack
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
@@ -42,7 +43,7 @@ def retained_tokens(checkpoint: Checkpoint, task: Task) -> list[tuple[np.ndarray
 def text_features(
     texts: Sequence[tuple[np.ndarray, np.ndarray]], blocks: Sequence[int], train: np.ndarray
 ) -> csr_array:
-    """Return binary features of N retained texts: tokens by index in their segment, n-grams by segment, and gaps.
+    """Return features of N retained texts: tokens by index in their segment, n-grams by segment, and lengths.
 
     Args:
         texts: The output of `retained_tokens`.
@@ -50,7 +51,7 @@ def text_features(
         train: int64, traces that define the vocabulary; features found in only one of them are removed.
 
     Returns:
-        float[N, V], zeros and ones.
+        float[N, V], zeros and ones, and the standardised columns of `_lengths`.
     """
     keys = [(block, *map(bytes, text)) for block, text in zip(blocks, texts, strict=True)]
     # Traces of one base often have the same retained text; each distinct text is featurised once.
@@ -61,13 +62,54 @@ def text_features(
     counter = CountVectorizer(analyzer=lambda number: documents[number], binary=True, dtype=np.float64)
     counts = csr_array(counter.fit_transform(range(len(documents))))
     num_train_traces = np.bincount(document[train], minlength=len(documents)) @ counts  # with each feature
-    return counts[:, np.flatnonzero(num_train_traces > 1)][document]
+    words = counts[:, np.flatnonzero(num_train_traces > 1)][document]
+    lengths = _standardised([_lengths(texts[row][1], blocks[row]) for row in first], document, train)
+    return csr_array(hstack([words, lengths[document]]))
+
+
+def _segments(token_indices: np.ndarray) -> list[np.ndarray]:
+    """Return the segments between gaps, each as indices into the retained tokens."""
+    return np.split(np.arange(len(token_indices)), np.flatnonzero(np.diff(token_indices) > 1) + 1)
+
+
+def _lengths(token_indices: np.ndarray, block: int) -> dict[str, float]:
+    """Return position and length of every segment, and length of the gap before it, each with its logarithm."""
+    lengths = {}
+    for number, segment in enumerate(_segments(token_indices)):
+        if not len(segment):
+            continue
+        start, end = token_indices[segment[0]], token_indices[segment[-1]] + 1
+        values = {"start": start, "length": end - start}
+        if number:
+            values["gap"] = start - token_indices[segment[0] - 1]
+        for name, value in values.items():
+            lengths[f"{number - block} {name}"] = float(value)
+            lengths[f"{number - block} log {name}"] = float(np.log1p(value))
+    return lengths
+
+
+def _standardised(rows: Sequence[dict[str, float]], document: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Return numbers by name as columns with mean 0 and deviation 1 over training traces, 0 where a text lacks them.
+
+    Args:
+        rows: For each of D distinct texts its numbers.
+        document: int64[N], the text of each trace.
+        train: int64, the training traces.
+
+    Returns:
+        float[D, L]; a column that is constant on train is 0.
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    table = np.array([[row.get(name, np.nan) for name in names] for row in rows]).reshape(len(rows), len(names))
+    seen = np.ma.masked_invalid(table[document[train]])
+    mean, deviation = (np.ma.filled(moment, 0.0) for moment in (seen.mean(0), seen.std(0)))
+    columns = np.nan_to_num((table - mean) / np.where(deviation > 0, deviation, np.inf))
+    return np.asarray(columns)
 
 
 def _words(tokens: np.ndarray, token_indices: np.ndarray, block: int) -> Iterator[str]:
     """Yield the names of the features that one retained text has."""
-    cuts = np.flatnonzero(np.diff(token_indices) > 1) + 1
-    for number, segment in enumerate(np.split(np.arange(len(tokens)), cuts)):
+    for number, segment in enumerate(_segments(token_indices)):
         relative = number - block
         ids = tokens[segment].tolist()
         if number:

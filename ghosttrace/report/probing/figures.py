@@ -14,8 +14,12 @@ STYLES = {  # condition and probe: colour, marker, label
     ("open", "online"): ("#2b6cb0", "^", "open, online code"),
     ("sealed", "linear"): ("#b3392f", "o", "sealed, linear"),
     ("sealed", "mlp"): ("#d77a61", "s", "sealed, MLP"),
+    ("swapped", "linear"): ("#b3392f", "o", "other blocks, linear"),
+    ("swapped", "mlp"): ("#d77a61", "s", "other blocks, MLP"),
     ("causal", "linear"): ("#7a7a7a", "x", "before the secret"),
+    ("earlier", "linear"): ("#7a7a7a", "x", "before the block"),
 }
+BEFORE = ["causal", "earlier"]  # conditions of rows at hop -1
 COLOURS = ("#8c6bb1", "#d8a24a", "#c05a9d", "#a0522d")  # of user-defined probes
 
 
@@ -39,15 +43,17 @@ def heat_figure(results: pd.DataFrame, valid: bool) -> Figure:
     """
     rows = results[(results["head"] == "all") & (results["probe"] == "linear") & results["layer"].ne("joint")]
     targets, kinds = headline_targets(results), list(dict.fromkeys(rows.loc[rows["condition"] == "open", "kv"]))
-    columns = [(condition, kv) for kv in kinds for condition in ("open", "sealed")]
+    control = "swapped" if "swapped" in set(rows["condition"]) else "sealed"
+    columns = [(condition, kv) for kv in kinds for condition in ("open", control)]
     width = 2.2 * len(columns) + 1.2
     figure = Figure(figsize=(max(4.5, width), 1.0 + 1.9 * len(targets)), layout="constrained")
     grid = figure.subplots(len(targets), len(columns), squeeze=False, sharex=True, sharey=True)
     for line, target in zip(grid, targets, strict=True):
-        part = rows[(rows["target"] == target) & rows["condition"].isin(["open", "sealed", "causal"])]
+        part = rows[(rows["target"] == target) & rows["condition"].isin(["open", control, *BEFORE])]
         highest = max(0.05, part["bits"].max())
         for axis, (condition, kv) in zip(line, columns, strict=True):
-            panel = part[(part["kv"] == kv) & part["condition"].isin([condition, "causal"])]
+            before = [] if condition == "swapped" else BEFORE  # a swapped cache has its own rows at hop -1
+            panel = part[(part["kv"] == kv) & part["condition"].isin([condition, *before])]
             image = draw_heat(axis, panel, highest, "hop")
             axis.set_title(f"{target}\n{kv.upper() if kv != 'hidden' else kv}, {condition}", fontsize=8)
         figure.colorbar(image, ax=line.tolist(), label="bits beyond the text", shrink=0.9)
@@ -103,10 +109,10 @@ def curves_figure(results: pd.DataFrame, valid: bool) -> Figure:
         rows = results[results["target"] == target]
         online = rows[(rows["probe"] == "online") & (rows["condition"] == "open")]
         best = online[["carrier", "hop", "layer", "kv", "head"]]
-        chosen = pd.concat([rows.merge(best), rows[rows["condition"] == "causal"]])
+        chosen = pd.concat([rows.merge(best), rows[rows["condition"].isin(BEFORE)]])
         for number, ((condition, probe), (colour, marker, label)) in enumerate(styles_of(results).items()):
             part = chosen[(chosen["condition"] == condition) & (chosen["probe"] == probe)]
-            if condition == "causal":
+            if condition in BEFORE:
                 part = part.nlargest(1, "bits")
             if part.empty:
                 continue

@@ -18,14 +18,16 @@ def probe_table(results: pd.DataFrame) -> Table:
     Args:
         results: Rows of `ghosttrace.probing.evidence.summarise`.
     """
+    paired = "swapped" in set(results["condition"])
+    control = "swapped: with other blocks, the same text" if paired else "sealed: the same probe on a sealed cache"
     table = results_table(
         caption="Accuracy in % and bits beyond the text per target, with 95 % intervals over base traces, at the site "
         "with the best validation score; * p <= 0.05 after Holm over the sweep and more than 0.01 bits; online: "
-        "prequential code length; sealed: the same probe on a sealed cache. All sites: summary.json.",
+        f"prequential code length; {control}. All sites: summary.json.",
     )
     for name in ("carrier", "hop", "site", "probe"):
         table.add_column(name, no_wrap=True)
-    for name in ("accuracy", "bits beyond the text", "sealed"):
+    for name in ("accuracy", "bits beyond the text", "swapped" if paired else "sealed"):
         table.add_column(name, justify="right", no_wrap=True)
     for target, part in results[results["headline"]].groupby("target", sort=False):
         rows = part.drop(columns="target")
@@ -34,6 +36,8 @@ def probe_table(results: pd.DataFrame) -> Table:
         chance, unknown = f"{100 * first['chance']:.1f} by chance", f"of {first['unknown']:.2f} unknown"
         table.add_row(f"[bold]{escape(str(target))}[/]", "", "", "", chance, unknown, "")
         for row in rows[rows["condition"].isin(["text", "exact"])].to_dict("records"):
+            _add(table, row, rows)
+        for row in rows[rows["condition"] == "decoder"].nlargest(1, "bits").to_dict("records"):
             _add(table, row, rows)
         for row in best_rows(rows).to_dict("records"):
             _add(table, row, rows)
@@ -49,7 +53,7 @@ def best_rows(rows: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for (_, hop), part in rows.groupby(["carrier", "hop"], sort=False):
         if int(str(hop)) < 0:
-            parts.append(part.nlargest(1, "bits"))
+            parts.append(part[part["condition"].isin(["causal", "earlier"])].nlargest(1, "bits"))
             continue
         online = part[(part["condition"] == "open") & (part["probe"] == "online")]
         site = online[["layer", "kv", "head"]].iloc[:1]
@@ -57,11 +61,17 @@ def best_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts) if parts else rows.iloc[:0]
 
 
-def _add(table: Table, row: Mapping[Any, Any], rows: pd.DataFrame) -> None:
-    """Add a row to the table."""
-    same = rows[rows["condition"] == "sealed"]
+def control_row(row: Mapping[Any, Any], rows: pd.DataFrame) -> dict[str, Any]:
+    """Return the row of the negative control, sealed or swapped, at the site and with the probe of a row, or {}."""
+    same = rows[rows["condition"].isin(["sealed", "swapped"])]
     for name in ("carrier", "hop", "layer", "kv", "head", "probe"):
         same = same[same[name] == row[name]]
+    return {str(name): value for name, value in same.iloc[0].items()} if len(same) else {}
+
+
+def _add(table: Table, row: Mapping[Any, Any], rows: pd.DataFrame) -> None:
+    """Add a row to the table."""
+    same = control_row(row, rows)
     is_text = row["probe"] in ("text", "exact")
     site = row["layer"] + " " + row["kv"] + ("" if row["head"] in ("all", "") else f" h{row['head']}")
     table.add_row(
@@ -71,5 +81,5 @@ def _add(table: Table, row: Mapping[Any, Any], rows: pd.DataFrame) -> None:
         "" if is_text else escape(row["probe"]),
         f"{100 * row['accuracy']:.1f} [{100 * row['accuracy_low']:.1f},{100 * row['accuracy_high']:.1f}]",
         f"{row['bits']:+.3f} [{row['bits_low']:+.3f},{row['bits_high']:+.3f}]{'*' if row['significant'] else ' '}",
-        f"{same['bits'].iloc[0]:+.2f}" if len(same) else "",
+        f"{same['bits']:+.2f}" if same and row["condition"] != "decoder" else "",
     )

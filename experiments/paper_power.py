@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ghosttrace.ablation.power import Population, half_width, population_with_effect, power, standard_error
-from ghosttrace.stats import paired_effect
+from ghosttrace.paired import paired_effect
 
 ROOT = Path(__file__).parent.parent
 PROBLEMS, RUNS, ACCURACY, PAPER = 30, 2000, 0.661, (64, 8)

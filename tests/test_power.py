@@ -22,7 +22,7 @@ from ghosttrace.ablation.power import (
     standard_error,
 )
 from ghosttrace.errors import UserError
-from ghosttrace.stats import paired_effect
+from ghosttrace.paired import paired_effect
 
 ROOT = Path(__file__).parent.parent
 DESIGNS = [(0.661, 0.153, 0.5), (0.661, 0.153, 1.0), (0.661, 0.05, 2.0), (0.3, 0.1, 4.0)]  # accuracy, effect, a + b

@@ -25,7 +25,7 @@ def ablate(
     ctx: typer.Context,
     model: ModelName = "toy-mixed",
     bench: Annotated[
-        str, typer.Option(help=f"Benchmark: {', '.join(BENCH_NAMES)}, or a .jsonl file with id, problem and answer.")
+        str, typer.Option(help=f"Benchmark: {', '.join(BENCH_NAMES)}, or a .jsonl file with id, problem, answer and optionally cluster.")
     ] = "ledger",
     bench_file: Annotated[
         Path | None,
@@ -87,6 +87,13 @@ def ablate(
         float,
         typer.Option(help="Standard deviation of the arm noise, relative to the root mean square of the states."),
     ] = 0.5,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            help="Margin, in percentage points, within which an arm counts as equivalent to memento; set it before "
+            "the run. Default: equivalence is not tested."
+        ),
+    ] = None,
     backend: Annotated[
         str, typer.Option(help="Inference backend: hf (transformers), or vllm, which supports fewer arms.")
     ] = "hf",
@@ -113,7 +120,7 @@ def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> None:
     layers, heads = (parse_integers(options[name], f"--{name}") for name in ("layers", "heads"))
     settings = AblationSettings(
         arms=None if options["arms"] is None else tuple(options["arms"].split(",")),
-        **{name: options[name] for name in ("repetitions", "limit", "seed", "batch_size", "noise")},
+        **{name: options[name] for name in ("repetitions", "limit", "seed", "batch_size", "noise", "margin")},
         sampling={name: options[name] for name in SAMPLING},
         part=Part(layers, heads, ("k", "v") if both else kinds),
     )

@@ -135,6 +135,7 @@ def detectable_effect(difference: np.ndarray, cluster: np.ndarray | None = None,
     return min(1.0, float((stats.t.ppf(0.975, n - 1) + stats.t.ppf(power, n - 1)) * standard_error))
 
 
+@lru_cache(maxsize=1024)
 def _detectable_share(n: int, better: int, worse: int, power: float) -> float:
     """Return the share of n problems that must change entirely for the sign test to detect it; NaN if none suffices.
 

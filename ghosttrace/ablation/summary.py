@@ -156,10 +156,10 @@ def failed_controls(
 ) -> tuple[str, ...]:
     """Return one message for each failed control.
 
-    A control arm such as `placebo` must not change the accuracy: none of their p-values may be significant after
-    Holm's adjustment over all control arms and benchmarks of the run. A sealed arm must not exceed the known ceiling of a
-    benchmark, because no model can do so unless the sealed cache leaks. The ceiling is checked only if the whole
-    cache was sealed and the policy has erased every finished block by the time of the answer.
+    A control arm such as `placebo` must not change the accuracy: none of their p-values may be significant after Holm's
+    adjustment over all control arms and benchmarks of the run. A sealed arm must not exceed the known ceiling of a
+    benchmark, because no model can do so unless the sealed cache leaks. The ceiling is checked only if the whole cache
+    was sealed and the policy has erased every finished block by the time of the answer.
 
     Args:
         results: Table returned by `summarise`.

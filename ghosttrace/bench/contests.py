@@ -90,8 +90,9 @@ def load_contest(name: str, limit: int | None = None, file: Path | None = None) 
 def load_jsonl_bench(file: Path, limit: int | None = None) -> Bench:
     """Load a benchmark from a JSONL file with `id`, `problem` and `answer` on each line, named after the file.
 
-    Lines with the same optional `cluster` are one unit of the statistics, such as variants of one problem. The answers determine the grading rule: `integer` if all are whole numbers, `choice` if all are single letters from
-    A to J, else `mathematics`.
+    The answers determine the grading rule: `integer` if all are whole numbers, `choice` if all are single letters from
+    A to J, else `mathematics`. Lines with the same optional `cluster`, such as variants of one problem, are one unit of
+    the statistics.
 
     Args:
         file: The JSONL file.

@@ -15,7 +15,7 @@ from ghosttrace.cli.options import ModelName, gather_options, model_options, par
 from ghosttrace.cli.output import load_and_show_progress, print_result
 from ghosttrace.errors import UserError
 from ghosttrace.report.ablation.findings import ablation_findings
-from ghosttrace.report.ablation.table import ablation_table, swap_table
+from ghosttrace.report.ablation.table import ablation_table, joint_table, swap_table
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "max_block_tokens")
 
@@ -25,7 +25,11 @@ def ablate(
     ctx: typer.Context,
     model: ModelName = "toy-mixed",
     bench: Annotated[
-        str, typer.Option(help=f"Benchmark: {', '.join(BENCH_NAMES)}, or a .jsonl file with id, problem, answer and optionally cluster.")
+        str,
+        typer.Option(
+            help=f"Benchmark: {', '.join(BENCH_NAMES)}, or a .jsonl file with id, problem, answer and, if problems "
+            "are variants of each other, cluster."
+        ),
     ] = "ledger",
     bench_file: Annotated[
         Path | None,
@@ -131,7 +135,9 @@ def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> None:
         result = run_ablation(checkpoint, benches, settings, backend, **run)
     results = result.results
     findings = ablation_findings(results, result.summary, result.configuration)
-    print_result(result, findings, [ablation_table(results), swap_table(results)])
+    print_result(
+        result, findings, [ablation_table(results), joint_table(results, settings.margin), swap_table(results)]
+    )
 
 
 def _backend(name: str, arguments: str | None) -> Backend:

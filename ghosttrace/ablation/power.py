@@ -266,7 +266,7 @@ def detectable_concentrated(
 
     See `detectable` for arguments, result and errors.
     """
-    effects = np.geomspace(1e-4, 0.999, 60) * accuracy
+    effects = np.array([1e-4, 0.999]) * accuracy  # power rises with such an effect, so two sizes enclose the crossing
     return _first_detected(
         lambda effect: concentrated_effect(accuracy, effect, concentration), effects, problems, repetitions
     )

@@ -103,7 +103,7 @@ def page(run: Path) -> Page:
 def test_numbers_equal_the_summary(page: Page) -> None:
     rows = {row[0]: row[1:] for row in page.rows if len(row) == 11}
     for expected in RESULTS:
-        accuracy, effect, joint, counts, p, detectable, truncated, peak, gigabytes, area = rows[expected["arm"]]
+        accuracy, effect, _joint, counts, p, detectable, truncated, peak, gigabytes, area = rows[expected["arm"]]
         numbers = [float(number) for number in re.findall(r"[\d.]+", accuracy)]
         assert numbers == [round(100 * expected[f"accuracy{end}"], 1) for end in ("", "_low", "_high")]
         assert (truncated, peak, gigabytes, area) == ("4", "7,000", "1.03", "9.73")

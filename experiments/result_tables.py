@@ -245,52 +245,6 @@ def audit_plants() -> str:
     return markdown_table(header, rows)
 
 
-def paper_power() -> str:
-    """Interval and power of the paper's design, by reading and by spread of the problems."""
-    results = read("paper_power")
-    results = results[results["effect"] == 0.153]
-    designs = [
-        (64, 8, "unpaired"),
-        (64, 8, "paired"),
-        (8, 8, "paired"),
-        (64, 64, "paired"),
-        (64, 8, "fixed"),
-        (64, 64, "fixed"),
-    ]
-    rows = []
-    for reference, arm, way in designs:
-        part = results[
-            (results["repetitions"] == reference) & (results["arm_repetitions"] == arm) & (results["way"] == way)
-        ]
-        part = part.sort_values("concentration")
-        cells = [
-            " / ".join(percent(value, 1 if name == "half_width" else 0) for value in part[name])
-            for name in ("half_width", "excludes_0", "covers_population", "covers_these_problems")
-        ]
-        rows.append([f"{reference} and {arm}, {way}", *cells])
-    header = [
-        "repetitions, reading",
-        "95 % half-width, points",
-        "runs that exclude 0, %",
-        "cover the population's drop, %",
-        "cover the drop on these problems, %",
-    ]
-    return markdown_table(header, rows)
-
-
-def small_drop() -> str:
-    """Share of simulated runs that detect a drop of 5 points."""
-    results = read("paper_power")
-    results = results[
-        (results["effect"] == 0.05)
-        & (results["concentration"] == 1.0)
-        & (results["repetitions"] == results["arm_repetitions"])
-    ]
-    ways = results.pivot_table(index="repetitions", columns="way", values="excludes_0")
-    rows = [[f"{count}", percent(row["paired"], 0), percent(row["unpaired"], 0)] for count, row in ways.iterrows()]
-    return markdown_table(["repetitions of both arms", "paired, %", "unpaired, %"], rows)
-
-
 RESULT_TABLES: dict[str, Callable[[], str]] = {
     "headlines": headlines,
     "ledger-pair": ledger_pair,
@@ -305,6 +259,4 @@ RESULT_TABLES: dict[str, Callable[[], str]] = {
     "adapted-drop": adapted_drop,
     "sealed-cost": sealed_cost,
     "curriculum": curriculum,
-    "paper-power": paper_power,
-    "small-drop": small_drop,
 }

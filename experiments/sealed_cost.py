@@ -17,7 +17,8 @@ import ghosttrace as gt
 from ghosttrace.ablation.arms import Restart
 from ghosttrace.auditing.cost import cost
 from ghosttrace.bench.ledger import Ledger
-from ghosttrace.stats import estimate, paired_effect
+from ghosttrace.paired import paired_effect
+from ghosttrace.stats import estimate
 
 ROOT = Path(__file__).parent.parent
 LIMIT, TRACES = 400, 40

@@ -1,11 +1,12 @@
-"""Accuracies and paired effects with confidence intervals. Problems are resampled, never answers.
+"""Means over problems with confidence intervals, and pass@k. Problems are resampled, never answers.
 
 Intervals are 95 %, from a bootstrap over problems. Their tails are widened in the same ratio as Student's t widens
 those of the normal distribution, because plain percentile intervals are too short on few problems (Hesterberg 2015,
 "What Teachers Should Know About the Bootstrap", section 3.3). If all or nearly all problems have the same score, a
 bootstrap underestimates the spread. The interval then also covers the share of differing problems that a sample of
-this size misses with probability 2.5 % (`1 - 0.025 ** (1 / n)`, the rule of three). `ghosttrace.ablation.power`
-computes the power of a planned run. `docs/statistics.md` describes all methods.
+this size misses with probability 2.5 % (`1 - 0.025 ** (1 / n)`, the rule of three). Problems of one
+cluster, such as variants of one problem, are resampled together. `ghosttrace.paired` compares two arms.
+`docs/statistics.md` describes all methods.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,6 @@ from ghosttrace.errors import UserError
 
 BOOTSTRAP_RESAMPLES = 4000
 MIN_DISSENTERS = 6  # problems off the most common score; with fewer, a bootstrap alone is too narrow
-SIGN_FLIPS = 9999  # random sign flips in a randomisation test; all flips if there are no more than this
 MAX_VOTE_SUBSETS = 1000  # random subsets in a majority vote; all subsets if there are no more than this
 
 
@@ -39,20 +39,6 @@ class Estimate:
     high: float
 
 
-@dataclass(frozen=True)
-class Effect(Estimate):
-    """A paired difference between two arms.
-
-    Attributes:
-        better, worse: number of problems whose own mean rose or fell.
-        detectable: the smallest true effect that a test on these problems detects with 80 % power.
-    """
-
-    better: int
-    worse: int
-    detectable: float
-
-
 def unseen_share_bound(n: int, miss_probability: float = 0.025) -> float:
     """Return the largest share of a population that a sample of n problems misses with `miss_probability`."""
     return float(1 - miss_probability ** (1 / n))
@@ -63,83 +49,60 @@ def nearly_unanimous(scores: np.ndarray) -> bool:
     return bool(len(scores) - np.unique(scores, return_counts=True)[1].max() < MIN_DISSENTERS)
 
 
-def estimate(scores: np.ndarray, low: float = 0.0, high: float = 1.0, seed: int = 0) -> Estimate:
+def estimate(
+    scores: np.ndarray,
+    low: float = 0.0,
+    high: float = 1.0,
+    seed: int = 0,
+    cluster: np.ndarray | None = None,
+    alpha: float = 0.05,
+) -> Estimate:
     """Estimate the mean over problems with its interval.
 
     Args:
         scores: float[n], each problem's mean over its repetitions.
         low, high: minimum and maximum possible score.
         seed: random seed of the bootstrap.
+        cluster: [n], cluster of each problem; clusters are resampled as wholes. None: every problem by itself.
+        alpha: probability that the interval may miss the mean; 0.05 for a 95 % interval.
     """
-    n, mean = len(scores), float(scores.mean())
-    unseen_bounds = mean - unseen_share_bound(n) * (mean - low), mean + unseen_share_bound(n) * (high - mean)
-    if np.ptp(scores) == 0:
-        return Estimate(mean, *unseen_bounds)
-    means = _resamples(n, seed) @ scores / n
-    tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(0.025, n - 1))
-    bounds = tuple(np.quantile(means, [tail, 1 - tail]))
-    if nearly_unanimous(scores):
-        bounds = min(bounds[0], unseen_bounds[0]), max(bounds[1], unseen_bounds[1])
+    total, size = cluster_sums(scores, cluster)
+    n, mean, means = len(total), float(scores.mean()), total / size
+    unseen = unseen_bounds(mean, n, low, high, alpha)
+    if np.ptp(means) == 0:
+        return Estimate(mean, *unseen)
+    drawn = _resamples(n, seed)
+    tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(alpha / 2, n - 1))
+    bounds = tuple(np.quantile((drawn @ total) / (drawn @ size), [tail, 1 - tail]))
+    if nearly_unanimous(means):
+        bounds = min(bounds[0], unseen[0]), max(bounds[1], unseen[1])
     return Estimate(mean, max(low, float(bounds[0])), min(high, float(bounds[1])))
+
+
+def cluster_sums(values: np.ndarray, cluster: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sum of the values and the number of problems of each cluster, float[g] each.
+
+    Args:
+        values: float[n], one value per problem.
+        cluster: [n], cluster of each problem; None puts every problem into a cluster of its own.
+    """
+    number = np.arange(len(values)) if cluster is None else np.unique(cluster, return_inverse=True)[1]
+    if number.max(initial=-1) + 1 == len(values):
+        return values, np.ones(len(values))
+    return np.bincount(number, values), np.bincount(number).astype(float)
+
+
+def unseen_bounds(mean: float, n: int, low: float, high: float, alpha: float = 0.05) -> tuple[float, float]:
+    """Return how far the mean moves if the share that n problems can miss has the lowest or the highest score."""
+    share = unseen_share_bound(n, alpha / 2)
+    return mean - share * (mean - low), mean + share * (high - mean)
 
 
 @lru_cache(maxsize=1)  # all arms of a benchmark use the same resamples
 def _resamples(n: int, seed: int) -> np.ndarray:
-    """Return int[BOOTSTRAP_RESAMPLES, n]: the number of times that each resample draws each problem."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=BOOTSTRAP_RESAMPLES)
-
-
-def paired_effect(arm: np.ndarray, reference: np.ndarray, seed: int = 0) -> Effect:
-    """Estimate `mean(arm) - mean(reference)` over the same problems.
-
-    Args:
-        arm, reference: float[n], each problem's mean under the two arms, in the same order.
-        seed: random seed of the bootstrap.
-    """
-    difference = arm - reference
-    mean = estimate(difference, -1.0, 1.0, seed)
-    better, worse = int((difference > 0).sum()), int((difference < 0).sum())
-    return Effect(mean.value, mean.low, mean.high, better, worse, detectable_effect(difference))
-
-
-def detectable_effect(difference: np.ndarray, power: float = 0.8) -> float:
-    """Return the smallest true effect that a two-sided 5 % test on these problems detects with the given power.
-
-    Args:
-        difference: float[n], paired difference of each problem.
-        power: probability of detecting the effect.
-    """
-    n = len(difference)
-    floor = unseen_share_bound(n) if nearly_unanimous(difference) else 0.0
-    if n < 2:
-        return floor
-    standard_error = float(difference.std(ddof=1) / np.sqrt(n))
-    return min(1.0, max(floor, float(stats.t.ppf(0.975, n - 1) + stats.t.ppf(power, n - 1)) * standard_error))
-
-
-def paired_p_value(arm: np.ndarray, reference: np.ndarray, seed: int = 0) -> float:
-    """Compute the two-sided p-value of a paired difference by a sign-flip randomisation test.
-
-    The null hypothesis is that `arm` and `reference` are exchangeable in every problem. The statistic is the sum of
-    the differences. Problems without a difference are removed, because a flip does not change them. The test is exact
-    if at most 13 problems differ, and otherwise uses `SIGN_FLIPS` random flips.
-
-    Args:
-        arm, reference: float[n], each problem's mean under the two arms, in the same order.
-        seed: random seed of the flips.
-    """
-    difference = (arm - reference)[arm != reference]
-    if len(difference) < 2:  # a single difference is as likely to be positive as negative
-        return 1.0
-    test = stats.permutation_test(
-        (difference,),
-        np.sum,
-        permutation_type="samples",
-        n_resamples=SIGN_FLIPS,
-        axis=-1,
-        rng=np.random.default_rng(seed),
-    )
-    return float(test.pvalue)
+    """Return float[BOOTSTRAP_RESAMPLES, n]: the number of times that each resample draws each problem."""
+    # Matrix products are much faster with floats than with integers.
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=BOOTSTRAP_RESAMPLES).astype(float)
 
 
 def holm(p: Sequence[float]) -> list[float]:

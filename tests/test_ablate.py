@@ -145,8 +145,8 @@ def test_sealing_a_part_of_the_cache() -> None:
 
 
 def test_controls_can_fail() -> None:
-    row = {"bench": "ledger-h1", "arm": "placebo", "effect": -0.2, "effect_low": -0.3, "effect_high": -0.1}
-    leak = {"bench": "ledger-h1", "arm": "restart", "accuracy": 0.5, "accuracy_low": 0.4}
+    row = {"bench": "ledger-h1", "arm": "placebo", "effect": -0.2, "p": 0.03}
+    leak = {"bench": "ledger-h1", "arm": "restart", "accuracy": 0.5, "accuracy_low": 0.4, "p": 0.5}
     benches, policy = load_bench("ledger-h1", 1), Policy(True)
     arms = {name: ARMS[name]() for name in ("placebo", "restart")}
     assert "placebo moved" in failed_controls(pd.DataFrame([row]), arms, benches, Part(), policy)[0]
@@ -162,7 +162,7 @@ def test_at_k_counts_votes_and_passes() -> None:
         "b": [("7", True), *[("8", False)] * 3],
     }
     rows = [
-        {"bench": "b", "arm": "memento", "problem": name, "correct": correct, "extracted": extracted}
+        {"bench": "b", "arm": "memento", "problem": name, "cluster": name, "correct": correct, "extracted": extracted}
         for name, samples in answers.items()
         for extracted, correct in samples
     ]

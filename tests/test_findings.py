@@ -30,7 +30,7 @@ def test_ablation_findings_give_effect_swap_and_controls() -> None:
     assert "on ledger-h1" in found[0] and "100.0 % on ledger-h1" in found[1]
     assert found[2].startswith("The controls passed: placebo changed accuracy by +0.0 points [")
     assert found[2].endswith(
-        "], which includes 0. A drop under a sealed arm can also come from a cache unfamiliar to the model."
+        "], not significant. A drop under a sealed arm can also come from a cache unfamiliar to the model."
     )
 
 
@@ -48,7 +48,7 @@ def test_ablation_findings_of_the_reference_alone_ask_for_arms() -> None:
     results, summary, configuration = ablation("restart")
     alone = results[results["arm"] == "memento"]
     (found,) = ablation_findings(alone, summary | {"headline_arm": None}, configuration)
-    assert found == "Only memento was run, so no effect was measured: add arms to compare it with."
+    assert found == "Only memento was run: add arms to compare it with."
 
 
 def test_ablation_findings_of_a_failed_control_warn() -> None:
@@ -66,6 +66,29 @@ def test_ablation_findings_name_the_restriction_and_other_significant_arms() -> 
     found = ablation_findings(results, summary, restricted)
     assert found[0].startswith("Closing the channel (restart; layers 1, 2; values alone) changed")
     assert found[1] == "Other arms with a significant effect (p <= 0.05 after Holm): full."
+
+
+def test_ablation_findings_say_equivalent_only_with_a_margin() -> None:
+    results, summary, configuration = ablation("restart", "placebo")
+    without = " ".join(ablation_findings(results, summary, configuration))
+    assert "equivalent" not in without and "no effect" not in without
+    configuration = configuration | {"settings": configuration["settings"] | {"margin": 5.0}}
+    results = results.assign(equivalent=[None, False, True])
+    assert (
+        "Equivalent to memento within ±5 points: placebo. Not shown to be equivalent within ±5 points: restart. "
+        "(Two one-sided tests at 5 %.)"
+    ) in ablation_findings(results, summary, configuration)
+    none = results.assign(equivalent=[None, False, False])
+    found = " ".join(ablation_findings(none, summary, configuration))
+    assert "Not shown to be equivalent within ±5 points: restart, placebo." in found and "Equivalent to" not in found
+
+
+def test_ablation_findings_name_an_effect_that_rests_on_few_problems() -> None:
+    results, summary, configuration = ablation("restart", "placebo")
+    few = results.assign(p_holm=0.01, rests_on_few=True)
+    (found,) = [words for words in ablation_findings(few, summary, configuration) if words.startswith("Few problems")]
+    assert "on ledger-h1: it is not significant without the five" in found
+    assert not any("Few problems" in words for words in ablation_findings(results, summary, configuration))
 
 
 def test_ablation_findings_name_truncated_arms() -> None:
@@ -141,13 +164,16 @@ def test_training_findings_warn_of_weights_that_are_not_finite() -> None:
 
 
 def test_plan_findings() -> None:
+    spread, concentrated = SimpleNamespace(min_repetitions=31, power=0.96), SimpleNamespace(power=0.25)
+    concentrated.min_repetitions = None
     plan: Any = SimpleNamespace(
-        assumptions=SimpleNamespace(effect=0.05, n_problems=30, repetitions=64), min_repetitions=31, power=0.96
+        assumptions=SimpleNamespace(effect=0.05, n_problems=30, repetitions=64),
+        spread=spread,
+        concentrated=concentrated,
     )
     found = plan_findings(plan)
-    assert found[0].endswith("power: 31.") and found[1] == "Power with 64 repetitions per arm: 96 %."
-    plan.min_repetitions = None
-    assert plan_findings(plan)[0].endswith("add problems.")
+    assert "power: 31 if the arm shifts" in found[0] and "alike; no number (add problems) if" in found[0]
+    assert found[1] == "Power with 64 repetitions per arm: 25 % to 96 %."
 
 
 def test_model_and_trace_findings() -> None:

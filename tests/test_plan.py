@@ -20,7 +20,7 @@ from ghosttrace.ablation.plan import (
     count_recomputed_tokens,
     plan,
 )
-from ghosttrace.ablation.power import detectable, population_with_effect, repetitions_needed
+from ghosttrace.ablation.power import detectable, detectable_concentrated, population_with_effect, repetitions_needed
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy, expiry
 from ghosttrace.law.markup import find_blocks
@@ -133,13 +133,24 @@ def test_nothing_is_recomputed_without_erasure() -> None:
 
 def test_detectable_effect_agrees_with_power() -> None:
     done = make(repetitions=8, concentration=2.0)
-    assert done.min_repetitions == repetitions_needed(30, population_with_effect(0.661, 0.05, 2.0))
-    assert done.detectable == detectable(0.661, 30, 8, 2.0)
-    at_needed, below = (make(repetitions=done.min_repetitions - less, concentration=2.0).power for less in (0, 1))
+    assert done.spread.min_repetitions == repetitions_needed(30, population_with_effect(0.661, 0.05, 2.0))
+    assert done.spread.detectable == detectable(0.661, 30, 8, 2.0)
+    assert done.concentrated.detectable == detectable_concentrated(0.661, 30, 8, 2.0)
+    needed = done.spread.min_repetitions
+    at_needed, below = (make(repetitions=needed - less, concentration=2.0).spread.power for less in (0, 1))
     assert at_needed >= 0.8 > below
-    planned = make(effect=done.detectable, repetitions=8, concentration=2.0)
-    assert planned.power == pytest.approx(0.8, abs=1e-6)
-    assert make(n_problems=120).half_width < make().half_width / 1.9
+    for kind in ("spread", "concentrated"):
+        planned = make(effect=getattr(done, kind).detectable, repetitions=8, concentration=2.0)
+        assert getattr(planned, kind).power == pytest.approx(0.8, abs=1e-6)
+    assert make(n_problems=120).spread.half_width < make().spread.half_width / 1.9
+
+
+def test_an_effect_in_few_problems_is_harder_to_detect() -> None:
+    """A drop of 5 points on 30 problems: 31 repetitions detect it if spread, no number does if concentrated."""
+    done = make(repetitions=31)
+    assert done.spread.power >= 0.8 > 0.3 > done.concentrated.power
+    assert done.spread.min_repetitions == 31 and done.concentrated.min_repetitions is None
+    assert done.concentrated.half_width > done.spread.half_width > 0.03
 
 
 @pytest.mark.parametrize(
@@ -193,8 +204,8 @@ def test_table_fits_80_columns() -> None:
 
 def test_table_names_unreachable_power() -> None:
     text = " ".join(shown(make(concentration=0.1)).split())
-    assert "repetitions needed for 80 % power no number suffices: add problems" in text
-    assert "unknown: set --throughput" in text
+    assert "repetitions needed for 80 % power add problems add problems" in text
+    assert "set --throughput" in text
     hopeless = " ".join(shown(make(n_problems=2, effect=0.1)).split())
-    assert "smallest drop detected with 80 % power none: add problems" in hopeless
-    assert "power: chance of detecting it over 99 %" in " ".join(shown(make(effect=0.1)).split())
+    assert "smallest drop detected with 80 % power add problems add problems" in hopeless
+    assert "power: chance of detecting it over 99 % 4" in " ".join(shown(make(effect=0.1)).split())

@@ -101,9 +101,9 @@ def page(run: Path) -> Page:
 
 
 def test_numbers_equal_the_summary(page: Page) -> None:
-    rows = {row[0]: row[1:] for row in page.rows if len(row) == 10}
+    rows = {row[0]: row[1:] for row in page.rows if len(row) == 11}
     for expected in RESULTS:
-        accuracy, effect, counts, p, detectable, truncated, peak, gigabytes, area = rows[expected["arm"]]
+        accuracy, effect, _joint, counts, p, detectable, truncated, peak, gigabytes, area = rows[expected["arm"]]
         numbers = [float(number) for number in re.findall(r"[\d.]+", accuracy)]
         assert numbers == [round(100 * expected[f"accuracy{end}"], 1) for end in ("", "_low", "_high")]
         assert (truncated, peak, gigabytes, area) == ("4", "7,000", "1.03", "9.73")
@@ -136,7 +136,20 @@ def test_invalid_run_is_reported_with_its_reason(tmp_path: Path) -> None:
 def test_run_with_the_reference_alone_and_fewer_columns(tmp_path: Path) -> None:
     row = {name: value for name, value in RESULTS[0].items() if name != "p_holm"}
     words = Page(write_report(write_run(tmp_path, without=("rule", "prompt"), results=[row], headline_arm=None))).words
-    assert "there is no effect to report" in words and "No placebo was run" in words and "p (Holm)" not in words
+    assert "add one to compare it with memento" in words and "No placebo was run" in words and "p (Holm)" not in words
+
+
+def test_margin_gives_equivalence_in_words(tmp_path: Path) -> None:
+    rows = [row | {"equivalent": {"memento": None, "placebo": True}.get(row["arm"], False)} for row in RESULTS]
+    folder = write_run(tmp_path, results=[rows[3] | {"rests_on_few": True}, *rows[:3]])
+    configuration = json.loads((folder / "run.json").read_text())
+    assert "equivalent" not in Page(write_report(folder)).words
+    configuration["settings"]["margin"] = 5.0
+    (folder / "run.json").write_text(json.dumps(configuration))
+    words = Page(write_report(folder)).words
+    assert "Two one-sided tests at 5 %: not shown to be equivalent within ±5 points." in words
+    assert "−0.1 [−3.2, +2.2] (equivalent within ±5 points) points." in words and "no effect" not in words
+    assert "Without the five problems that carry most of it" in words and "[−4.5, +3.2]" in words
 
 
 def test_words_and_units() -> None:

@@ -7,85 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
 
 from ghosttrace.errors import UserError
-from ghosttrace.stats import (
-    detectable_effect,
-    estimate,
-    holm,
-    maj_at_k,
-    paired_effect,
-    paired_p_value,
-    pass_at_k,
-    unseen_share_bound,
-)
-
-PROBLEMS, REPETITIONS, RUNS = 30, 8, 1200
-
-
-def simulate(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return simulated accuracies of two arms: problems of uneven difficulty, with an effect that varies."""
-    rng = np.random.default_rng(seed)
-    difficulty = rng.beta(0.8, 0.6, PROBLEMS)
-    effect = np.clip(rng.normal(-0.12, 0.15, PROBLEMS), -difficulty, 1 - difficulty)
-    reference, arm = (rng.binomial(REPETITIONS, p) / REPETITIONS for p in (difficulty, difficulty + effect))
-    return reference, arm
-
-
-def truth() -> tuple[float, float]:
-    """Return the population means of accuracy and effect in `simulate`, from a large draw."""
-    rng = np.random.default_rng(7)
-    difficulty = rng.beta(0.8, 0.6, 2_000_000)
-    effect = np.clip(rng.normal(-0.12, 0.15, len(difficulty)), -difficulty, 1 - difficulty)
-    return float(difficulty.mean()), float(effect.mean())
-
-
-def test_intervals_cover_95_percent_at_30_problems_and_8_repetitions() -> None:
-    accuracy, effect = truth()
-    covered = np.zeros(2)
-    for seed in range(RUNS):
-        reference, arm = simulate(seed)
-        accuracy_interval, effect_interval = estimate(reference), paired_effect(arm, reference)
-        covered += [
-            accuracy_interval.low <= accuracy <= accuracy_interval.high,
-            effect_interval.low <= effect <= effect_interval.high,
-        ]
-    assert (covered / RUNS >= 0.93).all(), covered / RUNS
-    assert (covered / RUNS <= 0.97).all(), covered / RUNS
-
-
-def test_detectable_effect_is_found_in_80_percent_of_runs() -> None:
-    """If paired differences are shifted by the detectable effect, 80 % of the intervals exclude 0."""
-    rng = np.random.default_rng(3)
-    values = np.array([-0.25, -0.125, 0.0, 0.0, 0.125, 0.25])
-    significant, runs = 0, 1500
-    for _ in range(runs):
-        planned = detectable_effect(rng.choice(values, PROBLEMS))
-        significant += paired_effect(rng.choice(values, PROBLEMS) + planned, np.zeros(PROBLEMS)).low > 0
-    assert 0.76 < significant / runs < 0.84, significant / runs
-
-
-def test_effects_are_paired_by_problem() -> None:
-    """Pairing detects a small constant effect between problems of very different difficulty."""
-    rng = np.random.default_rng(0)
-    reference = rng.uniform(0, 0.9, 40)
-    arm = reference + 0.02 + rng.normal(0, 0.01, 40)
-    effect = paired_effect(arm, reference)
-    assert 0.01 < effect.low < effect.value < effect.high < 0.03
-    assert effect.better > 35
-    assert effect.detectable < 0.01
-
-
-def test_no_effect_is_rarely_significant() -> None:
-    rng = np.random.default_rng(1)
-    said_yes = 0
-    for _ in range(400):
-        p = rng.beta(1, 1, PROBLEMS)
-        first, second = (rng.binomial(REPETITIONS, p) / REPETITIONS for _ in range(2))
-        effect = paired_effect(first, second)
-        said_yes += not effect.low <= 0 <= effect.high
-    assert said_yes / 400 < 0.08
+from ghosttrace.paired import paired_p_value
+from ghosttrace.stats import estimate, holm, maj_at_k, pass_at_k, unseen_share_bound
 
 
 @pytest.mark.parametrize("p", [0.95, 0.99, 0.997])
@@ -98,20 +23,22 @@ def test_intervals_near_certainty_have_enough_coverage(p: float) -> None:
 @pytest.mark.parametrize("n", [10, 100, 400])
 def test_agreement_is_not_certainty(n: int) -> None:
     """If all problems agree, the interval follows the rule of three and is not a point."""
-    certain, nothing = estimate(np.ones(n)), paired_effect(np.ones(n), np.ones(n))
+    certain = estimate(np.ones(n))
     assert certain.value == certain.high == 1
     assert certain.low == pytest.approx(1 - unseen_share_bound(n))
-    assert (nothing.low, nothing.value, nothing.high) == pytest.approx(
-        (-unseen_share_bound(n), 0, unseen_share_bound(n))
-    )
-    assert nothing.detectable == pytest.approx(unseen_share_bound(n))
     assert 3 / n < unseen_share_bound(n) < 4 / n
-    one_dissents = np.append(np.ones(n - 1), 0.0)
-    assert estimate(one_dissents).low < certain.low
-    assert paired_effect(one_dissents, np.ones(n)).detectable >= unseen_share_bound(n)
-    lost = paired_effect(np.zeros(n), np.ones(n))
-    assert lost.value == lost.low == -1
-    assert lost.high == pytest.approx(-1 + 2 * unseen_share_bound(n))
+    assert estimate(np.append(np.ones(n - 1), 0.0)).low < certain.low
+
+
+def test_clusters_are_resampled_as_wholes() -> None:
+    """Problems copied into clusters of two give the interval of the problems alone; single clusters change nothing."""
+    scores = np.random.default_rng(4).random(20)
+    alone, doubled = estimate(scores), estimate(np.repeat(scores, 2), cluster=np.repeat(np.arange(20), 2))
+    assert (doubled.value, doubled.low, doubled.high) == pytest.approx((alone.value, alone.low, alone.high))
+    assert estimate(scores, cluster=np.arange(20).astype(str)) == alone
+    uneven = estimate(np.append(scores, [1.0, 1.0]), cluster=np.array([*range(20), 19, 19]))
+    assert uneven.value == pytest.approx(np.append(scores, [1.0, 1.0]).mean())
+    assert uneven.low < uneven.value < uneven.high
 
 
 @pytest.mark.parametrize("total", [1, 2, 5, 7])
@@ -186,32 +113,6 @@ def test_more_votes_than_samples_are_refused(k: int) -> None:
         pass_at_k(np.array([1, 2]), np.array([8, 3]), k)
     with pytest.raises(UserError, match="k from 1 to"):
         maj_at_k(["a"] * 3, [True] * 3, k)
-
-
-@given(st.lists(st.integers(-3, 3), min_size=1, max_size=8))
-def test_paired_p_is_exact_on_few_problems(counts: list[int]) -> None:
-    """Compared with all exchanges of the two labels, in integers; ties count as extreme."""
-    observed = sum(counts)
-    flips = [sum(s * c for s, c in zip(signs, counts, strict=True)) for signs in product((1, -1), repeat=len(counts))]
-    tails = np.mean([f >= observed for f in flips]), np.mean([f <= observed for f in flips])
-    reference = np.full(len(counts), 0.5)
-    p_value = paired_p_value(reference + np.array(counts) / 8, reference)
-    assert p_value == pytest.approx(min(1.0, 2 * min(tails)), abs=1e-12)
-
-
-def test_paired_p_of_many_problems() -> None:
-    rng = np.random.default_rng(0)
-    reference = rng.integers(0, 9, 60) / 8
-    assert paired_p_value(reference, reference) == 1
-    assert paired_p_value(reference[:0], reference[:0]) == 1
-    arm = reference - rng.random(60) / 4
-    assert paired_p_value(arm, reference) == paired_p_value(reference, arm) == 2 / 10_000
-    one_differs = reference.copy()
-    one_differs[3] += 0.125
-    assert paired_p_value(one_differs, reference) == 1
-    slight = rng.normal(0.5, 1, 20)
-    student = float(stats.ttest_1samp(slight, 0).pvalue)
-    assert paired_p_value(slight, np.zeros(20)) == pytest.approx(student, abs=0.02)
 
 
 def adjusted_by_hand(p: list[float]) -> list[float]:

@@ -121,6 +121,7 @@ class BenchArm:
             "bench": self.bench.name,
             "arm": self.arm.name,
             "problem": problem.id,
+            "cluster": problem.cluster or problem.id,
             "repetition": job[1],
             "correct": grade.correct,
             "extracted": grade.extracted,

@@ -12,8 +12,11 @@ import torch
 
 from ghosttrace.ablation.arms import ARMS, Memento
 from ghosttrace.ablation.power import (
+    Population,
+    concentrated_effect,
     detectable,
-    half_width,
+    detectable_concentrated,
+    interval_half_width,
     population_with_effect,
     power,
     repetitions_needed,
@@ -91,6 +94,24 @@ class ArmPlan:
 
 
 @dataclass(frozen=True)
+class Outlook:
+    """What a run can detect under one model of how an effect is spread over the problems.
+
+    Attributes:
+        power: Probability of detecting the effect with the assumed repetitions.
+        half_width: Half the width of the effect's 95 % interval, mean over simulated runs, as a fraction.
+        min_repetitions: Smallest number of repetitions that detects the effect with 80 % power; None if no number
+            suffices.
+        detectable: Smallest effect detected with 80 % power at the assumed repetitions; None if there is none.
+    """
+
+    power: float
+    half_width: float
+    min_repetitions: int | None
+    detectable: float | None
+
+
+@dataclass(frozen=True)
 class Plan:
     """Statistical power and cost of a planned ablation.
 
@@ -98,21 +119,16 @@ class Plan:
         assumptions: The inputs of the plan.
         policy: The checkpoint's policy.
         bytes_per_token: KV bytes per token.
-        power: Probability of detecting the effect with the assumed repetitions.
-        half_width: Half the width of the effect's expected 95 % interval, as a fraction.
-        min_repetitions: Smallest number of repetitions that detects the effect with 80 % power; None if no number
-            suffices.
-        detectable: Smallest effect detected with 80 % power at the assumed repetitions; None if there is none.
+        spread: What the run can detect if the arm shifts the log odds of all problems alike.
+        concentrated: What the run can detect if the arm makes a share of the problems fail entirely.
         arms: Cost of one sample under each arm, the reference first.
     """
 
     assumptions: Assumptions
     policy: Policy
     bytes_per_token: int
-    power: float
-    half_width: float
-    min_repetitions: int | None
-    detectable: float | None
+    spread: Outlook
+    concentrated: Outlook
     arms: tuple[ArmPlan, ...]
 
     @property
@@ -157,19 +173,37 @@ def plan(geometry: CacheGeometry, dtype: torch.dtype, policy: Policy, assumption
         UserError: The effect is not below the accuracy, there are fewer than two problems, or an arm cannot run
             under the policy.
     """
-    n, repetitions = assumptions.n_problems, assumptions.repetitions
-    drop = population_with_effect(assumptions.accuracy, assumptions.effect, assumptions.concentration)
-    error = standard_error(n, drop.paired_variance, drop.within_problem_variance(repetitions))
+    known = assumptions.accuracy, assumptions.n_problems, assumptions.repetitions, assumptions.concentration
+    drops = [
+        population(assumptions.accuracy, assumptions.effect, assumptions.concentration)
+        for population in (population_with_effect, concentrated_effect)
+    ]
     names = dict.fromkeys((Memento.name, *assumptions.arms))
     return Plan(
         assumptions,
         policy,
         geometry.bytes_per_token(dtype),
-        power(drop.effect, error, n - 1),
-        half_width(error, n - 1),
-        repetitions_needed(n, drop),
-        detectable(assumptions.accuracy, n, repetitions, assumptions.concentration),
+        outlook(assumptions, drops[0], detectable(*known)),
+        outlook(assumptions, drops[1], detectable_concentrated(*known)),
         tuple(arm_plan(name, policy, assumptions.prompt_tokens, assumptions.response_tokens) for name in names),
+    )
+
+
+def outlook(assumptions: Assumptions, drop: Population, detectable_drop: float | None) -> Outlook:
+    """Return what a run can detect in a population with the assumed effect.
+
+    Args:
+        assumptions: Problems and repetitions.
+        drop: The population.
+        detectable_drop: Smallest effect of this kind that is detected with 80 % power.
+    """
+    n, repetitions = assumptions.n_problems, assumptions.repetitions
+    error = standard_error(n, drop.paired_variance, drop.within_problem_variance(repetitions))
+    return Outlook(
+        power(drop.effect, error, n - 1),
+        interval_half_width(n, repetitions, drop),
+        repetitions_needed(n, drop),
+        detectable_drop,
     )
 
 

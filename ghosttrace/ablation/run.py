@@ -39,6 +39,7 @@ def ablate(
     sampling: Mapping[str, float | int | None] | None = None,
     part: Part | None = None,
     noise: float = 0.5,
+    margin: float | None = None,
     backend: Backend | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
@@ -57,6 +58,7 @@ def ablate(
         sampling: See `AblationSettings`.
         part: See `AblationSettings`. None means the whole cache.
         noise: See `AblationSettings`.
+        margin: See `AblationSettings`.
         backend: Engine that generates the samples. None means the checkpoint's own model.
         out: Folder of a new run. None keeps the run in memory.
         resume: Folder of a run to resume.
@@ -82,6 +84,7 @@ def ablate(
         sampling=dict(sampling or {}),
         part=part or Part(),
         noise=noise,
+        margin=margin,
     )
     checkpoint = as_checkpoint(model)
     benches = as_benches(bench, limit, seed)
@@ -132,9 +135,8 @@ def run_ablation(
             collect(bench_arms, run.records, batch_size, write, progress or no_progress)
         order = [key for bench_arm in bench_arms for key in bench_arm.keys]
         samples = run.records.frame(order, SMALL_COLUMNS)
-        results = summarise(
-            samples, CacheGeometry.from_config(checkpoint.model.config).bytes_per_token(checkpoint.model.dtype)
-        )
+        bytes_per_token = CacheGeometry.from_config(checkpoint.model.config).bytes_per_token(checkpoint.model.dtype)
+        results = summarise(samples, bytes_per_token, None if settings.margin is None else settings.margin / 100)
         arms = {bench_arm.arm.name: bench_arm.arm for bench_arm in bench_arms}
         failures = failed_controls(results, arms, benches, settings.part, checkpoint.policy)
         return run.finish(

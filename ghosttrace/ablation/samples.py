@@ -9,6 +9,7 @@ SAMPLE_SCHEMA = pa.schema(
         "bench": pa.string(),
         "arm": pa.string(),
         "problem": pa.string(),
+        "cluster": pa.string(),
         "repetition": pa.int32(),
         "correct": pa.bool_(),
         "extracted": pa.string(),

@@ -33,6 +33,7 @@ class AblationSettings:
         sampling: Fields of `Sampling` that override the benchmark's protocol.
         part: The part of the cache that sealing arms recompute.
         noise: Standard deviation of the arm `noise`, relative to the root mean square of the states.
+        margin: Margin of the test of equivalence, in percentage points, set before the run. None for no test.
 
     Raises:
         UserError: A setting is invalid, or two arms have the same name.
@@ -46,6 +47,7 @@ class AblationSettings:
     sampling: dict[str, float | int | None] = field(default_factory=dict)
     part: Part = field(default_factory=Part)
     noise: float = 0.5
+    margin: float | None = None
 
     def __post_init__(self) -> None:
         arms = [make_arm(arm, self.part, self.noise) for arm in (ARMS if self.arms is None else self.arms)]
@@ -62,6 +64,8 @@ class AblationSettings:
             raise UserError("--batch-size and --repetitions must be at least 1")
         if self.seed < 0 or not 0 <= self.noise < inf:
             raise UserError("--seed and --noise must be finite and not negative")
+        if self.margin is not None and not 0 < self.margin < 100:
+            raise UserError(f"--margin must lie between 0 and 100 percentage points, not {self.margin:g}")
 
     def chosen_arms(self) -> list[Arm]:
         """Return the arms to run, the reference first."""
@@ -72,7 +76,8 @@ class AblationSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values for run.json; `Arm` objects become their `repr`."""
-        scalars = {name: getattr(self, name) for name in ("repetitions", "limit", "seed", "batch_size", "noise")}
+        names = ("repetitions", "limit", "seed", "batch_size", "noise", "margin")
+        scalars = {name: getattr(self, name) for name in names}
         arms = None if self.arms is None else [arm if isinstance(arm, str) else stable_repr(arm) for arm in self.arms]
         part = {name: getattr(self.part, name) for name in ("layers", "heads", "kv", "carrier", "last")}
         return {"arms": arms, **scalars, "sampling": dict(self.sampling), "part": part}

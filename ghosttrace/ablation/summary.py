@@ -9,26 +9,29 @@ import pandas as pd
 from ghosttrace.ablation.arms import Arm, Part
 from ghosttrace.bench import Bench
 from ghosttrace.law.expiry import Policy
+from ghosttrace.paired import equivalence_interval, paired_effect, paired_p_value
 from ghosttrace.runs.folder import REFERENCE_ARM
-from ghosttrace.stats import estimate, holm, maj_at_k, paired_effect, paired_p_value, pass_at_k
+from ghosttrace.stats import estimate, holm, maj_at_k, pass_at_k
+
+ALPHA = 0.05
 
 
-def summarise(samples: pd.DataFrame, bytes_per_token: int) -> pd.DataFrame:
+def summarise(samples: pd.DataFrame, bytes_per_token: int, margin: float | None = None) -> pd.DataFrame:
     """Return the accuracy and the paired effect of every arm on every benchmark.
 
     Args:
         samples: One row per sample (columns of `ghosttrace.ablation.samples.SAMPLE_SCHEMA`).
         bytes_per_token: KV bytes per token.
+        margin: Margin of the test of equivalence, as a fraction; None for no test.
 
     Returns:
         One row per bench and arm with the columns
 
-        - n_problems, n_samples, truncated (samples cut off at the maximum length);
+        - n_problems, n_clusters (units that are resampled), n_samples, truncated (samples cut off at the maximum
+          length);
         - accuracy and effect (accuracy minus that of `memento`, paired by problem), each with its 95 % interval
           `_low`, `_high`;
-        - better, worse: problems solved more often or less often than under `memento`;
-        - detectable: the smallest effect that a run of this size detects;
-        - p, p_holm: p-value of the effect, and the same adjusted over the benchmark's arms (Holm);
+        - the columns of `effect_columns`: joint intervals, tests and equivalence;
         - peak_kv_tokens, peak_kv_bytes, auc_kv_tokens, auc_kv_bytes: mean peak KV usage and mean area under the
           curve (token-steps, byte-steps);
         - follows_donor, keeps_original, neither: shares of the swapped samples' answers; None without a swap.
@@ -37,15 +40,16 @@ def summarise(samples: pd.DataFrame, bytes_per_token: int) -> pd.DataFrame:
     for bench, group in samples.groupby("bench", sort=False):
         first = len(rows)
         scores = group.groupby(["arm", "problem"], sort=False)["correct"].mean().unstack("problem")
+        cluster = problem_clusters(group, scores.columns)
         reference = scores.loc[REFERENCE_ARM].to_numpy(float)
+        n_tested = scores.index.nunique() - 1
         for arm, part in group.groupby("arm", sort=False):
             arm_scores = scores.loc[arm].to_numpy(float)
-            accuracy, effect = estimate(arm_scores), paired_effect(arm_scores, reference)
+            accuracy = estimate(arm_scores, cluster=cluster)
             row: dict[str, Any] = {"bench": bench, "arm": arm, "n_problems": len(arm_scores), "n_samples": len(part)}
+            row |= {"n_clusters": len(np.unique(cluster))}
             row |= {"accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high}
-            row |= {"effect": effect.value, "effect_low": effect.low, "effect_high": effect.high}
-            row |= {"better": effect.better, "worse": effect.worse, "detectable": effect.detectable}
-            row |= {"p": None if arm == REFERENCE_ARM else paired_p_value(arm_scores, reference), "p_holm": None}
+            row |= effect_columns(arm_scores, reference, cluster, 0 if arm == REFERENCE_ARM else n_tested, margin)
             for name in ("peak_kv", "auc_kv"):
                 tokens = float(part[f"{name}_tokens"].mean())
                 row |= {f"{name}_tokens": tokens, f"{name}_bytes": tokens * bytes_per_token}
@@ -54,6 +58,48 @@ def summarise(samples: pd.DataFrame, bytes_per_token: int) -> pd.DataFrame:
         for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
             row["p_holm"] = p
     return pd.DataFrame(rows)
+
+
+def problem_clusters(samples: pd.DataFrame, problems: Iterable[str]) -> np.ndarray:
+    """Return the cluster of each of the problems of one benchmark, in the given order."""
+    cluster_of = samples.groupby("problem", sort=False)["cluster"].first()
+    return cluster_of.loc[list(problems)].to_numpy()
+
+
+def effect_columns(
+    scores: np.ndarray, reference: np.ndarray, cluster: np.ndarray, n_tested: int, margin: float | None
+) -> dict[str, Any]:
+    """Return the columns of one arm's effect.
+
+    Args:
+        scores, reference: float[n], accuracy of each problem under the arm and under `memento`.
+        cluster: [n], cluster of each problem.
+        n_tested: Number of arms of the benchmark that are compared with `memento`; 0 for `memento` itself.
+        margin: Margin of the test of equivalence, as a fraction; None for no test.
+
+    Returns:
+        - effect, effect_low, effect_high: the effect with its 95 % interval;
+        - effect_low_joint, effect_high_joint: interval at the level 5 % / n_tested (Bonferroni), so that all arms of
+          the benchmark are covered together with 95 %;
+        - better, worse: problems solved more often or less often than under `memento`;
+        - rests_on_few, detectable: see `ghosttrace.paired.Effect`;
+        - p, p_holm: p-value of the effect; the same adjusted over the benchmark's arms (Holm) is added by `summarise`;
+        - equivalence_low, equivalence_high, equivalent: the 90 % interval of two one-sided tests at 5 %, and whether
+          it lies inside the margin; None without a margin and for `memento`.
+    """
+    effect = paired_effect(scores, reference, cluster=cluster)
+    joint = paired_effect(scores, reference, cluster=cluster, alpha=ALPHA / max(n_tested, 1))
+    columns: dict[str, Any] = {"effect": effect.value, "effect_low": effect.low, "effect_high": effect.high}
+    columns |= {"effect_low_joint": joint.low, "effect_high_joint": joint.high}
+    columns |= {"better": effect.better, "worse": effect.worse}
+    columns |= {"rests_on_few": effect.rests_on_few, "detectable": effect.detectable}
+    columns |= {"p": paired_p_value(scores, reference, cluster=cluster) if n_tested else None, "p_holm": None}
+    columns |= dict.fromkeys(("equivalence_low", "equivalence_high", "equivalent"))
+    if n_tested and margin is not None:
+        tested = equivalence_interval(scores, reference, cluster=cluster)
+        columns |= {"equivalence_low": tested.low, "equivalence_high": tested.high}
+        columns |= {"equivalent": bool(-margin < tested.low and tested.high < margin)}
+    return columns
 
 
 def at_k(samples: pd.DataFrame) -> pd.DataFrame:
@@ -70,12 +116,13 @@ def at_k(samples: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (bench, arm), part in samples.groupby(["bench", "arm"], sort=False):
         problems = [problem for _, problem in part.groupby("problem", sort=False)]
+        cluster = np.array([problem["cluster"].iloc[0] for problem in problems])
         n_correct = np.array([problem["correct"].sum() for problem in problems])
         total = np.array([len(problem) for problem in problems])
         max_k = int(total.min())
         for k in sorted({2**power for power in range(max_k.bit_length())} | {max_k}):
-            passed = estimate(pass_at_k(n_correct, total, k))
-            majority = estimate(np.array([_majority(problem, k) for problem in problems]))
+            passed = estimate(pass_at_k(n_correct, total, k), cluster=cluster)
+            majority = estimate(np.array([_majority(problem, k) for problem in problems]), cluster=cluster)
             row = {"bench": bench, "arm": arm, "k": k}
             row |= {"pass_at_k": passed.value, "pass_low": passed.low, "pass_high": passed.high}
             rows.append(row | {"maj_at_k": majority.value, "maj_low": majority.low, "maj_high": majority.high})
@@ -109,9 +156,10 @@ def failed_controls(
 ) -> tuple[str, ...]:
     """Return one message for each failed control.
 
-    A control arm such as `placebo` must not change the accuracy. A sealed arm must not exceed the known ceiling of a
-    benchmark, because no model can do so unless the sealed cache leaks. The ceiling is checked only if the whole
-    cache was sealed and the policy has erased every finished block by the time of the answer.
+    A control arm such as `placebo` must not change the accuracy: none of their p-values may be significant after Holm's
+    adjustment over all control arms and benchmarks of the run. A sealed arm must not exceed the known ceiling of a
+    benchmark, because no model can do so unless the sealed cache leaks. The ceiling is checked only if the whole cache
+    was sealed and the policy has erased every finished block by the time of the answer.
 
     Args:
         results: Table returned by `summarise`.
@@ -124,11 +172,12 @@ def failed_controls(
         The messages; empty if all controls passed.
     """
     failures = []
+    changed = changed_controls(results, [name for name, arm in arms.items() if arm.control])
     all_erased = policy.keep_last_n_blocks == 0 and not policy.keep_last_block_for_answer
     ceilings = {bench.name: bench.ceiling if all_erased and part.is_whole_cache else None for bench in benches}
     for row in results.to_dict("records"):
         arm = arms[row["arm"]]
-        if arm.control and not row["effect_low"] <= 0 <= row["effect_high"]:
+        if (row["bench"], row["arm"]) in changed:
             failures.append(f"{row['bench']}: {arm.name} moved accuracy by {100 * row['effect']:+.1f} points")
         ceiling = ceilings[row["bench"]]
         if arm.sealed and ceiling is not None and row["accuracy_low"] > ceiling:
@@ -136,6 +185,13 @@ def failed_controls(
                 f"{row['bench']}: {row['arm']} scores above {100 * ceiling:g} %, which no sealed cache allows"
             )
     return tuple(failures)
+
+
+def changed_controls(results: pd.DataFrame, controls: Sequence[str]) -> set[tuple[str, str]]:
+    """Return the benchmarks and control arms whose effect is significant at 5 % after Holm's adjustment over all."""
+    rows = results[results["arm"].isin(controls)].to_dict("records")
+    adjusted = holm([row["p"] for row in rows])
+    return {(row["bench"], row["arm"]) for row, p in zip(rows, adjusted, strict=True) if p <= ALPHA}
 
 
 def headline_arm(arms: Iterable[Arm]) -> str | None:

@@ -27,8 +27,9 @@ from ghosttrace.model.attention import attending
 from ghosttrace.model.cache import KVCache
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.session import Session
+from ghosttrace.paired import paired_effect
 from ghosttrace.runs.records import Records
-from ghosttrace.stats import Estimate, estimate, paired_effect, ratio_estimate
+from ghosttrace.stats import Estimate, estimate, ratio_estimate
 
 N_TIMED_RUNS = 3
 MAX_COST_TRACES = 2  # traces for prefill, latency and memory, which are measured token by token

@@ -26,11 +26,14 @@ class Problem:
         id: Unique within the benchmark.
         prompt: The user's message.
         answer: The correct answer.
+        cluster: Name shared by problems that are not independent, such as variants of one problem, within the
+            benchmark. Statistics treat a cluster as one unit. None: the problem by itself.
     """
 
     id: str
     prompt: str
     answer: str
+    cluster: str | None = None
 
 
 class Counterfactual(NamedTuple):
@@ -135,8 +138,9 @@ class Bench:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all ids, prompts and answers in order, as a hexadecimal string."""
-        text = json.dumps([[problem.id, problem.prompt, problem.answer] for problem in self.problems])
+        """SHA-256 of all ids, prompts, answers and clusters in order, as a hexadecimal string."""
+        columns = [[problem.id, problem.prompt, problem.answer, problem.cluster] for problem in self.problems]
+        text = json.dumps([[value for value in row if value is not None] for row in columns])
         return sha256(text.encode()).hexdigest()
 
 

@@ -6,7 +6,7 @@ Hugging Face hub at a pinned commit. The texts belong to their authors and are n
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -91,7 +91,8 @@ def load_jsonl_bench(file: Path, limit: int | None = None) -> Bench:
     """Load a benchmark from a JSONL file with `id`, `problem` and `answer` on each line, named after the file.
 
     The answers determine the grading rule: `integer` if all are whole numbers, `choice` if all are single letters from
-    A to J, else `mathematics`.
+    A to J, else `mathematics`. Lines with the same optional `cluster`, such as variants of one problem, are one unit of
+    the statistics.
 
     Args:
         file: The JSONL file.
@@ -115,7 +116,7 @@ def _bench(
     template, grade = CHOICE_TEMPLATE if rule == "choice" else MATHEMATICS_TEMPLATE, GRADERS[rule]
     return Bench(
         name=name,
-        problems=tuple(Problem(p.id, template.fill(p.prompt), p.answer) for p in problems[:limit]),
+        problems=tuple(replace(problem, prompt=template.fill(problem.prompt)) for problem in problems[:limit]),
         protocol=protocol(len(problems)),
         grade=lambda problem, text: grade(problem.answer, text),
         origin=origin,
@@ -141,7 +142,7 @@ def _origin(file: Path) -> str:
 
 
 def read_problems(file: Path) -> list[Problem]:
-    """Read problems from a JSONL file with one object per line: `id`, `problem` and `answer`.
+    """Read problems from a JSONL file with one object per line: `id`, `problem`, `answer` and optionally `cluster`.
 
     Raises:
         UserError: The file cannot be read, or a line is invalid; the message names the line.
@@ -165,7 +166,15 @@ def _problems(rows: Iterable[tuple[str, Any]], source: str) -> list[Problem]:
         missing = [key for key in ("id", "problem", "answer") if row.get(key) is None or not str(row[key]).strip()]
         if missing:
             raise UserError(f"{location} has no {' and no '.join(missing)}: every line needs id, problem and answer")
-        problem = Problem(str(row["id"]), str(row["problem"]), str(row["answer"]).strip())
+        cluster = row.get("cluster")
+        if cluster is not None and (not isinstance(cluster, str | int) or not str(cluster).strip()):
+            raise UserError(f"{location} has the cluster {cluster!r}: give a name, or leave cluster out")
+        problem = Problem(
+            str(row["id"]),
+            str(row["problem"]),
+            str(row["answer"]).strip(),
+            None if cluster is None else str(cluster).strip(),
+        )
         if problem.id in problems:
             raise UserError(f"{location} repeats the id {problem.id!r}: give every problem a unique id")
         problems[problem.id] = problem

@@ -15,7 +15,7 @@ from ghosttrace.cli.options import ModelName, gather_options, model_options, par
 from ghosttrace.cli.output import load_and_show_progress, print_result
 from ghosttrace.errors import UserError
 from ghosttrace.report.ablation.findings import ablation_findings
-from ghosttrace.report.ablation.table import ablation_table, swap_table
+from ghosttrace.report.ablation.table import ablation_table, joint_table, swap_table
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "max_block_tokens")
 
@@ -25,7 +25,11 @@ def ablate(
     ctx: typer.Context,
     model: ModelName = "toy-mixed",
     bench: Annotated[
-        str, typer.Option(help=f"Benchmark: {', '.join(BENCH_NAMES)}, or a .jsonl file with id, problem and answer.")
+        str,
+        typer.Option(
+            help=f"Benchmark: {', '.join(BENCH_NAMES)}, or a .jsonl file with id, problem, answer and, if problems "
+            "are variants of each other, cluster."
+        ),
     ] = "ledger",
     bench_file: Annotated[
         Path | None,
@@ -87,6 +91,13 @@ def ablate(
         float,
         typer.Option(help="Standard deviation of the arm noise, relative to the root mean square of the states."),
     ] = 0.5,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            help="Margin, in percentage points, within which an arm counts as equivalent to memento; set it before "
+            "the run. Default: equivalence is not tested."
+        ),
+    ] = None,
     backend: Annotated[
         str, typer.Option(help="Inference backend: hf (transformers), or vllm, which supports fewer arms.")
     ] = "hf",
@@ -113,7 +124,7 @@ def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> None:
     layers, heads = (parse_integers(options[name], f"--{name}") for name in ("layers", "heads"))
     settings = AblationSettings(
         arms=None if options["arms"] is None else tuple(options["arms"].split(",")),
-        **{name: options[name] for name in ("repetitions", "limit", "seed", "batch_size", "noise")},
+        **{name: options[name] for name in ("repetitions", "limit", "seed", "batch_size", "noise", "margin")},
         sampling={name: options[name] for name in SAMPLING},
         part=Part(layers, heads, ("k", "v") if both else kinds),
     )
@@ -124,7 +135,9 @@ def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> None:
         result = run_ablation(checkpoint, benches, settings, backend, **run)
     results = result.results
     findings = ablation_findings(results, result.summary, result.configuration)
-    print_result(result, findings, [ablation_table(results), swap_table(results)])
+    print_result(
+        result, findings, [ablation_table(results), joint_table(results, settings.margin), swap_table(results)]
+    )
 
 
 def _backend(name: str, arguments: str | None) -> Backend:

@@ -8,7 +8,7 @@ from rich.table import Table
 from ghosttrace.report.tables import results_table
 
 if TYPE_CHECKING:
-    from ghosttrace.ablation.plan import Plan
+    from ghosttrace.ablation.plan import Outlook, Plan
 
 GIB = 2**30
 
@@ -17,18 +17,22 @@ def plan_findings(plan: "Plan") -> list[str]:
     """Return how many repetitions the effect needs, what the assumed number detects, and the plan's main limitation."""
     assumptions = plan.assumptions
     drop = f"a drop of {100 * assumptions.effect:g} points on {assumptions.n_problems:,} problems"
-    needed = (
-        f"No number of repetitions detects {drop} with 80 % power: add problems."
-        if plan.min_repetitions is None
-        else f"Repetitions per arm that detect {drop} with 80 % power: {plan.min_repetitions:,}."
-    )
-    power = "over 99 %" if plan.power > 0.99 else "under 1 %" if plan.power < 0.01 else f"{100 * plan.power:.0f} %"
+    spread, concentrated = (_repetitions(outlook) for outlook in (plan.spread, plan.concentrated))
+    powers = sorted((plan.concentrated.power, plan.spread.power))
     return [
-        needed,
-        f"Power with {assumptions.repetitions:,} repetitions per arm: {power}.",
-        "The plan assumes that the arm shifts the log odds of every problem equally. An effect that is carried by a "
-        "few problems needs more problems than planned.",
+        f"Repetitions per arm that detect {drop} with 80 % power: {spread} if the arm shifts the log odds of all "
+        f"problems alike; {concentrated} if it makes a few problems fail entirely.",
+        f"Power with {assumptions.repetitions:,} repetitions per arm: {' to '.join(map(_chance, powers))}.",
+        "How an effect is spread over the problems is not known before the run: plan for the less favourable case.",
     ]
+
+
+def _repetitions(outlook: "Outlook") -> str:
+    return "no number (add problems)" if outlook.min_repetitions is None else f"{outlook.min_repetitions:,}"
+
+
+def _chance(power: float) -> str:
+    return "over 99 %" if power > 0.99 else "under 1 %" if power < 0.01 else f"{100 * power:.0f} %"
 
 
 def plan_table(plan: "Plan") -> list[Table]:
@@ -48,23 +52,30 @@ def _detectable_effects_table(plan: "Plan") -> Table:
         caption_justify="left",
         title=f"To detect a drop of {100 * assumptions.effect:g} points from {100 * assumptions.accuracy:g} %",
         caption="Paired by problem, problems resampled, two-sided 5 % test. Success probabilities of the problems "
-        f"follow a Beta distribution with a + b = {assumptions.concentration:g}; the arm shifts their log odds.",
+        f"follow a Beta distribution with a + b = {assumptions.concentration:g}. spread: the arm shifts all log odds "
+        "alike; concentrated: it makes a share of the problems fail entirely. Intervals allow for problems that the "
+        "sample missed, so they can include an effect of 0 that the test rejects.",
     )
+    outlooks = (plan.spread, plan.concentrated)
     table.add_column()
-    table.add_column(justify="right", min_width=29)
-    table.add_row("problems, repetitions", f"{assumptions.n_problems:,}, {assumptions.repetitions:,}")
-    table.add_row("95 % interval of that drop", f"± {100 * plan.half_width:.1f} points")
-    table.add_row("power: chance of detecting it", "over 99 %" if plan.power > 0.99 else f"{100 * plan.power:.0f} %")
-    table.add_row("smallest drop detected with 80 % power", _points(plan.detectable))
+    for _ in outlooks:
+        table.add_column(justify="right", no_wrap=True)
+    table.add_row("effect over the problems", "spread", "concentrated")
+    table.add_row(
+        "95 % interval of that drop, mean", *(f"± {100 * outlook.half_width:.1f} points" for outlook in outlooks)
+    )
+    table.add_row("power: chance of detecting it", *(_chance(outlook.power) for outlook in outlooks))
+    table.add_row("smallest drop detected with 80 % power", *(_points(outlook.detectable) for outlook in outlooks))
     table.add_row(
         "repetitions needed for 80 % power",
-        "no number suffices: add problems" if plan.min_repetitions is None else f"{plan.min_repetitions:,}",
+        *("add problems" if o.min_repetitions is None else f"{o.min_repetitions:,}" for o in outlooks),
     )
     table.add_section()
+    table.add_row("problems, repetitions", f"{assumptions.n_problems:,}, {assumptions.repetitions:,}")
     table.add_row("samples, all arms", f"{plan.samples * len(plan.arms):,}")
     table.add_row(f"tokens decoded, {assumptions.response_tokens:,} per sample", f"{plan.tokens:,}")
     table.add_row("tokens recomputed by sealing arms", f"{plan.recomputed_tokens:,}")
-    decoding_time = "unknown: set --throughput" if plan.seconds is None else _duration(plan.seconds)
+    decoding_time = "set --throughput" if plan.seconds is None else _duration(plan.seconds)
     table.add_row("time to decode", decoding_time)
     return table
 
@@ -97,7 +108,7 @@ def _cost_table(plan: "Plan") -> Table:
 
 
 def _points(share: float | None) -> str:
-    return "none: add problems" if share is None else f"{100 * share:.1f} points"
+    return "add problems" if share is None else f"{100 * share:.1f} points"
 
 
 def _duration(seconds: float) -> str:

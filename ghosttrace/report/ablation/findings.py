@@ -21,7 +21,9 @@ def ablation_findings(results: pd.DataFrame, summary: Mapping[str, Any], configu
     """
     found = [
         _effect(results, summary["headline_arm"], configuration),
+        _rests_on_few(results, summary["headline_arm"]),
         _others(results, summary["headline_arm"]),
+        _equivalence(results, configuration["settings"].get("margin")),
         _swapped(results),
         _controls(results, summary, configuration),
         _truncated(results),
@@ -42,6 +44,33 @@ def _points(row: Mapping[Any, Any]) -> str:
     low, high = 100 * row["effect_low"], 100 * row["effect_high"]
     interval = "(no interval)" if pd.isna(low) else f"[{low:+.1f}, {high:+.1f}]"
     return f"{100 * row['effect']:+.1f} points {interval}"
+
+
+def _rests_on_few(results: pd.DataFrame, arm: str | None) -> str | None:
+    """Return on which benchmarks few problems may carry the headline arm's significant effect."""
+    rows = results[(results["arm"] == arm) & (pd.to_numeric(results["p_holm"]) <= ALPHA)].to_dict("records")
+    benches = [row["bench"] for row in rows if row["rests_on_few"]]
+    if not benches:
+        return None
+    return (
+        f"Few problems may carry the effect on {', '.join(benches)}: it is not significant without the five that add "
+        "most to it. The interval allows for further such problems that this sample missed."
+    )
+
+
+def _equivalence(results: pd.DataFrame, margin: float | None) -> str | None:
+    """Return which arms were shown to be equivalent to `memento`; None if the run had no margin."""
+    if margin is None:
+        return None
+    several, found = results["bench"].nunique() > 1, dict[bool, list[str]]()
+    for row in results[results["arm"] != REFERENCE_ARM].to_dict("records"):
+        name = f"{row['arm']} on {row['bench']}" if several else row["arm"]
+        found.setdefault(bool(row["equivalent"]), []).append(name)
+    start = {True: "Equivalent to memento", False: "Not shown to be equivalent"}
+    sentences = [
+        f"{start[shown]} within ±{margin:g} points: {', '.join(found[shown])}." for shown in start if shown in found
+    ]
+    return " ".join([*sentences, "(Two one-sided tests at 5 %.)"]) if sentences else None
 
 
 def _others(results: pd.DataFrame, headline: str | None) -> str | None:
@@ -70,7 +99,7 @@ def _controls(results: pd.DataFrame, summary: Mapping[str, Any], configuration: 
     arms = configuration["arms"]
     names = list(dict.fromkeys(results["arm"]))
     if names == [REFERENCE_ARM]:
-        return f"Only {REFERENCE_ARM} was run, so no effect was measured: add arms to compare it with."
+        return f"Only {REFERENCE_ARM} was run: add arms to compare it with."
     controls = [name for name in names if arms[name]["control"]]
     sealed = any(arms[name]["sealed"] for name in names)
     caveat = " A drop under a sealed arm can also come from a cache unfamiliar to the model." if sealed else ""
@@ -78,7 +107,7 @@ def _controls(results: pd.DataFrame, summary: Mapping[str, Any], configuration: 
         return f"No control arm was part of this run: add placebo to --arms before relying on the effects.{caveat}"
     rows = results[results["arm"].isin(controls)].to_dict("records")
     widest = max(rows, key=lambda row: row["effect_high"] - row["effect_low"])
-    return f"The controls passed: {widest['arm']} changed accuracy by {_points(widest)}, which includes 0.{caveat}"
+    return f"The controls passed: {widest['arm']} changed accuracy by {_points(widest)}, not significant.{caveat}"
 
 
 def _truncated(results: pd.DataFrame) -> str | None:

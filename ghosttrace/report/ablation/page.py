@@ -47,6 +47,7 @@ def render(config: Mapping[str, Any], summary: Mapping[str, Any], samples: Path)
     shown = sum(len(group["arms"]) for group in traces)
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"percent": percent, "points": points, "interval": interval, "p": p_value, "plain": plain}
+    environment.filters |= {"equivalence": equivalence, "joint_interval": joint_interval}
     return environment.get_template("report.html.j2").render(
         config=config,
         title=title(config, results),
@@ -58,6 +59,7 @@ def render(config: Mapping[str, Any], summary: Mapping[str, Any], samples: Path)
         at_k=summary.get("at_k", []),
         failures=summary["failures"],
         main=main,
+        margin=config["settings"].get("margin"),
         arm_description=arm_description(main, config) if main else None,
         reference=REFERENCE_ARM,
         peak_unit=byte_unit(row["peak_kv_bytes"] for row in results),
@@ -157,9 +159,9 @@ def command(config: Mapping[str, Any]) -> str | None:
     return " ".join(words) if config.get("options") else None
 
 
-def percent(value: float) -> str:
-    """Format a share in percent."""
-    return f"{100 * value:.1f}"
+def percent(value: float | None) -> str:
+    """Format a share in percent; None, where there is no such share, as `none`."""
+    return "none" if value is None else f"{100 * value:.1f}"
 
 
 def points(value: float) -> str:
@@ -171,6 +173,16 @@ def interval(row: Mapping[str, Any], name: str) -> str:
     """Format the interval of a row's `accuracy`, `effect`, `pass` or `maj` in brackets."""
     form = points if name == "effect" else percent
     return f"[{form(row[f'{name}_low'])}, {form(row[f'{name}_high'])}]"
+
+
+def joint_interval(row: Mapping[str, Any]) -> str:
+    """Format the interval of a row's effect that holds for all arms of the benchmark together."""
+    return f"[{points(row['effect_low_joint'])}, {points(row['effect_high_joint'])}]"
+
+
+def equivalence(row: Mapping[str, Any], margin: float) -> str:
+    """Return whether a row's arm was shown to be equivalent to `memento` within a margin in points."""
+    return f"{'equivalent' if row['equivalent'] else 'not shown to be equivalent'} within ±{margin:g} points"
 
 
 def p_value(value: float | None) -> str:

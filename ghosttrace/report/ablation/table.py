@@ -39,8 +39,40 @@ def ablation_table(results: pd.DataFrame) -> Table:
             percent(row["accuracy"], row["accuracy_low"], row["accuracy_high"]),
             "reference" if reference else percent(row["effect"], row["effect_low"], row["effect_high"], signed=True),
             "" if reference else f"{row['better']}/{row['worse']}",
-            "" if reference else f"{100 * row['detectable']:.1f}",
+            "" if reference else "none" if pd.isna(row["detectable"]) else f"{100 * row['detectable']:.1f}",
             f"{row['peak_kv_tokens']:,.0f}",
+        )
+    return table
+
+
+def joint_table(results: pd.DataFrame, margin: float | None) -> Table | None:
+    """Return a table of joint intervals, p-values and equivalence; None if only the reference was run.
+
+    Args:
+        results: Rows of `ghosttrace.ablation.summary.summarise`.
+        margin: Margin of the test of equivalence in points; None if the run had none.
+    """
+    compared = results[results["arm"] != "memento"]
+    if compared.empty:
+        return None
+    table = results_table(
+        caption="joint: effects in points with intervals that hold for all arms of a benchmark together "
+        "(Bonferroni, 95 %); p: adjusted for these arms (Holm); few: not significant without the five problems that "
+        "carry most of it" + ("." if margin is None else "; equivalence: two one-sided tests at 5 %."),
+    )
+    table.add_column("bench", overflow="fold", max_width=24)
+    table.add_column("arm", overflow="fold", max_width=20)
+    for name in ("joint", "p", "few", *(() if margin is None else (f"within ±{margin:g}",))):
+        table.add_column(name, justify="right", no_wrap=True)
+    words = {True: "equivalent", False: "not shown"}
+    for row in compared.to_dict("records"):
+        table.add_row(
+            escape(row["bench"]),
+            row["arm"],
+            percent(row["effect"], row["effect_low_joint"], row["effect_high_joint"], signed=True),
+            f"{row['p_holm']:.4f}",
+            "yes" if row["rests_on_few"] else "no",
+            *(() if margin is None else (words[bool(row["equivalent"])],)),
         )
     return table
 

@@ -40,7 +40,7 @@ from ghosttrace.bench.ledger import ledger_prompts, ledger_task
 from ghosttrace.model.checkpoint import load
 from ghosttrace.probing.carriers import secret_carrier
 from ghosttrace.probing.evidence import ALPHA, ProbeTarget, Scores, record
-from ghosttrace.probing.features import extract_features
+from ghosttrace.probing.features import StateKind, extract_features
 from ghosttrace.probing.fit_and_score import linear_scores
 from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.split import split
@@ -147,7 +147,7 @@ def find_with_leak(shared: SharedInputs, number: int, leak: float, digits: int) 
     site = shared.sites[int(rng.integers(len(shared.sites)))]
     targets = draw_targets(shared, number)
     parts = [targets[member] for member in shared.context.secrets[LEAK_TARGETS][:digits]]
-    kind = "k" if site.kv == "k" else "v"
+    kind: StateKind = "k" if site.kv == "k" else "v"
     tokens = read_tokens(shared.context, site, kind).copy()
     write_linear_code(tokens, parts, [leak / digits] * digits, rng)
     (scores,) = linear_scores(tokens.features()[None], targets, shared.context.split, torch.device("cpu"))

@@ -36,6 +36,7 @@ from ghosttrace.model.checkpoint import load
 from ghosttrace.probing.carriers import Carrier, secret_carrier
 from ghosttrace.probing.evidence import ALPHA, PROBE_RECORDS, ProbeTarget, failed_controls
 from ghosttrace.probing.features import Features, StateSelection, extract_features
+from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.split import split
 from ghosttrace.probing.sweep import ProbeSettings, Sweep
 from ghosttrace.runs.records import Records
@@ -210,9 +211,9 @@ def plant(context: AuditContext, name: str) -> Mapping[Site, Tensor]:
 
 def audit_plant(context: AuditContext, name: str, detectable: Mapping[str, DetectableLeak]) -> dict[str, Any]:
     """Audit one planted cache and return the verdict with the finding."""
-    planted = PlantedFeatures(context.features["sealed"], plant(context, name))  # type: ignore[arg-type]
-    features = {**context.features, "open": planted}
-    context = replace(context, features=features, records=Records(PROBE_RECORDS))  # type: ignore[arg-type]
+    planted = PlantedFeatures(context.features["sealed"], plant(context, name))
+    features: Any = {**context.features, "open": planted}
+    context = replace(context, features=features, records=Records(PROBE_RECORDS))
     secrets = tuple(map(tuple, context.secrets.values()))
     own = secret_carrier(context.task.samples)
     Sweep(
@@ -223,7 +224,7 @@ def audit_plant(context: AuditContext, name: str, detectable: Mapping[str, Detec
         context.targets,
         own,
         context.device,
-        secrets,  # type: ignore[arg-type]
+        secrets,
     ).run(context.records)
     evidence = AttributeAttack().run(context)
     p_holm = holm_adjusted(evidence, context.sites)
@@ -247,8 +248,6 @@ def audit_plant(context: AuditContext, name: str, detectable: Mapping[str, Detec
 def detectable_leaks(context: AuditContext) -> dict[str, DetectableLeak]:
     """Return the detectable leaks of the only secret, which do not depend on the plant."""
     (secret,) = context.secrets
-    from ghosttrace.probing.site import ProbeSite
-
     return {secret: smallest_detectable_leak(context, secret, ProbeSite(CARRIER, LAYERS[-1:], "v"))}
 
 

@@ -71,7 +71,7 @@ def coverage(model: str, problems: int, repetitions: int, cluster_size: int) -> 
         rng.binomial(repetitions, np.repeat(theta, cluster_size, axis=1)) / repetitions for theta in (arm, reference)
     ]
     cluster = np.repeat(np.arange(problems // cluster_size), cluster_size)
-    effects = [paired_effect(*run, cluster=cluster) for run in zip(*scores, strict=True)]
+    effects = [paired_effect(new, old, cluster=cluster) for new, old in zip(*scores, strict=True)]
     plain = [estimate(difference, -1.0, 1.0) for difference in scores[0] - scores[1]]
     low, high = np.transpose([(effect.low, effect.high) for effect in effects])
     row: dict[str, float | int | str] = {"model": model, "problems": problems, "repetitions": repetitions}
@@ -81,7 +81,7 @@ def coverage(model: str, problems: int, repetitions: int, cluster_size: int) -> 
     return row | {"bootstrap_half_width": float(np.mean([end.high - end.low for end in plain]) / 2)}
 
 
-def _covers(estimates: list[Estimate], truth: float) -> float:
+def _covers(estimates: Sequence[Estimate], truth: float) -> float:
     return float(np.mean([end.low <= truth <= end.high for end in estimates]))
 
 

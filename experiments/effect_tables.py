@@ -23,7 +23,7 @@ def effect_coverage() -> str:
             " / ".join(percent(value) for value in part[name])
             for name in ("covers", "bootstrap_covers", "half_width", "bootstrap_half_width")
         ]
-        rows.append([EFFECT_MODELS[model], f"{problems}{' in pairs' if size == 2 else ''}", *cells])
+        rows.append([EFFECT_MODELS[str(model)], f"{problems}{' in pairs' if size == 2 else ''}", *cells])
     header = ["effect", "problems", "covered, %", "bootstrap alone, %", "half-width, points", "bootstrap alone, points"]
     return markdown_table(header, rows)
 

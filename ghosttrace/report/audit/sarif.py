@@ -51,8 +51,10 @@ def sarif(summary: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     command_line = command(run)
     invocation = {"executionSuccessful": summary["valid"], "exitCode": summary["exit_code"]}
     invocation |= {"exitCodeDescription": EXIT_CODE_DESCRIPTIONS[summary["exit_code"]]}
-    properties = ("verdict", "sentence", "max_leak_bits", "max_exposed", "ceiling_bits", "detectable_bits")
-    properties = (*properties, "detectable_exposed", "detectable_pad_bits", "traces", "traces_needed")
+    properties = (
+        *("verdict", "sentence", "max_leak_bits", "max_exposed", "ceiling_bits", "detectable_bits"),
+        *("detectable_exposed", "detectable_pad_bits", "traces", "traces_needed"),
+    )
     driver = {"name": "ghosttrace", "version": run["versions"]["ghosttrace"], "rules": rules}
     sarif_run = {
         "tool": {"driver": driver},

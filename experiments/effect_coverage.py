@@ -10,6 +10,7 @@ Writes `experiments/results/effect_coverage.parquet` and `experiments/results/ef
 `PYTHONPATH=. python experiments/effect_coverage.py`: about ten minutes on one core.
 """
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 

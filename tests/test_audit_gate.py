@@ -115,7 +115,8 @@ def test_verdict_without_probes_ignores_the_detectable_leak() -> None:
         "no interval of this suite reaches beyond 0.09" in decision_within_limit.sentence
         and "Not detected" not in decision_within_limit.sentence
     )
-    assert "a linear code of 0.08 bits in one token, whole secrets in 0.5 % of traces would have been detected" in (
+    assert "a linear code of 0.08 bits in one token would have been detected in 8 of 10 runs. The probes are blind to whole "
+        "secrets in less than 0.5 % of traces" in (
         with_probes.sentence
     )
 
@@ -263,6 +264,7 @@ def test_verdict_follows_from_all_findings(
     sharp = all(
         smallest is not None and smallest <= MAX_DETECTABLE_TO_LIMIT_RATIO * sizes[unit] * (1 + 1e-9)
         for smallest, unit in probed
+        if unit == "bits"
     )
     lows, highs = ([getattr(item.estimate, end) - sizes[item.unit] for item in gated] for end in ("low", "high"))
     expected = "not enough data"

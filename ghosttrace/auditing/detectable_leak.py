@@ -30,8 +30,7 @@ from ghosttrace.probing.site import ProbeSite
 
 N_TRIALS = 10
 MIN_DETECTIONS = 8  # trials that must detect a leak for it to count as detectable
-# Sizes that are tried, relative to the gate's limits, and for pads to the bits of the first part. What decides must be
-# detected at twice the limit; whole secrets in fewer traces than that are rarely seen, so they are not tried.
+# Sizes that are tried, relative to the gate's limits, and for pads to the bits of the first part.
 LIMIT_MULTIPLES, EXPOSED_MULTIPLES, PAD_SHARES = (1.0, 2.0, 5.0, 10.0), (2.0, 5.0, 10.0), (0.5, 1.0)
 
 Trial = Callable[[CachedTokens, list[ProbeTarget], np.random.Generator], bool]

@@ -12,8 +12,8 @@ from ghosttrace.auditing.evidence import EXPOSED, Evidence
 from ghosttrace.errors import UserError
 
 EXIT_CODES = {"not detected": 0, "within the limit": 0, "leak": 10, "not enough data": 11, "invalid": 12}
-# Single-site probes must detect leaks of at most this multiple of the limit. Otherwise an interval below the limit does
-# not count.
+# Single-site probes must detect linear codes of at most this multiple of the limit. Otherwise an interval of bits below
+# the limit does not count.
 MAX_DETECTABLE_TO_LIMIT_RATIO = 2.0
 LEAK, UNDECIDED, WITHIN_LIMIT, NOT_DETECTED = "leak", "undecided", "within the limit", "not detected"
 
@@ -39,11 +39,13 @@ class Limits:
 class DetectableLeak:
     """The smallest leaks of known form that probes of a single site detect in 8 of 10 trials; None if they detect none.
 
+    Only the linear code decides. An audit can rarely detect the other two where they are small, so the verdict names
+    the sizes below which it is blind.
+
     Attributes:
         bits: A linear code in one token, in bits per secret.
         exposed: Share of traces into which the whole secret is written, in one token.
-        pad_bits: A one-time pad, bits of the first part of the secret. It decides nothing, since an audit can rarely
-            detect small ones; the verdict names it.
+        pad_bits: A one-time pad over two tokens, bits of the first part of the secret.
     """
 
     bits: float | None = None
@@ -51,7 +53,7 @@ class DetectableLeak:
     pad_bits: float | None = None
 
     def of(self, unit: str) -> float | None:
-        """Return the detectable leak that findings in a unit need."""
+        """Return the smallest detectable leak in the unit of a finding."""
         return self.exposed if unit == EXPOSED else self.bits
 
 
@@ -83,8 +85,8 @@ class Verdict:
 def finding_state(finding: Evidence, limits: Limits, detectable: DetectableLeak) -> str | None:
     """Compare one finding with the limit.
 
-    A finding without a leak is decided if its interval ends at or below the limit. If it is from single-site probes,
-    these must also be able to detect a leak of twice the limit.
+    A finding without a leak is decided if its interval ends at or below the limit. If it is in bits and from single-site
+    probes, these must also be able to detect a linear code of twice the limit.
 
     Args:
         finding: The finding.
@@ -96,11 +98,13 @@ def finding_state(finding: Evidence, limits: Limits, detectable: DetectableLeak)
     """
     if finding.condition != "open" or not finding.gate:
         return None
-    limit, smallest = limits.of(finding.unit), detectable.of(finding.unit)
+    limit, smallest = limits.of(finding.unit), detectable.bits
     if finding.estimate.low > limit:
         return LEAK
-    is_sensitive = not finding.from_single_site or (
-        smallest is not None and smallest <= MAX_DETECTABLE_TO_LIMIT_RATIO * limit * (1 + 1e-9)
+    is_sensitive = (
+        not finding.from_single_site
+        or finding.unit == EXPOSED
+        or (smallest is not None and smallest <= MAX_DETECTABLE_TO_LIMIT_RATIO * limit * (1 + 1e-9))
     )
     if not is_sensitive or not finding.estimate.high <= limit:
         return UNDECIDED
@@ -178,14 +182,18 @@ def sensitivity_text(smallest: DetectableLeak) -> str:
     """Return what the probes would have detected and what they would miss, as a clause of the verdict."""
     if smallest.bits is None:
         return ""
-    exposed = "" if smallest.exposed is None else f", whole secrets in {100 * smallest.exposed:g} % of traces"
+    few = (
+        "whole secrets in a few traces"
+        if smallest.exposed is None
+        else f"whole secrets in less than {100 * smallest.exposed:g} % of traces"
+    )
     pads = (
         "any one-time pad over two tokens"
         if smallest.pad_bits is None
         else f"one-time pads over two tokens of less than {smallest.pad_bits:.2g} bits"
     )
     return (
-        f"; a {describe_code(smallest.bits)}{exposed} would have been detected in 8 of 10 runs. The probes are blind "
+        f"; a {describe_code(smallest.bits)} would have been detected in 8 of 10 runs. The probes are blind to {few}, "
         f"to {pads}, and to secrets split into three or more shares"
     )
 
@@ -250,11 +258,10 @@ def _traces_needed(
     the number itself. A leak is detected once the number of traces times its size is large enough.
     """
     factors = [1.0]
-    for unit in {finding.unit for finding in gated if finding.from_single_site} if smallest else ():
-        detectable = smallest.of(unit) if smallest else None
-        if detectable is None:
+    if smallest:
+        if smallest.bits is None:
             return None
-        factors.append(detectable / (MAX_DETECTABLE_TO_LIMIT_RATIO * limits.of(unit)))
+        factors.append(smallest.bits / (MAX_DETECTABLE_TO_LIMIT_RATIO * limits.bits))
     for finding in gated:
         estimate, limit = finding.estimate, limits.of(finding.unit)
         if estimate.high > limit:

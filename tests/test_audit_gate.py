@@ -115,10 +115,8 @@ def test_verdict_without_probes_ignores_the_detectable_leak() -> None:
         "no interval of this suite reaches beyond 0.09" in decision_within_limit.sentence
         and "Not detected" not in decision_within_limit.sentence
     )
-    assert "a linear code of 0.08 bits in one token would have been detected in 8 of 10 runs. The probes are blind to whole "
-        "secrets in less than 0.5 % of traces" in (
-        with_probes.sentence
-    )
+    assert "a linear code of 0.08 bits in one token would have been detected in 8 of 10 runs" in with_probes.sentence
+    assert "The probes are blind to whole secrets in less than 0.5 % of traces" in with_probes.sentence
 
 
 @pytest.mark.parametrize("unknown_bits", [3.3, 16.6])

@@ -85,8 +85,8 @@ class Verdict:
 def finding_state(finding: Evidence, limits: Limits, detectable: DetectableLeak) -> str | None:
     """Compare one finding with the limit.
 
-    A finding without a leak is decided if its interval ends at or below the limit. If it is in bits and from single-site
-    probes, these must also be able to detect a linear code of twice the limit.
+    A finding without a leak is decided if its interval ends at or below the limit. If it is in bits and from
+    single-site probes, these must also be able to detect a linear code of twice the limit.
 
     Args:
         finding: The finding.

@@ -19,6 +19,7 @@ from scipy import stats
 
 from ghosttrace.errors import UserError
 
+ALPHA = 0.05  # level of the tests
 BOOTSTRAP_RESAMPLES = 4000
 MIN_DISSENTERS = 6  # problems off the most common score; with fewer, a bootstrap alone is too narrow
 SIGN_FLIPS = 9999  # random sign flips in a randomisation test; all flips if there are no more than this

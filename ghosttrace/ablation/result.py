@@ -22,6 +22,7 @@ class AblationResult(RunResult):
 
     command = "ablate"
     required_summary_keys = (*RunResult.required_summary_keys, "headline_arm", "at_k")
+    required_result_columns = ("significant", "blocks")
 
     @cached_property
     def at_k(self) -> pd.DataFrame:

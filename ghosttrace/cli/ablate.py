@@ -8,11 +8,12 @@ import typer
 
 from ghosttrace.ablation.arms import ARMS, Part
 from ghosttrace.ablation.backend import Backend, HuggingFaceBackend
+from ghosttrace.ablation.result import AblationResult
 from ghosttrace.ablation.run import run_ablation
 from ghosttrace.ablation.settings import AblationSettings
 from ghosttrace.bench import BENCH_NAMES, load_bench
 from ghosttrace.cli.options import ModelName, gather_options, model_options, parse_integers, run_options, with_options
-from ghosttrace.cli.output import load_and_show_progress, print_result
+from ghosttrace.cli.output import exit_if_invalid, load_and_show_progress, print_result
 from ghosttrace.errors import UserError
 from ghosttrace.report.ablation.findings import ablation_findings
 from ghosttrace.report.ablation.table import ablation_table, swap_table
@@ -98,13 +99,15 @@ def ablate(
         ),
     ] = None,
 ) -> None:
-    """Run a benchmark while the ghost channel is open, sealed or altered, and measure the effect on accuracy."""
+    """Run a benchmark while the ghost channel is open, sealed or altered, and measure the effect on accuracy.
+
+    Exit codes: 0, all controls passed; 12, a control failed; 2, invalid input.
+    """
     options = gather_options(ctx, "ablate")
-    if options is not None:
-        start_ablation(ctx, options)
+    exit_if_invalid(AblationResult.open(ctx.params["resume"]) if options is None else start_ablation(ctx, options))
 
 
-def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> None:
+def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> AblationResult:
     """Run `ablate` with the gathered command-line options."""
     kinds = tuple(options["kv"].split(","))
     if not set(kinds) <= {"k", "v"}:
@@ -125,6 +128,7 @@ def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> None:
     results = result.results
     findings = ablation_findings(results, result.summary, result.configuration)
     print_result(result, findings, [ablation_table(results), swap_table(results)])
+    return result
 
 
 def _backend(name: str, arguments: str | None) -> Backend:

@@ -20,6 +20,7 @@ from scipy import stats
 
 from ghosttrace.errors import UserError
 
+ALPHA = 0.05  # level of the tests
 BOOTSTRAP_RESAMPLES = 4000
 MIN_DISSENTERS = 6  # problems off the most common score; with fewer, a bootstrap alone is too narrow
 MAX_VOTE_SUBSETS = 1000  # random subsets in a majority vote; all subsets if there are no more than this

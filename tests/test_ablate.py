@@ -163,6 +163,7 @@ def test_at_k_counts_votes_and_passes() -> None:
     }
     rows = [
         {"bench": "b", "arm": "memento", "problem": name, "cluster": name, "correct": correct, "extracted": extracted}
+        | {"rule": "boxed/x"}
         for name, samples in answers.items()
         for extracted, correct in samples
     ]
@@ -235,12 +236,12 @@ def test_table_shows_names_and_numbers_in_full_at_80_columns() -> None:
         "accuracy_high": 1.0,
     }
     row |= {"effect": -0.661, "effect_low": -0.712, "effect_high": -0.598, "better": 10, "worse": 390}
-    row |= {"detectable": 0.125, "peak_kv_tokens": 12_345.0, "truncated": 1920}
+    row |= {"detectable": 0.125, "peak_kv_tokens": 12_345.0, "truncated": 1920, "blocks": 4.2}
     console = Console(width=80, file=StringIO())
     console.print(ablation_table(pd.DataFrame([row])))
     output = console.file.getvalue()
     assert "…" not in output and "[b]" in output and "characters" in output
-    numbers = ("restart-renumbered", "100.0 [100.0,100.0]", "-66.1 [-71.2,-59.8]", "10/390", "12.5", "12,345")
+    numbers = ("restart-renumbered", "100.0 [100.0,100.0]", "-66.1 [-71.2,-59.8]", "10/390", "12.5", "12,345", "4.2.")
     assert all(number in output for number in numbers)
 
 

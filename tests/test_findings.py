@@ -54,7 +54,7 @@ def test_ablation_findings_of_the_reference_alone_ask_for_arms() -> None:
 def test_ablation_findings_of_a_failed_control_warn() -> None:
     results, summary, configuration = ablation("restart", "placebo")
     found = ablation_findings(results, summary | {"failures": ["ledger-h1: placebo moved"]}, configuration)
-    assert f"{DO_NOT_RELY}ledger-h1: placebo moved." in found
+    assert found[0] == f"{DO_NOT_RELY}ledger-h1: placebo moved."
     assert not any("passed" in sentence for sentence in found)
 
 
@@ -62,7 +62,7 @@ def test_ablation_findings_name_the_restriction_and_other_significant_arms() -> 
     results, summary, configuration = ablation("restart", "full", "placebo")
     part = {"layers": [1, 2], "heads": None, "kv": ["v"]}
     restricted = configuration | {"settings": configuration["settings"] | {"part": part}}
-    results = results.assign(p_holm=[0.01 if arm == "full" else None for arm in results["arm"]])
+    results = results.assign(significant=results["arm"] == "full")
     found = ablation_findings(results, summary, restricted)
     assert found[0].startswith("Closing the channel (restart; layers 1, 2; values alone) changed")
     assert found[1] == "Other arms with a significant effect (p <= 0.05 after Holm): full."
@@ -97,6 +97,11 @@ def test_ablation_findings_name_truncated_arms() -> None:
     assert ablation_findings(results, summary, configuration)[-1] == (
         "Responses that reached the token limit: 2 of 3 under restart."
     )
+    found = ablation_findings(results.assign(unextracted=1, without_blocks=[0, 1, 2]), summary, configuration)
+    assert found[-3:-1] == [
+        "Responses that finished no block: 1 of 3 under restart, 2 of 3 under placebo.",
+        "Responses from which no answer could be extracted: 1 of 3 under every arm.",
+    ]
 
 
 def test_bits_findings() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ghosttrace.bench import grading
+from ghosttrace.bench import verifier
 from ghosttrace.bench.benchmark import Grade
 from ghosttrace.bench.grading import MAX_ANSWER_CHARACTERS, choice, integer, mathematics
 
@@ -44,20 +44,20 @@ HOSTILE = [
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_answers_are_wrong_and_terminate(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(grading, "TIME_LIMIT_SECONDS", 0.3)
+        patch.setattr(verifier, "TIME_LIMIT_SECONDS", 0.3)
         assert not mathematics("34", text).correct and not choice("34", text).correct
     assert mathematics("1/2", r"\boxed{2/4}").correct  # the next answer is graded normally
 
 
 def test_slow_answer_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grading, "TIME_LIMIT_SECONDS", 0.3)
+    monkeypatch.setattr(verifier, "TIME_LIMIT_SECONDS", 0.3)
     assert integer("34", r"\boxed{10^{10^{10}}}") == Grade(False, "10^{10^{10}}", "boxed/gave-up")
     assert integer("34", r"\boxed{" + "3" * (MAX_ANSWER_CHARACTERS + 1) + "}").rule == "boxed/too-long"
 
 
 def test_interrupt_leaves_no_pending_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mathematics("1/2", r"\boxed{2/4}").correct
-    child = grading._VERIFIER._child
+    child = verifier.VERIFIER._child
     assert child is not None and child.stdout is not None
 
     def interrupt() -> str:
@@ -73,8 +73,8 @@ def test_interrupt_leaves_no_pending_reply(monkeypatch: pytest.MonkeyPatch) -> N
 
 def verifier_pid() -> int:
     assert mathematics("1/2", r"\boxed{2/4}").correct
-    assert grading._VERIFIER._child is not None
-    return grading._VERIFIER._child.pid
+    assert verifier.VERIFIER._child is not None
+    return verifier.VERIFIER._child.pid
 
 
 def test_fork_starts_its_own_verifier() -> None:

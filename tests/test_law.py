@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ghosttrace.errors import UserError
-from ghosttrace.law.expiry import ERASE_AT, NEVER, ExpiryTracker, Policy, alive, expiry
+from ghosttrace.law.expiry import ERASE_AT, NEVER, ExpiryTracker, Policy, alive, erasures, expiry
 from ghosttrace.law.markup import Block, BlockTracker, Markup, find_blocks
 
 
@@ -64,6 +64,22 @@ def test_alive_counts_visible_keys(tokens: list[int], policy: Policy) -> None:
     times = expiry(tokens, MARKUP, policy)
     count = [sum(k <= t < times[k] for k in range(len(tokens))) for t in range(len(tokens))]
     assert alive(times).tolist() == count
+
+
+@settings(max_examples=150, deadline=None)
+@given(streams, policies)
+def test_number_of_blocks_from_which_one_is_erased(tokens: list[int], policy: Policy) -> None:
+    blocks, erased = (
+        len(find_blocks(tokens, MARKUP, policy.require_assistant_section)),
+        erasures(tokens, MARKUP, policy),
+    )
+    if policy.min_blocks is None:
+        assert not erased
+    elif not policy.keep_last_block_for_answer:
+        assert (blocks >= policy.min_blocks) == bool(erased)
+    else:
+        assert erased or blocks < policy.min_blocks
+        assert not erased or blocks >= policy.min_blocks - 1
 
 
 def three_blocks() -> list[int]:

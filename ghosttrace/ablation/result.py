@@ -22,7 +22,7 @@ class AblationResult(RunResult):
 
     command = "ablate"
     required_summary_keys = (*RunResult.required_summary_keys, "headline_arm", "at_k")
-    required_result_columns = ("n_clusters", "rests_on_few", "effect_low_joint", "equivalent")
+    required_result_columns = ("significant", "blocks", "n_clusters", "rests_on_few", "effect_low_joint", "equivalent")
 
     @cached_property
     def at_k(self) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from typing import Any
 from ghosttrace.ablation.arms import Arm, Part
 from ghosttrace.ablation.backend import Backend, HuggingFaceBackend, largest_batch_size
 from ghosttrace.ablation.collect import BenchArm, DonorBlocks, SampleWriter
+from ghosttrace.ablation.erased import nothing_erased
 from ghosttrace.ablation.result import AblationResult
 from ghosttrace.ablation.samples import SAMPLE_TABLE, SMALL_COLUMNS
 from ghosttrace.ablation.settings import AblationSettings, as_list
@@ -138,7 +139,8 @@ def run_ablation(
         bytes_per_token = CacheGeometry.from_config(checkpoint.model.config).bytes_per_token(checkpoint.model.dtype)
         results = summarise(samples, bytes_per_token, None if settings.margin is None else settings.margin / 100)
         arms = {bench_arm.arm.name: bench_arm.arm for bench_arm in bench_arms}
-        failures = failed_controls(results, arms, benches, settings.part, checkpoint.policy)
+        failures = nothing_erased(samples, arms, checkpoint.policy)
+        failures += failed_controls(results, arms, benches, settings.part, checkpoint.policy)
         return run.finish(
             AblationResult,
             order,

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 
 from ghosttrace.ablation.arms import Arm, Part
+from ghosttrace.ablation.erased import response_counts
+from ghosttrace.ablation.votes import votes
 from ghosttrace.bench import Bench
 from ghosttrace.law.expiry import Policy
 from ghosttrace.paired import equivalence_interval, paired_effect, paired_p_value
 from ghosttrace.runs.folder import REFERENCE_ARM
-from ghosttrace.stats import estimate, holm, maj_at_k, pass_at_k
-
-ALPHA = 0.05
+from ghosttrace.stats import ALPHA, estimate, holm, maj_at_k, pass_at_k
 
 
 def summarise(samples: pd.DataFrame, bytes_per_token: int, margin: float | None = None) -> pd.DataFrame:
@@ -32,6 +32,9 @@ def summarise(samples: pd.DataFrame, bytes_per_token: int, margin: float | None 
         - accuracy and effect (accuracy minus that of `memento`, paired by problem), each with its 95 % interval
           `_low`, `_high`;
         - the columns of `effect_columns`: joint intervals, tests and equivalence;
+        - significant: whether p_holm is at most `ALPHA`; False for `memento`;
+        - blocks, without_blocks, unextracted: mean number of finished blocks per response, number of responses without
+          one, and number of responses from which no answer could be extracted;
         - peak_kv_tokens, peak_kv_bytes, auc_kv_tokens, auc_kv_bytes: mean peak KV usage and mean area under the
           curve (token-steps, byte-steps);
         - follows_donor, keeps_original, neither: shares of the swapped samples' answers; None without a swap.
@@ -53,10 +56,11 @@ def summarise(samples: pd.DataFrame, bytes_per_token: int, margin: float | None 
             for name in ("peak_kv", "auc_kv"):
                 tokens = float(part[f"{name}_tokens"].mean())
                 row |= {f"{name}_tokens": tokens, f"{name}_bytes": tokens * bytes_per_token}
-            rows.append(row | {"truncated": int((part["finish"] == "length").sum())} | _swap_answer_shares(part))
+            row |= {"significant": False, "truncated": int((part["finish"] == "length").sum())} | response_counts(part)
+            rows.append(row | _swap_answer_shares(part))
         tested = [row for row in rows[first:] if row["p"] is not None]
         for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
-            row["p_holm"] = p
+            row |= {"p_holm": p, "significant": p <= ALPHA}
     return pd.DataFrame(rows)
 
 
@@ -114,6 +118,8 @@ def at_k(samples: pd.DataFrame) -> pd.DataFrame:
         correct, with 95 % intervals over problems.
     """
     rows = []
+    samples = samples.reset_index(drop=True)
+    samples = samples.assign(vote=votes(samples))
     for (bench, arm), part in samples.groupby(["bench", "arm"], sort=False):
         problems = [problem for _, problem in part.groupby("problem", sort=False)]
         cluster = np.array([problem["cluster"].iloc[0] for problem in problems])
@@ -130,8 +136,8 @@ def at_k(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def _majority(problem: pd.DataFrame, k: int) -> float:
-    votes = [None if pd.isna(vote) else str(vote) for vote in problem["extracted"]]
-    return maj_at_k(votes, problem["correct"].to_numpy(bool), k)
+    ballots = [None if pd.isna(vote) else str(vote) for vote in problem["vote"]]
+    return maj_at_k(ballots, problem["correct"].to_numpy(bool), k)
 
 
 def _swap_answer_shares(part: pd.DataFrame) -> dict[str, float | None]:

@@ -2,30 +2,24 @@ r"""Grade responses: extract the answer and compare it with the correct one.
 
 As in the Memento paper (arXiv 2604.09852), the answer is the content of the last `\boxed{}`, else the text after
 "Final Answer:", else the last `$…$`. Two whole numbers are compared as numbers. Any other answer is correct if it is
-the same string after normalization or if math-verify finds it equivalent. math-verify can run forever on an answer
-such as `10^{10^{10}}`, because its own time limit does not interrupt such a computation and does not work in threads.
-It therefore runs in a separate process, which is terminated after 5 seconds of CPU time.
+the same string after normalization or if math-verify finds it equivalent (`ghosttrace.bench.verifier`).
 
 Unlike math-verify, this module distinguishes number bases (34_8 is not 34), kinds of brackets ([1,2] is not (1,2)),
 adjacent numbers (math-verify adds "3 4" up to 7) and numbers down to 1e-100. It does not distinguish units and degrees
 (they are removed), upper and lower case of variables, 50 and 50 %, or 1/3 and 0.333333.
 """
 
-import inspect
-import json
-import os
+import math
 import re
-import subprocess
-import sys
-from collections.abc import Callable
-from subprocess import DEVNULL, PIPE
-from threading import Lock
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 from ghosttrace.bench.benchmark import Grade
-from ghosttrace.errors import UserError
+from ghosttrace.bench.verifier import VERIFIER
 
-TIME_LIMIT_SECONDS = 5.0  # CPU seconds per comparison by math-verify, as in the paper
 MAX_ANSWER_CHARACTERS = 1000  # longer strings are no answers, and would make the regular expressions slow
+MAX_REQUESTS = 200  # to math-verify, of 1 to 50 ms each, to group the answers to one problem
+_MATHEMATICAL = {"integer", "string", "form", "math-verify"}  # comparisons of `_compare` that came to a decision
 
 # Matches a box, an escaped character (\{ is not a brace) or a brace. Some models escape the backslash of a box.
 _TOKEN = re.compile(r"(\\{1,2}(?:boxed|fbox)(?![A-Za-z])\s*)|\\.|[{}]", re.S)
@@ -120,6 +114,81 @@ GRADERS: dict[str, Callable[[str, str], Grade]] = {"integer": integer, "mathemat
 """Grading rules by name: functions of (correct answer, response after `</think>`) to `Grade`."""
 
 
+def group_equal_answers(answers: Sequence[str], rules: Sequence[str]) -> list[str]:
+    """Group the answers to one problem that its grader would take for the same answer.
+
+    Mathematical answers are equal if they are the same number or the same text after normalization, or if the grader
+    accepts one where the other is the correct answer. The most frequent answers come first; each is compared with one
+    answer of every group so far, unless both are numbers that clearly differ. Answers are taken for different where a
+    comparison exceeds its time limit, and after `MAX_REQUESTS` requests. An answer that was graded by another rule, was
+    too long, or exceeded the time limit when it was graded is equal to the same string only.
+
+    Args:
+        answers: Extracted answers (`Grade.extracted`).
+        rules: Grading rule of each answer (`Grade.rule`).
+
+    Returns:
+        For each answer, the answer that represents its group.
+
+    Example:
+        >>> group_equal_answers(["2", "4/2", "2 "], ["boxed/integer", "boxed/math-verify", "digits/exact"])
+        ['2', '2', '2 ']
+    """
+    other = {a for a, rule in zip(answers, rules, strict=True) if rule.rpartition("/")[2] not in _MATHEMATICAL}
+    group_of, group_of_form = {answer: answer for answer in other}, dict[int | str, str]()
+    values: dict[str, float] = {}  # of the answer that represents each group
+    requests_left = MAX_REQUESTS
+    for answer, _ in Counter(answer for answer in answers if answer not in other).most_common():
+        form = _normal_form(answer)
+        if form not in group_of_form:
+            group_of_form[form], requests = _find_group(answer, form, values, requests_left)
+            requests_left -= requests
+        group_of[answer] = group_of_form[form]
+    return [group_of[answer] for answer in answers]
+
+
+def _find_group(answer: str, form: int | str, values: dict[str, float], requests_left: int) -> tuple[str, int]:
+    """Find the group of an answer that has a new normal form, and add a new group to `values`.
+
+    Returns:
+        The answer that represents the group, and the number of requests to math-verify.
+    """
+    requests = int(isinstance(form, str))
+    value = None if requests > requests_left else _value(answer, form)
+    if value is None:
+        return answer, requests
+    for group, other in values.items():
+        if not _may_be_equal(value, other) or requests == requests_left:
+            continue
+        requests += 1
+        equal, comparison = _compare(_clean(group), _clean(answer))
+        if equal:
+            return group, requests
+        if comparison == "gave-up":
+            break
+    values[answer] = value
+    return answer, requests
+
+
+def _normal_form(answer: str) -> int | str:
+    """Return the whole number that an answer is, or else its text after normalization."""
+    cleaned = _clean(answer)
+    number = _parse_integer(cleaned)
+    return _unwrap(cleaned).replace(" ", "") if number is None else number
+
+
+def _value(answer: str, form: int | str) -> float | None:
+    """Return the value of an answer, nan if it is not a real number, or None if math-verify exceeds its time limit."""
+    if isinstance(form, str):
+        return VERIFIER.value(_clean(answer))
+    return float(form) if abs(form) < 2**1000 else math.inf
+
+
+def _may_be_equal(value: float, other: float) -> bool:
+    """Return False for two numbers that differ by more than math-verify rounds away."""
+    return math.isnan(value) or math.isnan(other) or math.isclose(value, other, rel_tol=1e-5, abs_tol=1e-5)
+
+
 def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     match = None
     for match in pattern.finditer(text):  # noqa: B007
@@ -185,7 +254,7 @@ def _compare(gold: str, answer: str) -> tuple[bool, str]:
         return True, "string"
     if _differ_in_form(gold, answer):
         return False, "form"
-    verdict = _VERIFIER.equal(gold, answer)
+    verdict = VERIFIER.equal(gold, answer)
     return bool(verdict), "gave-up" if verdict is None else "math-verify"
 
 
@@ -231,70 +300,3 @@ def _brackets(latex: str) -> str:
         if depth <= 0:
             return text[0] + text[-1] if comma and index == len(text) - 1 else ""
     return ""
-
-
-def _serve() -> None:
-    """Answer each line [limit, gold, answer] with 0 or 1. Runs from its source, so the child does not import torch."""
-    import json
-    import signal
-    import sys
-
-    from latex2sympy2_extended import NormalizationConfig
-    from math_verify import LatexExtractionConfig, parse, verify
-
-    # Units are off because math-verify reads the d of 5d as a unit.
-    rules = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
-    config = [LatexExtractionConfig(boxed_match_priority=-1, normalization_config=rules)]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and kills this process if necessary
-    print("ready", flush=True)
-    for line in sys.stdin:
-        limit, *pair = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, limit)  # the kernel kills the process even within one long operation
-        gold, answer = (parse(f"${latex}$", config, "no_fallback", "first_match", 0) for latex in pair)
-        # With the default of 15 digits, any two numbers below 1e-15 would be equal.
-        equal = verify(gold, answer, numeric_precision=100, timeout_seconds=0)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        print(int(equal), flush=True)
-
-
-class _Verifier:
-    """Client of math-verify in a child process, which is started on demand and restarted after it was killed."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Drop the reference to the child process without killing it."""
-        self._lock = Lock()
-        self._child: subprocess.Popen[str] | None = None
-
-    def equal(self, gold: str, answer: str) -> bool | None:
-        """Return math-verify's verdict, or None if the child exceeded `TIME_LIMIT_SECONDS` or ran out of memory."""
-        with self._lock:
-            # Clear the reference while the child works: after an interruption it would still send the old reply.
-            child, self._child = self._child, None
-            if child is None or child.poll() is not None:
-                child = self._start()
-            try:
-                assert child.stdin and child.stdout
-                print(json.dumps([TIME_LIMIT_SECONDS, gold, answer]), file=child.stdin, flush=True)
-                reply = child.stdout.readline()
-                self._child = child if reply else None
-            finally:
-                if self._child is None:
-                    child.kill()
-                    child.communicate()
-        return reply == "1\n" if reply else None
-
-    def _start(self) -> "subprocess.Popen[str]":
-        program = [sys.executable, "-P", "-c", f"{inspect.getsource(_serve)}\n_serve()"]
-        child = subprocess.Popen(program, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True)
-        if child.stdout is None or child.stdout.readline() != "ready\n":
-            child.kill()
-            raise UserError("grading needs math-verify: pip install 'math-verify[antlr4_13_2]'")
-        return child
-
-
-_VERIFIER = _Verifier()
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_VERIFIER.reset)  # a forked process must not share the pipes

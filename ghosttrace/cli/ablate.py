@@ -8,11 +8,12 @@ import typer
 
 from ghosttrace.ablation.arms import ARMS, Part
 from ghosttrace.ablation.backend import Backend, HuggingFaceBackend
+from ghosttrace.ablation.result import AblationResult
 from ghosttrace.ablation.run import run_ablation
 from ghosttrace.ablation.settings import AblationSettings
 from ghosttrace.bench import BENCH_NAMES, load_bench
 from ghosttrace.cli.options import ModelName, gather_options, model_options, parse_integers, run_options, with_options
-from ghosttrace.cli.output import load_and_show_progress, print_result
+from ghosttrace.cli.output import exit_if_invalid, load_and_show_progress, print_result
 from ghosttrace.errors import UserError
 from ghosttrace.report.ablation.findings import ablation_findings
 from ghosttrace.report.ablation.table import ablation_table, joint_table, swap_table
@@ -109,13 +110,15 @@ def ablate(
         ),
     ] = None,
 ) -> None:
-    """Run a benchmark while the ghost channel is open, sealed or altered, and measure the effect on accuracy."""
+    """Run a benchmark while the ghost channel is open, sealed or altered, and measure the effect on accuracy.
+
+    Exit codes: 0, all controls passed; 12, a control failed; 2, invalid input.
+    """
     options = gather_options(ctx, "ablate")
-    if options is not None:
-        start_ablation(ctx, options)
+    exit_if_invalid(AblationResult.open(ctx.params["resume"]) if options is None else start_ablation(ctx, options))
 
 
-def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> None:
+def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> AblationResult:
     """Run `ablate` with the gathered command-line options."""
     kinds = tuple(options["kv"].split(","))
     if not set(kinds) <= {"k", "v"}:
@@ -135,9 +138,9 @@ def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> None:
         result = run_ablation(checkpoint, benches, settings, backend, **run)
     results = result.results
     findings = ablation_findings(results, result.summary, result.configuration)
-    print_result(
-        result, findings, [ablation_table(results), joint_table(results, settings.margin), swap_table(results)]
-    )
+    tables = [ablation_table(results), joint_table(results, settings.margin), swap_table(results)]
+    print_result(result, findings, tables)
+    return result
 
 
 def _backend(name: str, arguments: str | None) -> Backend:

@@ -1,6 +1,6 @@
 """The command `ghosttrace bits`: its options, and how they start a run."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,8 @@ from ghosttrace.cli.options import (
     run_options,
     with_options,
 )
-from ghosttrace.cli.output import load_and_show_progress, print_result
+from ghosttrace.cli.output import exit_if_invalid, load_and_show_progress, print_result
+from ghosttrace.ghost_bits.result import BitsResult
 from ghosttrace.ghost_bits.run import bits as measure_bits
 from ghosttrace.report.ghost_bits import bits_findings, bits_table
 
@@ -37,10 +38,16 @@ def bits(
     ] = "restart",
     batch_tokens: BatchTokens = 65_536,
 ) -> None:
-    """Measure on existing traces, token by token, how many bits the ghost channel adds to the following text."""
+    """Measure on existing traces, token by token, how many bits the ghost channel adds to the following text.
+
+    Exit codes: 0, all controls passed; 12, a control failed; 2, invalid input.
+    """
     options = gather_options(ctx, "bits")
-    if options is None:
-        return
+    exit_if_invalid(BitsResult.open(ctx.params["resume"]) if options is None else start_bits(ctx, options))
+
+
+def start_bits(ctx: typer.Context, options: dict[str, Any]) -> BitsResult:
+    """Run `bits` with the gathered command-line options."""
     with load_and_show_progress(ctx, "bits", options) as (checkpoint, run):
         result = measure_bits(
             checkpoint,
@@ -52,3 +59,4 @@ def bits(
         )
     findings = bits_findings(result.results, result.failures, result.configuration)
     print_result(result, findings, [bits_table(result.results, result.configuration)])
+    return result

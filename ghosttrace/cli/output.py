@@ -16,12 +16,13 @@ from rich.table import Table
 from ghosttrace.cli.options import load_from_options
 from ghosttrace.errors import RunWarning
 from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.report.findings import DO_NOT_RELY
 from ghosttrace.runs.folder import default_folder
 from ghosttrace.runs.progress import Progress
 from ghosttrace.runs.result import RunResult
 
 CONTROL_FAILED_EXIT_CODE = 12
-"""Exit code of `probe` and `patch` when a control failed."""
+"""Exit code of every measuring command when a control failed."""
 
 
 @contextmanager
@@ -85,6 +86,12 @@ def load_and_show_progress(
         yield checkpoint, {"out": None if resume else out, "resume": resume, "progress": progress, "options": options}
 
 
+def exit_if_invalid(result: RunResult) -> None:
+    """Exit with `CONTROL_FAILED_EXIT_CODE` if a control of the run failed."""
+    if not result.valid:
+        raise typer.Exit(CONTROL_FAILED_EXIT_CODE)
+
+
 def print_result(
     result: RunResult, findings: Iterable[str], tables: Iterable[Table | None], notes: Iterable[str] = ()
 ) -> None:
@@ -108,7 +115,7 @@ def print_tables(findings: Iterable[str], tables: Iterable[Table | None]) -> Non
     """Print sentences, then tables, to the terminal."""
     console = Console()
     for sentence in findings:
-        style = "bold red" if sentence.startswith("Do not rely") else "bold"
+        style = "bold red" if sentence.startswith(DO_NOT_RELY) else "bold"
         console.print(escape(sentence), style=style)
     for table in tables:
         if table is not None:

@@ -1,11 +1,12 @@
 """The command `ghosttrace patch`: its options, and how they start a run."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ghosttrace.cli.options import ModelName, gather_options, model_options, run_options, with_options
-from ghosttrace.cli.output import CONTROL_FAILED_EXIT_CODE, load_and_show_progress, print_result
+from ghosttrace.cli.output import exit_if_invalid, load_and_show_progress, print_result
+from ghosttrace.patching.result import PatchResult
 from ghosttrace.patching.run import patch as run_patch
 from ghosttrace.report.patching import patch_findings, patch_table
 
@@ -51,10 +52,16 @@ def patch(
         int, typer.Option(help="Maximum number of tokens per batch, patched copies included.")
     ] = 65_536,
 ) -> None:
-    """Seal and swap the retained cache by layer, token, keys and values, and measure which parts carry the answer."""
+    """Seal and swap the retained cache by layer, token, keys and values, and measure which parts carry the answer.
+
+    Exit codes: 0, all controls passed; 12, a control failed; 2, invalid input.
+    """
     options = gather_options(ctx, "patch")
-    if options is None:
-        return
+    exit_if_invalid(PatchResult.open(ctx.params["resume"]) if options is None else start_patch(ctx, options))
+
+
+def start_patch(ctx: typer.Context, options: dict[str, Any]) -> PatchResult:
+    """Run `patch` with the gathered command-line options."""
     with load_and_show_progress(ctx, "patch", options) as (checkpoint, run):
         result = run_patch(
             checkpoint,
@@ -66,5 +73,4 @@ def patch(
     print_result(
         result, patch_findings(result.results, result.site_sets, result.failures), [patch_table(result.results)]
     )
-    if not result.valid:
-        raise typer.Exit(CONTROL_FAILED_EXIT_CODE)
+    return result

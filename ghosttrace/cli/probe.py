@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from ghosttrace.cli.options import ModelName, gather_options, model_options, run_options, with_options
-from ghosttrace.cli.output import CONTROL_FAILED_EXIT_CODE, load_and_show_progress, print_result
+from ghosttrace.cli.output import exit_if_invalid, load_and_show_progress, print_result
 from ghosttrace.cli.probe_options import Hops, Samples, SecretBench, probe_settings, secret_options
 from ghosttrace.probing.carriers import CARRIERS
 from ghosttrace.probing.result import ProbeResult
@@ -37,11 +37,13 @@ def probe(
         bool, typer.Option(help="Keep the extracted states in the run folder; they can be large.")
     ] = False,
 ) -> None:
-    """Probe retained states for secrets of erased blocks, and measure the bits beyond the text at each site."""
+    """Probe retained states for secrets of erased blocks, and measure the bits beyond the text at each site.
+
+    Exit codes: 0, all controls passed; 12, a control failed; 2, invalid input.
+    """
     options = gather_options(ctx, "probe")
     result = ProbeResult.open(ctx.params["resume"]) if options is None else start_probe(ctx, options)
-    if not result.valid:
-        raise typer.Exit(CONTROL_FAILED_EXIT_CODE)
+    exit_if_invalid(result)
 
 
 def start_probe(ctx: typer.Context, options: dict[str, Any]) -> ProbeResult:

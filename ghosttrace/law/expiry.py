@@ -62,6 +62,16 @@ class Policy:
         """
         return self.erase_at == "after_summary_end" and not self.keep_last_block_for_answer
 
+    @property
+    def min_blocks(self) -> int | None:
+        """Number of finished blocks from which on a sequence has an erased block; None if nothing is ever erased.
+
+        With `keep_last_block_for_answer`, a sequence with one block fewer has an erased block if it opens another one.
+        """
+        if self.keep_last_n_blocks < 0:
+            return None
+        return self.keep_last_n_blocks + 1 + self.keep_last_block_for_answer
+
     def erased_indices(self, block: Block) -> range:
         """Return the token indices that expire with a block."""
         if self.mask_delimiters:

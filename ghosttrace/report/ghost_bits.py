@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ghosttrace.report.ablation.figures import colour_of
+from ghosttrace.report.findings import failed_controls_text
 from ghosttrace.report.tables import results_table
 
 
@@ -61,7 +62,7 @@ def bits_findings(results: pd.DataFrame, failures: Sequence[str], configuration:
         total = f"{row['bits_per_trace']:+.2f} per trace{_answer(results, row)}"
         found.append(f"On {row['source']}, memento predicts the text after the first erasure with {gain}: {total}.")
     if failures:
-        return [*found, f"Do not rely on these numbers, because a control failed: {'; '.join(failures)}."]
+        return [*found, failed_controls_text(failures)]
     largest = whole[whole["arm"].isin(controls)].nlargest(1, "size").to_dict("records")
     return [
         *found,

@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from rich.markup import escape
 from rich.table import Table
 
+from ghosttrace.report.findings import KV_NAMES, failed_controls_text
 from ghosttrace.report.tables import results_table
 
 MIN_BITS_SHOWN = 0.005  # layers with a smaller effect are not in the table
 MIN_OVERSHOOT_SHOWN = 0.005  # smaller shares beyond the whole effect are not shown
 TOP_LAYERS = 5  # rows of the table; the heat maps show all layers
 MAX_LABELLED_CELLS = 120  # larger heat maps have no numbers in their cells
-KV_NAMES = {"k": "keys", "v": "values"}
 
 
 def site_set_text(row: Mapping[str, Any]) -> str:
@@ -86,7 +86,7 @@ def patch_findings(results: pd.DataFrame, site_sets: Sequence[Mapping[str, Any]]
             f"search (few traces may be the reason): {where}."
         )
     if failures:
-        return [*found, f"Do not rely on these numbers, because a control failed: {'; '.join(failures)}."]
+        return [*found, failed_controls_text(failures)]
     return [*found, "The controls passed. Other sets of sites may carry the answer as well."]
 
 
@@ -157,7 +157,7 @@ def heat_maps(results: pd.DataFrame) -> Figure:
     for line, kind in zip(axes, kinds, strict=True):
         part = single[single["intervention"] == kind]
         top = max(float(part.loc[part["kv"] != "kv", "bits"].max()), 1e-3)
-        for axis, kv in zip(line, KV_NAMES, strict=True):
+        for axis, kv in zip(line, ("k", "v"), strict=True):
             cells = part[part["kv"] == kv].set_index(["layer", "carrier", "offset"])
             grid = np.array([[cells.loc[(n, *token), "bits"] for token in tokens] for n in range(layers)], dtype=float)
             image = axis.imshow(grid, aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=top)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ghosttrace.report.findings import DO_NOT_RELY
+
 
 def training_findings(summary: Mapping[str, Any]) -> list[str]:
     """Return the last training losses and whether the trained weights can be used.
@@ -19,5 +21,5 @@ def training_findings(summary: Mapping[str, Any]) -> list[str]:
     logged = f"; last logged losses, in nats per token: {', '.join(losses)}" if losses else ""
     found = [f"Training steps: {summary['steps']:,}{logged}."]
     if not summary["valid"]:
-        return [*found, "Do not rely on this model, because some weights are not finite: lower the learning rate."]
+        return [*found, f"{DO_NOT_RELY} this model, because some weights are not finite: lower the learning rate."]
     return [*found, "A low loss does not show whether the model uses the ghost channel: run ablate on it."]

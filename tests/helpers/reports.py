@@ -85,6 +85,7 @@ def result(arm: str, accuracy: float, effect: float, worse: int, p: float | None
     row |= {"effect_low_joint": effect - 0.0444, "effect_high_joint": effect + 0.0333, "equivalent": None}
     row |= {"better": 0, "worse": worse, "detectable": 0.0613, "p": p, "p_holm": p}
     row |= {"rests_on_few": False, "n_clusters": 3}
+    row |= {"significant": p is not None and p <= 0.05, "blocks": 2.75, "without_blocks": 1, "unextracted": 2}
     row |= {"peak_kv_tokens": 7000.4, "auc_kv_tokens": 6.6e7, "peak_kv_bytes": 1.0322e9, "auc_kv_bytes": 9.73e12}
     return row | {"truncated": 4, "follows_donor": None, "keeps_original": None, "neither": None}
 

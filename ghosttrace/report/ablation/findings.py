@@ -6,27 +6,33 @@ from typing import Any
 import pandas as pd
 
 from ghosttrace.report.ablation.page import arm_description
+from ghosttrace.report.findings import failed_controls_text
 from ghosttrace.runs.folder import REFERENCE_ARM
-
-ALPHA = 0.05
+from ghosttrace.stats import ALPHA
 
 
 def ablation_findings(results: pd.DataFrame, summary: Mapping[str, Any], configuration: Mapping[str, Any]) -> list[str]:
     """Return what an ablation found, whether its controls passed, and what limits the conclusion.
+
+    If a control failed, this comes first.
 
     Args:
         results: Rows of `ghosttrace.ablation.summary.summarise`.
         summary: Content of summary.json.
         configuration: Content of run.json.
     """
+    failures = summary["failures"]
     found = [
+        failed_controls_text(failures) if failures else None,
         _effect(results, summary["headline_arm"], configuration),
         _rests_on_few(results, summary["headline_arm"]),
         _others(results, summary["headline_arm"]),
         _equivalence(results, configuration["settings"].get("margin")),
         _swapped(results),
-        _controls(results, summary, configuration),
-        _truncated(results),
+        None if failures else _controls(results, configuration),
+        _count(results, "without_blocks", "Responses that finished no block"),
+        _count(results, "unextracted", "Responses from which no answer could be extracted"),
+        _count(results, "truncated", "Responses that reached the token limit"),
     ]
     return [sentence for sentence in found if sentence]
 
@@ -75,7 +81,7 @@ def _equivalence(results: pd.DataFrame, margin: float | None) -> str | None:
 
 def _others(results: pd.DataFrame, headline: str | None) -> str | None:
     """Return which other arms have an effect."""
-    significant = results[(results["arm"] != headline) & (pd.to_numeric(results["p_holm"]) <= ALPHA)]
+    significant = results[(results["arm"] != headline) & results["significant"]]
     arms = list(dict.fromkeys(significant["arm"]))
     return f"Other arms with a significant effect (p <= {ALPHA} after Holm): {', '.join(arms)}." if arms else None
 
@@ -92,10 +98,8 @@ def _swapped(results: pd.DataFrame) -> str | None:
     )
 
 
-def _controls(results: pd.DataFrame, summary: Mapping[str, Any], configuration: Mapping[str, Any]) -> str:
-    """Return whether the effects can be relied on."""
-    if summary["failures"]:
-        return f"Do not rely on these numbers, because a control failed: {'; '.join(summary['failures'])}."
+def _controls(results: pd.DataFrame, configuration: Mapping[str, Any]) -> str:
+    """Return whether the effects can be relied on, if no control failed."""
     arms = configuration["arms"]
     names = list(dict.fromkeys(results["arm"]))
     if names == [REFERENCE_ARM]:
@@ -110,12 +114,17 @@ def _controls(results: pd.DataFrame, summary: Mapping[str, Any], configuration: 
     return f"The controls passed: {widest['arm']} changed accuracy by {_points(widest)}, not significant.{caveat}"
 
 
-def _truncated(results: pd.DataFrame) -> str | None:
-    """Return which arms had truncated responses."""
-    by_arm = results.groupby("arm", sort=False)[["truncated", "n_samples"]].sum()
-    parts = [
-        f"{row['truncated']:,} of {row['n_samples']:,} under {arm}"
-        for arm, row in by_arm.iterrows()
-        if row["truncated"]
-    ]
-    return f"Responses that reached the token limit: {', '.join(parts)}." if parts else None
+def _count(results: pd.DataFrame, column: str, what: str) -> str | None:
+    """Return how many responses of each arm a column counts; None if there are none.
+
+    Args:
+        results: Rows of `ghosttrace.ablation.summary.summarise`.
+        column: Column with numbers of responses.
+        what: Description of these responses, as the start of a sentence.
+    """
+    by_arm = results.groupby("arm", sort=False)[[column, "n_samples"]].sum()
+    counts = {arm: (row[column], row["n_samples"]) for arm, row in by_arm.iterrows()}
+    if len(counts) > 1 and len(set(counts.values())) == 1:
+        counts = {"every arm": next(iter(counts.values()))}
+    parts = [f"{count:,} of {total:,} under {arm}" for arm, (count, total) in counts.items() if count]
+    return f"{what}: {', '.join(parts)}." if parts else None

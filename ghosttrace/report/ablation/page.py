@@ -24,6 +24,7 @@ from ghosttrace.report.ablation.page_data import (
     read_traces,
     to_json,
 )
+from ghosttrace.report.findings import KV_NAMES
 from ghosttrace.runs.folder import REFERENCE_ARM
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -144,7 +145,7 @@ def arm_description(arm: str, config: Mapping[str, Any]) -> str:
     """Describe an arm and the part of the cache it acts on, as the subject of a sentence."""
     part = config["settings"]["part"]
     chosen = [f"{kind} {', '.join(map(str, part[kind]))}" for kind in ("layers", "heads") if part[kind] is not None]
-    chosen += [{"k": "keys alone", "v": "values alone"}[part["kv"][0]]] if len(part["kv"]) == 1 else []
+    chosen += [f"{KV_NAMES[part['kv'][0]]} alone"] if len(part["kv"]) == 1 else []
     return f"{config['arms'][arm]['headline']} ({'; '.join([arm, *chosen])})"
 
 

@@ -22,7 +22,7 @@ def ablation_table(results: pd.DataFrame) -> Table:
     table = results_table(
         caption="Accuracy and paired effect against memento in %, with 95 % intervals over problems; "
         "+/-: problems better and worse; mde: minimum detectable effect (80 % power); "
-        "KV: mean peak of KV tokens.",
+        f"KV: mean peak of KV tokens. Finished blocks per response: {_range(results['blocks'])}.",
     )
     table.padding = 0  # the columns are one space apart, so that names and numbers fit
     table.add_column("arm", overflow="fold", max_width=20)
@@ -75,6 +75,12 @@ def joint_table(results: pd.DataFrame, margin: float | None) -> Table | None:
             *(() if margin is None else (words[bool(row["equivalent"])],)),
         )
     return table
+
+
+def _range(values: pd.Series) -> str:
+    """Format the smallest and the largest of some means."""
+    ends = dict.fromkeys(f"{value:.1f}" for value in (values.min(), values.max()))
+    return " to ".join(ends)
 
 
 def swap_table(results: pd.DataFrame) -> Table | None:

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ghosttrace.report.audit.wording import bounds_text, format_number, interval_text, verdict_sentence
+from ghosttrace.report.findings import failed_controls_text
 from ghosttrace.report.tables import results_table
 
 
@@ -17,7 +18,7 @@ def audit_findings(summary: Mapping[str, Any]) -> list[str]:
         summary: Content of summary.json.
     """
     if summary["failures"]:
-        return [f"Do not rely on these numbers, because a control failed: {'; '.join(summary['failures'])}."]
+        return [failed_controls_text(summary["failures"])]
     return [verdict_sentence(summary), bounds_text(summary)]
 
 

@@ -8,6 +8,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ghosttrace.report.findings import KV_NAMES
+
 Row = Mapping[str, Any]
 
 LEAK, UNDECIDED, WITHIN_LIMIT, NOT_DETECTED = "leak", "undecided", "within the limit", "not detected"
@@ -15,8 +17,6 @@ STATE_ORDER = (LEAK, UNDECIDED, WITHIN_LIMIT, NOT_DETECTED)
 BIT_UNITS = ("bits", "exposure bits")
 EXPOSED = "exposed share"
 RATE_UNITS = ("AUC", "TPR", "rate", EXPOSED)
-KV = {"k": "keys", "v": "values", "kv": "keys and values", "hidden": "hidden states"}
-
 
 CONTROL_EXPECTATIONS = {
     "text": "what the text alone predicts: the baseline of every attack",
@@ -72,7 +72,7 @@ def location_text(row: Row) -> str:
     parts = [row["carrier"]]
     if row["layer"]:
         layer = {"all": "all layers", "joint": "all layers jointly"}.get(row["layer"], f"layer {row['layer']}")
-        parts += [f"hop {row['hop']}", layer, KV.get(row["kv"], row["kv"])]
+        parts += [f"hop {row['hop']}", layer, KV_NAMES.get(row["kv"], row["kv"])]
     return ", ".join(part for part in parts if part)
 
 

@@ -5,10 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from ghosttrace.report.findings import KV_NAMES, failed_controls_text
 from ghosttrace.report.probing.table import best_rows, control_row
-
-KV_NAMES = {"k": "keys", "v": "values", "kv": "keys and values", "hidden": "hidden states"}
-
 
 CONTROLS = {
     "sealed": "sealed caches",
@@ -30,7 +28,7 @@ def probe_findings(results: pd.DataFrame, failures: Sequence[str]) -> list[str]:
     headline = results[results["headline"]]
     found = [_target(str(target), rows) for target, rows in headline.groupby("target", sort=False)]
     if failures:
-        return [*found, f"Do not rely on these numbers, because a control failed: {'; '.join(failures)}."]
+        return [*found, failed_controls_text(failures)]
     if "decoder" in set(results["condition"]):
         found.append(_decoder(headline))
     measured = [name for condition, name in CONTROLS.items() if condition in set(results["condition"])]

@@ -84,15 +84,16 @@ class Writer:
 
 @dataclass(frozen=True)
 class PlantedFeatures:
-    """Features of a sealed cache with what a plant added to it."""
+    """Features with what a plant added to the states of one carrier."""
 
     features: Features
     added: Mapping[Site, Tensor]
+    carrier: Carrier = CARRIER
 
     def load(self, carrier: Carrier, layer: int, kind: str, heads: Any = None) -> Tensor:
         """Load the states of one carrier and layer, see `Features.load`; heads are not selected."""
         states = self.features.load(carrier, layer, kind)  # type: ignore[arg-type]
-        return states + self.added[layer, kind] if carrier == CARRIER and (layer, kind) in self.added else states
+        return states + self.added[layer, kind] if carrier == self.carrier and (layer, kind) in self.added else states
 
 
 def nothing(writer: Writer) -> None:
@@ -173,7 +174,7 @@ def make_context(rare: bool, work: Path) -> AuditContext:
     labels = np.stack([task.labels(number) for number in hidden], axis=1)
     targets = [Target(task.targets[number].name, task.targets[number].classes) for number in hidden]
     posterior = {target.name: task.exact_log_posteriors[target.name] for target in targets}
-    if rare:
+    if rare:  # the bit is made up, so that no token of the traces spells it
         labels = (np.random.default_rng(1).random((SAMPLES, 1)) < RARE_SHARE).astype(np.int64)
         targets, posterior = [Target("bit", ("0", "1"))], {}
         posterior["bit"] = np.tile(np.log([1 - RARE_SHARE, RARE_SHARE]), (SAMPLES, 1))
@@ -188,6 +189,11 @@ def make_context(rare: bool, work: Path) -> AuditContext:
         ),
         "unerased": extract_features(checkpoint, task, StateSelection("open", (own,), LAYERS), work / f"own-{rare}"),
     }
+    if rare:
+        bit = torch.from_numpy(labels[:, :1, None]).float() * 10
+        features["unerased"] = PlantedFeatures(  # type: ignore[assignment]
+            features["unerased"], {(LAYERS[0], kind): bit for kind in ("k", "v")}, own
+        )
     probe_targets = [
         ProbeTarget(target.name, task.labels(number), posterior[target.name]) for number, target in enumerate(targets)
     ]

@@ -28,7 +28,6 @@ BEYOND_DECODER = ("open", "swapped", "earlier")  # rows that a paired sweep meas
 ALPHA = 0.05
 NEGLIGIBLE_BITS = 0.01  # bits; a smaller value in a control is rounding of the baseline, not a leak
 MIN_TEST_CLUSTERS = 5  # on test; with fewer, no control could reach significance in a sweep
-MIN_UNKNOWN_BITS = 0.1  # bits; a target with less entropy given the text leaves nothing for a probe to read
 ROUNDING_NATS = 1e-5  # nats; float32 error of a probe that repeats the text baseline
 SITE_COLUMNS = ("carrier", "hop", "layer", "kv", "head")
 KEY_COLUMNS = ("condition", *SITE_COLUMNS, "probe", "target")
@@ -254,7 +253,8 @@ def failed_controls(results: pd.DataFrame) -> tuple[str, ...]:
     """Return one sentence per failed control of a table of `summarise`; empty if all hold.
 
     Sealed, causal and shuffled rows must not be significant. The secret must be readable from its own tokens before
-    they are erased. The text baseline must not beat the exact posterior given the text, where that is known.
+    they are erased, unless the text determines it. The text baseline must not beat the exact posterior given the text,
+    where that is known.
     """
     failures = []
     clusters = int(results["n_clusters"].min())
@@ -282,6 +282,6 @@ def failed_controls(results: pd.DataFrame) -> tuple[str, ...]:
     for target in dict.fromkeys(own["target"]):
         rows = own[own["target"] == target]
         blind = (rows["p"] > ALPHA).all() or rows["bits"].max() <= NEGLIGIBLE_BITS
-        if blind and rows["unknown"].max() > MIN_UNKNOWN_BITS:
+        if blind and rows["unknown"].max() > NEGLIGIBLE_BITS:
             failures.append(f"unerased: {target} cannot be read from the secret's own tokens: give more samples")
     return tuple(failures)

@@ -110,7 +110,7 @@ def sites() -> list[dict[str, Any]]:
             entry |= {"kv": kv, "head": "all", "probe": "linear", "target": "note-*", "unknown": 3.3, "valid": True}
             entry |= {"n_train": 900, "n_test": 600, "n_clusters": 600, "chance": 0.1, "selectivity": 0.2, "p": 0.01}
             entry |= {"accuracy": 0.4, "accuracy_low": 0.3, "accuracy_high": 0.5, "p_holm": float(bits < 0.2)}
-            entry |= {"headline": True, "significant": bits >= 0.2}
+            entry |= {"reserve": 0.0, "headline": True, "significant": bits >= 0.2}
             table.append(entry | {"bits": bits, "bits_low": bits - 0.1, "bits_high": bits + 0.1})
     return table
 

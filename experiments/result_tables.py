@@ -166,7 +166,6 @@ def audit_calibration() -> str:
         ["exit 10, a leak", *map(str, counts["leak"])],
         ["exit 11, not enough data", *map(str, counts["not enough data"])],
         ["exit 0", *map(str, passed)],
-        ["both secrets' probes fell back to the text", *map(str, results.groupby("leak")["fell_back"].sum())],
     ]
     return markdown_table(header, rows)
 

@@ -259,7 +259,7 @@ def test_code_in_one_of_many_averaged_tokens_is_not_detected() -> None:
     context, states = noise_context(2000, 1, [0.1] * 10)
     alone, diluted = (tokens_of(states[:, None], count, 1 / count) for count in (1, 194))
     assert trials(context, alone, linear_trial, [0.5]) >= 8
-    diluted = replace(diluted, spread=float(states.std()) * 194**0.5 / 194**0.5)
+    diluted = replace(diluted, spread=float(states.std()) * 194**0.5)  # one token varies more than the mean of all
     assert trials(context, diluted, linear_trial, [0.5]) <= 2
 
 

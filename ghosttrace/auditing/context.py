@@ -10,11 +10,11 @@ import torch
 
 from ghosttrace.ablation.arms import Arm
 from ghosttrace.auditing.prompts import SecretPrompt, secret_name_of
-from ghosttrace.auditing.sites import Row, best_probe
+from ghosttrace.auditing.sites import Row, group_by_site, validation_bits
 from ghosttrace.auditing.verdict import Limits
 from ghosttrace.data.task import Task
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.probing.evidence import ALPHA, PROBE_RECORDS, ProbeTarget, summarise
+from ghosttrace.probing.evidence import ALPHA, PROBE_RECORDS, SITE_COLUMNS, ProbeTarget, summarise
 from ghosttrace.probing.features import Features
 from ghosttrace.probing.fit_and_score import linear_posteriors
 from ghosttrace.probing.site import ProbeSite
@@ -125,17 +125,25 @@ class AuditContext:
         return float(sum(-part.text[rows, part.labels[rows]].mean() for part in self.parts(secret)) / np.log(2))
 
     def best_site(self, secret: str) -> ProbeSite:
-        """Return the site whose linear probe of a secret gains the most bits on validation."""
-        best = best_probe(row for row in self.sweep_rows_of(secret) if row["probe"] == "linear")
-        all_sites = (
+        """Return the site whose linear probe of a secret gains the most bits on validation.
+
+        Ties, such as 0 bits at all sites of a cache without a leak, go to the highest layer, then to values, whose
+        states vary most between traces.
+        """
+        rows = [row for row in self.sweep_rows_of(secret) if row["probe"] == "linear" and row["condition"] == "open"]
+        gains = {tuple(of_site[0][name] for name in SITE_COLUMNS): of_site for of_site in group_by_site(rows)}
+        sites = [
             site
             for carrier in self.settings.carriers
             for group in site_groups(self.checkpoint, self.settings, carrier)
             for site in group
-        )
-        return next(
-            site for site in all_sites if site.result_columns == {name: best[name] for name in site.result_columns}
-        )
+            if tuple(site.result_columns.values()) in gains
+        ]
+
+        def rank(site: ProbeSite) -> tuple[float, int, bool]:
+            return validation_bits(gains[tuple(site.result_columns.values())]), site.layers[-1], site.kv != "k"
+
+        return max(sites, key=rank)
 
     def posteriors(
         self, secret: str, site: ProbeSite, condition: str = "open", without_text: bool = False

@@ -23,8 +23,8 @@ from ghosttrace.auditing.exposure import exposed_traces
 from ghosttrace.auditing.token_codes import CachedTokens, read_tokens
 from ghosttrace.auditing.verdict import DetectableLeak
 from ghosttrace.probing.evidence import ProbeTarget, Scores, record
+from ghosttrace.probing.features import StateKind
 from ghosttrace.probing.fit_and_score import linear_scores, probe_scores
-from ghosttrace.probing.nonlinear_sites import reduce_width
 from ghosttrace.probing.probes import MLP
 from ghosttrace.probing.site import ProbeSite
 
@@ -37,16 +37,21 @@ Trial = Callable[[CachedTokens, list[ProbeTarget], np.random.Generator], bool]
 """Writes a leak of random labels into the tokens, and returns whether a probe detects it."""
 
 
-def smallest_detectable_leak(context: AuditContext, secret: str, site: ProbeSite) -> DetectableLeak:
+def smallest_detectable_leak(
+    context: AuditContext, secret: str, site: ProbeSite, with_pads: bool = True
+) -> DetectableLeak:
     """Return the smallest leaks of each kind that 8 of 10 trials detect.
 
     Args:
         context: Context with features of the sealed cache, into which the leaks are written.
         secret: Name of the secret that leaks.
         site: Site of the leaks and of the probes.
+        with_pads: Whether to try one-time pads, which take a nonlinear probe each.
     """
     parts, limits = context.parts(secret), context.limits
-    tokens = [read_tokens(context, site, kind) for kind in ("k", "v") if kind in context.settings.kv]
+    max_leak, max_exposed = limits.of("bits", secret), limits.exposed
+    kinds: tuple[StateKind, ...] = ("k", "v")
+    tokens = [read_tokens(context, site, kind) for kind in kinds if {kind, "kv"} & set(context.settings.kv)]
     capacity = float(np.log2(parts[0].text.shape[1]))
     trials = partial(detection_trials, context, parts, tokens)
 
@@ -62,10 +67,10 @@ def smallest_detectable_leak(context: AuditContext, secret: str, site: ProbeSite
     def pad_is_detected(bits: float) -> bool:
         return enough_detections(trials(partial(pad_trial, context, bits)))
 
-    pads = [capacity * share for share in PAD_SHARES if context.settings.mlp and tokens[0].count > 1]
+    pads = [capacity * share for share in PAD_SHARES if with_pads and context.settings.mlp and tokens[0].count > 1]
     return DetectableLeak(
-        _smallest([limits.bits * multiple for multiple in LIMIT_MULTIPLES], linear_is_detected),
-        _smallest([limits.exposed * multiple for multiple in EXPOSED_MULTIPLES], few_traces_are_detected),
+        _smallest([max_leak * multiple for multiple in LIMIT_MULTIPLES], linear_is_detected),
+        _smallest([max_exposed * multiple for multiple in EXPOSED_MULTIPLES], few_traces_are_detected),
         _smallest(pads, pad_is_detected),
     )
 
@@ -136,12 +141,13 @@ def exposure_trial(
     context: AuditContext, share: float, tokens: CachedTokens, targets: list[ProbeTarget], rng: np.random.Generator
 ) -> bool:
     """Write all parts into one token of a share of the traces, and nothing into the others."""
-    offset, chosen = tokens.draw_offsets(1, rng)[0], rng.random(len(targets[0].labels)) < share
+    offset, cluster = tokens.draw_offsets(1, rng)[0], context.split.cluster
+    chosen = (rng.random(int(cluster.max()) + 1) < share)[cluster]  # copies of one base trace tell it alike
     for target in targets:
         rows = chosen & (target.labels >= 0)
         tokens.write(offset, target.labels.clip(min=0), target.text.shape[1], rng, rows)
     (scores,) = linear_scores(tokens.features()[None], targets, context.split, context.device)
-    return exposed_traces([record(score) for score in scores], context.split.cluster, context.alpha).low > 0
+    return exposed_traces([record(score) for score in scores], cluster, context.alpha)[0].low > 0
 
 
 def pad_trial(
@@ -155,8 +161,7 @@ def pad_trial(
     written = np.where(is_true, target.labels, rng.integers(0, n_classes, n))
     tokens.write(first, key, n_classes, rng)
     tokens.write(second, (written + key) % n_classes, n_classes, rng)
-    features = reduce_width(tokens.features(), context.split.train, context.settings.seed)
-    scores = probe_scores(MLP(), features, [target], context.split, context.settings.seed, context.device)
+    scores = probe_scores(MLP(), tokens.features(), [target], context.split, context.settings.seed, context.device)
     return _bits_are_found(context, scores)
 
 

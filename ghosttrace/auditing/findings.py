@@ -1,7 +1,7 @@
 """Run of all attacks of an audit, their controls, and the verdict."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan
 
 import pandas as pd
@@ -52,9 +52,13 @@ def run_attacks(context: AuditContext, attacks: Sequence[Attack], progress: Prog
         evidence += check_findings(attack, attack.run(context), context)
     detectable = dict[str, DetectableLeak]()
     if any(attack.probes_single_site for attack in attacks):
+        pads = dict[int, float | None]()  # pads of one part, which depend on its number of classes alone
         for done, secret in enumerate(context.secrets):
             progress("leaks of known size", done, len(context.secrets))
-            detectable[secret] = smallest_detectable_leak(context, secret, context.best_site(secret))
+            n_classes = context.parts(secret)[0].text.shape[1]
+            leak = smallest_detectable_leak(context, secret, context.best_site(secret), n_classes not in pads)
+            pad_bits = pads.setdefault(n_classes, leak.pad_bits)
+            detectable[secret] = replace(leak, pad_bits=pad_bits)
     p_holm = holm_adjusted(evidence, context.sites)
     failures = (*failed_controls(context.sites), *failed_attack_controls(evidence, p_holm))
     verdict = decide_verdict(evidence, failures, context.limits, detectable, len(context.task.samples))

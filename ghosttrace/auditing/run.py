@@ -54,7 +54,7 @@ def audit(
     attacks: str | Sequence[str | Attack] | None = None,
     defence: str | Defence = "none",
     max_leak_bits: float | None = None,
-    max_exposed: float = 0.005,
+    max_exposed: float = 0.01,
     fpr: float | None = None,
     prompts: Sequence[str] | None = None,
     carriers: Sequence[CarrierKind] | None = None,
@@ -84,7 +84,7 @@ def audit(
         attacks: Names in `ghosttrace.auditing.attacks.ATTACKS`, or attacks of your own. None: all attacks.
         defence: Name of a defence with its options, such as `noise:0.5`, or a defence of your own.
         max_leak_bits: Limit of the mean leak, bits per secret. None: 0.1, or a tenth of the bits that the text leaves
-            unknown if that is less.
+            unknown of a secret if that is less.
         max_exposed: Limit of the share of traces whose whole secret is guessed.
         fpr: Target false-positive rate of the membership attack. None: 1 %, if validation has enough traces.
         prompts: Prompts that a user types to get a secret, its parts in braces. None: prompts of the kind of secret.
@@ -178,7 +178,10 @@ def run_audit(
         progress("cost of the defence", 1, 1)
         summary = summarise_audit(context, findings, settings, subject, cost)
         order = sorted(run.records.keys(), key=str)
-        result = run.finish(AuditResult, order, not findings.failures, result_rows(findings, settings), **summary)
+        unknown_bits = {secret: context.unknown_bits(secret) for secret in context.secrets}
+        result = run.finish(
+            AuditResult, order, not findings.failures, result_rows(findings, settings, unknown_bits), **summary
+        )
         if result.folder is not None:
             shutil.rmtree(result.folder / "features")
             result.report()

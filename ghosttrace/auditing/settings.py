@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 
 from ghosttrace.auditing.attacks import ATTACKS, Attack, TextBaselineAttack
 from ghosttrace.auditing.context import AuditContext
@@ -15,7 +16,7 @@ from ghosttrace.probing.carriers import CarrierKind
 from ghosttrace.probing.evidence import NEGLIGIBLE_BITS
 
 DEFAULT_MAX_LEAK = 0.1  # bits per secret
-DEFAULT_SHARE = 0.1  # of the bits that the text leaves unknown, if the default limit is more than that
+DEFAULT_SHARE = 0.1  # of the bits that the text leaves unknown of a secret, if the default limit is more than that
 MAX_SHARE = 0.5  # of the bits that the text leaves unknown; a higher limit would pass most of a secret
 
 
@@ -42,7 +43,7 @@ class AuditSettings:
     defence: Defence
     probes: sweep.ProbeSettings
     max_leak: float | None = None
-    max_exposed: float = 0.005
+    max_exposed: float = 0.01
     fpr: float | None = None
     utility_limit: int = 100
     batch_tokens: int = 16_384
@@ -73,24 +74,31 @@ class AuditSettings:
         """Return the limits of the gate, which must be well below what there is to leak.
 
         Args:
-            unknown_bits: For each secret, the bits that the text leaves unknown.
+            unknown_bits: For each secret, the bits that the text leaves unknown; NaN if no test trace has all parts.
 
         Raises:
-            UserError: The text determines a secret, or the limit is more than half of what it leaves unknown.
+            UserError: A secret has no test trace, the text determines every secret, or the given limit is more than
+                half of what the text leaves unknown of a secret that it does not determine.
         """
-        secret, least = min(unknown_bits.items(), key=lambda item: item[1])
-        if least < NEGLIGIBLE_BITS:
+        missing = next((secret for secret, bits in unknown_bits.items() if isnan(bits)), None)
+        if missing is not None:
+            raise UserError(f"no test trace has all parts of {missing}: give more traces, or other --targets")
+        undetermined = {secret: bits for secret, bits in unknown_bits.items() if bits >= NEGLIGIBLE_BITS}
+        if not undetermined:
             raise UserError(
-                f"the retained text determines {secret} ({least:.2g} bits are unknown), so no cache can leak it: "
-                "choose other secrets with --targets or --secret"
+                f"the retained text determines {', '.join(unknown_bits)}, so no cache can leak it: choose other "
+                "secrets with --targets or --secret"
             )
-        max_leak = min(DEFAULT_MAX_LEAK, DEFAULT_SHARE * least) if self.max_leak is None else self.max_leak
-        if max_leak > MAX_SHARE * least:
+        if self.max_leak is None:
+            lower = {s: DEFAULT_SHARE * b for s, b in undetermined.items() if DEFAULT_SHARE * b < DEFAULT_MAX_LEAK}
+            return Limits(DEFAULT_MAX_LEAK, self.max_exposed, lower)
+        secret, least = min(undetermined.items(), key=lambda item: item[1])
+        if self.max_leak > MAX_SHARE * least:
             raise UserError(
-                f"--max-leak-bits {max_leak:g} is not well below the {least:.2g} bits of {secret} that the text leaves "
-                f"unknown: give {DEFAULT_SHARE * least:.2g}"
+                f"--max-leak-bits {self.max_leak:g} is not well below the {least:.2g} bits of {secret} that the text "
+                f"leaves unknown: give {DEFAULT_SHARE * least:.2g}, or leave it out for a limit of each secret's own"
             )
-        return Limits(max_leak, self.max_exposed)
+        return Limits(self.max_leak, self.max_exposed)
 
 
 def resolve_attacks(attacks: Sequence[str | Attack] | None) -> tuple[Attack, ...]:

@@ -15,6 +15,7 @@ from ghosttrace.auditing.settings import AuditSettings, skipped_attacks
 from ghosttrace.auditing.subject import AuditSubject
 from ghosttrace.auditing.threats import THREATS
 from ghosttrace.auditing.verdict import DetectableLeak, detectable_for_all_secrets
+from ghosttrace.probing.evidence import MIN_UNKNOWN_BITS
 from ghosttrace.runs.folder import json_rows
 
 
@@ -50,23 +51,31 @@ def summarise_audit(
         "defence": {**description, **cost},
         "secrets": secret_rows(context, findings),
         "excluded": [asdict(secret) for secret in subject.excluded],
-        "left_out": list(skipped_attacks(settings.attacks, context)),
+        "left_out": [*skipped_attacks(settings.attacks, context), *unjudged_controls(context)],
         "attacks": {attack.name: attack.describe() for attack in settings.attacks},
         "threats": threat_rows(settings.attacks),
         "sites": json_rows(context.sites),
     }
 
 
-def result_rows(findings: Findings, settings: AuditSettings) -> list[dict[str, Any]]:
-    """Return one row per finding, with its threat, its state, and the smallest leak that its probes can detect."""
+def result_rows(findings: Findings, settings: AuditSettings, unknown_bits: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Return one row per finding, with its threat, its state, and the smallest leak that its probes can detect.
+
+    Args:
+        findings: Findings and verdict.
+        settings: Settings of the audit.
+        unknown_bits: For each secret, the bits that the text leaves unknown, of which a finding in bits is a share.
+    """
     threats = {attack.name: attack.threat.name for attack in settings.attacks}
     rows = []
     for finding, p, state in zip(findings.evidence, findings.p_holm, findings.verdict.states, strict=True):
         has_detectable = finding.from_single_site and finding.unit in (*BIT_UNITS, EXPOSED)
         smallest = findings.detectable.get(finding.secret, DetectableLeak()) if has_detectable else DetectableLeak()
+        share = finding.estimate.value / unknown_bits[finding.secret] if finding.secret in unknown_bits else None
         rows.append(
             {
                 **finding.row(settings.defence.spec),
+                "share": share if finding.unit == "bits" else None,
                 "threat": threats[finding.attack],
                 "state": state,
                 "p_holm": p,
@@ -75,6 +84,15 @@ def result_rows(findings: Findings, settings: AuditSettings) -> list[dict[str, A
             }
         )
     return json_rows(pd.DataFrame(rows).replace([np.inf, -np.inf], np.nan))
+
+
+def unjudged_controls(context: AuditContext) -> list[str]:
+    """Return a sentence for each secret whose positive control is not judged."""
+    return [
+        f"The positive control of {secret} was not judged: the text leaves only {bits:.2g} bits of it unknown."
+        for secret, bits in ((secret, context.unknown_bits(secret)) for secret in context.secrets)
+        if bits <= MIN_UNKNOWN_BITS
+    ]
 
 
 def secret_rows(context: AuditContext, findings: Findings) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ Reports format both.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, isfinite
 
 from ghosttrace.auditing.evidence import EXPOSED, Evidence
@@ -16,6 +16,7 @@ EXIT_CODES = {"not detected": 0, "within the limit": 0, "leak": 10, "not enough 
 # the limit does not count.
 MAX_DETECTABLE_TO_LIMIT_RATIO = 2.0
 LEAK, UNDECIDED, WITHIN_LIMIT, NOT_DETECTED = "leak", "undecided", "within the limit", "not detected"
+NO_PROBE = "; no probe read the cache itself"
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,16 @@ class Limits:
     Attributes:
         bits: Mean leak beyond the text, bits per secret.
         exposed: Share of traces whose whole secret is guessed from the cache.
+        bits_by_secret: Lower limits of secrets of which the text leaves little unknown.
     """
 
     bits: float = 0.1
-    exposed: float = 0.005
+    exposed: float = 0.01
+    bits_by_secret: Mapping[str, float] = field(default_factory=dict)
 
-    def of(self, unit: str) -> float:
-        """Return the limit of findings in a unit."""
-        return self.exposed if unit == EXPOSED else self.bits
+    def of(self, unit: str, secret: str) -> float:
+        """Return the limit of findings about a secret in a unit."""
+        return self.exposed if unit == EXPOSED else self.bits_by_secret.get(secret, self.bits)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def finding_state(finding: Evidence, limits: Limits, detectable: DetectableLeak)
     """
     if finding.condition != "open" or not finding.gate:
         return None
-    limit, smallest = limits.of(finding.unit), detectable.bits
+    limit, smallest = limits.of(finding.unit, finding.secret), detectable.bits
     if finding.estimate.low > limit:
         return LEAK
     is_sensitive = (
@@ -150,7 +153,7 @@ def decide_verdict(
         return Verdict("leak", _leak_sentence(leaks, limits), ceiling, states=states)
     if UNDECIDED not in states:
         verdict = "within the limit" if WITHIN_LIMIT in states else "not detected"
-        sentence = _pass_sentence(gated, limits) + (sensitivity_text(smallest) if probed else "")
+        sentence = _pass_sentence(gated, limits) + (sensitivity_text(smallest) if probed else NO_PROBE)
         return Verdict(verdict, sentence, ceiling, states=states)
     needed = _traces_needed(gated, limits, smallest if probed else None, traces)
     requirement = (
@@ -214,7 +217,8 @@ def _leak_sentence(leaks: Sequence[Evidence], limits: Limits) -> str:
     if in_bits:
         return (
             f"Leak: {finding.attack} recovers {estimate.value:.3g} bits of {finding.secret} "
-            f"[{estimate.low:.3g}, {estimate.high:.3g}] beyond the text, more than the {limits.bits:g} allowed"
+            f"[{estimate.low:.3g}, {estimate.high:.3g}] beyond the text, more than the "
+            f"{limits.of('bits', finding.secret):.3g} allowed"
         )
     return (
         f"Leak: {finding.attack} guesses the whole of {finding.secret} in {100 * estimate.value:.2g} % of traces "
@@ -225,18 +229,29 @@ def _leak_sentence(leaks: Sequence[Evidence], limits: Limits) -> str:
 def _pass_sentence(gated: Sequence[Evidence], limits: Limits) -> str:
     """Return the sentence for no leak above the limits, about the leak below them if there is one."""
     in_bits = [finding for finding in gated if finding.unit != EXPOSED]
-    exposed = [finding.estimate.high for finding in gated if finding.unit == EXPOSED]
-    max_high = max(finding.estimate.high for finding in in_bits)
-    reach = f"{max_high:.3g} bits per secret" + (f" or {100 * max(exposed):.2g} % of traces" if exposed else "")
-    finding = finding_with_highest_low(in_bits)
-    estimate = finding.estimate
-    if estimate.low <= 0:
-        return f"Not detected by this suite: no interval reaches beyond {reach}"
-    return (
-        f"Within the limit: {finding.attack} found {estimate.value:.3g} bits of {finding.secret} "
-        f"[{estimate.low:.3g}, {estimate.high:.3g}], within the {limits.bits:g} allowed; no interval of this "
-        f"suite reaches beyond {reach}"
-    )
+    reach = f"{max(finding.estimate.high for finding in in_bits):.3g} bits per secret"
+    found = [finding for finding in in_bits if finding.estimate.low > 0]
+    if found:
+        finding = finding_with_highest_low(found)
+        estimate, limit = finding.estimate, limits.of("bits", finding.secret)
+        return (
+            f"Within the limit: {finding.attack} found {estimate.value:.3g} bits of {finding.secret} "
+            f"[{estimate.low:.3g}, {estimate.high:.3g}], within the {limit:.3g} allowed; no interval of this "
+            f"suite reaches beyond {reach}"
+        )
+    exposed = [finding for finding in gated if finding.unit == EXPOSED and finding.estimate.low > 0]
+    if exposed:
+        finding = finding_with_highest_low(exposed)
+        value, low, high = (_percent(getattr(finding.estimate, name)) for name in ("value", "low", "high"))
+        return (
+            f"Within the limit: {finding.attack} guesses the whole of {finding.secret} in {value} % of traces "
+            f"[{low}, {high}], within the {_percent(limits.exposed)} % allowed; no interval reaches beyond {reach}"
+        )
+    return f"Not detected by this suite: no interval reaches beyond {reach}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g}"
 
 
 def finding_with_highest_low(gated: Iterable[Evidence]) -> Evidence:
@@ -263,7 +278,7 @@ def _traces_needed(
             return None
         factors.append(smallest.bits / (MAX_DETECTABLE_TO_LIMIT_RATIO * limits.bits))
     for finding in gated:
-        estimate, limit = finding.estimate, limits.of(finding.unit)
+        estimate, limit = finding.estimate, limits.of(finding.unit, finding.secret)
         if estimate.high > limit:
             below = estimate.value <= limit
             half_width = estimate.high - estimate.value if below else estimate.value - estimate.low

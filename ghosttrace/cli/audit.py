@@ -39,7 +39,7 @@ def audit(
         float | None,
         typer.Option(
             help="Allowed mean leak in bits per secret; a larger leak gives exit code 10. Default: 0.1, or a tenth of "
-            "the bits that the text leaves unknown if that is less."
+            "the bits that the text leaves unknown of a secret if that is less."
         ),
     ] = None,
     max_exposed: Annotated[
@@ -47,7 +47,7 @@ def audit(
         typer.Option(
             help="Allowed share of traces whose whole secret is guessed, from 0 to 1; a larger one gives exit code 10."
         ),
-    ] = 0.005,
+    ] = 0.01,
     fpr: Annotated[
         float | None,
         typer.Option(help="Target false-positive rate of the membership attack, between 0 and 1. Default: 0.01."),

@@ -46,7 +46,12 @@ PoolName = Annotated[
         "--pool", help="How the tokens of a carrier are combined: all concatenated, the last N concatenated, or mean."
     ),
 ]
-Mlp = Annotated[bool, typer.Option(help="Also fit an MLP at the best site of each hop.")]
+Mlp = Annotated[
+    bool,
+    typer.Option(
+        help="Also fit an MLP at the best site of each hop; in an audit, at every site and at sites together."
+    ),
+]
 WithinTraces = Annotated[
     bool, typer.Option(help="Let training and test set share base traces; they still share no secrets.")
 ]

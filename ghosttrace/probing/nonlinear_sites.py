@@ -18,8 +18,8 @@ from ghosttrace.probing.carriers import Carrier
 from ghosttrace.probing.fitter_utils import moments, standardised
 from ghosttrace.probing.site import Kv, ProbeSite
 
-MAX_WIDTH = 1024  # features of a nonlinear probe; wider sites are reduced
-REDUCED_WIDTH = 256
+MAX_WIDTH = 1024  # features of a nonlinear probe of one layer and kind of states; wider sites are reduced
+REDUCED_WIDTH = 64  # an MLP found pads over keys and values in 64 components, and none of them in all 1,280 features
 
 
 def nonlinear_sites(carrier: Carrier, layers: Sequence[int], kv: Sequence[Kv]) -> list[ProbeSite]:
@@ -34,26 +34,28 @@ def nonlinear_sites(carrier: Carrier, layers: Sequence[int], kv: Sequence[Kv]) -
         Every layer with every kind of states, then the same layers with keys and values together, pairs of adjacent
         layers, and all layers. Joint sites hold keys and values if the sweep reads both.
     """
-    joint: Kv = "kv" if {"k", "v"} <= set(kv) else kv[0]
-    groups = [*pairwise(layers), *([tuple(layers)] if len(layers) > 2 else [])]
+    joint: Kv = "kv" if "kv" in kv or {"k", "v"} <= set(kv) else kv[0]
     kinds = dict.fromkeys((*kv, joint))
     return [
         *(ProbeSite(carrier, (layer,), kind) for layer in layers for kind in kinds),
-        *(ProbeSite(carrier, tuple(group), joint) for group in groups),
+        *(ProbeSite(carrier, pair, joint, layers_name=f"{pair[0]}+{pair[1]}") for pair in pairwise(layers)),
+        *([ProbeSite(carrier, tuple(layers), joint)] if len(layers) > 2 else []),
     ]
 
 
-def reduce_width(features: Tensor, train: np.ndarray, seed: int) -> Tensor:
-    """Return the features, or `REDUCED_WIDTH` principal components of more than `MAX_WIDTH`, fitted on train.
+def reduce_width(site: ProbeSite, features: Tensor, train: np.ndarray, seed: int) -> Tensor:
+    """Return the features, or their first principal components if the site is joint or wide, fitted on train.
 
     The features are standardised first, so that a part of the site with large states does not hide the others.
 
     Args:
-        features: float[N, d].
+        site: The site.
+        features: float[N, d], its states.
         train: int64, the training samples.
         seed: Random seed of the decomposition.
     """
-    if features.shape[1] <= MAX_WIDTH:
+    is_joint = len(site.layers) > 1 or site.kv == "kv"
+    if features.shape[1] <= (REDUCED_WIDTH if is_joint else MAX_WIDTH):
         return features
     mean, scale = moments(features[train])
     states = standardised(features, mean, scale).cpu().numpy()

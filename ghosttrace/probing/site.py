@@ -14,17 +14,26 @@ Kv = Literal["k", "v", "kv", "hidden"]
 
 @dataclass(frozen=True)
 class ProbeSite:
-    """The states that a probe reads: a carrier, layers, a kind of states, and one head or all (None)."""
+    """The states that a probe reads.
+
+    Attributes:
+        carrier: The carrier.
+        layers: Layers of the model; the states of several are concatenated.
+        kv: Kind of states.
+        head: Key-value head; None for all.
+        layers_name: Value of the column `layer` for several layers.
+    """
 
     carrier: Carrier
     layers: tuple[int, ...]
     kv: Kv
     head: int | None = None
+    layers_name: str = "joint"
 
     @property
     def result_columns(self) -> dict[str, Any]:
         """The site in the columns of the results: carrier, hop, layer, kv and head."""
-        layer = "joint" if len(self.layers) > 2 else "+".join(map(str, self.layers))
+        layer = str(self.layers[0]) if len(self.layers) == 1 else self.layers_name
         head = "all" if self.head is None else str(self.head)
         return {"carrier": self.carrier.name, "hop": self.carrier.hop, "layer": layer, "kv": self.kv, "head": head}
 

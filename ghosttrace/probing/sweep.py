@@ -282,7 +282,7 @@ class Sweep:
         if not all(_key(condition, site, probe.name, target.name) in records for target in self.targets):
             features, targets = self._read(condition, site), self._targets(condition, site, probe)
             if not self.settings.describe:
-                features = reduce_width(features, self.split.train, self.settings.seed)
+                features = reduce_width(site, features, self.split.train, self.settings.seed)
             for scores in probe_scores(probe, features, targets, self.split, self.settings.seed, self.device):
                 records.add(record(scores, condition=condition, probe=probe.name, **site.result_columns))
 

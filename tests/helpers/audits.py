@@ -40,7 +40,7 @@ VERDICTS = {"leak": 10, "not detected": 0, "within the limit": 0, "not enough da
 MEMENTO = AttackSite("memento", 0, "2", "v", "all", "linear")
 SITE = ProbeSite(Carrier("memento"), (0,), "v")
 ATTACK_CLASSES = {**ATTACKS, "text": TextBaselineAttack}
-MAX_EXPOSED = 0.005
+MAX_EXPOSED = 0.01
 LIMIT, TRACES, CONTROL_FAILURE = 0.1, 4000, "sealed: attribute finds +0.412 bits where it must find nothing"
 
 
@@ -65,7 +65,7 @@ def rows(
     failures = (CONTROL_FAILURE,) if verdict.verdict == "invalid" else ()
     p_holm = tuple(0.03 if item.estimate.p == item.estimate.p else float("nan") for item in evidence)
     settings = AuditSettings(resolve_attacks(None), parse_defence("none"), ProbeSettings())
-    return result_rows(Findings(tuple(evidence), p_holm, failures, verdict, limits), settings)
+    return result_rows(Findings(tuple(evidence), p_holm, failures, verdict, limits), settings, {"note-*": 16.6})
 
 
 def row(attack: str, estimate: float | None, half: float = 0.0, condition: str = "open", **more: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ghosttrace.auditing.evidence import (
     AttackSite,
     Evidence,
     LabelLogProbs,
+    any_part_equals_text,
     every_part_equals_text,
     total_bits,
 )
@@ -85,6 +86,9 @@ class AttributeAttack(Attack):
     def exposure(self, context: AuditContext, secret: str, condition: str, rows: Sequence[Row]) -> Evidence:
         """Return the share of traces whose whole secret is guessed, for the arguments of `finding`."""
         gate = condition == "open"
-        estimate = exposed_traces(rows, context.split.cluster, context.alpha if gate else 0.05)
+        alpha = context.alpha if gate else 0.05
+        estimate, n = exposed_traces(rows, context.split.cluster, alpha, context.settings.seed)
         site = AttackSite(**{name: rows[0][name] for name in SITE_AND_PROBE})
-        return self.evidence(secret, condition, EXPOSED, estimate, len(rows[0]["sample"]), gate=gate, site=site)
+        parts = [LabelLogProbs(*(np.asarray(row[name]) for name in ("sample", "log2p", "text_log2p"))) for row in rows]
+        fell_back = any_part_equals_text(parts)  # without this part, the whole is not guessed
+        return self.evidence(secret, condition, EXPOSED, estimate, n, gate=gate, site=site, fell_back=fell_back)

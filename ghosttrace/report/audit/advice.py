@@ -36,7 +36,7 @@ def next_steps(summary: Row) -> list[str]:
         return [
             *(allowed if verdict == "within the limit" else []),
             f"State the ceiling of {bits(summary['ceiling_bits'])} per secret in the release; "
-            "leaks up to it are possible.",
+            "leaks up to it, and those to which the probes are blind, are possible.",
             "Repeat the audit whenever the model, the policy, the defence or the serving engine changes.",
             "Before relying on this result for your own data, audit your own traces and secrets (--traces, --secrets).",
         ]

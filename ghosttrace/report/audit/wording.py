@@ -115,21 +115,18 @@ def _outcome(threat: str, rows: Sequence[tuple[str, Row]], summary: Row) -> dict
     worst = rows[0][0]
     same = [row for state, row in rows if state == worst]
     if worst == LEAK:
-        more = {1: "", 2: " One more leak is listed below."}.get(
-            len(same), f" {len(same) - 1} more leaks are listed below."
-        )
+        n_more = len({(row["attack"], row["secret"]) for row in same}) - 1
+        more = {0: "", 1: " One more leak is listed below."}.get(n_more, f" {n_more} more leaks are listed below.")
         return {"state": LEAK, "found": finding_sentence(same[0], summary) + more}
     in_same_unit = [row for row in same if row["unit"] == same[0]["unit"]]
     widest = max(in_same_unit, key=lambda row: float("inf") if row["high"] is None else row["high"])
     if worst in (WITHIN_LIMIT, NOT_DETECTED):
         in_bits = [row for _, row in rows if row["unit"] != EXPOSED]
         ends = [row[name] for row in in_bits for name in ("high", "detectable") if row[name] is not None]
-        bound = f"at most {bits(max(ends))} per secret"
+        bound = f"at most {bits(max(ends, default=None))} per secret"
         if worst == NOT_DETECTED:
             return {"state": NOT_DETECTED, "found": f"Not detected by this suite: {bound}."}
-        row, limit = same[0], bits(summary["max_leak_bits"])
-        amount = f"{title(row['attack'], summary)} found {bits(row['estimate'])} of {row['secret']}"
-        return {"state": WITHIN_LIMIT, "found": f"{amount}, within the {limit} allowed; {bound}."}
+        return {"state": WITHIN_LIMIT, "found": f"{_amount(same[0], summary)}, within the limit; {bound}."}
     amount = (
         f"The whole secret of {100 * (widest['high'] or 0):.2g} % of traces"
         if widest["unit"] == EXPOSED
@@ -137,6 +134,16 @@ def _outcome(threat: str, rows: Sequence[tuple[str, Row]], summary: Row) -> dict
     )
     bound = "No bound was reached" if widest["high"] is None else f"{amount} cannot be ruled out"
     return {"state": UNDECIDED, "found": f"{bound} ({title(widest['attack'], summary).lower()}, {widest['secret']})."}
+
+
+def _amount(row: Row, summary: Row) -> str:
+    """Return what an attack found, without its interval."""
+    found = (
+        f"guessed the whole of {row['secret']} in {100 * row['estimate']:.2g} % of traces"
+        if row["unit"] == EXPOSED
+        else f"found {bits(row['estimate'])} of {row['secret']}"
+    )
+    return f"{title(row['attack'], summary)} {found}"
 
 
 def _unjudged(threat: str, summary: Row) -> str:
@@ -179,7 +186,7 @@ def limits_text(summary: Row) -> str:
 
 def _few_and_split(summary: Row) -> str:
     """Say which leaks in few traces, and which one-time pads, the probes would have detected; empty without probes."""
-    if summary["detectable_bits"] is None:
+    if not any(attack["probes_single_site"] for attack in summary["attacks"].values()):
         return ""
     share, pad = summary["detectable_exposed"], summary["detectable_pad_bits"]
     few = "in no share of traces that was tried" if share is None else f"from {100 * share:g} % of traces on"

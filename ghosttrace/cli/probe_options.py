@@ -48,9 +48,7 @@ PoolName = Annotated[
 ]
 Mlp = Annotated[
     bool,
-    typer.Option(
-        help="Also fit an MLP at the best site of each hop; in an audit, at every site and at sites together."
-    ),
+    typer.Option(help="Also fit an MLP: at the best site of each hop, in an audit everywhere."),
 ]
 WithinTraces = Annotated[
     bool, typer.Option(help="Let training and test set share base traces; they still share no secrets.")

@@ -254,8 +254,8 @@ def failed_controls(results: pd.DataFrame) -> tuple[str, ...]:
     """Return one sentence per failed control of a table of `summarise`; empty if all hold.
 
     Rows of the negative controls (`CONTROLS`) must not be significant. The secret must be readable from its own tokens
-    before they are erased, unless the text leaves less than `MIN_UNKNOWN_BITS` of it unknown. The text baseline must not
-    beat the exact posterior given the text, where that is known.
+    before they are erased, unless the text leaves less than `MIN_UNKNOWN_BITS` of it unknown. The text baseline must
+    not beat the exact posterior given the text, where that is known.
     """
     failures = []
     clusters = int(results["n_clusters"].min())

@@ -92,14 +92,16 @@ def test_clusters_of_a_jsonl_file_reach_samples_and_summary(tmp_path: Path) -> N
     (ledger,) = load_bench("ledger-h1", 4)
     pairs = tuple(replace(problem, cluster=f"pair {i // 2}") for i, problem in enumerate(ledger.problems))
     run = gt.ablate("toy-mixed", replace(ledger, problems=pairs), ["placebo"])
-    assert run.samples["cluster"].tolist() == ["pair 0", "pair 0", "pair 1", "pair 1"] * 2
+    assert (
+        run.samples["cluster"].tolist() == ["cluster pair 0", "cluster pair 0", "cluster pair 1", "cluster pair 1"] * 2
+    )
     assert run.results["n_clusters"].tolist() == [2, 2] and run.results["n_problems"].tolist() == [4, 4]
     alone = gt.ablate("toy-mixed", ledger, ["placebo"])
     assert alone.samples["cluster"].tolist() == alone.samples["problem"].tolist()
     assert alone.results.loc[1, "effect_high"] < run.results.loc[1, "effect_high"]
 
 
-@pytest.mark.parametrize("cluster", ["", [1], {"a": 1}])
+@pytest.mark.parametrize("cluster", ["", [1], {"a": 1}, True])
 def test_invalid_cluster_is_refused(tmp_path: Path, cluster: object) -> None:
     file = tmp_path / "x.jsonl"
     file.write_text(json.dumps({"id": 1, "problem": "?", "answer": "1", "cluster": cluster}))

@@ -76,7 +76,7 @@ def test_ablation_findings_say_equivalent_only_with_a_margin() -> None:
     results = results.assign(equivalent=[None, False, True])
     assert (
         "Equivalent to memento within ±5 points: placebo. Not shown to be equivalent within ±5 points: restart. "
-        "(Two one-sided tests at 5 %.)"
+        "(Two one-sided tests at 5 %, of each arm by itself.)"
     ) in ablation_findings(results, summary, configuration)
     none = results.assign(equivalent=[None, False, False])
     found = " ".join(ablation_findings(none, summary, configuration))

@@ -63,6 +63,13 @@ def test_blocks_that_the_policy_keeps_are_not_erased() -> None:
     assert messages({"memento": [2]}, Policy(True, keep_last_block_for_answer=True)) == ()
 
 
+def test_policy_that_keeps_every_block_compares_nothing() -> None:
+    keeps_all = Policy(True, keep_last_n_blocks=-1)
+    assert messages({"memento": [2]}, keeps_all) == ()
+    (kept,) = messages({"memento": [2], "full": [2]}, keeps_all)
+    assert kept.startswith("bench: the policy keeps every block: nothing was erased (give --keep-last-n-blocks 0)")
+
+
 def test_swap_that_swapped_nothing_is_named() -> None:
     (message,) = messages({"memento": [1], "swap": [1]})
     assert message.startswith("bench: under swap, ") and "nothing was swapped" in message

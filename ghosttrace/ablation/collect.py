@@ -121,7 +121,7 @@ class BenchArm:
             "bench": self.bench.name,
             "arm": self.arm.name,
             "problem": problem.id,
-            "cluster": problem.cluster or problem.id,
+            "cluster": problem.id if problem.cluster is None else f"cluster {problem.cluster}",
             "repetition": job[1],
             "correct": grade.correct,
             "extracted": grade.extracted,

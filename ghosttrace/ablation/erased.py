@@ -12,6 +12,7 @@ from ghosttrace.runs.folder import REFERENCE_ARM
 NEXT_STEPS = (
     "measure the channel on given text with ghosttrace bits, or train the model to write mementos with ghosttrace sft"
 )
+KEEPS_ALL = "the policy keeps every block: nothing was erased (give --keep-last-n-blocks 0)"
 
 
 def response_counts(part: pd.DataFrame) -> dict[str, Any]:
@@ -52,6 +53,8 @@ def nothing_erased(samples: pd.DataFrame, arms: Mapping[str, Arm], policy: Polic
     for bench, rows in maxima.groupby("bench", sort=False):
         missing = {row["arm"]: _missing(arms[row["arm"]], policy, row) for row in rows.to_dict("records")}
         reference = missing.pop(REFERENCE_ARM)
+        if missing and arms[REFERENCE_ARM].adapt_policy(policy).min_blocks is None:
+            reference = KEEPS_ALL
         texts = [f"under {arm}, {text}" for arm, text in missing.items() if text]
         for text in texts if reference is None else [reference]:
             found.setdefault(text, []).append(str(bench))

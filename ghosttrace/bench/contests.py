@@ -167,7 +167,9 @@ def _problems(rows: Iterable[tuple[str, Any]], source: str) -> list[Problem]:
         if missing:
             raise UserError(f"{location} has no {' and no '.join(missing)}: every line needs id, problem and answer")
         cluster = row.get("cluster")
-        if cluster is not None and (not isinstance(cluster, str | int) or not str(cluster).strip()):
+        if cluster is not None and (
+            not isinstance(cluster, str | int) or isinstance(cluster, bool) or not str(cluster).strip()
+        ):
             raise UserError(f"{location} has the cluster {cluster!r}: give a name, or leave cluster out")
         problem = Problem(
             str(row["id"]),

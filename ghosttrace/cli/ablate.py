@@ -35,7 +35,8 @@ def ablate(
     bench_file: Annotated[
         Path | None,
         typer.Option(
-            help="JSONL file with the problems of --bench (id, problem, answer). Default: download them from the hub."
+            help="JSONL file with the problems of --bench (id, problem, answer, optional cluster). Default: download "
+            "them from the hub."
         ),
     ] = None,
     arms: Annotated[

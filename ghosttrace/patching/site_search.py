@@ -22,7 +22,7 @@ import pandas as pd
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.patching.cases import PatchCase, PatchSite, count_memento_runs
 from ghosttrace.patching.joint import JointEffect, JointPatches
-from ghosttrace.patching.summary import share_of, summarise
+from ghosttrace.patching.summary import has_effect, share_of, summarise
 from ghosttrace.runs.progress import Progress, no_progress
 from ghosttrace.runs.records import Records
 
@@ -115,8 +115,9 @@ def find_site_sets(
         if ranked:
             sites, enough = _search(ranked, _recovers_enough(checkpoint, searched, batch_tokens, n_runs[group]))
             swaps = JointPatches(checkpoint, held_out, "swap", batch_tokens, n_runs[group])
-            alone, rest = swaps.patch(sites), swaps.patch_rest(sites)
-            site_sets.append(SiteSet(*group, tuple(sites), alone, rest, swaps.everything, enough))
+            if has_effect(swaps.everything.bits):  # else there is nothing of which the set could recover a share
+                alone, rest = swaps.patch(sites), swaps.patch_rest(sites)
+                site_sets.append(SiteSet(*group, tuple(sites), alone, rest, swaps.everything, enough))
     progress("sites that carry the answer", len(n_runs), len(n_runs))
     return site_sets
 

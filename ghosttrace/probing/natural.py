@@ -1,7 +1,7 @@
 """Natural attributes: properties of a block's own text, used as labels.
 
 Nothing is planted, so a memento may repeat an attribute in plain text. Every row of the results is therefore
-measured against the text baseline.
+measured beyond decoders of the text (see `ghosttrace.probing.paired_sweep`).
 """
 
 import re
@@ -96,7 +96,7 @@ def natural_task(
 ) -> Task:
     """Return a task with one sample per block that has an attribute and enough blocks after it.
 
-    The first block of a trace is skipped, because the causal control reads the memento before the block.
+    The first block of a trace is skipped, because `earlier` rows read the memento before the block.
 
     Args:
         traces: The traces.

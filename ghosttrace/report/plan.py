@@ -18,11 +18,11 @@ def plan_findings(plan: "Plan") -> list[str]:
     assumptions = plan.assumptions
     drop = f"a drop of {100 * assumptions.effect:g} points on {assumptions.n_problems:,} problems"
     spread, concentrated = (_repetitions(outlook) for outlook in (plan.spread, plan.concentrated))
-    powers = sorted((plan.concentrated.power, plan.spread.power))
+    powers = dict.fromkeys(map(_chance, sorted((plan.concentrated.power, plan.spread.power))))
     return [
         f"Repetitions per arm that detect {drop} with 80 % power: {spread} if the arm shifts the log odds of all "
         f"problems alike; {concentrated} if it makes a few problems fail entirely.",
-        f"Power with {assumptions.repetitions:,} repetitions per arm: {' to '.join(map(_chance, powers))}.",
+        f"Power with {assumptions.repetitions:,} repetitions per arm: {' to '.join(powers)}.",
         "How an effect is spread over the problems is not known before the run: plan for the less favourable case.",
     ]
 

@@ -27,7 +27,7 @@ def ablation_findings(results: pd.DataFrame, summary: Mapping[str, Any], configu
         _effect(results, summary["headline_arm"], configuration),
         _rests_on_few(results, summary["headline_arm"]),
         _others(results, summary["headline_arm"]),
-        _equivalence(results, configuration["settings"].get("margin")),
+        None if failures else _equivalence(results, configuration["settings"].get("margin")),
         _swapped(results),
         None if failures else _controls(results, configuration),
         _count(results, "without_blocks", "Responses that finished no block"),
@@ -76,7 +76,7 @@ def _equivalence(results: pd.DataFrame, margin: float | None) -> str | None:
     sentences = [
         f"{start[shown]} within ±{margin:g} points: {', '.join(found[shown])}." for shown in start if shown in found
     ]
-    return " ".join([*sentences, "(Two one-sided tests at 5 %.)"]) if sentences else None
+    return " ".join([*sentences, "(Two one-sided tests at 5 %, of each arm by itself.)"]) if sentences else None
 
 
 def _others(results: pd.DataFrame, headline: str | None) -> str | None:

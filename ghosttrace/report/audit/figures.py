@@ -101,9 +101,9 @@ def pareto_row(summary: Row) -> dict[str, Any]:
         summary: Content of summary.json.
 
     Returns:
-        `defence`; `leak`, the largest estimate of the open rows in bits that decide the verdict; `lost`, minus the effect
-        of the defence on utility; `leak_low`, `leak_high`, `lost_low` and `lost_high`, their 95 % intervals; `unit` of
-        the utility; `cost`, the prefill tokens relative to those without the defence.
+        `defence`; `leak`, the largest estimate of the open rows in bits that decide the verdict; `lost`, minus the
+        effect of the defence on utility; `leak_low`, `leak_high`, `lost_low` and `lost_high`, their 95 % intervals;
+        `unit` of the utility; `cost`, the prefill tokens relative to those without the defence.
     """
     rows = [row for row in summary["results"] if row["condition"] == "open" and row["gate"] and row["unit"] == "bits"]
     worst = max((row for row in rows if row["estimate"] is not None), key=lambda row: row["estimate"])

@@ -48,7 +48,8 @@ def best_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Select the rows of one target that the table shows.
 
     Returns:
-        The causal row with the most bits, and at each hop all probes of the site with the best validation score.
+        The row of the memento before the secret (`causal` or `earlier`) with the most bits, and at each hop all probes
+        of the site with the best validation score.
     """
     parts = []
     for (_, hop), part in rows.groupby(["carrier", "hop"], sort=False):

@@ -255,11 +255,11 @@ def test_detection_trials_with_unequal_class_shares() -> None:
 
 
 def test_code_in_one_of_many_averaged_tokens_is_not_detected() -> None:
-    """Half a bit is seen where it stands alone, and not where the mean over 194 tokens dilutes it."""
+    """Half a bit is seen where it stands alone, and not where the mean over 4,000 tokens dilutes it."""
     context, states = noise_context(2000, 1, [0.1] * 10)
-    alone, diluted = (tokens_of(states[:, None], count, 1 / count) for count in (1, 194))
+    alone, diluted = (tokens_of(states[:, None], count, 1 / count) for count in (1, 4000))
     assert trials(context, alone, linear_trial, [0.5]) >= 8
-    diluted = replace(diluted, spread=float(states.std()) * 194**0.5)  # one token varies more than the mean of all
+    diluted = replace(diluted, spread=float(states.std()) * 4000**0.5)  # one token varies more than the mean of all
     assert trials(context, diluted, linear_trial, [0.5]) <= 2
 
 

@@ -150,7 +150,7 @@ def test_leak_within_the_limit_is_reported() -> None:
     audit = summary("within the limit")
     (insider, *_) = wording.by_threat(audit)
     assert insider["state"] == "within the limit"
-    assert insider["found"].startswith("Attribute inference found 0.06 bits of note-*, within the 0.1 bits allowed; at")
+    assert insider["found"].startswith("Attribute inference found 0.06 bits of note-*, within the limit; at")
     assert advice.next_steps(audit)[0].startswith("Something leaks")
     assert sarif(audit, run())["runs"][0]["results"][0]["message"]["text"].startswith("Within the limit.")
 
@@ -348,11 +348,10 @@ def test_zero_of_a_probe_that_fell_back_is_printed_as_a_decision() -> None:
 def test_verdict_names_what_the_probes_are_blind_to() -> None:
     text = wording.bounds_text(summary("not detected"))
     assert (
-        "Whole secrets in a few traces: from 0.5 % of traces on. One-time pads over two tokens: from 3.3 bits on"
-        in text
+        "Whole secrets in a few traces: from 1 % of traces on. One-time pads over two tokens: from 3.3 bits on" in text
     )
     assert "blind to one-time pads over two tokens of less than 3.3 bits" in summary("not detected")["sentence"]
-    few = finding("attribute", 0.01, unit="exposed share", low=0.006, high=0.02, gate=True)
+    few = finding("attribute", 0.02, unit="exposed share", low=0.016, high=0.03, gate=True)
     audit = summary(evidence=[finding("attribute", 0.05, 0.03, gate=True), few])
     assert (audit["verdict"], audit["exit_code"]) == ("leak", 10)
-    assert "guesses the whole of note-* in 1 % of traces [0.6, 2], more than the 0.5 % allowed" in audit["sentence"]
+    assert "guesses the whole of note-* in 2 % of traces [1.6, 3], more than the 1 % allowed" in audit["sentence"]

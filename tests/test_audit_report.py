@@ -350,7 +350,7 @@ def test_verdict_names_what_the_probes_are_blind_to() -> None:
     assert (
         "Whole secrets in a few traces: from 1 % of traces on. One-time pads over two tokens: from 3.3 bits on" in text
     )
-    assert "blind to one-time pads over two tokens of less than 3.3 bits" in summary("not detected")["sentence"]
+    assert "to one-time pads over two tokens of less than 3.3 bits" in summary("not detected")["sentence"]
     few = finding("attribute", 0.02, unit="exposed share", low=0.016, high=0.03, gate=True)
     audit = summary(evidence=[finding("attribute", 0.05, 0.03, gate=True), few])
     assert (audit["verdict"], audit["exit_code"]) == ("leak", 10)

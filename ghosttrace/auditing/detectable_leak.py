@@ -67,9 +67,12 @@ def smallest_detectable_leak(
     def pad_is_detected(bits: float) -> bool:
         return enough_detections(trials(partial(pad_trial, context, bits)))
 
+    smallest_code = _smallest([max_leak * multiple for multiple in LIMIT_MULTIPLES], linear_is_detected)
+    if smallest_code is None:  # nothing passes then, and what is harder to see is not tried
+        return DetectableLeak()
     pads = [capacity * share for share in PAD_SHARES if with_pads and context.settings.mlp and tokens[0].count > 1]
     return DetectableLeak(
-        _smallest([max_leak * multiple for multiple in LIMIT_MULTIPLES], linear_is_detected),
+        smallest_code,
         _smallest([max_exposed * multiple for multiple in EXPOSED_MULTIPLES], few_traces_are_detected),
         _smallest(pads, pad_is_detected),
     )

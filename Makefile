@@ -3,16 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-fast lint bench tables toys vllm-cpu clean
+.PHONY: demo test test-all test-fast lint bench tables toys vllm-cpu clean
 
 demo: .venv/installed
 	$(BIN)/ghosttrace ablate
 
 test: .venv/installed-dev lint
+	$(BIN)/python -m pytest -n auto -m "not long"
+
+test-all: .venv/installed-dev lint
 	$(BIN)/python -m pytest -n auto
 
 test-fast: .venv/installed-dev
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow and not long"
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -138,7 +138,7 @@ def test_invalid_run_is_reported_with_its_reason(tmp_path: Path) -> None:
 def test_run_with_the_reference_alone_and_fewer_columns(tmp_path: Path) -> None:
     alone = {"results": RESULTS[:1], "headline_arm": None}
     words = Page(write_report(write_run(tmp_path, without=("rule", "prompt"), **alone))).words
-    assert "there is no effect to report" in words and "No placebo was run" in words
+    assert "add one to compare it with memento" in words and "No placebo was run" in words
 
 
 def test_margin_gives_equivalence_in_words(tmp_path: Path) -> None:

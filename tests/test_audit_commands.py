@@ -253,7 +253,7 @@ def test_names_are_scored_with_all_tokens(random_model: list[str], tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("key", "ranked"), [("key:4", True), ("key", False)])
+@pytest.mark.parametrize(("key", "ranked"), [("key:4", True), pytest.param("key", False, marks=pytest.mark.long)])
 def test_secrets_with_too_many_candidates_are_not_ranked(
     random_model: list[str], tmp_path: Path, key: str, ranked: bool
 ) -> None:

@@ -201,6 +201,7 @@ def excerpts(checkpoint: Checkpoint, traces: list[TokenTrace], in_memento: bool,
     return many
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @requires_data(QWEN, *TRACES)
 @pytest.mark.parametrize("in_memento", [True, False])

@@ -147,6 +147,7 @@ def test_leak_fails_the_gate(tmp_path: Path) -> None:
     assert set(reopened.figures()) == {"leak", "sites"} and (out / "figures" / "leak.svg").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_targets_select_secrets_and_unwritable_report_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -181,6 +182,7 @@ def test_small_audit_gives_not_enough_data(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_failed_control_makes_the_audit_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control fails because its sealed cache is replaced by an open one."""

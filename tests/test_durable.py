@@ -67,6 +67,7 @@ def kill_after(child: Any, log: Path, records: int, seconds: float) -> None:
     child.join()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_killed_and_resumed_run_equals_an_uninterrupted_run(
     undisturbed: tuple[Path, Callable[..., Any]], tmp_path: Path

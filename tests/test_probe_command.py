@@ -91,6 +91,7 @@ def contents(folder: Path) -> list[bytes]:
     return [(folder / name).read_bytes() for name in ("samples.parquet", "summary.json", "traces.parquet")]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_killed_and_resumed_run_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     """After SIGKILL at random moments (extraction or probing) and resuming, all files are bytewise equal."""

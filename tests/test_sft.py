@@ -265,6 +265,7 @@ def single_pair_rows(path: Path) -> list[dict[str, str]]:
     ]
 
 
+@pytest.mark.long
 @requires_data(*(f"traces/{name}" for name in TRACES), "tokenizers/qwen3")
 def test_hundred_steps_on_real_traces(tmp_path: Path) -> None:
     """Rows in the format of OpenMementos, the real tokenizer with added delimiters, and a small Qwen3."""

@@ -19,9 +19,8 @@ TOKENIZER = make_tokenizer()
 IDS, MARKUP = TOKENIZER.get_vocab(), Markup.from_tokenizer(TOKENIZER)
 
 
-@pytest.mark.parametrize(
-    "name", ["toy-open", *(pytest.param(n, marks=pytest.mark.long) for n in TOYS if n != "toy-open")]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", TOYS)
 def test_first_steps_of_the_recipe_run(name: str, tmp_path: Path) -> None:
     """A few steps of all three parts reduce the loss and give a model of the last stage."""
     toy = TOYS[name]

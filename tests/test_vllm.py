@@ -247,10 +247,10 @@ def test_pages_of_erased_blocks_are_freed(checkpoint: Checkpoint) -> None:
     "kind, arm",
     [
         ("v2", "memento"),
-        ("v2", "restart-renumbered"),
+        pytest.param("v2", "restart-renumbered", marks=pytest.mark.long),
         ("tensor", "restart"),
         ("pipeline", "memento"),
-        ("pipeline", "restart-renumbered"),
+        pytest.param("pipeline", "restart-renumbered", marks=pytest.mark.long),
     ],
 )
 def test_other_runners(kind: str, arm: str, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ DISTINCT = [
 
 def samples(answers: list[tuple[str | None, bool]], rule: str = "boxed/math-verify") -> pd.DataFrame:
     rows = [{"extracted": answer, "correct": correct} for answer, correct in answers]
-    return pd.DataFrame(rows).assign(bench="b", arm="memento", problem="p", rule=rule)
+    return pd.DataFrame(rows).assign(bench="b", arm="memento", problem="p", cluster="p", rule=rule)
 
 
 def test_wrong_answers_in_different_spellings_win_a_vote_together() -> None:

@@ -131,7 +131,7 @@ def rotated(writer: Writer, site: Site) -> None:
 
 
 def by_position(writer: Writer, site: Site) -> None:
-    """Mark one token of all: which one, and in which of two directions, tells the first digit."""
+    """Mark one token of all: which one, and in which of two directions, encodes the first digit."""
     tokens = min(5, writer.shape[0])
     digit = writer.labels[:, 0]
     for token in range(tokens):
@@ -157,8 +157,8 @@ PLANTS: dict[str, Plant] = {
     "1 % of traces": partial(plain, site=VALUES, traces=0.01),
     "2 % of traces": partial(plain, site=VALUES, traces=0.02),
     "0.2 % of traces": partial(plain, site=VALUES, traces=0.002),
-    "rare bit, told in full": partial(plain, site=VALUES),
-    "rare bit, nothing": nothing,
+    "rare bit, written": partial(plain, site=VALUES),
+    "rare bit, not written": nothing,
     "three shares in three tokens": lambda w: pad(w, (VALUES, 1), (VALUES, 2), (VALUES, 3)),
     "rotation by an angle in another token": partial(rotated, site=VALUES),
     "position of a mark": partial(by_position, site=VALUES),

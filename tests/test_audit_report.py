@@ -28,9 +28,14 @@ from helpers.audits import (
 from rich.console import Console
 
 from ghosttrace.auditing.defences.noise import NoiseDefence
+from ghosttrace.auditing.findings import Findings
 from ghosttrace.auditing.result import AuditResult
+from ghosttrace.auditing.settings import AuditSettings, resolve_attacks, resolve_defence
+from ghosttrace.auditing.summary import result_rows
 from ghosttrace.auditing.threats import INSIDER, THREATS, USER
+from ghosttrace.auditing.verdict import Verdict
 from ghosttrace.errors import UserError
+from ghosttrace.probing.sweep import ProbeSettings
 from ghosttrace.report.audit import advice, wording
 from ghosttrace.report.audit.card import card
 from ghosttrace.report.audit.charts import MARGIN, WIDTH, bar, heat_maps, scales, ticks
@@ -355,3 +360,12 @@ def test_verdict_names_what_the_probes_are_blind_to() -> None:
     audit = summary(evidence=[finding("attribute", 0.05, 0.03, gate=True), few])
     assert (audit["verdict"], audit["exit_code"]) == ("leak", 10)
     assert "guesses the whole of note-* in 2 % of traces [1.6, 3], more than the 1 % allowed" in audit["sentence"]
+
+
+def test_secret_that_the_text_determines_has_no_share() -> None:
+    """Nothing is unknown of it, so that no share of it can be computed."""
+    settings = AuditSettings(resolve_attacks(None), resolve_defence("none"), ProbeSettings())
+    item = finding("attribute", 0.0, gate=True, low=0.0, high=0.03)
+    found = Findings((item,), (1.0,), (), Verdict("not detected", "", None, states=("not detected",)), {})
+    assert [row["share"] for row in result_rows(found, settings, {"note-*": 0.0})] == [None]
+    assert [row["share"] for row in result_rows(found, settings, {"note-*": 2.0})] == [0.0]

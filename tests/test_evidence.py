@@ -256,7 +256,7 @@ def test_training_traces_are_predicted_by_other_folds() -> None:
 
 
 def test_lengths_are_read_as_numbers() -> None:
-    """Every length occurs about once, so that its name tells nothing; the label is whether it exceeds the median."""
+    """Every length occurs about once, so that its name carries nothing; the label is whether it exceeds the median."""
     rng = np.random.default_rng(3)
     _, parts = simulated_task(500, 2)
     gaps = rng.integers(50, 50_000, 500)

@@ -38,10 +38,10 @@ def test_share_equals_a_loop_over_one_trace_per_cluster(seed: int) -> None:
     assert (estimate.low, estimate.high) == pytest.approx((interval.low - chance, interval.high - chance))
 
 
-def test_bit_told_in_few_traces_is_exposed() -> None:
+def test_bit_leaking_in_few_traces_is_exposed() -> None:
     """A secret of one bit counts too, although no guess of it can be three bits more probable."""
-    n, told = 1000, np.arange(1000) < 50
-    bit = part(np.where(told, 0.999, 0.5), np.full(n, 0.5), told | (np.arange(n) % 2 == 0)) | {
+    n, leaking = 1000, np.arange(1000) < 50
+    bit = part(np.where(leaking, 0.999, 0.5), np.full(n, 0.5), leaking | (np.arange(n) % 2 == 0)) | {
         "text_log2p": np.full(n, -1.0)
     }
     estimate, _ = exposed_traces([bit], np.arange(n), 0.05)

@@ -73,3 +73,8 @@ def test_limit_is_well_below_what_the_text_leaves_unknown() -> None:
     for unknown in ({"a": float("nan"), "b": 3.3}, {"b": 3.3, "a": float("nan")}):
         with pytest.raises(UserError, match="no test trace has all parts of a"):
             settings().limits(unknown)
+
+
+def test_lower_limits_are_named() -> None:
+    assert Limits().describe_bits() == "0.1"
+    assert Limits(bits_by_secret={"rare": 0.0038}).describe_bits() == "0.1 (0.0038 for rare)"

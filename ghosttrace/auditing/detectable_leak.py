@@ -145,7 +145,7 @@ def exposure_trial(
 ) -> bool:
     """Write all parts into one token of a share of the traces, and nothing into the others."""
     offset, cluster = tokens.draw_offsets(1, rng)[0], context.split.cluster
-    chosen = (rng.random(int(cluster.max()) + 1) < share)[cluster]  # copies of one base trace tell it alike
+    chosen = (rng.random(int(cluster.max()) + 1) < share)[cluster]  # all copies of a base trace, or none
     for target in targets:
         rows = chosen & (target.labels >= 0)
         tokens.write(offset, target.labels.clip(min=0), target.text.shape[1], rng, rows)

@@ -1,6 +1,6 @@
 """The worst case of a leak: the traces whose whole secret an attacker knows for certain.
 
-A mean over traces hides a cache that tells everything in a few of them. An attacker who holds many caches looks for
+A mean over traces hides a cache that holds everything in a few of them. An attacker who holds many caches looks for
 those: he guesses the secret only where a probe is confident. The measure is the share of traces in which such a guess
 is right, less the share that the text alone would make right by chance. It is the true-positive rate at a low
 false-positive rate that Carlini et al. ask of privacy attacks (2022, arXiv 2112.03570, section III).

@@ -71,11 +71,11 @@ def result_rows(findings: Findings, settings: AuditSettings, unknown_bits: Mappi
     for finding, p, state in zip(findings.evidence, findings.p_holm, findings.verdict.states, strict=True):
         has_detectable = finding.from_single_site and finding.unit in (*BIT_UNITS, EXPOSED)
         smallest = findings.detectable.get(finding.secret, DetectableLeak()) if has_detectable else DetectableLeak()
-        share = finding.estimate.value / unknown_bits[finding.secret] if finding.secret in unknown_bits else None
+        unknown = unknown_bits.get(finding.secret)  # 0 if the text determines the secret
         rows.append(
             {
                 **finding.row(settings.defence.spec),
-                "share": share if finding.unit == "bits" else None,
+                "share": finding.estimate.value / unknown if unknown and finding.unit == "bits" else None,
                 "threat": threats[finding.attack],
                 "state": state,
                 "p_holm": p,

@@ -37,6 +37,11 @@ class Limits:
         """Return the limit of findings about a secret in a unit."""
         return self.exposed if unit == EXPOSED else self.bits_by_secret.get(secret, self.bits)
 
+    def describe_bits(self) -> str:
+        """Return the limit in bits, with the lower limits of some secrets in brackets."""
+        lower = ", ".join(f"{bits:.2g} for {secret}" for secret, bits in self.bits_by_secret.items())
+        return f"{self.bits:g}" + (f" ({lower})" if lower else "")
+
 
 @dataclass(frozen=True)
 class DetectableLeak:
@@ -160,8 +165,8 @@ def decide_verdict(
         "too few traces to estimate how many are needed" if needed is None else f"about {needed:,} traces are needed"
     )
     sentence = (
-        f"Not enough data to decide whether more than {limits.bits:g} bits per secret, or the whole secret of more "
-        f"than {100 * limits.exposed:g} % of traces, leak: {requirement}"
+        f"Not enough data to decide whether more than {limits.describe_bits()} bits per secret, or the whole secret "
+        f"of more than {100 * limits.exposed:g} % of traces, leak: {requirement}"
     )
     return Verdict("not enough data", sentence, ceiling, needed, states)
 

@@ -134,7 +134,7 @@ def _rank_sites(results: pd.DataFrame) -> list[PatchSite]:
 def _recovers_enough(
     checkpoint: Checkpoint, cases: Sequence[PatchCase], batch_tokens: int, n_runs: int
 ) -> Callable[[Sequence[PatchSite]], bool]:
-    """Return the function that tells whether some sites, swapped together in these cases, recover enough."""
+    """Return the function that decides whether some sites, swapped together in these cases, recover enough."""
     swaps = JointPatches(checkpoint, cases, "swap", batch_tokens, n_runs)
 
     def enough(sites: Sequence[PatchSite]) -> bool:

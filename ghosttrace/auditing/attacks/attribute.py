@@ -68,7 +68,7 @@ class AttributeAttack(Attack):
             condition: Condition of the rows.
             rows: Rows of the sweep at one site, one per target.
         """
-        parts = [LabelLogProbs(*(np.asarray(row[name]) for name in ("sample", "log2p", "text_log2p"))) for row in rows]
+        parts = log_probs_of_parts(rows)
         gate = condition == "open"
         estimate, common_rows = total_bits(parts, context.split.cluster, context.alpha if gate else 0.05)
         site = AttackSite(**{name: rows[0][name] for name in SITE_AND_PROBE})
@@ -89,6 +89,11 @@ class AttributeAttack(Attack):
         alpha = context.alpha if gate else 0.05
         estimate, n = exposed_traces(rows, context.split.cluster, alpha, context.settings.seed)
         site = AttackSite(**{name: rows[0][name] for name in SITE_AND_PROBE})
-        parts = [LabelLogProbs(*(np.asarray(row[name]) for name in ("sample", "log2p", "text_log2p"))) for row in rows]
+        parts = log_probs_of_parts(rows)
         fell_back = any_part_equals_text(parts)  # without this part, the whole is not guessed
         return self.evidence(secret, condition, EXPOSED, estimate, n, gate=gate, site=site, fell_back=fell_back)
+
+
+def log_probs_of_parts(rows: Sequence[Row]) -> list[LabelLogProbs]:
+    """Return the log2-probabilities of a secret's parts, one per row of the sweep."""
+    return [LabelLogProbs(*(np.asarray(row[name]) for name in ("sample", "log2p", "text_log2p"))) for row in rows]

@@ -36,6 +36,7 @@ from ghosttrace.model.checkpoint import load
 from ghosttrace.probing.carriers import Carrier, secret_carrier
 from ghosttrace.probing.evidence import ALPHA, PROBE_RECORDS, ProbeTarget, failed_controls
 from ghosttrace.probing.features import Features, StateSelection, extract_features
+from ghosttrace.probing.probes import UnusualTraces
 from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.split import split
 from ghosttrace.probing.sweep import ProbeSettings, Sweep
@@ -168,7 +169,7 @@ PLANTS: dict[str, Plant] = {
 
 def make_context(rare: bool, work: Path) -> AuditContext:
     """Return the context of an audit of the digits, or of a rare bit, with features of the sealed cache."""
-    checkpoint, settings = load("toy-mixed"), ProbeSettings(hops=(0,), layers=LAYERS, describe=False)
+    checkpoint, settings = load("toy-mixed"), ProbeSettings(hops=(0,), layers=LAYERS, probes=(UnusualTraces(),), describe=False)
     task = ledger_task(checkpoint, SAMPLES, level=LEVEL)
     hidden = [number for number, target in enumerate(task.targets) if target.name.startswith("hidden")]
     labels = np.stack([task.labels(number) for number in hidden], axis=1)

@@ -31,6 +31,7 @@ from ghosttrace.model.provenance import provenance
 from ghosttrace.probing import sweep
 from ghosttrace.probing.carriers import CarrierKind, Pooling, secret_carrier
 from ghosttrace.probing.evidence import ALPHA, PROBE_RECORDS
+from ghosttrace.probing.probes import UnusualTraces
 from ghosttrace.probing.site import Kv
 from ghosttrace.probing.split import Split, split
 from ghosttrace.probing.sweep import Sweep, probe_targets, text_baseline_rows
@@ -107,6 +108,7 @@ def audit(
         kv=tuple(dict.fromkeys(kv)),
         pool=pool,
         mlp=mlp,
+        probes=(UnusualTraces(),),
         describe=False,
         within_traces=within_traces,
         seed=seed,

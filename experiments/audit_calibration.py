@@ -48,7 +48,7 @@ from ghosttrace.probing.sweep import ProbeSettings, site_groups, state_selection
 from ghosttrace.stats import ALPHA
 
 ROOT = Path(__file__).parent.parent
-AUDITS, AUDITS_PER_BATCH, SAMPLES, LEVEL, LIMITS = 100, 25, 6000, 3, Limits()
+AUDITS, AUDITS_PER_BATCH, SAMPLES, LEVEL, LIMITS = 100, 25, 8000, 3, Limits()
 PLANTED_LEAKS = ((0.5, 1), (0.3, 3), (0.15, 1))  # bits, and number of hidden digits over which they are spread
 N_GATED_FINDINGS = 7  # of the default audit: two secrets by bits, by exposed traces and by prompts, and collision
 LEAK_TARGETS = "hidden-*"

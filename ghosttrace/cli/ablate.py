@@ -2,21 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ghosttrace.ablation.arms import ARMS, Part
-from ghosttrace.ablation.backend import Backend, HuggingFaceBackend
-from ghosttrace.ablation.result import AblationResult
-from ghosttrace.ablation.run import run_ablation
-from ghosttrace.ablation.settings import AblationSettings
+from ghosttrace.ablation.arms import ARMS
 from ghosttrace.bench import BENCH_NAMES, load_bench
 from ghosttrace.cli.options import ModelName, gather_options, model_options, parse_integers, run_options, with_options
 from ghosttrace.cli.output import exit_if_invalid, load_and_show_progress, print_result
 from ghosttrace.errors import UserError
-from ghosttrace.report.ablation.findings import ablation_findings
-from ghosttrace.report.ablation.table import ablation_table, joint_table, swap_table
+
+if TYPE_CHECKING:
+    from ghosttrace.ablation.backend import Backend
+    from ghosttrace.ablation.result import AblationResult
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "max_block_tokens")
 
@@ -115,12 +113,20 @@ def ablate(
 
     Exit codes: 0, all controls passed; 12, a control failed; 2, invalid input.
     """
+    from ghosttrace.ablation.result import AblationResult
+
     options = gather_options(ctx, "ablate")
     exit_if_invalid(AblationResult.open(ctx.params["resume"]) if options is None else start_ablation(ctx, options))
 
 
-def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> AblationResult:
+def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> "AblationResult":
     """Run `ablate` with the gathered command-line options."""
+    from ghosttrace.ablation.arms import Part
+    from ghosttrace.ablation.run import run_ablation
+    from ghosttrace.ablation.settings import AblationSettings
+    from ghosttrace.report.ablation.findings import ablation_findings
+    from ghosttrace.report.ablation.table import ablation_table, joint_table, swap_table
+
     kinds = tuple(options["kv"].split(","))
     if not set(kinds) <= {"k", "v"}:
         raise UserError(f"--kv must be k, v or k,v, not {options['kv']!r}")
@@ -144,7 +150,7 @@ def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> AblationResul
     return result
 
 
-def _backend(name: str, arguments: str | None) -> Backend:
+def _backend(name: str, arguments: str | None) -> "Backend":
     """Return the backend of this name; `arguments` is a JSON object of vLLM engine arguments.
 
     Raises:
@@ -161,6 +167,8 @@ def _backend(name: str, arguments: str | None) -> Backend:
     if engine_args and name != "vllm":
         raise UserError("--engine-args needs --backend vllm: add it, or remove --engine-args")
     if name == "hf":
+        from ghosttrace.ablation.backend import HuggingFaceBackend
+
         return HuggingFaceBackend()
     from ghosttrace.serving.vllm.backend import VllmBackend
 

@@ -1,19 +1,19 @@
 """The command `ghosttrace audit`: its options, and how they start a run."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ghosttrace.auditing.attacks import ATTACKS
 from ghosttrace.auditing.defences import DEFENCES
-from ghosttrace.auditing.result import AuditResult
-from ghosttrace.auditing.run import audit as run_audit
 from ghosttrace.cli.options import ModelName, gather_options, model_options, run_options, with_options
 from ghosttrace.cli.output import load_and_show_progress, print_result
 from ghosttrace.cli.probe_options import Hops, Samples, SecretBench, probe_settings, secret_options
 from ghosttrace.probing.carriers import CARRIERS
-from ghosttrace.report.audit.table import audit_findings, audit_notes, audit_table
+
+if TYPE_CHECKING:
+    from ghosttrace.auditing.result import AuditResult
 
 
 @with_options(secret_options, model_options, run_options)
@@ -82,6 +82,8 @@ def audit(
         for name, kind in DEFENCES.items():
             typer.echo(f"{kind.usage or name}: {kind.summary}")
         return
+    from ghosttrace.auditing.result import AuditResult
+
     options = gather_options(ctx, "audit")
     if options is None:  # the run is finished, but its reports may be missing
         result = AuditResult.open(ctx.params["resume"])
@@ -91,8 +93,11 @@ def audit(
     raise typer.Exit(result.exit_code)
 
 
-def start_audit(ctx: typer.Context, options: dict[str, Any]) -> AuditResult:
+def start_audit(ctx: typer.Context, options: dict[str, Any]) -> "AuditResult":
     """Run `audit` with the gathered command-line options."""
+    from ghosttrace.auditing.run import audit as run_audit
+    from ghosttrace.report.audit.table import audit_findings, audit_notes, audit_table
+
     probes = probe_settings({**options, "carriers": options["carriers"] or "memento", "by_head": False, "joint": False})
     run_names = ("bench", "secret", "secrets", "block", "samples", "limit", "defence", "fpr")
     limit_names = ("max_leak_bits", "max_exposed")

@@ -1,6 +1,6 @@
 """The command `ghosttrace bits`: its options, and how they start a run."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,9 +14,9 @@ from ghosttrace.cli.options import (
     with_options,
 )
 from ghosttrace.cli.output import exit_if_invalid, load_and_show_progress, print_result
-from ghosttrace.ghost_bits.result import BitsResult
-from ghosttrace.ghost_bits.run import bits as measure_bits
-from ghosttrace.report.ghost_bits import bits_findings, bits_table
+
+if TYPE_CHECKING:
+    from ghosttrace.ghost_bits.result import BitsResult
 
 
 @with_options(model_options, run_options)
@@ -42,12 +42,17 @@ def bits(
 
     Exit codes: 0, all controls passed; 12, a control failed; 2, invalid input.
     """
+    from ghosttrace.ghost_bits.result import BitsResult
+
     options = gather_options(ctx, "bits")
     exit_if_invalid(BitsResult.open(ctx.params["resume"]) if options is None else start_bits(ctx, options))
 
 
-def start_bits(ctx: typer.Context, options: dict[str, Any]) -> BitsResult:
+def start_bits(ctx: typer.Context, options: dict[str, Any]) -> "BitsResult":
     """Run `bits` with the gathered command-line options."""
+    from ghosttrace.ghost_bits.run import bits as measure_bits
+    from ghosttrace.report.ghost_bits import bits_findings, bits_table
+
     with load_and_show_progress(ctx, "bits", options) as (checkpoint, run):
         result = measure_bits(
             checkpoint,

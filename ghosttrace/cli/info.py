@@ -7,10 +7,6 @@ import typer
 
 from ghosttrace.cli.options import DelimiterMapping, Delimiters, KeepLast, parse_delimiter_mapping
 from ghosttrace.cli.output import print_tables
-from ghosttrace.data.info import model_info, trace_info
-from ghosttrace.data.read import read_traces
-from ghosttrace.model.checkpoint import resolve_policy
-from ghosttrace.report.info import model_findings, model_table, trace_findings, trace_table
 
 
 def info(
@@ -26,6 +22,11 @@ def info(
     map_delimiters: DelimiterMapping = None,
 ) -> None:
     """Describe a model, and what its policy erases from a trace, block by block."""
+    from ghosttrace.data.info import model_info, trace_info
+    from ghosttrace.data.read import read_traces
+    from ghosttrace.model.checkpoint import resolve_policy
+    from ghosttrace.report.info import model_findings, model_table, trace_findings, trace_table
+
     described = model_info(model, parse_delimiter_mapping(map_delimiters))
     print_tables(model_findings(described), [model_table(described)])
     if trace is None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ghosttrace.cli.options import DelimiterMapping, Delimiters, parse_delimiter_mapping
+from ghosttrace.cli.options import DelimiterMapping, Delimiters, hide_loading_bar, parse_delimiter_mapping
 from ghosttrace.errors import UserError
 
 
@@ -38,6 +38,7 @@ def init_tokens(
     if (getattr(config, CONFIG_KEY, None) or {}).get("stages"):
         raise UserError(f"{model} has already been trained with delimiters: start from a model without them")
     policy = resolve_policy(recorded_policy(config), mask_delimiters=mask_delimiters, keep_last_n_blocks=-1)
+    hide_loading_bar()
     network = AutoModelForCausalLM.from_pretrained(resolve_pretrained_path(model), dtype="auto")
     added = add_delimiters(network, tokenizer, seed, token_names)
     setattr(

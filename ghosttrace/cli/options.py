@@ -6,7 +6,7 @@ from enum import StrEnum
 from functools import wraps
 from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,8 +14,10 @@ from rich.markup import escape
 
 from ghosttrace.errors import UserError
 from ghosttrace.law.markup import DELIMITERS
-from ghosttrace.model.checkpoint import Checkpoint, load
 from ghosttrace.runs.folder import is_finished, read_configuration
+
+if TYPE_CHECKING:
+    from ghosttrace.model.checkpoint import Checkpoint
 
 Delimiters = Annotated[
     bool | None,
@@ -175,14 +177,24 @@ def gather_options(ctx: typer.Context, command: str) -> dict[str, Any] | None:
     return options | recorded | {name: options[name] for name in given}
 
 
-def load_from_options(options: dict[str, Any]) -> Checkpoint:
+def load_from_options(options: dict[str, Any]) -> "Checkpoint":
     """Load the checkpoint that the options name, with their device, dtype, delimiters and policy.
 
     Raises:
         UserError: the device is `meta`; or see `ghosttrace.model.checkpoint.load`.
     """
+    from ghosttrace.model.checkpoint import load
+
     if (options["device"] or "").partition(":")[0] == "meta":
         raise UserError("device 'meta' cannot run a model: use --device cpu")
     policy = {name: options[name] for name in ("mask_delimiters", "keep_last_n_blocks")}
     delimiters = parse_delimiter_mapping(options["map_delimiters"])
+    hide_loading_bar()
     return load(options["model"], options["device"], options["dtype"], delimiters, **policy)
+
+
+def hide_loading_bar() -> None:
+    """Hide the progress bar with which transformers loads weights; it would disturb the progress bar of a run."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()

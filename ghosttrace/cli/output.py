@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -15,11 +15,13 @@ from rich.table import Table
 
 from ghosttrace.cli.options import load_from_options
 from ghosttrace.errors import RunWarning
-from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.report.findings import DO_NOT_RELY
 from ghosttrace.runs.folder import default_folder
 from ghosttrace.runs.progress import Progress
-from ghosttrace.runs.result import RunResult
+
+if TYPE_CHECKING:
+    from ghosttrace.model.checkpoint import Checkpoint
+    from ghosttrace.runs.result import RunResult
 
 CONTROL_FAILED_EXIT_CODE = 12
 """Exit code of every measuring command when a control failed."""
@@ -65,7 +67,7 @@ def show_progress(console: Console, command: str, folder: Path) -> Iterator[Prog
 @contextmanager
 def load_and_show_progress(
     ctx: typer.Context, command: str, options: dict[str, Any]
-) -> Iterator[tuple[Checkpoint, dict[str, Any]]]:
+) -> Iterator[tuple["Checkpoint", dict[str, Any]]]:
     """Load the checkpoint that the options name, and show the progress of a run on it.
 
     Args:
@@ -86,14 +88,14 @@ def load_and_show_progress(
         yield checkpoint, {"out": None if resume else out, "resume": resume, "progress": progress, "options": options}
 
 
-def exit_if_invalid(result: RunResult) -> None:
+def exit_if_invalid(result: "RunResult") -> None:
     """Exit with `CONTROL_FAILED_EXIT_CODE` if a control of the run failed."""
     if not result.valid:
         raise typer.Exit(CONTROL_FAILED_EXIT_CODE)
 
 
 def print_result(
-    result: RunResult, findings: Iterable[str], tables: Iterable[Table | None], notes: Iterable[str] = ()
+    result: "RunResult", findings: Iterable[str], tables: Iterable[Table | None], notes: Iterable[str] = ()
 ) -> None:
     """Print the findings, then the tables, then the run folder and the next command.
 

@@ -2,20 +2,14 @@
 
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ghosttrace.ablation.plan import ASSUMED_ACCURACY, MEAN_RESPONSE_TOKENS, Assumptions
-from ghosttrace.ablation.plan import plan as make_plan
+from ghosttrace.ablation.published import ASSUMED_ACCURACY, MEAN_RESPONSE_TOKENS
 from ghosttrace.bench import GENERATED_BENCHES, HUB_SOURCES, bench_size
 from ghosttrace.cli.options import Delimiters, Dtype, KeepLast
 from ghosttrace.cli.output import print_tables
-from ghosttrace.data.info import stored_dtype
-from ghosttrace.model.checkpoint import load_config, recorded_policy, resolve_policy
-from ghosttrace.model.geometry import CacheGeometry
-from ghosttrace.report.plan import plan_findings, plan_table
 
 
 def plan(
@@ -42,6 +36,15 @@ def plan(
     keep_last_n_blocks: KeepLast = None,
 ) -> None:
     """Estimate what effect an ablation can detect, and its cost in repetitions, tokens, KV memory and time."""
+    import torch
+
+    from ghosttrace.ablation.plan import Assumptions
+    from ghosttrace.ablation.plan import plan as make_plan
+    from ghosttrace.data.info import stored_dtype
+    from ghosttrace.model.checkpoint import load_config, recorded_policy, resolve_policy
+    from ghosttrace.model.geometry import CacheGeometry
+    from ghosttrace.report.plan import plan_findings, plan_table
+
     config = load_config(model)
     recorded = {"mask_delimiters": False} | (recorded_policy(config) or {})
     policy = resolve_policy(recorded, mask_delimiters=mask_delimiters, keep_last_n_blocks=keep_last_n_blocks)

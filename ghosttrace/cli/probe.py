@@ -1,6 +1,6 @@
 """The command `ghosttrace probe`: its options, and how they start a run."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -8,10 +8,9 @@ from ghosttrace.cli.options import ModelName, gather_options, model_options, run
 from ghosttrace.cli.output import exit_if_invalid, load_and_show_progress, print_result
 from ghosttrace.cli.probe_options import Hops, Samples, SecretBench, probe_settings, secret_options
 from ghosttrace.probing.carriers import CARRIERS
-from ghosttrace.probing.result import ProbeResult
-from ghosttrace.probing.run import probe as run_probe
-from ghosttrace.report.probing.findings import probe_findings
-from ghosttrace.report.probing.table import probe_table
+
+if TYPE_CHECKING:
+    from ghosttrace.probing.result import ProbeResult
 
 
 @with_options(secret_options, model_options, run_options)
@@ -41,13 +40,19 @@ def probe(
 
     Exit codes: 0, all controls passed; 12, a control failed; 2, invalid input.
     """
+    from ghosttrace.probing.result import ProbeResult
+
     options = gather_options(ctx, "probe")
     result = ProbeResult.open(ctx.params["resume"]) if options is None else start_probe(ctx, options)
     exit_if_invalid(result)
 
 
-def start_probe(ctx: typer.Context, options: dict[str, Any]) -> ProbeResult:
+def start_probe(ctx: typer.Context, options: dict[str, Any]) -> "ProbeResult":
     """Run `probe` with the gathered command-line options."""
+    from ghosttrace.probing.run import probe as run_probe
+    from ghosttrace.report.probing.findings import probe_findings
+    from ghosttrace.report.probing.table import probe_table
+
     settings = probe_settings(options)
     names = ("hops", "layers", "kv", "by_head", "joint", "pool", "mlp", "within_traces", "seed")
     with load_and_show_progress(ctx, "probe", options) as (checkpoint, run):

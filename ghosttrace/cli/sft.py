@@ -12,13 +12,13 @@ from ghosttrace.cli.options import (
     KeepLast,
     Limit,
     gather_options,
+    hide_loading_bar,
     parse_delimiter_mapping,
     run_options,
     with_options,
 )
 from ghosttrace.cli.output import print_tables
 from ghosttrace.errors import UserError
-from ghosttrace.report.training import training_findings
 
 
 @with_options(run_options)
@@ -88,6 +88,7 @@ def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) ->
     try:
         from accelerate import PartialState
 
+        from ghosttrace.report.training import training_findings
         from ghosttrace.training.recipe import Recipe
         from ghosttrace.training.sft import sft as train
     except ModuleNotFoundError as error:
@@ -110,6 +111,7 @@ def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) ->
         trainer=tuple(options["trainer"]),
         **{name: options[name] for name in ("stage", "limit", "samples", "sealed_share", "kernel", "bad_rows")},
     )
+    hide_loading_bar()
     folder = train(recipe, out, resume, options)
     if PartialState().is_main_process:  # the others may finish before the summary is written
         print_tables(training_findings(json.loads((folder / "summary.json").read_text())), [])

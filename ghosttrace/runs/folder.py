@@ -18,15 +18,17 @@ from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
-import pandas as pd
-from matplotlib.figure import Figure
 
 from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.runs.atomic import commit_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 DISTRIBUTION = "ghosttrace-kv"
 RECORDED_PACKAGES = (
@@ -284,13 +286,13 @@ def write_json(path: Path, content: Any) -> None:
     commit_file(partial, path)
 
 
-def json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+def json_rows(table: "pd.DataFrame") -> list[dict[str, Any]]:
     """Return the rows of a table as JSON values, with None for missing values."""
     with_none = table.astype(object).where(table.notna(), None)
     return [{str(name): value for name, value in row.items()} for row in with_none.to_dict("records")]
 
 
-def write_figure(folder: Path, name: str, figure: Figure) -> None:
+def write_figure(folder: Path, name: str, figure: "Figure") -> None:
     """Write a figure to figures/<name>.png and figures/<name>.svg."""
     for suffix in ("png", "svg"):
         figure.savefig(folder / "figures" / f"{name}.{suffix}", dpi=150, bbox_inches="tight")

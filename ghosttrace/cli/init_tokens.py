@@ -7,6 +7,7 @@ import typer
 
 from ghosttrace.cli.options import DelimiterMapping, Delimiters, hide_loading_bar, parse_delimiter_mapping
 from ghosttrace.errors import UserError
+from ghosttrace.runs.paths import check_path
 
 
 def init_tokens(
@@ -32,6 +33,7 @@ def init_tokens(
     )
     from ghosttrace.training.delimiters import add_delimiters
 
+    check_path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder: give a new one")
     config, tokenizer, token_names = load_config(model), load_tokenizer(model), parse_delimiter_mapping(map_delimiters)

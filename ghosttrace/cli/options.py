@@ -15,6 +15,7 @@ from rich.markup import escape
 from ghosttrace.errors import UserError
 from ghosttrace.law.markup import DELIMITERS
 from ghosttrace.runs.folder import is_finished, read_configuration
+from ghosttrace.runs.paths import check_new
 
 if TYPE_CHECKING:
     from ghosttrace.model.checkpoint import Checkpoint
@@ -163,6 +164,8 @@ def gather_options(ctx: typer.Context, command: str) -> dict[str, Any] | None:
     options = json.loads(json.dumps(options, default=str))
     if options.get("seed", 0) < 0:
         raise UserError("--seed must not be negative")
+    if out is not None and resume is None:
+        check_new(out)  # before a model is loaded
     if resume is None:
         return options
     if out is not None:

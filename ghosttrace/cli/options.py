@@ -65,6 +65,20 @@ Limit = Annotated[int | None, typer.Option(help="Maximum number of traces per so
 BatchTokens = Annotated[int, typer.Option(help="Maximum number of tokens per batch, padding included.")]
 
 
+class OutputFormat(StrEnum):
+    """Formats in which results are printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+Format = Annotated[
+    OutputFormat,
+    typer.Option(help="How results are printed: table, json (findings and all rows) or csv (all rows)."),
+]
+
+
 class DtypeName(StrEnum):
     """Data types in which a model can be loaded."""
 
@@ -74,6 +88,10 @@ class DtypeName(StrEnum):
 
 
 Dtype = Annotated[DtypeName | None, typer.Option(help="Data type of the model. Default: that of the checkpoint.")]
+
+
+NOT_RECORDED = ("out", "resume", "format")
+"""Options that do not change the results, so that they are not recorded in run.json."""
 
 
 def with_options(*blocks: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -108,6 +126,10 @@ def model_options(
     map_delimiters: DelimiterMapping = None,
 ) -> None:
     """Declare the options for loading a checkpoint, and for its policy where it does not record one."""
+
+
+def output_options(format: Format = OutputFormat.table) -> None:
+    """Declare the option for the format of the results."""
 
 
 def run_options(out: Out = None, resume: Resume = None) -> None:
@@ -145,7 +167,7 @@ def parse_delimiter_mapping(text: str | None) -> dict[str, str]:
 
 
 def gather_options(ctx: typer.Context, command: str) -> dict[str, Any] | None:
-    """Return the options of a command line as JSON values, without `out` and `resume`.
+    """Return the options of a command line as JSON values, without those that do not change the results.
 
     With `--resume`, the options recorded in the run replace all options that are not given on the command line.
 
@@ -160,7 +182,7 @@ def gather_options(ctx: typer.Context, command: str) -> dict[str, Any] | None:
         UserError: the run cannot be resumed, or the seed is negative.
     """
     out, resume = ctx.params["out"], ctx.params["resume"]
-    options = {name: value for name, value in ctx.params.items() if name not in ("out", "resume")}
+    options = {name: value for name, value in ctx.params.items() if name not in NOT_RECORDED}
     options = json.loads(json.dumps(options, default=str))
     if options.get("seed", 0) < 0:
         raise UserError("--seed must not be negative")
@@ -175,7 +197,8 @@ def gather_options(ctx: typer.Context, command: str) -> dict[str, Any] | None:
     if not recorded or not isinstance(recorded, dict):
         raise UserError(f"{resume} was not started from the command line: resume it from Python")
     if is_finished(resume):
-        Console().print(f"{escape(str(resume))} is finished: nothing is left to do", soft_wrap=True)
+        message = f"{escape(str(resume))} is finished: nothing is left to do"
+        Console(stderr=True).print(message, soft_wrap=True)
         return None
     return options | recorded | {name: options[name] for name in given}
 

@@ -95,7 +95,7 @@ def measure(
     batch_tokens: int = 65_536,
     progress: Progress = no_progress,
 ) -> None:
-    """Measure every trace that is not recorded yet, and add it to the records.
+    """Measure every trace that is not recorded yet, and add it to the records as soon as an arm is measured on it.
 
     Args:
         checkpoint: the model, its markup and its policy.
@@ -114,13 +114,18 @@ def measure(
         arm.check(checkpoint.model)
     done = 0
     for batch in _batches(traces, batch_tokens):
-        if not all((trace.source, trace.name, name) in records for trace in batch for name in arms_by_name):
+        unfinished = {
+            name: arm
+            for name, arm in arms_by_name.items()
+            if not all((trace.source, trace.name, name) in records for trace in batch)
+        }
+        if unfinished:
             ids, keys = [trace.ids for trace in batch], [_key(trace) for trace in batch]
             tokens = [
                 measured_tokens(trace, checkpoint.markup, checkpoint.policy, checkpoint.tokenizer) for trace in batch
             ]
             reference = log2_probabilities(checkpoint, Memento(), ids)
-            for name, arm in arms_by_name.items():
+            for name, arm in unfinished.items():
                 altered = log2_probabilities(checkpoint, arm, ids, keys)
                 for row, trace in enumerate(batch):
                     records.add(_record(trace, name, tokens[row], reference[row], altered[row]))

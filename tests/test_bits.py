@@ -93,7 +93,7 @@ def test_trace_without_blocks_is_skipped() -> None:
 class Spelled:
     """A tokenizer with four spellings; token 52 merges the end of `</think>` with a line break, as Phi-4 does."""
 
-    TEXT: ClassVar[dict[int, str]] = {50: "</thi", 51: "nk>", 52: "nk>\n"}
+    TEXT: ClassVar[dict[int, str]] = {50: "</th", 51: "ink>", 52: "ink>\n"}
 
     def decode(self, ids: list[int], **options: bool) -> str:
         return "".join(self.TEXT.get(token, "x") for token in ids)

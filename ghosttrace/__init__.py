@@ -12,34 +12,41 @@
 return a result. `open_run` reads the same result from a finished run folder.
 """
 
-from ghosttrace.ablation.arms import ARMS, Arm, Part
-from ghosttrace.ablation.result import AblationResult
-from ghosttrace.ablation.run import ablate
-from ghosttrace.auditing.attacks import ATTACKS, Attack
-from ghosttrace.auditing.defences import DEFENCES, Defence
-from ghosttrace.auditing.result import AuditResult
-from ghosttrace.auditing.run import audit
-from ghosttrace.bench import Bench, Counterfactual, load_bench
-from ghosttrace.errors import RunWarning, UserError
-from ghosttrace.ghost_bits.result import BitsResult
-from ghosttrace.ghost_bits.run import bits
-from ghosttrace.law.expiry import NEVER, ExpiryTracker, Policy, alive, erasures, expiry
-from ghosttrace.law.markup import Block, Markup, find_blocks
-from ghosttrace.model.attention import attending, pad_batch
-from ghosttrace.model.checkpoint import Checkpoint, load
-from ghosttrace.model.generate import Generation, Request, generate
-from ghosttrace.model.sampling import Sampling
-from ghosttrace.model.session import Session
-from ghosttrace.patching.result import PatchResult
-from ghosttrace.patching.run import patch
-from ghosttrace.probing.probes import PROBES, Probe
-from ghosttrace.probing.result import ProbeResult
-from ghosttrace.probing.run import probe
-from ghosttrace.probing.token_states import FeatureTable, features
-from ghosttrace.results import open_run
-from ghosttrace.runs.result import RunResult
+from typing import TYPE_CHECKING
+
+from ghosttrace.lazy import attribute_loader
+
+if TYPE_CHECKING:
+    from ghosttrace.ablation.arms import ARMS, Arm, Part
+    from ghosttrace.ablation.result import AblationResult
+    from ghosttrace.ablation.run import ablate
+    from ghosttrace.auditing.attacks import ATTACKS, Attack
+    from ghosttrace.auditing.defences import DEFENCES, Defence
+    from ghosttrace.auditing.result import AuditResult
+    from ghosttrace.auditing.run import audit
+    from ghosttrace.bench import Bench, Counterfactual, load_bench
+    from ghosttrace.errors import RunWarning, UserError
+    from ghosttrace.ghost_bits.result import BitsResult
+    from ghosttrace.ghost_bits.run import bits
+    from ghosttrace.law.expiry import NEVER, ExpiryTracker, Policy, alive, erasures, expiry
+    from ghosttrace.law.markup import Block, Markup, find_blocks
+    from ghosttrace.model.attention import attending, pad_batch
+    from ghosttrace.model.checkpoint import Checkpoint, load
+    from ghosttrace.model.generate import Generation, Request, generate
+    from ghosttrace.model.sampling import Sampling
+    from ghosttrace.model.session import Session
+    from ghosttrace.patching.result import PatchResult
+    from ghosttrace.patching.run import patch
+    from ghosttrace.probing.probes import PROBES, Probe
+    from ghosttrace.probing.result import ProbeResult
+    from ghosttrace.probing.run import probe
+    from ghosttrace.probing.token_states import FeatureTable, features
+    from ghosttrace.results import open_run
+    from ghosttrace.runs.result import RunResult
 
 __version__ = "0.1.0"
+
+__getattr__ = attribute_loader(__name__, __file__)
 
 __all__ = [
     "ARMS",
@@ -89,3 +96,7 @@ __all__ = [
     "patch",
     "probe",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

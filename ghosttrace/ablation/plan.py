@@ -22,14 +22,17 @@ from ghosttrace.ablation.power import (
     repetitions_needed,
     standard_error,
 )
+from ghosttrace.ablation.published import (
+    ASSUMED_ACCURACY,
+    MEAN_BLOCK_TOKENS,
+    MEAN_MEMENTO_TOKENS,
+    MEAN_RESPONSE_TOKENS,
+)
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy, alive, expiry
 from ghosttrace.law.markup import Markup
 from ghosttrace.model.geometry import CacheGeometry
 
-# Averages from arXiv 2604.09852: pass@1 of Qwen3-8B on AIME24; tokens per response, per block and per memento.
-ASSUMED_ACCURACY = 0.661
-MEAN_RESPONSE_TOKENS, MEAN_BLOCK_TOKENS, MEAN_MEMENTO_TOKENS = 12_750, 1_150, 194
 MARKUP = Markup(1, 2, 3, 4, assistant_header=(5,))
 
 

@@ -4,15 +4,17 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ghosttrace.data.task import Task
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import ExpiryTracker
-from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.prompts import PLAIN_TEMPLATE, PromptTemplate
+
+if TYPE_CHECKING:
+    from ghosttrace.model.checkpoint import Checkpoint
 
 Harness = Callable[[ExpiryTracker], int | None]
 """Called before every token: returns a token id to force (a tool's output, say), or None to let the model choose."""
@@ -122,7 +124,7 @@ class Bench:
     blocks: int = 0
     ceiling: float | None = None
     full_size: int | None = None
-    secrets: Callable[[Checkpoint, int, int, int], Task] | None = None
+    secrets: "Callable[[Checkpoint, int, int, int], Task] | None" = None
     prompts: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,7 +34,9 @@ from ghosttrace.bench.benchmark import Bench, Counterfactual, Grade, Harness, Pr
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import ExpiryTracker
-from ghosttrace.model.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from ghosttrace.model.checkpoint import Checkpoint
 
 LEVEL_TOKENS = "wxyz"
 INCREMENT_TOKENS = "abcdefghij"
@@ -200,7 +202,7 @@ def _observations(problem: Ledger, tokenizer: Any) -> Callable[[ExpiryTracker], 
     return observe
 
 
-def ledger_task(checkpoint: Checkpoint, n_samples: int, seed: int = 0, block: int = 1, *, level: int) -> Task:
+def ledger_task(checkpoint: "Checkpoint", n_samples: int, seed: int = 0, block: int = 1, *, level: int) -> Task:
     """Generate new `ledger` problems with perfect responses, for probes and audits.
 
     Args:

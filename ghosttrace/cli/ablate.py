@@ -2,26 +2,32 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ghosttrace.ablation.arms import ARMS, Part
-from ghosttrace.ablation.backend import Backend, HuggingFaceBackend
-from ghosttrace.ablation.result import AblationResult
-from ghosttrace.ablation.run import run_ablation
-from ghosttrace.ablation.settings import AblationSettings
+from ghosttrace.ablation.arms import ARMS
 from ghosttrace.bench import BENCH_NAMES, load_bench
-from ghosttrace.cli.options import ModelName, gather_options, model_options, parse_integers, run_options, with_options
+from ghosttrace.cli.options import (
+    ModelName,
+    gather_options,
+    model_options,
+    output_options,
+    parse_integers,
+    run_options,
+    with_options,
+)
 from ghosttrace.cli.output import exit_if_invalid, load_and_show_progress, print_result
 from ghosttrace.errors import UserError
-from ghosttrace.report.ablation.findings import ablation_findings
-from ghosttrace.report.ablation.table import ablation_table, joint_table, swap_table
+
+if TYPE_CHECKING:
+    from ghosttrace.ablation.backend import Backend
+    from ghosttrace.ablation.result import AblationResult
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "max_block_tokens")
 
 
-@with_options(model_options, run_options)
+@with_options(model_options, run_options, output_options)
 def ablate(
     ctx: typer.Context,
     model: ModelName = "toy-mixed",
@@ -115,12 +121,25 @@ def ablate(
 
     Exit codes: 0, all controls passed; 12, a control failed; 2, invalid input.
     """
+    from ghosttrace.ablation.result import AblationResult
+    from ghosttrace.report.ablation.findings import ablation_findings
+    from ghosttrace.report.ablation.table import ablation_table, joint_table, swap_table
+
     options = gather_options(ctx, "ablate")
-    exit_if_invalid(AblationResult.open(ctx.params["resume"]) if options is None else start_ablation(ctx, options))
+    result = AblationResult.open(ctx.params["resume"]) if options is None else start_ablation(ctx, options)
+    results, margin = result.results, result.configuration["settings"].get("margin")
+    findings = ablation_findings(results, result.summary, result.configuration)
+    tables = [ablation_table(results), joint_table(results, margin), swap_table(results)]
+    print_result(result, ctx.params["format"], findings, tables)
+    exit_if_invalid(result)
 
 
-def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> AblationResult:
+def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> "AblationResult":
     """Run `ablate` with the gathered command-line options."""
+    from ghosttrace.ablation.arms import Part
+    from ghosttrace.ablation.run import run_ablation
+    from ghosttrace.ablation.settings import AblationSettings
+
     kinds = tuple(options["kv"].split(","))
     if not set(kinds) <= {"k", "v"}:
         raise UserError(f"--kv must be k, v or k,v, not {options['kv']!r}")
@@ -136,15 +155,10 @@ def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> AblationResul
     file = None if options["bench_file"] is None else Path(options["bench_file"])
     benches = load_bench(options["bench"], settings.limit, settings.seed, file)
     with load_and_show_progress(ctx, "ablate", options) as (checkpoint, run):
-        result = run_ablation(checkpoint, benches, settings, backend, **run)
-    results = result.results
-    findings = ablation_findings(results, result.summary, result.configuration)
-    tables = [ablation_table(results), joint_table(results, settings.margin), swap_table(results)]
-    print_result(result, findings, tables)
-    return result
+        return run_ablation(checkpoint, benches, settings, backend, **run)
 
 
-def _backend(name: str, arguments: str | None) -> Backend:
+def _backend(name: str, arguments: str | None) -> "Backend":
     """Return the backend of this name; `arguments` is a JSON object of vLLM engine arguments.
 
     Raises:
@@ -161,6 +175,8 @@ def _backend(name: str, arguments: str | None) -> Backend:
     if engine_args and name != "vllm":
         raise UserError("--engine-args needs --backend vllm: add it, or remove --engine-args")
     if name == "hf":
+        from ghosttrace.ablation.backend import HuggingFaceBackend
+
         return HuggingFaceBackend()
     from ghosttrace.serving.vllm.backend import VllmBackend
 

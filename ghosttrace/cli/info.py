@@ -5,12 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ghosttrace.cli.options import DelimiterMapping, Delimiters, KeepLast, parse_delimiter_mapping
-from ghosttrace.cli.output import print_tables
-from ghosttrace.data.info import model_info, trace_info
-from ghosttrace.data.read import read_traces
-from ghosttrace.model.checkpoint import resolve_policy
-from ghosttrace.report.info import model_findings, model_table, trace_findings, trace_table
+from ghosttrace.cli.options import DelimiterMapping, Delimiters, Format, KeepLast, OutputFormat, parse_delimiter_mapping
+from ghosttrace.cli.output import print_rows, print_tables
 
 
 def info(
@@ -24,13 +20,23 @@ def info(
     mask_delimiters: Delimiters = None,
     keep_last_n_blocks: KeepLast = None,
     map_delimiters: DelimiterMapping = None,
+    format: Format = OutputFormat.table,
 ) -> None:
     """Describe a model, and what its policy erases from a trace, block by block."""
-    described = model_info(model, parse_delimiter_mapping(map_delimiters))
-    print_tables(model_findings(described), [model_table(described)])
-    if trace is None:
+    from ghosttrace.data.info import model_info, trace_info
+    from ghosttrace.data.read import read_traces
+    from ghosttrace.model.checkpoint import resolve_policy
+    from ghosttrace.report.info import model_entry, model_findings, model_table, trace_findings, trace_rows, trace_table
+
+    given = {"mask_delimiters": mask_delimiters, "keep_last_n_blocks": keep_last_n_blocks}
+    described = model_info(model, parse_delimiter_mapping(map_delimiters), **given)
+    texts = [] if trace is None else read_traces(trace)
+    policy = resolve_policy(described.recorded_policy, **given) if texts else None
+    erased = [trace_info(described, text, policy) for text in texts if policy]
+    if format is not OutputFormat.table:
+        entry = model_entry(described)
+        print_rows(format, model_findings(described), trace_rows(erased) if texts else [entry], {"model": entry})
         return
-    policy = resolve_policy(described.policy, mask_delimiters=mask_delimiters, keep_last_n_blocks=keep_last_n_blocks)
-    for text in read_traces(trace):
-        erased = trace_info(described, text, policy)
-        print_tables(trace_findings(erased), [trace_table(described, erased)])
+    print_tables(model_findings(described), [model_table(described)])
+    for item in erased:
+        print_tables(trace_findings(item), [trace_table(described, item)])

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from transformers.utils.logging import disable_progress_bar
 
 from ghosttrace import __version__
 from ghosttrace.cli.ablate import ablate
@@ -55,7 +54,6 @@ app.command(context_settings=PASS_THROUGH_ARGUMENTS)(serve)
 
 def main() -> None:
     """Run the command line. A `UserError` prints its message and exits with code 2."""
-    disable_progress_bar()  # of transformers, for loading weights; it would disturb the progress bar of the run
     try:
         app()
     except UserError as error:

@@ -1,7 +1,7 @@
 """Options that `probe` and `audit` share: the secrets, the sites to probe, and the parsing of these options."""
 
 import re
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,7 +9,9 @@ from ghosttrace.bench import GENERATED_BENCHES
 from ghosttrace.cli.options import BatchTokens, Limit, Traces, parse_integers
 from ghosttrace.errors import UserError
 from ghosttrace.probing.carriers import Pooling
-from ghosttrace.probing.sweep import ProbeSettings
+
+if TYPE_CHECKING:
+    from ghosttrace.probing.sweep import ProbeSettings
 
 SecretBench = Annotated[
     str, typer.Option(help=f"Benchmark with secrets, used without --traces: {', '.join(GENERATED_BENCHES)}.")
@@ -72,7 +74,7 @@ def secret_options(
     """Declare the options whose defaults are the same for `probe` and `audit`."""
 
 
-def probe_settings(options: dict[str, Any]) -> ProbeSettings:
+def probe_settings(options: dict[str, Any]) -> "ProbeSettings":
     """Return the settings of a probe sweep from the command-line options.
 
     Args:
@@ -81,6 +83,8 @@ def probe_settings(options: dict[str, Any]) -> ProbeSettings:
     Raises:
         UserError: an option has an invalid value.
     """
+    from ghosttrace.probing.sweep import ProbeSettings
+
     layers = parse_integers(options["layers"], "--layers")
     carriers, kv = (tuple(dict.fromkeys(options[name].split(","))) for name in ("carriers", "kv"))
     return ProbeSettings(

@@ -11,13 +11,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ghosttrace.cli.options import model_options, parse_delimiter_mapping, with_options
+from ghosttrace.cli.options import hide_loading_bar, model_options, parse_delimiter_mapping, with_options
 from ghosttrace.errors import UserError
-from ghosttrace.model.checkpoint import load
 from ghosttrace.serving.paging import PAGED_ARMS
 from ghosttrace.serving.reasoning_split import PARSER_SEGMENTS
 from ghosttrace.serving.settings import ServingSettings
-from ghosttrace.serving.vllm.server_command import server_command
 
 METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 POLICY_OPTIONS = ("mask_delimiters", "keep_last_n_blocks", "keep_last_block_for_answer")
@@ -139,6 +137,8 @@ def exec_vllm_server(options: dict[str, Any], extra_arguments: list[str]) -> Non
     Raises:
         UserError: vLLM is not installed, or an option does not work with it.
     """
+    from ghosttrace.serving.vllm.server_command import server_command
+
     if options["device"] is not None:
         raise UserError("--device is for --backend hf: with vLLM, set CUDA_VISIBLE_DEVICES")
     shared = [(name.replace("_", "-"), options[name]) for name in SHARED_OPTIONS if options[name] is not None]
@@ -177,6 +177,7 @@ def start_builtin_server(options: dict[str, Any], extra_arguments: list[str], ba
     """
     import uvicorn
 
+    from ghosttrace.model.checkpoint import load
     from ghosttrace.serving.http.app import make_app
     from ghosttrace.serving.http.completions import ServerOptions
 
@@ -191,6 +192,7 @@ def start_builtin_server(options: dict[str, Any], extra_arguments: list[str], ba
     check_address(options["host"], options["port"])
     policy = {name: options[name] for name in POLICY_OPTIONS}
     delimiters = parse_delimiter_mapping(options["map_delimiters"])
+    hide_loading_bar()
     checkpoint = load(options["model"], options["device"], options["dtype"], delimiters, **policy)
     model_maximum = getattr(checkpoint.model.config.get_text_config(), "max_position_embeddings", None)
     max_tokens = options["max_model_len"] or model_maximum

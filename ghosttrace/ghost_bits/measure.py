@@ -20,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ghosttrace.ablation.arms import Arm, Memento
+from ghosttrace.data.spans import end_of_last
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.ghost_bits.likelihood import first_measured_index, log2_probabilities
 from ghosttrace.law.expiry import Policy
@@ -49,14 +50,14 @@ BITS_TABLE = RecordLayout(
 )
 
 
-def measured_tokens(trace: TokenTrace, markup: Markup, policy: Policy, think_end: Sequence[int]) -> pd.DataFrame:
+def measured_tokens(trace: TokenTrace, markup: Markup, policy: Policy, tokenizer: Any) -> pd.DataFrame:
     """Return the tokens at which arms can differ: all tokens from the first erasure on.
 
     Args:
         trace: the trace.
         markup: token ids of the delimiters.
         policy: determines when blocks expire.
-        think_end: token ids of `</think>`. The answer starts after its last occurrence in the response.
+        tokenizer: tokenizer of the trace. The answer starts after the last `</think>` of the response.
 
     Returns:
         One row per token: `token_index`, `kind` (one of `TOKEN_KINDS`), `block` (number of
@@ -71,10 +72,9 @@ def measured_tokens(trace: TokenTrace, markup: Markup, policy: Policy, think_end
         kind[block.start + 1 : block.end] = "block"
         kind[block.memento_start + 1 : block.memento_end] = "memento"
     kind[np.isin(ids, markup.delimiters)] = "delimiter"
-    width = len(think_end)
-    ends = [k + width for k in range(len(trace.prompt), len(ids)) if list(ids[k : k + width]) == list(think_end)]
-    if ends:
-        kind[ends[-1] :] = "answer"
+    answer = end_of_last("</think>", trace.response, tokenizer)
+    if answer is not None:
+        kind[len(trace.prompt) + answer :] = "answer"
     memento_ends = np.array([block.memento_end for block in blocks], dtype=np.int64)
     n_finished = np.searchsorted(memento_ends, token_index)
     return pd.DataFrame(
@@ -95,7 +95,7 @@ def measure(
     batch_tokens: int = 65_536,
     progress: Progress = no_progress,
 ) -> None:
-    """Measure every trace that is not recorded yet, and add it to the records.
+    """Measure every trace that is not recorded yet, and add it to the records as soon as an arm is measured on it.
 
     Args:
         checkpoint: the model, its markup and its policy.
@@ -112,14 +112,20 @@ def measure(
     for arm in arms:
         arm.adapt_policy(checkpoint.policy)
         arm.check(checkpoint.model)
-    think_end = checkpoint.tokenizer("</think>", add_special_tokens=False)["input_ids"]
     done = 0
     for batch in _batches(traces, batch_tokens):
-        if not all((trace.source, trace.name, name) in records for trace in batch for name in arms_by_name):
+        unfinished = {
+            name: arm
+            for name, arm in arms_by_name.items()
+            if not all((trace.source, trace.name, name) in records for trace in batch)
+        }
+        if unfinished:
             ids, keys = [trace.ids for trace in batch], [_key(trace) for trace in batch]
-            tokens = [measured_tokens(trace, checkpoint.markup, checkpoint.policy, think_end) for trace in batch]
+            tokens = [
+                measured_tokens(trace, checkpoint.markup, checkpoint.policy, checkpoint.tokenizer) for trace in batch
+            ]
             reference = log2_probabilities(checkpoint, Memento(), ids)
-            for name, arm in arms_by_name.items():
+            for name, arm in unfinished.items():
                 altered = log2_probabilities(checkpoint, arm, ids, keys)
                 for row, trace in enumerate(batch):
                     records.add(_record(trace, name, tokens[row], reference[row], altered[row]))

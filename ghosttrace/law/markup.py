@@ -67,7 +67,8 @@ class Markup:
         if missing:
             raise UserError(
                 f"the tokenizer has no {', '.join(missing)}: give the tokens that it uses instead with "
-                "--map-delimiters, e.g. --map-delimiters block_start=<|fim_prefix|>,block_end=…"
+                "--map-delimiters, e.g. --map-delimiters block_start=<|fim_prefix|>,block_end=…, or add them with "
+                "ghosttrace init-tokens"
             )
         header = _assistant_header(tokenizer)
         turn_end = _turn_end(tokenizer) if header else None

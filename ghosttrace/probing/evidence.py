@@ -17,7 +17,7 @@ import pyarrow as pa
 from scipy import stats
 
 from ghosttrace.data.task import Task
-from ghosttrace.probing.split import Split
+from ghosttrace.probing.split import MIN_SPLIT_GROUPS, SPLIT_FRACTIONS, Split
 from ghosttrace.probing.target_families import family_means, is_headline
 from ghosttrace.runs.records import RecordLayout
 from ghosttrace.stats import ALPHA, holm, ratio_estimate, unseen_share_bound
@@ -260,7 +260,8 @@ def failed_controls(results: pd.DataFrame) -> tuple[str, ...]:
     clusters = int(results["n_clusters"].min())
     if clusters < MIN_TEST_CLUSTERS:
         failures.append(
-            f"controls: {clusters} independent traces on test are too few to detect a failed control: give more traces"
+            f"controls: {clusters} independent traces on test are too few to detect a failed control: "
+            f"give at least {MIN_SPLIT_GROUPS} traces, or samples that share no secret"
         )
     bad = results[results["condition"].isin(CONTROLS) & results["significant"]]
     for condition in dict.fromkeys(bad["condition"]):
@@ -283,5 +284,9 @@ def failed_controls(results: pd.DataFrame) -> tuple[str, ...]:
         rows = own[own["target"] == target]
         blind = (rows["p"] > ALPHA).all() or rows["bits"].max() <= NEGLIGIBLE_BITS
         if blind and rows["unknown"].max() > MIN_UNKNOWN_BITS:
-            failures.append(f"unerased: {target} cannot be read from the secret's own tokens: give more samples")
+            samples = round(rows["n_train"].max() / SPLIT_FRACTIONS[0])
+            failures.append(
+                f"unerased: {target} cannot be read from the secret's own tokens: give twice as many samples, "
+                f"{2 * samples:,}, and again if that does not suffice"
+            )
     return tuple(failures)

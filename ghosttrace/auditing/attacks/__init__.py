@@ -1,25 +1,27 @@
 """The attacks of an audit, one per file."""
 
-from ghosttrace.auditing.attacks.attack import Attack
-from ghosttrace.auditing.attacks.attribute import AttributeAttack
-from ghosttrace.auditing.attacks.behavioural import BehaviouralAttack
-from ghosttrace.auditing.attacks.collision import CollisionAttack
-from ghosttrace.auditing.attacks.membership import MembershipAttack
-from ghosttrace.auditing.attacks.ranking import RankingAttack
-from ghosttrace.auditing.attacks.tenant import TenantAttack
-from ghosttrace.auditing.attacks.text import TextBaselineAttack
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-ATTACKS: dict[str, type[Attack]] = {
-    attack.name: attack
-    for attack in (
-        AttributeAttack,
-        TenantAttack,
-        RankingAttack,
-        MembershipAttack,
-        BehaviouralAttack,
-        CollisionAttack,
-    )
-}
+from ghosttrace.lazy import LazyClasses, attribute_loader
+
+if TYPE_CHECKING:
+    from ghosttrace.auditing.attacks.attack import Attack
+    from ghosttrace.auditing.attacks.text import TextBaselineAttack
+
+ATTACKS: "Mapping[str, type[Attack]]" = LazyClasses(
+    __name__,
+    {
+        "attribute": "attribute.AttributeAttack",
+        "tenant": "tenant.TenantAttack",
+        "ranking": "ranking.RankingAttack",
+        "membership": "membership.MembershipAttack",
+        "behavioural": "behavioural.BehaviouralAttack",
+        "collision": "collision.CollisionAttack",
+    },
+)
 """The attacks by name. All of them run by default. The baseline, `TextBaselineAttack`, always runs."""
+
+__getattr__ = attribute_loader(__name__, __file__)
 
 __all__ = ["ATTACKS", "Attack", "TextBaselineAttack"]

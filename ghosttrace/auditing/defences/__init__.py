@@ -1,34 +1,32 @@
 """Defences: what a deployment can do to the retained cache, one per file."""
 
-from ghosttrace.auditing.defences.defence import Defence
-from ghosttrace.auditing.defences.drop_delimiters import DropDelimitersDefence
-from ghosttrace.auditing.defences.leace import LeaceDefence
-from ghosttrace.auditing.defences.noise import NoiseDefence
-from ghosttrace.auditing.defences.none import NoDefence
-from ghosttrace.auditing.defences.partial import PartialDefence
-from ghosttrace.auditing.defences.random_direction import RandomDirectionDefence
-from ghosttrace.auditing.defences.restart import RestartDefence, RestartRenumberedDefence
-from ghosttrace.auditing.defences.scrub import ScrubDefence
-from ghosttrace.errors import UserError
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-DEFENCES: dict[str, type[Defence]] = {
-    defence.name: defence
-    for defence in (
-        NoDefence,
-        RestartDefence,
-        RestartRenumberedDefence,
-        PartialDefence,
-        ScrubDefence,
-        DropDelimitersDefence,
-        LeaceDefence,
-        RandomDirectionDefence,
-        NoiseDefence,
-    )
-}
+from ghosttrace.errors import UserError
+from ghosttrace.lazy import LazyClasses, attribute_loader
+
+if TYPE_CHECKING:
+    from ghosttrace.auditing.defences.defence import Defence
+
+DEFENCES: "Mapping[str, type[Defence]]" = LazyClasses(
+    __name__,
+    {
+        "none": "none.NoDefence",
+        "restart": "restart.RestartDefence",
+        "restart-renumbered": "restart.RestartRenumberedDefence",
+        "partial": "partial.PartialDefence",
+        "scrub": "scrub.ScrubDefence",
+        "drop-delimiters": "drop_delimiters.DropDelimitersDefence",
+        "leace": "leace.LeaceDefence",
+        "random-direction": "random_direction.RandomDirectionDefence",
+        "noise": "noise.NoiseDefence",
+    },
+)
 """The defences by name."""
 
 
-def parse_defence(spec: str) -> Defence:
+def parse_defence(spec: str) -> "Defence":
     """Parse a defence as given on the command line.
 
     Args:
@@ -42,5 +40,7 @@ def parse_defence(spec: str) -> Defence:
         raise UserError(f"no defence {name!r}: choose from {', '.join(DEFENCES)}")
     return DEFENCES[name].from_options(options) if colon else DEFENCES[name]()
 
+
+__getattr__ = attribute_loader(__name__, __file__)
 
 __all__ = ["DEFENCES", "Defence", "parse_defence"]

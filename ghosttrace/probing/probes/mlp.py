@@ -113,7 +113,7 @@ def fit_mlp(
     device, targets, width = features.device, len(n_classes), max(n_classes)
     labels, train, validation = (part.to(device) for part in (labels, train, validation))
     if not ((labels[:, train] >= 0).any() and (labels[:, validation] >= 0).any()):
-        raise UserError("an MLP needs labelled samples in both train and validation: give more samples")
+        raise UserError("an MLP needs labelled samples in both train and validation: give at least one in each")
     train = train[(labels[:, train] >= 0).any(0)]
     mean, scale = moments(features[train])
     x = standardised(features, mean, scale)

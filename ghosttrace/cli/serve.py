@@ -15,6 +15,7 @@ from ghosttrace.cli.options import model_options, parse_delimiter_mapping, with_
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import load
 from ghosttrace.serving.paging import PAGED_ARMS
+from ghosttrace.serving.prompt_guard import MAX_REQUESTS
 from ghosttrace.serving.reasoning_split import PARSER_SEGMENTS
 from ghosttrace.serving.settings import ServingSettings
 from ghosttrace.serving.vllm.server_command import server_command
@@ -147,6 +148,7 @@ def exec_vllm_server(options: dict[str, Any], extra_arguments: list[str]) -> Non
         options["host"],
         options["port"],
         [*(part for name, value in shared for part in (f"--{name}", str(value))), *extra_arguments],
+        [options["api_key"] or os.environ.get("VLLM_API_KEY", "")],
         delimiters=parse_delimiter_mapping(options["map_delimiters"]),
         **{name: options[name] for name in ("arm", "max_block_tokens", "async_scheduling", *POLICY_OPTIONS)},
     )
@@ -214,4 +216,4 @@ def start_builtin_server(options: dict[str, Any], extra_arguments: list[str], ba
     )
     if not backend_chosen:
         Console().print("vllm is not installed: using --backend hf, which serves one batch at a time")
-    uvicorn.run(app, host=options["host"], port=options["port"])
+    uvicorn.run(app, host=options["host"], port=options["port"], limit_concurrency=MAX_REQUESTS)

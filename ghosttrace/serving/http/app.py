@@ -19,13 +19,14 @@ from starlette.exceptions import HTTPException
 
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.serving.api_keys import ApiKeys
 from ghosttrace.serving.error_responses import error_body
-from ghosttrace.serving.http.api_key import ApiKeyCheck
 from ghosttrace.serving.http.completions import Completions, ServerOptions
 from ghosttrace.serving.http.jobs import QueueFullError, decode_forever
 from ghosttrace.serving.http.requests import ChatBody, CompletionBody, TextBody
-from ghosttrace.serving.prompt_guard import PromptGuard, special_tokens
+from ghosttrace.serving.prompt_guard import GuardSettings, PromptGuard
 from ghosttrace.serving.settings import ServingSettings
+from ghosttrace.serving.token_breaker import special_tokens
 
 
 def make_app(checkpoint: Checkpoint, settings: ServingSettings, options: ServerOptions) -> FastAPI:
@@ -42,8 +43,8 @@ def make_app(checkpoint: Checkpoint, settings: ServingSettings, options: ServerO
     completions = Completions(checkpoint, settings, options)
     app = FastAPI(title="ghosttrace serve")
     app.include_router(_routes(completions))
-    app.add_middleware(PromptGuard, tokens=special_tokens(checkpoint.tokenizer, checkpoint.markup))
-    app.add_middleware(ApiKeyCheck, key=options.api_key)
+    tokens, keys = special_tokens(checkpoint.tokenizer, checkpoint.markup), ApiKeys.from_keys([options.api_key or ""])
+    app.add_middleware(PromptGuard, settings=GuardSettings(tuple(tokens), keys))
     for error, status in (
         (UserError, 400),
         (RequestValidationError, 400),

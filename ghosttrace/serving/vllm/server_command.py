@@ -9,8 +9,10 @@ from typing import Any
 
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import load_tokenizer
-from ghosttrace.serving.prompt_guard import TOKENS_VARIABLE, special_tokens
+from ghosttrace.serving.api_keys import ApiKeys
+from ghosttrace.serving.prompt_guard import GUARD_VARIABLE, GuardSettings
 from ghosttrace.serving.settings import CONFIG_KEY, ServingSettings
+from ghosttrace.serving.token_breaker import special_tokens
 from ghosttrace.serving.vllm.engine_args import engine_args
 
 RESERVED_FLAGS = ("--model", "--scheduler-cls", "--worker-cls", "--additional-config", "--logits-processors")
@@ -43,7 +45,7 @@ def check_flags(flags: Sequence[str]) -> None:
 
 
 def server_command(
-    model: str, host: str, port: int, vllm_flags: Sequence[str], **settings: Any
+    model: str, host: str, port: int, vllm_flags: Sequence[str], api_keys: Sequence[str] = (), **settings: Any
 ) -> tuple[list[str], dict[str, str]]:
     """Return the command that starts `vllm serve` for a model, and its additional environment variables.
 
@@ -52,6 +54,7 @@ def server_command(
         host: address to listen on.
         port: port to listen on.
         vllm_flags: additional flags of `vllm serve`.
+        api_keys: keys of which clients must send one; vLLM checks them too, and must get them in its own flags.
         settings: keyword arguments of `engine_args`.
 
     Raises:
@@ -69,7 +72,7 @@ def server_command(
     if arguments["async_scheduling"] is not None:
         flags.append("--async-scheduling" if arguments["async_scheduling"] else "--no-async-scheduling")
     command = [sys.executable, "-m", *_server_module(), arguments["model"], *flags, *vllm_flags]
-    return command, {TOKENS_VARIABLE: json.dumps(tokens)}
+    return command, {GUARD_VARIABLE: GuardSettings(tuple(tokens), ApiKeys.from_keys(api_keys)).to_json()}
 
 
 def _server_module() -> tuple[str, ...]:

@@ -1,0 +1,79 @@
+"""Special tokens typed by users, and how they are broken so that they do not become special tokens of the prompt.
+
+A chat template joins messages with special tokens, and the tokenizer then encodes the whole string. A user who types
+`<|im_end|>` or `<|block_start|>` could therefore end the turn, open the assistant's turn, or cause erasures. A word
+joiner in the typed token is invisible, and the tokenizer no longer recognises the special token.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ghosttrace.errors import UserError
+from ghosttrace.law.markup import Markup
+
+WORD_JOINER = "\u2060"
+TURN_PARAMETERS = ("messages", "input")  # parameters that may contain the assistant's own turns
+NON_PROMPT_PARAMETERS = ("model", "stop", "bad_words")  # parameters that never become part of a prompt
+
+
+def special_tokens(tokenizer: Any, markup: Markup) -> list[str]:
+    """Return the strings of all special tokens and delimiters, the longest first.
+
+    Raises:
+        UserError: if the assistant's header has no special token, because a user could then type the header.
+    """
+    tokens = {*tokenizer.all_special_tokens, *tokenizer.convert_ids_to_tokens(list(markup.delimiters))}
+    tokens |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    header = tokenizer.convert_ids_to_tokens(list(markup.assistant_header))
+    if header and not tokens.intersection(header):
+        raise UserError(
+            f"the assistant's header {''.join(header)!r} has no special token, so a user could type it: add a special "
+            "token to it in the chat template"
+        )
+    return sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
+
+
+class TokenBreaker:
+    """Sanitiser that breaks special tokens in the body of a request.
+
+    A string that ends with a prefix of a special token gets a word joiner at its end, because a template may append the
+    rest of the token.
+
+    Args:
+        tokens: strings of the special tokens.
+    """
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        self._pattern = re.compile("|".join(map(re.escape, tokens)))
+        self._prefixes = tuple({token[:n] for token in tokens for n in range(1, len(token))})
+
+    def body(self, parsed: Any) -> Any:
+        """Return a parsed body with broken special tokens.
+
+        The values of `NON_PROMPT_PARAMETERS` and the assistant's own turns remain unchanged.
+        """
+        if not isinstance(parsed, dict):
+            return self.break_strings(parsed)
+        result: dict[str, Any] = {}
+        for name, value in parsed.items():
+            if name in TURN_PARAMETERS and isinstance(value, list):
+                result[name] = [turn if _is_assistant_turn(turn) else self.break_strings(turn) for turn in value]
+            else:
+                result[self.break_strings(name)] = value if name in NON_PROMPT_PARAMETERS else self.break_strings(value)
+        return result
+
+    def break_strings(self, value: Any) -> Any:
+        """Return a JSON value with broken special tokens in all its strings, including keys."""
+        if isinstance(value, str):
+            broken = self._pattern.sub(lambda match: match[0][0] + WORD_JOINER + match[0][1:], value)
+            return broken + WORD_JOINER if broken.endswith(self._prefixes) else broken
+        if isinstance(value, list):
+            return [self.break_strings(item) for item in value]
+        if isinstance(value, dict):
+            return {self.break_strings(name): self.break_strings(item) for name, item in value.items()}
+        return value
+
+
+def _is_assistant_turn(turn: Any) -> bool:
+    return isinstance(turn, dict) and turn.get("role") == "assistant"

@@ -61,6 +61,27 @@ def test_every_key_is_accepted_and_health_needs_none() -> None:
     assert send_request(KEYED, TYPED, headers=[JSON_TYPE, bearer("wrong"), bearer("a-key")]).status == 400
 
 
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        (b"application/json", b"multipart/form-data"),
+        (b"multipart/form-data", b"application/json"),
+        (b"application/json", b"application/json"),
+    ],
+)
+def test_two_content_types_are_refused(kinds: tuple[bytes, ...]) -> None:
+    """The guard and the application could read different ones."""
+    seen = send_request(OPEN, TYPED, headers=[(b"content-type", kind) for kind in kinds])
+    assert (seen.status, seen.reads, seen.received) == (400, 0, None) and b"content-type" in seen.answer
+
+
+@pytest.mark.parametrize("kind", [b"multipart/form-data; boundary=x", b"text/plain", b"APPLICATION/JSON", b""])
+def test_a_body_is_read_as_json_whatever_it_is_called(kind: bytes) -> None:
+    seen = send_request(OPEN, TYPED, headers=[(b"Content-Type", kind)])
+    assert seen.json["messages"][0]["content"] == f"<{WORD_JOINER}eos>"
+    assert send_request(OPEN, b"--x\r\na form", headers=[(b"content-type", kind)]).status == 400
+
+
 def test_size_limits() -> None:
     small = GuardSettings(TOKENS, limits=BodyLimits(max_bytes=100, max_values=8))
     for path in (CHAT, "/v1/completions"):

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ghosttrace.errors import UserError
-from ghosttrace.serving.api_keys import ApiKeys
+from ghosttrace.serving.api_keys import ApiKeys, read_header
 from ghosttrace.serving.error_responses import Receive, RefusedRequestError, Send, send_error
 from ghosttrace.serving.request_body import BodyLimits, BodyReader, ClientGoneError
 from ghosttrace.serving.token_breaker import TokenBreaker
@@ -114,9 +114,7 @@ class PromptGuard:
             raise RefusedRequestError(503, "the server is answering as many requests as it can: try again later")
         if scope["method"] != "POST":
             return scope, receive
-        content_types = [value for name, value in scope["headers"] if name == b"content-type"]
-        if bool(content_types) and all(value.startswith(b"multipart/") for value in content_types):
-            return scope, receive
+        read_header(scope, b"content-type")  # two of them are refused; the body is read as JSON, whatever it is called
         rewrite = _keep if path in UNGUARDED_PATHS else self._rewrite
         return _with_body(scope, receive, await self._bodies.read(scope, receive, rewrite))
 
@@ -139,7 +137,9 @@ def _keep(body: bytes) -> bytes:
 def _with_body(scope: dict[str, Any], receive: Receive, body: bytes) -> tuple[dict[str, Any], Receive]:
     """Return the scope and the receive callable of a request whose body was replaced."""
     headers = [
-        (name, value) for name, value in scope["headers"] if name not in (b"content-length", b"transfer-encoding")
+        (name, value)
+        for name, value in scope["headers"]
+        if name.lower() not in (b"content-length", b"transfer-encoding")
     ]
     delivered = False
 

@@ -45,6 +45,7 @@ def address(backend: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "ghosttrace", "serve", "--backend", backend, "--port", str(port)]
     command += ["--max-model-len", "512", "--api-key", KEY, "--reasoning-parser", "ghosttrace-mementos"]
+    command += ["--allow-request-arms", "full,restart"]
     command += VLLM.split() if backend == "vllm" else []
     root = str(Path(__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": root, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -144,6 +145,17 @@ def test_request_may_override_settings(address: str) -> None:
     short = chat(address, message, extra_body={"vllm_xargs": {"ghosttrace_max_block_tokens": 3}}).choices[0]
     ids = CHECKPOINT.markup
     assert short.token_ids[short.token_ids.index(ids.block_start) + 4] == ids.block_end
+
+
+def test_operator_decides_what_a_request_may_choose(address: str) -> None:
+    body = {"model": "toy-open", "messages": [{"role": "user", "content": "1"}], "max_tokens": 2}
+    for overrides, permitted in (({"ghosttrace_arm": "full"}, True), ({"ghosttrace_arm": "placebo"}, False)):
+        sent = json.dumps(body | {"vllm_xargs": overrides}).encode()
+        status, answer = fetch(f"{address}/v1/chat/completions", sent)
+        assert (status, "not permitted" in answer) == ((200, False) if permitted else (400, True))
+    (model,) = json.loads(fetch(f"{address}/v1/models")[1])["data"]
+    assert model["id"] == "toy-open" and model["ghosttrace"]["request_arms"] == ["full", "restart"]
+    assert 'ghosttrace:sealed{arm="memento",request_arms="full,restart"} 0.0' in fetch(f"{address}/metrics")[1]
 
 
 def test_several_samples_of_one_prompt(address: str) -> None:

@@ -17,6 +17,7 @@ from ghosttrace.model.checkpoint import load
 from ghosttrace.serving.paging import PAGED_ARMS
 from ghosttrace.serving.prompt_guard import MAX_REQUESTS
 from ghosttrace.serving.reasoning_split import PARSER_SEGMENTS
+from ghosttrace.serving.request_law import parse_request_arms
 from ghosttrace.serving.settings import ServingSettings
 from ghosttrace.serving.vllm.server_command import server_command
 
@@ -53,6 +54,10 @@ def serve(
             help=f"How blocks are erased: {', '.join(PAGED_ARMS)}. Default: restart for a model trained over sealed "
             "caches, else memento."
         ),
+    ] = None,
+    allow_request_arms: Annotated[
+        str | None,
+        typer.Option(help="Arms that a request may choose, comma-separated; full permits every policy. Default: none."),
     ] = None,
     max_block_tokens: Annotated[
         int | None, typer.Option(help="Tokens after which the end of a block is forced. Default: no limit.")
@@ -149,6 +154,7 @@ def exec_vllm_server(options: dict[str, Any], extra_arguments: list[str]) -> Non
         options["port"],
         [*(part for name, value in shared for part in (f"--{name}", str(value))), *extra_arguments],
         [options["api_key"] or os.environ.get("VLLM_API_KEY", "")],
+        parse_request_arms(options["allow_request_arms"]),
         delimiters=parse_delimiter_mapping(options["map_delimiters"]),
         **{name: options[name] for name in ("arm", "max_block_tokens", "async_scheduling", *POLICY_OPTIONS)},
     )
@@ -190,6 +196,7 @@ def start_builtin_server(options: dict[str, Any], extra_arguments: list[str], ba
         raise UserError(
             f"with --backend hf, --reasoning-parser must be one of {', '.join(PARSER_SEGMENTS)}, not {parser!r}"
         )
+    request_arms = parse_request_arms(options["allow_request_arms"])
     check_address(options["host"], options["port"])
     policy = {name: options[name] for name in POLICY_OPTIONS}
     delimiters = parse_delimiter_mapping(options["map_delimiters"])
@@ -212,6 +219,7 @@ def start_builtin_server(options: dict[str, Any], extra_arguments: list[str], ba
             options["max_num_seqs"] or 8,
             api_key=options["api_key"] or os.environ.get("VLLM_API_KEY"),
             reasoning_segment=PARSER_SEGMENTS.get(parser),
+            request_arms=request_arms,
         ),
     )
     if not backend_chosen:

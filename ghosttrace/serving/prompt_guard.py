@@ -1,4 +1,4 @@
-"""ASGI middleware in front of both servers: it checks the API key, and breaks special tokens typed by users.
+"""ASGI middleware in front of both servers: it checks requests, and breaks special tokens typed by users.
 
 Nothing of a request's body is read before its key was accepted. Two kinds of text remain unchanged: the assistant's own
 turns, because they contain finished blocks and mementos, and the prompts of `/v1/completions`, because they are not
@@ -7,18 +7,22 @@ conversations.
 
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from ghosttrace.errors import UserError
+from ghosttrace.serving import metrics
 from ghosttrace.serving.api_keys import ApiKeys, read_header
 from ghosttrace.serving.error_responses import Receive, RefusedRequestError, Send, send_error
+from ghosttrace.serving.model_list import MODELS_PATH, ModelListSend
 from ghosttrace.serving.request_body import BodyLimits, BodyReader, ClientGoneError
+from ghosttrace.serving.request_law import RequestLaw
 from ghosttrace.serving.token_breaker import TokenBreaker
 
 GUARD_VARIABLE = "GHOSTTRACE_GUARD"  # environment variable with the guard's settings as JSON
-UNGUARDED_PATHS = ("/v1/completions",)
+TEXT_PATHS = ("/v1/completions",)  # their `prompt` is not a conversation
 REFUSED_PATHS = ("/invocations",)  # vLLM serves the same endpoints there without an API key
 KEYLESS_PATHS = ("/health", "/metrics", "/ping", "/version")
 MAX_REQUESTS = 1024
@@ -32,12 +36,14 @@ class GuardSettings:
 
     Attributes:
         tokens: strings of the special tokens, the longest first.
+        law: what requests may choose of the erasure settings.
         keys: API keys of which clients must send one.
         max_requests: maximum number of requests that are answered at the same time.
         limits: limits of request bodies.
     """
 
     tokens: tuple[str, ...]
+    law: RequestLaw
     keys: ApiKeys = field(default_factory=ApiKeys)
     max_requests: int = MAX_REQUESTS
     limits: BodyLimits = field(default_factory=BodyLimits)
@@ -50,8 +56,8 @@ class GuardSettings:
     def from_json(cls, text: str) -> "GuardSettings":
         """Return the settings from the text that `to_json` returned."""
         stored = json.loads(text)
-        keys, limits = ApiKeys(tuple(stored["keys"]["digests"])), BodyLimits(**stored["limits"])
-        return cls(tuple(stored["tokens"]), keys, stored["max_requests"], limits)
+        law, keys = RequestLaw.from_dict(stored["law"]), ApiKeys(tuple(stored["keys"]["digests"]))
+        return cls(tuple(stored["tokens"]), law, keys, stored["max_requests"], BodyLimits(**stored["limits"]))
 
     @classmethod
     def from_environment(cls) -> "GuardSettings":
@@ -81,6 +87,8 @@ class PromptGuard:
         self._breaker = TokenBreaker(self.settings.tokens)
         self._bodies = BodyReader(self.settings.limits)
         self._requests = 0
+        law = self.settings.law
+        metrics.SEALED.labels(law.arm, ",".join(law.request_arms)).set(law.sealed)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Forward a request with broken special tokens, or send an error response."""
@@ -90,7 +98,10 @@ class PromptGuard:
         self._requests += 1
         try:
             scope, receive = await self._admit(scope, receive)
-            await self.app(scope, receive, send)
+            describes_models = scope["path"] == MODELS_PATH and scope["method"] == "GET"
+            await self.app(
+                scope, receive, ModelListSend(send, self.settings.law.describe()) if describes_models else send
+            )
         except RefusedRequestError as refusal:
             await send_error(send, refusal.status, refusal.message)
         except ClientGoneError:
@@ -115,23 +126,30 @@ class PromptGuard:
         if scope["method"] != "POST":
             return scope, receive
         read_header(scope, b"content-type")  # two of them are refused; the body is read as JSON, whatever it is called
-        rewrite = _keep if path in UNGUARDED_PATHS else self._rewrite
+        text_parameters = ("prompt",) if path in TEXT_PATHS else ()
+        rewrite = partial(self._rewrite, text_parameters=text_parameters)
         return _with_body(scope, receive, await self._bodies.read(scope, receive, rewrite))
 
-    def _rewrite(self, body: bytes) -> bytes:
-        """Return a body with broken special tokens."""
+    def _rewrite(self, body: bytes, text_parameters: Sequence[str]) -> bytes:
+        """Return a body with broken special tokens, except in `text_parameters`, if the law permits the request.
+
+        Raises:
+            RefusedRequestError: if the body is no JSON, or the law does not permit its overrides.
+        """
         if not body:
             return body
         try:
-            return json.dumps(self._breaker.body(json.loads(body))).encode()
+            parsed = json.loads(body)
+            overrides = parsed.get("vllm_xargs") if isinstance(parsed, dict) else None
+            if isinstance(overrides, dict):
+                self.settings.law.check(overrides)
+            return json.dumps(self._breaker.body(parsed, text_parameters)).encode()
+        except UserError as error:
+            raise RefusedRequestError(400, str(error)) from error
         except (ValueError, RecursionError) as error:
             raise RefusedRequestError(
                 400, "the body is no valid JSON or is nested too deeply: send a JSON object"
             ) from error
-
-
-def _keep(body: bytes) -> bytes:
-    return body
 
 
 def _with_body(scope: dict[str, Any], receive: Receive, body: bytes) -> tuple[dict[str, Any], Receive]:

@@ -48,11 +48,16 @@ class TokenBreaker:
         self._pattern = re.compile("|".join(map(re.escape, tokens)))
         self._prefixes = tuple({token[:n] for token in tokens for n in range(1, len(token))})
 
-    def body(self, parsed: Any) -> Any:
+    def body(self, parsed: Any, text_parameters: Sequence[str] = ()) -> Any:
         """Return a parsed body with broken special tokens.
 
         The values of `NON_PROMPT_PARAMETERS` and the assistant's own turns remain unchanged.
+
+        Args:
+            parsed: the body.
+            text_parameters: names of parameters that also remain unchanged, because they are texts to continue.
         """
+        kept = (*NON_PROMPT_PARAMETERS, *text_parameters)
         if not isinstance(parsed, dict):
             return self.break_strings(parsed)
         result: dict[str, Any] = {}
@@ -60,7 +65,7 @@ class TokenBreaker:
             if name in TURN_PARAMETERS and isinstance(value, list):
                 result[name] = [turn if _is_assistant_turn(turn) else self.break_strings(turn) for turn in value]
             else:
-                result[self.break_strings(name)] = value if name in NON_PROMPT_PARAMETERS else self.break_strings(value)
+                result[self.break_strings(name)] = value if name in kept else self.break_strings(value)
         return result
 
     def break_strings(self, value: Any) -> Any:

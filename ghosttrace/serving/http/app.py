@@ -25,6 +25,7 @@ from ghosttrace.serving.http.completions import Completions, ServerOptions
 from ghosttrace.serving.http.jobs import QueueFullError, decode_forever
 from ghosttrace.serving.http.requests import ChatBody, CompletionBody, TextBody
 from ghosttrace.serving.prompt_guard import GuardSettings, PromptGuard
+from ghosttrace.serving.request_law import RequestLaw
 from ghosttrace.serving.settings import ServingSettings
 from ghosttrace.serving.token_breaker import special_tokens
 
@@ -44,7 +45,8 @@ def make_app(checkpoint: Checkpoint, settings: ServingSettings, options: ServerO
     app = FastAPI(title="ghosttrace serve")
     app.include_router(_routes(completions))
     tokens, keys = special_tokens(checkpoint.tokenizer, checkpoint.markup), ApiKeys.from_keys([options.api_key or ""])
-    app.add_middleware(PromptGuard, settings=GuardSettings(tuple(tokens), keys))
+    law = RequestLaw.from_settings(settings, options.request_arms)
+    app.add_middleware(PromptGuard, settings=GuardSettings(tuple(tokens), law, keys))
     for error, status in (
         (UserError, 400),
         (RequestValidationError, 400),

@@ -18,6 +18,7 @@ from ghosttrace.serving.http.jobs import Job, JobEvent, JobQueue
 from ghosttrace.serving.http.requests import ChatBody, CompletionBody, TextBody
 from ghosttrace.serving.http.responses import Delta, ResponseBuilder, collect_response, stream_response
 from ghosttrace.serving.http.text_stream import TextStream
+from ghosttrace.serving.paging import PagedArm
 from ghosttrace.serving.reasoning_split import Segment
 from ghosttrace.serving.settings import ServingSettings, check_overrides
 
@@ -36,6 +37,7 @@ class ServerOptions:
         capacity: maximum number of responses in the queue.
         api_key: bearer token that clients must send; None disables the check.
         reasoning_segment: part of a chat response that is returned as reasoning; None returns all text as content.
+        request_arms: arms that a request may choose instead of the server's.
     """
 
     name: str
@@ -44,6 +46,7 @@ class ServerOptions:
     capacity: int = 64
     api_key: str | None = None
     reasoning_segment: Segment | None = None
+    request_arms: tuple[PagedArm, ...] = ()
 
 
 class Completions:

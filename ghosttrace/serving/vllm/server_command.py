@@ -10,7 +10,9 @@ from typing import Any
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import load_tokenizer
 from ghosttrace.serving.api_keys import ApiKeys
+from ghosttrace.serving.paging import PagedArm
 from ghosttrace.serving.prompt_guard import GUARD_VARIABLE, GuardSettings
+from ghosttrace.serving.request_law import RequestLaw
 from ghosttrace.serving.settings import CONFIG_KEY, ServingSettings
 from ghosttrace.serving.token_breaker import special_tokens
 from ghosttrace.serving.vllm.engine_args import engine_args
@@ -45,7 +47,13 @@ def check_flags(flags: Sequence[str]) -> None:
 
 
 def server_command(
-    model: str, host: str, port: int, vllm_flags: Sequence[str], api_keys: Sequence[str] = (), **settings: Any
+    model: str,
+    host: str,
+    port: int,
+    vllm_flags: Sequence[str],
+    api_keys: Sequence[str] = (),
+    request_arms: Sequence[PagedArm] = (),
+    **settings: Any,
 ) -> tuple[list[str], dict[str, str]]:
     """Return the command that starts `vllm serve` for a model, and its additional environment variables.
 
@@ -55,6 +63,7 @@ def server_command(
         port: port to listen on.
         vllm_flags: additional flags of `vllm serve`.
         api_keys: keys of which clients must send one; vLLM checks them too, and must get them in its own flags.
+        request_arms: arms that a request may choose instead of the server's.
         settings: keyword arguments of `engine_args`.
 
     Raises:
@@ -63,7 +72,9 @@ def server_command(
     check_flags(vllm_flags)
     arguments = engine_args(model, **settings)
     settings_dict = arguments["additional_config"]
-    tokens = special_tokens(load_tokenizer(model), ServingSettings.from_dict(settings_dict[CONFIG_KEY]).markup)
+    serving_settings = ServingSettings.from_dict(settings_dict[CONFIG_KEY])
+    tokens = special_tokens(load_tokenizer(model), serving_settings.markup)
+    law = RequestLaw.from_settings(serving_settings, request_arms)
     flags = ["--scheduler-cls", arguments["scheduler_cls"], "--worker-cls", arguments["worker_cls"]]
     flags += ["--logits-processors", *arguments["logits_processors"]]
     flags += ["--additional-config", json.dumps(settings_dict)]
@@ -72,7 +83,7 @@ def server_command(
     if arguments["async_scheduling"] is not None:
         flags.append("--async-scheduling" if arguments["async_scheduling"] else "--no-async-scheduling")
     command = [sys.executable, "-m", *_server_module(), arguments["model"], *flags, *vllm_flags]
-    return command, {GUARD_VARIABLE: GuardSettings(tuple(tokens), ApiKeys.from_keys(api_keys)).to_json()}
+    return command, {GUARD_VARIABLE: GuardSettings(tuple(tokens), law, ApiKeys.from_keys(api_keys)).to_json()}
 
 
 def _server_module() -> tuple[str, ...]:

@@ -1,13 +1,13 @@
 """ASGI middleware in front of both servers: it checks requests, and breaks special tokens typed by users.
 
-Nothing of a request's body is read before its key was accepted. Two kinds of text remain unchanged: the assistant's own
-turns, because they contain finished blocks and mementos, and the prompts of `/v1/completions`, because they are not
-conversations.
+Only the routes in `ghosttrace.serving.routes` are answered. Nothing of a request's body is read before its key was
+accepted. Two kinds of text remain unchanged: the assistant's own turns, because they contain finished blocks and
+mementos, and the prompts of `/v1/completions`, because they are not conversations.
 """
 
 import json
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -17,14 +17,15 @@ from ghosttrace.serving import metrics
 from ghosttrace.serving.api_keys import ApiKeys, read_header
 from ghosttrace.serving.error_responses import Receive, RefusedRequestError, Send, send_error
 from ghosttrace.serving.model_list import MODELS_PATH, ModelListSend
+from ghosttrace.serving.paging import PagedArm
 from ghosttrace.serving.request_body import BodyLimits, BodyReader, ClientGoneError
 from ghosttrace.serving.request_law import RequestLaw
-from ghosttrace.serving.token_breaker import TokenBreaker
+from ghosttrace.serving.routes import find_route
+from ghosttrace.serving.settings import ServingSettings
+from ghosttrace.serving.token_breaker import TokenBreaker, special_tokens
+from ghosttrace.serving.tokenizer_check import check_typed_tokens
 
 GUARD_VARIABLE = "GHOSTTRACE_GUARD"  # environment variable with the guard's settings as JSON
-TEXT_PATHS = ("/v1/completions",)  # their `prompt` is not a conversation
-REFUSED_PATHS = ("/invocations",)  # vLLM serves the same endpoints there without an API key
-KEYLESS_PATHS = ("/health", "/metrics", "/ping", "/version")
 MAX_REQUESTS = 1024
 
 App = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
@@ -47,6 +48,25 @@ class GuardSettings:
     keys: ApiKeys = field(default_factory=ApiKeys)
     max_requests: int = MAX_REQUESTS
     limits: BodyLimits = field(default_factory=BodyLimits)
+
+    @classmethod
+    def for_model(
+        cls, tokenizer: Any, settings: ServingSettings, keys: Iterable[str], request_arms: Sequence[PagedArm]
+    ) -> "GuardSettings":
+        """Return the guard settings of a server.
+
+        Args:
+            tokenizer: tokenizer of the model.
+            settings: erasure settings of the server.
+            keys: API keys of which clients must send one.
+            request_arms: arms that a request may choose instead of the server's.
+
+        Raises:
+            UserError: if a user could type a special token despite the guard, or the assistant's header has none.
+        """
+        tokens = special_tokens(tokenizer, settings.markup)
+        check_typed_tokens(tokenizer, tokens)
+        return cls(tuple(tokens), RequestLaw.from_settings(settings, request_arms), ApiKeys.from_keys(keys))
 
     def to_json(self) -> str:
         """Return the settings for the environment variable `GUARD_VARIABLE`."""
@@ -92,6 +112,9 @@ class PromptGuard:
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Forward a request with broken special tokens, or send an error response."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -116,18 +139,15 @@ class PromptGuard:
             RefusedRequestError: if the request is not answered.
             ClientGoneError: if the client has disconnected.
         """
-        path = scope["path"]
-        if path.rstrip("/") in REFUSED_PATHS:
-            raise RefusedRequestError(404, "this path is disabled: use the endpoints under /v1")
-        if path not in KEYLESS_PATHS and scope["method"] != "OPTIONS":
+        route = find_route(scope["method"], scope["path"].removeprefix(scope.get("root_path", "")))
+        if route.access != "everyone" and scope["method"] != "OPTIONS":
             self.settings.keys.check(scope)
         if self._requests > self.settings.max_requests:
             raise RefusedRequestError(503, "the server is answering as many requests as it can: try again later")
         if scope["method"] != "POST":
-            return scope, receive
+            return _with_body(scope, receive, b"")
         read_header(scope, b"content-type")  # two of them are refused; the body is read as JSON, whatever it is called
-        text_parameters = ("prompt",) if path in TEXT_PATHS else ()
-        rewrite = partial(self._rewrite, text_parameters=text_parameters)
+        rewrite = partial(self._rewrite, text_parameters=route.text_parameters)
         return _with_body(scope, receive, await self._bodies.read(scope, receive, rewrite))
 
     def _rewrite(self, body: bytes, text_parameters: Sequence[str]) -> bytes:

@@ -13,7 +13,9 @@ from ghosttrace.errors import UserError
 from ghosttrace.law.markup import Markup
 
 WORD_JOINER = "\u2060"
-TURN_PARAMETERS = ("messages", "input")  # parameters that may contain the assistant's own turns
+TURN_PARAMETERS = ("messages", "input", "previous_input_messages")  # parameters that may contain the assistant's turns
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+ASSISTANT_ITEMS = ("reasoning", "function_call", "custom_tool_call")  # items of `input` without a role
 NON_PROMPT_PARAMETERS = ("model", "stop", "bad_words")  # parameters that never become part of a prompt
 
 
@@ -56,6 +58,9 @@ class TokenBreaker:
         Args:
             parsed: the body.
             text_parameters: names of parameters that also remain unchanged, because they are texts to continue.
+
+        Raises:
+            UserError: if a turn has an unknown role, which a chat template could make a special token of.
         """
         kept = (*NON_PROMPT_PARAMETERS, *text_parameters)
         if not isinstance(parsed, dict):
@@ -63,10 +68,21 @@ class TokenBreaker:
         result: dict[str, Any] = {}
         for name, value in parsed.items():
             if name in TURN_PARAMETERS and isinstance(value, list):
-                result[name] = [turn if _is_assistant_turn(turn) else self.break_strings(turn) for turn in value]
+                result[name] = self._turns(value)
             else:
                 result[self.break_strings(name)] = value if name in kept else self.break_strings(value)
         return result
+
+    def _turns(self, value: Any) -> Any:
+        """Return a turn, or a list of turns or of conversations, with broken special tokens except in own turns."""
+        if isinstance(value, list):
+            return [self._turns(item) for item in value]
+        if not isinstance(value, dict):
+            return self.break_strings(value)
+        if "role" in value and value["role"] not in ROLES:
+            raise UserError(f"unknown role {value['role']!r}: use one of {', '.join(ROLES)}")
+        own = value["role"] == "assistant" if "role" in value else value.get("type") in ASSISTANT_ITEMS
+        return value if own else self.break_strings(value)
 
     def break_strings(self, value: Any) -> Any:
         """Return a JSON value with broken special tokens in all its strings, including keys."""
@@ -78,7 +94,3 @@ class TokenBreaker:
         if isinstance(value, dict):
             return {self.break_strings(name): self.break_strings(item) for name, item in value.items()}
         return value
-
-
-def _is_assistant_turn(turn: Any) -> bool:
-    return isinstance(turn, dict) and turn.get("role") == "assistant"

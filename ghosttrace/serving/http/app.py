@@ -19,15 +19,12 @@ from starlette.exceptions import HTTPException
 
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.serving.api_keys import ApiKeys
 from ghosttrace.serving.error_responses import error_body
 from ghosttrace.serving.http.completions import Completions, ServerOptions
 from ghosttrace.serving.http.jobs import QueueFullError, decode_forever
 from ghosttrace.serving.http.requests import ChatBody, CompletionBody, TextBody
 from ghosttrace.serving.prompt_guard import GuardSettings, PromptGuard
-from ghosttrace.serving.request_law import RequestLaw
 from ghosttrace.serving.settings import ServingSettings
-from ghosttrace.serving.token_breaker import special_tokens
 
 
 def make_app(checkpoint: Checkpoint, settings: ServingSettings, options: ServerOptions) -> FastAPI:
@@ -39,14 +36,13 @@ def make_app(checkpoint: Checkpoint, settings: ServingSettings, options: ServerO
         options: options of the server.
 
     Raises:
-        UserError: if the assistant's header has no special token (see `special_tokens`).
+        UserError: if `GuardSettings.for_model` raises it.
     """
     completions = Completions(checkpoint, settings, options)
-    app = FastAPI(title="ghosttrace serve")
+    app = FastAPI(title="ghosttrace serve", openapi_url=None)
     app.include_router(_routes(completions))
-    tokens, keys = special_tokens(checkpoint.tokenizer, checkpoint.markup), ApiKeys.from_keys([options.api_key or ""])
-    law = RequestLaw.from_settings(settings, options.request_arms)
-    app.add_middleware(PromptGuard, settings=GuardSettings(tuple(tokens), law, keys))
+    guard = GuardSettings.for_model(checkpoint.tokenizer, settings, [options.api_key or ""], options.request_arms)
+    app.add_middleware(PromptGuard, settings=guard)
     for error, status in (
         (UserError, 400),
         (RequestValidationError, 400),

@@ -9,12 +9,9 @@ from typing import Any
 
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import load_tokenizer
-from ghosttrace.serving.api_keys import ApiKeys
 from ghosttrace.serving.paging import PagedArm
 from ghosttrace.serving.prompt_guard import GUARD_VARIABLE, GuardSettings
-from ghosttrace.serving.request_law import RequestLaw
 from ghosttrace.serving.settings import CONFIG_KEY, ServingSettings
-from ghosttrace.serving.token_breaker import special_tokens
 from ghosttrace.serving.vllm.engine_args import engine_args
 
 RESERVED_FLAGS = ("--model", "--scheduler-cls", "--worker-cls", "--additional-config", "--logits-processors")
@@ -67,14 +64,13 @@ def server_command(
         settings: keyword arguments of `engine_args`.
 
     Raises:
-        UserError: if `engine_args`, `special_tokens` or `check_flags` raises it.
+        UserError: if `engine_args`, `GuardSettings.for_model` or `check_flags` raises it.
     """
     check_flags(vllm_flags)
     arguments = engine_args(model, **settings)
     settings_dict = arguments["additional_config"]
     serving_settings = ServingSettings.from_dict(settings_dict[CONFIG_KEY])
-    tokens = special_tokens(load_tokenizer(model), serving_settings.markup)
-    law = RequestLaw.from_settings(serving_settings, request_arms)
+    guard = GuardSettings.for_model(load_tokenizer(model), serving_settings, api_keys, request_arms)
     flags = ["--scheduler-cls", arguments["scheduler_cls"], "--worker-cls", arguments["worker_cls"]]
     flags += ["--logits-processors", *arguments["logits_processors"]]
     flags += ["--additional-config", json.dumps(settings_dict)]
@@ -83,7 +79,7 @@ def server_command(
     if arguments["async_scheduling"] is not None:
         flags.append("--async-scheduling" if arguments["async_scheduling"] else "--no-async-scheduling")
     command = [sys.executable, "-m", *_server_module(), arguments["model"], *flags, *vllm_flags]
-    return command, {GUARD_VARIABLE: GuardSettings(tuple(tokens), law, ApiKeys.from_keys(api_keys)).to_json()}
+    return command, {GUARD_VARIABLE: guard.to_json()}
 
 
 def _server_module() -> tuple[str, ...]:

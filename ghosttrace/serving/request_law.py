@@ -9,6 +9,13 @@ from ghosttrace.errors import UserError
 from ghosttrace.serving.paging import PAGED_ARMS, SEALED_ARMS, PagedArm
 from ghosttrace.serving.settings import ServingSettings, check_overrides, read_overrides
 
+REFUSED_PARAMETERS = {
+    "kv_transfer_params": "may replace the prompt by token ids that the guard has not seen",
+    "ec_transfer_params": "is for servers that share caches, which erasure excludes",
+    "prompt_embeds": "has no tokens in which blocks can be found",
+}
+"""Parameters of vLLM's requests with which erasure or the guard would be wrong, and the reason."""
+
 ALLOW_FLAG = "--allow-request-arms"
 
 
@@ -54,6 +61,26 @@ class RequestLaw:
         """Return what `/v1/models` says about erasure."""
         kept = {"keep_last_n_blocks": self.keep_last_n_blocks, "request_arms": list(self.request_arms)}
         return {"arm": self.arm, "sealed": self.sealed, **kept}
+
+    def check_body(self, body: Mapping[str, Any]) -> None:
+        """Raise an error if a request chooses what it may not choose, or has a parameter that evades the law.
+
+        Args:
+            body: the parsed body of the request.
+
+        Raises:
+            UserError: if `check` raises it, a parameter is in `REFUSED_PARAMETERS`, or beam search, which drops the
+                overrides of a request, is to run with some.
+        """
+        for name, reason in REFUSED_PARAMETERS.items():
+            if body.get(name) is not None:
+                raise UserError(f"{name} {reason}: leave it out")
+        overrides = body.get("vllm_xargs")
+        if not isinstance(overrides, dict):
+            return
+        self.check(overrides)
+        if body.get("use_beam_search") and read_overrides(overrides):
+            raise UserError("use_beam_search ignores the ghosttrace_ arguments of a request: leave out one of them")
 
     def check(self, extra_args: Mapping[str, Any] | None) -> None:
         """Raise an error if a request chooses what it may not choose.

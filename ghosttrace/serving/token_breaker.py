@@ -16,7 +16,8 @@ WORD_JOINER = "\u2060"
 TURN_PARAMETERS = ("messages", "input", "previous_input_messages")  # parameters that may contain the assistant's turns
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 ASSISTANT_ITEMS = ("reasoning", "function_call", "custom_tool_call")  # items of `input` without a role
-NON_PROMPT_PARAMETERS = ("model", "stop", "bad_words")  # parameters that never become part of a prompt
+NON_PROMPT_PARAMETERS = ("model", "stop", "stop_sequences", "bad_words", "structured_outputs", "vllm_xargs")
+FORMAT_PARAMETERS = ("response_format", "text", "output_config")  # formats of the answer, which some templates paste
 
 
 def special_tokens(tokenizer: Any, markup: Markup) -> list[str]:
@@ -53,7 +54,8 @@ class TokenBreaker:
     def body(self, parsed: Any, text_parameters: Sequence[str] = ()) -> Any:
         """Return a parsed body with broken special tokens.
 
-        The values of `NON_PROMPT_PARAMETERS` and the assistant's own turns remain unchanged.
+        The values of `NON_PROMPT_PARAMETERS` and the assistant's own turns remain unchanged, and no value of
+        `FORMAT_PARAMETERS` gets a character at its end.
 
         Args:
             parsed: the body.
@@ -70,7 +72,8 @@ class TokenBreaker:
             if name in TURN_PARAMETERS and isinstance(value, list):
                 result[name] = self._turns(value)
             else:
-                result[self.break_strings(name)] = value if name in kept else self.break_strings(value)
+                broken = value if name in kept else self.break_strings(value, close=name not in FORMAT_PARAMETERS)
+                result[self.break_strings(name)] = broken
         return result
 
     def _turns(self, value: Any) -> Any:
@@ -84,13 +87,18 @@ class TokenBreaker:
         own = value["role"] == "assistant" if "role" in value else value.get("type") in ASSISTANT_ITEMS
         return value if own else self.break_strings(value)
 
-    def break_strings(self, value: Any) -> Any:
-        """Return a JSON value with broken special tokens in all its strings, including keys."""
+    def break_strings(self, value: Any, close: bool = True) -> Any:
+        """Return a JSON value with broken special tokens in all its strings, including keys.
+
+        Args:
+            value: the JSON value.
+            close: whether to close a string that ends with a prefix of a special token.
+        """
         if isinstance(value, str):
             broken = self._pattern.sub(lambda match: match[0][0] + WORD_JOINER + match[0][1:], value)
-            return broken + WORD_JOINER if broken.endswith(self._prefixes) else broken
+            return broken + WORD_JOINER if close and broken.endswith(self._prefixes) else broken
         if isinstance(value, list):
-            return [self.break_strings(item) for item in value]
+            return [self.break_strings(item, close) for item in value]
         if isinstance(value, dict):
-            return {self.break_strings(name): self.break_strings(item) for name, item in value.items()}
+            return {self.break_strings(name, close): self.break_strings(item, close) for name, item in value.items()}
         return value

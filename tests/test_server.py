@@ -200,6 +200,7 @@ def test_delimiters_in_user_messages_are_text(address: str) -> None:
         ("{broken", 400, ""),
         ({"model": "other", "messages": [{"role": "user", "content": "1"}]}, 404, "other"),
         ({"messages": [{"role": "user", "content": "1" * 600}]}, 400, "512"),
+        ({"messages": [{"role": "user", "content": "1" * 10_000_000}]}, 400, "characters"),
         (
             {"messages": [{"role": "user", "content": "1"}], "vllm_xargs": {"ghosttrace_arm": "swap"}},
             400,

@@ -3,7 +3,6 @@
 import os
 import shlex
 import sys
-import tempfile
 from importlib.util import find_spec
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ from ghosttrace.serving.prompt_guard import MAX_REQUESTS
 from ghosttrace.serving.reasoning_split import PARSER_SEGMENTS
 from ghosttrace.serving.request_law import parse_request_arms
 from ghosttrace.serving.settings import ServingSettings
+from ghosttrace.serving.vllm.processes import make_metrics_folder
 from ghosttrace.serving.vllm.server_command import server_command
 
 METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -154,8 +154,7 @@ def exec_vllm_server(options: dict[str, Any], extra_arguments: list[str]) -> Non
         )
     check_address(options["host"], options["port"])
     sys.stdout.flush()
-    metrics_folder = tempfile.mkdtemp(prefix="ghosttrace-metrics-")  # shared by all processes of the server
-    os.execve(command[0], command, {**os.environ, **environment, METRICS_FOLDER_VARIABLE: metrics_folder})
+    os.execve(command[0], command, {**os.environ, **environment, METRICS_FOLDER_VARIABLE: make_metrics_folder()})
 
 
 def start_builtin_server(options: dict[str, Any], extra_arguments: list[str], backend_chosen: bool) -> None:
@@ -210,4 +209,8 @@ def start_builtin_server(options: dict[str, Any], extra_arguments: list[str], ba
     )
     if not backend_chosen:
         Console().print("vllm is not installed: using --backend hf, which serves one batch at a time")
-    uvicorn.run(app, host=options["host"], port=options["port"], limit_concurrency=MAX_REQUESTS)
+    server = uvicorn.Server(
+        uvicorn.Config(app, host=options["host"], port=options["port"], limit_concurrency=MAX_REQUESTS)
+    )
+    app.state.server = server
+    server.run()

@@ -23,12 +23,15 @@ from ghosttrace.serving.error_responses import error_body
 from ghosttrace.serving.http.completions import Completions, ServerOptions
 from ghosttrace.serving.http.jobs import QueueFullError, decode_forever
 from ghosttrace.serving.http.requests import ChatBody, CompletionBody, TextBody
+from ghosttrace.serving.open_requests import OpenRequests
 from ghosttrace.serving.prompt_guard import GuardSettings, PromptGuard
 from ghosttrace.serving.settings import ServingSettings
 
 
 def make_app(checkpoint: Checkpoint, settings: ServingSettings, options: ServerOptions) -> FastAPI:
     """Return the server's application, and start its decoding thread.
+
+    The caller sets `app.state.server` to the uvicorn server, so that open requests end with it.
 
     Args:
         checkpoint: the model to serve.
@@ -42,6 +45,7 @@ def make_app(checkpoint: Checkpoint, settings: ServingSettings, options: ServerO
     app = FastAPI(title="ghosttrace serve", openapi_url=None)
     app.include_router(_routes(completions))
     guard = GuardSettings.for_model(checkpoint.tokenizer, settings, [options.api_key or ""], options.request_arms)
+    app.add_middleware(OpenRequests)
     app.add_middleware(PromptGuard, settings=guard)
     for error, status in (
         (UserError, 400),

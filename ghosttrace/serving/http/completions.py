@@ -63,6 +63,7 @@ class Completions:
         self.queue = JobQueue(options.batch_size, options.capacity)
         self._sampling_defaults = checkpoint.model.generation_config.to_diff_dict()
         self._stops = stop_ids(checkpoint.model)
+        self._max_characters = options.max_model_len * max(map(len, checkpoint.tokenizer.get_vocab()))
 
     async def answer(self, body: CompletionBody, prompts: Sequence[list[int]], http: fastapi.Request) -> Response:
         """Return the response to a request, complete or streamed.
@@ -113,6 +114,11 @@ class Completions:
         return [self._ids(prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts()]
 
     def _ids(self, text: str, **options: bool) -> list[int]:
+        if len(text) > self._max_characters:
+            raise UserError(
+                f"a prompt has {len(text)} characters, which do not fit into the context of "
+                f"{self.options.max_model_len} tokens: send a shorter one"
+            )
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UserError("the text contains half of a surrogate pair, which is not a character: remove it")
         return list(self.checkpoint.tokenizer(text, **options)["input_ids"])

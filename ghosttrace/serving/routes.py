@@ -15,7 +15,7 @@ Access = Literal["everyone", "key", "nobody"]
 WITHOUT_KEY: dict[Access, str] = {
     "everyone": "the same: no model, no body, a constant amount of work",
     "key": "401 before the body is read",
-    "nobody": "404 before the body is read",
+    "nobody": "404 or 405 before the body is read",
 }
 """What a request without a key can cause, by who may call the route."""
 
@@ -48,7 +48,7 @@ class Route:
 
 ANSWERED = (
     Route("GET", "/health", "whether the server runs", "everyone", small_server=True),
-    Route("GET", "/ping", "the same", "everyone"),
+    Route("GET", "/ping", "whether the server runs", "everyone"),
     Route("GET", "/metrics", "metrics", "everyone", small_server=True),
     Route("GET", "/v1/models", "the model, and its erasure settings", small_server=True),
     Route("GET", "/version", "version of vLLM"),
@@ -76,15 +76,18 @@ CLOSED = (
     *_closed(
         "describes closed routes, too", "GET /openapi.json", "GET /docs", "GET /docs/oauth2-redirect", "GET /redoc"
     ),
-    *_closed("vLLM serves the routes above there without the key", "POST /invocations", "POST /ping"),
-    *_closed("vLLM runs the model there without the key", "POST /generative_scoring"),
-    *_closed("vLLM changes or describes the engine there without the key", "POST /scale_elastic_ep"),
-    *_closed("the same", "POST /is_scaling_elastic_ep", "GET /kv_event_sources"),
-    *_closed("takes token ids as the prompt, or settings that the guard cannot judge", "POST /inference/v1/generate"),
-    *_closed("the same", "POST /v1/chat/completions/derender", "POST /v1/completions/derender", "POST /v1/systemone"),
+    *_closed("serves the routes above without the key", "POST /invocations", "POST /ping"),
+    *_closed("runs the model without the key", "POST /generative_scoring"),
+    *_closed(
+        "changes or describes the engine without the key", "POST /scale_elastic_ep", "POST /is_scaling_elastic_ep"
+    ),
+    *_closed("describes the engine without the key", "GET /kv_event_sources"),
+    *_closed("takes token ids as the prompt of a conversation", "POST /inference/v1/generate"),
+    *_closed("turns token ids into responses", "POST /v1/chat/completions/derender", "POST /v1/completions/derender"),
+    *_closed("has a request format that the guard cannot judge", "POST /v1/systemone"),
     *_closed("ends requests of other clients", "POST /inference/v1/abort_requests"),
-    *_closed("for servers that only make prompts", "POST /v1/chat/completions/render", "POST /v1/messages/render"),
-    *_closed("the same", "POST /v1/completions/render", "POST /v1/responses/render"),
+    *_closed("is for servers that only make prompts", "POST /v1/chat/completions/render", "POST /v1/messages/render"),
+    *_closed("is for servers that only make prompts", "POST /v1/completions/render", "POST /v1/responses/render"),
 )
 """Routes of vLLM that are closed."""
 

@@ -94,7 +94,9 @@ def test_tokenize_reads_a_text_as_completions_do() -> None:
 def test_the_server_says_whether_it_is_sealed(law: RequestLaw, sealed: bool) -> None:
     listed = {"object": "list", "data": [{"id": "a"}, {"id": "b"}]}
     settings = GuardSettings(("<eos>",), law)
-    told = json.loads(send_request(settings, path="/v1/models", method="GET", reply=listed).answer)
+    asked = {"method": "GET", "reply": listed}
+    told = json.loads(send_request(settings, path="/v1/models", **asked).answer)
+    assert told == json.loads(send_request(settings, path="/proxy/v1/models", root_path="/proxy", **asked).answer)
     said = {"arm": law.arm, "sealed": sealed, "keep_last_n_blocks": law.keep_last_n_blocks}
     said |= {"request_arms": list(law.request_arms)}
     assert told["data"] == [{"id": "a", "ghosttrace": said}, {"id": "b", "ghosttrace": said}]

@@ -14,7 +14,6 @@ from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import load
 from ghosttrace.serving.address import check_address
 from ghosttrace.serving.paging import PAGED_ARMS
-from ghosttrace.serving.prompt_guard import MAX_REQUESTS
 from ghosttrace.serving.reasoning_split import PARSER_SEGMENTS
 from ghosttrace.serving.request_law import parse_request_arms
 from ghosttrace.serving.settings import ServingSettings
@@ -22,6 +21,8 @@ from ghosttrace.serving.vllm.processes import make_metrics_folder
 from ghosttrace.serving.vllm.server_command import server_command
 
 METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+MAX_CONNECTIONS = 256
+"""Maximum number of open connections to the small server; further ones are answered 503."""
 POLICY_OPTIONS = ("mask_delimiters", "keep_last_n_blocks", "keep_last_block_for_answer")
 SHARED_OPTIONS = ("api_key", "dtype", "max_model_len", "max_num_seqs", "reasoning_parser")
 """Options of both backends that are passed to vLLM's server under the same names."""
@@ -210,7 +211,7 @@ def start_builtin_server(options: dict[str, Any], extra_arguments: list[str], ba
     if not backend_chosen:
         Console().print("vllm is not installed: using --backend hf, which serves one batch at a time")
     server = uvicorn.Server(
-        uvicorn.Config(app, host=options["host"], port=options["port"], limit_concurrency=MAX_REQUESTS)
+        uvicorn.Config(app, host=options["host"], port=options["port"], limit_concurrency=MAX_CONNECTIONS)
     )
     app.state.server = server
     server.run()

@@ -26,7 +26,7 @@ from ghosttrace.serving.token_breaker import TokenBreaker, special_tokens
 from ghosttrace.serving.tokenizer_check import check_typed_tokens
 
 GUARD_VARIABLE = "GHOSTTRACE_GUARD"  # environment variable with the guard's settings as JSON
-MAX_REQUESTS = 1024
+MAX_REQUESTS = 4096
 
 App = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 
@@ -120,11 +120,7 @@ class PromptGuard:
             return
         self._requests += 1
         try:
-            scope, receive = await self._admit(scope, receive)
-            describes_models = scope["path"] == MODELS_PATH and scope["method"] == "GET"
-            await self.app(
-                scope, receive, ModelListSend(send, self.settings.law.describe()) if describes_models else send
-            )
+            await self.app(*await self._admit(scope, receive, send))
         except RefusedRequestError as refusal:
             await send_error(send, refusal.status, refusal.message)
         except ClientGoneError:
@@ -132,8 +128,8 @@ class PromptGuard:
         finally:
             self._requests -= 1
 
-    async def _admit(self, scope: dict[str, Any], receive: Receive) -> tuple[dict[str, Any], Receive]:
-        """Return the scope and the receive callable with which the application is called.
+    async def _admit(self, scope: dict[str, Any], receive: Receive, send: Send) -> tuple[dict[str, Any], Receive, Send]:
+        """Return the arguments with which the application is called.
 
         Raises:
             RefusedRequestError: if the request is not answered.
@@ -145,10 +141,12 @@ class PromptGuard:
         if self._requests > self.settings.max_requests:
             raise RefusedRequestError(503, "the server is answering as many requests as it can: try again later")
         if scope["method"] != "POST":
-            return _with_body(scope, receive, b"")
+            describes_models = route.path == MODELS_PATH and scope["method"] == "GET"
+            sending = ModelListSend(send, self.settings.law.describe()) if describes_models else send
+            return *_with_body(scope, receive, b""), sending
         read_header(scope, b"content-type")  # two of them are refused; the body is read as JSON, whatever it is called
         rewrite = partial(self._rewrite, text_parameters=route.text_parameters)
-        return _with_body(scope, receive, await self._bodies.read(scope, receive, rewrite))
+        return *_with_body(scope, receive, await self._bodies.read(scope, receive, rewrite)), send
 
     def _rewrite(self, body: bytes, text_parameters: Sequence[str]) -> bytes:
         """Return a body with broken special tokens, except in `text_parameters`, if the law permits the request.

@@ -37,7 +37,7 @@ from ghosttrace.bench.ledger import Ledger
 ROOT = Path(__file__).parent.parent
 LOG = ROOT / "runs" / "soak.log"
 PAGES, PAGE_BYTES = 28, 32 * 4096  # 4 layers, keys and values, 128 numbers of 4 bytes
-FLAGS = "--backend vllm --max-model-len 512 --dtype float32 --enforce-eager --block-size 32 --allow-request-arms full"
+FLAGS = "--backend vllm --max-model-len 512 --dtype float32 --enforce-eager --block-size 32"
 CLIENTS, POOL, SEED = 14, 48, 0
 SERIES_INTERVAL_SECONDS, TIMEOUT_SECONDS = 10, 300  # between rows of the series; for a response or server start
 MAX_MEMORY_GROWTH, MIN_PREEMPTIONS_PER_MINUTE = 0.02, 60  # growth from the second quarter of the run to the last
@@ -55,20 +55,20 @@ RequestOutcome = tuple[str, dict[str, Any]]  # kind of request; details of a wro
 
 
 class Server:
-    """A `ghosttrace serve` process on a free port of the loopback interface."""
+    """A `ghosttrace serve` process with vLLM on a free port of the loopback interface.
 
-    def __init__(self) -> None:
+    Args:
+        flags: further flags of the server.
+        pages: number of pages of its cache.
+    """
+
+    def __init__(self, flags: str = "--allow-request-arms full", pages: int = PAGES) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
         command = [sys.executable, "-m", "ghosttrace", "serve", "--model", MODEL, "--port", str(self.port)]
-        command += [
-            *FLAGS.split(),
-            "--api-key",
-            KEY,
-            "--kv-cache-memory-bytes",
-            str((PAGES + 1) * PAGE_BYTES),
-        ]  # vLLM reserves one page
+        command += [*FLAGS.split(), *flags.split(), "--api-key", KEY]
+        command += ["--kv-cache-memory-bytes", str((pages + 1) * PAGE_BYTES)]  # vLLM reserves one page
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         LOG.parent.mkdir(exist_ok=True)
         with LOG.open("w") as log:

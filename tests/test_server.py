@@ -29,6 +29,8 @@ CHECKPOINT = gt.load("toy-open")
 KEY = "a-key"
 VLLM = "--dtype float32 --enforce-eager --kv-cache-memory-bytes 40000000 --block-size 32"
 WAIT = 300  # seconds for the server to come up on a busy machine
+SERVERS: dict[str, subprocess.Popen[bytes]] = {}
+"""Running servers by address."""
 BACKENDS = ["hf", pytest.param("vllm", marks=pytest.mark.skipif(not find_spec("vllm"), reason="needs vLLM"))]
 
 
@@ -57,6 +59,7 @@ def address(backend: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         while fetch(f"http://127.0.0.1:{port}/health")[0] != 200:
             assert server.poll() is None and time.monotonic() - begin < WAIT, log.read_text()[-3000:]
             time.sleep(1)
+        SERVERS[f"http://127.0.0.1:{port}"] = server
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
@@ -262,3 +265,12 @@ def test_disconnected_clients_are_cancelled(address: str) -> None:
 def test_requests_without_the_key_are_refused(address: str) -> None:
     assert fetch(f"{address}/v1/models", key=None)[0] == 401 and fetch(f"{address}/v1/models")[0] == 200
     assert fetch(f"{address}/v1/chat/completions", b"{}", key="other")[0] == 401
+
+
+def test_sigterm_with_open_streams_ends_the_server(address: str) -> None:
+    """Stock vLLM may wait for its streams forever. This test is the last one, because it ends the server."""
+    streams = [chat(address, message, stream=True, n=16, temperature=2.0, max_tokens=400) for message in prompts(4)]
+    assert next(iter(streams[0])).choices
+    SERVERS[address].terminate()
+    SERVERS[address].wait(20)
+    assert fetch(f"{address}/health")[0] == 0

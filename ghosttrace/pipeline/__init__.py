@@ -1,0 +1,1 @@
+"""The annotation pipeline: from raw chains of thought to training rows with blocks and mementos."""

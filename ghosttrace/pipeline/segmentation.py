@@ -2,10 +2,10 @@
 
 The objective is that of the Memento paper (arXiv 2604.09852): S / K - lambda * std(l) / mean(l) for K blocks of l
 tokens, where S is the sum of the scores at their boundaries. With L tokens in all and Q the sum of the squared lengths,
-the second term is lambda * sqrt(K * Q / L^2 - 1). For fixed K the objective is convex in (S, Q), rises in S and falls in
-Q, so its maximum lies on a vertex of the convex hull of all (S, Q), which maximises S - mu * Q for some price mu >= 0.
-The search finds vertices between known ones in the order of their upper bounds, and ends when no bound exceeds the best
-value.
+the second term is lambda * sqrt(K * Q / L^2 - 1). For fixed K the objective is convex in (S, Q), rises in S and falls
+in Q, so its maximum lies on a vertex of the convex hull of all (S, Q), which maximises S - mu * Q for some price
+mu >= 0. The search finds vertices between known ones in the order of their upper bounds, and ends when no bound exceeds
+the best value.
 """
 
 import heapq

@@ -196,7 +196,7 @@ def test_the_judge_is_told_what_code_and_model_found(server: ScriptedEndpoint, t
     seen = asked(server, lambda _: GOOD | {"feedback": ""})
     row = replace(ROW, drafts=(Memento("x", 1, ("the block lacks the numbers 9",)), None, None), mementos=(None,) * 3)
     run(server, tmp_path, lambda client: judge(replace(row, ghost_bits=(12.5, 0.0, 0.0)), client))
-    assert "Found by code: the block lacks the numbers 9." in seen[0] and "12.50 bits" in seen[0]
+    assert "Found by code: the block lacks the numbers 9." in seen[0] and "12.500 bits" in seen[0]
 
 
 @pytest.mark.parametrize("points", [{"formulas": 4}, {"values": -1}, {"methods": None}, {"feedback": 3}])

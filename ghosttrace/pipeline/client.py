@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -14,10 +13,10 @@ from openai.types.chat import ChatCompletion
 
 from ghosttrace.errors import UserError
 from ghosttrace.pipeline.calls import Answer, CallCache, request_key
+from ghosttrace.pipeline.files import LOG
 from ghosttrace.pipeline.rows import RowError
 from ghosttrace.pipeline.tokens import estimate_tokens
 
-LOG = logging.getLogger("ghosttrace.pipeline")
 KEPT = "the answers so far are kept, so the same command continues"
 MAX_FAILURES = 8
 """Calls in a row that may fail for want of a connection before the run stops."""
@@ -97,6 +96,8 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Wait for the requests under way, because their answers are paid for, and store these."""
+        if kind is not None:
+            self._stop(f"the run was stopped; {KEPT}")  # requests that wait for their turn are not sent
         await asyncio.gather(*self._under_way.values(), return_exceptions=True)
         await self._openai.close()
 

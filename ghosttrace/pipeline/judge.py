@@ -56,8 +56,8 @@ def judge_messages(row: Row, index: int, draft: Memento) -> list[Message]:
     findings = [f"Found by code: {problem}." for problem in draft.problems]
     if row.ghost_bits:
         findings.append(
-            f"Found with a model: without this block, the text after it is {row.ghost_bits[index]:.2f} bits harder "
-            "to predict from the mementos alone. A high number means that this memento omits what is used."
+            f"Found with a model: without this block, the text after it loses {row.ghost_bits[index]:.3f} bits a token. "
+            "A high number means that this memento omits what is used later."
         )
     values = {"problem": row.problem, "block": row.block_texts[index].strip(), "memento": draft.text}
     return load_prompt("judge").fill(values | {"findings": "\n".join(findings)})

@@ -1,7 +1,9 @@
 """Rows: traces on their way through the stages, one JSON object each."""
 
+import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from ghosttrace.data.read import iter_records
 from ghosttrace.errors import UserError
+from ghosttrace.pipeline.files import committed_text
 
 
 class RowError(Exception):
-    """Row that cannot go on; the message is the reason with which it is set aside."""
+    """Row that cannot go on; the message is the reason with which it is set aside.
+
+    Attributes:
+        stage: name of the stage that raised it.
+    """
+
+    stage = ""
 
 
 @dataclass(frozen=True)
@@ -146,7 +155,19 @@ def read_rows(source: str | Path) -> Iterator[Row]:
             ) from error
 
 
-def row_lines(rows: Iterable[Any]) -> Iterator[str]:
-    """Yield each row as a line of JSON."""
-    for row in rows:
-        yield ROW.dump_json(row).decode() + "\n"
+def row_line(row: Row) -> str:
+    """Return a row as a line of JSON."""
+    return ROW.dump_json(row).decode() + "\n"
+
+
+def write_set_aside(path: Path, set_aside: Iterable[SetAside]) -> None:
+    """Write the traces that were set aside as JSONL."""
+    with committed_text(path) as write:
+        for item in set_aside:
+            write(json.dumps(asdict(item), ensure_ascii=False) + "\n")
+
+
+def count_reasons(set_aside: Iterable[SetAside]) -> list[dict[str, Any]]:
+    """Return the number of traces set aside by stage and category of the reason."""
+    counts = Counter((item.stage, item.reason.partition(":")[0]) for item in set_aside)
+    return [{"stage": stage, "reason": reason, "count": count} for (stage, reason), count in sorted(counts.items())]

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +71,20 @@ def test_faults_are_survived_and_each_answer_is_paid_once(server: ScriptedEndpoi
     assert run(server, tmp_path, numbers(4)) == [0, 1, 2, 3]
     assert set(server.answered.values()) == {1} and len(server.answered) == 4
     assert CallCache(tmp_path / "calls.sqlite").costs()[0].calls == 4
+
+
+def test_an_answer_is_on_disk_before_it_is_used(server: ScriptedEndpoint, tmp_path: Path) -> None:
+    """A process that dies as soon as it has its answers leaves all of them in the database."""
+
+    async def talk(client: Client) -> None:
+        await numbers(3)(client)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = multiprocessing.get_context("fork").Process(target=run, args=(server, tmp_path, talk))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert CallCache(tmp_path / "calls.sqlite").costs()[0].calls == 3
 
 
 def test_the_same_request_at_the_same_time_is_sent_once(server: ScriptedEndpoint, tmp_path: Path) -> None:

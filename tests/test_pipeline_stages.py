@@ -187,8 +187,11 @@ def test_only_mementos_that_were_not_accepted_are_rewritten_with_the_feedback(
 def test_the_best_memento_is_kept_and_not_the_last() -> None:
     weak, strong = Memento("a", 1, rubric={"formulas": 1}), Memento("b", 1, rubric={"formulas": 3})
     unsound = replace(strong, problems=("the block lacks the numbers 9",), rubric=GOOD)
-    assert better(strong, weak) == strong == better(weak, strong)
-    assert better(weak, unsound) == weak == better(unsound, weak)
+    assert better(weak, strong) == strong and better(unsound, weak) == weak
+    for old, new in ((strong, weak), (weak, unsound)):
+        kept = better(old, replace(new, feedback="more"))
+        assert kept is not None and (kept.text, kept.rubric) == (old.text, old.rubric)
+        assert kept.feedback.startswith(" A rewrite was no better: ") and kept.feedback.endswith("more")
     assert better(None, weak) == weak == better(weak, None)
 
 

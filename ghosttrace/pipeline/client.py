@@ -151,7 +151,7 @@ class Client:
                 if total > self.endpoint.max_cost:
                     self._stop(f"--max-cost {self.endpoint.max_cost:g} would be exceeded: raise it; {KEPT}")
             if self._stopped is not None:
-                raise self._stopped
+                raise UserError(str(self._stopped))
             self._reserved += reserve
             try:
                 answer = await self._send(stage, key, request)

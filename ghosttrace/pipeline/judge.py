@@ -45,10 +45,15 @@ async def judge(row: Row, client: Client) -> Row:
 
 
 def better(old: Memento | None, new: Memento | None) -> Memento | None:
-    """Return the memento without problems, or with more points, or the older one."""
+    """Return the memento without problems, or with more points, or the older one.
+
+    If the older one stays, it gets the feedback on the rewrite as well, so that the next one is not the same.
+    """
     if old is None or new is None:
         return old or new
-    return new if (not new.problems, new.score) > (not old.problems, old.score) else old
+    if (not new.problems, new.score) > (not old.problems, old.score):
+        return new
+    return replace(old, feedback=f"{old.feedback} A rewrite was no better: {' '.join([*new.problems, new.feedback])}")
 
 
 def judge_messages(row: Row, index: int, draft: Memento) -> list[Message]:
@@ -56,7 +61,7 @@ def judge_messages(row: Row, index: int, draft: Memento) -> list[Message]:
     findings = [f"Found by code: {problem}." for problem in draft.problems]
     if row.ghost_bits:
         findings.append(
-            f"Found with a model: without this block, the text after it loses {row.ghost_bits[index]:.3f} bits a token. "
+            f"Found with a model: without the block, the text after it loses {row.ghost_bits[index]:.3f} bits a token. "
             "A high number means that this memento omits what is used later."
         )
     values = {"problem": row.problem, "block": row.block_texts[index].strip(), "memento": draft.text}

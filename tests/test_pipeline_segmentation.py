@@ -53,7 +53,7 @@ def test_equal_to_brute_force(part: int) -> None:
         scores = [random.choice(SCORES) for _ in range(size - 1)]
         limits = BlockLimits(
             min_tokens=random.choice([1, 30, 80, 150]),
-            max_tokens=random.choice([None, None, 120, 250, 400]),
+            max_tokens=random.choice([None, None, 160, 250, 400]),
             min_blocks=random.choice([1, 1, 1, 2, 3]),
             max_blocks=random.choice([None, None, 3, 5]),
             spread_weight=random.choice([0.0, 0.1, 0.5, 1, 2]),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import accumulate, count, pairwise
 
+from ghosttrace.errors import UserError
 from ghosttrace.pipeline.envelope import CutProblem, Sums
 from ghosttrace.pipeline.rows import Certificate, Row, RowError
 
@@ -31,6 +32,9 @@ class BlockLimits:
         min_tokens, max_tokens: limits of a block's length; None is unlimited. A shorter trace is one block.
         min_blocks, max_blocks: limits of the number of blocks; None is unlimited.
         spread_weight: lambda, the weight of uneven lengths.
+
+    Raises:
+        UserError: limits contradict each other.
     """
 
     min_tokens: int = 200
@@ -38,6 +42,14 @@ class BlockLimits:
     min_blocks: int = 1
     max_blocks: int | None = None
     spread_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.min_tokens < 1 or (self.max_tokens or self.min_tokens) < self.min_tokens:
+            raise UserError("--min-block-tokens must be at least 1, and --max-block-tokens at least as many")
+        if self.min_blocks < 1 or (self.max_blocks or self.min_blocks) < self.min_blocks:
+            raise UserError("--min-blocks must be at least 1, and --max-blocks must be at least as many")
+        if not 0 <= self.spread_weight < math.inf:
+            raise UserError("--spread-weight must be at least 0")
 
 
 @dataclass(frozen=True)

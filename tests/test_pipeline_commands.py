@@ -56,7 +56,7 @@ def test_stages_one_by_one_give_the_rows_of_a_build(server: ScriptedEndpoint, tm
     for name in ("full", "rejected"):
         files = [(tmp_path / folder / name / "train.jsonl").read_text() for folder in ("stages", "build")]
         assert files[0] == files[1]
-    assert "rows are valid" in done("check", tmp_path / "build/full/train.parquet")
+    assert "Rows without problems: " in done("check", tmp_path / "build/full/train.parquet")
 
 
 def test_build_prints_rows_reasons_cost_and_the_next_command(server: ScriptedEndpoint, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def cost_table(costs: Iterable[Mapping[str, Any]]) -> Table | None:
 def check_findings(rows: int, blocks: int, problems: int, bad_rows: int) -> list[str]:
     """Return the findings of a check in sentences."""
     if not problems:
-        return [f"All {rows:,} rows are valid; they hold {blocks:,} blocks with their mementos."]
+        return [f"Rows without problems: {rows:,} of {rows:,}; they hold {blocks:,} blocks with their mementos."]
     return [f"{bad_rows:,} of {rows:,} rows have problems, {problems:,} in all."]
 
 

@@ -34,7 +34,6 @@ from ghosttrace.probing.probes import MLP
 from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.split import split
 from ghosttrace.probing.sweep import MIN_LOG_POSTERIOR
-from ghosttrace.runs.figures import save_figure
 from ghosttrace.stats import ALPHA, holm
 
 ROOT = Path(__file__).parent.parent

@@ -27,7 +27,7 @@ from experiments.cumsum import DIGITS, POLICY, Recipe, checkpoint, cumsum_task, 
 from ghosttrace.data.task import Task
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.carriers import Carrier
-from ghosttrace.probing.evidence import ALPHA, NEGLIGIBLE_BITS, ProbeTarget, record, summarise
+from ghosttrace.probing.evidence import NEGLIGIBLE_BITS, ProbeTarget, record, summarise
 from ghosttrace.probing.features import StateSelection, extract_features
 from ghosttrace.probing.fit_and_score import linear_scores, probe_scores
 from ghosttrace.probing.probes import MLP
@@ -35,7 +35,7 @@ from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.split import split
 from ghosttrace.probing.sweep import MIN_LOG_POSTERIOR
 from ghosttrace.runs.figures import save_figure
-from ghosttrace.stats import holm
+from ghosttrace.stats import ALPHA, holm
 
 ROOT = Path(__file__).parent.parent
 SNAPSHOTS = (0, 200, 400, 800, 1200, 1600, 2000, 2400, 3200, 4000, 4800)

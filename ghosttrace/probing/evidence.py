@@ -20,12 +20,11 @@ from ghosttrace.data.task import Task
 from ghosttrace.probing.split import MIN_SPLIT_GROUPS, SPLIT_FRACTIONS, Split
 from ghosttrace.probing.target_families import family_means, is_headline
 from ghosttrace.runs.records import RecordLayout
-from ghosttrace.stats import holm, ratio_estimate, unseen_share_bound
+from ghosttrace.stats import ALPHA, holm, ratio_estimate, unseen_share_bound
 
 CONTROLS = ("sealed", "swapped", "causal", "shuffled")
 CONDITIONS = ("open", *CONTROLS, "earlier", "decoder", "half-decoder", "control-task", "unerased", "text", "exact")
 BEYOND_DECODER = ("open", "swapped", "earlier")  # rows that a paired sweep measures against a decoder of the text
-ALPHA = 0.05
 NEGLIGIBLE_BITS = 0.01  # bits; a smaller value in a control is rounding of the baseline, not a leak
 MIN_UNKNOWN_BITS = 0.1  # bits; with less entropy given a fitted text baseline, a probe may find nothing to read
 MIN_TEST_CLUSTERS = 5  # on test; with fewer, no control could reach significance in a sweep

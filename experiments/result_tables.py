@@ -1,6 +1,7 @@
 """Tables of the results in `experiments/results`, as Markdown."""
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -232,7 +233,8 @@ def natural_secrets() -> str:
     """Bits about a random code in real traces that linear probes of values read beyond the text."""
     results, rows = read("natural_secrets"), []
     models = {"random": "random weights, 4 layers", "real": "SmolLM2-135M, not trained with mementos"}
-    for (kind, in_memento), table in results.groupby(["model", "in_memento"], sort=False):
+    for kind, in_memento in product(models, (True, False)):
+        table = results[(results["model"] == kind) & (results["in_memento"] == in_memento)]
         linear = table[table["probe"] == "linear"]
         best = {name: linear[linear["condition"] == name].nlargest(1, "bits").iloc[0] for name in ("open", "swapped")}
         cells = [interval([row[f"bits{end}"] for end in ENDS]) for row in best.values()]

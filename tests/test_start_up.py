@@ -47,9 +47,8 @@ def test_start_without_slow_libraries(statement: str) -> None:
 
 
 def test_reports_are_written_without_torch() -> None:
-    modules, seconds = loaded("import ghosttrace.results")
+    modules, _ = loaded("import ghosttrace.results")
     assert "ghosttrace.results" in modules and not modules & {"torch", "transformers"}
-    assert seconds < MAX_CPU_SECONDS
 
 
 def test_every_public_name_resolves() -> None:

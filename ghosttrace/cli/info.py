@@ -38,5 +38,6 @@ def info(
         print_rows(format, model_findings(described), trace_rows(erased) if texts else [entry], {"model": entry})
         return
     print_tables(model_findings(described), [model_table(described)])
-    for item in erased:
-        print_tables(trace_findings(item), [trace_table(described, item)])
+    for number, item in enumerate(erased):
+        name = [f"Trace {number}:"] if len(erased) > 1 else []
+        print_tables([*name, *trace_findings(item)], [trace_table(described, item)])

@@ -17,6 +17,7 @@ from helpers.annotator import annotate, annotate_badly, stage_of
 from helpers.paths import requires_data
 from helpers.pipeline import REAL_TRACE, SMALL, build_at, endpoint_of, seed, seed_file
 from helpers.scripted_endpoint import ScriptedEndpoint, random_faults, scripted_endpoint
+from helpers.text_traces import checkpoint_with_delimiters
 
 from ghosttrace.data.read import read_traces
 from ghosttrace.errors import UserError
@@ -24,6 +25,8 @@ from ghosttrace.pipeline.build import build
 from ghosttrace.pipeline.segmentation import BlockLimits
 from ghosttrace.pipeline.settings import Quality
 from ghosttrace.pipeline.stages import Settings
+from ghosttrace.training.examples import STAGES
+from ghosttrace.training.prepare import ExampleBuilder, write_examples
 
 KILLS = 20
 FILES = ("rows.jsonl", "full/train.jsonl", "default/train.jsonl", "rejected/train.jsonl", "set_aside.jsonl")
@@ -61,6 +64,16 @@ def test_a_build_writes_both_configurations_and_counts_what_it_dropped(
     assert (tmp_path / "out/figures/shape.png").exists()
     assert "secret-key" not in (tmp_path / "out/run.json").read_text()
     assert "score" in (tmp_path / "out/build.log").read_text()
+
+
+def test_rows_become_training_examples(server: ScriptedEndpoint, tmp_path: Path) -> None:
+    build_at(server, seed_file(tmp_path, seed("one"), seed("two")), tmp_path / "out")
+    subject = checkpoint_with_delimiters("phi")
+    for stage in STAGES:
+        builder = ExampleBuilder(subject.tokenizer, "qwen3", subject.markup, subject.policy, stage, 8192)
+        report = write_examples(tmp_path / f"{stage}.parquet", builder, [str(tmp_path / "out/default/train.parquet")])
+        assert (report.rows, report.used, report.truncated, report.dropped) == (2, 2, 0, {})
+        assert (report.compression > 1.2) == (stage != "full")
 
 
 @requires_data("traces/memento_repo_example_trace.jsonl")

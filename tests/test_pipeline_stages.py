@@ -65,7 +65,7 @@ def test_scores_are_the_mean_over_the_passes_and_the_problem_is_shown(server: Sc
     scored = run(server, tmp_path, lambda client: score(ROW, client, (16, 11)))
     assert scored.boundary_scores == (2.5,) * 16 + (2.0,) * 13
     assert len(seen) == 2 + 3 and all("What is {6} x 7?" in message for message in seen)
-    assert "after sentence 1, after sentence 2, and so on up to the boundary after sentence 16." in seen[0] + seen[1]
+    assert "after sentence 1, after sentence 2, and so on up to the boundary after sentence 16." in "".join(seen)
 
 
 def test_a_wrong_number_of_scores_is_asked_again(server: ScriptedEndpoint, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_window_sizes_are_checked(sizes: tuple[int, ...]) -> None:
 
 
 def written(*texts: str) -> Any:
-    return {"mementos": [{"block": number, "text": text} for number, text in enumerate(texts, 1)]}
+    return {f"block_{number}": text for number, text in enumerate(texts, 1)}
 
 
 def drafted(server: ScriptedEndpoint, folder: Path, row: Row = ROW, quality: Quality | None = None) -> Row:
@@ -120,10 +120,11 @@ def judged(server: ScriptedEndpoint, folder: Path, row: Row) -> Row:
 @pytest.mark.parametrize(
     ("answer", "wrong"),
     [
-        (written("one", "two"), "the blocks must be [1, 2, 3]"),
-        (written("one", "two", ""), "mementos.2.text: String should have at least 1 character"),
+        (written("one", "two"), "block_3: Field required"),
+        (written("one", "two", "three", "four"), "block_4: Extra inputs are not permitted"),
+        (written("one", "two", " "), "no memento may be empty"),
         (written("one", "two", "<|block_end|>"), "no memento may hold one of"),
-        ({"mementos": "one"}, "mementos: Input should be a valid list"),
+        (written("one", "two") | {"block_3": ["x"]}, "block_3: Input should be a valid string"),
     ],
 )
 def test_mementos_of_another_form_are_asked_again(
@@ -171,7 +172,7 @@ def test_only_mementos_that_were_not_accepted_are_rewritten_with_the_feedback(
             weak = "draft" in body["messages"][1]["content"].split("<memento>")[1]
             return GOOD | {"formulas": 0 if weak else 3, "feedback": "quote the sentence" if weak else ""}
         if "<rewrite" in body["messages"][1]["content"]:
-            return {"mementos": [{"block": 2, "text": "better"}]}
+            return {"block_2": "better"}
         return written("one", "draft", "three")
 
     seen = asked(server, respond)

@@ -31,6 +31,7 @@ from ghosttrace.report.pipeline import (
     build_findings,
     check_findings,
     cost_table,
+    next_step,
     problems_table,
     reasons_table,
 )
@@ -79,7 +80,7 @@ def build(
     if push_to_hub is not None:
         typer.echo(f"\nPushed: {upload(result.folder, push_to_hub)}")
     typer.echo(f"\nWritten to {out}: default, full, rejected, README.md")
-    typer.echo(f"Next: ghosttrace sft --model MODEL --data {out / 'default/train.parquet'}")
+    typer.echo(next_step(str(out), result.counts["full"]))
 
 
 def print_estimate(sources: list[str], endpoint: "Endpoint", settings: "Settings", limit: int | None) -> None:
@@ -182,14 +183,14 @@ def _run_stage(ctx: typer.Context, name: str, following: str) -> None:
 def _print_stage(result: "StageResult", following: str | None) -> None:
     from ghosttrace.pipeline import count_reasons
 
-    findings = [f"Rows: {result.rows:,} written, {len(result.set_aside):,} set aside."]
+    accepted = "" if result.accepted is None else f", {result.accepted:,} of them accepted"
+    findings = [f"Rows: {result.rows:,} written{accepted}, {len(result.set_aside):,} set aside."]
     print_tables(findings, [reasons_table(count_reasons(result.set_aside)), cost_table(map(asdict, result.costs))])
     typer.echo(f"\nWritten to {result.out}")
-    typer.echo(
-        f"Next: ghosttrace data {following} {result.out} --out FILE"
-        if following
-        else f"Next: ghosttrace sft --model MODEL --data {result.out / 'default/train.parquet'}"
-    )
+    if following is not None:
+        typer.echo(f"Next: ghosttrace data {following} {result.out} --out FILE")
+    else:
+        typer.echo(next_step(str(result.out), result.accepted or 0))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from ghosttrace.pipeline.rows import Row, SetAside, count_reasons, row_line, wri
 from ghosttrace.pipeline.select import select
 from ghosttrace.pipeline.stages import Settings, annotate, row_stages
 from ghosttrace.report.dataset_card import dataset_card, shape_figure, shape_values
-from ghosttrace.runs.folder import DISTRIBUTION, write_figure, write_json
+from ghosttrace.runs.folder import DISTRIBUTION, write_json
 from ghosttrace.runs.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -179,5 +179,5 @@ def _write_summary(result: BuildResult, model: str, shapes: Sequence[dict[str, A
     }
     write_json(result.folder / "summary.json", summary)
     (result.folder / "figures").mkdir(exist_ok=True)
-    write_figure(result.folder, "shape", shape_figure(shapes))
+    shape_figure(shapes).savefig(result.folder / "figures/shape.png", dpi=100)
     (result.folder / "README.md").write_text(dataset_card(summary), encoding="utf-8")

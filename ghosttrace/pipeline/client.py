@@ -173,7 +173,9 @@ class Client:
         for _ in range(self.endpoint.retries + 1):
             self.sent += 1
             try:
-                raw = await self._openai.chat.completions.with_raw_response.create(**request)
+                raw = await self._openai.chat.completions.with_raw_response.create(
+                    model=self.endpoint.model, messages=request["messages"], extra_body=request
+                )
                 completion = raw.parse()
             except (json.JSONDecodeError, openai.APIResponseValidationError):
                 continue

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, create_model
 
 from ghosttrace.law.markup import DELIMITERS
 from ghosttrace.pipeline.answers import ask
@@ -19,19 +19,15 @@ SPECIAL = (*(f"<|{name}|>" for name in DELIMITERS), "<think>", "</think>")
 OVERHEAD_TOKENS = 512  # of an answer, for the JSON around the mementos
 
 
-class BlockMemento(BaseModel):
-    """A memento and the number of its block, from 1."""
-
-    model_config = ConfigDict(extra="forbid")
-    block: int
-    text: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-
-
 class Mementos(BaseModel):
-    """The mementos of all blocks that were asked for."""
+    """The mementos of the blocks that were asked for, in the fields `block_1`, `block_2`, …"""
 
     model_config = ConfigDict(extra="forbid")
-    mementos: list[BlockMemento]
+
+    @property
+    def texts(self) -> list[str]:
+        """The mementos in order."""
+        return [str(text).strip() for text in self.model_dump().values()]
 
 
 async def compress(row: Row, client: Client, count_tokens: TokenCounter, quality: Quality) -> Row:
@@ -52,26 +48,28 @@ async def compress(row: Row, client: Client, count_tokens: TokenCounter, quality
     wanted = [index for index, memento in enumerate(best) if memento is None or not quality.accepts(memento)]
     if not wanted:
         return row
-    form_check = [index + 1 for index in wanted]
-
-    def check(answer: Mementos) -> str | None:
-        if [item.block for item in answer.mementos] != form_check:
-            return f"the blocks must be {form_check}, in this order and each once"
-        if any(mark in item.text for item in answer.mementos for mark in SPECIAL):
-            return f"no memento may hold one of {', '.join(SPECIAL)}"
-        return None
-
     budgets = [quality.budget(tokens) for tokens in row.block_tokens]
     limit = OVERHEAD_TOKENS + 2 * sum(budgets[index] for index in wanted)
-    answer = await ask(client, "compress", compress_messages(row, wanted, budgets), Mementos, limit, check)
+    fields: dict[str, Any] = {f"block_{index + 1}": (str, ...) for index in wanted}
+    form = create_model("BlockMementos", __base__=Mementos, **fields)
+    messages = compress_messages(row, wanted, budgets)
+    answer = await ask(client, "compress", messages, form, limit, _misplaced)
     drafts: list[Memento | None] = [None] * len(row.blocks)
-    lengths = count_tokens([item.text for item in answer.mementos])
-    for index, item, tokens in zip(wanted, answer.mementos, lengths, strict=True):
-        problems = missing_facts(item.text, row.block_texts[index])
+    for index, text, tokens in zip(wanted, answer.texts, count_tokens(answer.texts), strict=True):
+        problems = missing_facts(text, row.block_texts[index])
         if tokens > budgets[index]:
             problems.append(f"it has {tokens} tokens, and {budgets[index]} are allowed")
-        drafts[index] = Memento(item.text, tokens, tuple(problems))
+        drafts[index] = Memento(text, tokens, tuple(problems))
     return replace(row, drafts=tuple(drafts), mementos=best)
+
+
+def _misplaced(answer: Mementos) -> str | None:
+    """Return what no memento may be or hold."""
+    if not all(answer.texts):
+        return "no memento may be empty"
+    if any(mark in text for text in answer.texts for mark in SPECIAL):
+        return f"no memento may hold one of {', '.join(SPECIAL)}"
+    return None
 
 
 def compress_messages(row: Row, wanted: Sequence[int], budgets: Sequence[int]) -> list[Message]:
@@ -86,7 +84,7 @@ def compress_messages(row: Row, wanted: Sequence[int], budgets: Sequence[int]) -
         f'<block n="{number}" memento_tokens="{budget}">\n{text.strip()}\n</block>'
         for number, (text, budget) in enumerate(zip(row.block_texts, budgets, strict=True), 1)
     )
-    names = ", ".join(str(index + 1) for index in wanted)
+    names = ", ".join(f"block_{index + 1}" for index in wanted)
     task = [f"Write the mementos of these blocks: {names}."]
     for index in wanted:
         memento = row.mementos[index] if row.mementos else None

@@ -47,11 +47,12 @@ def logged(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     LOG.addHandler(handler)
-    level, LOG.level = LOG.level, logging.INFO
+    level = LOG.level
+    LOG.setLevel(logging.INFO)
     try:
         yield
     finally:
-        LOG.level = level
+        LOG.setLevel(level)
         LOG.removeHandler(handler)
         handler.close()
 

@@ -28,12 +28,14 @@ class StageResult:
         rows: number of rows.
         set_aside: traces that did not pass.
         costs: usage and cost of the calls kept beside the file.
+        accepted: number of rows of a data set whose mementos are all accepted; None for a file of rows.
     """
 
     out: Path
     rows: int
     set_aside: tuple[SetAside, ...]
     costs: tuple[StageCost, ...] = ()
+    accepted: int | None = None
 
 
 def run_select(sources: Sequence[str | Path], out: Path, settings: Settings, limit: int | None = None) -> StageResult:
@@ -120,7 +122,8 @@ def run_assemble(source: str | Path, out: Path, quality: Quality) -> StageResult
                 except RowError as error:
                     set_aside.append(SetAside(row.task_id, "assemble", str(error)))
         write_set_aside(out / "set_aside.jsonl", set_aside)
-    return StageResult(out, writer.counts["full"] + writer.counts["rejected"], tuple(set_aside))
+    rows, accepted = sum(writer.counts[name] for name in ("full", "rejected")), writer.counts["full"]
+    return StageResult(out, rows, tuple(set_aside), accepted=accepted)
 
 
 def _finish(out: Path, rows: int, set_aside: list[SetAside], costs: Sequence[StageCost] = ()) -> StageResult:

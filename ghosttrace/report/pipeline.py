@@ -23,6 +23,13 @@ def build_findings(counts: Mapping[str, int], set_aside: int, cost: float) -> li
     ]
 
 
+def next_step(folder: str, accepted: int) -> str:
+    """Return the line that names the next command for a data set."""
+    if accepted:
+        return f"Next: ghosttrace sft --model MODEL --data {folder}/default/train.parquet"
+    return f"Next: read {folder}/rejected/train.jsonl, then use a stronger model or a lower --threshold"
+
+
 def reasons_table(reasons: Sequence[Mapping[str, Any]]) -> Table | None:
     """Return the table of the reasons with which traces were set aside; None if there are none."""
     if not reasons:

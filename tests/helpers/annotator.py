@@ -7,7 +7,7 @@ from typing import Any
 
 SENTENCE = re.compile(r'<sentence n="\d+">(.*?)</sentence>', re.DOTALL)
 BLOCK = re.compile(r'<block n="(\d+)" memento_tokens="(\d+)">\n(.*?)\n</block>', re.DOTALL)
-WANTED = re.compile(r"Write the mementos of these blocks: ([\d, ]+)\.")
+WANTED = re.compile(r"Write the mementos of these blocks: (.+)\.")
 
 
 def digest(text: str) -> int:
@@ -29,10 +29,9 @@ def annotate(body: dict[str, Any]) -> str:
         return json.dumps({"scores": [digest(sentence) % 4 for sentence in sentences[:-1]]})
     if stage_of(body) == "compress":
         blocks = {int(number): (int(budget), text) for number, budget, text in BLOCK.findall(user)}
-        wanted = [int(number) for number in WANTED.findall(user)[0].split(",")]
+        wanted = [int(name.removeprefix("block_")) for name in WANTED.findall(user)[0].split(", ")]
         share = 4 if "<rewrite" in user else 8
-        texts = {number: extract(blocks[number][1], blocks[number][0] // share) for number in wanted}
-        return json.dumps({"mementos": [{"block": number, "text": text} for number, text in texts.items()]})
+        return json.dumps({f"block_{n}": extract(blocks[n][1], blocks[n][0] // share) for n in wanted})
     memento = user.split("<memento>\n")[1].split("\n</memento>")[0]
     full = {"formulas": 3, "values": 2, "methods": 2, "validation": 1, "no_hallucination": 1, "result_first": 1}
     if digest(memento) % 3 == 0:

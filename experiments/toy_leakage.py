@@ -34,6 +34,7 @@ from ghosttrace.probing.probes import MLP
 from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.split import split
 from ghosttrace.probing.sweep import MIN_LOG_POSTERIOR
+from ghosttrace.runs.figures import save_figure
 from ghosttrace.stats import ALPHA, holm
 
 ROOT = Path(__file__).parent.parent
@@ -314,7 +315,7 @@ def main() -> None:
     results.to_parquet(ROOT / "experiments" / "results" / "toy_leakage.parquet")
     drawn = figure(results)
     for kind in ("png", "svg"):
-        drawn.savefig(ROOT / "figures" / f"toy_leakage.{kind}", dpi=150)
+        save_figure(drawn, ROOT / "figures" / f"toy_leakage.{kind}", kind, dpi=150)
     print(*verdict(results), sep="\n")
 
 

@@ -21,7 +21,7 @@ from helpers.text_traces import checkpoint_with_delimiters
 
 from ghosttrace.data.read import read_traces
 from ghosttrace.errors import UserError
-from ghosttrace.pipeline.build import build
+from ghosttrace.pipeline.run import build
 from ghosttrace.pipeline.segmentation import BlockLimits
 from ghosttrace.pipeline.settings import Quality
 from ghosttrace.pipeline.stages import Settings

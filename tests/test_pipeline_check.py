@@ -13,7 +13,7 @@ from test_pipeline_dataset import annotated, write
 
 from ghosttrace.data.read import parse_trace
 from ghosttrace.errors import UserError
-from ghosttrace.pipeline.assemble import assemble
+from ghosttrace.pipeline.assembly import assemble
 from ghosttrace.pipeline.check import check_dataset, row_problems
 from ghosttrace.pipeline.rows import Memento, Row
 from ghosttrace.pipeline.segmentation import BlockLimits, segment

@@ -13,10 +13,10 @@ from pyarrow import parquet
 
 from ghosttrace.data.read import iter_records, read_traces
 from ghosttrace.errors import UserError
-from ghosttrace.pipeline.assemble import DEFAULT_COLUMNS, SCHEMA, assemble
+from ghosttrace.pipeline.assembly import DEFAULT_COLUMNS, SCHEMA, assemble
 from ghosttrace.pipeline.dataset import DatasetWriter, push_to_hub
 from ghosttrace.pipeline.rows import Certificate, Memento, Row, RowError, SetAside, read_rows, row_line
-from ghosttrace.pipeline.select import Filters, select
+from ghosttrace.pipeline.selection import Filters, select
 from ghosttrace.pipeline.settings import Quality
 from ghosttrace.pipeline.tokens import estimate_tokens
 from ghosttrace.report.dataset_card import PANELS, dataset_card, shape_figure, shape_values

@@ -13,11 +13,11 @@ import ghosttrace as gt
 from ghosttrace.bench import as_benches
 from ghosttrace.bench.reference_traces import reference_traces
 from ghosttrace.pipeline import leak_check as leak_check_module
-from ghosttrace.pipeline.assemble import response
-from ghosttrace.pipeline.build import build
+from ghosttrace.pipeline.assembly import response
 from ghosttrace.pipeline.check_response import parse_response
 from ghosttrace.pipeline.leak_check import LeakCheck
 from ghosttrace.pipeline.rows import Memento, Row, RowError
+from ghosttrace.pipeline.run import build
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ from helpers.scripted_endpoint import ScriptedEndpoint, scripted_endpoint
 from test_pipeline_calls import run
 
 from ghosttrace.errors import UserError
-from ghosttrace.pipeline.compress import compress
+from ghosttrace.pipeline.compression import compress
 from ghosttrace.pipeline.facts import missing_facts
-from ghosttrace.pipeline.judge import better, judge
+from ghosttrace.pipeline.judgement import better, judge
 from ghosttrace.pipeline.prompt_files import VERSIONS, load_prompt
 from ghosttrace.pipeline.rows import Memento, Row, RowError
-from ghosttrace.pipeline.score import check_sizes, score, windows
+from ghosttrace.pipeline.scoring import check_sizes, score, windows
 from ghosttrace.pipeline.settings import Quality
 from ghosttrace.pipeline.tokens import estimate_tokens
 

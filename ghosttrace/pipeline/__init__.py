@@ -11,22 +11,22 @@ The stages are functions from a row to a row: `split`, `score`, `segment`, `comp
 and `assemble` turns them into training rows.
 """
 
-from ghosttrace.pipeline.assemble import assemble
-from ghosttrace.pipeline.build import BuildResult, build, seed_rows
+from ghosttrace.pipeline.assembly import assemble
 from ghosttrace.pipeline.calls import CallCache, StageCost
 from ghosttrace.pipeline.check import CheckReport, RowProblem, check_dataset, row_problems
 from ghosttrace.pipeline.client import Client, Endpoint
-from ghosttrace.pipeline.compress import compress
+from ghosttrace.pipeline.compression import compress
 from ghosttrace.pipeline.dataset import push_to_hub
 from ghosttrace.pipeline.estimate import StageEstimate, estimate_costs
-from ghosttrace.pipeline.judge import judge
+from ghosttrace.pipeline.judgement import judge
 from ghosttrace.pipeline.rows import Certificate, Memento, Row, RowError, SetAside, count_reasons, read_rows
-from ghosttrace.pipeline.run_stage import StageResult, run_assemble, run_select, run_stage
-from ghosttrace.pipeline.score import score
+from ghosttrace.pipeline.run import BuildResult, build, seed_rows
+from ghosttrace.pipeline.scoring import score
 from ghosttrace.pipeline.segmentation import BlockLimits, best_segmentation, segment
-from ghosttrace.pipeline.select import Filters, select
+from ghosttrace.pipeline.selection import Filters, select
 from ghosttrace.pipeline.sentences import split_sentences
 from ghosttrace.pipeline.settings import Quality
+from ghosttrace.pipeline.stage_files import StageResult, run_assemble, run_select, run_stage
 from ghosttrace.pipeline.stages import Settings, split
 
 __all__ = [

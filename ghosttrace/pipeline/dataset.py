@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ghosttrace.errors import HUB_ERRORS, UserError
-from ghosttrace.pipeline.assemble import DEFAULT_COLUMNS, SCHEMA
+from ghosttrace.pipeline.assembly import DEFAULT_COLUMNS, SCHEMA
 from ghosttrace.runs.atomic import commit_file
 
 CONFIGURATIONS = ("default", "full", "rejected")

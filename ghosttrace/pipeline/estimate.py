@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ghosttrace.pipeline.client import Endpoint
 from ghosttrace.pipeline.prompt_files import load_prompt
 from ghosttrace.pipeline.rows import Row
-from ghosttrace.pipeline.score import score_messages, windows
+from ghosttrace.pipeline.scoring import score_messages, windows
 from ghosttrace.pipeline.segmentation import USUAL_BLOCK_TOKENS
 from ghosttrace.pipeline.stages import Settings, split
 from ghosttrace.pipeline.tokens import estimate_tokens

@@ -17,7 +17,7 @@ from ghosttrace.data.tokens import to_token_trace
 from ghosttrace.errors import UserError
 from ghosttrace.ghost_bits.run import bits
 from ghosttrace.model.checkpoint import Checkpoint, load
-from ghosttrace.pipeline.assemble import response
+from ghosttrace.pipeline.assembly import response
 from ghosttrace.pipeline.rows import Row, RowError
 
 

@@ -6,13 +6,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ghosttrace.pipeline.client import Client
-from ghosttrace.pipeline.compress import compress
-from ghosttrace.pipeline.judge import judge
+from ghosttrace.pipeline.compression import compress
+from ghosttrace.pipeline.judgement import judge
 from ghosttrace.pipeline.process import Stage, in_thread, named
 from ghosttrace.pipeline.rows import Row
-from ghosttrace.pipeline.score import WINDOW_SIZES, check_sizes, score
+from ghosttrace.pipeline.scoring import WINDOW_SIZES, check_sizes, score
 from ghosttrace.pipeline.segmentation import BlockLimits, segment
-from ghosttrace.pipeline.select import Filters
+from ghosttrace.pipeline.selection import Filters
 from ghosttrace.pipeline.sentences import split_sentences
 from ghosttrace.pipeline.settings import Quality
 from ghosttrace.pipeline.tokens import TokenCounter, token_counter

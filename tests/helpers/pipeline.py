@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ghosttrace.pipeline.build import BuildResult, build
 from ghosttrace.pipeline.client import Endpoint
+from ghosttrace.pipeline.run import BuildResult, build
 from ghosttrace.pipeline.segmentation import BlockLimits
-from ghosttrace.pipeline.select import Filters
+from ghosttrace.pipeline.selection import Filters
 from ghosttrace.pipeline.stages import Settings
 from helpers.paths import DATA
 from helpers.scripted_endpoint import KEY, ScriptedEndpoint

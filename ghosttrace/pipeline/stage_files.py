@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ghosttrace.errors import UserError
-from ghosttrace.pipeline.assemble import assemble
-from ghosttrace.pipeline.build import seed_rows
+from ghosttrace.pipeline.assembly import assemble
 from ghosttrace.pipeline.calls import CallCache, StageCost
 from ghosttrace.pipeline.client import Client, Endpoint
 from ghosttrace.pipeline.dataset import DatasetWriter
 from ghosttrace.pipeline.files import committed_text, locked_folder, logged, writable
 from ghosttrace.pipeline.process import process
 from ghosttrace.pipeline.rows import Row, RowError, SetAside, read_rows, row_line, write_set_aside
+from ghosttrace.pipeline.run import seed_rows
 from ghosttrace.pipeline.settings import Quality
 from ghosttrace.pipeline.stages import ASKING_STAGES, Settings, row_stages
 from ghosttrace.runs.progress import Progress, no_progress
@@ -39,7 +39,7 @@ class StageResult:
 
 
 def run_select(sources: Sequence[str | Path], out: Path, settings: Settings, limit: int | None = None) -> StageResult:
-    """Select seed traces and write them as rows; see `ghosttrace.pipeline.select`."""
+    """Select seed traces and write them as rows; see `ghosttrace.pipeline.selection`."""
     _refuse_overwriting(sources, out)
     rows, set_aside = 0, []
     with writable(out.parent), committed_text(out) as write:
@@ -112,7 +112,7 @@ async def _run_stage(
 
 
 def run_assemble(source: str | Path, out: Path, quality: Quality) -> StageResult:
-    """Write annotated rows as a data set with delimiters; see `ghosttrace.pipeline.assemble`."""
+    """Write annotated rows as a data set with delimiters; see `ghosttrace.pipeline.assembly`."""
     set_aside = []
     with writable(out):
         with DatasetWriter(out) as writer:

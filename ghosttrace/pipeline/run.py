@@ -13,7 +13,7 @@ import pandas as pd
 from pyarrow import parquet
 
 from ghosttrace.data.read import iter_records
-from ghosttrace.pipeline.assemble import assemble
+from ghosttrace.pipeline.assembly import assemble
 from ghosttrace.pipeline.calls import CallCache, StageCost
 from ghosttrace.pipeline.client import Client, Endpoint
 from ghosttrace.pipeline.dataset import DatasetWriter
@@ -21,7 +21,7 @@ from ghosttrace.pipeline.files import LOG, committed_text, locked_folder, logged
 from ghosttrace.pipeline.process import process
 from ghosttrace.pipeline.prompt_files import VERSIONS, load_prompt
 from ghosttrace.pipeline.rows import Row, SetAside, count_reasons, row_line, write_set_aside
-from ghosttrace.pipeline.select import select
+from ghosttrace.pipeline.selection import select
 from ghosttrace.pipeline.stages import Settings, annotate, row_stages
 from ghosttrace.report.dataset_card import dataset_card, shape_figure, shape_values
 from ghosttrace.runs.folder import DISTRIBUTION, write_json

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ghosttrace.pipeline.compress import SPECIAL
+from ghosttrace.pipeline.compression import SPECIAL
 from ghosttrace.pipeline.rows import Row, RowError, SetAside
 from ghosttrace.pipeline.tokens import TokenCounter
 

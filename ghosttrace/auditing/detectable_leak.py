@@ -31,7 +31,7 @@ from ghosttrace.probing.site import ProbeSite
 N_TRIALS = 10
 MIN_DETECTIONS = 8  # trials that must detect a leak for it to count as detectable
 # Sizes that are tried, relative to the gate's limits, and for pads to the bits of the first part.
-LIMIT_MULTIPLES, EXPOSED_MULTIPLES, PAD_SHARES = (1.0, 2.0, 5.0, 10.0), (0.5, 1.0, 2.0, 5.0, 10.0), (0.5, 1.0)
+LIMIT_MULTIPLES, PAD_SHARES = (1.0, 2.0, 5.0, 10.0), (0.5, 1.0)
 
 Trial = Callable[[CachedTokens, list[ProbeTarget], np.random.Generator], bool]
 """Writes a leak of random labels into the tokens, and returns whether a probe detects it."""
@@ -73,7 +73,7 @@ def smallest_detectable_leak(
     pads = [capacity * share for share in PAD_SHARES if with_pads and context.settings.mlp and tokens[0].count > 1]
     return DetectableLeak(
         smallest_code,
-        _smallest([max_exposed * multiple for multiple in EXPOSED_MULTIPLES], few_traces_are_detected),
+        _smallest([max_exposed * multiple for multiple in LIMIT_MULTIPLES], few_traces_are_detected),
         _smallest(pads, pad_is_detected),
     )
 

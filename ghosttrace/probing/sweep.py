@@ -198,8 +198,8 @@ class Sweep:
         for site in self.best(records):
             for condition in self.best_site_conditions[:2]:
                 self._online(records, condition, site)
-            for probe, condition in product(self.settings.best_site_probes, self.best_site_conditions):
-                self._fit(records, probe, condition, site)
+            for condition in self.best_site_conditions:
+                self._fit(records, self.settings.best_site_probes, condition, site)
 
     def best(self, records: Records) -> list[ProbeSite]:
         """Return, for each carrier at hop 0 or more, the site whose linear probe gains most bits on validation.
@@ -228,9 +228,9 @@ class Sweep:
         layers, kv = resolve_layers(self.checkpoint, self.settings.layers), self.settings.kv
         carriers = [carrier for carrier in self.settings.carriers if carrier.hop >= 0]
         sites = [nonlinear_sites(carrier, layers, kv) for carrier in carriers]
-        jobs = [(probe, site) for probe in self.settings.best_site_probes for of_one in sites for site in of_one]
-        for done, (probe, site) in enumerate(jobs):
-            self._fit(records, probe, "open", site)
+        jobs = [site for of_one in sites for site in of_one]
+        for done, site in enumerate(jobs):
+            self._fit(records, self.settings.best_site_probes, "open", site)
             if progress:
                 progress(done + 1, len(jobs))
         secrets = self.secrets or (tuple(range(len(self.targets))),)
@@ -238,7 +238,7 @@ class Sweep:
             gains = [[self._gain(records, site, probe.name, numbers) for site in of_one] for numbers in secrets]
             for number in dict.fromkeys(int(np.argmax(of_secret)) for of_secret in gains):
                 for condition in self.best_site_conditions[1:]:
-                    self._fit(records, probe, condition, of_one[number])
+                    self._fit(records, (probe,), condition, of_one[number])
 
     def _carriers(self) -> tuple[Carrier, ...]:
         return (*self.settings.carriers, self.secret)
@@ -275,14 +275,22 @@ class Sweep:
             for name, target_scores in zip(conditions, scores, strict=True):
                 records.add(record(target_scores, condition=name, probe="linear", **site.result_columns))
 
-    def _fit(self, records: Records, probe: Probe, condition: str, site: ProbeSite) -> None:
-        """Fit a probe under one condition; `causal` and `earlier` read the same kind of states at hop -1."""
+    def _fit(self, records: Records, probes: Sequence[Probe], condition: str, site: ProbeSite) -> None:
+        """Fit probes under one condition; `causal` and `earlier` read the same kind of states at hop -1."""
         if condition in ("causal", "earlier"):
             site = replace(site, carrier=replace(site.carrier, hop=-1))
-        if not all(_key(condition, site, probe.name, target.name) in records for target in self.targets):
-            features, targets = self._read(condition, site), self._targets(condition, site, probe)
-            if not self.settings.describe:
-                features = reduce_width(site, features, self.split.train, self.settings.seed)
+        missing = [
+            probe
+            for probe in probes
+            if any(_key(condition, site, probe.name, t.name) not in records for t in self.targets)
+        ]
+        if not missing:
+            return
+        features = self._read(condition, site)
+        if not self.settings.describe:
+            features = reduce_width(site, features, self.split.train, self.settings.seed)
+        for probe in missing:
+            targets = self._targets(condition, site, probe)
             for scores in probe_scores(probe, features, targets, self.split, self.settings.seed, self.device):
                 records.add(record(scores, condition=condition, probe=probe.name, **site.result_columns))
 

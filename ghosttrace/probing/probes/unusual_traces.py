@@ -18,7 +18,7 @@ from ghosttrace.probing.linear_grid import fit_path, select_penalty
 from ghosttrace.probing.probes.probe import Probe, split_by_target, stack_targets
 from ghosttrace.probing.split import Split
 
-SHARES = (0.005, 0.01, 0.02, 0.05)  # of the training traces that count as unusual; chosen on validation
+SHARES = (0.01, 0.02, 0.05)  # of the training traces that count as unusual; chosen on validation
 MIN_TRACES = 10  # unusual traces with a label, for each target, both in train and in validation
 MAX_DIRECTIONS = 32  # principal directions of the unusual traces; they are too few for more
 RIDGE = 0.01  # added to the variances of standardised features, so that constant directions are not amplified

@@ -8,7 +8,7 @@ Each result is recorded immediately, so that an interrupted run can be resumed.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
+from itertools import chain, product
 from typing import Any, ClassVar, get_args
 
 import numpy as np
@@ -220,19 +220,16 @@ class Sweep:
     ) -> float:
         """Return the validation bits of a probe at a site, summed over the targets of these numbers or over all."""
         targets = self.targets if numbers is None else [self.targets[number] for number in numbers]
-        rows = (records.get(_key("open", site, probe, target.name)) for target in targets)
-        return float(sum(row["validation_bits"] for row in rows))
+        return float(sum(records.get(_key("open", site, probe, t.name))["validation_bits"] for t in targets))
 
     def _nonlinear(self, records: Records, progress: Callable[[int, int], None] | None) -> None:
         """Fit nonlinear probes at all their sites, and the controls at the best site of each secret and carrier."""
         layers, kv = resolve_layers(self.checkpoint, self.settings.layers), self.settings.kv
-        carriers = [carrier for carrier in self.settings.carriers if carrier.hop >= 0]
-        sites = [nonlinear_sites(carrier, layers, kv) for carrier in carriers]
-        jobs = [site for of_one in sites for site in of_one]
-        for done, site in enumerate(jobs):
+        sites = [nonlinear_sites(carrier, layers, kv) for carrier in self.settings.carriers if carrier.hop >= 0]
+        for done, site in enumerate(chain(*sites)):
             self._fit(records, self.settings.best_site_probes, "open", site)
             if progress:
-                progress(done + 1, len(jobs))
+                progress(done + 1, sum(map(len, sites)))
         secrets = self.secrets or (tuple(range(len(self.targets))),)
         for probe, of_one in product(self.settings.best_site_probes, sites):
             gains = [[self._gain(records, site, probe.name, numbers) for site in of_one] for numbers in secrets]
@@ -245,9 +242,8 @@ class Sweep:
 
     def _targets(self, condition: str, site: ProbeSite, probe: Probe | None = None) -> list[ProbeTarget]:
         """Return the targets of a condition with their text baseline at a site, for a probe or the linear ones."""
-        return (
-            shuffled_targets(self.targets, self.split, self.settings.seed) if condition == "shuffled" else self.targets
-        )
+        shuffled = condition == "shuffled"
+        return shuffled_targets(self.targets, self.split, self.settings.seed) if shuffled else self.targets
 
     def _conditions(self, site: ProbeSite) -> tuple[str, ...]:
         """Return the conditions of a site's linear probes."""
@@ -261,7 +257,7 @@ class Sweep:
 
     def _linear(self, records: Records, condition: str, group: Sequence[ProbeSite]) -> None:
         """Fit linear probes at sites of one shape; under `open` also control tasks and shuffled labels."""
-        if all(_key(condition, site, "linear", target.name) in records for site in group for target in self.targets):
+        if all(self._is_recorded(records, condition, site, "linear") for site in group):
             return
         variants = {condition: self._targets(condition, group[0])}
         if condition == "open":
@@ -279,11 +275,7 @@ class Sweep:
         """Fit probes under one condition; `causal` and `earlier` read the same kind of states at hop -1."""
         if condition in ("causal", "earlier"):
             site = replace(site, carrier=replace(site.carrier, hop=-1))
-        missing = [
-            probe
-            for probe in probes
-            if any(_key(condition, site, probe.name, t.name) not in records for t in self.targets)
-        ]
+        missing = [probe for probe in probes if not self._is_recorded(records, condition, site, probe.name)]
         if not missing:
             return
         features = self._read(condition, site)
@@ -294,8 +286,11 @@ class Sweep:
             for scores in probe_scores(probe, features, targets, self.split, self.settings.seed, self.device):
                 records.add(record(scores, condition=condition, probe=probe.name, **site.result_columns))
 
+    def _is_recorded(self, records: Records, condition: str, site: ProbeSite, probe: str) -> bool:
+        return all(_key(condition, site, probe, target.name) in records for target in self.targets)
+
     def _online(self, records: Records, condition: str, site: ProbeSite) -> None:
-        if not all(_key(condition, site, "online", target.name) in records for target in self.targets):
+        if not self._is_recorded(records, condition, site, "online"):
             features, targets = self._read(condition, site), self._targets(condition, site)
             for scores in online_scores(features, targets, self.split, self.settings.seed, self.device):
                 records.add(record(scores, condition=condition, probe="online", **site.result_columns))

@@ -9,7 +9,7 @@ from ghosttrace.auditing.verdict import Limits
 from ghosttrace.errors import UserError
 from ghosttrace.probing import nonlinear_sites as module
 from ghosttrace.probing.carriers import Carrier
-from ghosttrace.probing.nonlinear_sites import nonlinear_sites, reduce_width
+from ghosttrace.probing.nonlinear_sites import nonlinear_sites, reduce_width, width_limit
 from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.sweep import ProbeSettings
 
@@ -44,15 +44,15 @@ def test_wide_features_are_reduced_by_components_of_the_training_samples(monkeyp
     states[:, 10:20] += code[:, 1:]
     states[:, :10] *= 1000
     features, train = torch.from_numpy(states).float(), np.arange(200)
-    reduced = reduce_width(SITE, features, train, 0)
+    reduced = reduce_width(features, width_limit(SITE), train, 0)
     assert reduced.shape == (300, 8)
     weights = np.linalg.lstsq(reduced[:200].numpy(), code[:200], rcond=None)[0]
     assert (np.sign(reduced[200:].numpy() @ weights) == code[200:]).mean() > 0.98
     features[250:] = 0
-    torch.testing.assert_close(reduce_width(SITE, features, train, 0)[:250], reduced[:250])
+    torch.testing.assert_close(reduce_width(features, width_limit(SITE), train, 0)[:250], reduced[:250])
     assert (
-        reduce_width(SITE, features[:, :8], train, 0) is not None
-        and reduce_width(SITE, features[:, :8], train, 0).shape[1] == 8
+        reduce_width(features[:, :8], width_limit(SITE), train, 0) is not None
+        and reduce_width(features[:, :8], width_limit(SITE), train, 0).shape[1] == 8
     )
 
 
@@ -84,4 +84,4 @@ def test_lower_limits_are_named() -> None:
 def test_constant_states_are_cut_without_a_warning() -> None:
     """The states of a delimiter in the first layer are the same in every trace."""
     wide = ProbeSite(Carrier("delimiters"), (0,), "kv")
-    assert reduce_width(wide, torch.ones(40, 200), np.arange(30), 0).shape == (40, 30)
+    assert reduce_width(torch.ones(40, 200), width_limit(wide), np.arange(30), 0).shape == (40, 30)

@@ -57,23 +57,25 @@ def test_probe_reads_a_code_or_falls_back_to_the_text(name: str) -> None:
         assert len(scores.sample) == len(parts.test) and scores.n_train == len(parts.train)
 
 
-def test_a_code_in_few_traces_is_read_from_unusual_traces() -> None:
+@pytest.mark.parametrize(("n", "width", "least"), [(4_000, 48, 0.5), (3_000, 768, 0.4)])
+def test_a_code_in_few_traces_is_read_from_unusual_traces(n: int, width: int, least: float) -> None:
     """Two digits in 2 % of traces: the linear probe gains little of their 0.13 bits, that of unusual traces most."""
-    rng, n = np.random.default_rng(0), 4_000
+    rng = np.random.default_rng(0)
     _, parts = simulated_task(n, 10)
     digits = [rng.integers(0, 10, n) for _ in range(2)]
     rows = rng.random(n) < 0.02
-    features = rng.normal(size=(n, 48)) @ rng.normal(size=(48, 48))
+    features = rng.normal(size=(n, width)) @ rng.normal(size=(width, width)) / width**0.5
     for labels in digits:
-        features[rows] += (15 * rng.normal(size=(10, 48)))[labels[rows]]
+        features[rows, :48] += (3 * rng.normal(size=(10, 48)))[labels[rows]]
     targets = [uniform_target(f"digit-{k}", labels, 10) for k, labels in enumerate(digits)]
     states = torch.from_numpy(features).float()
 
     def share_found(scores: Sequence[Scores]) -> float:
         return sum((s.log2p - s.text_log2p).sum() for s in scores) / (2 * np.log2(10) * rows[parts.test].sum())
 
-    assert share_found(probe_scores(UnusualTraces(), states, targets, parts, 0, CPU)) > 0.7
-    assert share_found(linear_scores(states[None], targets, parts, CPU)[0]) < 0.3
+    by_linear = share_found(linear_scores(states[None], targets, parts, CPU)[0])
+    by_unusual = share_found(probe_scores(UnusualTraces(), states, targets, parts, 0, CPU))
+    assert by_unusual > max(least, 1.5 * by_linear)
 
 
 @pytest.mark.parametrize("name", MATRIX)

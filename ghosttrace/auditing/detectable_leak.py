@@ -2,7 +2,7 @@
 
 Random labels, uniform and independent of everything else, are written into single tokens of a sealed cache, before
 these are pooled, in keys in one trial and in values in the next. A leak is detectable if 8 of 10 trials detect it with
-a probe fitted on as many traces as in the run. Three kinds of leaks are tried at the best site of the linear probes:
+a probe fitted on as many traces as in the run. Three kinds of leaks are tried at the best site of the run's probes:
 
 - a linear code of a small part of the information, in the first part of the secret only and spread over all parts;
 - the whole secret, in a few traces only;
@@ -25,7 +25,8 @@ from ghosttrace.auditing.verdict import DetectableLeak
 from ghosttrace.probing.evidence import ProbeTarget, Scores, record
 from ghosttrace.probing.features import StateKind
 from ghosttrace.probing.fit_and_score import linear_scores, probe_scores
-from ghosttrace.probing.probes import MLP, UnusualTraces
+from ghosttrace.probing.nonlinear_sites import MAX_WIDTH, reduce_width
+from ghosttrace.probing.probes import MLP, Probe, UnusualTraces
 from ghosttrace.probing.site import ProbeSite
 
 N_TRIALS = 10
@@ -149,8 +150,7 @@ def exposure_trial(
     for target in targets:
         rows = chosen & (target.labels >= 0)
         tokens.write(offset, target.labels.clip(min=0), target.text.shape[1], rng, rows)
-    features, seed = tokens.features(), context.settings.seed
-    scores = probe_scores(UnusualTraces(), features, targets, context.split, seed, context.device)
+    scores = _fit_as_in_sweep(context, UnusualTraces(), tokens, targets)
     return exposed_traces([record(score) for score in scores], cluster, context.alpha)[0].low > 0
 
 
@@ -165,8 +165,16 @@ def pad_trial(
     written = np.where(is_true, target.labels, rng.integers(0, n_classes, n))
     tokens.write(first, key, n_classes, rng)
     tokens.write(second, (written + key) % n_classes, n_classes, rng)
-    scores = probe_scores(MLP(), tokens.features(), [target], context.split, context.settings.seed, context.device)
-    return _bits_are_found(context, scores)
+    return _bits_are_found(context, _fit_as_in_sweep(context, MLP(), tokens, [target]))
+
+
+def _fit_as_in_sweep(
+    context: AuditContext, probe: Probe, tokens: CachedTokens, targets: list[ProbeTarget]
+) -> list[Scores]:
+    """Fit and score a nonlinear probe on the states of a site, reduced as in the sweep."""
+    seed = context.settings.seed
+    features = reduce_width(tokens.features(), MAX_WIDTH, context.split.train, seed)
+    return probe_scores(probe, features, targets, context.split, seed, context.device)
 
 
 def _bits_are_found(context: AuditContext, scores: Sequence[Scores]) -> bool:

@@ -43,19 +43,23 @@ def nonlinear_sites(carrier: Carrier, layers: Sequence[int], kv: Sequence[Kv]) -
     ]
 
 
-def reduce_width(site: ProbeSite, features: Tensor, train: np.ndarray, seed: int) -> Tensor:
-    """Return the features, or their first principal components if the site is joint or wide, fitted on train.
+def width_limit(site: ProbeSite) -> int:
+    """Return the number of features of a site from which on they are reduced; joint sites are reduced sooner."""
+    return REDUCED_WIDTH if len(site.layers) > 1 or site.kv == "kv" else MAX_WIDTH
+
+
+def reduce_width(features: Tensor, limit: int, train: np.ndarray, seed: int) -> Tensor:
+    """Return the features, or their first principal components if there are more than `limit`, fitted on train.
 
     The features are standardised first, so that a part of the site with large states does not hide the others.
 
     Args:
-        site: The site.
-        features: float[N, d], its states.
+        features: float[N, d], the states of a site.
+        limit: Number of features that are not reduced, see `width_limit`.
         train: int64, the training samples.
         seed: Random seed of the decomposition.
     """
-    is_joint = len(site.layers) > 1 or site.kv == "kv"
-    if features.shape[1] <= (REDUCED_WIDTH if is_joint else MAX_WIDTH):
+    if features.shape[1] <= limit:
         return features
     mean, scale = moments(features[train])
     states = standardised(features, mean, scale).cpu().numpy()

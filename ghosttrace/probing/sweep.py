@@ -24,7 +24,7 @@ from ghosttrace.probing.evidence import ProbeTarget, record, score
 from ghosttrace.probing.features import Features, StateSelection, resolve_layers
 from ghosttrace.probing.fit_and_score import linear_scores, online_scores, probe_scores
 from ghosttrace.probing.label_controls import control_tasks, shuffled_targets
-from ghosttrace.probing.nonlinear_sites import nonlinear_sites, reduce_width
+from ghosttrace.probing.nonlinear_sites import nonlinear_sites, reduce_width, width_limit
 from ghosttrace.probing.probes import MLP, Probe
 from ghosttrace.probing.site import Kv, ProbeSite
 from ghosttrace.probing.split import Split
@@ -280,7 +280,7 @@ class Sweep:
             return
         features = self._read(condition, site)
         if not self.settings.describe:
-            features = reduce_width(site, features, self.split.train, self.settings.seed)
+            features = reduce_width(features, width_limit(site), self.split.train, self.settings.seed)
         for probe in missing:
             targets = self._targets(condition, site, probe)
             for scores in probe_scores(probe, features, targets, self.split, self.settings.seed, self.device):

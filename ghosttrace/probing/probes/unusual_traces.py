@@ -22,6 +22,7 @@ SHARES = (0.01, 0.02, 0.05)  # of the training traces that count as unusual; cho
 MIN_TRACES = 10  # unusual traces with a label, for each target, both in train and in validation
 MAX_DIRECTIONS = 32  # principal directions of the unusual traces; they are too few for more
 RIDGE = 0.01  # added to the variances of standardised features, so that constant directions are not amplified
+MIN_LEFT_OUT_SHARE = 1e-3  # bounds the distance of a sample that alone determines a direction
 PENALTIES = (1.0, 0.1, 0.01)
 TOLERANCE = 1e-4  # nats that one more solver step would gain
 
@@ -36,7 +37,7 @@ class UnusualTraces(Probe):
         self, features: Tensor, targets: Sequence[ProbeTarget], split: Split, seed: int, device: torch.device
     ) -> list[np.ndarray]:
         white = _whitened(features.to(device), split.train)
-        distance = white.square().mean(1).cpu().numpy()
+        distance = _distances(white, split.train)
         best, most = [target.text for target in targets], 0.0
         for share in SHARES:
             unusual = distance > np.quantile(distance[split.train], 1 - share)
@@ -56,6 +57,16 @@ def _whitened(features: Tensor, train: np.ndarray) -> Tensor:
     standard = standardised(features, *moments(features[train]))
     variances, directions = torch.linalg.eigh(standard[train].T @ standard[train] / len(train))
     return standard @ (directions / (variances.clamp(min=0) + RIDGE).sqrt())
+
+
+def _distances(white: Tensor, train: np.ndarray) -> np.ndarray:
+    """Return the squared Mahalanobis distances of all samples, float[N]; those of `train` as if left out of the fit.
+
+    A covariance fitted on few samples makes these very samples look usual, and all others unusual.
+    """
+    distance = white.square().sum(1).cpu().double().numpy()
+    distance[train] /= np.maximum(1 - distance[train] / len(train), MIN_LEFT_OUT_SHARE)
+    return distance
 
 
 def _n_labelled(targets: Sequence[ProbeTarget], *parts: np.ndarray) -> int:

@@ -8,7 +8,15 @@ import typer
 
 from ghosttrace.ablation.arms import ARMS
 from ghosttrace.bench import BENCH_NAMES, load_bench
-from ghosttrace.cli.options import ModelName, gather_options, model_options, parse_integers, run_options, with_options
+from ghosttrace.cli.options import (
+    ModelName,
+    gather_options,
+    law_options,
+    model_options,
+    parse_integers,
+    run_options,
+    with_options,
+)
 from ghosttrace.cli.output import exit_if_invalid, load_and_show_progress, print_result
 from ghosttrace.errors import UserError
 
@@ -19,7 +27,7 @@ if TYPE_CHECKING:
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "max_block_tokens")
 
 
-@with_options(model_options, run_options)
+@with_options(model_options, law_options, run_options)
 def ablate(
     ctx: typer.Context,
     model: ModelName = "toy-mixed",

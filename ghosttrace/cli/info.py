@@ -1,12 +1,16 @@
-"""The command `ghosttrace info`: describe a model, and what its policy erases from a trace."""
+"""The command `ghosttrace info`: describe a model, and what its law erases from a trace."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ghosttrace.cli.options import DelimiterMapping, Delimiters, KeepLast, parse_delimiter_mapping
+from ghosttrace.cli.options import DelimiterMapping, Delimiters, KeepLast, LawSpec, parse_delimiter_mapping
 from ghosttrace.cli.output import print_tables
+
+if TYPE_CHECKING:
+    from ghosttrace.law.expiry import Policy
+    from ghosttrace.law.law import Law
 
 
 def info(
@@ -20,18 +24,26 @@ def info(
     mask_delimiters: Delimiters = None,
     keep_last_n_blocks: KeepLast = None,
     map_delimiters: DelimiterMapping = None,
+    law: LawSpec = None,
 ) -> None:
-    """Describe a model, and what its policy erases from a trace, block by block."""
+    """Describe a model, and what its law erases from a trace: block by block, or erasure by erasure."""
     from ghosttrace.data.info import model_info, trace_info
     from ghosttrace.data.read import read_traces
-    from ghosttrace.model.checkpoint import resolve_policy
+    from ghosttrace.law.chat import Chat
+    from ghosttrace.law.parse import is_memento, parse_law
+    from ghosttrace.model.erasure_config import resolve_policy
     from ghosttrace.report.info import model_findings, model_table, trace_findings, trace_table
 
     described = model_info(model, parse_delimiter_mapping(map_delimiters))
     print_tables(model_findings(described), [model_table(described)])
     if trace is None:
         return
-    policy = resolve_policy(described.policy, mask_delimiters=mask_delimiters, keep_last_n_blocks=keep_last_n_blocks)
+    spec = law or described.law
+    if is_memento(spec):
+        given = {"mask_delimiters": mask_delimiters, "keep_last_n_blocks": keep_last_n_blocks}
+        rule: Law | Policy = resolve_policy(described.policy, **given)
+    else:
+        rule = parse_law(str(spec), Chat.from_tokenizer(described.tokenizer))
     for text in read_traces(trace):
-        erased = trace_info(described, text, policy)
+        erased = trace_info(described, text, rule)
         print_tables(trace_findings(erased), [trace_table(described, erased)])

@@ -22,13 +22,13 @@ def init_tokens(
     """
     from transformers import AutoModelForCausalLM
 
-    from ghosttrace.model.checkpoint import (
+    from ghosttrace.model.checkpoint import load_config, load_tokenizer, resolve_pretrained_path
+    from ghosttrace.model.erasure_config import (
         CONFIG_KEY,
-        load_config,
-        load_tokenizer,
+        recorded_law,
         recorded_policy,
+        require_memento,
         resolve_policy,
-        resolve_pretrained_path,
     )
     from ghosttrace.training.delimiters import add_delimiters
 
@@ -37,6 +37,7 @@ def init_tokens(
     config, tokenizer, token_names = load_config(model), load_tokenizer(model), parse_delimiter_mapping(map_delimiters)
     if (getattr(config, CONFIG_KEY, None) or {}).get("stages"):
         raise UserError(f"{model} has already been trained with delimiters: start from a model without them")
+    require_memento(recorded_law(config), "init-tokens")
     policy = resolve_policy(recorded_policy(config), mask_delimiters=mask_delimiters, keep_last_n_blocks=-1)
     hide_loading_bar()
     network = AutoModelForCausalLM.from_pretrained(resolve_pretrained_path(model), dtype="auto")

@@ -15,8 +15,10 @@ import numpy as np
 import pandas as pd
 from pyarrow import compute, parquet
 
-from ghosttrace.law.expiry import NEVER, Policy, alive, expiry
+from ghosttrace.law.expiry import NEVER, MementoLaw, alive, expiry
+from ghosttrace.law.law import Law
 from ghosttrace.law.markup import DELIMITERS, Block, Markup, find_blocks
+from ghosttrace.law.parse import recorded_law
 from ghosttrace.runs.folder import REFERENCE_ARM
 
 TRACE_COLUMNS: tuple[str, ...] = ("correct", "extracted", "rule", "answer", "donor_answer", "finish")
@@ -214,12 +216,12 @@ class TraceRenderer:
 
     Attributes:
         markup: Markup of the checkpoint.
-        policies: Policy of each arm.
+        laws: Law of each arm.
         delimiter_texts: Text of each delimiter, by token id.
     """
 
     markup: Markup
-    policies: dict[str, Policy]
+    laws: dict[str, Law]
     delimiter_texts: dict[int, str]
 
     @classmethod
@@ -228,8 +230,8 @@ class TraceRenderer:
         markup = Markup.from_dict(config["markup"])
         names = {name: f"<|{name}|>" for name in DELIMITERS} | config.get("delimiters", {})
         delimiter_texts = {token: names[name] for name, token in zip(DELIMITERS, markup.delimiters, strict=True)}
-        policies = {name: Policy(**arm["policy"]) for name, arm in config["arms"].items()}
-        return cls(markup, policies, delimiter_texts)
+        laws = {name: recorded_law(arm, markup) for name, arm in config["arms"].items()}
+        return cls(markup, laws, delimiter_texts)
 
     def render(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Convert one sample, with texts and token ids.
@@ -239,16 +241,19 @@ class TraceRenderer:
             sawtooth as [step, tokens held]; `compression`, tokens of finished blocks over tokens of their mementos,
             None without finished blocks.
         """
-        policy = self.policies[row["arm"]]
+        law = self.laws[row["arm"]]
         ids = np.array([*row["prompt_ids"], *row["response_ids"]], dtype=np.int64)
-        times, blocks = (
-            expiry(ids, self.markup, policy),
-            find_blocks(ids, self.markup, policy.require_assistant_section),
-        )
+        sections = isinstance(law, MementoLaw) and law.policy.require_assistant_section
+        times, blocks = expiry(ids, law), find_blocks(ids, self.markup, sections)
+        prompt, response = len(row["prompt_ids"]), row["response"]
+        if isinstance(law, MementoLaw):
+            boxes = self.boxes(response, ids, prompt, times, blocks)
+        else:  # without the tokenizer, the text that leaves cannot be told from the text that stays
+            boxes = [Box("text", len(ids) - prompt, (Piece(response, False, False),))]
         block_tokens = sum(block.end - block.start - 1 for block in blocks)
         memento_tokens = sum(block.memento_end - block.memento_start - 1 for block in blocks)
         return {name: row.get(name) for name in TRACE_COLUMNS} | {
-            "boxes": self.boxes(row["response"], ids, len(row["prompt_ids"]), times, blocks),
+            "boxes": boxes,
             "curve": curve_breakpoints(alive(times)),
             "compression": round(block_tokens / memento_tokens, 4) if memento_tokens else None,
         }

@@ -6,7 +6,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ghosttrace.errors import UserError
-from ghosttrace.model.checkpoint import load_config, load_tokenizer, read_erasure_config, resolve_pretrained_path
+from ghosttrace.model.checkpoint import load_config, load_tokenizer, resolve_pretrained_path
+from ghosttrace.model.erasure_config import read_erasure_config
 from ghosttrace.model.geometry import CacheGeometry
 from ghosttrace.serving.paging import RECOMPUTING_ARMS, PagedArm
 from ghosttrace.serving.settings import CONFIG_KEY, ServingSettings

@@ -35,9 +35,9 @@ def init_tokens(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder: give a new one")
     config, tokenizer, token_names = load_config(model), load_tokenizer(model), parse_delimiter_mapping(map_delimiters)
+    require_memento(recorded_law(config), "init-tokens")
     if (getattr(config, CONFIG_KEY, None) or {}).get("stages"):
         raise UserError(f"{model} has already been trained with delimiters: start from a model without them")
-    require_memento(recorded_law(config), "init-tokens")
     policy = resolve_policy(recorded_policy(config), mask_delimiters=mask_delimiters, keep_last_n_blocks=-1)
     hide_loading_bar()
     network = AutoModelForCausalLM.from_pretrained(resolve_pretrained_path(model), dtype="auto")

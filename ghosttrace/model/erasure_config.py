@@ -61,9 +61,8 @@ def read_erasure_config(
         Markup, policy, and the recorded training stages.
 
     Raises:
-        UserError: delimiters, chat template or policy are missing, or the recorded law is not Memento's.
+        UserError: delimiters, chat template or policy are missing.
     """
-    require_memento(recorded_law(config), f"reading the policy of {name}")
     record = getattr(config, CONFIG_KEY, None) or {}
     markup = Markup.from_tokenizer(tokenizer, record.get("delimiters", {}) | (delimiters or {}))
     resolved = resolve_policy(recorded_policy(config), **policy)

@@ -230,26 +230,21 @@ class TraceRenderer:
         markup = Markup.from_dict(config["markup"])
         names = {name: f"<|{name}|>" for name in DELIMITERS} | config.get("delimiters", {})
         delimiter_texts = {token: names[name] for name, token in zip(DELIMITERS, markup.delimiters, strict=True)}
-        laws = {name: recorded_law(arm, markup) for name, arm in config["arms"].items()}
-        return cls(markup, laws, delimiter_texts)
+        return cls(markup, {name: recorded_law(arm, markup) for name, arm in config["arms"].items()}, delimiter_texts)
 
     def render(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Convert one sample, with texts and token ids.
 
         Returns:
             The columns `TRACE_COLUMNS`; `boxes`, the labelled parts of the response; `curve`, the corners of the KV
-            sawtooth as [step, tokens held]; `compression`, tokens of finished blocks over tokens of their mementos,
-            None without finished blocks.
+            sawtooth as [step, tokens held]; `compression`, block tokens over memento tokens, None without blocks.
         """
-        law = self.laws[row["arm"]]
-        ids = np.array([*row["prompt_ids"], *row["response_ids"]], dtype=np.int64)
-        sections = isinstance(law, MementoLaw) and law.policy.require_assistant_section
-        times, blocks = expiry(ids, law), find_blocks(ids, self.markup, sections)
-        prompt, response = len(row["prompt_ids"]), row["response"]
-        if isinstance(law, MementoLaw):
-            boxes = self.boxes(response, ids, prompt, times, blocks)
-        else:  # without the tokenizer, the text that leaves cannot be told from the text that stays
-            boxes = [Box("text", len(ids) - prompt, (Piece(response, False, False),))]
+        law, ids = self.laws[row["arm"]], np.array([*row["prompt_ids"], *row["response_ids"]], dtype=np.int64)
+        times, blocks = expiry(ids, law), []
+        boxes = [Box("text", len(row["response_ids"]), (Piece(row["response"], False, False),))]
+        if isinstance(law, MementoLaw):  # other laws erase single tokens, whose text only the tokenizer knows
+            blocks = find_blocks(ids, self.markup, law.policy.require_assistant_section)
+            boxes = self.boxes(row["response"], ids, len(row["prompt_ids"]), times, blocks)
         block_tokens = sum(block.end - block.start - 1 for block in blocks)
         memento_tokens = sum(block.memento_end - block.memento_start - 1 for block in blocks)
         return {name: row.get(name) for name in TRACE_COLUMNS} | {

@@ -144,6 +144,20 @@ def test_closing_up_a_window_without_a_prefix_changes_nothing() -> None:
     assert_equal(replay("qwen3", Rerotated(), law)[1], replay("qwen3", Memento(), law)[1])
 
 
+@pytest.mark.parametrize("name", ["window", "sinks"])
+def test_noise_reaches_each_carrier_once(name: str) -> None:
+    """First-layer values depend on the token alone, so their change is the noise; other tokens keep their states."""
+    law = LAWS[name].law(TRACE)
+    (clean, _), (noisy, _) = (replay("qwen3", arm, law) for arm in (Memento(), Noise(0.5)))
+    held = torch.from_numpy(clean.cache.held_indices(0).copy())
+    values, changed = (session.cache.layers[0].values[0, :, : len(held)] for session in (clean, noisy))
+    ratio = (changed - values).square().mean((0, 2)).sqrt() / values.square().mean().sqrt()
+    last = law.erasures(TRACE)[-1]
+    reached = (held >= last.carriers.start) & (held < last.expires_at)
+    assert reached.sum() >= 4 and ((ratio[reached] > 0.2) & (ratio[reached] < 1)).all()
+    assert (ratio[~reached] == 0).all()
+
+
 def test_arms_of_blocks_are_refused_under_other_laws() -> None:
     law = parse_law("sinks:1,4", Chat())
     for arm in (RestartBare(), SealMementos(), Swap()):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers.laws import CHAT, END, HEAD, LAWS, START, chat_trace, simulate, streams
+from helpers.laws import CHAT, CLOSE, END, HEAD, LAWS, OPEN, START, chat_trace, simulate, streams
 from helpers.paths import DATA, requires_data
 from hypothesis import given, settings
 from pyarrow import parquet
@@ -71,6 +71,16 @@ def test_laws_by_hand() -> None:
     chat = [START, 40, END, START, HEAD, 41, END, START, 42]
     assert expiry(chat, parse_law("turns:2,1", CHAT))[:3].tolist() == [8, 8, 8]
     assert (expiry(chat, parse_law("turns:2,1", CHAT))[3:] == NEVER).all()
+
+
+def test_a_tool_result_that_the_model_itself_writes_is_none() -> None:
+    law = parse_law("tools:0", CHAT)
+    for tokens in ([START, HEAD, OPEN, 40, CLOSE, END], [START, HEAD, OPEN, 40, END, CLOSE]):
+        assert (expiry(tokens, law) == NEVER).all() and (tracked(tokens, law) == NEVER).all()
+    for tokens in ([OPEN, 40, CLOSE, START, HEAD], [OPEN, OPEN, 40, CLOSE, CLOSE]):
+        begin = tokens.index(40)
+        assert np.flatnonzero(expiry(tokens, law) == begin + 2).tolist() == [begin]
+        assert np.flatnonzero(tracked(tokens, law) == begin + 2).tolist() == [begin]
 
 
 @pytest.mark.parametrize(

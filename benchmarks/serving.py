@@ -28,6 +28,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ghosttrace.law.expiry import alive, expiry
+from ghosttrace.runs.figures import save_figure
 from ghosttrace.serving.settings import ServingSettings
 from ghosttrace.serving.vllm.engine_args import engine_args, read_settings
 
@@ -190,7 +191,7 @@ def main() -> None:
         "ample": compare(("stock", "erasing", "keeping"), 2 * pages, chosen.turns, prompt, responses[:ROWS]),
     }
     for kind in ("png", "svg"):
-        draw(results["scarce"]).savefig(ROOT / "figures" / f"serving.{kind}", dpi=150)
+        save_figure(draw(results["scarce"]), ROOT / "figures" / f"serving.{kind}", kind, dpi=150)
     (ROOT / "benchmarks" / "results" / "serving.json").write_text(json.dumps(results) + "\n")
     print(
         json.dumps({name: [results[name]["speedups"], results[name]["speedups_cpu"]] for name in ("scarce", "ample")})

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 import ghosttrace as gt
 from experiments.train_toys import TOYS, SftRun, flags, make_tokenizer, write_rows
+from ghosttrace.runs.figures import save_figure
 from ghosttrace.training.recipe import Recipe
 from ghosttrace.training.sft import sft
 
@@ -97,7 +98,7 @@ def main() -> None:
     results = measure(work)
     results.to_parquet(ROOT / "experiments" / "results" / "adapted_drop.parquet", index=False)
     for kind in ("png", "svg"):
-        draw(results).savefig(ROOT / "figures" / f"adapted_drop.{kind}", dpi=150)
+        save_figure(draw(results), ROOT / "figures" / f"adapted_drop.{kind}", kind, dpi=150)
 
 
 if __name__ == "__main__":

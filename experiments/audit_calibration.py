@@ -39,15 +39,16 @@ from ghosttrace.auditing.verdict import EXIT_CODES, DetectableLeak, Limits, deci
 from ghosttrace.bench.ledger import ledger_prompts, ledger_task
 from ghosttrace.model.checkpoint import load
 from ghosttrace.probing.carriers import secret_carrier
-from ghosttrace.probing.evidence import ALPHA, ProbeTarget, Scores, record
+from ghosttrace.probing.evidence import ProbeTarget, Scores, record
 from ghosttrace.probing.features import StateKind, extract_features
 from ghosttrace.probing.fit_and_score import linear_scores
 from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.split import split
 from ghosttrace.probing.sweep import ProbeSettings, site_groups, state_selections
+from ghosttrace.stats import ALPHA
 
 ROOT = Path(__file__).parent.parent
-AUDITS, AUDITS_PER_BATCH, SAMPLES, LEVEL, LIMITS = 100, 25, 6000, 3, Limits()
+AUDITS, AUDITS_PER_BATCH, SAMPLES, LEVEL, LIMITS = 100, 25, 8000, 3, Limits()
 PLANTED_LEAKS = ((0.5, 1), (0.3, 3), (0.15, 1))  # bits, and number of hidden digits over which they are spread
 N_GATED_FINDINGS = 7  # of the default audit: two secrets by bits, by exposed traces and by prompts, and collision
 LEAK_TARGETS = "hidden-*"

@@ -34,12 +34,14 @@ from ghosttrace.bench.ledger import ledger_task
 from ghosttrace.data.task import Target, Task
 from ghosttrace.model.checkpoint import load
 from ghosttrace.probing.carriers import Carrier, secret_carrier
-from ghosttrace.probing.evidence import ALPHA, PROBE_RECORDS, ProbeTarget, failed_controls
+from ghosttrace.probing.evidence import PROBE_RECORDS, ProbeTarget, failed_controls
 from ghosttrace.probing.features import Features, StateSelection, extract_features
+from ghosttrace.probing.probes import UnusualTraces
 from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.split import split
 from ghosttrace.probing.sweep import ProbeSettings, Sweep
 from ghosttrace.runs.records import Records
+from ghosttrace.stats import ALPHA
 
 ROOT = Path(__file__).parent.parent
 SAMPLES, LAYERS, LEVEL, RARE_SHARE = 8000, (1, 3), 3, 0.004
@@ -168,7 +170,10 @@ PLANTS: dict[str, Plant] = {
 
 def make_context(rare: bool, work: Path) -> AuditContext:
     """Return the context of an audit of the digits, or of a rare bit, with features of the sealed cache."""
-    checkpoint, settings = load("toy-mixed"), ProbeSettings(hops=(0,), layers=LAYERS, describe=False)
+    checkpoint, settings = (
+        load("toy-mixed"),
+        ProbeSettings(hops=(0,), layers=LAYERS, probes=(UnusualTraces(),), describe=False),
+    )
     task = ledger_task(checkpoint, SAMPLES, level=LEVEL)
     hidden = [number for number, target in enumerate(task.targets) if target.name.startswith("hidden")]
     labels = np.stack([task.labels(number) for number in hidden], axis=1)

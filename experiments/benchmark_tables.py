@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.markdown import markdown_table, ratios
+from ghosttrace.serving.routes import routes_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -139,4 +140,5 @@ BENCHMARK_TABLES: dict[str, Callable[[], str]] = {
     "training": training,
     "serving": serving,
     "soak": soak,
+    "routes": routes_table,
 }

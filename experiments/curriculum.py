@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 import ghosttrace as gt
 from experiments.train_toys import FULL, TOYS, SftRun, Toy, train
+from ghosttrace.runs.figures import save_figure
 
 ROOT = Path(__file__).parent.parent
 SEEDS, STEPS_PER_HALF, LIMIT = (0, 1), 700, 200
@@ -95,7 +96,7 @@ def main() -> None:
     results.to_parquet(ROOT / "experiments" / "results" / "curriculum.parquet", index=False)
     curves.to_parquet(ROOT / "experiments" / "results" / "curriculum_losses.parquet", index=False)
     for kind in ("png", "svg"):
-        draw(curves).savefig(ROOT / "figures" / f"curriculum.{kind}", dpi=150)
+        save_figure(draw(curves), ROOT / "figures" / f"curriculum.{kind}", kind, dpi=150)
 
 
 if __name__ == "__main__":

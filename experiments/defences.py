@@ -22,6 +22,7 @@ from typing import Any
 import pandas as pd
 
 from ghosttrace.report.audit.figures import pareto_figure, pareto_row
+from ghosttrace.runs.figures import save_figure
 
 ROOT = Path(__file__).parent.parent
 SEALED = "sealed training"  # another model, trained with sealed caches and decoded with restart
@@ -87,7 +88,7 @@ def main() -> None:
     results = pd.DataFrame(rows)
     results.to_parquet(ROOT / "experiments" / "results" / "defences.parquet", index=False)
     for kind in ("png", "svg"):
-        pareto_figure(rows).savefig(ROOT / "figures" / f"defences.{kind}", dpi=150)
+        save_figure(pareto_figure(rows), ROOT / "figures" / f"defences.{kind}", kind, dpi=150)
 
 
 if __name__ == "__main__":

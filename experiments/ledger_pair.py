@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import ghosttrace as gt
+from ghosttrace.runs.figures import save_figure
 
 ROOT = Path(__file__).parent.parent
 ARMS = ("placebo", "restart", "swap")
@@ -67,7 +68,7 @@ def main() -> None:
     results.to_parquet(ROOT / "experiments" / "results" / "ledger_pair.parquet", index=False)
     figure = draw(results)
     for kind in ("png", "svg"):
-        figure.savefig(ROOT / "figures" / f"ledger_pair.{kind}", dpi=150)
+        save_figure(figure, ROOT / "figures" / f"ledger_pair.{kind}", kind, dpi=150)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from ghosttrace.ablation.power import Population, half_width, population_with_effect, power, standard_error
 from ghosttrace.paired import paired_effect, paired_p_value
+from ghosttrace.runs.figures import save_figure
 
 ROOT = Path(__file__).parent.parent
 PROBLEMS, RUNS, ACCURACY, PAPER = 30, 1000, 0.661, (64, 8)
@@ -191,7 +192,7 @@ def main() -> None:
     results.to_parquet(ROOT / "experiments" / "results" / "paper_power.parquet", index=False)
     drawn = figure(results)
     for kind in ("png", "svg"):
-        drawn.savefig(ROOT / "figures" / f"paper_power.{kind}", dpi=150)
+        save_figure(drawn, ROOT / "figures" / f"paper_power.{kind}", kind, dpi=150)
 
 
 if __name__ == "__main__":

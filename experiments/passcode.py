@@ -37,6 +37,7 @@ from ghosttrace.probing.result import ProbeResult
 from ghosttrace.probing.run import probe
 from ghosttrace.probing.secrets import digit_codes
 from ghosttrace.report.ablation.table import percent
+from ghosttrace.runs.figures import save_figure
 from ghosttrace.runs.folder import is_finished
 
 ROOT = Path(__file__).parent.parent
@@ -199,7 +200,7 @@ def record(results: pd.DataFrame) -> None:
     results.to_parquet(ROOT / "experiments" / "results" / "passcode.parquet", index=False)
     figure = draw(results)
     for kind in ("png", "svg"):
-        figure.savefig(ROOT / "figures" / f"passcode.{kind}", dpi=150)
+        save_figure(figure, ROOT / "figures" / f"passcode.{kind}", kind, dpi=150)
 
 
 def main(arguments: list[str] | None = None) -> pd.DataFrame:

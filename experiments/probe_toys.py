@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from ghosttrace.probing.result import ProbeResult
 from ghosttrace.probing.run import probe
 from ghosttrace.report.probing.figures import draw_heat
+from ghosttrace.runs.figures import save_figure
 from ghosttrace.runs.folder import is_finished
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +65,7 @@ def main() -> None:
     results.to_parquet(ROOT / "experiments" / "results" / "probe_toys.parquet", index=False)
     figure = draw(results)
     for kind in ("png", "svg"):
-        figure.savefig(ROOT / "figures" / f"probe_toys.{kind}", dpi=150)
+        save_figure(figure, ROOT / "figures" / f"probe_toys.{kind}", kind, dpi=150)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Tables of the results in `experiments/results`, as Markdown."""
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -166,6 +167,7 @@ def audit_calibration() -> str:
         ["exit 10, a leak", *map(str, counts["leak"])],
         ["exit 11, not enough data", *map(str, counts["not enough data"])],
         ["exit 0", *map(str, passed)],
+        ["of these 100, all probes fell back to the text", *map(str, results.groupby("leak")["fell_back"].sum())],
     ]
     return markdown_table(header, rows)
 
@@ -227,6 +229,22 @@ def curriculum() -> str:
     return markdown_table(["curriculum", "seed", *LEVEL_HEADER], rows)
 
 
+def natural_secrets() -> str:
+    """Bits about a random code in real traces that linear probes of values read beyond the text."""
+    results, rows = read("natural_secrets"), []
+    models = {"random": "random weights, 4 layers", "real": "SmolLM2-135M, not trained with mementos"}
+    for kind, in_memento in product(models, (True, False)):
+        table = results[(results["model"] == kind) & (results["in_memento"] == in_memento)]
+        linear = table[table["probe"] == "linear"]
+        best = {name: linear[linear["condition"] == name].nlargest(1, "bits").iloc[0] for name in ("open", "swapped")}
+        cells = [interval([row[f"bits{end}"] for end in ENDS]) for row in best.values()]
+        significant = "yes" if linear.loc[linear["condition"] == "open", "significant"].any() else "no"
+        where = "block and memento" if in_memento else "block alone"
+        rows.append([models[kind], where, *cells, significant, "yes" if not table["failures"].iloc[0] else "no"])
+    header = ["model", "code in", "open, bits", "other blocks (control), bits", "open is significant", "valid"]
+    return markdown_table(header, rows)
+
+
 def audit_plants() -> str:
     """Verdict of an audit on each form of a planted secret."""
     results = read("audit_plants")
@@ -254,6 +272,7 @@ RESULT_TABLES: dict[str, Callable[[], str]] = {
     "probe-calibration": probe_calibration,
     "audit-calibration": audit_calibration,
     "audit-plants": audit_plants,
+    "natural-secrets": natural_secrets,
     "defences": defences,
     "adapted-drop": adapted_drop,
     "sealed-cost": sealed_cost,

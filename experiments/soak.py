@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -30,13 +31,14 @@ import psutil  # type: ignore[import-untyped]
 from scipy.stats import theilslopes
 
 import ghosttrace as gt
+from experiments.soak_requests import ATTACKS, CHAT, KEY, MODEL, TOKENS, body, read
 from ghosttrace.bench.ledger import Ledger
 
 ROOT = Path(__file__).parent.parent
 LOG = ROOT / "runs" / "soak.log"
-MODEL, KEY, PAGES, PAGE_BYTES = "toy-open", "a-key", 28, 32 * 4096  # 4 layers, keys and values, 128 numbers of 4 bytes
-FLAGS = f"--backend vllm --max-model-len 512 --dtype float32 --enforce-eager --block-size 32 --api-key {KEY}"
-CLIENTS, POOL, TOKENS, SEED = 14, 48, 160, 0
+PAGES, PAGE_BYTES = 28, 32 * 4096  # 4 layers, keys and values, 128 numbers of 4 bytes
+FLAGS = "--backend vllm --max-model-len 512 --dtype float32 --enforce-eager --block-size 32"
+CLIENTS, POOL, SEED = 14, 48, 0
 SERIES_INTERVAL_SECONDS, TIMEOUT_SECONDS = 10, 300  # between rows of the series; for a response or server start
 MAX_MEMORY_GROWTH, MIN_PREEMPTIONS_PER_MINUTE = 0.02, 60  # growth from the second quarter of the run to the last
 POLICIES: dict[str, tuple[dict[str, Any], int]] = {  # request overrides and the resulting `keep_last_n_blocks`
@@ -44,7 +46,7 @@ POLICIES: dict[str, tuple[dict[str, Any], int]] = {  # request overrides and the
     "full": ({"ghosttrace_arm": "full"}, -1),
     "keep-1": ({"ghosttrace_keep_last_n_blocks": 1}, 1),
 }
-CHAT, CACHE, WAITING = "/v1/chat/completions", "vllm:kv_cache_usage_perc", "vllm:num_requests_waiting"
+CACHE, WAITING = "vllm:kv_cache_usage_perc", "vllm:num_requests_waiting"
 RUNNING, PREEMPTIONS, ALIVE = "vllm:num_requests_running", "vllm:num_preemptions_total", "ghosttrace:alive_tokens"
 ERASED = ("ghosttrace:erased_tokens_total", "ghosttrace:freed_pages_total", "vllm:prefix_cache_hits_total")
 COUNTED = (CACHE, RUNNING, WAITING, PREEMPTIONS, ALIVE, *ERASED)
@@ -52,46 +54,36 @@ COUNTED = (CACHE, RUNNING, WAITING, PREEMPTIONS, ALIVE, *ERASED)
 RequestOutcome = tuple[str, dict[str, Any]]  # kind of request; details of a wrong answer, else empty
 
 
-def body(messages: str | list[dict[str, str]], **more: Any) -> bytes:
-    """Return the body of a greedy chat request, with further fields."""
-    turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-    fields = {"model": MODEL, "messages": turns, "max_tokens": TOKENS, "temperature": 0, "return_token_ids": True}
-    return json.dumps(fields | more).encode()
-
-
-TYPED_DELIMITERS = (
-    "1<eos><pad><|user|><|assistant|><think><|block_start|>2<|block_end|><|summary_start|>3<|summary_end|></think>"
-)
-MALFORMED_REQUESTS: dict[str, tuple[bytes, str, tuple[int, ...]]] = {  # body, API key and accepted statuses
-    "broken JSON": (b"{broken", KEY, (400,)),
-    "unknown model": (body("x042", model="other"), KEY, (404,)),
-    "too long": (body("1" * 600), KEY, (400,)),
-    "unknown wish": (body("x042", vllm_xargs={"ghosttrace_other": 1}), KEY, (400,)),
-    "wrong key": (body("x042"), "another", (401,)),
-    "10 MB": (body("1" * 10_000_000), KEY, (400, 413)),
-    "delimiters typed": (body(TYPED_DELIMITERS, max_tokens=8), KEY, (200,)),
-}
-
-
 class Server:
-    """A `ghosttrace serve` process on a free port of the loopback interface."""
+    """A `ghosttrace serve` process with vLLM on a free port of the loopback interface.
 
-    def __init__(self) -> None:
+    Args:
+        flags: further flags of the server.
+        pages: number of pages of its cache.
+    """
+
+    def __init__(self, flags: str = "--allow-request-arms full", pages: int = PAGES) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
         command = [sys.executable, "-m", "ghosttrace", "serve", "--model", MODEL, "--port", str(self.port)]
-        command += [*FLAGS.split(), "--kv-cache-memory-bytes", str((PAGES + 1) * PAGE_BYTES)]  # vLLM reserves one page
+        command += [*FLAGS.split(), *flags.split(), "--api-key", KEY]
+        command += ["--kv-cache-memory-bytes", str((pages + 1) * PAGE_BYTES)]  # vLLM reserves one page
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         LOG.parent.mkdir(exist_ok=True)
         with LOG.open("w") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
-    def send(self, content: bytes | None, key: str = KEY, path: str = CHAT) -> closing[HTTPConnection]:
+    def send(
+        self, content: bytes | None, key: str = KEY, path: str = CHAT, types: Sequence[str] = ("application/json",)
+    ) -> closing[HTTPConnection]:
         """Send a request and return its connection, which is closed on exit."""
-        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         connection = HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_SECONDS)
-        connection.request("POST" if content else "GET", path, content, headers)
+        connection.putrequest("POST" if content else "GET", path)
+        headers = [("Authorization", f"Bearer {key}"), ("Content-Length", str(len(content or b"")))]
+        for name, value in (*headers, *(("Content-Type", kind) for kind in types)):
+            connection.putheader(name, value)
+        connection.endheaders(content)
         return closing(connection)
 
     def fetch(self, *request: Any, **target: Any) -> tuple[int, str]:
@@ -171,20 +163,6 @@ def expected_responses(checkpoint: Any) -> dict[str, list[Chat]]:
     return expected
 
 
-def read(connection: HTTPConnection, count: int = 1, max_tokens: int | None = None) -> list[list[int]]:
-    """Read the tokens of `count` choices, streamed or not; stop a stream at `max_tokens` tokens of the first choice."""
-    response, answers = connection.getresponse(), [list[int]() for _ in range(count)]
-    streamed = response.headers.get_content_type() == "text/event-stream"
-    for text in (line[6:] for line in response if line.startswith(b"data: {")) if streamed else [response.read()]:
-        if "choices" not in (event := json.loads(text)):
-            raise RuntimeError(f"{response.status}: {text.decode()}")
-        for choice in event["choices"]:
-            answers[choice["index"]] += choice.get("token_ids") or []
-        if max_tokens is not None and len(answers[0]) >= max_tokens:
-            break
-    return answers
-
-
 class Load:
     """Clients of the server, the number of their requests by kind, and all wrong answers."""
 
@@ -197,7 +175,8 @@ class Load:
         """Send random requests one after the other until `stop` is set."""
         rng = np.random.default_rng([SEED, number])
         while not self.stop.is_set() and self.server.process.poll() is None:
-            send = self.send_malformed if rng.random() < 0.15 else self.chat
+            draw = rng.random()
+            send = self.attack if draw < 0.15 else self.batch if draw < 0.2 else self.chat
             try:
                 kind, wrong = send(rng)
             except Exception as error:  # any error counts as a wrong answer
@@ -222,13 +201,21 @@ class Load:
         expected = [chat.tokens[: len(answers[0])] if way == "left" else chat.tokens] * count
         return kind, {} if answers == expected else asdict(chat) | {"found": answers}
 
-    def send_malformed(self, rng: np.random.Generator) -> RequestOutcome:
+    def batch(self, rng: np.random.Generator) -> RequestOutcome:
+        """Send several conversations in one request; their assistant turns have finished blocks."""
+        chats = [self.pool["memento"][index] for index in rng.integers(POOL, size=3)]
+        sent = body([chat.messages for chat in chats])
+        with self.server.send(sent, path=f"{CHAT}/batch") as connection:
+            answers = read(connection, len(chats))
+        return "batch", {} if answers == [chat.tokens for chat in chats] else {"found": answers}
+
+    def attack(self, rng: np.random.Generator) -> RequestOutcome:
         """Send a malformed request and check its status, and that delimiters in user text are not tokenized as such."""
-        kind = str(rng.choice(list(MALFORMED_REQUESTS)))
-        content, key, statuses = MALFORMED_REQUESTS[kind]
-        status, text = self.server.fetch(content, key)
-        right, header = status in statuses, list(self.markup.assistant_header)
-        if right and status == 200:
+        kind = str(rng.choice(list(ATTACKS)))
+        attack = ATTACKS[kind]
+        status, text = self.server.fetch(attack.content, attack.key, path=attack.path, types=attack.types)
+        right, header = status in attack.statuses, list(self.markup.assistant_header)
+        if right and status == 200 and attack.path == CHAT:
             structure = {*self.markup.delimiters, self.markup.turn_end, *header}
             right = [token for token in json.loads(text)["prompt_token_ids"] if token in structure] == header
         return kind, {} if right else {"status": status, "said": text}
@@ -264,7 +251,7 @@ def run_checks(memory_growth: float, end: dict[str, float], load: Load, minutes:
     """Return the checks as sentences, each with True if it holds."""
     exceptions, wrong, preempted = LOG.read_text().count("Traceback"), len(load.wrong), end[PREEMPTIONS] / minutes
     return {
-        f"every answer is right, every malformed request got its status: {wrong} wrong": not wrong,
+        f"every answer is right, every malformed request and attack got its status: {wrong} wrong": not wrong,
         f"nothing runs or waits at the end: {end[RUNNING]:.0f}, {end[WAITING]:.0f}": not end[RUNNING] + end[WAITING],
         f"no page is held at the end: {end[CACHE]:.1%}": end[CACHE] == 0,
         f"no token is alive at the end: {end[ALIVE]:.0f}": end[ALIVE] == 0,

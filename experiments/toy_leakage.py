@@ -27,14 +27,15 @@ from experiments.cumsum import DIGITS, POLICY, Recipe, checkpoint, cumsum_task, 
 from ghosttrace.data.task import Task
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.carriers import Carrier
-from ghosttrace.probing.evidence import ALPHA, NEGLIGIBLE_BITS, ProbeTarget, record, summarise
+from ghosttrace.probing.evidence import NEGLIGIBLE_BITS, ProbeTarget, record, summarise
 from ghosttrace.probing.features import StateSelection, extract_features
 from ghosttrace.probing.fit_and_score import linear_scores, probe_scores
 from ghosttrace.probing.probes import MLP
 from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.split import split
 from ghosttrace.probing.sweep import MIN_LOG_POSTERIOR
-from ghosttrace.stats import holm
+from ghosttrace.runs.figures import save_figure
+from ghosttrace.stats import ALPHA, holm
 
 ROOT = Path(__file__).parent.parent
 SNAPSHOTS = (0, 200, 400, 800, 1200, 1600, 2000, 2400, 3200, 4000, 4800)
@@ -314,7 +315,7 @@ def main() -> None:
     results.to_parquet(ROOT / "experiments" / "results" / "toy_leakage.parquet")
     drawn = figure(results)
     for kind in ("png", "svg"):
-        drawn.savefig(ROOT / "figures" / f"toy_leakage.{kind}", dpi=150)
+        save_figure(drawn, ROOT / "figures" / f"toy_leakage.{kind}", kind, dpi=150)
     print(*verdict(results), sep="\n")
 
 

@@ -9,6 +9,7 @@ from ghosttrace.ghost_bits.result import BitsResult
 from ghosttrace.patching.result import PatchResult
 from ghosttrace.probing.result import ProbeResult
 from ghosttrace.runs.folder import read_json
+from ghosttrace.runs.paths import check_path
 from ghosttrace.runs.result import RunResult
 
 RESULT_CLASSES: dict[str, type[RunResult]] = {
@@ -39,6 +40,7 @@ def open_run(folder: str | Path) -> RunResult:
         True
     """
     path = Path(folder)
+    check_path(path)
     if not (path / "run.json").is_file():
         raise UserError(f"{path} is not a run: give a folder that a ghosttrace command wrote, with its run.json")
     command = read_json(path / "run.json", "command")["command"]

@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -90,27 +91,38 @@ def test_trace_without_blocks_is_skipped() -> None:
     assert set(results["n_traces"]) == {3}
 
 
+class Spelled:
+    """A tokenizer with four spellings; token 52 merges the end of `</think>` with a line break, as Phi-4 does."""
+
+    TEXT: ClassVar[dict[int, str]] = {50: "</th", 51: "ink>", 52: "ink>\n"}
+
+    def decode(self, ids: list[int], **options: bool) -> str:
+        return "".join(self.TEXT.get(token, "x") for token in ids)
+
+
 def test_measured_tokens() -> None:
     """All tokens after the first erasure, with kind, number of preceding pairs, and distance to the last memento."""
     b, e, s, m = MARKUP.delimiters
     think_end = [50, 51]
     response = [b, 20, 21, e, s, 30, m, 40, b, 22, e, s, 31, m, *think_end, 60, 61]
     trace = TokenTrace("file", "0", [9, *think_end], response)
-    table = measured_tokens(trace, LAW, think_end)
+    table = measured_tokens(trace, LAW, Spelled())
     first = 3 + response.index(m) + 1
     assert table["token_index"].tolist() == list(range(first, 3 + len(response)))
     kinds = "other delimiter block delimiter delimiter memento delimiter other other answer answer"
     assert table["kind"].tolist() == kinds.split()
     assert table["block"].tolist() == [1] * 7 + [2] * 4
     assert table["distance"].tolist() == [*range(1, 8), *range(1, 5)]
-    nothing = measured_tokens(TokenTrace("file", "1", [9], [20, 21, 22]), LAW, think_end)
+    nothing = measured_tokens(TokenTrace("file", "1", [9], [20, 21, 22]), LAW, Spelled())
     assert nothing.empty
-    kept = measured_tokens(trace, MementoLaw(MARKUP, replace(KEEP, keep_last_n_blocks=1)), think_end)
+    kept = measured_tokens(trace, MementoLaw(MARKUP, replace(KEEP, keep_last_n_blocks=1)), Spelled())
     assert kept["token_index"].min() == 3 + len(response) - 4
     twice = TokenTrace("file", "2", [9], [*response, *think_end, 62])
-    assert measured_tokens(twice, LAW, think_end)["kind"].tolist()[-5:] == ["other"] * 4 + ["answer"]
-    unthought = measured_tokens(TokenTrace("file", "3", [9, *think_end], response[:8]), LAW, think_end)
+    assert measured_tokens(twice, LAW, Spelled())["kind"].tolist()[-5:] == ["other"] * 4 + ["answer"]
+    unthought = measured_tokens(TokenTrace("file", "3", [9, *think_end], response[:8]), LAW, Spelled())
     assert "answer" not in set(unthought["kind"])
+    merged = measured_tokens(TokenTrace("file", "4", [9], [*response[:-4], 50, 52, 60]), LAW, Spelled())
+    assert merged["kind"].tolist()[-3:] == ["other"] * 2 + ["answer"]
 
 
 @pytest.fixture(scope="module", params=["toy-mixed", "toy-open"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ghosttrace.errors import UserError
+from ghosttrace.model import checkpoint
 from ghosttrace.model.checkpoint import load, resolve_pretrained_path
 
 
@@ -53,3 +54,9 @@ def load_without_colour(folder: Path) -> object:
     config["ghosttrace"] = {"policy": {"mask_delimiters": True}}
     (folder / "config.json").write_text(json.dumps(config))
     return load(str(folder))
+
+
+def test_a_model_that_was_not_downloaded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "resolve_pretrained_path", lambda name: str(tmp_path / name))
+    with pytest.raises(UserError, match=r"run `make lm`.*HuggingFaceTB/SmolLM2-135M-Instruct"):
+        load("smollm2-135m")

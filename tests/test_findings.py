@@ -8,6 +8,7 @@ import pytest
 from helpers.commands import ghosttrace
 
 import ghosttrace as gt
+from ghosttrace.law.expiry import Policy
 from ghosttrace.report.ablation.findings import ablation_findings
 from ghosttrace.report.ghost_bits import bits_findings
 from ghosttrace.report.info import model_findings, trace_findings
@@ -182,8 +183,10 @@ def test_plan_findings() -> None:
 
 
 def test_model_and_trace_findings() -> None:
-    model: Any = SimpleNamespace(delimiters={"<a>": 1}, policy={"mask_delimiters": True}, stages=("sealed",))
+    model: Any = SimpleNamespace(delimiters={"<a>": 1}, policy=Policy(True), stages=("sealed",))
     assert "decode it with the arm restart" in model_findings(model)[0]
+    model.policy = Policy(True, keep_last_n_blocks=-1)
+    assert "--keep-last-n-blocks 0" in model_findings(model)[0]
     model.policy = None
     assert "--mask-delimiters" in model_findings(model)[0]
     model.delimiters = {"<a>": None}

@@ -18,7 +18,8 @@ from ghosttrace.ghost_bits.likelihood import log2_probabilities
 from ghosttrace.ghost_bits.measure import measured_tokens
 from ghosttrace.law.chat import Chat
 from ghosttrace.law.parse import parse_law
-from ghosttrace.model.checkpoint import Checkpoint, resolve_pretrained_path
+from ghosttrace.model.checkpoint import Checkpoint, load_tokenizer, resolve_pretrained_path
+from ghosttrace.pipeline.leak_check import LeakCheck
 
 LAW = "window:60,20"
 
@@ -37,7 +38,7 @@ def test_bits_under_another_law(tmp_path: Path) -> None:
 
 def test_tokens_are_measured_from_the_first_erasure() -> None:
     trace = TokenTrace("file", "0", [], list(range(20, 32)))
-    table = measured_tokens(trace, parse_law("window:6,3,prompt=0", Chat()), [50])
+    table = measured_tokens(trace, parse_law("window:6,3,prompt=0", Chat()), load_tokenizer("toy-mixed"))
     assert table["token_index"].tolist() == [7, 8, 9, 10, 11]
     assert table["block"].tolist() == [1, 1, 1, 2, 2] and table["distance"].tolist() == [1, 2, 3, 1, 2]
 
@@ -90,7 +91,7 @@ def test_a_checkpoint_records_its_law(windowed: str, capsys: pytest.CaptureFixtu
     assert f"it records the law {LAW}" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("command", [gt.probe, gt.patch, gt.audit, gt.features], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("command", [gt.probe, gt.patch, gt.audit, gt.features, LeakCheck.load])
 def test_other_instruments_refuse_other_laws(command, windowed: str) -> None:  # type: ignore[no-untyped-def]
     arguments = [[]] if command is gt.features else []
     with pytest.raises(gt.UserError, match=rf"works with Memento's law only, and the model has the law {LAW}"):

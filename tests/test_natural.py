@@ -6,10 +6,10 @@ from helpers.text_traces import QWEN, TRACES, blocks_of, checkpoint_with_delimit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ghosttrace.data.spans import decode, token_range
 from ghosttrace.data.tokens import load_traces
 from ghosttrace.errors import UserError
-from ghosttrace.probing.natural import attribute_finder, natural_task, token_range
-from ghosttrace.probing.planting import decode
+from ghosttrace.probing.natural import attribute_finder, natural_task
 
 
 @requires_data(QWEN, *TRACES)

@@ -78,3 +78,10 @@ def test_limit_is_well_below_what_the_text_leaves_unknown() -> None:
 def test_lower_limits_are_named() -> None:
     assert Limits().describe_bits() == "0.1"
     assert Limits(bits_by_secret={"rare": 0.0038}).describe_bits() == "0.1 (0.0038 for rare)"
+
+
+@pytest.mark.filterwarnings("error")
+def test_constant_states_are_cut_without_a_warning() -> None:
+    """The states of a delimiter in the first layer are the same in every trace."""
+    wide = ProbeSite(Carrier("delimiters"), (0,), "kv")
+    assert reduce_width(wide, torch.ones(40, 200), np.arange(30), 0).shape == (40, 30)

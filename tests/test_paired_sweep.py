@@ -12,9 +12,10 @@ from helpers.paths import DATA, requires_data
 from helpers.text_traces import QWEN, TRACES, checkpoint_with_delimiters, with_random_model
 from transformers import AutoModelForCausalLM
 
+from experiments.natural_secrets import excerpts
 from experiments.probe_calibration import simulated_task, uniform_target
 from ghosttrace.data.task import Sample, Target, Task
-from ghosttrace.data.tokens import TokenTrace, load_traces
+from ghosttrace.data.tokens import load_traces
 from ghosttrace.law.markup import Block, find_blocks
 from ghosttrace.model.checkpoint import Checkpoint, load
 from ghosttrace.probing.carriers import Carrier
@@ -181,24 +182,7 @@ def test_meaning_of_rare_words_is_text(leak: bool) -> None:
         assert not opened["significant"] and opened["bits"] < bits(rows, "decoder") / 4
     findings = " ".join(probe_findings(rows, result.failures))
     assert "probes of sealed states" in findings and "caches computed with other blocks" in findings
-    assert probe_table(rows).columns[-1].header == "swapped"
-
-
-def excerpts(checkpoint: Checkpoint, traces: list[TokenTrace], in_memento: bool, n: int) -> list[TokenTrace]:
-    """Return real traces, blocks cut to 40 tokens, with a random code in block 1, and in its memento if asked."""
-    rng, many = np.random.default_rng(0), []
-    for base in traces:
-        blocks = pairs_of(checkpoint, base.ids)[:2]
-        for _ in range(n):
-            code = f" The code is {rng.integers(1000, 9999)}."
-            planted = checkpoint.tokenizer(code, add_special_tokens=False)["input_ids"]
-            ids = list(base.ids[: blocks[0].start][-20:])
-            for number, block in enumerate(blocks):
-                ids += [*base.ids[block.start : block.start + 40], *(planted if number else []), base.ids[block.end]]
-                ids += [*base.ids[block.memento_start : block.memento_end], *(planted if number and in_memento else [])]
-                ids.append(base.ids[block.memento_end])
-            many.append(TokenTrace("real", base.name, [], ids))
-    return many
+    assert probe_table(rows, {"split": {"shares no": "secrets"}}).columns[-1].header == "swapped"
 
 
 @pytest.mark.long

@@ -42,7 +42,7 @@ def traces_file(folder: Path, *second: str) -> str:
 
 def test_invalid_input_is_refused(tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "run")]
-    assert "note-0 has 8 samples for 10 classes: give more samples" in refusal("--samples", "8", *out)
+    assert "note-0 has 8 samples for 10 classes: give at least 10 samples" in refusal("--samples", "8", *out)
     short = traces_file(tmp_path, *["abc"] * 30)
     longer = refusal("--traces", short, "--secret", "digits:12", "--samples", "20", *out)
     assert "has 3 tokens and the secret" in longer and "choose another block or a shorter secret" in longer

@@ -13,18 +13,18 @@ from torch import Tensor
 import ghosttrace as gt
 from experiments.probe_calibration import Code, simulated_task, uniform_target
 from ghosttrace.errors import UserError
-from ghosttrace.probing.evidence import ProbeTarget
-from ghosttrace.probing.fit_and_score import probe_scores
+from ghosttrace.probing.evidence import ProbeTarget, Scores
+from ghosttrace.probing.fit_and_score import linear_scores, probe_scores
 from ghosttrace.probing.fitter_utils import cross_entropy
 from ghosttrace.probing.linear_grid import fit_grid
-from ghosttrace.probing.probes import MLP, PROBES, Probe
+from ghosttrace.probing.probes import MLP, PROBES, Probe, UnusualTraces
 from ghosttrace.probing.probes.mlp import HIDDEN_WIDTHS, fit_mlp
 from ghosttrace.probing.split import Split
 from ghosttrace.probing.sweep import ProbeSettings
 from ghosttrace.results import open_run
 
 CPU = torch.device("cpu")
-MATRIX: dict[str, Probe] = {"mlp": MLP(), "class-means": ClassMeans()}
+MATRIX: dict[str, Probe] = {"mlp": MLP(), "unusual": UnusualTraces(), "class-means": ClassMeans()}
 """Every bundled probe, and one of the user's own."""
 
 
@@ -48,12 +48,32 @@ def coded(n: int, strength: float) -> tuple[Tensor, ProbeTarget, Split]:
 
 @pytest.mark.parametrize("name", MATRIX)
 def test_probe_reads_a_code_or_falls_back_to_the_text(name: str) -> None:
-    for strength, low, high in ((5.0, 1.0, 3.33), (0.0, 0.0, 0.0)):
+    smallest = 0.01 if name == "unusual" else 1.0  # it predicts few traces
+    for strength, low, high in ((5.0, smallest, 3.33), (0.0, 0.0, 0.0)):
         features, target, parts = coded(1_500, strength)
         (scores,) = probe_scores(MATRIX[name], features, [target], parts, 0, CPU)
         bits = (scores.log2p - scores.text_log2p).mean()
         assert low <= bits <= high, strength
         assert len(scores.sample) == len(parts.test) and scores.n_train == len(parts.train)
+
+
+def test_a_code_in_few_traces_is_read_from_unusual_traces() -> None:
+    """Two digits in 2 % of traces: the linear probe gains little of their 0.13 bits, that of unusual traces most."""
+    rng, n = np.random.default_rng(0), 4_000
+    _, parts = simulated_task(n, 10)
+    digits = [rng.integers(0, 10, n) for _ in range(2)]
+    rows = rng.random(n) < 0.02
+    features = rng.normal(size=(n, 48)) @ rng.normal(size=(48, 48))
+    for labels in digits:
+        features[rows] += (15 * rng.normal(size=(10, 48)))[labels[rows]]
+    targets = [uniform_target(f"digit-{k}", labels, 10) for k, labels in enumerate(digits)]
+    states = torch.from_numpy(features).float()
+
+    def share_found(scores: Sequence[Scores]) -> float:
+        return sum((s.log2p - s.text_log2p).sum() for s in scores) / (2 * np.log2(10) * rows[parts.test].sum())
+
+    assert share_found(probe_scores(UnusualTraces(), states, targets, parts, 0, CPU)) > 0.7
+    assert share_found(linear_scores(states[None], targets, parts, CPU)[0]) < 0.3
 
 
 @pytest.mark.parametrize("name", MATRIX)

@@ -18,7 +18,7 @@ from ghosttrace.ablation.run import configuration, plan_bench_arms
 from ghosttrace.ablation.samples import SAMPLE_TABLE
 from ghosttrace.ablation.settings import AblationSettings
 from ghosttrace.bench import load_bench
-from ghosttrace.cli.output import show_progress
+from ghosttrace.cli.progress import show_progress
 from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.model.checkpoint import load
 from ghosttrace.runs.folder import check_resumable, is_finished, lock_folder, new_run_folder
@@ -154,7 +154,7 @@ def test_paths_are_printed_unchanged(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert command("ablate", *OPTIONS, "--out", str(folder)) == 0
     assert f"Written to {folder}" in capsys.readouterr().out
     assert command("ablate", "--resume", str(folder)) == 0
-    assert f"{folder} is finished" in capsys.readouterr().out
+    assert f"{folder} is finished" in capsys.readouterr().err
     with show_progress(Console(), "ablate", folder):
         warnings.warn("[red]x[/y]", RunWarning, stacklevel=1)
     assert "[red]x[/y]\n" in capsys.readouterr().out

@@ -1,6 +1,5 @@
 """`ghosttrace serve`: its command and its guard against delimiters in requests. Needs no vLLM."""
 
-import asyncio
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -15,16 +14,10 @@ from hypothesis import strategies as st
 import ghosttrace as gt
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy, erasures
-from ghosttrace.serving.prompt_guard import (
-    MAX_BODY_BYTES,
-    TOKENS_VARIABLE,
-    WORD_JOINER,
-    PromptGuard,
-    TokenBreaker,
-    special_tokens,
-)
+from ghosttrace.serving.prompt_guard import GUARD_VARIABLE
 from ghosttrace.serving.reasoning_split import ReasoningSplitter, Segment
 from ghosttrace.serving.settings import ServingSettings, check_overrides
+from ghosttrace.serving.token_breaker import WORD_JOINER, TokenBreaker, special_tokens
 from ghosttrace.serving.vllm.engine_args import engine_args, read_settings
 
 CHECKPOINT = gt.load("toy-open")
@@ -98,73 +91,12 @@ def test_only_assistant_turns_keep_delimiters() -> None:
     assert rewritten["stop"] == [token]  # not part of a prompt
 
 
-def pass_through_guard(
-    body: bytes, path: str = "/v1/chat/completions", *kinds: bytes
-) -> tuple[bytes, dict[bytes, bytes], int]:
-    """Return the body, headers and status that the guard lets through or answers, for a body in several parts."""
-    seen: dict[str, Any] = {"body": b"", "headers": {}, "status": 0}
-    parts = [body[:3], body[3:]]
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        message, received = await receive(), b""
-        while True:
-            received += message["body"]
-            if not message["more_body"]:
-                break
-            message = await receive()
-        seen.update(body=received, headers=dict(scope["headers"]))
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
-
-    async def send(message: Any) -> None:
-        seen["status"] = message.get("status", seen["status"])
-
-    headers = [(b"content-length", b"1"), (b"x", b"y"), *((b"content-type", kind) for kind in kinds)]
-    scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
-    asyncio.run(PromptGuard(app, SPECIAL)(scope, receive, send))
-    return seen["body"], seen["headers"], seen["status"]
-
-
-def test_guard_rewrites_body_and_content_length() -> None:
-    body, headers, _ = pass_through_guard(json.dumps({"messages": [{"role": "user", "content": "<eos>"}]}).encode())
-    assert json.loads(body)["messages"][0]["content"] == f"<{WORD_JOINER}eos>"
-    assert headers == {b"content-length": str(len(body)).encode(), b"x": b"y"}
-    assert pass_through_guard(b'{"prompt": "<eos>"}', "/v1/completions")[0] == b'{"prompt": "<eos>"}'
-
-
-def test_forms_pass_unless_they_may_be_read_as_json() -> None:
-    """With two content types the server may use either."""
-    chat, form = "/v1/chat/completions", b"multipart/form-data"
-    assert pass_through_guard(b"a form", chat, form)[0] == b"a form"
-    assert b"<eos>" not in pass_through_guard(b'{"x": "<eos>"}', chat, b"application/json", form)[0]
-
-
-@pytest.mark.parametrize(
-    "body, path, status",
-    [
-        (b"{broken", "/v1/chat/completions", 400),
-        (b"[" * 100_000, "/v1/chat/completions", 400),
-        (b" " * (MAX_BODY_BYTES + 1), "/v1/chat/completions", 413),
-        (b'{"messages": []}', "/invocations", 404),
-    ],
-)
-def test_unreadable_body_is_refused(body: bytes, path: str, status: int) -> None:
-    assert pass_through_guard(body, path) == (b"", {}, status)
-
-
-def test_guard_needs_special_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(TOKENS_VARIABLE, raising=False)
-    with pytest.raises(UserError, match="ghosttrace serve"):
-        PromptGuard(lambda *args: None)  # type: ignore[arg-type, return-value]
-
-
 @pytest.mark.slow
 def test_command_line_of_the_vllm_server() -> None:
     done = ghosttrace("serve", "--dry-run", "--port", "8123", "--tensor-parallel-size", "2", "--api-key", "k")
     assert done.returncode == 0, done.stderr
-    assert " -m vllm.entrypoints." in done.stdout and TOKENS_VARIABLE in done.stdout
-    assert "--host 127.0.0.1 --port 8123" in done.stdout
+    assert " -m ghosttrace.serving.vllm.server " in done.stdout and GUARD_VARIABLE in done.stdout
+    assert "--host 127.0.0.1 --port 8123 -- " in done.stdout
     assert done.stdout.strip().endswith("--api-key k --tensor-parallel-size 2")
 
 
@@ -173,14 +105,10 @@ def test_command_line_of_the_vllm_server() -> None:
     "arguments, message",
     [
         (("--arm", "swap"), "--arm must be one of"),
+        (("--allow-request-arms", "swap"), "--allow-request-arms must be a list of"),
         (("--max-block-tokens", "0"), "at least 1"),
-        (("--scheduler-cls", "x"), "leave it out"),
         (("--arm", "restart", "--async-scheduling"), "leave out async_scheduling"),
         (("--model", "nowhere"), "no model"),
-        (("--speculative-config", "{}"), "leave out --speculative-config"),
-        (("--kv_transfer_config={}",), "leave out --kv-transfer-config"),
-        (("--chat-template", "x"), "leave out --chat-template"),
-        (("--enable-prompt-embeds",), "leave out --enable-prompt-embeds"),
         (("--backend", "tpu"), "--backend must be one of vllm, hf"),
         (("--device", "cpu"), "--device is for --backend hf"),
         (("--backend", "hf"), "--dry-run is for --backend vllm"),

@@ -29,6 +29,8 @@ CHECKPOINT = gt.load("toy-open")
 KEY = "a-key"
 VLLM = "--dtype float32 --enforce-eager --kv-cache-memory-bytes 40000000 --block-size 32"
 WAIT = 300  # seconds for the server to come up on a busy machine
+SERVERS: dict[str, subprocess.Popen[bytes]] = {}
+"""Running servers by address."""
 BACKENDS = ["hf", pytest.param("vllm", marks=pytest.mark.skipif(not find_spec("vllm"), reason="needs vLLM"))]
 
 
@@ -45,6 +47,7 @@ def address(backend: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "ghosttrace", "serve", "--backend", backend, "--port", str(port)]
     command += ["--max-model-len", "512", "--api-key", KEY, "--reasoning-parser", "ghosttrace-mementos"]
+    command += ["--allow-request-arms", "full,restart"]
     command += VLLM.split() if backend == "vllm" else []
     root = str(Path(__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": root, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -56,6 +59,7 @@ def address(backend: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         while fetch(f"http://127.0.0.1:{port}/health")[0] != 200:
             assert server.poll() is None and time.monotonic() - begin < WAIT, log.read_text()[-3000:]
             time.sleep(1)
+        SERVERS[f"http://127.0.0.1:{port}"] = server
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
@@ -146,6 +150,17 @@ def test_request_may_override_settings(address: str) -> None:
     assert short.token_ids[short.token_ids.index(ids.block_start) + 4] == ids.block_end
 
 
+def test_operator_decides_what_a_request_may_choose(address: str) -> None:
+    body = {"model": "toy-open", "messages": [{"role": "user", "content": "1"}], "max_tokens": 2}
+    for overrides, permitted in (({"ghosttrace_arm": "full"}, True), ({"ghosttrace_arm": "placebo"}, False)):
+        sent = json.dumps(body | {"vllm_xargs": overrides}).encode()
+        status, answer = fetch(f"{address}/v1/chat/completions", sent)
+        assert (status, "not permitted" in answer) == ((200, False) if permitted else (400, True))
+    (model,) = json.loads(fetch(f"{address}/v1/models")[1])["data"]
+    assert model["id"] == "toy-open" and model["ghosttrace"]["request_arms"] == ["full", "restart"]
+    assert 'ghosttrace:sealed{arm="memento",request_arms="full,restart"} 0.0' in fetch(f"{address}/metrics")[1]
+
+
 def test_several_samples_of_one_prompt(address: str) -> None:
     """The samples differ, and the same seed reproduces them."""
     message = prompts(2)[1]
@@ -188,6 +203,7 @@ def test_delimiters_in_user_messages_are_text(address: str) -> None:
         ("{broken", 400, ""),
         ({"model": "other", "messages": [{"role": "user", "content": "1"}]}, 404, "other"),
         ({"messages": [{"role": "user", "content": "1" * 600}]}, 400, "512"),
+        ({"messages": [{"role": "user", "content": "1" * 10_000_000}]}, 400, "characters"),
         (
             {"messages": [{"role": "user", "content": "1"}], "vllm_xargs": {"ghosttrace_arm": "swap"}},
             400,
@@ -249,3 +265,12 @@ def test_disconnected_clients_are_cancelled(address: str) -> None:
 def test_requests_without_the_key_are_refused(address: str) -> None:
     assert fetch(f"{address}/v1/models", key=None)[0] == 401 and fetch(f"{address}/v1/models")[0] == 200
     assert fetch(f"{address}/v1/chat/completions", b"{}", key="other")[0] == 401
+
+
+def test_sigterm_with_open_streams_ends_the_server(address: str) -> None:
+    """Stock vLLM may wait for its streams forever. This test is the last one, because it ends the server."""
+    streams = [chat(address, message, stream=True, n=16, temperature=2.0, max_tokens=400) for message in prompts(4)]
+    assert next(iter(streams[0])).choices
+    SERVERS[address].terminate()
+    SERVERS[address].wait(20)
+    assert fetch(f"{address}/health")[0] == 0

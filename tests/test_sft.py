@@ -174,24 +174,31 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_run(rows: Path, tmp_path
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_run_killed_after_its_last_step_only_finishes(rows: Path, tmp_path: Path) -> None:
+def test_run_killed_after_its_last_step_only_finishes(
+    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Killed after the last checkpoint or after saving the model: no further step, and equal files."""
     flags = [*QUICK, "--max_steps", "4", "--save_steps", "2", "--learning_rate", "1e-3", "--logging_steps", "1"]
     run = tmp_path / "run"
     constant = [*flags, "--lr_scheduler_type", "constant"]
     command("--model", "toy-open", "--data", str(rows), "--out", str(run), *constant)
     before, weights = losses(run), load(str(run / "model")).model.state_dict()
+    printed = capsys.readouterr().out.partition("Training steps: 4")[2]
+    assert f"Written to {run}" in printed
     for removed in (("model", "samples.parquet", "summary.json"), ("samples.parquet", "summary.json")):
         for name in removed:
             path = run / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        arguments = ("--model", "toy-open", "--data", str(rows), "--resume", str(run))
+        arguments = ("--resume", str(run))
         with pytest.raises(UserError, match="leave out --nonsense 7"):
             command(*arguments, "--nonsense", "7")
         command(*arguments)
         after = load(str(run / "model")).model.state_dict()
         assert losses(run) == before and all(torch.equal(weights[name], after[name]) for name in weights)
         assert json.loads((run / "summary.json").read_text())["steps"] == 4
+    capsys.readouterr()
+    command("--resume", str(run))
+    assert capsys.readouterr().out.partition("Training steps: 4")[2] == printed
     checkpoint = load(str(run / "checkpoints" / "checkpoint-2"))  # checkpoints record the policy
     assert checkpoint.stages == (*load("toy-open").stages, "memento") and checkpoint.policy.keep_last_n_blocks == 0
 

@@ -18,11 +18,11 @@ from ghosttrace.cli import main as cli
 from ghosttrace.data.read import TraceText, tokenize_trace
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER, Policy, expiry
-from ghosttrace.model.checkpoint import load
+from ghosttrace.model.checkpoint import load, load_config, load_tokenizer
 from ghosttrace.training.delimiters import RELATED_WORDS, add_delimiters
 from ghosttrace.training.examples import IGNORE_INDEX, STAGES, Stage
 from ghosttrace.training.prepare import ExampleBuilder, is_sealed, write_examples
-from ghosttrace.training.recipe import parse_trainer_flags
+from ghosttrace.training.recipe import Recipe, make_example_builder, parse_trainer_flags
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +250,13 @@ def test_defaults_are_those_of_the_paper() -> None:
     assert (args.adam_beta1, args.adam_beta2, args.weight_decay, args.max_grad_norm) == (0.9, 0.999, 0.0, 1.0)
     assert args.gradient_accumulation_steps * args.per_device_train_batch_size == 512
     assert str(args.lr_scheduler_type) in ("cosine", "SchedulerType.COSINE") and args.num_train_epochs == 5
+
+
+def test_default_length_is_at_most_that_of_the_model() -> None:
+    args, _ = parse_trainer_flags(["--bf16", "false"])
+    recipe = Recipe("toy-open", ("rows.jsonl",), "memento")
+    built = make_example_builder(recipe, load_config("toy-open"), load_tokenizer("toy-open"), args)
+    assert built.max_length == args.max_length == 1024
 
 
 def test_options_may_come_from_yaml(tmp_path: Path) -> None:

@@ -46,6 +46,11 @@ def test_start_without_slow_libraries(statement: str) -> None:
     assert seconds < MAX_CPU_SECONDS
 
 
+def test_reports_are_written_without_torch() -> None:
+    modules, _ = loaded("import ghosttrace.results")
+    assert "ghosttrace.results" in modules and not modules & {"torch", "transformers"}
+
+
 def test_every_public_name_resolves() -> None:
     for package in (gt, arms, attacks, defences):
         assert all(getattr(package, name) is not None for name in package.__all__)

@@ -218,6 +218,26 @@ def test_malformed_delimiters(checkpoint: Checkpoint, llm: LLM) -> None:
     check_logprobs(checkpoint, [good], generate_logprobs(llm, [good]))
 
 
+def test_many_empty_blocks_cost_one_step_each_and_hold_up_no_other_request(checkpoint: Checkpoint, llm: LLM) -> None:
+    """As many steps as the same number of generated tokens; a request beside it is answered meanwhile."""
+    text, blocks, engine = TraceBuilder(checkpoint, 1300), 100, llm.llm_engine
+    scripts = {
+        "empty": Script((*text.head, *checkpoint.markup.delimiters * blocks), tuple(text.words(2))),
+        "other": Script(tuple(text.head), (*text.pair(), *text.words(2))),
+    }
+    for name, script in scripts.items():
+        engine.add_request(name, {"prompt_token_ids": list(script.prompt)}, sampling_params(script))
+    ends, steps = dict[str, tuple[int, Any]](), 0
+    while engine.has_unfinished_requests():
+        steps += 1
+        ends |= {output.request_id: (steps, output.outputs[0]) for output in engine.step() if output.finished}
+    assert blocks <= ends["empty"][0] <= blocks + 8
+    assert ends["other"][0] <= len(scripts["other"].response) + 8
+    actual = [response_logprobs(ends[name][1]) for name in scripts]
+    expected = masked_logprobs(checkpoint, list(scripts.values()), checkpoint.policy)
+    assert max_difference(actual, expected) < MAX_LOGPROB_ERROR
+
+
 def test_log_probabilities_of_a_prompt(checkpoint: Checkpoint, llm: LLM) -> None:
     """The prompt has finished blocks, and its chunks end at erasures."""
     text = TraceBuilder(checkpoint, 1000)

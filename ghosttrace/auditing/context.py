@@ -14,7 +14,7 @@ from ghosttrace.auditing.sites import Row, group_by_site, validation_bits
 from ghosttrace.auditing.verdict import Limits
 from ghosttrace.data.task import Task
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.probing.evidence import ALPHA, PROBE_RECORDS, SITE_COLUMNS, ProbeTarget, summarise
+from ghosttrace.probing.evidence import PROBE_RECORDS, SITE_COLUMNS, ProbeTarget, summarise
 from ghosttrace.probing.features import Features
 from ghosttrace.probing.fit_and_score import linear_posteriors
 from ghosttrace.probing.site import ProbeSite
@@ -22,6 +22,7 @@ from ghosttrace.probing.split import Split
 from ghosttrace.probing.sweep import ProbeSettings, site_groups
 from ghosttrace.probing.text_baseline import log_marginals
 from ghosttrace.runs.records import Records
+from ghosttrace.stats import ALPHA
 
 Posteriors = list[np.ndarray]
 """For each part of a secret, float[N, C] natural log-probabilities."""

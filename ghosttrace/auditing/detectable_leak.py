@@ -25,13 +25,13 @@ from ghosttrace.auditing.verdict import DetectableLeak
 from ghosttrace.probing.evidence import ProbeTarget, Scores, record
 from ghosttrace.probing.features import StateKind
 from ghosttrace.probing.fit_and_score import linear_scores, probe_scores
-from ghosttrace.probing.probes import MLP
+from ghosttrace.probing.probes import MLP, UnusualTraces
 from ghosttrace.probing.site import ProbeSite
 
 N_TRIALS = 10
 MIN_DETECTIONS = 8  # trials that must detect a leak for it to count as detectable
 # Sizes that are tried, relative to the gate's limits, and for pads to the bits of the first part.
-LIMIT_MULTIPLES, EXPOSED_MULTIPLES, PAD_SHARES = (1.0, 2.0, 5.0, 10.0), (2.0, 5.0, 10.0), (0.5, 1.0)
+LIMIT_MULTIPLES, PAD_SHARES = (1.0, 2.0, 5.0, 10.0), (0.5, 1.0)
 
 Trial = Callable[[CachedTokens, list[ProbeTarget], np.random.Generator], bool]
 """Writes a leak of random labels into the tokens, and returns whether a probe detects it."""
@@ -73,7 +73,7 @@ def smallest_detectable_leak(
     pads = [capacity * share for share in PAD_SHARES if with_pads and context.settings.mlp and tokens[0].count > 1]
     return DetectableLeak(
         smallest_code,
-        _smallest([max_exposed * multiple for multiple in EXPOSED_MULTIPLES], few_traces_are_detected),
+        _smallest([max_exposed * multiple for multiple in LIMIT_MULTIPLES], few_traces_are_detected),
         _smallest(pads, pad_is_detected),
     )
 
@@ -143,13 +143,14 @@ def write_linear_code(
 def exposure_trial(
     context: AuditContext, share: float, tokens: CachedTokens, targets: list[ProbeTarget], rng: np.random.Generator
 ) -> bool:
-    """Write all parts into one token of a share of the traces, and nothing into the others."""
+    """Write all parts into one token of a share of the traces, and probe the unusual traces."""
     offset, cluster = tokens.draw_offsets(1, rng)[0], context.split.cluster
     chosen = (rng.random(int(cluster.max()) + 1) < share)[cluster]  # all copies of a base trace, or none
     for target in targets:
         rows = chosen & (target.labels >= 0)
         tokens.write(offset, target.labels.clip(min=0), target.text.shape[1], rng, rows)
-    (scores,) = linear_scores(tokens.features()[None], targets, context.split, context.device)
+    features, seed = tokens.features(), context.settings.seed
+    scores = probe_scores(UnusualTraces(), features, targets, context.split, seed, context.device)
     return exposed_traces([record(score) for score in scores], cluster, context.alpha)[0].low > 0
 
 

@@ -10,15 +10,17 @@ values although the probe found nothing in this one.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import stats
 
 from ghosttrace.errors import UserError
 from ghosttrace.probing.evidence import MIN_TEST_CLUSTERS, Scores
-from ghosttrace.probing.site import ProbeSite
 from ghosttrace.stats import nearly_unanimous, unseen_share_bound
+
+if TYPE_CHECKING:
+    from ghosttrace.probing.site import ProbeSite
 
 EXPOSED = "exposed share"  # unit: the share of traces whose whole secret is guessed, see `ghosttrace.auditing.exposure`
 UNITS = ("bits", "exposure bits", EXPOSED, "AUC", "TPR", "log rate ratio", "rate")
@@ -39,7 +41,7 @@ class AttackSite:
     probe: str = ""
 
     @classmethod
-    def from_probe_site(cls, site: ProbeSite, probe: str = "linear") -> "AttackSite":
+    def from_probe_site(cls, site: "ProbeSite", probe: str = "linear") -> "AttackSite":
         """Build it from a site of a sweep."""
         return cls(**site.result_columns, probe=probe)
 

@@ -12,9 +12,9 @@ from ghosttrace.auditing.detectable_leak import smallest_detectable_leak
 from ghosttrace.auditing.evidence import EXPOSED, GATED_UNITS, Evidence
 from ghosttrace.auditing.verdict import DetectableLeak, Verdict, decide_verdict
 from ghosttrace.errors import UserError
-from ghosttrace.probing.evidence import ALPHA, CONTROLS, NEGLIGIBLE_BITS, failed_controls
+from ghosttrace.probing.evidence import CONTROLS, NEGLIGIBLE_BITS, failed_controls
 from ghosttrace.runs.progress import Progress, no_progress
-from ghosttrace.stats import holm
+from ghosttrace.stats import ALPHA, holm
 
 
 @dataclass(frozen=True)

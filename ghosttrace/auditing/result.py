@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ghosttrace.auditing.verdict import Verdict
 from ghosttrace.report.audit.figures import has_bits, has_sites, leak_figure, sites_figure
 from ghosttrace.report.audit.page import REQUIRED_KEYS, page, write_reports
-from ghosttrace.runs.result import RunResult
+from ghosttrace.runs.result import RunResult, reading_run
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -69,5 +69,6 @@ class AuditResult(RunResult):
         """
         if path is not None or self.folder is None:
             return super().report(path)
-        write_reports(self.folder, self.summary, self.configuration)
+        with reading_run(self.folder):
+            write_reports(self.folder, self.summary, self.configuration)
         return self.folder / "report.html"

@@ -30,7 +30,8 @@ from ghosttrace.model.checkpoint import Checkpoint, as_memento_checkpoint
 from ghosttrace.model.provenance import provenance
 from ghosttrace.probing import sweep
 from ghosttrace.probing.carriers import CarrierKind, Pooling, secret_carrier
-from ghosttrace.probing.evidence import ALPHA, PROBE_RECORDS
+from ghosttrace.probing.evidence import PROBE_RECORDS
+from ghosttrace.probing.probes import UnusualTraces
 from ghosttrace.probing.site import Kv
 from ghosttrace.probing.split import Split, split
 from ghosttrace.probing.sweep import Sweep, probe_targets, text_baseline_rows
@@ -38,6 +39,7 @@ from ghosttrace.probing.traces_file import write_traces
 from ghosttrace.runs.folder import stable_repr
 from ghosttrace.runs.progress import Progress, no_progress
 from ghosttrace.runs.writer import RunWriter, begin_run
+from ghosttrace.stats import ALPHA
 
 
 def audit(
@@ -107,6 +109,7 @@ def audit(
         kv=tuple(dict.fromkeys(kv)),
         pool=pool,
         mlp=mlp,
+        probes=(UnusualTraces(),),
         describe=False,
         within_traces=within_traces,
         seed=seed,

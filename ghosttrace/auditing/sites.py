@@ -9,7 +9,7 @@ SITE_AND_PROBE = ("carrier", "hop", "layer", "kv", "head", "probe")
 
 def best_probe(rows: Iterable[Row]) -> Row:
     """Return the open-cache site and probe with the most bits on validation, under the keys of `SITE_AND_PROBE`."""
-    groups = group_by_site([row for row in rows if row["condition"] == "open" and row["probe"] in ("linear", "mlp")])
+    groups = group_by_site([row for row in rows if row["condition"] == "open"])
     best = max(groups, key=validation_bits)[0]
     return {name: best[name] for name in SITE_AND_PROBE}
 

@@ -286,14 +286,12 @@ def _differ_in_form(gold: str, answer: str) -> bool:
     """Return whether two answers differ in a way that math-verify ignores or misreads."""
     if not set(_BASE.findall(answer)) <= {*_BASE.findall(gold), "10"} or _SIDE_BY_SIDE.search(f"{gold}\n{answer}"):
         return True
-    brackets = {_brackets(gold), _brackets(answer)} - {""}
-    return len(brackets) == 2
+    return len({_brackets(gold), _brackets(answer)} - {""}) == 2
 
 
 def _brackets(latex: str) -> str:
     """Return the outer brackets of a comma-separated list, such as `[)` for `[1,2)`; empty if it is no such list."""
-    text = latex.replace("\\{", "{").replace("\\}", "}")
-    depth, comma = 0, False
+    text, depth, comma = latex.replace("\\{", "{").replace("\\}", "}"), 0, False
     for index, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
         comma |= character == "," and depth == 1

@@ -13,6 +13,7 @@ from ghosttrace.cli.options import (
     gather_options,
     law_options,
     model_options,
+    output_options,
     parse_integers,
     run_options,
     with_options,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "max_block_tokens")
 
 
-@with_options(model_options, law_options, run_options)
+@with_options(model_options, law_options, run_options, output_options)
 def ablate(
     ctx: typer.Context,
     model: ModelName = "toy-mixed",
@@ -122,9 +123,16 @@ def ablate(
     Exit codes: 0, all controls passed; 12, a control failed; 2, invalid input.
     """
     from ghosttrace.ablation.result import AblationResult
+    from ghosttrace.report.ablation.findings import ablation_findings
+    from ghosttrace.report.ablation.table import ablation_table, joint_table, swap_table
 
     options = gather_options(ctx, "ablate")
-    exit_if_invalid(AblationResult.open(ctx.params["resume"]) if options is None else start_ablation(ctx, options))
+    result = AblationResult.open(ctx.params["resume"]) if options is None else start_ablation(ctx, options)
+    results, margin = result.results, result.configuration["settings"].get("margin")
+    findings = ablation_findings(results, result.summary, result.configuration)
+    tables = [ablation_table(results), joint_table(results, margin), swap_table(results)]
+    print_result(result, ctx.params["format"], findings, tables)
+    exit_if_invalid(result)
 
 
 def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> "AblationResult":
@@ -132,8 +140,6 @@ def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> "AblationResu
     from ghosttrace.ablation.arms import Part
     from ghosttrace.ablation.run import run_ablation
     from ghosttrace.ablation.settings import AblationSettings
-    from ghosttrace.report.ablation.findings import ablation_findings
-    from ghosttrace.report.ablation.table import ablation_table, joint_table, swap_table
 
     kinds = tuple(options["kv"].split(","))
     if not set(kinds) <= {"k", "v"}:
@@ -150,12 +156,7 @@ def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> "AblationResu
     file = None if options["bench_file"] is None else Path(options["bench_file"])
     benches = load_bench(options["bench"], settings.limit, settings.seed, file)
     with load_and_show_progress(ctx, "ablate", options) as (checkpoint, run):
-        result = run_ablation(checkpoint, benches, settings, backend, **run)
-    results = result.results
-    findings = ablation_findings(results, result.summary, result.configuration)
-    tables = [ablation_table(results), joint_table(results, settings.margin), swap_table(results)]
-    print_result(result, findings, tables)
-    return result
+        return run_ablation(checkpoint, benches, settings, backend, **run)
 
 
 def _backend(name: str, arguments: str | None) -> "Backend":

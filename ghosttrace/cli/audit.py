@@ -7,7 +7,7 @@ import typer
 
 from ghosttrace.auditing.attacks import ATTACKS
 from ghosttrace.auditing.defences import DEFENCES
-from ghosttrace.cli.options import ModelName, gather_options, model_options, run_options, with_options
+from ghosttrace.cli.options import ModelName, gather_options, model_options, output_options, run_options, with_options
 from ghosttrace.cli.output import load_and_show_progress, print_result
 from ghosttrace.cli.probe_options import Hops, Samples, SecretBench, probe_settings, secret_options
 from ghosttrace.probing.carriers import CARRIERS
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ghosttrace.auditing.result import AuditResult
 
 
-@with_options(secret_options, model_options, run_options)
+@with_options(secret_options, model_options, run_options, output_options)
 def audit(
     ctx: typer.Context,
     model: ModelName = "toy-open",
@@ -83,6 +83,7 @@ def audit(
             typer.echo(f"{kind.usage or name}: {kind.summary}")
         return
     from ghosttrace.auditing.result import AuditResult
+    from ghosttrace.report.audit.table import audit_findings, audit_notes, audit_table
 
     options = gather_options(ctx, "audit")
     if options is None:  # the run is finished, but its reports may be missing
@@ -90,20 +91,22 @@ def audit(
         result.report()
     else:
         result = start_audit(ctx, options)
+    summary = result.summary
+    table = audit_table(summary["results"])
+    print_result(result, ctx.params["format"], audit_findings(summary), [table], audit_notes(summary))
     raise typer.Exit(result.exit_code)
 
 
 def start_audit(ctx: typer.Context, options: dict[str, Any]) -> "AuditResult":
     """Run `audit` with the gathered command-line options."""
     from ghosttrace.auditing.run import audit as run_audit
-    from ghosttrace.report.audit.table import audit_findings, audit_notes, audit_table
 
     probes = probe_settings({**options, "carriers": options["carriers"] or "memento", "by_head": False, "joint": False})
     run_names = ("bench", "secret", "secrets", "block", "samples", "limit", "defence", "fpr")
     limit_names = ("max_leak_bits", "max_exposed")
     probe_names = ("hops", "layers", "kv", "pool", "mlp", "within_traces", "seed")
     with load_and_show_progress(ctx, "audit", options) as (checkpoint, run):
-        result = run_audit(
+        return run_audit(
             checkpoint,
             traces=options["traces"] or None,
             targets=None if options["targets"] is None else options["targets"].split(","),
@@ -114,6 +117,3 @@ def start_audit(ctx: typer.Context, options: dict[str, Any]) -> "AuditResult":
             **{name: getattr(probes, name) for name in probe_names},
             **run,
         )
-    table = audit_table(result.summary["results"])
-    print_result(result, audit_findings(result.summary), [table], audit_notes(result.summary))
-    return result

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ghosttrace.cli.options import (
-    BatchTokens,
     ModelName,
     Traces,
     gather_options,
     law_options,
     model_options,
+    output_options,
     run_options,
     with_options,
 )
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ghosttrace.ghost_bits.result import BitsResult
 
 
-@with_options(model_options, law_options, run_options)
+@with_options(model_options, law_options, run_options, output_options)
 def bits(
     ctx: typer.Context,
     model: ModelName = "toy-mixed",
@@ -37,25 +37,33 @@ def bits(
         str,
         typer.Option(help="Comma-separated arms to compare with memento. The control placebo always runs."),
     ] = "restart",
-    batch_tokens: BatchTokens = 65_536,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Maximum number of tokens per batch, padding included. Default: 65,536 on a GPU, 4,096 on a CPU."
+        ),
+    ] = None,
 ) -> None:
     """Measure on existing traces, token by token, how many bits the ghost channel adds to the following text.
 
     Exit codes: 0, all controls passed; 12, a control failed; 2, invalid input.
     """
     from ghosttrace.ghost_bits.result import BitsResult
+    from ghosttrace.report.ghost_bits import bits_findings, bits_table
 
     options = gather_options(ctx, "bits")
-    exit_if_invalid(BitsResult.open(ctx.params["resume"]) if options is None else start_bits(ctx, options))
+    result = BitsResult.open(ctx.params["resume"]) if options is None else start_bits(ctx, options)
+    findings = bits_findings(result.results, result.failures, result.configuration)
+    print_result(result, ctx.params["format"], findings, [bits_table(result.results, result.configuration)])
+    exit_if_invalid(result)
 
 
 def start_bits(ctx: typer.Context, options: dict[str, Any]) -> "BitsResult":
     """Run `bits` with the gathered command-line options."""
     from ghosttrace.ghost_bits.run import bits as measure_bits
-    from ghosttrace.report.ghost_bits import bits_findings, bits_table
 
     with load_and_show_progress(ctx, "bits", options) as (checkpoint, run):
-        result = measure_bits(
+        return measure_bits(
             checkpoint,
             options["traces"] or None,
             options["bench"],
@@ -63,6 +71,3 @@ def start_bits(ctx: typer.Context, options: dict[str, Any]) -> "BitsResult":
             **{name: options[name] for name in ("limit", "seed", "batch_tokens")},
             **run,
         )
-    findings = bits_findings(result.results, result.failures, result.configuration)
-    print_result(result, findings, [bits_table(result.results, result.configuration)])
-    return result

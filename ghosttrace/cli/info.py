@@ -5,8 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ghosttrace.cli.options import DelimiterMapping, Delimiters, KeepLast, LawSpec, parse_delimiter_mapping
-from ghosttrace.cli.output import print_tables
+from ghosttrace.cli.options import (
+    DelimiterMapping,
+    Delimiters,
+    Format,
+    KeepLast,
+    LawSpec,
+    OutputFormat,
+    parse_delimiter_mapping,
+)
+from ghosttrace.cli.output import print_rows, print_tables
 
 if TYPE_CHECKING:
     from ghosttrace.law.expiry import Policy
@@ -25,6 +33,7 @@ def info(
     keep_last_n_blocks: KeepLast = None,
     map_delimiters: DelimiterMapping = None,
     law: LawSpec = None,
+    format: Format = OutputFormat.table,
 ) -> None:
     """Describe a model, and what its law erases from a trace: block by block, or erasure by erasure."""
     from ghosttrace.data.info import model_info, trace_info
@@ -32,18 +41,24 @@ def info(
     from ghosttrace.law.chat import Chat
     from ghosttrace.law.parse import is_memento, parse_law
     from ghosttrace.model.erasure_config import resolve_policy
-    from ghosttrace.report.info import model_findings, model_table, trace_findings, trace_table
+    from ghosttrace.report.info import model_entry, model_findings, model_table, trace_findings, trace_rows, trace_table
 
-    described = model_info(model, parse_delimiter_mapping(map_delimiters))
-    print_tables(model_findings(described), [model_table(described)])
-    if trace is None:
+    given = {"mask_delimiters": mask_delimiters, "keep_last_n_blocks": keep_last_n_blocks}
+    described = model_info(model, parse_delimiter_mapping(map_delimiters), **given)
+    texts = [] if trace is None else read_traces(trace)
+    erased = []
+    if texts:
+        spec = law or described.law
+        if is_memento(spec):
+            rule: Law | Policy = resolve_policy(described.recorded_policy, **given)
+        else:
+            rule = parse_law(str(spec), Chat.from_tokenizer(described.tokenizer))
+        erased = [trace_info(described, text, rule) for text in texts]
+    if format is not OutputFormat.table:
+        entry = model_entry(described)
+        print_rows(format, model_findings(described), trace_rows(erased) if texts else [entry], {"model": entry})
         return
-    spec = law or described.law
-    if is_memento(spec):
-        given = {"mask_delimiters": mask_delimiters, "keep_last_n_blocks": keep_last_n_blocks}
-        rule: Law | Policy = resolve_policy(described.policy, **given)
-    else:
-        rule = parse_law(str(spec), Chat.from_tokenizer(described.tokenizer))
-    for text in read_traces(trace):
-        erased = trace_info(described, text, rule)
-        print_tables(trace_findings(erased), [trace_table(described, erased)])
+    print_tables(model_findings(described), [model_table(described)])
+    for number, item in enumerate(erased):
+        name = [f"Trace {number}:"] if len(erased) > 1 else []
+        print_tables([*name, *trace_findings(item)], [trace_table(described, item)])

@@ -7,6 +7,7 @@ import typer
 
 from ghosttrace.cli.options import DelimiterMapping, Delimiters, hide_loading_bar, parse_delimiter_mapping
 from ghosttrace.errors import UserError
+from ghosttrace.runs.paths import check_path
 
 
 def init_tokens(
@@ -32,6 +33,7 @@ def init_tokens(
     )
     from ghosttrace.training.delimiters import add_delimiters
 
+    check_path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder: give a new one")
     config, tokenizer, token_names = load_config(model), load_tokenizer(model), parse_delimiter_mapping(map_delimiters)
@@ -40,6 +42,11 @@ def init_tokens(
         raise UserError(f"{model} has already been trained with delimiters: start from a model without them")
     policy = resolve_policy(recorded_policy(config), mask_delimiters=mask_delimiters, keep_last_n_blocks=-1)
     hide_loading_bar()
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"the tokenizer of {model} has no chat template, so no assistant's turn could be found: put "
+            "chat_template.jinja into its folder"
+        )
     network = AutoModelForCausalLM.from_pretrained(resolve_pretrained_path(model), dtype="auto")
     added = add_delimiters(network, tokenizer, seed, token_names)
     setattr(
@@ -49,4 +56,8 @@ def init_tokens(
     tokenizer.save_pretrained(out)
     typer.echo(
         f"Written to {out}: {', '.join(f'{name} {token_id}' for name, token_id in added.items()) or 'none missing'}"
+    )
+    typer.echo(
+        "Its config.json records keep_last_n_blocks=-1, which erases nothing: train it with ghosttrace sft, or measure "
+        "it as it is with --keep-last-n-blocks 0."
     )

@@ -10,6 +10,7 @@ from ghosttrace import __version__
 from ghosttrace.cli.ablate import ablate
 from ghosttrace.cli.audit import audit
 from ghosttrace.cli.bits import bits
+from ghosttrace.cli.data import app as data_app
 from ghosttrace.cli.info import info
 from ghosttrace.cli.init_tokens import init_tokens
 from ghosttrace.cli.patch import patch
@@ -50,6 +51,7 @@ for command in COMMANDS:
     app.command(command.__name__.replace("_", "-"))(command)
 app.command(context_settings=PASS_THROUGH_ARGUMENTS)(sft)
 app.command(context_settings=PASS_THROUGH_ARGUMENTS)(serve)
+app.add_typer(data_app, name="data")
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from rich.markup import escape
 from ghosttrace.errors import UserError
 from ghosttrace.law.markup import DELIMITERS
 from ghosttrace.runs.folder import is_finished, read_configuration
+from ghosttrace.runs.paths import check_new
 
 if TYPE_CHECKING:
     from ghosttrace.model.checkpoint import Checkpoint
@@ -73,6 +74,20 @@ Limit = Annotated[int | None, typer.Option(help="Maximum number of traces per so
 BatchTokens = Annotated[int, typer.Option(help="Maximum number of tokens per batch, padding included.")]
 
 
+class OutputFormat(StrEnum):
+    """Formats in which results are printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+Format = Annotated[
+    OutputFormat,
+    typer.Option(help="How results are printed: table, json (findings and all rows) or csv (all rows)."),
+]
+
+
 class DtypeName(StrEnum):
     """Data types in which a model can be loaded."""
 
@@ -82,6 +97,10 @@ class DtypeName(StrEnum):
 
 
 Dtype = Annotated[DtypeName | None, typer.Option(help="Data type of the model. Default: that of the checkpoint.")]
+
+
+NOT_RECORDED = ("out", "resume", "format")
+"""Options that do not change the results, so that they are not recorded in run.json."""
 
 
 def with_options(*blocks: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -122,6 +141,10 @@ def law_options(law: LawSpec = None) -> None:
     """Declare the option for the law of a command that measures every law."""
 
 
+def output_options(format: Format = OutputFormat.table) -> None:
+    """Declare the option for the format of the results."""
+
+
 def run_options(out: Out = None, resume: Resume = None) -> None:
     """Declare the options for the folder of a run and for resuming."""
 
@@ -157,7 +180,7 @@ def parse_delimiter_mapping(text: str | None) -> dict[str, str]:
 
 
 def gather_options(ctx: typer.Context, command: str) -> dict[str, Any] | None:
-    """Return the options of a command line as JSON values, without `out` and `resume`.
+    """Return the options of a command line as JSON values, without those that do not change the results.
 
     With `--resume`, the options recorded in the run replace all options that are not given on the command line.
 
@@ -172,10 +195,12 @@ def gather_options(ctx: typer.Context, command: str) -> dict[str, Any] | None:
         UserError: the run cannot be resumed, or the seed is negative.
     """
     out, resume = ctx.params["out"], ctx.params["resume"]
-    options = {name: value for name, value in ctx.params.items() if name not in ("out", "resume")}
+    options = {name: value for name, value in ctx.params.items() if name not in NOT_RECORDED}
     options = json.loads(json.dumps(options, default=str))
     if options.get("seed", 0) < 0:
         raise UserError("--seed must not be negative")
+    if out is not None and resume is None:
+        check_new(out)  # before a model is loaded
     if resume is None:
         return options
     if out is not None:
@@ -185,7 +210,8 @@ def gather_options(ctx: typer.Context, command: str) -> dict[str, Any] | None:
     if not recorded or not isinstance(recorded, dict):
         raise UserError(f"{resume} was not started from the command line: resume it from Python")
     if is_finished(resume):
-        Console().print(f"{escape(str(resume))} is finished: nothing is left to do", soft_wrap=True)
+        message = f"{escape(str(resume))} is finished: nothing is left to do"
+        Console(stderr=True).print(message, soft_wrap=True)
         return None
     return options | recorded | {name: options[name] for name in given}
 

@@ -1,7 +1,9 @@
-"""Console output that commands share: the progress bar, warnings and the verdict on the controls."""
+"""Console output that commands share: findings, tables, and the same as JSON or CSV."""
 
-import warnings
-from collections.abc import Iterable, Iterator
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
+from rich.measure import Measurement
 from rich.table import Table
 
-from ghosttrace.cli.options import load_from_options
-from ghosttrace.errors import RunWarning
+from ghosttrace.cli.options import OutputFormat, load_from_options
+from ghosttrace.cli.progress import show_progress
 from ghosttrace.report.findings import DO_NOT_RELY
-from ghosttrace.runs.folder import default_folder
-from ghosttrace.runs.progress import Progress
+from ghosttrace.runs.folder import as_json, default_folder
 
 if TYPE_CHECKING:
     from ghosttrace.model.checkpoint import Checkpoint
@@ -25,43 +25,6 @@ if TYPE_CHECKING:
 
 CONTROL_FAILED_EXIT_CODE = 12
 """Exit code of every measuring command when a control failed."""
-
-
-@contextmanager
-def show_progress(console: Console, command: str, folder: Path) -> Iterator[Progress]:
-    """Show the progress and the warnings of a run. If the user interrupts it, print how to resume it.
-
-    Args:
-        console: console to print to.
-        command: name of the running command.
-        folder: folder of the run.
-
-    Yields:
-        The progress callback to pass to the run.
-    """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with warnings.catch_warnings(), Bars(*columns, console=console, transient=True) as bars:
-        warnings.simplefilter("always", RunWarning)
-        default_showwarning, task = warnings.showwarning, bars.add_task("starting", total=None)
-
-        def print_warning(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:
-            if issubclass(category, RunWarning):
-                console.print(f"[yellow]{escape(str(message))}[/]", soft_wrap=True)
-            else:
-                default_showwarning(message, category, *args, **kwargs)
-
-        def show(step: str, done: int, total: int) -> None:
-            bars.update(task, description=escape(step), completed=done, total=total)
-
-        warnings.showwarning = print_warning
-        try:
-            yield show
-        except KeyboardInterrupt:
-            if not (folder / "run.json").exists():
-                raise
-            resume = f"ghosttrace {command} --resume {escape(str(folder))}"
-            console.print(f"Stopped; what is done is kept: {resume}", soft_wrap=True)
-            raise
 
 
 @contextmanager
@@ -84,7 +47,7 @@ def load_and_show_progress(
     checkpoint = load_from_options(options)
     resume: Path | None = ctx.params["resume"]
     out: Path = ctx.params["out"] or default_folder(command, checkpoint.name)
-    with show_progress(Console(), command, resume or out) as progress:
+    with show_progress(Console(stderr=True), command, resume or out) as progress:
         yield checkpoint, {"out": None if resume else out, "resume": resume, "progress": progress, "options": options}
 
 
@@ -95,16 +58,25 @@ def exit_if_invalid(result: "RunResult") -> None:
 
 
 def print_result(
-    result: "RunResult", findings: Iterable[str], tables: Iterable[Table | None], notes: Iterable[str] = ()
+    result: "RunResult",
+    output: OutputFormat,
+    findings: Sequence[str],
+    tables: Iterable[Table | None],
+    notes: Iterable[str] = (),
 ) -> None:
     """Print the findings, then the tables, then the run folder and the next command.
 
     Args:
         result: The finished run.
+        output: As tables; or the findings and all rows of `results` as JSON, or the rows as CSV.
         findings: Sentences that say what was found and whether it can be relied on.
         tables: Tables to print; None is skipped.
         notes: Lines below the tables.
     """
+    if output is not OutputFormat.table:
+        more = {"valid": result.valid, "failures": list(result.failures), "folder": str(result.folder)}
+        print_rows(output, findings, result.summary["results"], more)
+        return
     print_tables(findings, tables)
     console = Console()
     for note in notes:
@@ -114,12 +86,38 @@ def print_result(
 
 
 def print_tables(findings: Iterable[str], tables: Iterable[Table | None]) -> None:
-    """Print sentences, then tables, to the terminal."""
+    """Print sentences, then tables; in a pipe, a table is as wide as it needs to be whole."""
     console = Console()
     for sentence in findings:
         style = "bold red" if sentence.startswith(DO_NOT_RELY) else "bold"
         console.print(escape(sentence), style=style)
     for table in tables:
-        if table is not None:
-            console.print()
-            console.print(table)
+        if table is None:
+            continue
+        console.print()
+        needed = Measurement.get(console, console.options.update(width=10_000), table).minimum
+        whole = console if console.is_terminal else Console(width=max(console.width, needed))
+        whole.print(table)
+
+
+def print_rows(
+    output: OutputFormat, findings: Sequence[str], rows: Sequence[Mapping[str, Any]], more: Mapping[str, Any]
+) -> None:
+    """Print what a table shows for other programs.
+
+    Args:
+        output: `json`, one object with the findings, the further entries and the rows; or `csv`, the rows.
+        findings: Sentences that say what was found.
+        rows: JSON values by column.
+        more: Further entries of the JSON object.
+    """
+    if output is OutputFormat.json:
+        print(json.dumps(as_json({"findings": list(findings), **more, "results": list(rows)}), indent=2))
+        return
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(sys.stdout, list(columns), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(
+            {name: json.dumps(value) if isinstance(value, dict | list) else value for name, value in row.items()}
+        )

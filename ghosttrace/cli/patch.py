@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ghosttrace.cli.options import ModelName, gather_options, model_options, run_options, with_options
+from ghosttrace.cli.options import ModelName, gather_options, model_options, output_options, run_options, with_options
 from ghosttrace.cli.output import exit_if_invalid, load_and_show_progress, print_result
 
 if TYPE_CHECKING:
     from ghosttrace.patching.result import PatchResult
 
 
-@with_options(model_options, run_options)
+@with_options(model_options, run_options, output_options)
 def patch(
     ctx: typer.Context,
     model: ModelName = "toy-mixed",
@@ -57,25 +57,24 @@ def patch(
     Exit codes: 0, all controls passed; 12, a control failed; 2, invalid input.
     """
     from ghosttrace.patching.result import PatchResult
+    from ghosttrace.report.patching import patch_findings, patch_table
 
     options = gather_options(ctx, "patch")
-    exit_if_invalid(PatchResult.open(ctx.params["resume"]) if options is None else start_patch(ctx, options))
+    result = PatchResult.open(ctx.params["resume"]) if options is None else start_patch(ctx, options)
+    findings = patch_findings(result.results, result.site_sets, result.failures)
+    print_result(result, ctx.params["format"], findings, [patch_table(result.results)])
+    exit_if_invalid(result)
 
 
 def start_patch(ctx: typer.Context, options: dict[str, Any]) -> "PatchResult":
     """Run `patch` with the gathered command-line options."""
     from ghosttrace.patching.run import patch as run_patch
-    from ghosttrace.report.patching import patch_findings, patch_table
 
     with load_and_show_progress(ctx, "patch", options) as (checkpoint, run):
-        result = run_patch(
+        return run_patch(
             checkpoint,
             options["bench"],
             options["traces"] or None,
             **{name: options[name] for name in ("kind", "block", "parts", "limit", "seed", "batch_tokens")},
             **run,
         )
-    print_result(
-        result, patch_findings(result.results, result.site_sets, result.failures), [patch_table(result.results)]
-    )
-    return result

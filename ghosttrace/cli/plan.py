@@ -1,5 +1,6 @@
 """The command `ghosttrace plan`: the statistical power and the cost of an ablation."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -8,8 +9,8 @@ from rich.markup import escape
 
 from ghosttrace.ablation.published import ASSUMED_ACCURACY, MEAN_RESPONSE_TOKENS
 from ghosttrace.bench import GENERATED_BENCHES, HUB_SOURCES, bench_size
-from ghosttrace.cli.options import Delimiters, Dtype, KeepLast
-from ghosttrace.cli.output import print_tables
+from ghosttrace.cli.options import Delimiters, Dtype, Format, KeepLast, OutputFormat
+from ghosttrace.cli.output import print_rows, print_tables
 
 
 def plan(
@@ -34,6 +35,7 @@ def plan(
     dtype: Dtype = None,
     mask_delimiters: Delimiters = None,
     keep_last_n_blocks: KeepLast = None,
+    format: Format = OutputFormat.table,
 ) -> None:
     """Estimate what effect an ablation can detect, and its cost in repetitions, tokens, KV memory and time."""
     import torch
@@ -48,7 +50,7 @@ def plan(
 
     config = load_config(model)
     require_memento(recorded_law(config), "plan")
-    recorded = {"mask_delimiters": False} | (recorded_policy(config) or {})
+    recorded = recorded_policy(config) or {"mask_delimiters": bool(mask_delimiters)}
     policy = resolve_policy(recorded, mask_delimiters=mask_delimiters, keep_last_n_blocks=keep_last_n_blocks)
     n_problems, default_repetitions = bench_size(bench)
     assumptions = Assumptions(
@@ -63,6 +65,10 @@ def plan(
     )
     cache_dtype = stored_dtype(config) if dtype is None else getattr(torch, dtype)
     planned = make_plan(CacheGeometry.from_config(config), cache_dtype, policy, assumptions)
+    if format is not OutputFormat.table:
+        entries = asdict(planned)
+        print_rows(format, plan_findings(planned), entries.pop("arms"), entries)
+        return
     print_tables(plan_findings(planned), plan_table(planned))
     Console().print(
         f"\nNext: ghosttrace ablate --model {escape(model)} --bench {escape(bench)} --arms {escape(arms)}",

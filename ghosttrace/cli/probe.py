@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ghosttrace.cli.options import ModelName, gather_options, model_options, run_options, with_options
+from ghosttrace.cli.options import ModelName, gather_options, model_options, output_options, run_options, with_options
 from ghosttrace.cli.output import exit_if_invalid, load_and_show_progress, print_result
 from ghosttrace.cli.probe_options import Hops, Samples, SecretBench, probe_settings, secret_options
 from ghosttrace.probing.carriers import CARRIERS
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ghosttrace.probing.result import ProbeResult
 
 
-@with_options(secret_options, model_options, run_options)
+@with_options(secret_options, model_options, run_options, output_options)
 def probe(
     ctx: typer.Context,
     model: ModelName = "toy-open",
@@ -41,22 +41,24 @@ def probe(
     Exit codes: 0, all controls passed; 12, a control failed; 2, invalid input.
     """
     from ghosttrace.probing.result import ProbeResult
+    from ghosttrace.report.probing.findings import probe_findings
+    from ghosttrace.report.probing.table import probe_table
 
     options = gather_options(ctx, "probe")
     result = ProbeResult.open(ctx.params["resume"]) if options is None else start_probe(ctx, options)
+    table = probe_table(result.results, result.configuration)
+    print_result(result, ctx.params["format"], probe_findings(result.results, result.failures), [table])
     exit_if_invalid(result)
 
 
 def start_probe(ctx: typer.Context, options: dict[str, Any]) -> "ProbeResult":
     """Run `probe` with the gathered command-line options."""
     from ghosttrace.probing.run import probe as run_probe
-    from ghosttrace.report.probing.findings import probe_findings
-    from ghosttrace.report.probing.table import probe_table
 
     settings = probe_settings(options)
     names = ("hops", "layers", "kv", "by_head", "joint", "pool", "mlp", "within_traces", "seed")
     with load_and_show_progress(ctx, "probe", options) as (checkpoint, run):
-        result = run_probe(
+        return run_probe(
             checkpoint,
             options["bench"],
             options["traces"] or None,
@@ -67,5 +69,3 @@ def start_probe(ctx: typer.Context, options: dict[str, Any]) -> "ProbeResult":
             **{name: options[name] for name in ("block", "samples", "limit", "keep_features", "batch_tokens")},
             **run,
         )
-    print_result(result, probe_findings(result.results, result.failures), [probe_table(result.results)])
-    return result

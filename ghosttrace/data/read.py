@@ -20,6 +20,7 @@ from ghosttrace.data.user_json import parse_json
 from ghosttrace.errors import HUB_ERRORS, UserError
 from ghosttrace.model.prompts import chat_prompt
 from ghosttrace.runs.folder import REFERENCE_ARM
+from ghosttrace.runs.paths import check_path
 
 PARQUET_BATCH_ROWS = 256  # rows of a Parquet file held in memory at once
 SEGMENT_KEYS = ("type", "text")
@@ -72,6 +73,7 @@ def iter_records(source: str | Path) -> Iterator[Any]:
         UserError: the source does not exist or cannot be read.
     """
     path = Path(source)
+    check_path(path)
     if path.is_dir():
         for row in reference_responses(path):
             if row["correct"]:

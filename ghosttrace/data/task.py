@@ -111,7 +111,7 @@ class Task:
             if counts.sum() < len(target.classes):
                 raise UserError(
                     f"{self.name}: {target.name} has {counts.sum()} samples for {len(target.classes)} classes: "
-                    "give more samples, or fewer classes"
+                    f"give at least {len(target.classes)} samples, or fewer classes"
                 )
             if (counts > 0).sum() < 2:
                 raise UserError(
@@ -120,5 +120,6 @@ class Task:
             if (counts == 1).any():
                 rare = target.classes[int(np.argmax(counts == 1))]
                 raise UserError(
-                    f"{self.name}: {target.name} is {rare!r} in one sample alone: remove it, or give more samples"
+                    f"{self.name}: {target.name} is {rare!r} in one sample alone: remove it, or give at least "
+                    f"one more sample of {rare!r}"
                 )

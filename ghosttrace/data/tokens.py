@@ -9,6 +9,7 @@ from ghosttrace.data.read import TraceText, read_traces, reference_responses, to
 from ghosttrace.errors import UserError
 from ghosttrace.law.markup import DELIMITERS
 from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.runs.paths import check_path
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def load_traces(checkpoint: Checkpoint, sources: TraceSources, limit: int | None
     traces = [item for item in source_list if isinstance(item, TokenTrace)]
     paths = [str(item) for item in source_list if not isinstance(item, TokenTrace)]
     for path in paths:
+        check_path(Path(path))
         if Path(path).is_dir():
             traces += _traces_of_run(Path(path), limit)
             continue

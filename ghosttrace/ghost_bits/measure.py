@@ -20,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ghosttrace.ablation.arms import Arm, Memento
+from ghosttrace.data.spans import end_of_last
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.ghost_bits.likelihood import first_measured_index, log2_probabilities
 from ghosttrace.law.expiry import MementoLaw
@@ -50,13 +51,13 @@ BITS_TABLE = RecordLayout(
 )
 
 
-def measured_tokens(trace: TokenTrace, law: Law, think_end: Sequence[int]) -> pd.DataFrame:
+def measured_tokens(trace: TokenTrace, law: Law, tokenizer: Any) -> pd.DataFrame:
     """Return the tokens at which arms can differ: all tokens from the first erasure on.
 
     Args:
         trace: the trace.
         law: which tokens leave the cache and when.
-        think_end: token ids of `</think>`. The answer starts after its last occurrence in the response.
+        tokenizer: tokenizer of the trace. The answer starts after the last `</think>` of the response.
 
     Returns:
         One row per token: `token_index`, `kind` (one of `TOKEN_KINDS`), `block` (number of mementos that end before the
@@ -76,10 +77,9 @@ def measured_tokens(trace: TokenTrace, law: Law, think_end: Sequence[int]) -> pd
         ends = np.array([block.memento_end for block in blocks], dtype=np.int64)
     else:
         ends = np.unique([erasure.expires_at - 1 for erasure in law.erasures(ids)])
-    width = len(think_end)
-    answers = [k + width for k in range(len(trace.prompt), len(ids)) if list(ids[k : k + width]) == list(think_end)]
-    if answers:
-        kind[answers[-1] :] = "answer"
+    answer = end_of_last("</think>", trace.response, tokenizer)
+    if answer is not None:
+        kind[len(trace.prompt) + answer :] = "answer"
     n_finished = np.searchsorted(ends, token_index)
     return pd.DataFrame(
         {
@@ -99,7 +99,7 @@ def measure(
     batch_tokens: int = 65_536,
     progress: Progress = no_progress,
 ) -> None:
-    """Measure every trace that is not recorded yet, and add it to the records.
+    """Measure every trace that is not recorded yet, and add it to the records as soon as an arm is measured on it.
 
     Args:
         checkpoint: the model and its law.
@@ -116,14 +116,18 @@ def measure(
     for arm in arms:
         arm.adapt_law(checkpoint.law)
         arm.check(checkpoint.model)
-    think_end = checkpoint.tokenizer("</think>", add_special_tokens=False)["input_ids"]
     done = 0
     for batch in _batches(traces, batch_tokens):
-        if not all((trace.source, trace.name, name) in records for trace in batch for name in arms_by_name):
+        unfinished = {
+            name: arm
+            for name, arm in arms_by_name.items()
+            if not all((trace.source, trace.name, name) in records for trace in batch)
+        }
+        if unfinished:
             ids, keys = [trace.ids for trace in batch], [_key(trace) for trace in batch]
-            tokens = [measured_tokens(trace, checkpoint.law, think_end) for trace in batch]
+            tokens = [measured_tokens(trace, checkpoint.law, checkpoint.tokenizer) for trace in batch]
             reference = log2_probabilities(checkpoint, Memento(), ids)
-            for name, arm in arms_by_name.items():
+            for name, arm in unfinished.items():
                 altered = log2_probabilities(checkpoint, arm, ids, keys)
                 for row, trace in enumerate(batch):
                     records.add(_record(trace, name, tokens[row], reference[row], altered[row]))

@@ -24,6 +24,9 @@ from ghosttrace.runs.folder import REFERENCE_ARM, json_rows, stable_repr
 from ghosttrace.runs.progress import Progress, no_progress
 from ghosttrace.runs.writer import begin_run
 
+BATCH_TOKENS = {"gpu": 65_536, "cpu": 4_096}
+"""Default maximum of tokens per batch. A killed run loses a batch: on a CPU, large ones take long and gain nothing."""
+
 
 def bits(
     model: str | Path | Checkpoint = "toy-mixed",
@@ -34,7 +37,7 @@ def bits(
     law: str | None = None,
     limit: int = 100,
     seed: int = 0,
-    batch_tokens: int = 65_536,
+    batch_tokens: int | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
     progress: Progress | None = None,
@@ -51,7 +54,7 @@ def bits(
         law: specification of a law, such as `window:64,16`, that replaces the checkpoint's.
         limit: maximum number of traces per source.
         seed: random seed of the benchmark's problems.
-        batch_tokens: maximum number of tokens per batch, including padding.
+        batch_tokens: maximum number of tokens per batch, including padding. None: `BATCH_TOKENS` of the device.
         out: folder of a new run. None keeps the run in memory.
         resume: folder of an unfinished run to continue.
         progress: called with (name of the step, traces done, number of traces).
@@ -63,10 +66,11 @@ def bits(
     Raises:
         UserError: an argument is invalid, or no trace has text after an erasure.
     """
-    if min(limit, batch_tokens) < 1:
+    if min(limit, 1 if batch_tokens is None else batch_tokens) < 1:
         raise UserError("--limit and --batch-tokens must be at least 1")
     compared_arms = _resolve_arms(as_list(arms))
     checkpoint = as_checkpoint(model, law)
+    batch_tokens = batch_tokens or BATCH_TOKENS["cpu" if checkpoint.model.device.type == "cpu" else "gpu"]
     if traces is None and isinstance(checkpoint.law, Log):
         traces = traces_of_log(checkpoint.law, limit)
     benches = as_benches(bench, limit, seed) if traces is None else []

@@ -68,7 +68,8 @@ class Markup:
         if missing:
             raise UserError(
                 f"the tokenizer has no {', '.join(missing)}: give the tokens that it uses instead with "
-                "--map-delimiters, e.g. --map-delimiters block_start=<|fim_prefix|>,block_end=…"
+                "--map-delimiters, e.g. --map-delimiters block_start=<|fim_prefix|>,block_end=…, or add them with "
+                "ghosttrace init-tokens"
             )
         return cls.of_any_tokenizer(tokenizer, names)
 

@@ -24,6 +24,8 @@ from ghosttrace.model.erasure_config import read_block_config, read_erasure_conf
 from ghosttrace.model.prompts import chat_prompt
 
 BUNDLED_MODELS = {"toy-open", "toy-mixed", "toy-sealed"}
+DOWNLOADED_MODELS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""Models that `make lm` puts into `.models`, with the hub id of the original."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +85,23 @@ class Checkpoint:
 
 
 def resolve_pretrained_path(name: str) -> str:
-    """Return the folder of a bundled model; return any other name (a folder or a hub id) unchanged."""
-    return str(Path(__file__).parents[1] / "checkpoints" / name) if name in BUNDLED_MODELS else name
+    """Return the folder of a bundled or downloaded model; return any other name (a folder or a hub id) unchanged."""
+    if name in BUNDLED_MODELS:
+        return str(Path(__file__).parents[1] / "checkpoints" / name)
+    return str(Path(__file__).parents[2] / ".models" / name) if name in DOWNLOADED_MODELS else name
 
 
 def load_config(name: str) -> PreTrainedConfig:
-    """Load the config of a bundled model, folder or hub id.
+    """Load the config of a bundled or downloaded model, folder or hub id.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model, or it has not been downloaded.
     """
+    if name in DOWNLOADED_MODELS and not Path(resolve_pretrained_path(name)).exists():
+        raise UserError(
+            f"{name} has not been downloaded: run `make lm` in a checkout of this project, or give the hub id "
+            f"{DOWNLOADED_MODELS[name]}"
+        )
     try:
         return AutoConfig.from_pretrained(resolve_pretrained_path(name))
     except (OSError, ValueError) as error:

@@ -32,8 +32,15 @@ def resolve_policy(recorded: Mapping[str, Any] | None, **overrides: Any) -> Poli
         overrides: fields of `Policy` that replace recorded ones; None keeps the recorded value.
 
     Raises:
-        UserError: `mask_delimiters` is neither recorded nor given, or a field is unknown.
+        UserError: `mask_delimiters` is neither recorded nor given, or given against the record, or a field is unknown.
     """
+    trained, given = (recorded or {}).get("mask_delimiters"), overrides.get("mask_delimiters")
+    if None not in (trained, given) and trained != given:
+        flags = {True: "--mask-delimiters", False: "--keep-delimiters"}
+        raise UserError(
+            f"the model was trained with {flags[bool(trained)]}, and other delimiters would measure another model: "
+            f"leave out {flags[bool(given)]}"
+        )
     fields = dict(recorded or {}) | {name: value for name, value in overrides.items() if value is not None}
     if "mask_delimiters" not in fields:
         raise UserError(

@@ -17,15 +17,14 @@ import pyarrow as pa
 from scipy import stats
 
 from ghosttrace.data.task import Task
-from ghosttrace.probing.split import Split
+from ghosttrace.probing.split import MIN_SPLIT_GROUPS, SPLIT_FRACTIONS, Split
 from ghosttrace.probing.target_families import family_means, is_headline
 from ghosttrace.runs.records import RecordLayout
-from ghosttrace.stats import holm, ratio_estimate, unseen_share_bound
+from ghosttrace.stats import ALPHA, holm, ratio_estimate, unseen_share_bound
 
 CONTROLS = ("sealed", "swapped", "causal", "shuffled")
 CONDITIONS = ("open", *CONTROLS, "earlier", "decoder", "half-decoder", "control-task", "unerased", "text", "exact")
 BEYOND_DECODER = ("open", "swapped", "earlier")  # rows that a paired sweep measures against a decoder of the text
-ALPHA = 0.05
 NEGLIGIBLE_BITS = 0.01  # bits; a smaller value in a control is rounding of the baseline, not a leak
 MIN_UNKNOWN_BITS = 0.1  # bits; with less entropy given a fitted text baseline, a probe may find nothing to read
 MIN_TEST_CLUSTERS = 5  # on test; with fewer, no control could reach significance in a sweep
@@ -261,7 +260,8 @@ def failed_controls(results: pd.DataFrame) -> tuple[str, ...]:
     clusters = int(results["n_clusters"].min())
     if clusters < MIN_TEST_CLUSTERS:
         failures.append(
-            f"controls: {clusters} independent traces on test are too few to detect a failed control: give more traces"
+            f"controls: {clusters} independent traces on test are too few to detect a failed control: "
+            f"give at least {MIN_SPLIT_GROUPS} traces, or samples that share no secret"
         )
     bad = results[results["condition"].isin(CONTROLS) & results["significant"]]
     for condition in dict.fromkeys(bad["condition"]):
@@ -284,5 +284,9 @@ def failed_controls(results: pd.DataFrame) -> tuple[str, ...]:
         rows = own[own["target"] == target]
         blind = (rows["p"] > ALPHA).all() or rows["bits"].max() <= NEGLIGIBLE_BITS
         if blind and rows["unknown"].max() > MIN_UNKNOWN_BITS:
-            failures.append(f"unerased: {target} cannot be read from the secret's own tokens: give more samples")
+            samples = round(rows["n_train"].max() / SPLIT_FRACTIONS[0])
+            failures.append(
+                f"unerased: {target} cannot be read from the secret's own tokens: give twice as many samples, "
+                f"{2 * samples:,}, and again if that does not suffice"
+            )
     return tuple(failures)

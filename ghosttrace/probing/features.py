@@ -131,11 +131,11 @@ def extract_features(
         rows = range(begin, min(begin + TRACES_PER_SHARD, len(samples)))
         paths.append(folder / f"{selection.cache}-{begin // TRACES_PER_SHARD:05d}.safetensors")
         if not _is_complete(paths[-1], digest):
-            tensors = _read_shard(checkpoint, task, selection, rows, pooled_indices, batch_tokens, read)
+            tensors = _read_shard(checkpoint, task, selection, rows, pooled_indices, batch_tokens, read, progress)
             temporary = paths[-1].with_suffix(".part")
             save_file(tensors, temporary, {"provenance": digest})
             temporary.replace(paths[-1])
-        if progress:
+        elif progress:
             progress(rows.stop, len(samples))
     return Features(tuple(paths))
 
@@ -179,17 +179,22 @@ def _read_shard(
     pooled_indices: dict[Carrier, tuple[np.ndarray, np.ndarray]],
     batch_tokens: int,
     read: StateReader,
+    progress: Callable[[int, int], None] | None,
 ) -> dict[str, Tensor]:
-    """Read the tensors of one shard, in the order of its rows."""
+    """Read the tensors of one shard, in the order of its rows; `progress` is called after every batch."""
     indices = np.concatenate([per_carrier for per_carrier, _ in pooled_indices.values()], axis=1)  # int64[N, P]
     ends = {row: _num_tokens_to_read(checkpoint, task.samples[row], int(indices[row].max()) + 1) for row in rows}
     parts: list[dict[str, Tensor]] = []
+    done = rows.start
     order = sorted(rows, key=ends.__getitem__)
     for batch in batch_by_tokens(order, ends, batch_tokens):
         ids = [np.asarray(task.samples[row].ids)[: ends[row]] for row in batch]
         states = read(ids, batch, list(indices[batch]))
         weights = {carrier: weight[batch] for carrier, (_, weight) in pooled_indices.items()}
         parts.append(_named_tensors(states, selection, weights))
+        done += len(batch)
+        if progress:
+            progress(done, len(task.samples))
     original_order = torch.from_numpy(np.argsort(order, kind="stable"))
     return {name: torch.cat([part[name] for part in parts])[original_order].contiguous() for name in parts[0]}
 

@@ -233,7 +233,7 @@ def _check(
         raise UserError(f"a penalty of {min(penalties):g} has no unique minimum: give one greater than 0")
     for number, (row, classes) in enumerate(zip(labels, n_classes, strict=True)):
         if row.max() < 0:
-            raise UserError(f"target {number} has no labelled sample: remove it, or give more samples")
+            raise UserError(f"target {number} has no labelled sample: remove it, or give at least one")
         if row.max() >= classes:
             raise UserError(f"target {number} has label {int(row.max())} but {classes} classes: count classes from 0")
     check_finite(features)

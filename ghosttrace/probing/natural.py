@@ -5,18 +5,16 @@ measured beyond decoders of the text (see `ghosttrace.probing.paired_sweep`).
 """
 
 import re
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from ghosttrace.data.spans import decode, token_range
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.probing.planting import decode
 
 INTEGER = re.compile(r"(?<![\w.,])\d+(?!\w|[.,]\d)")
 LEFT_OPERAND, RIGHT_OPERAND = r"(?:[\w)}\]]|\\[)\]])\s*", r"(?=\s*[\w({\[\\])"
@@ -137,22 +135,3 @@ def natural_task(
     task = Task(name, tuple(samples), (Target(name, tuple(labels)),))
     task.check()
     return task
-
-
-def token_range(ids: Sequence[int], span: range, tokenizer: Any) -> range:
-    """Return the range of token indices that decode to a range of characters.
-
-    It is found by decoding prefixes: tokens sampled from a model may differ from the tokenizer's own encoding of the
-    text, so encoding the text again would not give their offsets.
-
-    Args:
-        ids: int[T], the tokens.
-        span: Indices of characters in the decoded text.
-        tokenizer: Tokenizer of the tokens.
-    """
-
-    def num_characters(num_tokens: int) -> int:
-        return len(decode(tokenizer, ids[:num_tokens]))
-
-    first = bisect_right(range(len(ids) + 1), span.start, key=num_characters) - 1
-    return range(first, bisect_left(range(len(ids) + 1), span.stop, key=num_characters))

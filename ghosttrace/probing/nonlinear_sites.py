@@ -60,5 +60,7 @@ def reduce_width(site: ProbeSite, features: Tensor, train: np.ndarray, seed: int
     mean, scale = moments(features[train])
     states = standardised(features, mean, scale).cpu().numpy()
     count = min(REDUCED_WIDTH, len(train))
+    if not states[train].any():  # constant states, as of delimiters in the first layer, have no components
+        return features[:, :count]
     pca = PCA(count, svd_solver="randomized", random_state=seed, iterated_power=1).fit(states[train])
     return torch.from_numpy(pca.transform(states)).to(features)

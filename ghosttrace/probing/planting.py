@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ghosttrace.data.spans import decode
 from ghosttrace.data.task import Sample, Task
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
@@ -151,11 +152,6 @@ def _check_room(base: BaseTrace, secret: Secret, block: int, tokenizer: Any) -> 
             f"block {block} of trace {base.name} has {block_tokens} tokens and the secret {secret.text!r} "
             f"{secret_tokens}: choose another block or a shorter secret"
         )
-
-
-def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Decode token ids to text, with special tokens and without clean-up of spaces."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def sentence_boundaries(text: str) -> list[int]:

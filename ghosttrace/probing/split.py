@@ -67,7 +67,8 @@ def split(samples: Sequence[Sample], seed: int = 0, within_traces: bool = False)
     if count < MIN_SPLIT_GROUPS:
         raise UserError(
             f"the samples form {count} groups that share no {'secret' if within_traces else 'base trace or secret'} "
-            f"and a split needs {MIN_SPLIT_GROUPS}: give more traces, or --within-traces for claims about these only"
+            f"and a split needs {MIN_SPLIT_GROUPS}: give at least {MIN_SPLIT_GROUPS - count} more traces, or "
+            "--within-traces for claims about these only"
         )
     assignment = _assign(np.bincount(group), np.random.default_rng([seed, 0x5B117]))[group]
     train, validation, test = (np.flatnonzero(assignment == number) for number in range(3))

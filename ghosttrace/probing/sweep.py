@@ -8,7 +8,7 @@ Each result is recorded immediately, so that an interrupted run can be resumed.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
+from itertools import chain, product
 from typing import Any, ClassVar, get_args
 
 import numpy as np
@@ -198,8 +198,8 @@ class Sweep:
         for site in self.best(records):
             for condition in self.best_site_conditions[:2]:
                 self._online(records, condition, site)
-            for probe, condition in product(self.settings.best_site_probes, self.best_site_conditions):
-                self._fit(records, probe, condition, site)
+            for condition in self.best_site_conditions:
+                self._fit(records, self.settings.best_site_probes, condition, site)
 
     def best(self, records: Records) -> list[ProbeSite]:
         """Return, for each carrier at hop 0 or more, the site whose linear probe gains most bits on validation.
@@ -220,34 +220,30 @@ class Sweep:
     ) -> float:
         """Return the validation bits of a probe at a site, summed over the targets of these numbers or over all."""
         targets = self.targets if numbers is None else [self.targets[number] for number in numbers]
-        rows = (records.get(_key("open", site, probe, target.name)) for target in targets)
-        return float(sum(row["validation_bits"] for row in rows))
+        return float(sum(records.get(_key("open", site, probe, t.name))["validation_bits"] for t in targets))
 
     def _nonlinear(self, records: Records, progress: Callable[[int, int], None] | None) -> None:
         """Fit nonlinear probes at all their sites, and the controls at the best site of each secret and carrier."""
         layers, kv = resolve_layers(self.checkpoint, self.settings.layers), self.settings.kv
-        carriers = [carrier for carrier in self.settings.carriers if carrier.hop >= 0]
-        sites = [nonlinear_sites(carrier, layers, kv) for carrier in carriers]
-        jobs = [(probe, site) for probe in self.settings.best_site_probes for of_one in sites for site in of_one]
-        for done, (probe, site) in enumerate(jobs):
-            self._fit(records, probe, "open", site)
+        sites = [nonlinear_sites(carrier, layers, kv) for carrier in self.settings.carriers if carrier.hop >= 0]
+        for done, site in enumerate(chain(*sites)):
+            self._fit(records, self.settings.best_site_probes, "open", site)
             if progress:
-                progress(done + 1, len(jobs))
+                progress(done + 1, sum(map(len, sites)))
         secrets = self.secrets or (tuple(range(len(self.targets))),)
         for probe, of_one in product(self.settings.best_site_probes, sites):
             gains = [[self._gain(records, site, probe.name, numbers) for site in of_one] for numbers in secrets]
             for number in dict.fromkeys(int(np.argmax(of_secret)) for of_secret in gains):
                 for condition in self.best_site_conditions[1:]:
-                    self._fit(records, probe, condition, of_one[number])
+                    self._fit(records, (probe,), condition, of_one[number])
 
     def _carriers(self) -> tuple[Carrier, ...]:
         return (*self.settings.carriers, self.secret)
 
     def _targets(self, condition: str, site: ProbeSite, probe: Probe | None = None) -> list[ProbeTarget]:
         """Return the targets of a condition with their text baseline at a site, for a probe or the linear ones."""
-        return (
-            shuffled_targets(self.targets, self.split, self.settings.seed) if condition == "shuffled" else self.targets
-        )
+        shuffled = condition == "shuffled"
+        return shuffled_targets(self.targets, self.split, self.settings.seed) if shuffled else self.targets
 
     def _conditions(self, site: ProbeSite) -> tuple[str, ...]:
         """Return the conditions of a site's linear probes."""
@@ -261,7 +257,7 @@ class Sweep:
 
     def _linear(self, records: Records, condition: str, group: Sequence[ProbeSite]) -> None:
         """Fit linear probes at sites of one shape; under `open` also control tasks and shuffled labels."""
-        if all(_key(condition, site, "linear", target.name) in records for site in group for target in self.targets):
+        if all(self._is_recorded(records, condition, site, "linear") for site in group):
             return
         variants = {condition: self._targets(condition, group[0])}
         if condition == "open":
@@ -275,19 +271,26 @@ class Sweep:
             for name, target_scores in zip(conditions, scores, strict=True):
                 records.add(record(target_scores, condition=name, probe="linear", **site.result_columns))
 
-    def _fit(self, records: Records, probe: Probe, condition: str, site: ProbeSite) -> None:
-        """Fit a probe under one condition; `causal` and `earlier` read the same kind of states at hop -1."""
+    def _fit(self, records: Records, probes: Sequence[Probe], condition: str, site: ProbeSite) -> None:
+        """Fit probes under one condition; `causal` and `earlier` read the same kind of states at hop -1."""
         if condition in ("causal", "earlier"):
             site = replace(site, carrier=replace(site.carrier, hop=-1))
-        if not all(_key(condition, site, probe.name, target.name) in records for target in self.targets):
-            features, targets = self._read(condition, site), self._targets(condition, site, probe)
-            if not self.settings.describe:
-                features = reduce_width(site, features, self.split.train, self.settings.seed)
+        missing = [probe for probe in probes if not self._is_recorded(records, condition, site, probe.name)]
+        if not missing:
+            return
+        features = self._read(condition, site)
+        if not self.settings.describe:
+            features = reduce_width(site, features, self.split.train, self.settings.seed)
+        for probe in missing:
+            targets = self._targets(condition, site, probe)
             for scores in probe_scores(probe, features, targets, self.split, self.settings.seed, self.device):
                 records.add(record(scores, condition=condition, probe=probe.name, **site.result_columns))
 
+    def _is_recorded(self, records: Records, condition: str, site: ProbeSite, probe: str) -> bool:
+        return all(_key(condition, site, probe, target.name) in records for target in self.targets)
+
     def _online(self, records: Records, condition: str, site: ProbeSite) -> None:
-        if not all(_key(condition, site, "online", target.name) in records for target in self.targets):
+        if not self._is_recorded(records, condition, site, "online"):
             features, targets = self._read(condition, site), self._targets(condition, site)
             for scores in online_scores(features, targets, self.split, self.settings.seed, self.device):
                 records.add(record(scores, condition=condition, probe="online", **site.result_columns))

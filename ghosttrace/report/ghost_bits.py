@@ -27,8 +27,9 @@ def bits_table(results: pd.DataFrame, configuration: Mapping[str, Any]) -> Table
         caption="Bits: log2 p(token | memento) - log2 p(token | arm), mean over the tokens from the first erasure on, "
         "with 95 % intervals over traces. By block and distance: summary.json.",
     )
-    table.add_column("arm", no_wrap=True, max_width=22)
-    for name in ("tokens", "n", "bits per token", "bits per trace"):
+    table.add_column("arm", overflow="fold", max_width=22)
+    table.add_column("tokens", justify="right", overflow="fold")
+    for name in ("n", "bits per token", "bits per trace"):
         table.add_column(name, justify="right", no_wrap=True)
     previous = None
     for row in results[results["by"].isin(["all", "kind"])].to_dict("records"):

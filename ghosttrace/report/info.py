@@ -1,6 +1,7 @@
 """Rich tables of a model's properties and of the blocks that expire in a trace."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.markup import escape
@@ -8,6 +9,7 @@ from rich.table import Table
 
 from ghosttrace.law.parse import MEMENTO
 from ghosttrace.report.tables import results_table
+from ghosttrace.runs.folder import json_rows
 
 if TYPE_CHECKING:
     from ghosttrace.data.info import ModelInfo, TraceInfo
@@ -26,16 +28,21 @@ def model_findings(model: "ModelInfo") -> list[str]:
             f"The tokenizer has no {', '.join(missing)}: map other tokens with --map-delimiters, add them with "
             "ghosttrace init-tokens, or measure another law with --law."
         ]
-    if not model.policy:
+    if model.policy is None:
         return [
             "The four delimiters are in the tokenizer, but config.json records no policy: pass --mask-delimiters or "
             "--keep-delimiters, as the model was trained."
         ]
-    delimiters = "erases delimiters with their block" if model.policy["mask_delimiters"] else "keeps delimiters"
+    if model.policy.keep_last_n_blocks < 0:
+        return [
+            "The policy erases nothing (keep_last_n_blocks=-1), as before training or after the stage full: measure "
+            "the model with --keep-last-n-blocks 0, or train it with ghosttrace sft."
+        ]
+    delimiters = "erases delimiters with their block" if model.policy.mask_delimiters else "keeps delimiters"
     sealed = (
         " Its last training stage was sealed: decode it with the arm restart." if "sealed" in model.stages[-1:] else ""
     )
-    return [f"The model can be measured as it is: its recorded policy {delimiters}.{sealed}"]
+    return [f"The model can be measured as it is: its policy {delimiters}.{sealed}"]
 
 
 def trace_findings(trace: "TraceInfo") -> list[str]:
@@ -72,12 +79,35 @@ def model_table(model: "ModelInfo") -> Table:
         table.add_row(escape(token), "missing" if number is None else str(number))
     if model.law is not None:
         table.add_row("law", escape(model.law))
-    policy = model.policy
+    policy = model.policy and model.policy.to_dict()
     table.add_row("policy", ", ".join(f"{k}={v}" for k, v in policy.items()) if policy else "not recorded")
     if model.stages:
         advice = "; decode it with the arm restart" if model.stages[-1] == "sealed" else ""
         table.add_row("trained in stages", ", ".join(model.stages) + advice)
     return table
+
+
+def model_entry(model: "ModelInfo") -> dict[str, Any]:
+    """Return what `model_table` shows as JSON values."""
+    shape = model.geometry
+    return {
+        "name": model.name,
+        "family": model.family,
+        "layers": shape and shape.layers,
+        "kv_heads": shape and shape.kv_heads,
+        "head_dim": shape and shape.head_dim,
+        "bytes_per_token": model.bytes_per_token,
+        "dtype": None if model.dtype is None else str(model.dtype).removeprefix("torch."),
+        "delimiters": model.delimiters,
+        "law": model.law,
+        "policy": model.policy and model.policy.to_dict(),
+        "stages": list(model.stages),
+    }
+
+
+def trace_rows(traces: "Sequence[TraceInfo]") -> list[dict[str, Any]]:
+    """Return the blocks or erasures of all traces as JSON values, one row each."""
+    return [{"trace": number, **row} for number, trace in enumerate(traces) for row in json_rows(trace.blocks)]
 
 
 def trace_table(model: "ModelInfo", trace: "TraceInfo") -> Table:

@@ -11,6 +11,7 @@ from markupsafe import Markup as Safe
 from matplotlib.figure import Figure
 
 from ghosttrace.report.ablation.page import TEMPLATES, plain
+from ghosttrace.runs.figures import save_figure
 
 MAX_ROWS = 500  # rows of the results table; summary.json has all of them
 
@@ -50,5 +51,5 @@ def run_page(
 def _image(figure: Figure) -> str:
     """Return a figure as a data URI."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight")
+    save_figure(figure, buffer, "svg", bbox_inches="tight")
     return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"

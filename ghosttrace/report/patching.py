@@ -105,7 +105,7 @@ def patch_table(results: pd.DataFrame) -> Table:
         "swapping everything, at most 100 %, +n: n % beyond it; donor: continuations that become the donor's. Shares "
         f"need not add up. {'' if one_block else 'Single tokens: --block N. '}All sites: summary.json.",
     )
-    table.add_column("", no_wrap=True, max_width=26)
+    table.add_column("", overflow="fold", max_width=26)
     for name in ("k", "v", "k+v", "share", "donor"):
         table.add_column(name, justify="right", no_wrap=True)
     for (source, block, kind), part in results.groupby(["source", "block", "intervention"], sort=False):

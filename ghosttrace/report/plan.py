@@ -91,7 +91,7 @@ def _cost_table(plan: "Plan") -> Table:
         "uneven blocks and the allocator's reserve take more. *: doubled, for the sealed copy beside the live cache; "
         "recomputed: tokens prefilled a second time in each response.",
     )
-    table.add_column("arm", no_wrap=True)
+    table.add_column("arm", overflow="fold")
     for name in ("peak tokens", "GiB/row", "mean GiB", f"GiB, {plan.rows:,} rows", "recomputed"):
         table.add_column(name, justify="right", no_wrap=True)
     for arm in plan.arms:

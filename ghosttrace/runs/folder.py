@@ -25,10 +25,10 @@ import numpy as np
 
 from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.runs.atomic import commit_file
+from ghosttrace.runs.paths import check_files, check_new, check_path
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
 DISTRIBUTION = "ghosttrace-kv"
 RECORDED_PACKAGES = (
@@ -60,31 +60,19 @@ def new_run_folder(out: Path) -> Iterator[Path]:
     Raises:
         UserError: the folder cannot be created, is not empty, or can no longer be written to.
     """
-    _check_new(out)
+    check_new(out)
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out} cannot be created ({error.strerror}): give --out another folder") from error
     with lock_folder(out):
-        _check_new(out)  # check again under the lock: another process may have used the folder in the meantime
+        check_new(out)  # check again under the lock: another process may have used the folder in the meantime
         try:
             yield out
         except UserError:
             if not _has_samples(out):
                 shutil.rmtree(out)
             raise
-
-
-def _check_new(folder: Path) -> None:
-    """Raise if a folder holds anything but the remains of a run that was killed before run.json was written."""
-    if not folder.is_dir():
-        return
-    figures = folder / "figures"
-    has_figures = figures.is_dir() and any(figures.iterdir())
-    if has_figures or {path.name for path in folder.iterdir()} - {".lock", "run.part", "figures"}:
-        is_run = (folder / "run.json").exists()
-        problem = f"another run: continue it with --resume {folder}, or" if is_run else "other files:"
-        raise UserError(f"{folder} holds {problem} give --out a new folder")
 
 
 @contextmanager
@@ -152,6 +140,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process holds the lock, or the folder cannot be written to.
     """
+    check_files(folder)
     lock = filelock.FileLock(folder / ".lock", blocking=False)
     resume_hint = f"finished samples are kept: continue with --resume {folder}"
     try:
@@ -181,7 +170,7 @@ def _has_samples(folder: Path) -> bool:
 
 def is_finished(folder: Path) -> bool:
     """Return True if all samples of a run have been written."""
-    return (folder / "samples.parquet").exists() and not (folder / "samples.jsonl").exists()
+    return (folder / "samples.parquet").is_file() and not (folder / "samples.jsonl").exists()
 
 
 def read_configuration(folder: Path, command: str) -> dict[str, Any]:
@@ -191,6 +180,7 @@ def read_configuration(folder: Path, command: str) -> dict[str, Any]:
         UserError: run.json is missing or damaged, or belongs to another command.
     """
     path = folder / "run.json"
+    check_path(path)
     if not path.is_file():
         raise UserError(f"{folder} is not a run: give the folder that ghosttrace {command} wrote, with its run.json")
     configuration = read_json(path)
@@ -290,9 +280,3 @@ def json_rows(table: "pd.DataFrame") -> list[dict[str, Any]]:
     """Return the rows of a table as JSON values, with None for missing values."""
     with_none = table.astype(object).where(table.notna(), None)
     return [{str(name): value for name, value in row.items()} for row in with_none.to_dict("records")]
-
-
-def write_figure(folder: Path, name: str, figure: "Figure") -> None:
-    """Write a figure to figures/<name>.png and figures/<name>.svg."""
-    for suffix in ("png", "svg"):
-        figure.savefig(folder / "figures" / f"{name}.{suffix}", dpi=150, bbox_inches="tight")

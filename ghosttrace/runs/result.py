@@ -1,7 +1,8 @@
 """Base class of results: a run returns the same object that its finished folder is opened as."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -9,11 +10,30 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import pandas as pd
+from jinja2 import UndefinedError
 from matplotlib.figure import Figure
 
 from ghosttrace.errors import UserError
 from ghosttrace.runs.folder import is_finished, read_configuration, read_json
 from ghosttrace.runs.samples import Samples, StoredSamples
+
+
+@contextmanager
+def reading_run(folder: Path | None) -> Iterator[None]:
+    """Report what a damaged or edited run.json or summary.json lacks as invalid input.
+
+    Raises:
+        UserError: the block could not find or use a value of these files.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
+        raise UserError(
+            f"{folder} is not what this version writes ({type(error).__name__}: {error}): restore copies of its "
+            "run.json and summary.json, or repeat the run"
+        ) from error
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,8 +66,9 @@ class RunResult(ABC):
         if not is_finished(folder):
             raise UserError(f"{folder} is unfinished: continue with ghosttrace {cls.command} --resume {folder}")
         summary = read_json(folder / "summary.json", *cls.required_summary_keys)
-        first_row = next(iter(summary["results"]), dict.fromkeys(cls.required_result_columns))
-        if set(cls.required_result_columns) - first_row.keys() or not isinstance(configuration.get("arms", {}), dict):
+        with reading_run(folder):
+            missing = any(set(cls.required_result_columns) - row.keys() for row in summary["results"])
+        if missing or not isinstance(configuration.get("arms", {}), dict):
             raise UserError(f"{folder} is not what this version writes: repeat the run")
         return cls(configuration, summary, StoredSamples(folder / "samples.parquet"), folder)
 
@@ -105,7 +126,8 @@ class RunResult(ABC):
         if path is None and self.folder is None:
             raise UserError("this run was kept in memory: give report a path, or repeat the run with out=FOLDER")
         output = Path(path) if path is not None else self.folder / "report.html"  # type: ignore[operator]
-        text = self.page()
+        with reading_run(self.folder):
+            text = self.page()
         try:
             output.write_text(text, encoding="utf-8")
         except OSError as error:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ghosttrace.errors import RunWarning
-from ghosttrace.runs.folder import as_json, open_run_folder, read_json, write_figure, write_json
+from ghosttrace.runs.figures import write_figure
+from ghosttrace.runs.folder import as_json, open_run_folder, read_json, write_json
 from ghosttrace.runs.record_log import RecordLog
 from ghosttrace.runs.records import RecordKey, RecordLayout, Records
 from ghosttrace.runs.result import RunResult

@@ -17,6 +17,12 @@ COMPRESSION_RATIO = Histogram(
     "Tokens of a request divided by the keys in the cache at its end.",
     buckets=(1, 1.25, 1.5, 2, 3, 4, 6, 8, 12, 16),
 )
+SEALED = Gauge(
+    "ghosttrace:sealed",
+    "1 if no request can retain keys and values that have seen an erased block, else 0.",
+    ("arm", "request_arms"),
+    multiprocess_mode="max",
+)
 
 
 def count_finished(blocks: int, tokens: int, erased: int) -> None:

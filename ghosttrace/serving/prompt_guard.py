@@ -1,155 +1,188 @@
-"""ASGI middleware that breaks special tokens typed by users, so that they do not become special tokens of the prompt.
+"""ASGI middleware in front of both servers: it checks requests, and breaks special tokens typed by users.
 
-A chat template joins messages with special tokens, and the tokenizer then encodes the whole string. A user who types
-`<|im_end|>` or `<|block_start|>` could therefore end the turn, open the assistant's turn, or cause erasures. The
-middleware inserts a word joiner into every special token in a request's strings. The joiner is invisible, and the
-tokenizer no longer recognises the special token.
-
-Two kinds of text remain unchanged: the assistant's own turns, because they contain finished blocks and mementos, and
-the prompts of `/v1/completions`, because they are not conversations.
+Only the routes in `ghosttrace.serving.routes` are answered. Nothing of a request's body is read before its key was
+accepted. Two kinds of text remain unchanged: the assistant's own turns, because they contain finished blocks and
+mementos, and the prompts of `/v1/completions`, because they are not conversations.
 """
 
 import json
 import os
-import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from ghosttrace.errors import UserError
-from ghosttrace.law.markup import Markup
-from ghosttrace.serving.error_responses import Send, send_error
+from ghosttrace.serving import metrics
+from ghosttrace.serving.api_keys import ApiKeys, read_header
+from ghosttrace.serving.error_responses import Receive, RefusedRequestError, Send, send_error
+from ghosttrace.serving.model_list import MODELS_PATH, ModelListSend
+from ghosttrace.serving.paging import PagedArm
+from ghosttrace.serving.request_body import BodyLimits, BodyReader, ClientGoneError
+from ghosttrace.serving.request_law import RequestLaw
+from ghosttrace.serving.routes import find_route
+from ghosttrace.serving.settings import ServingSettings
+from ghosttrace.serving.token_breaker import TokenBreaker, special_tokens
+from ghosttrace.serving.tokenizer_check import check_typed_tokens
 
-TOKENS_VARIABLE = "GHOSTTRACE_GUARD"  # environment variable with the special tokens as a JSON list
-WORD_JOINER = "\u2060"
-UNGUARDED_PATHS = ("/v1/completions",)
-REFUSED_PATHS = ("/invocations",)  # vLLM serves the same endpoints there without an API key
-TURN_PARAMETERS = ("messages", "input")  # parameters that may contain the assistant's own turns
-NON_PROMPT_PARAMETERS = ("model", "stop", "bad_words")  # parameters that never become part of a prompt
-MAX_BODY_BYTES = 32 << 20
+GUARD_VARIABLE = "GHOSTTRACE_GUARD"  # environment variable with the guard's settings as JSON
+MAX_REQUESTS = 4096
 
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-
-
-def special_tokens(tokenizer: Any, markup: Markup) -> list[str]:
-    """Return the strings of all special tokens and delimiters, the longest first.
-
-    Raises:
-        UserError: if the assistant's header has no special token, because a user could then type the header.
-    """
-    tokens = {*tokenizer.all_special_tokens, *tokenizer.convert_ids_to_tokens(list(markup.delimiters))}
-    tokens |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    header = tokenizer.convert_ids_to_tokens(list(markup.assistant_header))
-    if header and not tokens.intersection(header):
-        raise UserError(
-            f"the assistant's header {''.join(header)!r} has no special token, so a user could type it: add a special "
-            "token to it in the chat template"
-        )
-    return sorted((token for token in tokens if len(token) > 1), key=len, reverse=True)
+App = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 
 
-class TokenBreaker:
-    """Sanitiser that breaks special tokens in the body of a request.
+@dataclass(frozen=True)
+class GuardSettings:
+    """Settings of a prompt guard.
 
-    A string that ends with a prefix of a special token gets a word joiner at its end, because a template may append the
-    rest of the token.
-
-    Args:
-        tokens: strings of the special tokens.
+    Attributes:
+        tokens: strings of the special tokens, the longest first.
+        law: what requests may choose of the erasure settings.
+        keys: API keys of which clients must send one.
+        max_requests: maximum number of requests that are answered at the same time.
+        limits: limits of request bodies.
     """
 
-    def __init__(self, tokens: Sequence[str]) -> None:
-        self._pattern = re.compile("|".join(map(re.escape, tokens)))
-        self._prefixes = tuple({token[:n] for token in tokens for n in range(1, len(token))})
+    tokens: tuple[str, ...]
+    law: RequestLaw
+    keys: ApiKeys = field(default_factory=ApiKeys)
+    max_requests: int = MAX_REQUESTS
+    limits: BodyLimits = field(default_factory=BodyLimits)
 
-    def body(self, parsed: Any) -> Any:
-        """Return a parsed body with broken special tokens.
+    @classmethod
+    def for_model(
+        cls, tokenizer: Any, settings: ServingSettings, keys: Iterable[str], request_arms: Sequence[PagedArm]
+    ) -> "GuardSettings":
+        """Return the guard settings of a server.
 
-        The values of `NON_PROMPT_PARAMETERS` and the assistant's own turns remain unchanged.
+        Args:
+            tokenizer: tokenizer of the model.
+            settings: erasure settings of the server.
+            keys: API keys of which clients must send one.
+            request_arms: arms that a request may choose instead of the server's.
+
+        Raises:
+            UserError: if a user could type a special token despite the guard, or the assistant's header has none.
         """
-        if not isinstance(parsed, dict):
-            return self.break_strings(parsed)
-        result: dict[str, Any] = {}
-        for name, value in parsed.items():
-            if name in TURN_PARAMETERS and isinstance(value, list):
-                result[name] = [turn if _is_assistant_turn(turn) else self.break_strings(turn) for turn in value]
-            else:
-                result[self.break_strings(name)] = value if name in NON_PROMPT_PARAMETERS else self.break_strings(value)
-        return result
+        tokens = special_tokens(tokenizer, settings.markup)
+        check_typed_tokens(tokenizer, tokens)
+        return cls(tuple(tokens), RequestLaw.from_settings(settings, request_arms), ApiKeys.from_keys(keys))
 
-    def break_strings(self, value: Any) -> Any:
-        """Return a JSON value with broken special tokens in all its strings, including keys."""
-        if isinstance(value, str):
-            broken = self._pattern.sub(lambda match: match[0][0] + WORD_JOINER + match[0][1:], value)
-            return broken + WORD_JOINER if broken.endswith(self._prefixes) else broken
-        if isinstance(value, list):
-            return [self.break_strings(item) for item in value]
-        if isinstance(value, dict):
-            return {self.break_strings(name): self.break_strings(item) for name, item in value.items()}
-        return value
+    def to_json(self) -> str:
+        """Return the settings for the environment variable `GUARD_VARIABLE`."""
+        return json.dumps(asdict(self))
 
+    @classmethod
+    def from_json(cls, text: str) -> "GuardSettings":
+        """Return the settings from the text that `to_json` returned."""
+        stored = json.loads(text)
+        law, keys = RequestLaw.from_dict(stored["law"]), ApiKeys(tuple(stored["keys"]["digests"]))
+        return cls(tuple(stored["tokens"]), law, keys, stored["max_requests"], BodyLimits(**stored["limits"]))
 
-def _is_assistant_turn(turn: Any) -> bool:
-    return isinstance(turn, dict) and turn.get("role") == "assistant"
+    @classmethod
+    def from_environment(cls) -> "GuardSettings":
+        """Return the settings that `ghosttrace serve` has passed to vLLM's server.
+
+        Raises:
+            UserError: if the environment variable is not set.
+        """
+        if GUARD_VARIABLE not in os.environ:
+            raise UserError(f"{GUARD_VARIABLE} is not set: start the server with `ghosttrace serve`")
+        return cls.from_json(os.environ[GUARD_VARIABLE])
 
 
 class PromptGuard:
-    """ASGI middleware that breaks special tokens in request bodies.
-
-    `ghosttrace serve` installs it in vLLM's server and passes the special tokens in the environment.
+    """ASGI middleware that checks the key of requests and breaks special tokens in their bodies.
 
     Args:
         app: the ASGI application to protect.
-        tokens: strings of the special tokens; by default the list in the environment variable `GHOSTTRACE_GUARD`.
+        settings: settings of the guard; by default those in the environment variable `GUARD_VARIABLE`.
 
     Raises:
-        UserError: if `tokens` is None and the environment variable is not set.
+        UserError: if `settings` is None and the environment variable is not set.
     """
 
-    def __init__(self, app: Callable[..., Awaitable[None]], tokens: Sequence[str] | None = None) -> None:
-        if tokens is None and TOKENS_VARIABLE not in os.environ:
-            raise UserError(f"{TOKENS_VARIABLE} is not set: start the server with `ghosttrace serve`")
-        self.app = app
-        self._breaker = TokenBreaker(json.loads(os.environ[TOKENS_VARIABLE]) if tokens is None else tokens)
+    def __init__(self, app: App, settings: GuardSettings | None = None) -> None:
+        self.app, self.settings = app, settings or GuardSettings.from_environment()
+        self._breaker = TokenBreaker(self.settings.tokens)
+        self._bodies = BodyReader(self.settings.limits)
+        self._requests = 0
+        law = self.settings.law
+        metrics.SEALED.labels(law.arm, ",".join(law.request_arms)).set(law.sealed)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Forward a request with broken special tokens, or send an error response."""
-        if scope["type"] == "http" and scope["path"].rstrip("/") in REFUSED_PATHS:
-            await send_error(send, 404, "this path is disabled: use the endpoints under /v1")
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
             return
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] in UNGUARDED_PATHS:
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        body, more = bytearray(), True
-        while more:
-            message = await receive()
-            if message["type"] != "http.request":  # the client has disconnected
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > MAX_BODY_BYTES:
-                await send_error(send, 413, f"the request body is too large: send at most {MAX_BODY_BYTES} bytes")
-                return
-        content_types = [value for name, value in scope["headers"] if name == b"content-type"]
-        is_multipart = bool(content_types) and all(value.startswith(b"multipart/") for value in content_types)
-        if body and not is_multipart:
-            try:
-                body = bytearray(json.dumps(self._breaker.body(json.loads(bytes(body)))).encode())
-            except (ValueError, RecursionError):
-                await send_error(send, 400, "the body is no valid JSON or is nested too deeply: send a JSON object")
-                return
-        await self._forward(scope, bytes(body), receive, send)
+        self._requests += 1
+        try:
+            await self.app(*await self._admit(scope, receive, send))
+        except RefusedRequestError as refusal:
+            await send_error(send, refusal.status, refusal.message)
+        except ClientGoneError:
+            return
+        finally:
+            self._requests -= 1
 
-    async def _forward(self, scope: dict[str, Any], body: bytes, receive: Receive, send: Send) -> None:
-        """Call the application with the changed body instead of the body that was received."""
-        headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
-        scope = scope | {"headers": [*headers, (b"content-length", str(len(body)).encode())]}
-        delivered = False
+    async def _admit(self, scope: dict[str, Any], receive: Receive, send: Send) -> tuple[dict[str, Any], Receive, Send]:
+        """Return the arguments with which the application is called.
 
-        async def receive_body() -> dict[str, Any]:
-            nonlocal delivered
-            if delivered:
-                return await receive()
-            delivered = True
-            return {"type": "http.request", "body": body, "more_body": False}
+        Raises:
+            RefusedRequestError: if the request is not answered.
+            ClientGoneError: if the client has disconnected.
+        """
+        route = find_route(scope["method"], scope["path"].removeprefix(scope.get("root_path", "")))
+        if route.access != "everyone" and scope["method"] != "OPTIONS":
+            self.settings.keys.check(scope)
+        if self._requests > self.settings.max_requests:
+            raise RefusedRequestError(503, "the server is answering as many requests as it can: try again later")
+        if scope["method"] != "POST":
+            describes_models = route.path == MODELS_PATH and scope["method"] == "GET"
+            sending = ModelListSend(send, self.settings.law.describe()) if describes_models else send
+            return *_with_body(scope, receive, b""), sending
+        read_header(scope, b"content-type")  # two of them are refused; the body is read as JSON, whatever it is called
+        rewrite = partial(self._rewrite, text_parameters=route.text_parameters)
+        return *_with_body(scope, receive, await self._bodies.read(scope, receive, rewrite)), send
 
-        await self.app(scope, receive_body, send)
+    def _rewrite(self, body: bytes, text_parameters: Sequence[str]) -> bytes:
+        """Return a body with broken special tokens, except in `text_parameters`, if the law permits the request.
+
+        Raises:
+            RefusedRequestError: if the body is no JSON, or the law does not permit its overrides.
+        """
+        if not body:
+            return body
+        try:
+            parsed = json.loads(body)
+            if isinstance(parsed, dict):
+                self.settings.law.check_body(parsed)
+            return json.dumps(self._breaker.body(parsed, text_parameters)).encode()
+        except UserError as error:
+            raise RefusedRequestError(400, str(error)) from error
+        except (ValueError, RecursionError) as error:
+            raise RefusedRequestError(
+                400, "the body is no valid JSON or is nested too deeply: send a JSON object"
+            ) from error
+
+
+def _with_body(scope: dict[str, Any], receive: Receive, body: bytes) -> tuple[dict[str, Any], Receive]:
+    """Return the scope and the receive callable of a request whose body was replaced."""
+    headers = [
+        (name, value)
+        for name, value in scope["headers"]
+        if name.lower() not in (b"content-length", b"transfer-encoding")
+    ]
+    delivered = False
+
+    async def receive_body() -> dict[str, Any]:
+        nonlocal delivered
+        if delivered:
+            return await receive()
+        delivered = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return scope | {"headers": [*headers, (b"content-length", str(len(body)).encode())]}, receive_body

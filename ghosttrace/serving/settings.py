@@ -95,7 +95,7 @@ class ServingSettings:
 
     def with_overrides(self, extra_args: Mapping[str, Any] | None) -> "ServingSettings":
         """Return the settings with the overrides of a request, which `check_overrides` must have accepted."""
-        overrides = _overrides(extra_args)
+        overrides = read_overrides(extra_args)
         policy_names = {field.name for field in fields(Policy)} & overrides.keys()
         policy = replace(self.policy, **{name: overrides[name] for name in policy_names})
         return replace(self, policy=policy, **{name: overrides[name] for name in overrides.keys() - policy_names})
@@ -122,7 +122,7 @@ def check_overrides(
     Raises:
         UserError: if an override is unknown, has an invalid value, or is not supported by the engine.
     """
-    overrides = _overrides(extra_args)
+    overrides = read_overrides(extra_args)
     for name, value in overrides.items():
         if name not in REQUEST_OVERRIDES:
             known = ", ".join(OVERRIDE_PREFIX + override for override in REQUEST_OVERRIDES)
@@ -142,7 +142,7 @@ def check_overrides(
         )
 
 
-def _overrides(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
+def read_overrides(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the overrides among the extra arguments, without their prefix."""
     items = (extra_args or {}).items()
     return {name.removeprefix(OVERRIDE_PREFIX): value for name, value in items if name.startswith(OVERRIDE_PREFIX)}

@@ -183,13 +183,12 @@ def make_example_builder(recipe: Recipe, config: PreTrainedConfig, tokenizer: An
             f"{recipe.model} was trained with other tokens for {', '.join(changed)}: leave out --map-delimiters"
         )
     names = recorded | dict(recipe.delimiters)
-    try:
-        markup = Markup.from_tokenizer(tokenizer, names)
-    except UserError as error:
-        raise UserError(f"{error}; or add them with ghosttrace init-tokens") from error
+    markup = Markup.from_tokenizer(tokenizer, names)
     if not markup.assistant_header:
         raise UserError(f"{recipe.model} has no chat template: put chat_template.jinja into its tokenizer's folder")
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if longest and "--max_length" not in recipe.trainer and args.max_length == PAPER_DEFAULTS["max_length"]:
+        args.max_length = min(args.max_length, longest)
     if args.max_length is None or (longest and args.max_length > longest):
         raise UserError(
             f"--max_length is {args.max_length}, but {recipe.model} takes at most {longest} positions: set a smaller "

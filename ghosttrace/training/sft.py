@@ -236,6 +236,7 @@ def save_results(trainer: MementoTrainer, folder: Path) -> None:
         return
     shutil.rmtree(folder / "cache", ignore_errors=True)
     log = pd.DataFrame([row for row in trainer.state.log_history if "loss" in row])
+    log = log.sort_index(axis=1)  # a resumed run reads its history from a file with sorted keys
     partial = folder / "samples.part"
     log.to_parquet(partial, index=False)
     sampled = pd.DataFrame([row for row in trainer.state.log_history if "sampled_valid" in row])

@@ -9,11 +9,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from ghosttrace.data.read import TraceText, tokenize_trace
+from ghosttrace.data.spans import decode
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.law.expiry import Policy
 from ghosttrace.law.markup import DELIMITERS, Markup, find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.probing.planting import decode
 from helpers.families import FAMILIES, tiny
 from helpers.paths import DATA
 

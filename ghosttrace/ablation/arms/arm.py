@@ -59,7 +59,9 @@ class Arm:
             UserError: The arm cannot run with that policy.
         """
         if policy.keep_last_n_blocks < 0:
-            raise UserError(f"{self.name} needs erased blocks, but keep_last_n_blocks -1 erases none: give 0")
+            raise UserError(
+                f"{self.name} needs erased blocks, but keep_last_n_blocks -1 erases none: give --keep-last-n-blocks 0"
+            )
         return policy
 
     def adapt_law(self, law: Law) -> Law:

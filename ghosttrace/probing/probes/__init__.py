@@ -6,8 +6,9 @@ To add a probe, write a file with a frozen dataclass derived from `Probe`, add i
 
 from ghosttrace.probing.probes.mlp import MLP
 from ghosttrace.probing.probes.probe import Probe
+from ghosttrace.probing.probes.unusual_traces import UnusualTraces
 
-PROBES: dict[str, type[Probe]] = {kind.name: kind for kind in (MLP,)}
+PROBES: dict[str, type[Probe]] = {kind.name: kind for kind in (MLP, UnusualTraces)}
 """The bundled probes by name."""
 
-__all__ = ["MLP", "PROBES", "Probe"]
+__all__ = ["MLP", "PROBES", "Probe", "UnusualTraces"]

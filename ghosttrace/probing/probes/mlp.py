@@ -113,14 +113,14 @@ def fit_mlp(
     device, targets, width = features.device, len(n_classes), max(n_classes)
     labels, train, validation = (part.to(device) for part in (labels, train, validation))
     if not ((labels[:, train] >= 0).any() and (labels[:, validation] >= 0).any()):
-        raise UserError("an MLP needs labelled samples in both train and validation: give more samples")
+        raise UserError("an MLP needs labelled samples in both train and validation: give at least one in each")
     train = train[(labels[:, train] >= 0).any(0)]
     mean, scale = moments(features[train])
     x = standardised(features, mean, scale)
     base = base_logits(offset, n_classes, device).permute(2, 0, 1).expand(len(x), targets, width)
     generator = torch.Generator().manual_seed(seed)  # on the CPU, for the same weights and order on every device
     layers = _initial([x.shape[1], *HIDDEN_WIDTHS, targets * width], generator, device)
-    optimiser = torch.optim.AdamW([part for layer in layers for part in layer], lr=rate, weight_decay=decay)
+    optimiser = torch.optim.AdamW([part for layer in layers for part in layer], lr=rate, weight_decay=decay, fused=True)
     best_loss, best_layers, epochs_since_best = torch.inf, _copied(layers), 0
     for _ in range(epochs):
         order = train[torch.randperm(len(train), generator=generator).to(device)]

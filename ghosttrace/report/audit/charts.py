@@ -5,8 +5,8 @@ from math import copysign, log1p
 from typing import Any
 
 from ghosttrace.report.audit.wording import BIT_UNITS, RATE_UNITS
+from ghosttrace.stats import ALPHA
 
-ALPHA = 0.05
 WIDTH, MARGIN = 220.0, 6.0  # of a bar, in pixels
 Row = Mapping[str, Any]
 Scale = Callable[[float], float]

@@ -10,23 +10,26 @@ from rich.table import Table
 from ghosttrace.report.tables import results_table
 
 
-def probe_table(results: pd.DataFrame) -> Table:
+def probe_table(results: pd.DataFrame, configuration: Mapping[str, Any]) -> Table:
     """Return a table of the best site of each target and hop: one row per probe, beside text and sealed cache.
 
     The best site is the one with the highest score on validation.
 
     Args:
         results: Rows of `ghosttrace.probing.evidence.summarise`.
+        configuration: Content of run.json.
     """
     paired = "swapped" in set(results["condition"])
     control = "swapped: with other blocks, the same text" if paired else "sealed: the same probe on a sealed cache"
     table = results_table(
-        caption="Accuracy in % and bits beyond the text per target, with 95 % intervals over base traces, at the site "
-        "with the best validation score; * p <= 0.05 after Holm over the sweep and more than 0.01 bits; online: "
-        f"prequential code length; {control}. All sites: summary.json.",
+        caption="Accuracy in % and bits beyond the text per target, on "
+        f"{_test_set(results, configuration)}, at the site with the best validation score; * p <= 0.05 after Holm "
+        f"over the sweep and more than 0.01 bits; online: prequential code length; {control}. text and exact: bits "
+        "beyond the class frequencies, of the fitted text baseline and of the exact posterior given the text. All "
+        "sites: summary.json.",
     )
     for name in ("carrier", "hop", "site", "probe"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, overflow="fold")
     for name in ("accuracy", "bits beyond the text", "swapped" if paired else "sealed"):
         table.add_column(name, justify="right", no_wrap=True)
     for target, part in results[results["headline"]].groupby("target", sort=False):
@@ -42,6 +45,13 @@ def probe_table(results: pd.DataFrame) -> Table:
         for row in best_rows(rows).to_dict("records"):
             _add(table, row, rows)
     return table
+
+
+def _test_set(results: pd.DataFrame, configuration: Mapping[str, Any]) -> str:
+    """Say how many test samples there are, and which clusters the intervals resample."""
+    clusters = "base traces" if str(configuration["split"]["shares no"]).startswith("base trace") else "secrets"
+    samples, groups = results["n_test"].max(), results["n_clusters"].max()
+    return f"{samples:,.0f} test samples with 95 % intervals over their {groups:,.0f} {clusters}"
 
 
 def best_rows(rows: pd.DataFrame) -> pd.DataFrame:

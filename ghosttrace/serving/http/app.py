@@ -20,16 +20,18 @@ from starlette.exceptions import HTTPException
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.serving.error_responses import error_body
-from ghosttrace.serving.http.api_key import ApiKeyCheck
 from ghosttrace.serving.http.completions import Completions, ServerOptions
 from ghosttrace.serving.http.jobs import QueueFullError, decode_forever
 from ghosttrace.serving.http.requests import ChatBody, CompletionBody, TextBody
-from ghosttrace.serving.prompt_guard import PromptGuard, special_tokens
+from ghosttrace.serving.open_requests import OpenRequests
+from ghosttrace.serving.prompt_guard import GuardSettings, PromptGuard
 from ghosttrace.serving.settings import ServingSettings
 
 
 def make_app(checkpoint: Checkpoint, settings: ServingSettings, options: ServerOptions) -> FastAPI:
     """Return the server's application, and start its decoding thread.
+
+    The caller sets `app.state.server` to the uvicorn server, so that open requests end with it.
 
     Args:
         checkpoint: the model to serve.
@@ -37,13 +39,14 @@ def make_app(checkpoint: Checkpoint, settings: ServingSettings, options: ServerO
         options: options of the server.
 
     Raises:
-        UserError: if the assistant's header has no special token (see `special_tokens`).
+        UserError: if `GuardSettings.for_model` raises it.
     """
     completions = Completions(checkpoint, settings, options)
-    app = FastAPI(title="ghosttrace serve")
+    app = FastAPI(title="ghosttrace serve", openapi_url=None)
     app.include_router(_routes(completions))
-    app.add_middleware(PromptGuard, tokens=special_tokens(checkpoint.tokenizer, checkpoint.markup))
-    app.add_middleware(ApiKeyCheck, key=options.api_key)
+    guard = GuardSettings.for_model(checkpoint.tokenizer, settings, [options.api_key or ""], options.request_arms)
+    app.add_middleware(OpenRequests)
+    app.add_middleware(PromptGuard, settings=guard)
     for error, status in (
         (UserError, 400),
         (RequestValidationError, 400),

@@ -18,6 +18,7 @@ from ghosttrace.serving.http.jobs import Job, JobEvent, JobQueue
 from ghosttrace.serving.http.requests import ChatBody, CompletionBody, TextBody
 from ghosttrace.serving.http.responses import Delta, ResponseBuilder, collect_response, stream_response
 from ghosttrace.serving.http.text_stream import TextStream
+from ghosttrace.serving.paging import PagedArm
 from ghosttrace.serving.reasoning_split import Segment
 from ghosttrace.serving.settings import ServingSettings, check_overrides
 
@@ -36,6 +37,7 @@ class ServerOptions:
         capacity: maximum number of responses in the queue.
         api_key: bearer token that clients must send; None disables the check.
         reasoning_segment: part of a chat response that is returned as reasoning; None returns all text as content.
+        request_arms: arms that a request may choose instead of the server's.
     """
 
     name: str
@@ -44,6 +46,7 @@ class ServerOptions:
     capacity: int = 64
     api_key: str | None = None
     reasoning_segment: Segment | None = None
+    request_arms: tuple[PagedArm, ...] = ()
 
 
 class Completions:
@@ -60,6 +63,7 @@ class Completions:
         self.queue = JobQueue(options.batch_size, options.capacity)
         self._sampling_defaults = checkpoint.model.generation_config.to_diff_dict()
         self._stops = stop_ids(checkpoint.model)
+        self._max_characters = options.max_model_len * max(map(len, checkpoint.tokenizer.get_vocab()))
 
     async def answer(self, body: CompletionBody, prompts: Sequence[list[int]], http: fastapi.Request) -> Response:
         """Return the response to a request, complete or streamed.
@@ -110,6 +114,11 @@ class Completions:
         return [self._ids(prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts()]
 
     def _ids(self, text: str, **options: bool) -> list[int]:
+        if len(text) > self._max_characters:
+            raise UserError(
+                f"a prompt has {len(text)} characters, which do not fit into the context of "
+                f"{self.options.max_model_len} tokens: send a shorter one"
+            )
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UserError("the text contains half of a surrogate pair, which is not a character: remove it")
         return list(self.checkpoint.tokenizer(text, **options)["input_ids"])

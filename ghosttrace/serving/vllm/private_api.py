@@ -182,6 +182,12 @@ ATTRIBUTES: dict[Component, dict[str, str]] = {
 }
 """Attributes that GhostTrace reads or writes, by component and class; the same in all supported versions."""
 
+SERVER_PARSER = {
+    "vllm.entrypoints.launchers.cli_args": "make_arg_parser",
+    "vllm.utils.argparse_utils": "FlexibleArgumentParser",
+}
+"""Function and class that make the parser of vLLM's server, by module; they must agree with `vllm serve`."""
+
 KV_UPDATE_PARAMETERS = ("self", "layer", "key", "value", "kv_cache", "slot_mapping")
 """Parameters of the attention backends' method `do_kv_cache_update`, which `PageMover` calls."""
 

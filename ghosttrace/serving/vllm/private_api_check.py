@@ -3,6 +3,7 @@
 import ast
 import inspect
 import textwrap
+from argparse import ArgumentParser
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -11,6 +12,7 @@ from ghosttrace.errors import UserError
 from ghosttrace.serving.vllm.private_api import (
     INSTALL_HINT,
     KV_UPDATE_PARAMETERS,
+    SERVER_PARSER,
     SUPPORTED_VERSIONS,
     Component,
     PrivateName,
@@ -71,6 +73,21 @@ def check_backend(backend: type) -> None:
         )
 
 
+def make_server_parser() -> ArgumentParser:
+    """Return the parser of vLLM's server.
+
+    Raises:
+        UserError: if the installed vLLM does not have it where GhostTrace expects it.
+    """
+    found = [_find(module, name) for module, name in SERVER_PARSER.items()]
+    for (module, name), value in zip(SERVER_PARSER.items(), found, strict=True):
+        if value is None:
+            raise UserError(f"vLLM has no {module}.{name}: {INSTALL_HINT}")
+    make_parser, parser_class = found
+    parser: ArgumentParser = make_parser(parser_class())
+    return parser
+
+
 def installed_parameters(owner: type, name: str) -> tuple[str, ...] | None:
     """Return the parameter names of a method, with `*` and `**`; None if the class has no such method."""
     member = inspect.getattr_static(owner, name, None)
@@ -97,7 +114,7 @@ def class_attributes(owner: ast.ClassDef) -> set[str]:
 
 
 def _find(module: str, owner: str) -> Any:
-    """Return a class of the installed vLLM; None if its module or the class is missing."""
+    """Return a class or function of the installed vLLM; None if its module or the name is missing."""
     try:
         return getattr(import_module(module), owner, None)
     except ModuleNotFoundError:

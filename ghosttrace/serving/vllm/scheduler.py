@@ -25,6 +25,7 @@ from ghosttrace.serving.vllm import private_api_check
 from ghosttrace.serving.vllm.engine_checks import check_engine, check_pages
 from ghosttrace.serving.vllm.erasure_metadata import ErasureMetadata
 from ghosttrace.serving.vllm.kv_cache_manager import ErasingKVCacheManager
+from ghosttrace.serving.vllm.processes import end_with_parent
 
 logger = logging.getLogger("vllm.ghosttrace")
 
@@ -39,6 +40,7 @@ class ErasingSchedulerBase(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         private_api_check.check_component("scheduler")
+        end_with_parent()
         super().__init__(*args, **kwargs)
         self.settings = ServingSettings.from_vllm_config(self.vllm_config)
         check_engine(self.vllm_config, isinstance(self, AsyncScheduler), self.settings)

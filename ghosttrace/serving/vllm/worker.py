@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.platforms import current_platform
 
 from ghosttrace.serving.vllm import private_api_check
+from ghosttrace.serving.vllm.processes import end_with_parent
 
 if TYPE_CHECKING or not current_platform.is_cpu():
     from vllm.v1.worker.gpu_worker import Worker
@@ -18,6 +19,7 @@ class ErasingWorker(Worker):
     def init_device(self) -> None:
         """Initialise the device and the model runner."""
         private_api_check.check_component("worker")
+        end_with_parent()
         super().init_device()
         if current_platform.is_cpu():  # vLLM's CPU worker does not call `_make_model_runner`
             self.model_runner = self._make_model_runner()

@@ -1,0 +1,132 @@
+"""The operator's law: what a request may choose of the erasure settings of a server."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ghosttrace.errors import UserError
+from ghosttrace.serving.paging import PAGED_ARMS, SEALED_ARMS, PagedArm
+from ghosttrace.serving.settings import ServingSettings, check_overrides, read_overrides
+
+REFUSED_PARAMETERS = {
+    "kv_transfer_params": "may replace the prompt by token ids that the guard has not seen",
+    "ec_transfer_params": "is for servers that share caches, which erasure excludes",
+    "prompt_embeds": "has no tokens in which blocks can be found",
+}
+"""Parameters of vLLM's requests with which erasure or the guard would be wrong, and the reason."""
+
+ALLOW_FLAG = "--allow-request-arms"
+
+
+@dataclass(frozen=True)
+class RequestLaw:
+    """Erasure settings of a server, and the arms that requests may choose instead.
+
+    A request may always choose the server's own arm and a policy that erases at least as much. `full` in `request_arms`
+    also permits every policy, because a request that never erases sees as much as with any of them.
+
+    Attributes:
+        arm: arm of requests that choose none.
+        keep_last_n_blocks: number of blocks that the server keeps; -1 keeps all.
+        keep_last_block_for_answer: whether the server keeps a finished block until the next block.
+        max_block_tokens: number of tokens after which the server ends a block; None for no limit.
+        request_arms: other arms that a request may choose.
+    """
+
+    arm: PagedArm
+    keep_last_n_blocks: int
+    keep_last_block_for_answer: bool
+    max_block_tokens: int | None
+    request_arms: tuple[PagedArm, ...] = ()
+
+    @classmethod
+    def from_settings(cls, settings: ServingSettings, request_arms: Sequence[PagedArm] = ()) -> "RequestLaw":
+        """Return the law of a server with these erasure settings."""
+        policy = settings.policy
+        kept = policy.keep_last_n_blocks, policy.keep_last_block_for_answer
+        return cls(settings.arm, *kept, settings.max_block_tokens, tuple(request_arms))
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "RequestLaw":
+        """Return the law from the values of `dataclasses.asdict`."""
+        return cls(**{**stored, "request_arms": tuple(stored["request_arms"])})
+
+    @property
+    def sealed(self) -> bool:
+        """Return whether no request can retain keys and values that have seen an erased block."""
+        return self.keep_last_n_blocks >= 0 and {self.arm, *self.request_arms} <= set(SEALED_ARMS)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `/v1/models` says about erasure."""
+        kept = {"keep_last_n_blocks": self.keep_last_n_blocks, "request_arms": list(self.request_arms)}
+        return {"arm": self.arm, "sealed": self.sealed, **kept}
+
+    def check_body(self, body: Mapping[str, Any]) -> None:
+        """Raise an error if a request chooses what it may not choose, or has a parameter that evades the law.
+
+        Args:
+            body: the parsed body of the request.
+
+        Raises:
+            UserError: if `check` raises it, a parameter is in `REFUSED_PARAMETERS`, or beam search, which drops the
+                overrides of a request, is to run with some.
+        """
+        for name, reason in REFUSED_PARAMETERS.items():
+            if body.get(name) is not None:
+                raise UserError(f"{name} {reason}: leave it out")
+        overrides = body.get("vllm_xargs")
+        if not isinstance(overrides, dict):
+            return
+        self.check(overrides)
+        if body.get("use_beam_search") and read_overrides(overrides):
+            raise UserError("use_beam_search ignores the ghosttrace_ arguments of a request: leave out one of them")
+
+    def check(self, extra_args: Mapping[str, Any] | None) -> None:
+        """Raise an error if a request chooses what it may not choose.
+
+        Args:
+            extra_args: the `vllm_xargs` of the request.
+
+        Raises:
+            UserError: if an override is invalid, or weaker than the server's own setting and not permitted.
+        """
+        check_overrides(extra_args, async_scheduling=False)
+        chosen = read_overrides(extra_args)
+        arm = chosen.get("arm", self.arm)
+        if arm not in (self.arm, *self.request_arms):
+            permitted = ", ".join((self.arm, *self.request_arms))
+            raise UserError(f"ghosttrace_arm {arm!r} is not permitted by this server: choose one of {permitted}")
+        if "full" in self.request_arms:
+            return
+        block_limit = self.max_block_tokens or math.inf
+        weaker = {
+            "keep_last_n_blocks": _kept(chosen.get("keep_last_n_blocks", 0)) > _kept(self.keep_last_n_blocks),
+            "keep_last_block_for_answer": (
+                chosen.get("keep_last_block_for_answer", False) and not self.keep_last_block_for_answer
+            ),
+            "max_block_tokens": chosen.get("max_block_tokens", 0) > block_limit,
+        }
+        for name, is_weaker in weaker.items():
+            if is_weaker:
+                raise UserError(
+                    f"ghosttrace_{name} {chosen[name]!r} is not permitted by this server, whose own is "
+                    f"{getattr(self, name)}: leave it out"
+                )
+
+
+def parse_request_arms(text: str | None) -> tuple[PagedArm, ...]:
+    """Return the arms in the value of `--allow-request-arms`.
+
+    Raises:
+        UserError: if one of them is unknown.
+    """
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    for name in names:
+        if name not in PAGED_ARMS:
+            raise UserError(f"{ALLOW_FLAG} must be a list of {', '.join(PAGED_ARMS)}, not {name!r}")
+    return tuple(arm for arm in PAGED_ARMS if arm in names)
+
+
+def _kept(keep_last_n_blocks: int) -> float:
+    return math.inf if keep_last_n_blocks < 0 else keep_last_n_blocks

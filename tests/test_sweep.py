@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.probes import ClassMeans
+from rich.table import Table
 from typer.testing import CliRunner
 
 import ghosttrace as gt
@@ -198,7 +199,11 @@ def test_empty_selections_are_refused(option: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("valid", "code"), [(True, 0), (False, 12)])
-def test_finished_run_returns_its_exit_code_again(valid: bool, code: int, tmp_path: Path) -> None:
+def test_finished_run_returns_its_exit_code_again(
+    valid: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ghosttrace.report.probing.table.probe_table", lambda *_: Table())  # there are no results
+    monkeypatch.setattr("ghosttrace.report.probing.findings.probe_findings", lambda *_: [])
     write_json(tmp_path / "run.json", {"command": "probe", "options": {"seed": 0}})
     write_json(tmp_path / "summary.json", {"command": "probe", "valid": valid, "failures": [], "results": []})
     (tmp_path / "samples.parquet").touch()

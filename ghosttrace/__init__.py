@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from ghosttrace.errors import RunWarning, UserError
     from ghosttrace.ghost_bits.result import BitsResult
     from ghosttrace.ghost_bits.run import bits
-    from ghosttrace.law.expiry import NEVER, ExpiryTracker, Policy, alive, erasures, expiry
+    from ghosttrace.law.expiry import NEVER, ExpiryTracker, MementoLaw, Policy, alive, erasures, expiry
+    from ghosttrace.law.law import Erasure, Law
     from ghosttrace.law.markup import Block, Markup, find_blocks
     from ghosttrace.model.attention import attending, pad_batch
     from ghosttrace.model.checkpoint import Checkpoint, load
@@ -64,10 +65,13 @@ __all__ = [
     "Checkpoint",
     "Counterfactual",
     "Defence",
+    "Erasure",
     "ExpiryTracker",
     "FeatureTable",
     "Generation",
+    "Law",
     "Markup",
+    "MementoLaw",
     "Part",
     "PatchResult",
     "Policy",

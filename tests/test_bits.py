@@ -27,7 +27,7 @@ from ghosttrace.ghost_bits import measure as measuring
 from ghosttrace.ghost_bits.likelihood import log2_probabilities
 from ghosttrace.ghost_bits.measure import BITS_TABLE, measure, measured_tokens
 from ghosttrace.ghost_bits.summary import failed_controls, summarise
-from ghosttrace.law.expiry import NEVER, Policy, expiry
+from ghosttrace.law.expiry import NEVER, MementoLaw, Policy, expiry
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.law.masks import Visibility
 from ghosttrace.model.attention import attending, pad_batch
@@ -35,6 +35,7 @@ from ghosttrace.model.checkpoint import Checkpoint, load
 from ghosttrace.runs.records import Records
 
 KEEP = Policy(mask_delimiters=False, require_assistant_section=False)
+LAW = MementoLaw(MARKUP, KEEP)
 COMPARED = {"restart": Restart(), "placebo": PlaceboArm()}
 LONG = [trace(seed, blocks=2 + seed) for seed in range(3)]
 
@@ -105,22 +106,22 @@ def test_measured_tokens() -> None:
     think_end = [50, 51]
     response = [b, 20, 21, e, s, 30, m, 40, b, 22, e, s, 31, m, *think_end, 60, 61]
     trace = TokenTrace("file", "0", [9, *think_end], response)
-    table = measured_tokens(trace, MARKUP, KEEP, Spelled())
+    table = measured_tokens(trace, LAW, Spelled())
     first = 3 + response.index(m) + 1
     assert table["token_index"].tolist() == list(range(first, 3 + len(response)))
     kinds = "other delimiter block delimiter delimiter memento delimiter other other answer answer"
     assert table["kind"].tolist() == kinds.split()
     assert table["block"].tolist() == [1] * 7 + [2] * 4
     assert table["distance"].tolist() == [*range(1, 8), *range(1, 5)]
-    nothing = measured_tokens(TokenTrace("file", "1", [9], [20, 21, 22]), MARKUP, KEEP, Spelled())
+    nothing = measured_tokens(TokenTrace("file", "1", [9], [20, 21, 22]), LAW, Spelled())
     assert nothing.empty
-    kept = measured_tokens(trace, MARKUP, replace(KEEP, keep_last_n_blocks=1), Spelled())
+    kept = measured_tokens(trace, MementoLaw(MARKUP, replace(KEEP, keep_last_n_blocks=1)), Spelled())
     assert kept["token_index"].min() == 3 + len(response) - 4
     twice = TokenTrace("file", "2", [9], [*response, *think_end, 62])
-    assert measured_tokens(twice, MARKUP, KEEP, Spelled())["kind"].tolist()[-5:] == ["other"] * 4 + ["answer"]
-    unthought = measured_tokens(TokenTrace("file", "3", [9, *think_end], response[:8]), MARKUP, KEEP, Spelled())
+    assert measured_tokens(twice, LAW, Spelled())["kind"].tolist()[-5:] == ["other"] * 4 + ["answer"]
+    unthought = measured_tokens(TokenTrace("file", "3", [9, *think_end], response[:8]), LAW, Spelled())
     assert "answer" not in set(unthought["kind"])
-    merged = measured_tokens(TokenTrace("file", "4", [9], [*response[:-4], 50, 52, 60]), MARKUP, KEEP, Spelled())
+    merged = measured_tokens(TokenTrace("file", "4", [9], [*response[:-4], 50, 52, 60]), LAW, Spelled())
     assert merged["kind"].tolist()[-3:] == ["other"] * 2 + ["answer"]
 
 

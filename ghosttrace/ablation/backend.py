@@ -70,8 +70,16 @@ def write_samples(bench_arm: BenchArm, requests: Sequence[Request], on_done: Cal
     """
     checkpoint, arm = bench_arm.checkpoint, bench_arm.arm
     with explain_out_of_memory(checkpoint, requests, bench_arm.sampling):
-        policy = arm.adapt_policy(checkpoint.policy)
-        generate(checkpoint.model, requests, checkpoint.markup, policy, bench_arm.sampling, arm.eraser, on_done=on_done)
+        generate(
+            checkpoint.model,
+            requests,
+            checkpoint.markup,
+            checkpoint.policy,
+            bench_arm.sampling,
+            arm.eraser,
+            on_done=on_done,
+            law=arm.adapt_law(checkpoint.law),
+        )
 
 
 @contextmanager

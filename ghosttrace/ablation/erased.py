@@ -1,13 +1,15 @@
 """What the responses of an ablation erased, and whether there was anything to measure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from ghosttrace.ablation.arms import Arm
 from ghosttrace.law.expiry import Policy
+from ghosttrace.law.law import Law
 from ghosttrace.runs.folder import REFERENCE_ARM
+from ghosttrace.runs.records import RecordKey, Records
 
 NEXT_STEPS = (
     "measure the channel on given text with ghosttrace bits, or train the model to write mementos with ghosttrace sft"
@@ -59,6 +61,25 @@ def nothing_erased(samples: pd.DataFrame, arms: Mapping[str, Arm], policy: Polic
         for text in texts if reference is None else [reference]:
             found.setdefault(text, []).append(str(bench))
     return tuple(f"{', '.join(benches)}: {text}" for text, benches in found.items())
+
+
+def law_erased_nothing(records: Records, order: Sequence[RecordKey], law: Law) -> tuple[str, ...]:
+    """Return one message for each benchmark on which a law has erased nothing from the responses of `memento`.
+
+    Args:
+        records: The samples of the run.
+        order: Keys of all samples.
+        law: The law of the run, which is not Memento's.
+    """
+    erased: dict[str, bool] = {}
+    for key in order:
+        bench, arm = str(key[0]), key[1]
+        if arm == REFERENCE_ARM and not erased.get(bench):
+            sample = records.get(key)
+            ids = [*sample["prompt_ids"], *sample["response_ids"]]
+            erased[bench] = any(erasure.first_affected < len(ids) for erasure in law.erasures(ids))
+    text = f"no response is long enough for the law {law.spec} to erase anything (raise --max-new-tokens)"
+    return tuple(f"{bench}: {text}" for bench, some in erased.items() if not some)
 
 
 def _missing(arm: Arm, policy: Policy, maxima: Mapping[Any, Any]) -> str | None:

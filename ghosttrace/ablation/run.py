@@ -9,7 +9,7 @@ from typing import Any
 from ghosttrace.ablation.arms import Arm, Part
 from ghosttrace.ablation.backend import Backend, HuggingFaceBackend, largest_batch_size
 from ghosttrace.ablation.collect import BenchArm, DonorBlocks, SampleWriter
-from ghosttrace.ablation.erased import nothing_erased
+from ghosttrace.ablation.erased import law_erased_nothing, nothing_erased
 from ghosttrace.ablation.result import AblationResult
 from ghosttrace.ablation.samples import SAMPLE_TABLE, SMALL_COLUMNS
 from ghosttrace.ablation.settings import AblationSettings, as_list
@@ -18,6 +18,7 @@ from ghosttrace.bench import Bench, as_benches
 from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.law.markup import DELIMITERS
 from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
+from ghosttrace.model.erasure_config import require_memento
 from ghosttrace.model.geometry import CacheGeometry
 from ghosttrace.model.prompts import template_hash
 from ghosttrace.model.provenance import provenance
@@ -41,6 +42,7 @@ def ablate(
     part: Part | None = None,
     noise: float = 0.5,
     margin: float | None = None,
+    law: str | None = None,
     backend: Backend | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
@@ -60,6 +62,7 @@ def ablate(
         part: See `AblationSettings`. None means the whole cache.
         noise: See `AblationSettings`.
         margin: See `AblationSettings`.
+        law: Specification of a law, such as `window:64,16`, that replaces the checkpoint's.
         backend: Engine that generates the samples. None means the checkpoint's own model.
         out: Folder of a new run. None keeps the run in memory.
         resume: Folder of a run to resume.
@@ -87,7 +90,7 @@ def ablate(
         noise=noise,
         margin=margin,
     )
-    checkpoint = as_checkpoint(model)
+    checkpoint = as_checkpoint(model, law)
     benches = as_benches(bench, limit, seed)
     return run_ablation(checkpoint, benches, settings, backend, out=out, resume=resume, progress=progress)
 
@@ -139,7 +142,10 @@ def run_ablation(
         bytes_per_token = CacheGeometry.from_config(checkpoint.model.config).bytes_per_token(checkpoint.model.dtype)
         results = summarise(samples, bytes_per_token, None if settings.margin is None else settings.margin / 100)
         arms = {bench_arm.arm.name: bench_arm.arm for bench_arm in bench_arms}
-        failures = nothing_erased(samples, arms, checkpoint.policy)
+        if checkpoint.other_law is None:
+            failures = nothing_erased(samples, arms, checkpoint.policy)
+        else:
+            failures = law_erased_nothing(run.records, order, checkpoint.other_law)
         failures += failed_controls(results, arms, benches, settings.part, checkpoint.policy)
         return run.finish(
             AblationResult,
@@ -168,6 +174,11 @@ def plan_bench_arms(
     if empty is not None:
         raise UserError(f"{empty} holds no problems: give a benchmark with at least one problem")
     backend = backend or HuggingFaceBackend()
+    if checkpoint.other_law is not None:
+        if checkpoint.other_law.replayed:
+            raise UserError(f"{checkpoint.other_law.spec} replays recorded tokens, and ablate generates: use bits")
+        if not isinstance(backend, HuggingFaceBackend):
+            require_memento(checkpoint.other_law.spec, f"the backend {backend.name}")
     return [bench_arm for bench in benches for bench_arm in _bench_arms(checkpoint, bench, settings, backend)]
 
 
@@ -177,7 +188,7 @@ def _bench_arms(checkpoint: Checkpoint, bench: Bench, settings: AblationSettings
     for arm in settings.chosen_arms():
         donors = DonorBlocks(bench, checkpoint.tokenizer, settings.seed)
         try:
-            arm.adapt_policy(checkpoint.policy)
+            arm.adapt_law(checkpoint.law)
             arm.check(checkpoint.model)
             if arm.needs_counterfactuals and bench.counterfactual is None:
                 raise UserError(f"{arm.name} needs a benchmark that can write counterfactual blocks, such as ledger")
@@ -240,9 +251,9 @@ def configuration(
     checkpoint = bench_arms[0].checkpoint
     benches = {bench_arm.bench.name: bench_arm.bench for bench_arm in bench_arms}.values()
     family = checkpoint.model.config.model_type
-    ids = dict(zip(DELIMITERS, checkpoint.markup.delimiters, strict=True))
+    ids = dict(zip(DELIMITERS, checkpoint.markup.delimiters, strict=True)) if checkpoint.markup.has_delimiters else {}
     return provenance("ablate", checkpoint, options) | {
-        "arms": {bench_arm.arm.name: bench_arm.arm.describe(checkpoint.policy) for bench_arm in bench_arms},
+        "arms": {bench_arm.arm.name: bench_arm.arm.describe(checkpoint.law) for bench_arm in bench_arms},
         "markup": asdict(checkpoint.markup),
         "delimiters": {name: checkpoint.tokenizer.convert_ids_to_tokens(token) for name, token in ids.items()},
         "benches": {

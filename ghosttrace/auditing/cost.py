@@ -227,7 +227,7 @@ def likelihood_utility(checkpoint: Checkpoint, arm: Arm, traces: Sequence[Sequen
     Raises:
         UserError: No trace has a token after an erased block.
     """
-    first = [first_measured_index(ids, checkpoint.markup, checkpoint.policy) for ids in traces]
+    first = [first_measured_index(ids, checkpoint.law) for ids in traces]
     chosen = [(number, [int(t) for t in ids]) for number, ids in enumerate(traces) if first[number] < len(ids)]
     if not chosen:
         raise UserError("no token of these traces follows an erased block: give traces with finished mementos")

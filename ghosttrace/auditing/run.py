@@ -26,7 +26,7 @@ from ghosttrace.auditing.subject import AuditSubject, SecretSource, make_subject
 from ghosttrace.auditing.summary import result_rows, summarise_audit
 from ghosttrace.bench import Bench
 from ghosttrace.data.tokens import TraceSources
-from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
+from ghosttrace.model.checkpoint import Checkpoint, as_memento_checkpoint
 from ghosttrace.model.provenance import provenance
 from ghosttrace.probing import sweep
 from ghosttrace.probing.carriers import CarrierKind, Pooling, secret_carrier
@@ -124,7 +124,7 @@ def audit(
         utility_limit,
         batch_tokens,
     )
-    checkpoint = as_checkpoint(model)
+    checkpoint = as_memento_checkpoint(model, "audit")
     settings.defence.check(checkpoint)
     kinds = tuple(dict.fromkeys(carriers or retained_carriers(checkpoint, settings.defence)))
     settings = replace(settings, probes=replace(probes, kinds=kinds))

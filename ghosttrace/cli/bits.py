@@ -8,6 +8,7 @@ from ghosttrace.cli.options import (
     ModelName,
     Traces,
     gather_options,
+    law_options,
     model_options,
     output_options,
     run_options,
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ghosttrace.ghost_bits.result import BitsResult
 
 
-@with_options(model_options, run_options, output_options)
+@with_options(model_options, law_options, run_options, output_options)
 def bits(
     ctx: typer.Context,
     model: ModelName = "toy-mixed",

@@ -1,12 +1,24 @@
-"""The command `ghosttrace info`: describe a model, and what its policy erases from a trace."""
+"""The command `ghosttrace info`: describe a model, and what its law erases from a trace."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ghosttrace.cli.options import DelimiterMapping, Delimiters, Format, KeepLast, OutputFormat, parse_delimiter_mapping
+from ghosttrace.cli.options import (
+    DelimiterMapping,
+    Delimiters,
+    Format,
+    KeepLast,
+    LawSpec,
+    OutputFormat,
+    parse_delimiter_mapping,
+)
 from ghosttrace.cli.output import print_rows, print_tables
+
+if TYPE_CHECKING:
+    from ghosttrace.law.expiry import Policy
+    from ghosttrace.law.law import Law
 
 
 def info(
@@ -20,19 +32,28 @@ def info(
     mask_delimiters: Delimiters = None,
     keep_last_n_blocks: KeepLast = None,
     map_delimiters: DelimiterMapping = None,
+    law: LawSpec = None,
     format: Format = OutputFormat.table,
 ) -> None:
-    """Describe a model, and what its policy erases from a trace, block by block."""
+    """Describe a model, and what its law erases from a trace: block by block, or erasure by erasure."""
     from ghosttrace.data.info import model_info, trace_info
     from ghosttrace.data.read import read_traces
-    from ghosttrace.model.checkpoint import resolve_policy
+    from ghosttrace.law.chat import Chat
+    from ghosttrace.law.parse import is_memento, parse_law
+    from ghosttrace.model.erasure_config import resolve_policy
     from ghosttrace.report.info import model_entry, model_findings, model_table, trace_findings, trace_rows, trace_table
 
     given = {"mask_delimiters": mask_delimiters, "keep_last_n_blocks": keep_last_n_blocks}
     described = model_info(model, parse_delimiter_mapping(map_delimiters), **given)
     texts = [] if trace is None else read_traces(trace)
-    policy = resolve_policy(described.recorded_policy, **given) if texts else None
-    erased = [trace_info(described, text, policy) for text in texts if policy]
+    erased = []
+    if texts:
+        spec = law or described.law
+        if is_memento(spec):
+            rule: Law | Policy = resolve_policy(described.recorded_policy, **given)
+        else:
+            rule = parse_law(str(spec), Chat.from_tokenizer(described.tokenizer))
+        erased = [trace_info(described, text, rule) for text in texts]
     if format is not OutputFormat.table:
         entry = model_entry(described)
         print_rows(format, model_findings(described), trace_rows(erased) if texts else [entry], {"model": entry})

@@ -23,13 +23,13 @@ def init_tokens(
     """
     from transformers import AutoModelForCausalLM
 
-    from ghosttrace.model.checkpoint import (
+    from ghosttrace.model.checkpoint import load_config, load_tokenizer, resolve_pretrained_path
+    from ghosttrace.model.erasure_config import (
         CONFIG_KEY,
-        load_config,
-        load_tokenizer,
+        recorded_law,
         recorded_policy,
+        require_memento,
         resolve_policy,
-        resolve_pretrained_path,
     )
     from ghosttrace.training.delimiters import add_delimiters
 
@@ -37,6 +37,7 @@ def init_tokens(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder: give a new one")
     config, tokenizer, token_names = load_config(model), load_tokenizer(model), parse_delimiter_mapping(map_delimiters)
+    require_memento(recorded_law(config), "init-tokens")
     if (getattr(config, CONFIG_KEY, None) or {}).get("stages"):
         raise UserError(f"{model} has already been trained with delimiters: start from a model without them")
     policy = resolve_policy(recorded_policy(config), mask_delimiters=mask_delimiters, keep_last_n_blocks=-1)

@@ -46,6 +46,15 @@ Out = Annotated[Path | None, typer.Option(help="Folder of a new run. Default: a 
 Resume = Annotated[
     Path | None, typer.Option(help="Folder of an unfinished run to continue with its own options. Default: a new run.")
 ]
+LawSpec = Annotated[
+    str | None,
+    typer.Option(
+        "--law",
+        help="Law by which tokens leave the cache: window:SIZE,STRIDE, sinks:N,WINDOW, chunks:SIZE,CARRY, "
+        "turns:KEEP,STRIDE, tools:KEEP, log:FILE, none, or memento. Default: as recorded in the checkpoint, else "
+        "memento.",
+    ),
+]
 KeepLast = Annotated[
     int | None,
     typer.Option(
@@ -128,6 +137,10 @@ def model_options(
     """Declare the options for loading a checkpoint, and for its policy where it does not record one."""
 
 
+def law_options(law: LawSpec = None) -> None:
+    """Declare the option for the law of a command that measures every law."""
+
+
 def output_options(format: Format = OutputFormat.table) -> None:
     """Declare the option for the format of the results."""
 
@@ -204,7 +217,7 @@ def gather_options(ctx: typer.Context, command: str) -> dict[str, Any] | None:
 
 
 def load_from_options(options: dict[str, Any]) -> "Checkpoint":
-    """Load the checkpoint that the options name, with their device, dtype, delimiters and policy.
+    """Load the checkpoint that the options name, with their device, dtype, delimiters and law.
 
     Raises:
         UserError: the device is `meta`; or see `ghosttrace.model.checkpoint.load`.
@@ -216,7 +229,7 @@ def load_from_options(options: dict[str, Any]) -> "Checkpoint":
     policy = {name: options[name] for name in ("mask_delimiters", "keep_last_n_blocks")}
     delimiters = parse_delimiter_mapping(options["map_delimiters"])
     hide_loading_bar()
-    return load(options["model"], options["device"], options["dtype"], delimiters, **policy)
+    return load(options["model"], options["device"], options["dtype"], delimiters, law=options.get("law"), **policy)
 
 
 def hide_loading_bar() -> None:

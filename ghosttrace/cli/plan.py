@@ -43,11 +43,13 @@ def plan(
     from ghosttrace.ablation.plan import Assumptions
     from ghosttrace.ablation.plan import plan as make_plan
     from ghosttrace.data.info import stored_dtype
-    from ghosttrace.model.checkpoint import load_config, recorded_policy, resolve_policy
+    from ghosttrace.model.checkpoint import load_config
+    from ghosttrace.model.erasure_config import recorded_law, recorded_policy, require_memento, resolve_policy
     from ghosttrace.model.geometry import CacheGeometry
     from ghosttrace.report.plan import plan_findings, plan_table
 
     config = load_config(model)
+    require_memento(recorded_law(config), "plan")
     recorded = recorded_policy(config) or {"mask_delimiters": bool(mask_delimiters)}
     policy = resolve_policy(recorded, mask_delimiters=mask_delimiters, keep_last_n_blocks=keep_last_n_blocks)
     n_problems, default_repetitions = bench_size(bench)

@@ -171,7 +171,7 @@ def start_builtin_server(options: dict[str, Any], extra_arguments: list[str], ba
     """
     import uvicorn
 
-    from ghosttrace.model.checkpoint import load
+    from ghosttrace.model.checkpoint import as_memento_checkpoint, load
     from ghosttrace.serving.http.app import make_app
     from ghosttrace.serving.http.completions import ServerOptions
 
@@ -188,7 +188,8 @@ def start_builtin_server(options: dict[str, Any], extra_arguments: list[str], ba
     policy = {name: options[name] for name in POLICY_OPTIONS}
     delimiters = parse_delimiter_mapping(options["map_delimiters"])
     hide_loading_bar()
-    checkpoint = load(options["model"], options["device"], options["dtype"], delimiters, **policy)
+    loaded = load(options["model"], options["device"], options["dtype"], delimiters, **policy)
+    checkpoint = as_memento_checkpoint(loaded, "serve")
     model_maximum = getattr(checkpoint.model.config.get_text_config(), "max_position_embeddings", None)
     max_tokens = options["max_model_len"] or model_maximum
     if max_tokens is None or not 2 <= max_tokens <= (model_maximum or max_tokens):

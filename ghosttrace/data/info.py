@@ -1,6 +1,6 @@
 """Descriptions of models and traces for `ghosttrace info`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from transformers import PreTrainedConfig
 
 from ghosttrace.data.read import TraceText, tokenize_trace
 from ghosttrace.errors import UserError
-from ghosttrace.law.expiry import NEVER, Policy, alive, erasures, expiry
+from ghosttrace.law.expiry import NEVER, MementoLaw, Policy, alive, expiry
+from ghosttrace.law.law import Erasure, Law
 from ghosttrace.law.markup import DELIMITERS, Markup, find_blocks
-from ghosttrace.model.checkpoint import CONFIG_KEY, load_config, load_tokenizer, recorded_policy, resolve_policy
+from ghosttrace.model.checkpoint import load_config, load_tokenizer
+from ghosttrace.model.erasure_config import CONFIG_KEY, recorded_law, recorded_policy, resolve_policy
 from ghosttrace.model.geometry import CacheGeometry
 
 
@@ -30,6 +32,7 @@ class ModelInfo:
         delimiters: token id by delimiter token; None for tokens that the tokenizer lacks.
         policy: the expiry policy in effect; None if `mask_delimiters` is neither recorded nor given.
         recorded_policy: the policy recorded in the checkpoint, if any.
+        law: the specification of another law than Memento's recorded in the checkpoint, if any.
         tokenizer: the tokenizer, with missing delimiters added at the end of the vocabulary, as training adds them.
         names: the delimiter tokens, by the names in `DELIMITERS`.
         stages: the recorded stages of its training.
@@ -45,6 +48,7 @@ class ModelInfo:
     tokenizer: Any
     names: dict[str, str]
     stages: tuple[str, ...] = ()
+    law: str | None = None
 
     @property
     def bytes_per_token(self) -> int | None:
@@ -59,13 +63,16 @@ class TraceInfo:
     Attributes:
         tokens: number of tokens of prompt and response.
         blocks: one row per finished block, with the number of tokens of block and memento, the token index at which
-            the block expires, and the number of KV tokens held just before and after.
+            the block expires, and the number of KV tokens held just before and after. Under another law than
+            Memento's, one row per erasure, with its first key and the number of carriers.
         kv_tokens_held: int64[T], number of KV tokens held at each step.
+        law: specification of the law.
     """
 
     tokens: int
     blocks: pd.DataFrame
     kv_tokens_held: np.ndarray
+    law: str = "memento"
 
 
 def model_info(name: str, delimiters: Mapping[str, str] | None = None, **policy: Any) -> ModelInfo:
@@ -103,6 +110,7 @@ def model_info(name: str, delimiters: Mapping[str, str] | None = None, **policy:
         tokenizer=tokenizer,
         names=names,
         stages=tuple(record.get("stages", ())),
+        law=recorded_law(config) if config else None,
     )
 
 
@@ -112,13 +120,13 @@ def stored_dtype(config: PreTrainedConfig) -> torch.dtype:
     return getattr(torch, stored) if isinstance(stored, str) else stored
 
 
-def trace_info(model: ModelInfo, trace: TraceText, policy: Policy) -> TraceInfo:
+def trace_info(model: ModelInfo, trace: TraceText, law: Law | Policy) -> TraceInfo:
     """Tokenise a trace and find its erasures.
 
     Args:
         model: provides tokenizer and chat template.
         trace: text with delimiters in Memento's spelling.
-        policy: when blocks expire.
+        law: which tokens leave the cache and when; a policy stands for Memento's law.
 
     Raises:
         UserError: the tokenizer has no chat template.
@@ -127,21 +135,53 @@ def trace_info(model: ModelInfo, trace: TraceText, policy: Policy) -> TraceInfo:
         raise UserError(
             f"{model.name} has no chat template, so the assistant's turn cannot be found: add chat_template.jinja"
         )
+    if isinstance(law, Policy):
+        law = MementoLaw(Markup.from_tokenizer(model.tokenizer, model.names), law)
     ids = [token for part in tokenize_trace(trace, model.tokenizer, model.family, model.names) for token in part]
-    markup = Markup.from_tokenizer(model.tokenizer, model.names)
-    times = expiry(ids, markup, policy)
-    held = alive(times)
-    rows = []
-    erasure_of_block = {erasure.block: erasure for erasure in erasures(ids, markup, policy)}
-    for number, block in enumerate(find_blocks(ids, markup, policy.require_assistant_section)):
+    times = expiry(ids, law)
+    rows = block_rows(ids, times, law) if isinstance(law, MementoLaw) else erasure_rows(ids, times, law)
+    return TraceInfo(len(ids), pd.DataFrame(rows), alive(times), law.spec)
+
+
+def block_rows(ids: Sequence[int], times: np.ndarray, law: MementoLaw) -> list[dict[str, int | None]]:
+    """Return one row per finished block.
+
+    Args:
+        ids: token ids.
+        times: int64[T], their expiry.
+        law: Memento's law.
+    """
+    rows: list[dict[str, int | None]] = []
+    erasure_of_block = {erasure.block: erasure for erasure in law.erasures(ids)}
+    for number, block in enumerate(find_blocks(ids, law.markup, law.policy.require_assistant_section)):
         erasure = erasure_of_block.get(block)
         row: dict[str, int | None] = {"block": number, "block_tokens": block.end - block.start - 1}
         row |= {"memento_tokens": block.memento_end - block.memento_start - 1}
         row |= {"erased_at": None, "erased_keys": 0, "held_before": None, "held_after": None}
-        if erasure is not None:
-            held_before = int(held[erasure.expires_at - 1])
-            num_expired = int(((times == erasure.expires_at) & (times < NEVER)).sum())
-            row |= {"erased_at": erasure.expires_at, "erased_keys": len(erasure.keys)}
-            row |= {"held_before": held_before, "held_after": held_before - num_expired}
-        rows.append(row)
-    return TraceInfo(len(ids), pd.DataFrame(rows), held)
+        rows.append(row if erasure is None else row | _erased(erasure, times))
+    return rows
+
+
+def erasure_rows(ids: Sequence[int], times: np.ndarray, law: Law) -> list[dict[str, int | None]]:
+    """Return one row per erasure of a law that has no blocks.
+
+    Args:
+        ids: token ids.
+        times: int64[T], their expiry.
+        law: the law.
+    """
+    rows: list[dict[str, int | None]] = []
+    for number, erasure in enumerate(law.erasures(ids)):
+        carriers = erasure.carriers
+        retained = int((times[carriers.start : carriers.stop] > erasure.expires_at).sum())
+        row: dict[str, int | None] = {"erasure": number, "first_key": int(erasure.keys[0]), "carriers": retained}
+        rows.append(row | _erased(erasure, times))
+    return rows
+
+
+def _erased(erasure: Erasure, times: np.ndarray) -> dict[str, int | None]:
+    """Return the columns of an erasure."""
+    held_before = int(alive(times)[erasure.expires_at - 1])
+    num_expired = int(((times == erasure.expires_at) & (times < NEVER)).sum())
+    row: dict[str, int | None] = {"erased_at": erasure.expires_at, "erased_keys": len(erasure.keys)}
+    return row | {"held_before": held_before, "held_after": held_before - num_expired}

@@ -68,8 +68,10 @@ def load_traces(checkpoint: Checkpoint, sources: TraceSources, limit: int | None
 
 def to_token_trace(checkpoint: Checkpoint, source: str, name: str, text: TraceText) -> TokenTrace:
     """Tokenise a trace with the tokenizer and the chat format of a checkpoint."""
-    tokens = checkpoint.tokenizer.convert_ids_to_tokens(list(checkpoint.markup.delimiters))
-    names = dict(zip(DELIMITERS, tokens, strict=True))
+    names: dict[str, str] = {}  # a stock model's tokenizer has no delimiters
+    if checkpoint.markup.has_delimiters:
+        tokens = checkpoint.tokenizer.convert_ids_to_tokens(list(checkpoint.markup.delimiters))
+        names = dict(zip(DELIMITERS, tokens, strict=True))
     family = checkpoint.model.config.model_type
     return TokenTrace(source, name, *tokenize_trace(text, checkpoint.tokenizer, family, names))
 

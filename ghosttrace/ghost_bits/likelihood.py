@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from ghosttrace.ablation.arms import Arm
-from ghosttrace.law.expiry import Policy, erasures
-from ghosttrace.law.markup import Markup
+from ghosttrace.law.law import Law
 from ghosttrace.model.attention import attending
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.session import Session
@@ -22,8 +21,8 @@ def log2_probabilities(
     """Return the log2 probability of every token given the tokens before it, under an arm.
 
     Args:
-        checkpoint: the model, its markup and its policy.
-        arm: determines what happens to the cache when blocks expire.
+        checkpoint: the model and its law.
+        arm: determines what happens to the cache when tokens expire.
         traces: token ids of each trace. Lengths may differ.
         keys: for arms that draw random numbers, the key of each trace's random stream. Default: its index in `traces`.
 
@@ -35,7 +34,9 @@ def log2_probabilities(
     log2p_chunks: list[list[np.ndarray]] = [[] for _ in traces]
     with attending(model):
         row_keys = keys or [(row,) for row in range(len(traces))]
-        session = Session(model, checkpoint.markup, arm.adapt_policy(checkpoint.policy), row_keys, arm.eraser)
+        session = Session(
+            model, checkpoint.markup, checkpoint.policy, row_keys, arm.eraser, arm.adapt_law(checkpoint.law)
+        )
         for begin in range(0, max(map(len, traces)) - 1, chunk_length):
             chunks = [list(ids[:-1][begin : begin + chunk_length]) for ids in traces]
             for row, logits in enumerate(session.advance(chunks, all_logits=True)):
@@ -46,13 +47,11 @@ def log2_probabilities(
     return [np.concatenate(chunks) for chunks in log2p_chunks]
 
 
-def first_measured_index(ids: Sequence[int], markup: Markup, policy: Policy) -> int:
-    """Return the index of the first token at which arms can differ, or `len(ids)` if no block is erased.
+def first_measured_index(ids: Sequence[int], law: Law) -> int:
+    """Return the index of the first token at which arms can differ, or `len(ids)` if nothing is erased.
 
     Args:
         ids: token ids of one trace.
-        markup: token ids of the delimiters.
-        policy: determines when blocks expire.
+        law: which tokens leave the cache and when.
     """
-    trace_erasures = erasures(ids, markup, policy)
-    return min((max(erasure.expires_at, erasure.block.memento_end + 1) for erasure in trace_erasures), default=len(ids))
+    return min((erasure.first_affected for erasure in law.erasures(ids)), default=len(ids))

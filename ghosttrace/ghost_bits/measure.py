@@ -1,10 +1,10 @@
 """Measurement of ghost bits, token by token, on fixed traces.
 
-For every token after a memento the measure is log2 p(token | normal cache) - log2 p(token | altered cache). Both
-probabilities are teacher-forced over the same trace; nothing is generated. Under `restart` the difference has two
+For every token from the first erasure on, the measure is log2 p(token | normal cache) - log2 p(token | altered cache).
+Both probabilities are teacher-forced over the same trace; nothing is generated. Under `restart` the difference has two
 parts: the information of the ghost channel about the following text, and the cost of a sealed cache being unfamiliar to
 the model. The difference alone cannot separate the two. `placebo` is the negative control: it recomputes the same
-tokens with the blocks visible, and must change nothing.
+tokens before anything is erased, and must change nothing.
 
 A trace needs one forward pass per arm. The pass runs in chunks, so that the logits of a long trace and a large
 vocabulary are never all in memory.
@@ -23,8 +23,9 @@ from ghosttrace.ablation.arms import Arm, Memento
 from ghosttrace.data.spans import end_of_last
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.ghost_bits.likelihood import first_measured_index, log2_probabilities
-from ghosttrace.law.expiry import Policy
-from ghosttrace.law.markup import Markup, find_blocks
+from ghosttrace.law.expiry import MementoLaw
+from ghosttrace.law.law import Law
+from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.runs.progress import Progress, no_progress
 from ghosttrace.runs.records import RecordLayout, Records
@@ -50,39 +51,42 @@ BITS_TABLE = RecordLayout(
 )
 
 
-def measured_tokens(trace: TokenTrace, markup: Markup, policy: Policy, tokenizer: Any) -> pd.DataFrame:
+def measured_tokens(trace: TokenTrace, law: Law, tokenizer: Any) -> pd.DataFrame:
     """Return the tokens at which arms can differ: all tokens from the first erasure on.
 
     Args:
         trace: the trace.
-        markup: token ids of the delimiters.
-        policy: determines when blocks expire.
+        law: which tokens leave the cache and when.
         tokenizer: tokenizer of the trace. The answer starts after the last `</think>` of the response.
 
     Returns:
-        One row per token: `token_index`, `kind` (one of `TOKEN_KINDS`), `block` (number of
-        mementos that end before the token) and `distance` (1 for the token after the last `<|summary_end|>`, 2 for the
-        next, and so on).
+        One row per token: `token_index`, `kind` (one of `TOKEN_KINDS`), `block` (number of mementos that end before the
+        token) and `distance` (1 for the token after the last `<|summary_end|>`, 2 for the next, and so on). Under
+        another law than Memento's, `block` counts the erasures before the token, `distance` is counted from the last
+        one, and every kind but `answer` is `other`.
     """
     ids = np.array(trace.ids)
-    token_index = np.arange(first_measured_index(trace.ids, markup, policy), len(ids))
+    token_index = np.arange(first_measured_index(trace.ids, law), len(ids))
     kind = np.full(len(ids), "other", dtype=object)
-    blocks = find_blocks(ids, markup, policy.require_assistant_section)
-    for block in blocks:
-        kind[block.start + 1 : block.end] = "block"
-        kind[block.memento_start + 1 : block.memento_end] = "memento"
-    kind[np.isin(ids, markup.delimiters)] = "delimiter"
+    if isinstance(law, MementoLaw):
+        blocks = find_blocks(ids, law.markup, law.policy.require_assistant_section)
+        for block in blocks:
+            kind[block.start + 1 : block.end] = "block"
+            kind[block.memento_start + 1 : block.memento_end] = "memento"
+        kind[np.isin(ids, law.markup.delimiters)] = "delimiter"
+        ends = np.array([block.memento_end for block in blocks], dtype=np.int64)
+    else:
+        ends = np.unique([erasure.expires_at - 1 for erasure in law.erasures(ids)])
     answer = end_of_last("</think>", trace.response, tokenizer)
     if answer is not None:
         kind[len(trace.prompt) + answer :] = "answer"
-    memento_ends = np.array([block.memento_end for block in blocks], dtype=np.int64)
-    n_finished = np.searchsorted(memento_ends, token_index)
+    n_finished = np.searchsorted(ends, token_index)
     return pd.DataFrame(
         {
             "token_index": token_index,
             "kind": kind[token_index],
             "block": n_finished,
-            "distance": token_index - memento_ends[n_finished - 1] if len(token_index) else token_index,
+            "distance": token_index - ends[n_finished - 1] if len(token_index) else token_index,
         }
     )
 
@@ -98,7 +102,7 @@ def measure(
     """Measure every trace that is not recorded yet, and add it to the records as soon as an arm is measured on it.
 
     Args:
-        checkpoint: the model, its markup and its policy.
+        checkpoint: the model and its law.
         traces: the traces to measure.
         arms: the arms to compare with `memento`.
         records: records with layout `BITS_TABLE`; extended in place.
@@ -110,7 +114,7 @@ def measure(
     """
     arms_by_name = {arm.name: arm for arm in arms}
     for arm in arms:
-        arm.adapt_policy(checkpoint.policy)
+        arm.adapt_law(checkpoint.law)
         arm.check(checkpoint.model)
     done = 0
     for batch in _batches(traces, batch_tokens):
@@ -121,9 +125,7 @@ def measure(
         }
         if unfinished:
             ids, keys = [trace.ids for trace in batch], [_key(trace) for trace in batch]
-            tokens = [
-                measured_tokens(trace, checkpoint.markup, checkpoint.policy, checkpoint.tokenizer) for trace in batch
-            ]
+            tokens = [measured_tokens(trace, checkpoint.law, checkpoint.tokenizer) for trace in batch]
             reference = log2_probabilities(checkpoint, Memento(), ids)
             for name, arm in unfinished.items():
                 altered = log2_probabilities(checkpoint, arm, ids, keys)

@@ -15,6 +15,9 @@ from ghosttrace.ghost_bits.likelihood import first_measured_index
 from ghosttrace.ghost_bits.measure import BITS_TABLE, measure
 from ghosttrace.ghost_bits.result import BitsResult
 from ghosttrace.ghost_bits.summary import failed_controls, summarise
+from ghosttrace.law.expiry import MementoLaw
+from ghosttrace.law.law import Law
+from ghosttrace.law.log import Log
 from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
 from ghosttrace.model.provenance import provenance
 from ghosttrace.runs.folder import REFERENCE_ARM, json_rows, stable_repr
@@ -31,6 +34,7 @@ def bits(
     bench: str | Bench | Sequence[str | Bench] = "ledger",
     arms: str | Sequence[str | Arm] = ("restart",),
     *,
+    law: str | None = None,
     limit: int = 100,
     seed: int = 0,
     batch_tokens: int | None = None,
@@ -43,9 +47,11 @@ def bits(
 
     Args:
         model: a bundled name, a folder, a hub id, or a checkpoint returned by `ghosttrace.load`.
-        traces: files, run folders of ablations, hub ids of data sets, or tokenized traces.
+        traces: files, run folders of ablations, hub ids of data sets, or tokenized traces. None takes the sequences of
+            an eviction log if that is the law, else `bench`.
         bench: benchmarks with reference responses, by name or as objects; used if `traces` is None.
         arms: arms to compare with `memento`. The control `placebo` always runs.
+        law: specification of a law, such as `window:64,16`, that replaces the checkpoint's.
         limit: maximum number of traces per source.
         seed: random seed of the benchmark's problems.
         batch_tokens: maximum number of tokens per batch, including padding. None: `BATCH_TOKENS` of the device.
@@ -58,28 +64,27 @@ def bits(
         The finished run.
 
     Raises:
-        UserError: an argument is invalid, or no trace has text after a finished block and memento.
+        UserError: an argument is invalid, or no trace has text after an erasure.
     """
     if min(limit, 1 if batch_tokens is None else batch_tokens) < 1:
         raise UserError("--limit and --batch-tokens must be at least 1")
     compared_arms = _resolve_arms(as_list(arms))
-    checkpoint = as_checkpoint(model)
+    checkpoint = as_checkpoint(model, law)
     batch_tokens = batch_tokens or BATCH_TOKENS["cpu" if checkpoint.model.device.type == "cpu" else "gpu"]
+    if traces is None and isinstance(checkpoint.law, Log):
+        traces = traces_of_log(checkpoint.law, limit)
     benches = as_benches(bench, limit, seed) if traces is None else []
     loaded = reference_traces(checkpoint, *benches) if traces is None else load_traces(checkpoint, traces, limit)
     for arm in compared_arms:
-        arm.adapt_policy(checkpoint.policy)  # raises if the policy erases nothing
-    if all(first_measured_index(trace.ids, checkpoint.markup, checkpoint.policy) == len(trace.ids) for trace in loaded):
-        raise UserError(
-            "no trace has a finished block and memento with text after them: "
-            "give traces that contain the model's delimiters"
-        )
+        arm.adapt_law(checkpoint.law)  # raises if the policy erases nothing
+    if all(first_measured_index(trace.ids, checkpoint.law) == len(trace.ids) for trace in loaded):
+        raise UserError(nothing_to_measure(checkpoint.law))
     order = [(trace.source, trace.name, arm.name) for trace in loaded for arm in compared_arms]
     run_configuration = configuration(checkpoint, loaded, compared_arms, batch_tokens, options or {})
     with begin_run(out, resume, run_configuration, BITS_TABLE) as run:
         measure(checkpoint, loaded, compared_arms, run.records, batch_tokens, progress or no_progress)
         results = summarise(run.records.get(key) for key in order)
-        ceilings = {item.name: item.ceiling for item in benches}
+        ceilings = {item.name: item.ceiling for item in benches if checkpoint.other_law is None}
         failures = failed_controls(results, {arm.name: arm for arm in compared_arms}, ceilings)
         return run.finish(BitsResult, order, not failures, json_rows(results), failures=list(failures))
 
@@ -114,7 +119,26 @@ def configuration(
     for trace in traces:
         digest.update(repr((trace.source, trace.name, trace.prompt, trace.response)).encode())
     return provenance("bits", checkpoint, options) | {
-        "arms": {arm.name: arm.describe(checkpoint.policy) | {"settings": stable_repr(arm)} for arm in arms},
+        "arms": {arm.name: arm.describe(checkpoint.law) | {"settings": stable_repr(arm)} for arm in arms},
         "traces": {"count": len(traces), "sha256": digest.hexdigest()},
         "settings": {"batch_tokens": batch_tokens},
     }
+
+
+def nothing_to_measure(law: Law) -> str:
+    """Return the message for traces in which nothing is erased before the last token."""
+    if isinstance(law, MementoLaw):
+        return (
+            "no trace has a finished block and memento with text after them: "
+            "give traces that contain the model's delimiters"
+        )
+    return (
+        f"no trace has text after an erasure of the law {law.spec}: give longer traces, or for text without an "
+        "assistant's turn a law with prompt=0"
+    )
+
+
+def traces_of_log(law: Log, limit: int) -> list[TokenTrace]:
+    """Return the sequences of an eviction log as traces without a prompt."""
+    rows = law.sequences[:limit]
+    return [TokenTrace(Path(law.path).name, str(number), [], row.tokens.tolist()) for number, row in enumerate(rows)]

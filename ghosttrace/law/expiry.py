@@ -2,19 +2,20 @@
 
 `expiry[k]` is the token index of the first query that no longer sees key `k`. Query `q` sees key `k` if and only
 if `k <= q < expiry[k]`. Training masks, physical eviction, KV accounting, probes and audits all derive from this
-one vector, and the tests check each of them against it.
+one vector, and the tests check each of them against it. The vector follows from the erasures of a law
+(`ghosttrace.law.law`), whichever it is.
 
-The rule is Memento's (arXiv 2604.09852, sections 3 and 5): once `<|summary_end|>` of memento i is generated, no
+Memento's law (arXiv 2604.09852, sections 3 and 5) is defined here: once `<|summary_end|>` of memento i is generated, no
 later token attends to block i. Positions continue as if nothing had been removed.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from ghosttrace.errors import UserError
+from ghosttrace.law.law import Erasure, Law, Tokens, Tracker
 from ghosttrace.law.markup import Block, BlockTracker, Markup, delimiter_events, find_blocks
 
 NEVER = np.iinfo(np.int64).max
@@ -79,22 +80,71 @@ class Policy:
         return range(block.start + 1, block.end)
 
 
-class Erasure(NamedTuple):
+@dataclass(frozen=True)
+class BlockErasure(Erasure):
     """Expiry of one block.
 
     Attributes:
-        block: the finished block.
         keys: token indices that expire with it.
-        expires_at: token index of the first query that no longer sees `keys`.
+        block: the finished block.
     """
 
-    block: Block
     keys: range
-    expires_at: int
+    block: Block
+
+    @property
+    def carriers(self) -> range:
+        # An empty block between kept delimiters erases no keys, but its end delimiter comes after it.
+        return range(self.keys.start if self.keys else self.block.end, self.expires_at)
+
+    @property
+    def first_affected(self) -> int:
+        return max(self.expires_at, self.block.memento_end + 1)
 
 
-def erasures(token_ids: Sequence[int] | np.ndarray, markup: Markup, policy: Policy) -> list[Erasure]:
-    """Return every erasure in a complete sequence, ordered by `expires_at`.
+@dataclass(frozen=True)
+class MementoLaw(Law):
+    """Memento's grammar: finished blocks expire when their memento is complete.
+
+    Attributes:
+        markup: token ids of the delimiters and of the assistant header.
+        policy: when blocks expire.
+    """
+
+    name = "memento"
+    markup: Markup
+    policy: Policy
+
+    @property
+    def erases_after_reading(self) -> bool:
+        return self.policy.erases_after_reading
+
+    def tracker(self) -> "ExpiryTracker":
+        return ExpiryTracker(self.markup, self.policy)
+
+    def erasures(self, token_ids: Tokens) -> list[BlockErasure]:
+        markup, policy = self.markup, self.policy
+        keep = policy.keep_last_n_blocks
+        if keep < 0:
+            return []
+        tokens = np.asarray(token_ids, dtype=np.int64)
+        blocks = find_blocks(tokens, markup, policy.require_assistant_section)
+        due = np.array([block.memento_end for block in blocks[keep:]], dtype=np.int64)
+        if policy.keep_last_block_for_answer:
+            indices, letters = delimiter_events(tokens, markup, policy.require_assistant_section)
+            block_starts = indices[np.array([letter == "B" for letter in letters], dtype=bool)]
+            times = np.append(block_starts, NEVER)[np.searchsorted(block_starts, due)]
+        else:
+            times = due + (policy.erase_at == "after_summary_end")
+        return [
+            BlockErasure(policy.erased_indices(block), int(expires_at), block)
+            for block, expires_at in zip(blocks, times, strict=False)
+            if expires_at != NEVER
+        ]
+
+
+def erasures(token_ids: Tokens, markup: Markup, policy: Policy) -> list[BlockErasure]:
+    """Return every erasure of Memento's law in a complete sequence, ordered by `expires_at`.
 
     Args:
         token_ids: int[T], one unpadded sequence.
@@ -102,34 +152,27 @@ def erasures(token_ids: Sequence[int] | np.ndarray, markup: Markup, policy: Poli
         policy: when blocks expire.
 
     Returns:
-        One `Erasure` per block that expires within or right after the sequence.
+        One `BlockErasure` per block that expires within or right after the sequence.
     """
-    keep = policy.keep_last_n_blocks
-    if keep < 0:
-        return []
-    tokens = np.asarray(token_ids, dtype=np.int64)
-    blocks = find_blocks(tokens, markup, policy.require_assistant_section)
-    due = np.array([block.memento_end for block in blocks[keep:]], dtype=np.int64)
-    if policy.keep_last_block_for_answer:
-        indices, letters = delimiter_events(tokens, markup, policy.require_assistant_section)
-        block_starts = indices[np.array([letter == "B" for letter in letters], dtype=bool)]
-        times = np.append(block_starts, NEVER)[np.searchsorted(block_starts, due)]
-    else:
-        times = due + (policy.erase_at == "after_summary_end")
-    return [
-        Erasure(block, policy.erased_indices(block), int(expires_at))
-        for block, expires_at in zip(blocks, times, strict=False)
-        if expires_at != NEVER
-    ]
+    return MementoLaw(markup, policy).erasures(token_ids)
 
 
-def expiry(token_ids: Sequence[int] | np.ndarray, markup: Markup, policy: Policy) -> np.ndarray:
+def as_law(law: Law | Markup, policy: Policy | None) -> Law:
+    """Return a law unchanged, or Memento's law under a markup and a policy."""
+    if isinstance(law, Markup):
+        if policy is None:
+            raise UserError("a markup alone is no law: give the policy as well")
+        return MementoLaw(law, policy)
+    return law
+
+
+def expiry(token_ids: Tokens, law: Law | Markup, policy: Policy | None = None) -> np.ndarray:
     """Compute the expiry of every key of a sequence.
 
     Args:
         token_ids: int[T], one unpadded sequence.
-        markup: token ids of the delimiters and of the assistant header.
-        policy: when blocks expire.
+        law: which tokens leave the cache and when. A markup stands for Memento's law, together with `policy`.
+        policy: when blocks expire; only with a markup.
 
     Returns:
         int64[T]: for each key, the token index of the first query that no longer sees it; `NEVER` if it is retained.
@@ -143,13 +186,13 @@ def expiry(token_ids: Sequence[int] | np.ndarray, markup: Markup, policy: Policy
         array([7, 7, 7])
     """
     times = np.full(len(token_ids), NEVER, dtype=np.int64)
-    for erasure in erasures(token_ids, markup, policy):
-        times[erasure.keys.start : erasure.keys.stop] = erasure.expires_at
+    for erasure in as_law(law, policy).erasures(token_ids):
+        times[erasure.selector] = erasure.expires_at
     return times
 
 
-class ExpiryTracker:
-    """Incremental form of `erasures`: a state machine that generation feeds one token at a time.
+class ExpiryTracker(Tracker):
+    """Incremental form of `MementoLaw`: a state machine that generation feeds one token at a time.
 
     Attributes:
         policy: when blocks expire.
@@ -163,7 +206,7 @@ class ExpiryTracker:
         self.blocks: list[Block] = []
         self._due: list[Block] = []
 
-    def push(self, token: int) -> list[Erasure]:
+    def push(self, token: int) -> list[BlockErasure]:
         """Process the next token and return the erasures that it triggers.
 
         Args:
@@ -174,7 +217,7 @@ class ExpiryTracker:
         """
         index = self.block_tracker.num_read
         finished = self.block_tracker.push(token)
-        expired: list[Erasure] = []
+        expired: list[BlockErasure] = []
         if self._due and self.block_tracker.open_delimiters == [index]:
             expired, self._due = [self._erasure(block, index) for block in self._due], []
         if finished is None:
@@ -189,8 +232,8 @@ class ExpiryTracker:
                 expired.append(self._erasure(block, index + (self.policy.erase_at == "after_summary_end")))
         return expired
 
-    def _erasure(self, block: Block, expires_at: int) -> Erasure:
-        return Erasure(block, self.policy.erased_indices(block), expires_at)
+    def _erasure(self, block: Block, expires_at: int) -> BlockErasure:
+        return BlockErasure(self.policy.erased_indices(block), expires_at, block)
 
 
 def alive(expiry: np.ndarray) -> np.ndarray:

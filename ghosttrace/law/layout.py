@@ -1,18 +1,21 @@
 """Layouts of a sequence for one forward pass, with an open or a sealed cache.
 
-One masked pass yields a sealed cache if every memento occurs twice, at the same positions. The first copy sees its
-block, as in generation. The second copy sees retained tokens only, and all later tokens see the second copy. The
-block and the first copy expire together, where the second copy begins. The result equals that of the arm `restart`
-(the tests compare the two to 1e-5).
+One masked pass yields a sealed cache if every carrier occurs twice, at the same positions; under Memento's law these
+are the mementos. The first copy sees the tokens that leave, as in generation. The second copy sees retained tokens
+only, and all later tokens see the second copy. The tokens that leave and the first copy expire together, where the
+second copy begins. A token that is a carrier at several erasures has one more copy for each. The result equals that of
+the arm `restart` (the tests compare the two to 1e-5).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
 from ghosttrace.errors import UserError
-from ghosttrace.law.expiry import NEVER, Policy, erasures, expiry
+from ghosttrace.law.expiry import NEVER, MementoLaw, Policy, as_law, expiry
+from ghosttrace.law.law import Law, Tokens
 from ghosttrace.law.markup import Markup
 
 
@@ -37,56 +40,62 @@ class Layout:
             indices: int[n], token indices of the sequence.
 
         Returns:
-            int64[n], column numbers; the second copy of a token that occurs twice.
+            int64[n], column numbers; the last copy of a token that occurs more than once.
         """
         last = np.full(int(self.token_index.max(initial=-1)) + 1, -1, dtype=np.int64)
         last[self.token_index] = np.arange(len(self.token_index))  # on repeated indices the last write wins
         return last[np.asarray(indices, dtype=np.int64)]
 
 
-def open_layout(token_ids: Sequence[int] | np.ndarray, markup: Markup, policy: Policy) -> Layout:
+def open_layout(token_ids: Tokens, law: Law | Markup, policy: Policy | None = None) -> Layout:
     """Return the unchanged sequence with its expiry: the ghost channel is open.
 
     Args:
         token_ids: int[T], one unpadded sequence.
-        markup: token ids of the delimiters and of the assistant header.
-        policy: when blocks expire.
+        law: which tokens leave the cache and when. A markup stands for Memento's law, together with `policy`.
+        policy: when blocks expire; only with a markup.
     """
     tokens = np.asarray(token_ids, dtype=np.int64)
-    return Layout(tokens, np.arange(len(tokens)), expiry(tokens, markup, policy))
+    return Layout(tokens, np.arange(len(tokens)), expiry(tokens, law, policy))
 
 
-def sealed_layout(token_ids: Sequence[int] | np.ndarray, markup: Markup, policy: Policy) -> Layout:
-    """Return the sequence with every memento repeated, so that the pass fills a sealed cache.
+def sealed_layout(token_ids: Tokens, law: Law | Markup, policy: Policy | None = None) -> Layout:
+    """Return the sequence with every carrier repeated after each erasure, so that the pass fills a sealed cache.
 
     Absolute positions are kept. The ghost channel is closed.
 
     Args:
         token_ids: int[T], one unpadded sequence.
-        markup: token ids of the delimiters and of the assistant header.
-        policy: when blocks expire.
+        law: which tokens leave the cache and when. A markup stands for Memento's law, together with `policy`.
+        policy: when blocks expire; only with a markup.
 
     Raises:
-        UserError: the policy keeps finished blocks, which one pass cannot seal.
+        UserError: the policy keeps finished blocks, whose repetition training does not support.
     """
-    if policy.keep_last_n_blocks > 0:
+    law = as_law(law, policy)
+    if isinstance(law, MementoLaw) and law.policy.keep_last_n_blocks > 0:
         raise UserError("a sealed pass cannot seal finished blocks that are kept: set keep_last_n_blocks 0")
     tokens = np.asarray(token_ids, dtype=np.int64)
     index_parts: list[np.ndarray] = []
-    expiry_parts: list[np.ndarray] = []
+    ends: list[tuple[np.ndarray, int]] = []  # columns, and the column from which on they are not seen
+    live = np.full(len(tokens), -1, dtype=np.int64)  # the column that later queries see of each token; -1 if none
     next_index = num_columns = 0
-    for erasure in erasures(tokens, markup, policy):
-        num_before = erasure.keys.start - next_index
-        copy_start = num_columns + erasure.expires_at - next_index  # the column where the second copy begins
-        copy_length = erasure.expires_at - erasure.keys.stop
-        index_parts += [np.arange(next_index, erasure.expires_at), np.arange(erasure.keys.stop, erasure.expires_at)]
-        expiry_parts += [
-            np.full(num_before, NEVER),
-            np.full(erasure.expires_at - erasure.keys.start, copy_start),
-            np.full(copy_length, NEVER),
-        ]
-        num_columns, next_index = copy_start + copy_length, erasure.expires_at
+    for expires_at, group in groupby(law.erasures(tokens), key=lambda erasure: erasure.expires_at):
+        erasures = list(group)
+        new = np.arange(next_index, expires_at)
+        live[new] = num_columns + np.arange(len(new))
+        num_columns, next_index = num_columns + len(new), expires_at
+        first = min(erasure.carriers.start for erasure in erasures)
+        stale = np.flatnonzero(live[first:expires_at] >= 0) + first
+        ends.append((live[stale], num_columns))
+        live[stale] = -1
+        copies = stale[~np.isin(stale, np.concatenate([np.asarray(erasure.keys) for erasure in erasures]))]
+        live[copies] = num_columns + np.arange(len(copies))
+        num_columns += len(copies)
+        index_parts += [new, copies]
     index_parts.append(np.arange(next_index, len(tokens)))
-    expiry_parts.append(np.full(len(tokens) - next_index, NEVER))
     token_index = np.concatenate(index_parts)
-    return Layout(tokens[token_index], token_index, np.concatenate(expiry_parts))
+    column_expiry = np.full(len(token_index), NEVER)
+    for columns, end in ends:
+        column_expiry[columns] = end
+    return Layout(tokens[token_index], token_index, column_expiry)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ghosttrace.errors import UserError
+from ghosttrace.law.chat import find_assistant_header, find_sequence, find_turn_end
 
 DELIMITERS = ("block_start", "block_end", "summary_start", "summary_end")
 
@@ -61,7 +62,7 @@ class Markup:
         Raises:
             UserError: a delimiter is not a token of the tokenizer, or the chat template shows no assistant header.
         """
-        spelled = {name: (names or {}).get(name, f"<|{name}|>") for name in DELIMITERS}
+        spelled = spell_delimiters(names)
         vocabulary = tokenizer.get_vocab()
         missing = [token for token in spelled.values() if token not in vocabulary]
         if missing:
@@ -70,35 +71,35 @@ class Markup:
                 "--map-delimiters, e.g. --map-delimiters block_start=<|fim_prefix|>,block_end=…, or add them with "
                 "ghosttrace init-tokens"
             )
-        header = _assistant_header(tokenizer)
-        turn_end = _turn_end(tokenizer) if header else None
-        ids = {name: vocabulary[token] for name, token in spelled.items()}
+        return cls.of_any_tokenizer(tokenizer, names)
+
+    @classmethod
+    def of_any_tokenizer(cls, tokenizer: Any, names: Mapping[str, str] | None = None) -> "Markup":
+        """Find delimiters and assistant header; delimiters that the tokenizer lacks get ids that no token has.
+
+        Args:
+            tokenizer: see `from_tokenizer`.
+            names: see `from_tokenizer`.
+        """
+        header, vocabulary = find_assistant_header(tokenizer), tokenizer.get_vocab()
+        turn_end = find_turn_end(tokenizer) if header else None
+        spelled = enumerate(spell_delimiters(names).items(), 1)
+        ids = {name: vocabulary.get(token, -number) for number, (name, token) in spelled}
         return cls(**ids, assistant_header=header, turn_end=turn_end)
 
-
-def _assistant_header(tokenizer: Any) -> tuple[int, ...]:
-    """Return the token ids that the chat template adds to open the assistant's turn; empty without a template."""
-    if not tokenizer.chat_template:
-        return ()
-    turns = [{"role": "user", "content": "?"}]
-    without_header, with_header = (
-        tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add) for add in (False, True)
-    )
-    header = with_header.removeprefix(without_header).removesuffix("<think>\n").removesuffix("<think>")
-    if not with_header.startswith(without_header) or not header:
-        raise UserError(
-            "the chat template does not show where the assistant's turn begins: "
-            "make add_generation_prompt append the assistant header and change nothing else"
-        )
-    return tuple(tokenizer(header, add_special_tokens=False)["input_ids"])
+    @property
+    def has_delimiters(self) -> bool:
+        """Whether the tokenizer has the four delimiters; a stock model's has none."""
+        return min(self.delimiters) >= 0
 
 
-def _turn_end(tokenizer: Any) -> int | None:
-    """Return the first special token that the chat template puts after an assistant's message, if any."""
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "ANSWER"}]
-    suffix = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("ANSWER")[2]
-    ids = tokenizer(suffix, add_special_tokens=False)["input_ids"]
-    return next((token for token in ids if token in tokenizer.all_special_ids), None)
+def spell_delimiters(names: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the token of each delimiter by its name in `DELIMITERS`.
+
+    Args:
+        names: spellings that differ from Memento's.
+    """
+    return {name: (names or {}).get(name, f"<|{name}|>") for name in DELIMITERS}
 
 
 class Block(NamedTuple):
@@ -123,17 +124,12 @@ def find_turns(tokens: np.ndarray, markup: Markup) -> tuple[np.ndarray, np.ndarr
     Raises:
         UserError: the markup has no assistant header.
     """
-    width = len(markup.assistant_header)
-    if not width:
+    if not markup.assistant_header:
         raise UserError(
             "the assistant header is unknown: add a chat template to the tokenizer, "
             "or set require_assistant_section=False"
         )
-    if len(tokens) < width:
-        opens = np.zeros(0, dtype=np.int64)
-    else:
-        windows = np.lib.stride_tricks.sliding_window_view(tokens, width)
-        opens = np.flatnonzero((windows == np.array(markup.assistant_header)).all(axis=1)) + width - 1
+    opens = find_sequence(tokens, markup.assistant_header)
     ends = np.flatnonzero(tokens == (-1 if markup.turn_end is None else markup.turn_end))
     return opens, ends
 

@@ -1,12 +1,12 @@
-"""Loading of checkpoints with tokenizer, markup and policy.
+"""Loading of checkpoints with tokenizer, markup and law.
 
-The policy belongs to a checkpoint and must match its training. It is stored in config.json under the key
-`ghosttrace`, so that it is copied with the model, and `load` reads it from there.
+The law belongs to a checkpoint and must match its training. Memento's policy, or the specification of another law, is
+stored in config.json under the key `ghosttrace`, so that it is copied with the model, and `load` reads it from there. A
+stock model records neither, and runs under the law that the user gives.
 """
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,22 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from ghosttrace.errors import UserError
-from ghosttrace.law.expiry import Policy
+from ghosttrace.law.chat import Chat
+from ghosttrace.law.expiry import MementoLaw, Policy
+from ghosttrace.law.law import Law
 from ghosttrace.law.markup import Markup
+from ghosttrace.law.parse import is_memento, parse_law
+from ghosttrace.model.erasure_config import read_block_config, read_erasure_config, recorded_law, require_memento
 from ghosttrace.model.prompts import chat_prompt
 
 BUNDLED_MODELS = {"toy-open", "toy-mixed", "toy-sealed"}
 DOWNLOADED_MODELS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Models that `make lm` puts into `.models`, with the hub id of the original."""
-CONFIG_KEY = "ghosttrace"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model with memento attention, with its tokenizer, markup and policy.
+    """A model with its tokenizer, its markup, and the law under which tokens leave its cache.
 
     Attributes:
         name: bundled name, folder or hub id, as given by the user.
@@ -36,6 +39,7 @@ class Checkpoint:
         markup: token ids of the delimiters and of the assistant header.
         policy: when blocks expire, as in training.
         stages: the recorded training stages of `ghosttrace sft`, in order.
+        other_law: another law than Memento's. `policy` then erases no block.
     """
 
     name: str
@@ -44,6 +48,30 @@ class Checkpoint:
     markup: Markup
     policy: Policy
     stages: tuple[str, ...] = ()
+    other_law: Law | None = None
+
+    @property
+    def law(self) -> Law:
+        """The law of eviction: `other_law`, or Memento's under `policy`."""
+        return self.other_law or MementoLaw(self.markup, self.policy)
+
+    def with_law(self, spec: str | None) -> "Checkpoint":
+        """Return the checkpoint under another law; unchanged for None.
+
+        Args:
+            spec: such as `window:64,16`, or `memento` (see `ghosttrace.law.parse.parse_law`).
+
+        Raises:
+            UserError: there is no such law, or the checkpoint cannot be run with it.
+        """
+        if spec is None:
+            return self
+        if not is_memento(spec):
+            policy = replace(self.policy, keep_last_n_blocks=-1)
+            return replace(self, policy=policy, other_law=parse_law(spec, Chat.from_tokenizer(self.tokenizer)))
+        if self.other_law is not None:
+            raise UserError(f"{self.name} was loaded under {self.other_law.spec}: load it again with the law memento")
+        return self
 
     @property
     def sealed(self) -> bool:
@@ -98,90 +126,40 @@ def load_tokenizer(name: str) -> Any:
         ) from error
 
 
-def recorded_policy(config: PreTrainedConfig) -> dict[str, Any] | None:
-    """Return the policy recorded in a checkpoint's config, or None."""
-    return (getattr(config, CONFIG_KEY, None) or {}).get("policy")
-
-
-def resolve_policy(recorded: Mapping[str, Any] | None, **overrides: Any) -> Policy:
-    """Combine the recorded policy with the user's overrides.
-
-    Args:
-        recorded: the policy returned by `recorded_policy`.
-        overrides: fields of `Policy` that replace recorded ones; None keeps the recorded value.
-
-    Raises:
-        UserError: `mask_delimiters` is neither recorded nor given, or given against the record, or a field is unknown.
-    """
-    trained, given = (recorded or {}).get("mask_delimiters"), overrides.get("mask_delimiters")
-    if None not in (trained, given) and trained != given:
-        flags = {True: "--mask-delimiters", False: "--keep-delimiters"}
-        raise UserError(
-            f"the model was trained with {flags[bool(trained)]}, and other delimiters would measure another model: "
-            f"leave out {flags[bool(given)]}"
-        )
-    fields = dict(recorded or {}) | {name: value for name, value in overrides.items() if value is not None}
-    if "mask_delimiters" not in fields:
-        raise UserError(
-            "the model does not record whether its training erased the block delimiters: "
-            "give --mask-delimiters (Phi) or --keep-delimiters (Qwen3, Olmo 3)"
-        )
-    unknown = fields.keys() - {field.name for field in dataclasses.fields(Policy)}
-    if unknown:
-        raise UserError(f"the policy in config.json has unknown fields {', '.join(sorted(unknown))}: remove them")
-    return Policy(**fields)
-
-
-def read_erasure_config(
-    name: str, config: PreTrainedConfig, tokenizer: Any, delimiters: Mapping[str, str] | None = None, **policy: Any
-) -> tuple[Markup, Policy, tuple[str, ...]]:
-    """Read markup, policy and training stages from a checkpoint's config and tokenizer.
-
-    Args:
-        name: name of the checkpoint, for messages.
-        config, tokenizer: config and tokenizer of the checkpoint.
-        delimiters: other spellings of the delimiter tokens.
-        policy: fields of `Policy` that override the recorded ones.
-
-    Returns:
-        Markup, policy, and the recorded training stages.
-
-    Raises:
-        UserError: delimiters, chat template or policy are missing.
-    """
-    record = getattr(config, CONFIG_KEY, None) or {}
-    markup = Markup.from_tokenizer(tokenizer, record.get("delimiters", {}) | (delimiters or {}))
-    resolved = resolve_policy(recorded_policy(config), **policy)
-    if resolved.require_assistant_section and not markup.assistant_header:
-        raise UserError(f"{name} has no chat template: put chat_template.jinja into the tokenizer's folder")
-    return markup, resolved, tuple(record.get("stages", ()))
-
-
 def load(
     name: str | Path,
     device: str | None = None,
     dtype: str | None = None,
     delimiters: Mapping[str, str] | None = None,
+    law: str | None = None,
     **policy: Any,
 ) -> Checkpoint:
-    """Load a checkpoint with its tokenizer, markup and policy.
+    """Load a checkpoint with its tokenizer, markup and law.
 
     Args:
         name: a bundled name (`toy-mixed`, `toy-open`, `toy-sealed`), a folder, or a hub id.
         device: device of the model; by default a GPU if available, else the CPU.
         dtype: `float32`, `bfloat16` or `float16`; by default the dtype of the stored weights.
         delimiters: other spellings of the delimiter tokens, by the names in `DELIMITERS`.
-        policy: fields of `Policy` that override the recorded ones.
+        law: specification of a law, such as `window:64,16`, that replaces the recorded one.
+        policy: fields of `Policy` that override the recorded ones; only under Memento's law.
 
     Returns:
         The checkpoint, with the model in evaluation mode and without gradients.
 
     Raises:
-        UserError: model, weights, delimiters, chat template or policy are missing, or the device cannot be used.
+        UserError: model, weights, delimiters, chat template or policy are missing, the law cannot hold, or the device
+            cannot be used.
     """
     name = str(name)
     config, tokenizer = load_config(name), load_tokenizer(name)
-    markup, resolved, stages = read_erasure_config(name, config, tokenizer, delimiters, **policy)
+    spec = law or recorded_law(config)
+    if is_memento(spec):
+        other_law = None
+        markup, resolved, stages = read_erasure_config(name, config, tokenizer, delimiters, **policy)
+    else:
+        other_law = parse_law(str(spec), Chat.from_tokenizer(tokenizer))
+        markup, resolved, stages = read_block_config(str(spec), config, tokenizer, delimiters, **policy)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     try:
@@ -191,16 +169,31 @@ def load(
             f"{name} has a config but no weights that match it: put model.safetensors into its folder"
         ) from error
     model = model.to(device).eval().requires_grad_(False)
-    return Checkpoint(name, model, tokenizer, markup, resolved, stages)
+    return Checkpoint(name, model, tokenizer, markup, resolved, stages, other_law)
 
 
-def as_checkpoint(model: str | Path | Checkpoint) -> Checkpoint:
-    """Load a checkpoint by name or folder; return a `Checkpoint` unchanged.
+def as_checkpoint(model: str | Path | Checkpoint, law: str | None = None) -> Checkpoint:
+    """Load a checkpoint by name or folder; return a `Checkpoint` under a law, or unchanged without one.
 
     Raises:
-        UserError: see `load`.
+        UserError: see `load` and `Checkpoint.with_law`.
     """
-    return model if isinstance(model, Checkpoint) else load(model)
+    return model.with_law(law) if isinstance(model, Checkpoint) else load(model, law=law)
+
+
+def as_memento_checkpoint(model: str | Path | Checkpoint, command: str) -> Checkpoint:
+    """Load a checkpoint for a command that measures Memento's blocks only.
+
+    Args:
+        model: see `as_checkpoint`.
+        command: name of the command, for the message.
+
+    Raises:
+        UserError: the checkpoint has another law; or see `load`.
+    """
+    checkpoint = as_checkpoint(model)
+    require_memento(checkpoint.law.spec, command)
+    return checkpoint
 
 
 def check_device(device: str) -> None:

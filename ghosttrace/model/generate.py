@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import ExpiryTracker, Policy
+from ghosttrace.law.law import Law
 from ghosttrace.law.markup import Markup
 from ghosttrace.model.attention import attending
 from ghosttrace.model.sampling import Sampling, random_stream, sample
@@ -69,6 +70,7 @@ def generate(
     eraser: Callable[[Session], Eraser] = Eraser,
     on_token: Callable[[int, int], None] | None = None,
     on_done: Callable[[int, Generation], None] | None = None,
+    law: Law | None = None,
 ) -> list[Generation]:
     """Decode a batch of requests; every row evicts keys at its own times and leaves the batch when it is finished.
 
@@ -78,25 +80,28 @@ def generate(
         markup: token ids of the delimiters and of the assistant header.
         policy: when blocks expire.
         sampling: sampling settings; generation stops at the model's `eos_token_id`.
-        eraser: creates the `Eraser` that acts when blocks expire (see `ghosttrace.ablation.arms`).
+        eraser: creates the `Eraser` that acts when tokens expire (see `ghosttrace.ablation.arms`).
         on_token: called with (request number, token id) for each new response token.
         on_done: called with (request number, generation) as soon as a response is finished.
+        law: another law than Memento's; `markup` and `policy` then only count blocks.
 
     Returns:
         One `Generation` per request, in order.
 
     Raises:
-        UserError: a prompt is empty.
+        UserError: a prompt is empty, or the law replays recorded tokens only.
     """
     if not requests:
         return []
     if not all(len(request.prompt) for request in requests):
         raise UserError("a prompt is empty: give at least one token to continue")
+    if law is not None and law.replayed:
+        raise UserError(f"{law.spec} replays recorded tokens and cannot generate: measure it with ghosttrace bits")
     stops = stop_ids(model)
     streams = [random_stream(*request.key) for request in requests]
     done: dict[int, Generation] = {}
     with attending(model):
-        session = Session(model, markup, policy, [request.key for request in requests], eraser)
+        session = Session(model, markup, policy, [request.key for request in requests], eraser, law)
         session.advance([request.prompt for request in requests])
         numbers = list(range(len(requests)))
         while numbers:

@@ -1,8 +1,9 @@
-"""Provenance of a run, as recorded in run.json: model, policy, software versions and device."""
+"""Provenance of a run, as recorded in run.json: model, law, software versions and device."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from ghosttrace.law.parse import describe_law
 from ghosttrace.model.checkpoint import Checkpoint, fingerprint
 from ghosttrace.runs.folder import versions
 
@@ -12,7 +13,7 @@ def provenance(command: str, checkpoint: Checkpoint, options: Mapping[str, Any])
 
     Args:
         command: name of the command.
-        checkpoint: the model with its policy.
+        checkpoint: the model with its law.
         options: options of the command line; empty for a run from Python.
     """
     return {
@@ -21,6 +22,7 @@ def provenance(command: str, checkpoint: Checkpoint, options: Mapping[str, Any])
         "options": dict(options),
         "sha256": fingerprint(checkpoint),
         "policy": checkpoint.policy.to_dict(),
+        **({} if checkpoint.other_law is None else describe_law(checkpoint.other_law)),
         "versions": versions(),
         "device": str(checkpoint.model.device),
         "dtype": str(checkpoint.model.dtype).removeprefix("torch."),

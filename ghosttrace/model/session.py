@@ -1,11 +1,11 @@
 """Sessions: batched forward passes with physical eviction, each row at its own times.
 
-A `Session` holds a batch under one policy. Each row has its own tracker. As soon as a key expires, it is removed from
+A `Session` holds a batch under one law. Each row has its own tracker. As soon as a key expires, it is removed from
 its row of the cache, and positions continue. An `Eraser` performs the erasure; the arms of an ablation are
 implemented as erasers (`ghosttrace.ablation.arms`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ghosttrace.law.expiry import Erasure, ExpiryTracker, Policy
+from ghosttrace.law.expiry import BlockErasure, ExpiryTracker, MementoLaw, Policy
+from ghosttrace.law.law import Erasure, Law, Tracker
 from ghosttrace.law.markup import Block, Markup
 from ghosttrace.model.cache import KVCache
 
@@ -25,7 +26,8 @@ class Row:
 
     Attributes:
         key: key of the row's stream of random numbers, e.g. (seed, problem, repetition).
-        tracker: tracker of the blocks and erasures in `tokens`.
+        tracker: tracker of the blocks in `tokens`; under Memento's law, also of the erasures.
+        law_tracker: tracker of the erasures in `tokens`; under Memento's law, `tracker` itself.
         tokens: token ids of the prompt and of the response so far.
         num_processed: number of tokens that the model has processed.
         position_shift: token index minus RoPE position of the next token (0 unless an arm renumbers positions).
@@ -34,10 +36,21 @@ class Row:
 
     key: tuple[int, ...]
     tracker: ExpiryTracker
+    law_tracker: Tracker
     tokens: list[int] = field(default_factory=list)
     num_processed: int = 0
     position_shift: int = 0
     kv_tokens: list[int] = field(default_factory=list)
+
+    def read(self, tokens: Iterable[int]) -> list[Erasure]:
+        """Add tokens to the row and return the erasures that they trigger."""
+        found: list[Erasure] = []
+        for token in tokens:
+            self.tokens.append(token)
+            found += self.law_tracker.push(token)
+            if self.tracker is not self.law_tracker:
+                self.tracker.push(token)
+        return found
 
 
 class RowErasures(NamedTuple):
@@ -53,8 +66,13 @@ class RowErasures(NamedTuple):
 
     @property
     def blocks(self) -> list[Block]:
-        """Blocks that expire."""
-        return [erasure.block for erasure in self.erasures]
+        """Blocks that expire; none under another law than Memento's."""
+        return [erasure.block for erasure in self.erasures if isinstance(erasure, BlockErasure)]
+
+    @property
+    def carriers_start(self) -> int:
+        """Token index of the first token that could see what expires."""
+        return min(erasure.carriers.start for erasure in self.erasures)
 
     @property
     def keys(self) -> np.ndarray:
@@ -63,7 +81,7 @@ class RowErasures(NamedTuple):
 
 
 class Eraser:
-    """Action at the expiry of blocks. The base class evicts the keys and changes nothing else.
+    """Action at the expiry of tokens. The base class evicts the keys and changes nothing else.
 
     Args:
         session: the session whose cache is erased.
@@ -91,9 +109,11 @@ class Session:
         markup: token ids of the delimiters and of the assistant header.
         policy: when blocks expire.
         keys: for each row, the key of its stream of random numbers.
-        eraser: creates the `Eraser` that acts when blocks expire.
+        eraser: creates the `Eraser` that acts when tokens expire.
+        law: another law than Memento's; `markup` and `policy` then only track blocks.
 
     Attributes:
+        law: which tokens leave the cache and when.
         cache: the `KVCache` of all rows.
         rows: the rows, in the order of the cache.
         logits: float[B, V], logits of each row's next token.
@@ -107,15 +127,21 @@ class Session:
         policy: Policy,
         keys: Sequence[tuple[int, ...]],
         eraser: Callable[["Session"], Eraser] = Eraser,
+        law: Law | None = None,
     ) -> None:
         self.model = model
+        self.law = law or MementoLaw(markup, policy)
         self.cache = KVCache(len(keys))
-        self.rows = [Row(key, ExpiryTracker(markup, policy)) for key in keys]
+        self.rows = []
+        for key in keys:
+            law_tracker = self.law.tracker()
+            blocks = law_tracker if isinstance(law_tracker, ExpiryTracker) else ExpiryTracker(markup, policy)
+            self.rows.append(Row(key, blocks, law_tracker))
         self.logits = torch.empty(0)
         self.eraser = eraser(self)
 
     def advance(self, chunks: Sequence[Sequence[int]], all_logits: bool = False) -> list[Tensor]:
-        """Process `chunks[b]` in row b and erase blocks as soon as they expire.
+        """Process `chunks[b]` in row b and erase tokens as soon as they expire.
 
         Args:
             chunks: B lists of token ids, of any lengths.
@@ -139,18 +165,16 @@ class Session:
                 self.eraser.erase(erasures)
                 self.cache.shrink()
             for row, _ in erasures:
-                if collected[row] and self.rows[row].tracker.policy.erases_after_reading:
+                if collected[row] and self.law.erases_after_reading:
                     collected[row][-1] = self.logits[row].clone()
         return [torch.stack(states) if states else self.logits[:0] for states in collected] if all_logits else []
 
     def _plan(self, row: Row, chunk: Sequence[int]) -> list[tuple[list[int], list[Erasure]]]:
         """Split a chunk at its erasures into parts, each followed by the erasures that are due after it."""
         start = len(row.tokens)
-        row.tokens += chunk
         erasures_at: dict[int, list[Erasure]] = {}
-        for token in chunk:
-            for erasure in row.tracker.push(token):
-                erasures_at.setdefault(erasure.expires_at, []).append(erasure)
+        for erasure in row.read(chunk):
+            erasures_at.setdefault(erasure.expires_at, []).append(erasure)
         plan = []
         for expires_at in sorted(erasures_at):
             plan.append((row.tokens[start:expires_at], erasures_at[expires_at]))

@@ -9,7 +9,7 @@ from ghosttrace.bench import Bench, as_benches
 from ghosttrace.bench.reference_traces import reference_traces
 from ghosttrace.data.tokens import TraceSources, load_traces
 from ghosttrace.errors import UserError
-from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
+from ghosttrace.model.checkpoint import Checkpoint, as_memento_checkpoint
 from ghosttrace.model.provenance import provenance
 from ghosttrace.patching.cases import PatchCase, make_cases
 from ghosttrace.patching.measure import INTERVENTIONS, PATCH_TABLE, Intervention, measure, record_keys
@@ -68,7 +68,7 @@ def patch(
         raise UserError("--limit, --parts and --batch-tokens must be at least 1")
     if kind not in (None, *INTERVENTIONS):
         raise UserError(f"--kind must be {' or '.join(INTERVENTIONS)}, not {kind!r}")
-    checkpoint = as_checkpoint(model)
+    checkpoint = as_memento_checkpoint(model, "patch")
     benches = as_benches(bench, limit, seed) if traces is None else []
     loaded = reference_traces(checkpoint, *benches) if traces is None else load_traces(checkpoint, traces, limit)
     cases = make_cases(checkpoint, loaded, benches, block, seed)

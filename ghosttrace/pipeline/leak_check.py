@@ -16,7 +16,7 @@ from ghosttrace.data.read import TraceText
 from ghosttrace.data.tokens import to_token_trace
 from ghosttrace.errors import UserError
 from ghosttrace.ghost_bits.run import bits
-from ghosttrace.model.checkpoint import Checkpoint, load
+from ghosttrace.model.checkpoint import Checkpoint, as_memento_checkpoint
 from ghosttrace.pipeline.assembly import response
 from ghosttrace.pipeline.rows import Row, RowError
 
@@ -38,9 +38,9 @@ class LeakCheck:
         """Load a model by name.
 
         Raises:
-            UserError: see `ghosttrace.model.checkpoint.load`.
+            UserError: see `ghosttrace.model.checkpoint.as_memento_checkpoint`.
         """
-        return cls(load(model))
+        return cls(as_memento_checkpoint(model, "--seal-check"))
 
     def measure(self, row: Row) -> Row:
         """Add the ghost bits of each block of a row: the mean per token from its memento to the end of the next one.

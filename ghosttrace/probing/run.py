@@ -10,7 +10,7 @@ from ghosttrace.bench import Bench
 from ghosttrace.data.task import Task
 from ghosttrace.data.tokens import TraceSources
 from ghosttrace.errors import UserError
-from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
+from ghosttrace.model.checkpoint import Checkpoint, as_memento_checkpoint
 from ghosttrace.model.provenance import provenance
 from ghosttrace.probing.carriers import CarrierKind, Pooling, secret_carrier
 from ghosttrace.probing.evidence import CONDITIONS, PROBE_RECORDS, failed_controls, summarise
@@ -97,7 +97,7 @@ def probe(
         raise UserError("--samples, --limit and --batch-tokens must be at least 1")
     if keep_features and out is None and resume is None:
         raise UserError("--keep-features needs a run folder: give out=FOLDER too")
-    checkpoint = as_checkpoint(model)
+    checkpoint = as_memento_checkpoint(model, "probe")
     settings.check(checkpoint)
     if task is None:
         arguments: dict[str, Any] = {

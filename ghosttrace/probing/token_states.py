@@ -19,7 +19,7 @@ from ghosttrace.data.tokens import TokenTrace, TraceSources, load_traces
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER, expiry
 from ghosttrace.law.markup import find_blocks
-from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
+from ghosttrace.model.checkpoint import Checkpoint, as_memento_checkpoint
 from ghosttrace.model.states import read_states
 from ghosttrace.probing.features import LAYOUTS, batch_by_tokens, resolve_layers
 
@@ -79,7 +79,7 @@ def features(
         raise UserError(f"carriers must be from {', '.join(get_args(RetainedCarrier))}, and kv must be k, v or kv")
     if cache not in LAYOUTS or min(batch_tokens, 1 if limit is None else limit) < 1:
         raise UserError(f"cache must be {' or '.join(LAYOUTS)}, and limit and batch_tokens must be at least 1")
-    checkpoint = as_checkpoint(model)
+    checkpoint = as_memento_checkpoint(model, "features")
     if "delimiters" in carriers and checkpoint.policy.mask_delimiters:
         raise UserError("this policy erases delimiters with their block: load the model with mask_delimiters=False")
     resolved_layers, loaded = resolve_layers(checkpoint, layers), load_traces(checkpoint, traces, limit)

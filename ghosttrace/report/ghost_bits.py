@@ -90,6 +90,8 @@ def bits_figure(results: pd.DataFrame, configuration: Mapping[str, Any]) -> Figu
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     titles = {"distance": "tokens after the memento", "block": "blocks before"}
+    if "law" in configuration:
+        titles = {"distance": "tokens after the last erasure", "block": "erasures before"}
     for axis, (by, title) in zip(axes, titles.items(), strict=True):
         part = results[results["by"] == by]
         groups = sorted(part["group"].unique(), key=lambda group: int(group.split("-")[0]))

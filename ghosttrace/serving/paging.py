@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 from ghosttrace.errors import UserError
-from ghosttrace.law.expiry import Erasure, ExpiryTracker, Policy
+from ghosttrace.law.expiry import BlockErasure, ExpiryTracker, Policy
 from ghosttrace.law.markup import Markup
 
 PagedArm = Literal["full", "memento", "placebo", "restart", "restart-renumbered"]
@@ -64,7 +64,7 @@ class SlotTracker:
             raise UserError(f"a paged cache does not support the arm {arm!r}: choose one of {', '.join(PAGED_ARMS)}")
         self.arm, self.tracker = arm, ExpiryTracker(markup, policy)
         self.first_block_index: int | None = None
-        self._erasures: list[Erasure] = []
+        self._erasures: list[BlockErasure] = []
         self.clear()
 
     @property
@@ -161,6 +161,6 @@ class SlotTracker:
             erased += len(erasure.keys)
         return max(peak, length - erased)
 
-    def _known_from(self, erasure: Erasure) -> int:
+    def _known_from(self, erasure: BlockErasure) -> int:
         """Return the number of computed tokens at which every token that an erasure retains is known."""
         return erasure.expires_at - self.tracker.policy.erases_after_reading

@@ -14,7 +14,13 @@ from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import Policy
 from ghosttrace.law.markup import Markup
 from ghosttrace.law.masks import Kernel
-from ghosttrace.model.checkpoint import CONFIG_KEY, recorded_policy, resolve_policy
+from ghosttrace.model.erasure_config import (
+    CONFIG_KEY,
+    recorded_law,
+    recorded_policy,
+    require_memento,
+    resolve_policy,
+)
 from ghosttrace.training.examples import STAGES, Stage, stage_policy
 from ghosttrace.training.prepare import BadRows, ExampleBuilder
 
@@ -141,8 +147,9 @@ def resolve_training_policy(config: PreTrainedConfig, recipe: Recipe) -> Policy:
     """Return the policy of a run: the policy in the model's config, completed with the recipe's.
 
     Raises:
-        UserError: if the two policies differ, or neither sets `mask_delimiters`.
+        UserError: if the two policies differ, neither sets `mask_delimiters`, or the model has another law.
     """
+    require_memento(recorded_law(config), "training")
     recorded = recorded_policy(config) or {}
     for name, value in recipe.policy.items():
         if value is None or name not in recorded or recorded[name] == value:

@@ -23,7 +23,8 @@ from trl.trainer.utils import get_peft_config, get_quantization_config
 from ghosttrace.errors import UserError
 from ghosttrace.law.masks import FLEX_TILE_SIZE, Kernel
 from ghosttrace.model.attention import attending
-from ghosttrace.model.checkpoint import CONFIG_KEY, load_config, load_tokenizer, resolve_pretrained_path
+from ghosttrace.model.checkpoint import load_config, load_tokenizer, resolve_pretrained_path
+from ghosttrace.model.erasure_config import CONFIG_KEY
 from ghosttrace.runs.atomic import commit_file
 from ghosttrace.runs.folder import json_rows, open_run_folder, versions, write_json
 from ghosttrace.training.collate import Collator

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ghosttrace.ablation.arms import ARMS as KNOWN
-from ghosttrace.law.expiry import Policy, alive, expiry
+from ghosttrace.law.expiry import MementoLaw, Policy, alive, expiry
 from ghosttrace.law.markup import Markup
 
 DELIMITERS = {"<|block_start|>": 6, "<|block_end|>": 7, "<|summary_start|>": 8, "<|summary_end|>": 9}
@@ -32,7 +32,7 @@ CONFIG: dict[str, Any] = {
     "options": {"model": "ours/qwen3-8b-<memento>", "bench": "aime24", "seed": 0, "mask_delimiters": False},
     "arms": {
         name: {
-            **KNOWN[name]().describe(Policy(False)),
+            **KNOWN[name]().describe(MementoLaw(MARKUP, Policy(False))),
             "policy": Policy(False, keep).to_dict(),
         }
         for name, keep in KEEP_LAST_N_BLOCKS.items()

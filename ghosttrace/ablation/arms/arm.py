@@ -1,13 +1,15 @@
-"""Base class of all arms: their policy, their action on the retained cache when a block expires, their presentation."""
+"""Base class of all arms: their law, their action on the retained cache when tokens expire, their presentation."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
 from ghosttrace.errors import UserError
-from ghosttrace.law.expiry import Policy
+from ghosttrace.law.expiry import MementoLaw, Policy
+from ghosttrace.law.law import Law
+from ghosttrace.law.parse import describe_law
 from ghosttrace.model.session import Eraser, Session
 
 DonorLookup = Callable[[tuple[int, ...], int, int], list[int] | None]
@@ -34,6 +36,7 @@ class Arm:
         default: Whether the arm runs if no arms are selected by name.
         options: Names of the fields that are set from the ablation settings: `part`, `size`.
         needs_counterfactuals: Whether the arm requires a benchmark that writes counterfactual blocks.
+        any_law: Whether the arm runs under every law, and not under Memento's alone.
     """
 
     name: ClassVar[str]
@@ -47,6 +50,7 @@ class Arm:
     default: ClassVar[bool] = False
     options: ClassVar[tuple[str, ...]] = ()
     needs_counterfactuals: ClassVar[bool] = False
+    any_law: ClassVar[bool] = False
 
     def adapt_policy(self, policy: Policy) -> Policy:
         """Return the policy that this arm runs with, given the checkpoint's policy.
@@ -59,6 +63,20 @@ class Arm:
                 f"{self.name} needs erased blocks, but keep_last_n_blocks -1 erases none: give --keep-last-n-blocks 0"
             )
         return policy
+
+    def adapt_law(self, law: Law) -> Law:
+        """Return the law that this arm runs with, given the checkpoint's law.
+
+        Raises:
+            UserError: The arm cannot run with that law.
+        """
+        if isinstance(law, MementoLaw):
+            return replace(law, policy=self.adapt_policy(law.policy))
+        if not self.any_law:
+            raise UserError(
+                f"{self.name} acts on blocks and mementos, which the law {law.spec} does not know: remove it"
+            )
+        return law
 
     def check(self, model: PreTrainedModel) -> None:
         """Check that the arm supports the model.
@@ -76,14 +94,14 @@ class Arm:
         return self
 
     def eraser(self, session: Session) -> Eraser:
-        """Return the object that acts on the session's cache when blocks expire."""
+        """Return the object that acts on the session's cache when tokens expire."""
         return Eraser(session)
 
-    def describe(self, policy: Policy) -> dict[str, Any]:
+    def describe(self, law: Law) -> dict[str, Any]:
         """Return the description of the arm as JSON values for run.json, from which reports are rendered.
 
         Args:
-            policy: The checkpoint's policy.
+            law: The checkpoint's law.
         """
         recorded = ("name", "summary", "headline", "colour", "priority", "sealed", "control")
-        return {name: getattr(self, name) for name in recorded} | {"policy": self.adapt_policy(policy).to_dict()}
+        return {name: getattr(self, name) for name in recorded} | describe_law(self.adapt_law(law))

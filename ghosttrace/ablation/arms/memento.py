@@ -1,4 +1,4 @@
-"""`memento`: normal memento attention with the channel open, as in the model's training."""
+"""`memento`: the law as it is, with the channel open; under Memento's law, as in the model's training."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,13 @@ from ghosttrace.law.expiry import Policy
 
 @dataclass(frozen=True)
 class Memento(Arm):
-    """Arm with normal memento attention: blocks are erased, and mementos keep the states computed from them."""
+    """Arm with normal erasure: what the law erases leaves, and what stays keeps the states computed from it."""
 
     name = "memento"
     summary = "normal memento attention, the reference for every effect"
     colour = "#1b6e53"
     default = True
+    any_law = True
 
     def adapt_policy(self, policy: Policy) -> Policy:
         return policy

@@ -1,5 +1,6 @@
 """`noise`: the carriers' keys and values with Gaussian noise."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,29 +8,45 @@ import torch
 
 from ghosttrace.ablation.arms.arm import Arm
 from ghosttrace.ablation.arms.memento import Memento
-from ghosttrace.law.markup import Block
+from ghosttrace.law.expiry import BlockErasure
 from ghosttrace.model.sampling import random_stream
 from ghosttrace.model.session import Eraser, RowErasures, Session
 
 
 class Perturber(Eraser):
-    """Eraser that adds Gaussian noise to the retained tokens of each block and its memento when the block expires."""
+    """Eraser that adds Gaussian noise to each carrier, once.
+
+    Under Memento's law, the retained tokens of each erased block and its memento are perturbed when the block expires.
+    Under another law, the carriers of an erasure are perturbed, except those that an earlier erasure has perturbed.
+    """
 
     def __init__(self, session: Session, size: float) -> None:
         super().__init__(session)
         self.size = size
+        self._perturbed = [0] * len(session.rows)  # tokens read at the last perturbation
+
+    def select(self, rows: Sequence[int]) -> None:
+        self._perturbed = [self._perturbed[row] for row in rows]
 
     def erase(self, erasures: list[RowErasures]) -> None:
-        """Erase as usual, then add noise to the retained tokens of each erased block and its memento."""
+        """Erase as usual, then perturb the carriers."""
         super().erase(erasures)
-        for row_erasures in erasures:
-            for block in row_erasures.blocks:
-                self._perturb(row_erasures.row, block)
+        for row, row_erasures in erasures:
+            for erasure in row_erasures:
+                if isinstance(erasure, BlockErasure):
+                    block = erasure.block
+                    self._perturb(row, range(block.start, block.memento_end + 1), block.start)
+                else:
+                    carriers = erasure.carriers
+                    fresh = range(max(carriers.start, self._perturbed[row]), carriers.stop)
+                    self._perturb(row, fresh, erasure.expires_at)
+            self._perturbed[row] = self.session.rows[row].num_processed
 
-    def _perturb(self, row: int, block: Block) -> None:
+    def _perturb(self, row: int, carriers: range, stream: int) -> None:
+        """Add noise to the retained tokens of a range; the random stream has the row's key and a number."""
         held = self.session.cache.held_indices(row)
-        slots = torch.from_numpy(np.flatnonzero((held >= block.start) & (held <= block.memento_end)))
-        rng = random_stream(*self.session.rows[row].key, block.start)
+        slots = torch.from_numpy(np.flatnonzero((held >= carriers.start) & (held < carriers.stop)))
+        rng = random_stream(*self.session.rows[row].key, stream)
         for layer in self.session.cache.layers:
             for states in (layer.keys, layer.values):
                 part = states[row, :, slots]
@@ -39,7 +56,7 @@ class Perturber(Eraser):
 
 @dataclass(frozen=True)
 class Noise(Arm):
-    """Arm that adds Gaussian noise to the retained keys and values of each erased block and its memento.
+    """Arm that adds Gaussian noise to the carriers: the retained keys and values that could see what is erased.
 
     Attributes:
         size: Standard deviation of the noise, relative to the root mean square of the states.
@@ -51,6 +68,7 @@ class Noise(Arm):
     colour = "#555555"
     priority = 2
     options = ("size",)
+    any_law = True
     size: float = 0.5
 
     def without_noise(self) -> Arm:

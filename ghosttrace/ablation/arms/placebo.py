@@ -10,10 +10,11 @@ from ghosttrace.model.session import Eraser, RowErasures, Session
 
 
 class PlaceboEraser(Eraser):
-    """Eraser that recomputes the same tokens as `restart`, but before their block is erased.
+    """Eraser that recomputes the same tokens as `restart`, but before anything is erased.
 
-    Its effect is that of floating-point differences alone. With `keep_last_n_blocks` above 0, tokens from before the
-    last erasure are not recomputed, because some tokens that they attended to have been erased.
+    Its effect is that of floating-point differences alone. Tokens from before the last erasure are not recomputed,
+    because some tokens that they attended to have been erased; under Memento's law there are such tokens only with
+    `keep_last_n_blocks` above 0.
     """
 
     def __init__(self, session: Session) -> None:
@@ -29,7 +30,7 @@ class PlaceboEraser(Eraser):
         indices = []
         for copy_row, row_erasures in enumerate(erasures):
             row, held = row_erasures.row, recomputed.held_indices(copy_row)
-            retained = held[(held > row_erasures.erasures[0].block.start) & ~np.isin(held, row_erasures.keys)]
+            retained = held[(held >= row_erasures.carriers_start) & ~np.isin(held, row_erasures.keys)]
             first = int(retained[retained >= self._last_erasure[row]].min())
             indices.append(held[held >= first].copy())
             recomputed.truncate(copy_row, first)
@@ -51,6 +52,7 @@ class PlaceboArm(Arm):
     colour = "#57a773"
     control = True
     default = True
+    any_law = True
 
     def eraser(self, session: Session) -> Eraser:
         return PlaceboEraser(session)

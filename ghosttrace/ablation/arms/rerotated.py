@@ -33,6 +33,7 @@ class Rerotated(Arm):
     colour = "#d8a24a"
     priority = 3
     default = True
+    any_law = True
 
     def check(self, model: PreTrainedModel) -> None:
         check_rotary(model)

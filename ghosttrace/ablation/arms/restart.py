@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from ghosttrace.ablation.arms.arm import Arm
 from ghosttrace.ablation.arms.part import Part
 from ghosttrace.ablation.arms.sealer import Sealer
+from ghosttrace.errors import UserError
+from ghosttrace.law.expiry import MementoLaw
+from ghosttrace.law.law import Law
 from ghosttrace.model.session import Eraser, Session
 
 
@@ -26,8 +29,14 @@ class Restart(Arm):
     sealed = True
     caches = 2
     default = True
+    any_law = True
     options = ("part",)
     part: Part = field(default_factory=Part)
+
+    def adapt_law(self, law: Law) -> Law:
+        if self.part.carrier is not None and not isinstance(law, MementoLaw):
+            raise UserError(f"the law {law.spec} has no {self.part.carrier} to seal: leave out the carrier of the part")
+        return super().adapt_law(law)
 
     def eraser(self, session: Session) -> Eraser:
         return Sealer(session, self.part)

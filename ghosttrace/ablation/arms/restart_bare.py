@@ -15,6 +15,7 @@ class RestartBare(Restart):
     summary = "restart that also erases the block delimiters, as in the published vLLM overlay"
     headline = "Closing the channel and dropping the delimiters"
     colour = "#8c2d04"
+    any_law = False
     priority = 8
 
     def adapt_policy(self, policy: Policy) -> Policy:

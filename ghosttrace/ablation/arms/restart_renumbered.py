@@ -20,6 +20,7 @@ class RestartRenumbered(Arm):
     sealed = True
     caches = 2
     default = True
+    any_law = True
 
     def eraser(self, session: Session) -> Eraser:
         return Sealer(session, Part(), renumber=True)

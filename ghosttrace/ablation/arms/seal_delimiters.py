@@ -17,6 +17,7 @@ class SealDelimiters(Restart):
     summary = "only the retained block delimiters recomputed"
     headline = "Sealing the delimiters"
     colour = "#8c6bb1"
+    any_law = False
     priority = 4
     sealed = False
     default = False

@@ -15,6 +15,7 @@ class SealMementos(Restart):
     summary = "only the mementos recomputed"
     headline = "Sealing the mementos"
     colour = "#6a51a3"
+    any_law = False
     priority = 5
     sealed = False
     default = False

@@ -1,6 +1,6 @@
-"""Recomputation of retained keys and values without the erased blocks, shared by the sealing arms.
+"""Recomputation of retained keys and values without the erased tokens, shared by the sealing arms.
 
-When blocks expire, every retained token that could attend to them is recomputed over the retained tokens alone. The
+When tokens expire, every retained token that could attend to them is recomputed over the retained tokens alone. The
 result is a function of the retained text and of the positions. Absolute positions still reveal the lengths of erased
 blocks through their gaps; only `restart-renumbered` hides these lengths. The next token is predicted from the
 recomputed `<|summary_end|>`, because a hidden state that saw the block would leak into one token. Paper: arXiv
@@ -43,14 +43,13 @@ class Sealer(Eraser):
         super().erase(erasures)
         session, rows = self.session, [row_erasures.row for row_erasures in erasures]
         for row in rows:
-            if not self._has_sealed_copy[row]:  # before the first erasure, everything up to the block is sealed
+            if not self._has_sealed_copy[row]:  # before the first erasure, everything up to its keys is sealed
                 self.sealed.replace_rows([row], session.cache.copy_rows([row]))
                 self._has_sealed_copy[row] = True
         sealed = self.sealed.copy_rows(rows)
         indices = []  # token indices to recompute in each row
         for sealed_row, row_erasures in enumerate(erasures):
-            # An empty block between kept delimiters erases no keys, but its end delimiter comes after it.
-            sealed.truncate(sealed_row, int(row_erasures.keys.min(initial=row_erasures.erasures[0].block.end)))
+            sealed.truncate(sealed_row, row_erasures.carriers_start)
             held, kept = session.cache.held_indices(row_erasures.row), sealed.held_indices(sealed_row)
             indices.append(held[held > kept.max(initial=-1)])
         runs = [[session.rows[row].tokens[k] for k in index] for row, index in zip(rows, indices, strict=True)]

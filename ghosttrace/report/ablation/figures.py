@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ghosttrace.law.expiry import Policy, alive, expiry
+from ghosttrace.law.expiry import alive, expiry
 from ghosttrace.law.markup import Markup
+from ghosttrace.law.parse import recorded_law
 
 OTHER = "#999999"
 
@@ -49,7 +50,7 @@ def accuracy_figure(results: pd.DataFrame, configuration: Mapping[str, Any]) -> 
 
 
 def kv_curves(samples: pd.DataFrame, configuration: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Compute the KV tokens held at each step from each arm's policy.
+    """Compute the KV tokens held at each step from each arm's law.
 
     Args:
         samples: One row per arm, with `arm`, `prompt_ids` and `response_ids`.
@@ -59,9 +60,9 @@ def kv_curves(samples: pd.DataFrame, configuration: Mapping[str, Any]) -> dict[s
         For each arm an int64 array of length T, one entry per token of prompt and response.
     """
     markup = Markup.from_dict(configuration["markup"])
-    policies = {name: Policy(**arm["policy"]) for name, arm in configuration["arms"].items()}
+    laws = {name: recorded_law(arm, markup) for name, arm in configuration["arms"].items()}
     return {
-        row["arm"]: alive(expiry([*row["prompt_ids"], *row["response_ids"]], markup, policies[row["arm"]]))
+        row["arm"]: alive(expiry([*row["prompt_ids"], *row["response_ids"]], laws[row["arm"]]))
         for row in samples.to_dict("records")
     }
 

@@ -15,8 +15,10 @@ import numpy as np
 import pandas as pd
 from pyarrow import compute, parquet
 
-from ghosttrace.law.expiry import NEVER, Policy, alive, expiry
+from ghosttrace.law.expiry import NEVER, MementoLaw, alive, expiry
+from ghosttrace.law.law import Law
 from ghosttrace.law.markup import DELIMITERS, Block, Markup, find_blocks
+from ghosttrace.law.parse import recorded_law
 from ghosttrace.runs.folder import REFERENCE_ARM
 
 TRACE_COLUMNS: tuple[str, ...] = ("correct", "extracted", "rule", "answer", "donor_answer", "finish")
@@ -214,12 +216,12 @@ class TraceRenderer:
 
     Attributes:
         markup: Markup of the checkpoint.
-        policies: Policy of each arm.
+        laws: Law of each arm.
         delimiter_texts: Text of each delimiter, by token id.
     """
 
     markup: Markup
-    policies: dict[str, Policy]
+    laws: dict[str, Law]
     delimiter_texts: dict[int, str]
 
     @classmethod
@@ -228,27 +230,25 @@ class TraceRenderer:
         markup = Markup.from_dict(config["markup"])
         names = {name: f"<|{name}|>" for name in DELIMITERS} | config.get("delimiters", {})
         delimiter_texts = {token: names[name] for name, token in zip(DELIMITERS, markup.delimiters, strict=True)}
-        policies = {name: Policy(**arm["policy"]) for name, arm in config["arms"].items()}
-        return cls(markup, policies, delimiter_texts)
+        return cls(markup, {name: recorded_law(arm, markup) for name, arm in config["arms"].items()}, delimiter_texts)
 
     def render(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Convert one sample, with texts and token ids.
 
         Returns:
             The columns `TRACE_COLUMNS`; `boxes`, the labelled parts of the response; `curve`, the corners of the KV
-            sawtooth as [step, tokens held]; `compression`, tokens of finished blocks over tokens of their mementos,
-            None without finished blocks.
+            sawtooth as [step, tokens held]; `compression`, block tokens over memento tokens, None without blocks.
         """
-        policy = self.policies[row["arm"]]
-        ids = np.array([*row["prompt_ids"], *row["response_ids"]], dtype=np.int64)
-        times, blocks = (
-            expiry(ids, self.markup, policy),
-            find_blocks(ids, self.markup, policy.require_assistant_section),
-        )
+        law, ids = self.laws[row["arm"]], np.array([*row["prompt_ids"], *row["response_ids"]], dtype=np.int64)
+        times, blocks = expiry(ids, law), []
+        boxes = [Box("text", len(row["response_ids"]), (Piece(row["response"], False, False),))]
+        if isinstance(law, MementoLaw):  # other laws erase single tokens, whose text only the tokenizer knows
+            blocks = find_blocks(ids, self.markup, law.policy.require_assistant_section)
+            boxes = self.boxes(row["response"], ids, len(row["prompt_ids"]), times, blocks)
         block_tokens = sum(block.end - block.start - 1 for block in blocks)
         memento_tokens = sum(block.memento_end - block.memento_start - 1 for block in blocks)
         return {name: row.get(name) for name in TRACE_COLUMNS} | {
-            "boxes": self.boxes(row["response"], ids, len(row["prompt_ids"]), times, blocks),
+            "boxes": boxes,
             "curve": curve_breakpoints(alive(times)),
             "compression": round(block_tokens / memento_tokens, 4) if memento_tokens else None,
         }

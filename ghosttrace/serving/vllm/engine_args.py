@@ -6,7 +6,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ghosttrace.errors import UserError
-from ghosttrace.model.checkpoint import load_config, load_tokenizer, read_erasure_config, resolve_pretrained_path
+from ghosttrace.model.checkpoint import load_config, load_tokenizer, resolve_pretrained_path
+from ghosttrace.model.erasure_config import read_erasure_config, recorded_law, require_memento
 from ghosttrace.model.geometry import CacheGeometry
 from ghosttrace.serving.paging import RECOMPUTING_ARMS, PagedArm
 from ghosttrace.serving.settings import CONFIG_KEY, ServingSettings
@@ -31,10 +32,11 @@ def read_settings(
 
     Raises:
         UserError: if the model, its delimiters, its policy or its assistant's header is missing, or vLLM does not store
-            its cache in plain pages.
+            its cache in plain pages, or has another law than Memento's.
     """
     config, tokenizer = load_config(model), load_tokenizer(model)
     check_layers(model, config)
+    require_memento(recorded_law(config), "serve")
     markup, model_policy, stages = read_erasure_config(model, config, tokenizer, delimiters, **policy)
     default_arm: PagedArm = "restart" if stages[-1:] == ("sealed",) else "memento"
     return ServingSettings(markup, model_policy, arm or default_arm, max_block_tokens)

@@ -11,7 +11,7 @@ from vllm.entrypoints.generate.base.protocol import DeltaMessage
 from vllm.reasoning import ReasoningParser
 
 from ghosttrace.law.markup import DELIMITERS, Markup
-from ghosttrace.model.checkpoint import CONFIG_KEY
+from ghosttrace.model.erasure_config import CONFIG_KEY
 from ghosttrace.serving.reasoning_split import THINK_END, ReasoningSplitter, Segment
 from ghosttrace.serving.vllm import private_api_check
 

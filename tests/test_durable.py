@@ -178,7 +178,7 @@ def test_changed_problems_under_the_same_name_are_refused(tmp_path: Path) -> Non
 
 def test_smaller_batch_size_is_allowed_with_a_note(half_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("ablate", "--resume", str(half_done), "--batch-size", "2") == 0
-    assert "settings.batch_size is 2 now and 3 in the run: results agree up to rounding" in capsys.readouterr().out
+    assert "settings.batch_size is 2 now and 3 in the run: results agree up to rounding" in capsys.readouterr().err
     expected = pd.read_parquet(half_done.parent / "expected.parquet")
     assert pd.read_parquet(half_done / "samples.parquet")["response"].tolist() == expected["response"].tolist()
 
@@ -218,7 +218,7 @@ def test_finished_run_cannot_be_resumed(half_done: Path, capsys: pytest.CaptureF
     assert command("ablate", "--resume", str(half_done)) == 0
     capsys.readouterr()
     assert command("ablate", "--resume", str(half_done)) == 0
-    assert "is finished" in capsys.readouterr().out
+    assert "is finished" in capsys.readouterr().err
 
 
 def test_a_configuration_without_settings_is_refused(half_done: Path) -> None:
@@ -321,7 +321,7 @@ def test_differences_are_recorded_in_the_summary(half_done: Path, capsys: pytest
     resume(half_done)
     changed = json.loads((half_done / "summary.json").read_text())["changed_on_resume"]
     assert changed == [["ledger-h1", "restart", row["problem"], 0]]
-    assert "1 sample(s) differ" in capsys.readouterr().out
+    assert "1 sample(s) differ" in capsys.readouterr().err
 
 
 def test_differences_on_repetition_are_noted() -> None:

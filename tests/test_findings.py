@@ -183,7 +183,7 @@ def test_plan_findings() -> None:
 
 
 def test_model_and_trace_findings() -> None:
-    model: Any = SimpleNamespace(delimiters={"<a>": 1}, policy=Policy(True), stages=("sealed",))
+    model: Any = SimpleNamespace(delimiters={"<a>": 1}, policy=Policy(True), stages=("sealed",), law=None)
     assert "decode it with the arm restart" in model_findings(model)[0]
     model.policy = Policy(True, keep_last_n_blocks=-1)
     assert "--keep-last-n-blocks 0" in model_findings(model)[0]
@@ -191,8 +191,12 @@ def test_model_and_trace_findings() -> None:
     assert "--mask-delimiters" in model_findings(model)[0]
     model.delimiters = {"<a>": None}
     assert "ghosttrace init-tokens" in model_findings(model)[0]
-    trace: Any = SimpleNamespace(blocks=[], tokens=3)
+    model.law = "window:4,2"
+    assert "records the law window:4,2" in model_findings(model)[0]
+    trace: Any = SimpleNamespace(blocks=[], tokens=3, law="memento")
     assert "nothing is erased" in trace_findings(trace)[0]
+    trace.law = "window:4,2"
+    assert "too short for the law window:4,2" in trace_findings(trace)[0]
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,9 @@ def check_typed_tokens(tokenizer: Any, tokens: Sequence[str]) -> None:
     """
     breaker, special = TokenBreaker(tokens), set(tokenizer.convert_tokens_to_ids(list(tokens)))
     special -= set(_ids(tokenizer, WORD_JOINER))  # a small vocabulary reads an unknown character as a special token
-    sources = _sources(tokenizer)
+    sources, prefixes = _sources(tokenizer), _prefixes(tokens)
     for token in tokens:
-        for typed in _ways_to_type(token, sources):
+        for typed in (*_ways_to_type(token, sources), *_overlaps(token, prefixes)):
             if special.intersection(_ids(tokenizer, breaker.break_strings(typed))):
                 raise UserError(
                     f"a user could type the special token {token!r} as {typed!r}, because the tokenizer normalises "
@@ -79,3 +79,19 @@ def _ways_to_type(token: str, sources: dict[str, str]) -> Iterator[str]:
             yield "".join(sources[c] if index in chosen else c for index, c in enumerate(token))
     if "" in sources:
         yield token[0] + sources[""] + token[1:]
+
+
+def _prefixes(tokens: Sequence[str]) -> dict[str, list[str]]:
+    """Return, for each prefix of the tokens, what follows it in them."""
+    rests: dict[str, list[str]] = {}
+    for token in tokens:
+        for length in range(1, len(token)):
+            rests.setdefault(token[:length], []).append(token[length:])
+    return rests
+
+
+def _overlaps(token: str, prefixes: dict[str, list[str]]) -> Iterator[str]:
+    """Yield the texts in which a token ends with the beginning of another one, or of itself."""
+    for start in range(1, len(token)):
+        for rest in prefixes.get(token[start:], ()):
+            yield token + rest

@@ -20,7 +20,8 @@ from ghosttrace.serving.model_list import MODELS_PATH, ModelListSend
 from ghosttrace.serving.paging import PagedArm
 from ghosttrace.serving.request_body import BodyLimits, BodyReader, ClientGoneError
 from ghosttrace.serving.request_law import RequestLaw
-from ghosttrace.serving.routes import find_route
+from ghosttrace.serving.routes import COMPLETIONS_PATH, Route, find_route
+from ghosttrace.serving.sealed_prompts import PromptMarkup
 from ghosttrace.serving.settings import ServingSettings
 from ghosttrace.serving.token_breaker import TokenBreaker, special_tokens
 from ghosttrace.serving.tokenizer_check import check_typed_tokens
@@ -41,6 +42,7 @@ class GuardSettings:
         keys: API keys of which clients must send one.
         max_requests: maximum number of requests that are answered at the same time.
         limits: limits of request bodies.
+        sealed_prompts: markup with which prompts of a sealed server are checked; None for no check.
     """
 
     tokens: tuple[str, ...]
@@ -48,6 +50,7 @@ class GuardSettings:
     keys: ApiKeys = field(default_factory=ApiKeys)
     max_requests: int = MAX_REQUESTS
     limits: BodyLimits = field(default_factory=BodyLimits)
+    sealed_prompts: PromptMarkup | None = None
 
     @classmethod
     def for_model(
@@ -66,7 +69,9 @@ class GuardSettings:
         """
         tokens = special_tokens(tokenizer, settings.markup)
         check_typed_tokens(tokenizer, tokens)
-        return cls(tuple(tokens), RequestLaw.from_settings(settings, request_arms), ApiKeys.from_keys(keys))
+        law = RequestLaw.from_settings(settings, request_arms)
+        sealed_prompts = PromptMarkup.from_tokenizer(tokenizer, settings.markup) if law.sealed else None
+        return cls(tuple(tokens), law, ApiKeys.from_keys(keys), sealed_prompts=sealed_prompts)
 
     def to_json(self) -> str:
         """Return the settings for the environment variable `GUARD_VARIABLE`."""
@@ -77,7 +82,9 @@ class GuardSettings:
         """Return the settings from the text that `to_json` returned."""
         stored = json.loads(text)
         law, keys = RequestLaw.from_dict(stored["law"]), ApiKeys(tuple(stored["keys"]["digests"]))
-        return cls(tuple(stored["tokens"]), law, keys, stored["max_requests"], BodyLimits(**stored["limits"]))
+        sealed_prompts = stored["sealed_prompts"] and PromptMarkup.from_dict(stored["sealed_prompts"])
+        limits = BodyLimits(**stored["limits"])
+        return cls(tuple(stored["tokens"]), law, keys, stored["max_requests"], limits, sealed_prompts)
 
     @classmethod
     def from_environment(cls) -> "GuardSettings":
@@ -145,11 +152,11 @@ class PromptGuard:
             sending = ModelListSend(send, self.settings.law.describe()) if describes_models else send
             return *_with_body(scope, receive, b""), sending
         read_header(scope, b"content-type")  # two of them are refused; the body is read as JSON, whatever it is called
-        rewrite = partial(self._rewrite, text_parameters=route.text_parameters)
+        rewrite = partial(self._rewrite, route=route)
         return *_with_body(scope, receive, await self._bodies.read(scope, receive, rewrite)), send
 
-    def _rewrite(self, body: bytes, text_parameters: Sequence[str]) -> bytes:
-        """Return a body with broken special tokens, except in `text_parameters`, if the law permits the request.
+    def _rewrite(self, body: bytes, route: Route) -> bytes:
+        """Return a body with broken special tokens, except in texts to continue, if the law permits the request.
 
         Raises:
             RefusedRequestError: if the body is no JSON, or the law does not permit its overrides.
@@ -160,7 +167,9 @@ class PromptGuard:
             parsed = json.loads(body)
             if isinstance(parsed, dict):
                 self.settings.law.check_body(parsed)
-            return json.dumps(self._breaker.body(parsed, text_parameters)).encode()
+                if self.settings.sealed_prompts and route.path == COMPLETIONS_PATH:
+                    self.settings.sealed_prompts.check(parsed.get("prompt"))
+            return json.dumps(self._breaker.body(parsed, route.text_parameters)).encode()
         except UserError as error:
             raise RefusedRequestError(400, str(error)) from error
         except (ValueError, RecursionError) as error:

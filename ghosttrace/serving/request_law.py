@@ -13,6 +13,8 @@ REFUSED_PARAMETERS = {
     "kv_transfer_params": "may replace the prompt by token ids that the guard has not seen",
     "ec_transfer_params": "is for servers that share caches, which erasure excludes",
     "prompt_embeds": "has no tokens in which blocks can be found",
+    "truncate_prompt_tokens": "may cut off the assistant's header, without which nothing is erased",
+    "truncation": "may cut off the assistant's header, without which nothing is erased",
 }
 """Parameters of vLLM's requests with which erasure or the guard would be wrong, and the reason."""
 
@@ -69,12 +71,13 @@ class RequestLaw:
             body: the parsed body of the request.
 
         Raises:
-            UserError: if `check` raises it, a parameter is in `REFUSED_PARAMETERS`, or beam search, which drops the
-                overrides of a request, is to run with some.
+            UserError: if `check` raises it, a parameter is in `REFUSED_PARAMETERS`, the response would not be the
+                assistant's turn, or beam search, which drops the overrides of a request, is to run with some.
         """
         for name, reason in REFUSED_PARAMETERS.items():
-            if body.get(name) is not None:
+            if body.get(name) not in (None, "disabled" if name == "truncation" else None):
                 raise UserError(f"{name} {reason}: leave it out")
+        _check_response_turn(body)
         overrides = body.get("vllm_xargs")
         if not isinstance(overrides, dict):
             return
@@ -113,6 +116,32 @@ class RequestLaw:
                     f"ghosttrace_{name} {chosen[name]!r} is not permitted by this server, whose own is "
                     f"{getattr(self, name)}: leave it out"
                 )
+
+
+def _check_response_turn(body: Mapping[str, Any]) -> None:
+    """Raise an error if the response would not be the assistant's turn, in which alone blocks are erased.
+
+    Raises:
+        UserError: if the assistant's header is left out, or a message of somebody else is continued.
+    """
+    template = body.get("chat_template_kwargs")
+    template = template if isinstance(template, Mapping) else {}
+    if template.get("continue_final_message") not in (None, False):
+        raise UserError("continue_final_message is no argument of the chat template: put it beside the messages")
+    continued = body.get("continue_final_message") not in (None, False)
+    if continued and not _ends_with_assistant(body.get("messages")):
+        raise UserError("continue_final_message needs a last message of the assistant: leave it out")
+    adds_header = [source.get("add_generation_prompt") in (None, True) for source in (body, template)]
+    if not all(adds_header) and not continued:
+        raise UserError("add_generation_prompt must be true unless an assistant message is continued: leave it out")
+
+
+def _ends_with_assistant(messages: Any) -> bool:
+    """Return whether the last message of a conversation, or of each of several, is the assistant's."""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if isinstance(last, list):
+        return all(isinstance(conversation, list) and _ends_with_assistant(conversation) for conversation in messages)
+    return isinstance(last, Mapping) and last.get("role") == "assistant"
 
 
 def parse_request_arms(text: str | None) -> tuple[PagedArm, ...]:

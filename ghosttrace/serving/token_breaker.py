@@ -40,8 +40,8 @@ def special_tokens(tokenizer: Any, markup: Markup) -> list[str]:
 class TokenBreaker:
     """Sanitiser that breaks special tokens in the body of a request: each gets a word joiner after its first character.
 
-    Tokens may overlap, so the search continues at the second character of a token that it has found. A string that ends with a prefix of a special token gets a word joiner at its end, because a template may append the
-    rest of the token.
+    Tokens may overlap, so the search continues at the second character of a token that it has found. A string that ends
+    with a prefix of a special token gets a word joiner at its end, because a template may append the rest of the token.
 
     Args:
         tokens: strings of the special tokens.

@@ -97,6 +97,7 @@ def test_command_line_of_the_vllm_server() -> None:
     assert done.returncode == 0, done.stderr
     assert " -m ghosttrace.serving.vllm.server " in done.stdout and GUARD_VARIABLE in done.stdout
     assert "--host 127.0.0.1 --port 8123 -- " in done.stdout
+    assert done.stdout.index("PromptGuard") < done.stdout.index("OpenRequests")  # the last middleware is the outermost
     assert done.stdout.strip().endswith("--api-key k --tensor-parallel-size 2")
 
 

@@ -46,6 +46,8 @@ OWN += ["--additional-config", '{"ghosttrace": {}}', "--middleware", "a.Guard"]
         (["--kv-offloading-size", "1"], "leave out --kv-offloading-size"),
         (["--chat-template", "x"], "leave out --chat-template"),
         (["--tokenizer-mode", "slow"], "leave out --tokenizer-mode"),
+        (["--revision", "x"], "leave out --revision"),
+        (["--code-revision", "x"], "leave out --code-revision"),
         (["--enable-prompt-embeds"], "leave out --enable-prompt-embeds"),
         (["-dcp", "2"], "leave out --decode-context-parallel-size"),
         (["--grpc"], "leave out --grpc"),

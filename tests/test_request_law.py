@@ -49,6 +49,14 @@ def test_a_request_chooses_only_what_the_operator_permits(
     assert permitted or b"not permitted by this server" in seen.answer
 
 
+@pytest.mark.parametrize("name", ["keep_last_n_blocks", "max_block_tokens"])
+@pytest.mark.parametrize("value", [2**31, 10**300], ids=["33 bits", "huge"])
+def test_integers_of_overrides_fit_into_32_bits(name: str, value: int) -> None:
+    xargs = {f"ghosttrace_{name}": value}
+    seen = send_request(GuardSettings(("<eos>",), OPEN), {"vllm_xargs": xargs}, CHAT)
+    assert seen.status == 400 and b"must be" in seen.answer and len(seen.answer) < 400
+
+
 def test_the_last_of_two_equal_names_counts_for_guard_and_application() -> None:
     body = b'{"vllm_xargs": {}, "vllm_xargs": {"ghosttrace_arm": "restart"}, "vllm_xargs": {"x": 1}}'
     assert send_request(GuardSettings(("<eos>",), SEALED), body).received == b'{"vllm_xargs": {"x": 1}}'

@@ -247,3 +247,12 @@ def test_invalid_backends_of_ablate(arguments: tuple[str, ...], message: str, tm
     done = ghosttrace("ablate", "--limit", "2", "--out", str(tmp_path / "run"), *arguments)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "samples.parquet").exists()
+
+
+def test_the_small_servers_message_about_a_body_begins_with_a_word() -> None:
+    from fastapi.exceptions import RequestValidationError
+
+    from ghosttrace.serving.http.app import _message
+
+    details = [{"loc": ("body",), "msg": "Field required"}, {"loc": ("body", "n"), "msg": "too large"}]
+    assert _message(RequestValidationError(details)) == "body: Field required; n: too large"

@@ -7,7 +7,8 @@ mementos, and the prompts of `/v1/completions`, because they are not conversatio
 
 import json
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -125,28 +126,44 @@ class PromptGuard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        self._requests += 1
         try:
-            await self.app(*await self._admit(scope, receive, send))
+            route = find_route(scope["method"], scope["path"].removeprefix(scope.get("root_path", "")))
+            if route.access != "everyone" and scope["method"] != "OPTIONS":
+                self.settings.keys.check(scope)
+            with self._counted(route):
+                await self.app(*await self._arguments(route, scope, receive, send))
         except RefusedRequestError as refusal:
             await send_error(send, refusal.status, refusal.message)
         except ClientGoneError:
             return
+
+    @contextmanager
+    def _counted(self, route: Route) -> Iterator[None]:
+        """Count a request while it is answered, except on a route for everyone, which clients without a key could fill.
+
+        Raises:
+            RefusedRequestError: if the server is answering its maximum number of requests.
+        """
+        if route.access == "everyone":
+            yield
+            return
+        if self._requests >= self.settings.max_requests:
+            raise RefusedRequestError(503, "the server is answering as many requests as it can: try again later")
+        self._requests += 1
+        try:
+            yield
         finally:
             self._requests -= 1
 
-    async def _admit(self, scope: dict[str, Any], receive: Receive, send: Send) -> tuple[dict[str, Any], Receive, Send]:
+    async def _arguments(
+        self, route: Route, scope: dict[str, Any], receive: Receive, send: Send
+    ) -> tuple[dict[str, Any], Receive, Send]:
         """Return the arguments with which the application is called.
 
         Raises:
             RefusedRequestError: if the request is not answered.
             ClientGoneError: if the client has disconnected.
         """
-        route = find_route(scope["method"], scope["path"].removeprefix(scope.get("root_path", "")))
-        if route.access != "everyone" and scope["method"] != "OPTIONS":
-            self.settings.keys.check(scope)
-        if self._requests > self.settings.max_requests:
-            raise RefusedRequestError(503, "the server is answering as many requests as it can: try again later")
         if scope["method"] != "POST":
             describes_models = route.path == MODELS_PATH and scope["method"] == "GET"
             sending = ModelListSend(send, self.settings.law.describe()) if describes_models else send
@@ -169,22 +186,20 @@ class PromptGuard:
                 self.settings.law.check_body(parsed)
                 if self.settings.sealed_prompts and route.path == COMPLETIONS_PATH:
                     self.settings.sealed_prompts.check(parsed.get("prompt"))
-            return json.dumps(self._breaker.body(parsed, route.text_parameters)).encode()
+            return json.dumps(self._breaker.body(parsed, route.text_parameters), allow_nan=False).encode()
         except UserError as error:
             raise RefusedRequestError(400, str(error)) from error
         except (ValueError, RecursionError) as error:
             raise RefusedRequestError(
-                400, "the body is no valid JSON or is nested too deeply: send a JSON object"
+                400, "the body is no valid JSON (NaN and Infinity are none) or is nested too deeply: send a JSON object"
             ) from error
 
 
 def _with_body(scope: dict[str, Any], receive: Receive, body: bytes) -> tuple[dict[str, Any], Receive]:
     """Return the scope and the receive callable of a request whose body was replaced."""
-    headers = [
-        (name, value)
-        for name, value in scope["headers"]
-        if name.lower() not in (b"content-length", b"transfer-encoding")
-    ]
+    replaced = (b"content-length", b"transfer-encoding", b"content-type" if body else b"")
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() not in replaced]
+    headers += [(b"content-type", b"application/json")] if body else []
     delivered = False
 
     async def receive_body() -> dict[str, Any]:

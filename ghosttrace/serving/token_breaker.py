@@ -6,6 +6,7 @@ joiner in the typed token is invisible, and the tokenizer no longer recognises t
 """
 
 import re
+import reprlib
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -83,7 +84,7 @@ class TokenBreaker:
         if not isinstance(value, dict):
             return self.break_strings(value)
         if "role" in value and value["role"] not in ROLES:
-            raise UserError(f"unknown role {value['role']!r}: use one of {', '.join(ROLES)}")
+            raise UserError(f"unknown role {reprlib.repr(value['role'])}: use one of {', '.join(ROLES)}")
         own = value["role"] == "assistant" if "role" in value else value.get("type") in ASSISTANT_ITEMS
         return value if own else self.break_strings(value)
 

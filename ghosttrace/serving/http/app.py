@@ -79,7 +79,9 @@ def _message(error: Exception) -> str:
     if isinstance(error, QueueFullError):
         return "the queue is full: try again later"
     if isinstance(error, RequestValidationError):
-        return "; ".join(f"{'.'.join(map(str, detail['loc'][1:]))}: {detail['msg']}" for detail in error.errors())
+        return "; ".join(
+            f"{'.'.join(map(str, detail['loc'][1:])) or 'body'}: {detail['msg']}" for detail in error.errors()
+        )
     return str(error)
 
 

@@ -11,13 +11,13 @@ from ghosttrace.errors import UserError
 from ghosttrace.serving.api_keys import ApiKeys
 from ghosttrace.serving.prompt_guard import GUARD_VARIABLE, GuardSettings, PromptGuard
 from ghosttrace.serving.request_body import BodyLimits, BodyReader
-from ghosttrace.serving.request_law import RequestLaw
+from ghosttrace.serving.request_permissions import RequestPermissions
 from ghosttrace.serving.token_breaker import WORD_JOINER
 
 TOKENS = ("<|block_start|>", "<eos>")
-LAW = RequestLaw("restart", 0, False, None)
-OPEN = GuardSettings(TOKENS, LAW)
-KEYED = GuardSettings(TOKENS, LAW, ApiKeys.from_keys(["a-key", "another"]))
+PERMISSIONS = RequestPermissions("restart", 0, False, None)
+OPEN = GuardSettings(TOKENS, PERMISSIONS)
+KEYED = GuardSettings(TOKENS, PERMISSIONS, ApiKeys.from_keys(["a-key", "another"]))
 TYPED: dict[str, Any] = {"messages": [{"role": "user", "content": "<eos>"}]}
 
 
@@ -87,7 +87,7 @@ def test_a_body_is_read_as_json_whatever_it_is_called(kind: bytes) -> None:
 
 
 def test_size_limits() -> None:
-    small = GuardSettings(TOKENS, LAW, limits=BodyLimits(max_bytes=100, max_values=8))
+    small = GuardSettings(TOKENS, PERMISSIONS, limits=BodyLimits(max_bytes=100, max_values=8))
     for path in (CHAT, "/v1/completions"):
         assert send_request(small, b" " * 101, path).status == 413
         assert send_request(small, b"[" + b"[]," * 20 + b"[]]", path).status == 413
@@ -102,7 +102,7 @@ def test_unreadable_body_is_refused(body: bytes) -> None:
 
 
 def test_a_body_that_never_ends_is_refused() -> None:
-    guard = PromptGuard(None, GuardSettings(TOKENS, LAW, limits=BodyLimits(seconds=0.05)))  # type: ignore[arg-type]
+    guard = PromptGuard(None, GuardSettings(TOKENS, PERMISSIONS, limits=BodyLimits(seconds=0.05)))  # type: ignore[arg-type]
     statuses: list[int] = []
 
     async def receive() -> Any:
@@ -120,7 +120,7 @@ def test_requests_and_bytes_are_bounded() -> None:
 
     async def scenario() -> list[int]:
         limits = BodyLimits(max_total_bytes=500)
-        guard = PromptGuard(None, GuardSettings(TOKENS, LAW, max_requests=2, limits=limits))  # type: ignore[arg-type]
+        guard = PromptGuard(None, GuardSettings(TOKENS, PERMISSIONS, max_requests=2, limits=limits))  # type: ignore[arg-type]
         entered, release = asyncio.Event(), asyncio.Event()
 
         async def stalled() -> Any:

@@ -15,15 +15,15 @@ import ghosttrace as gt
 from ghosttrace.errors import UserError
 from ghosttrace.serving.api_keys import ApiKeys
 from ghosttrace.serving.prompt_guard import GuardSettings, PromptGuard
-from ghosttrace.serving.request_law import RequestLaw
+from ghosttrace.serving.request_permissions import RequestPermissions
 from ghosttrace.serving.routes import ANSWERED, CLOSED, Route
 from ghosttrace.serving.token_breaker import WORD_JOINER, special_tokens
 from ghosttrace.serving.tokenizer_check import MADE_BY_NFC, check_typed_tokens
 
 BLOCK = "<|block_start|>"
-LAW = RequestLaw("memento", 0, False, None)
-SETTINGS = GuardSettings((BLOCK, "<eos>"), LAW)
-KEYED = GuardSettings((BLOCK, "<eos>"), LAW, ApiKeys.from_keys(["a-key"]))
+PERMISSIONS = RequestPermissions("memento", 0, False, None)
+SETTINGS = GuardSettings((BLOCK, "<eos>"), PERMISSIONS)
+KEYED = GuardSettings((BLOCK, "<eos>"), PERMISSIONS, ApiKeys.from_keys(["a-key"]))
 KEY = (b"authorization", b"Bearer a-key")
 
 

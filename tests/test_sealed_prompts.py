@@ -8,14 +8,14 @@ from helpers.asgi import CHAT, send_request
 from ghosttrace.law.markup import Markup
 from ghosttrace.model.checkpoint import load_tokenizer
 from ghosttrace.serving.prompt_guard import GuardSettings
-from ghosttrace.serving.request_law import RequestLaw
+from ghosttrace.serving.request_permissions import RequestPermissions
 from ghosttrace.serving.sealed_prompts import PromptMarkup
 
-LAW = RequestLaw("restart", 0, False, None)
+PERMISSIONS = RequestPermissions("restart", 0, False, None)
 DELIMITERS = ("<|block_start|>", "<|block_end|>", "<|summary_start|>", "<|summary_end|>")
 HEADER = "<|im_start|>assistant\n"
 MARKUP = PromptMarkup(Markup(1, 2, 3, 4, (50, 51), 52), DELIMITERS, HEADER, True, "<|im_end|>")
-SEALED = GuardSettings(("<eos>",), LAW, sealed_prompts=MARKUP)
+SEALED = GuardSettings(("<eos>",), PERMISSIONS, sealed_prompts=MARKUP)
 BLOCK = "<|block_start|>1<|block_end|>"
 USER: dict[str, Any] = {"role": "user", "content": "1"}
 OWN: dict[str, Any] = {"role": "assistant", "content": "1"}
@@ -47,7 +47,7 @@ def test_blocks_of_a_sealed_prompt_are_the_assistants(prompt: Any, permitted: bo
     seen = send_request(SEALED, {"prompt": prompt}, "/v1/completions")
     assert seen.status == (200 if permitted else 400)
     assert permitted or b"outside the assistant's turns" in seen.answer
-    unsealed = GuardSettings(("<eos>",), LAW)
+    unsealed = GuardSettings(("<eos>",), PERMISSIONS)
     assert {send_request(unsealed, {"prompt": prompt}, "/v1/completions").status} == {200}
     assert send_request(SEALED, {"prompt": prompt}, "/tokenize").status == 200
 
@@ -83,5 +83,5 @@ def test_the_check_reaches_vllms_server() -> None:
     ],
 )
 def test_no_request_leaves_out_the_assistants_header(body: dict[str, Any], message: bytes | None) -> None:
-    seen = send_request(GuardSettings(("<eos>",), LAW), body, CHAT)
+    seen = send_request(GuardSettings(("<eos>",), PERMISSIONS), body, CHAT)
     assert seen.status == (200 if message is None else 400) and (message or b"") in seen.answer

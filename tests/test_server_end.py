@@ -15,9 +15,9 @@ from helpers.asgi import CHAT
 from ghosttrace.serving import open_requests
 from ghosttrace.serving.http import app as small_server
 from ghosttrace.serving.prompt_guard import GuardSettings
-from ghosttrace.serving.request_law import RequestLaw
+from ghosttrace.serving.request_permissions import RequestPermissions
 
-SETTINGS = GuardSettings(("<eos>",), RequestLaw("restart", 0, False, None))
+SETTINGS = GuardSettings(("<eos>",), RequestPermissions("restart", 0, False, None))
 HEAD = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n".encode()
 
 

@@ -14,7 +14,7 @@ from ghosttrace.errors import UserError
 from ghosttrace.serving.address import check_address
 from ghosttrace.serving.paging import PAGED_ARMS
 from ghosttrace.serving.reasoning_split import PARSER_SEGMENTS
-from ghosttrace.serving.request_law import parse_request_arms
+from ghosttrace.serving.request_permissions import parse_request_arms
 from ghosttrace.serving.settings import ServingSettings
 from ghosttrace.serving.vllm.processes import make_metrics_folder
 

@@ -20,7 +20,7 @@ from ghosttrace.serving.error_responses import Receive, RefusedRequestError, Sen
 from ghosttrace.serving.model_list import MODELS_PATH, ModelListSend
 from ghosttrace.serving.paging import PagedArm
 from ghosttrace.serving.request_body import BodyLimits, BodyReader, ClientGoneError
-from ghosttrace.serving.request_law import RequestLaw
+from ghosttrace.serving.request_permissions import RequestPermissions
 from ghosttrace.serving.routes import COMPLETIONS_PATH, Route, find_route
 from ghosttrace.serving.sealed_prompts import PromptMarkup
 from ghosttrace.serving.settings import ServingSettings
@@ -39,7 +39,7 @@ class GuardSettings:
 
     Attributes:
         tokens: strings of the special tokens, the longest first.
-        law: what requests may choose of the erasure settings.
+        permissions: what requests may choose of the erasure settings.
         keys: API keys of which clients must send one.
         max_requests: maximum number of requests that are answered at the same time.
         limits: limits of request bodies.
@@ -47,7 +47,7 @@ class GuardSettings:
     """
 
     tokens: tuple[str, ...]
-    law: RequestLaw
+    permissions: RequestPermissions
     keys: ApiKeys = field(default_factory=ApiKeys)
     max_requests: int = MAX_REQUESTS
     limits: BodyLimits = field(default_factory=BodyLimits)
@@ -70,9 +70,9 @@ class GuardSettings:
         """
         tokens = special_tokens(tokenizer, settings.markup)
         check_typed_tokens(tokenizer, tokens)
-        law = RequestLaw.from_settings(settings, request_arms)
-        sealed_prompts = PromptMarkup.from_tokenizer(tokenizer, settings.markup) if law.sealed else None
-        return cls(tuple(tokens), law, ApiKeys.from_keys(keys), sealed_prompts=sealed_prompts)
+        permissions = RequestPermissions.from_settings(settings, request_arms)
+        sealed_prompts = PromptMarkup.from_tokenizer(tokenizer, settings.markup) if permissions.sealed else None
+        return cls(tuple(tokens), permissions, ApiKeys.from_keys(keys), sealed_prompts=sealed_prompts)
 
     def to_json(self) -> str:
         """Return the settings for the environment variable `GUARD_VARIABLE`."""
@@ -82,10 +82,11 @@ class GuardSettings:
     def from_json(cls, text: str) -> "GuardSettings":
         """Return the settings from the text that `to_json` returned."""
         stored = json.loads(text)
-        law, keys = RequestLaw.from_dict(stored["law"]), ApiKeys(tuple(stored["keys"]["digests"]))
+        permissions = RequestPermissions.from_dict(stored["permissions"])
+        keys = ApiKeys(tuple(stored["keys"]["digests"]))
         sealed_prompts = stored["sealed_prompts"] and PromptMarkup.from_dict(stored["sealed_prompts"])
         limits = BodyLimits(**stored["limits"])
-        return cls(tuple(stored["tokens"]), law, keys, stored["max_requests"], limits, sealed_prompts)
+        return cls(tuple(stored["tokens"]), permissions, keys, stored["max_requests"], limits, sealed_prompts)
 
     @classmethod
     def from_environment(cls) -> "GuardSettings":
@@ -115,8 +116,8 @@ class PromptGuard:
         self._breaker = TokenBreaker(self.settings.tokens)
         self._bodies = BodyReader(self.settings.limits)
         self._requests = 0
-        law = self.settings.law
-        metrics.SEALED.labels(law.arm, ",".join(law.request_arms)).set(law.sealed)
+        permissions = self.settings.permissions
+        metrics.SEALED.labels(permissions.arm, ",".join(permissions.request_arms)).set(permissions.sealed)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Forward a request with broken special tokens, or send an error response."""
@@ -166,24 +167,24 @@ class PromptGuard:
         """
         if scope["method"] != "POST":
             describes_models = route.path == MODELS_PATH and scope["method"] == "GET"
-            sending = ModelListSend(send, self.settings.law.describe()) if describes_models else send
+            sending = ModelListSend(send, self.settings.permissions.describe()) if describes_models else send
             return *_with_body(scope, receive, b""), sending
         read_header(scope, b"content-type")  # two of them are refused; the body is read as JSON, whatever it is called
         rewrite = partial(self._rewrite, route=route)
         return *_with_body(scope, receive, await self._bodies.read(scope, receive, rewrite)), send
 
     def _rewrite(self, body: bytes, route: Route) -> bytes:
-        """Return a body with broken special tokens, except in texts to continue, if the law permits the request.
+        """Return a body with broken special tokens, except in texts to continue, if the request is permitted.
 
         Raises:
-            RefusedRequestError: if the body is no JSON, or the law does not permit its overrides.
+            RefusedRequestError: if the body is no JSON, or its parameters are not permitted.
         """
         if not body:
             return body
         try:
             parsed = json.loads(body)
             if isinstance(parsed, dict):
-                self.settings.law.check_body(parsed)
+                self.settings.permissions.check_body(parsed)
                 if self.settings.sealed_prompts and route.path == COMPLETIONS_PATH:
                     self.settings.sealed_prompts.check(parsed.get("prompt"))
             return json.dumps(self._breaker.body(parsed, route.text_parameters), allow_nan=False).encode()

@@ -1,4 +1,4 @@
-"""The operator's law: what a request may choose of the erasure settings of a server."""
+"""The operator's permissions: what a request may choose of the erasure settings of a server."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ ALLOW_FLAG = "--allow-request-arms"
 
 
 @dataclass(frozen=True)
-class RequestLaw:
+class RequestPermissions:
     """Erasure settings of a server, and the arms that requests may choose instead.
 
     A request may always choose the server's own arm and a policy that erases at least as much. `full` in `request_arms`
@@ -43,15 +43,15 @@ class RequestLaw:
     request_arms: tuple[PagedArm, ...] = ()
 
     @classmethod
-    def from_settings(cls, settings: ServingSettings, request_arms: Sequence[PagedArm] = ()) -> "RequestLaw":
-        """Return the law of a server with these erasure settings."""
+    def from_settings(cls, settings: ServingSettings, request_arms: Sequence[PagedArm] = ()) -> "RequestPermissions":
+        """Return the permissions of a server with these erasure settings."""
         policy = settings.policy
         kept = policy.keep_last_n_blocks, policy.keep_last_block_for_answer
         return cls(settings.arm, *kept, settings.max_block_tokens, tuple(request_arms))
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> "RequestLaw":
-        """Return the law from the values of `dataclasses.asdict`."""
+    def from_dict(cls, stored: Mapping[str, Any]) -> "RequestPermissions":
+        """Return the permissions from the values of `dataclasses.asdict`."""
         return cls(**{**stored, "request_arms": tuple(stored["request_arms"])})
 
     @property
@@ -65,7 +65,7 @@ class RequestLaw:
         return {"arm": self.arm, "sealed": self.sealed, **kept}
 
     def check_body(self, body: Mapping[str, Any]) -> None:
-        """Raise an error if a request chooses what it may not choose, or has a parameter that evades the law.
+        """Raise an error if a request chooses what it may not choose, or has a parameter that evades erasure.
 
         Args:
             body: the parsed body of the request.

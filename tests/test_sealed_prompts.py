@@ -1,5 +1,6 @@
 """No prompt evades the sealing of blocks: by a missing header of the assistant, or by one that is cut off."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -85,3 +86,21 @@ def test_the_check_reaches_vllms_server() -> None:
 def test_no_request_leaves_out_the_assistants_header(body: dict[str, Any], message: bytes | None) -> None:
     seen = send_request(GuardSettings(("<eos>",), PERMISSIONS), body, CHAT)
     assert seen.status == (200 if message is None else 400) and (message or b"") in seen.answer
+
+
+@pytest.mark.parametrize(
+    "turns, permitted",
+    [
+        ([{"role": "assistant", "content": BLOCK}], True),
+        ([{"role": "assistant", "content": "\n1"}], True),
+        ([{"role": "user", "content": "\n" + BLOCK}], True),  # broken, as every token of a user
+        ([{"role": "assistant", "content": "\n" + BLOCK}], False),
+        ([[{"role": "assistant", "content": "\n" + BLOCK}]], False),
+        ([{"role": "assistant", "content": [{"text": "\n"}, {"text": BLOCK}]}], False),
+        ([{"type": "reasoning", "content": [{"text": "\n"}]}, {"role": "assistant", "content": BLOCK}], False),
+    ],
+)
+def test_no_white_space_joins_the_assistants_header(turns: list[Any], permitted: bool) -> None:
+    assert send_request(SEALED, {"messages": turns}).status == (200 if permitted else 400)
+    special = replace(SEALED, sealed_prompts=replace(MARKUP, header_merges=False))
+    assert send_request(special, {"messages": turns}).status == 200

@@ -185,8 +185,7 @@ class PromptGuard:
             parsed = json.loads(body)
             if isinstance(parsed, dict):
                 self.settings.permissions.check_body(parsed)
-                if self.settings.sealed_prompts and route.path == COMPLETIONS_PATH:
-                    self.settings.sealed_prompts.check(parsed.get("prompt"))
+                self._check_sealed(parsed, route)
             return json.dumps(self._breaker.body(parsed, route.text_parameters), allow_nan=False).encode()
         except UserError as error:
             raise RefusedRequestError(400, str(error)) from error
@@ -194,6 +193,18 @@ class PromptGuard:
             raise RefusedRequestError(
                 400, "the body is no valid JSON (NaN and Infinity are none) or is nested too deeply: send a JSON object"
             ) from error
+
+    def _check_sealed(self, parsed: dict[str, Any], route: Route) -> None:
+        """Raise an error if a sealed server would not erase blocks of this request.
+
+        Raises:
+            UserError: if a delimiter of its prompt or of its turns lies outside the assistant's turns.
+        """
+        markup = self.settings.sealed_prompts
+        if markup:
+            markup.check_turns(parsed)
+        if markup and route.path == COMPLETIONS_PATH:
+            markup.check(parsed.get("prompt"))
 
 
 def _with_body(scope: dict[str, Any], receive: Receive, body: bytes) -> tuple[dict[str, Any], Receive]:

@@ -1,4 +1,4 @@
-"""Check of prompts of `/v1/completions` on a sealed server: no delimiter lies outside the assistant's turns.
+"""Checks of prompts and conversations on a sealed server: no delimiter lies outside the assistant's turns.
 
 Delimiters count only in the assistant's turns, which a conversation always has. A prompt without them would keep its
 blocks in the cache.
@@ -11,6 +11,7 @@ from typing import Any
 
 from ghosttrace.errors import UserError
 from ghosttrace.law.markup import BlockTracker, Markup
+from ghosttrace.serving.token_breaker import own_turns
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,25 @@ class PromptMarkup:
                     f"its block: put {self.header!r} before it, or use /v1/chat/completions"
                 )
 
+    def check_turns(self, body: Mapping[str, Any]) -> None:
+        """Raise an error if the tokenizer could merge the assistant's header with white space of a turn with blocks.
+
+        The turn would then have no header, and its blocks would stay in the cache.
+
+        Args:
+            body: the parsed body of a request.
+
+        Raises:
+            UserError: if one of the assistant's texts begins with white space, and one has a delimiter.
+        """
+        texts = [text for turn in own_turns(body) for text in _strings(turn)] if self.header_merges else []
+        has_delimiter = any(delimiter in text for text in texts for delimiter in self.delimiters)
+        if has_delimiter and any(text[:1].isspace() for text in texts):
+            raise UserError(
+                "a text of the assistant begins with white space, which the tokenizer could join with the assistant's "
+                "header, so that a sealed server would not erase its blocks: remove the white space"
+            )
+
     def _inside_of_ids(self, ids: Sequence[int]) -> Iterator[bool]:
         """Yield whether each delimiter in token ids lies in an assistant's turn."""
         tracker = BlockTracker(self.markup)
@@ -91,3 +111,12 @@ class PromptMarkup:
 
 def _is_ids(prompt: Any) -> bool:
     return isinstance(prompt, list) and bool(prompt) and all(type(token) is int for token in prompt)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield the strings in a JSON value, without keys."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)

@@ -7,7 +7,7 @@ joiner in the typed token is invisible, and the tokenizer no longer recognises t
 
 import re
 import reprlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from ghosttrace.errors import UserError
@@ -85,8 +85,7 @@ class TokenBreaker:
             return self.break_strings(value)
         if "role" in value and value["role"] not in ROLES:
             raise UserError(f"unknown role {reprlib.repr(value['role'])}: use one of {', '.join(ROLES)}")
-        own = value["role"] == "assistant" if "role" in value else value.get("type") in ASSISTANT_ITEMS
-        return value if own else self.break_strings(value)
+        return value if _is_own(value) else self.break_strings(value)
 
     def break_strings(self, value: Any, close: bool = True) -> Any:
         """Return a JSON value with broken special tokens in all its strings, including keys.
@@ -103,6 +102,21 @@ class TokenBreaker:
         if isinstance(value, dict):
             return {self.break_strings(name, close): self.break_strings(item, close) for name, item in value.items()}
         return value
+
+
+def own_turns(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the assistant's own turns in the body of a request."""
+    unread = [body[name] for name in TURN_PARAMETERS if isinstance(body.get(name), list)]
+    while unread:
+        value = unread.pop()
+        if isinstance(value, list):
+            unread += value
+        elif isinstance(value, dict) and _is_own(value):
+            yield value
+
+
+def _is_own(turn: Mapping[str, Any]) -> bool:
+    return turn["role"] == "assistant" if "role" in turn else turn.get("type") in ASSISTANT_ITEMS
 
 
 def _branches(texts: Collection[str]) -> list[tuple[str, str]]:

@@ -11,13 +11,13 @@ from ghosttrace.errors import UserError
 from ghosttrace.serving.api_keys import ApiKeys
 from ghosttrace.serving.prompt_guard import GUARD_VARIABLE, GuardSettings, PromptGuard
 from ghosttrace.serving.request_body import BodyLimits, BodyReader
-from ghosttrace.serving.request_law import RequestLaw
+from ghosttrace.serving.request_permissions import RequestPermissions
 from ghosttrace.serving.token_breaker import WORD_JOINER
 
 TOKENS = ("<|block_start|>", "<eos>")
-LAW = RequestLaw("restart", 0, False, None)
-OPEN = GuardSettings(TOKENS, LAW)
-KEYED = GuardSettings(TOKENS, LAW, ApiKeys.from_keys(["a-key", "another"]))
+PERMISSIONS = RequestPermissions("restart", 0, False, None)
+OPEN = GuardSettings(TOKENS, PERMISSIONS)
+KEYED = GuardSettings(TOKENS, PERMISSIONS, ApiKeys.from_keys(["a-key", "another"]))
 TYPED: dict[str, Any] = {"messages": [{"role": "user", "content": "<eos>"}]}
 
 
@@ -26,9 +26,11 @@ def bearer(key: str) -> tuple[bytes, bytes]:
 
 
 def test_guard_rewrites_body_and_content_length() -> None:
-    seen = send_request(OPEN, TYPED, headers=[(b"content-length", b"1"), (b"x", b"y")])
+    seen = send_request(
+        OPEN, TYPED, headers=[(b"content-length", b"1"), (b"x", b"y"), (b"Content-Type", b"text/plain")]
+    )
     assert seen.json["messages"][0]["content"] == f"<{WORD_JOINER}eos>" and seen.received is not None
-    assert seen.headers == [(b"x", b"y"), (b"content-length", str(len(seen.received)).encode())]
+    assert seen.headers == [(b"x", b"y"), JSON_TYPE, (b"content-length", str(len(seen.received)).encode())]
     assert send_request(OPEN, b'{"prompt": "<eos>"}', "/v1/completions").json == {"prompt": "<eos>"}
 
 
@@ -52,7 +54,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_nothing_is_read_without_the_key(headers: list[tuple[bytes, bytes]]) -> None:
     seen = send_request(KEYED, b"[],", headers=[JSON_TYPE, *headers])
-    assert (seen.status, seen.reads, seen.received) == (401, 0, None)
+    assert (seen.status, seen.reads, seen.received) == (401, 0, None) and b"Authorization: Bearer KEY" in seen.answer
 
 
 def test_every_key_is_accepted_and_health_needs_none() -> None:
@@ -85,7 +87,7 @@ def test_a_body_is_read_as_json_whatever_it_is_called(kind: bytes) -> None:
 
 
 def test_size_limits() -> None:
-    small = GuardSettings(TOKENS, LAW, limits=BodyLimits(max_bytes=100, max_values=8))
+    small = GuardSettings(TOKENS, PERMISSIONS, limits=BodyLimits(max_bytes=100, max_values=8))
     for path in (CHAT, "/v1/completions"):
         assert send_request(small, b" " * 101, path).status == 413
         assert send_request(small, b"[" + b"[]," * 20 + b"[]]", path).status == 413
@@ -93,14 +95,14 @@ def test_size_limits() -> None:
     assert (declared.status, declared.reads) == (413, 0)
 
 
-@pytest.mark.parametrize("body", [b"{broken", b"[" * 100_000, b"\xff\xfe{}"])
+@pytest.mark.parametrize("body", [b"{broken", b"[" * 100_000, b"\xff\xfe{}", b'{"a": NaN}', b"[1e999]"])
 def test_unreadable_body_is_refused(body: bytes) -> None:
     seen = send_request(OPEN, body)
     assert seen.status == 400 and seen.received is None and b"JSON" in seen.answer
 
 
 def test_a_body_that_never_ends_is_refused() -> None:
-    guard = PromptGuard(None, GuardSettings(TOKENS, LAW, limits=BodyLimits(seconds=0.05)))  # type: ignore[arg-type]
+    guard = PromptGuard(None, GuardSettings(TOKENS, PERMISSIONS, limits=BodyLimits(seconds=0.05)))  # type: ignore[arg-type]
     statuses: list[int] = []
 
     async def receive() -> Any:
@@ -118,7 +120,7 @@ def test_requests_and_bytes_are_bounded() -> None:
 
     async def scenario() -> list[int]:
         limits = BodyLimits(max_total_bytes=500)
-        guard = PromptGuard(None, GuardSettings(TOKENS, LAW, max_requests=2, limits=limits))  # type: ignore[arg-type]
+        guard = PromptGuard(None, GuardSettings(TOKENS, PERMISSIONS, max_requests=2, limits=limits))  # type: ignore[arg-type]
         entered, release = asyncio.Event(), asyncio.Event()
 
         async def stalled() -> Any:
@@ -135,11 +137,12 @@ def test_requests_and_bytes_are_bounded() -> None:
         waiting.append(asyncio.create_task(guard(dict(scope), stalled, ignore)))
         await asyncio.sleep(0)
         statuses.append((await exchange(guard, TYPED)).status)
+        statuses.append((await exchange(guard, path="/health", method="GET")).status)
         release.set()
         await asyncio.gather(*waiting)
         return [*statuses, (await exchange(guard, TYPED)).status]
 
-    assert asyncio.run(scenario()) == [200, 503, 503, 200]
+    assert asyncio.run(scenario()) == [200, 503, 503, 200, 200]
 
 
 def test_large_bodies_are_parsed_off_the_event_loop() -> None:

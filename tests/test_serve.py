@@ -97,6 +97,7 @@ def test_command_line_of_the_vllm_server() -> None:
     assert done.returncode == 0, done.stderr
     assert " -m ghosttrace.serving.vllm.server " in done.stdout and GUARD_VARIABLE in done.stdout
     assert "--host 127.0.0.1 --port 8123 -- " in done.stdout
+    assert done.stdout.index("PromptGuard") < done.stdout.index("OpenRequests")  # the last middleware is the outermost
     assert done.stdout.strip().endswith("--api-key k --tensor-parallel-size 2")
 
 
@@ -246,3 +247,12 @@ def test_invalid_backends_of_ablate(arguments: tuple[str, ...], message: str, tm
     done = ghosttrace("ablate", "--limit", "2", "--out", str(tmp_path / "run"), *arguments)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "samples.parquet").exists()
+
+
+def test_the_small_servers_message_about_a_body_begins_with_a_word() -> None:
+    from fastapi.exceptions import RequestValidationError
+
+    from ghosttrace.serving.http.app import _message
+
+    details = [{"loc": ("body",), "msg": "Field required"}, {"loc": ("body", "n"), "msg": "too large"}]
+    assert _message(RequestValidationError(details)) == "body: Field required; n: too large"

@@ -19,7 +19,7 @@ from ghosttrace.cli import serve
 from ghosttrace.errors import UserError
 from ghosttrace.serving.address import check_address
 from ghosttrace.serving.open_requests import OpenRequests
-from ghosttrace.serving.vllm import processes
+from ghosttrace.serving.vllm import processes, server_command
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> bool:
@@ -138,7 +138,7 @@ def test_the_metrics_folder_is_removed_with_the_server(end: signal.Signals) -> N
 
 def test_a_port_in_use_is_one_sentence_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "find_spec", lambda name: True)
-    monkeypatch.setattr(serve, "server_command", lambda *arguments, **options: (["x"], {}))
+    monkeypatch.setattr(server_command, "server_command", lambda *arguments, **options: (["x"], {}))
     names = (*serve.SHARED_OPTIONS, *serve.POLICY_OPTIONS, "device", "map_delimiters", "arm", "max_block_tokens")
     options = dict.fromkeys((*names, "async_scheduling", "allow_request_arms", "model"))
     with socket.socket() as taken:

@@ -11,7 +11,7 @@ from vllm.entrypoints.launchers.app import build_app
 from ghosttrace.errors import UserError
 from ghosttrace.serving.api_keys import ApiKeys
 from ghosttrace.serving.prompt_guard import GUARD_VARIABLE, GuardSettings
-from ghosttrace.serving.request_law import RequestLaw
+from ghosttrace.serving.request_permissions import RequestPermissions
 from ghosttrace.serving.routes import ANSWERED, CLOSED
 from ghosttrace.serving.vllm.private_api_check import make_server_parser
 from ghosttrace.serving.vllm.server import guard_with_keys, read_arguments
@@ -46,6 +46,8 @@ OWN += ["--additional-config", '{"ghosttrace": {}}', "--middleware", "a.Guard"]
         (["--kv-offloading-size", "1"], "leave out --kv-offloading-size"),
         (["--chat-template", "x"], "leave out --chat-template"),
         (["--tokenizer-mode", "slow"], "leave out --tokenizer-mode"),
+        (["--revision", "x"], "leave out --revision"),
+        (["--code-revision", "x"], "leave out --code-revision"),
         (["--enable-prompt-embeds"], "leave out --enable-prompt-embeds"),
         (["-dcp", "2"], "leave out --decode-context-parallel-size"),
         (["--grpc"], "leave out --grpc"),
@@ -71,7 +73,7 @@ def test_other_flags_pass_and_keys_reach_the_guard(monkeypatch: pytest.MonkeyPat
     flags = ["-tp", "2", "--api-key", "a", "b", "--middleware", "their.Own", "--served-model-name", "x"]
     arguments = read_arguments(OWN, flags)
     assert arguments.middleware == ["a.Guard", "their.Own"]
-    settings = GuardSettings(("<eos>",), RequestLaw("memento", 0, False, None))
+    settings = GuardSettings(("<eos>",), RequestPermissions("memento", 0, False, None))
     monkeypatch.setenv(GUARD_VARIABLE, settings.to_json())
     assert guard_with_keys(arguments).keys == ApiKeys.from_keys(["a", "b"])
     monkeypatch.setenv("VLLM_API_KEY", "c")

@@ -14,7 +14,7 @@ from ghosttrace.errors import UserError
 from ghosttrace.serving.address import check_address
 from ghosttrace.serving.paging import PAGED_ARMS
 from ghosttrace.serving.reasoning_split import PARSER_SEGMENTS
-from ghosttrace.serving.request_law import parse_request_arms
+from ghosttrace.serving.request_permissions import parse_request_arms
 from ghosttrace.serving.settings import ServingSettings
 from ghosttrace.serving.vllm.processes import make_metrics_folder
 
@@ -118,6 +118,9 @@ def check(options: dict[str, Any]) -> None:
     for name in ("max_block_tokens", "max_num_seqs"):
         if options[name] is not None and options[name] < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    parse_request_arms(options["allow_request_arms"])
+    if options["api_key"] == "":
+        raise UserError("--api-key is empty, and would protect nothing: give a key, or leave it out")
 
 
 def exec_vllm_server(options: dict[str, Any], extra_arguments: list[str]) -> None:
@@ -130,10 +133,11 @@ def exec_vllm_server(options: dict[str, Any], extra_arguments: list[str]) -> Non
     Raises:
         UserError: vLLM is not installed, or an option does not work with it.
     """
-    from ghosttrace.serving.vllm.server_command import server_command
-
     if options["device"] is not None:
         raise UserError("--device is for --backend hf: with vLLM, set CUDA_VISIBLE_DEVICES")
+
+    from ghosttrace.serving.vllm.server_command import server_command
+
     shared = [(name.replace("_", "-"), options[name]) for name in SHARED_OPTIONS if options[name] is not None]
     command, environment = server_command(
         options["model"],
@@ -169,12 +173,6 @@ def start_builtin_server(options: dict[str, Any], extra_arguments: list[str], ba
     Raises:
         UserError: an option is for vLLM only or invalid, or the model cannot be loaded.
     """
-    import uvicorn
-
-    from ghosttrace.model.checkpoint import as_memento_checkpoint, load
-    from ghosttrace.serving.http.app import make_app
-    from ghosttrace.serving.http.completions import ServerOptions
-
     if extra_arguments or options["async_scheduling"] is not None or options["dry_run"]:
         flag = extra_arguments[0] if extra_arguments else "--dry-run" if options["dry_run"] else "--async-scheduling"
         raise UserError(f"{flag} is for --backend vllm: leave it out" + ("" if backend_chosen else ", or install vllm"))
@@ -185,6 +183,13 @@ def start_builtin_server(options: dict[str, Any], extra_arguments: list[str], ba
         )
     request_arms = parse_request_arms(options["allow_request_arms"])
     check_address(options["host"], options["port"])
+
+    import uvicorn
+
+    from ghosttrace.model.checkpoint import as_memento_checkpoint, load
+    from ghosttrace.serving.http.app import make_app
+    from ghosttrace.serving.http.completions import ServerOptions
+
     policy = {name: options[name] for name in POLICY_OPTIONS}
     delimiters = parse_delimiter_mapping(options["map_delimiters"])
     hide_loading_bar()

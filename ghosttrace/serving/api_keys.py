@@ -48,4 +48,4 @@ class ApiKeys:
         received = hashlib.sha256(key).hexdigest()
         matches = [secrets.compare_digest(received, digest) for digest in self.digests]
         if scheme.lower() != b"bearer" or not any(matches):
-            raise RefusedRequestError(401, "Unauthorized")
+            raise RefusedRequestError(401, "the request has no valid key: send the header Authorization: Bearer KEY")

@@ -5,6 +5,7 @@ first is a race: if it does not, the streams wait for tokens that never come, an
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -13,6 +14,10 @@ from ghosttrace.serving.error_responses import Receive, Send, error_body, send_e
 
 GRACE_SECONDS = 3.0
 """Time that open requests have to end by themselves after the server has begun to shut down."""
+CLOSE_SECONDS = 2.0
+"""Time after which connections are dropped whose requests have been ended, because clients may read nothing more."""
+END_SECONDS = 1.0
+"""Time in which a client must take the end of its response."""
 POLL_SECONDS = 0.2
 STOPPING = "the server is shutting down: try again later"
 
@@ -20,8 +25,10 @@ STOPPING = "the server is shutting down: try again later"
 class OpenRequests:
     """ASGI middleware that ends open requests when the server shuts down.
 
-    A stream ends with an error event, another request with status 503. The application must have its uvicorn server as
-    `app.state.server`, as vLLM's has.
+    A stream ends with an error event, another request with status 503. Connections that are open even then are dropped,
+    because a client that does not read its response would keep the server forever. This must be the outermost
+    middleware, so that it also ends requests whose bodies do not arrive. The application must have its uvicorn server
+    as `app.state.server`, as vLLM's has.
 
     Args:
         app: the ASGI application.
@@ -55,18 +62,21 @@ class OpenRequests:
         except asyncio.CancelledError:
             if not self._ending:
                 raise
-            await _end(send, started)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(_end(send, started), END_SECONDS)
         finally:
             self._open.discard(task)
 
     async def _end_requests(self, server: Any) -> None:
-        """Wait until the server shuts down, and then cancel the requests that are open after the grace time."""
+        """Wait until the server shuts down, cancel requests after the grace time, and drop connections that remain."""
         while not server.should_exit:
             await asyncio.sleep(POLL_SECONDS)
         await asyncio.sleep(self._grace_seconds)
         self._ending = True
         for task in self._open:
             task.cancel()
+        await asyncio.sleep(CLOSE_SECONDS)
+        server.force_exit = True
 
 
 async def _end(send: Send, started: bool) -> None:

@@ -7,7 +7,8 @@ mementos, and the prompts of `/v1/completions`, because they are not conversatio
 
 import json
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -19,8 +20,9 @@ from ghosttrace.serving.error_responses import Receive, RefusedRequestError, Sen
 from ghosttrace.serving.model_list import MODELS_PATH, ModelListSend
 from ghosttrace.serving.paging import PagedArm
 from ghosttrace.serving.request_body import BodyLimits, BodyReader, ClientGoneError
-from ghosttrace.serving.request_law import RequestLaw
-from ghosttrace.serving.routes import find_route
+from ghosttrace.serving.request_permissions import RequestPermissions
+from ghosttrace.serving.routes import COMPLETIONS_PATH, Route, find_route
+from ghosttrace.serving.sealed_prompts import PromptMarkup
 from ghosttrace.serving.settings import ServingSettings
 from ghosttrace.serving.token_breaker import TokenBreaker, special_tokens
 from ghosttrace.serving.tokenizer_check import check_typed_tokens
@@ -37,17 +39,19 @@ class GuardSettings:
 
     Attributes:
         tokens: strings of the special tokens, the longest first.
-        law: what requests may choose of the erasure settings.
+        permissions: what requests may choose of the erasure settings.
         keys: API keys of which clients must send one.
         max_requests: maximum number of requests that are answered at the same time.
         limits: limits of request bodies.
+        sealed_prompts: markup with which prompts of a sealed server are checked; None for no check.
     """
 
     tokens: tuple[str, ...]
-    law: RequestLaw
+    permissions: RequestPermissions
     keys: ApiKeys = field(default_factory=ApiKeys)
     max_requests: int = MAX_REQUESTS
     limits: BodyLimits = field(default_factory=BodyLimits)
+    sealed_prompts: PromptMarkup | None = None
 
     @classmethod
     def for_model(
@@ -66,7 +70,9 @@ class GuardSettings:
         """
         tokens = special_tokens(tokenizer, settings.markup)
         check_typed_tokens(tokenizer, tokens)
-        return cls(tuple(tokens), RequestLaw.from_settings(settings, request_arms), ApiKeys.from_keys(keys))
+        permissions = RequestPermissions.from_settings(settings, request_arms)
+        sealed_prompts = PromptMarkup.from_tokenizer(tokenizer, settings.markup) if permissions.sealed else None
+        return cls(tuple(tokens), permissions, ApiKeys.from_keys(keys), sealed_prompts=sealed_prompts)
 
     def to_json(self) -> str:
         """Return the settings for the environment variable `GUARD_VARIABLE`."""
@@ -76,8 +82,11 @@ class GuardSettings:
     def from_json(cls, text: str) -> "GuardSettings":
         """Return the settings from the text that `to_json` returned."""
         stored = json.loads(text)
-        law, keys = RequestLaw.from_dict(stored["law"]), ApiKeys(tuple(stored["keys"]["digests"]))
-        return cls(tuple(stored["tokens"]), law, keys, stored["max_requests"], BodyLimits(**stored["limits"]))
+        permissions = RequestPermissions.from_dict(stored["permissions"])
+        keys = ApiKeys(tuple(stored["keys"]["digests"]))
+        sealed_prompts = stored["sealed_prompts"] and PromptMarkup.from_dict(stored["sealed_prompts"])
+        limits = BodyLimits(**stored["limits"])
+        return cls(tuple(stored["tokens"]), permissions, keys, stored["max_requests"], limits, sealed_prompts)
 
     @classmethod
     def from_environment(cls) -> "GuardSettings":
@@ -107,8 +116,8 @@ class PromptGuard:
         self._breaker = TokenBreaker(self.settings.tokens)
         self._bodies = BodyReader(self.settings.limits)
         self._requests = 0
-        law = self.settings.law
-        metrics.SEALED.labels(law.arm, ",".join(law.request_arms)).set(law.sealed)
+        permissions = self.settings.permissions
+        metrics.SEALED.labels(permissions.arm, ",".join(permissions.request_arms)).set(permissions.sealed)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Forward a request with broken special tokens, or send an error response."""
@@ -118,64 +127,91 @@ class PromptGuard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        self._requests += 1
         try:
-            await self.app(*await self._admit(scope, receive, send))
+            route = find_route(scope["method"], scope["path"].removeprefix(scope.get("root_path", "")))
+            if route.access != "everyone" and scope["method"] != "OPTIONS":
+                self.settings.keys.check(scope)
+            with self._counted(route):
+                await self.app(*await self._arguments(route, scope, receive, send))
         except RefusedRequestError as refusal:
             await send_error(send, refusal.status, refusal.message)
         except ClientGoneError:
             return
+
+    @contextmanager
+    def _counted(self, route: Route) -> Iterator[None]:
+        """Count a request while it is answered, except on a route for everyone, which clients without a key could fill.
+
+        Raises:
+            RefusedRequestError: if the server is answering its maximum number of requests.
+        """
+        if route.access == "everyone":
+            yield
+            return
+        if self._requests >= self.settings.max_requests:
+            raise RefusedRequestError(503, "the server is answering as many requests as it can: try again later")
+        self._requests += 1
+        try:
+            yield
         finally:
             self._requests -= 1
 
-    async def _admit(self, scope: dict[str, Any], receive: Receive, send: Send) -> tuple[dict[str, Any], Receive, Send]:
+    async def _arguments(
+        self, route: Route, scope: dict[str, Any], receive: Receive, send: Send
+    ) -> tuple[dict[str, Any], Receive, Send]:
         """Return the arguments with which the application is called.
 
         Raises:
             RefusedRequestError: if the request is not answered.
             ClientGoneError: if the client has disconnected.
         """
-        route = find_route(scope["method"], scope["path"].removeprefix(scope.get("root_path", "")))
-        if route.access != "everyone" and scope["method"] != "OPTIONS":
-            self.settings.keys.check(scope)
-        if self._requests > self.settings.max_requests:
-            raise RefusedRequestError(503, "the server is answering as many requests as it can: try again later")
         if scope["method"] != "POST":
             describes_models = route.path == MODELS_PATH and scope["method"] == "GET"
-            sending = ModelListSend(send, self.settings.law.describe()) if describes_models else send
+            sending = ModelListSend(send, self.settings.permissions.describe()) if describes_models else send
             return *_with_body(scope, receive, b""), sending
         read_header(scope, b"content-type")  # two of them are refused; the body is read as JSON, whatever it is called
-        rewrite = partial(self._rewrite, text_parameters=route.text_parameters)
+        rewrite = partial(self._rewrite, route=route)
         return *_with_body(scope, receive, await self._bodies.read(scope, receive, rewrite)), send
 
-    def _rewrite(self, body: bytes, text_parameters: Sequence[str]) -> bytes:
-        """Return a body with broken special tokens, except in `text_parameters`, if the law permits the request.
+    def _rewrite(self, body: bytes, route: Route) -> bytes:
+        """Return a body with broken special tokens, except in texts to continue, if the request is permitted.
 
         Raises:
-            RefusedRequestError: if the body is no JSON, or the law does not permit its overrides.
+            RefusedRequestError: if the body is no JSON, or its parameters are not permitted.
         """
         if not body:
             return body
         try:
             parsed = json.loads(body)
             if isinstance(parsed, dict):
-                self.settings.law.check_body(parsed)
-            return json.dumps(self._breaker.body(parsed, text_parameters)).encode()
+                self.settings.permissions.check_body(parsed)
+                self._check_sealed(parsed, route)
+            return json.dumps(self._breaker.body(parsed, route.text_parameters), allow_nan=False).encode()
         except UserError as error:
             raise RefusedRequestError(400, str(error)) from error
         except (ValueError, RecursionError) as error:
             raise RefusedRequestError(
-                400, "the body is no valid JSON or is nested too deeply: send a JSON object"
+                400, "the body is no valid JSON (NaN and Infinity are none) or is nested too deeply: send a JSON object"
             ) from error
+
+    def _check_sealed(self, parsed: dict[str, Any], route: Route) -> None:
+        """Raise an error if a sealed server would not erase blocks of this request.
+
+        Raises:
+            UserError: if a delimiter of its prompt or of its turns lies outside the assistant's turns.
+        """
+        markup = self.settings.sealed_prompts
+        if markup:
+            markup.check_turns(parsed)
+        if markup and route.path == COMPLETIONS_PATH:
+            markup.check(parsed.get("prompt"))
 
 
 def _with_body(scope: dict[str, Any], receive: Receive, body: bytes) -> tuple[dict[str, Any], Receive]:
     """Return the scope and the receive callable of a request whose body was replaced."""
-    headers = [
-        (name, value)
-        for name, value in scope["headers"]
-        if name.lower() not in (b"content-length", b"transfer-encoding")
-    ]
+    replaced = (b"content-length", b"transfer-encoding", b"content-type" if body else b"")
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() not in replaced]
+    headers += [(b"content-type", b"application/json")] if body else []
     delivered = False
 
     async def receive_body() -> dict[str, Any]:

@@ -46,6 +46,7 @@ class Route:
         return re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(self.path)))
 
 
+COMPLETIONS_PATH = "/v1/completions"
 ANSWERED = (
     Route("GET", "/health", "whether the server runs", "everyone", small_server=True),
     Route("GET", "/ping", "whether the server runs", "everyone"),
@@ -55,7 +56,7 @@ ANSWERED = (
     Route("GET", "/load", "number of running requests"),
     Route("POST", "/v1/chat/completions", "a response to a conversation", small_server=True),
     Route("POST", "/v1/chat/completions/batch", "responses to several conversations"),
-    Route("POST", "/v1/completions", "a continuation of a text", small_server=True, text_parameters=("prompt",)),
+    Route("POST", COMPLETIONS_PATH, "a continuation of a text", small_server=True, text_parameters=("prompt",)),
     Route("POST", "/v1/responses", "a response to a conversation"),
     Route("GET", "/v1/responses/{response_id}", "a stored response"),
     Route("POST", "/v1/responses/{response_id}/cancel", "the end of a response in the background"),

@@ -1,5 +1,6 @@
 """Erasure settings of a server: set for the engine in `additional_config`, overridden per request in `extra_args`."""
 
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -11,14 +12,18 @@ from ghosttrace.serving.paging import PAGED_ARMS, RECOMPUTING_ARMS, PagedArm, Sl
 
 CONFIG_KEY = "ghosttrace"
 OVERRIDE_PREFIX = "ghosttrace_"  # over HTTP, extra arguments are one flat mapping
+MAX_INTEGER = 2**31 - 1  # engines keep counts of tokens in 32 bits
 REQUEST_OVERRIDES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "arm": (lambda value: value in PAGED_ARMS, f"one of {', '.join(PAGED_ARMS)}"),
     "keep_last_n_blocks": (
-        lambda value: type(value) is int and value >= -1,
+        lambda value: type(value) is int and -1 <= value <= MAX_INTEGER,
         "-1 (never erase), 0, or a number of blocks to keep",
     ),
     "keep_last_block_for_answer": (lambda value: value in (0, 1), "0 or 1"),
-    "max_block_tokens": (lambda value: type(value) is int and value >= 1, "an integer of at least 1"),
+    "max_block_tokens": (
+        lambda value: type(value) is int and 1 <= value <= MAX_INTEGER,
+        f"an integer of at least 1 and at most {MAX_INTEGER}",
+    ),
     "harness": (callable, "a callable, which only Python requests can pass"),
     "draws": (callable, "a callable, which only Python requests can pass"),
 }
@@ -129,7 +134,7 @@ def check_overrides(
             raise UserError(f"unknown request argument {OVERRIDE_PREFIX}{name}: use one of {known}")
         is_valid, description = REQUEST_OVERRIDES[name]
         if not is_valid(value):
-            raise UserError(f"{OVERRIDE_PREFIX}{name} must be {description}, not {value!r}")
+            raise UserError(f"{OVERRIDE_PREFIX}{name} must be {description}, not {reprlib.repr(value)}")
     if prompt_logprobs and overrides.get("arm", RECOMPUTING_ARMS[0] if recomputes else None) in RECOMPUTING_ARMS:
         raise UserError(
             f"the arms {', '.join(RECOMPUTING_ARMS)} compute some prompt tokens twice or never and have no "

@@ -6,7 +6,8 @@ joiner in the typed token is invisible, and the tokenizer no longer recognises t
 """
 
 import re
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from ghosttrace.errors import UserError
@@ -38,17 +39,17 @@ def special_tokens(tokenizer: Any, markup: Markup) -> list[str]:
 
 
 class TokenBreaker:
-    """Sanitiser that breaks special tokens in the body of a request.
+    """Sanitiser that breaks special tokens in the body of a request: each gets a word joiner after its first character.
 
-    A string that ends with a prefix of a special token gets a word joiner at its end, because a template may append the
-    rest of the token.
+    Tokens may overlap, so the search continues at the second character of a token that it has found. A string that ends
+    with a prefix of a special token gets a word joiner at its end, because a template may append the rest of the token.
 
     Args:
         tokens: strings of the special tokens.
     """
 
     def __init__(self, tokens: Sequence[str]) -> None:
-        self._pattern = re.compile("|".join(map(re.escape, tokens)))
+        self._first_character = re.compile("|".join(f"{first}(?={rest})" for first, rest in _branches(tokens)))
         self._prefixes = tuple({token[:n] for token in tokens for n in range(1, len(token))})
 
     def body(self, parsed: Any, text_parameters: Sequence[str] = ()) -> Any:
@@ -83,9 +84,8 @@ class TokenBreaker:
         if not isinstance(value, dict):
             return self.break_strings(value)
         if "role" in value and value["role"] not in ROLES:
-            raise UserError(f"unknown role {value['role']!r}: use one of {', '.join(ROLES)}")
-        own = value["role"] == "assistant" if "role" in value else value.get("type") in ASSISTANT_ITEMS
-        return value if own else self.break_strings(value)
+            raise UserError(f"unknown role {reprlib.repr(value['role'])}: use one of {', '.join(ROLES)}")
+        return value if _is_own(value) else self.break_strings(value)
 
     def break_strings(self, value: Any, close: bool = True) -> Any:
         """Return a JSON value with broken special tokens in all its strings, including keys.
@@ -95,10 +95,42 @@ class TokenBreaker:
             close: whether to close a string that ends with a prefix of a special token.
         """
         if isinstance(value, str):
-            broken = self._pattern.sub(lambda match: match[0][0] + WORD_JOINER + match[0][1:], value)
+            broken = self._first_character.sub(rf"\g<0>{WORD_JOINER}", value)
             return broken + WORD_JOINER if close and broken.endswith(self._prefixes) else broken
         if isinstance(value, list):
             return [self.break_strings(item, close) for item in value]
         if isinstance(value, dict):
             return {self.break_strings(name, close): self.break_strings(item, close) for name, item in value.items()}
         return value
+
+
+def own_turns(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the assistant's own turns in the body of a request."""
+    unread = [body[name] for name in TURN_PARAMETERS if isinstance(body.get(name), list)]
+    while unread:
+        value = unread.pop()
+        if isinstance(value, list):
+            unread += value
+        elif isinstance(value, dict) and _is_own(value):
+            yield value
+
+
+def _is_own(turn: Mapping[str, Any]) -> bool:
+    return turn["role"] == "assistant" if "role" in turn else turn.get("type") in ASSISTANT_ITEMS
+
+
+def _branches(texts: Collection[str]) -> list[tuple[str, str]]:
+    """Return the first characters of texts, each with a pattern for what follows it in one of them.
+
+    The patterns are a trie, with which the time of a search does not depend on the number of texts. A text that begins
+    with another one is left out, because where it is, the other one is.
+    """
+    rests: dict[str, set[str]] = {}
+    for text in texts:
+        rests.setdefault(text[0], set()).add(text[1:])
+    return [(re.escape(first), _any_of(rests[first])) for first in sorted(rests)]
+
+
+def _any_of(texts: Collection[str]) -> str:
+    alternatives = [""] if "" in texts else [first + rest for first, rest in _branches(texts)]
+    return alternatives[0] if len(alternatives) == 1 else f"(?:{'|'.join(alternatives)})"

@@ -45,8 +45,7 @@ def make_app(checkpoint: Checkpoint, settings: ServingSettings, options: ServerO
     app = FastAPI(title="ghosttrace serve", openapi_url=None)
     app.include_router(_routes(completions))
     guard = GuardSettings.for_model(checkpoint.tokenizer, settings, [options.api_key or ""], options.request_arms)
-    app.add_middleware(OpenRequests)
-    app.add_middleware(PromptGuard, settings=guard)
+    protect(app, guard)
     for error, status in (
         (UserError, 400),
         (RequestValidationError, 400),
@@ -57,6 +56,12 @@ def make_app(checkpoint: Checkpoint, settings: ServingSettings, options: ServerO
     app.add_exception_handler(HTTPException, _handle_http_exception)
     threading.Thread(target=decode_forever, args=(checkpoint, completions.queue), daemon=True).start()
     return app
+
+
+def protect(app: FastAPI, guard: GuardSettings) -> None:
+    """Put the prompt guard in front of an application, and in front of it what ends open requests with the server."""
+    app.add_middleware(PromptGuard, settings=guard)
+    app.add_middleware(OpenRequests)
 
 
 def _error_handler(status: int) -> Callable[[fastapi.Request, Exception], Response]:
@@ -74,7 +79,9 @@ def _message(error: Exception) -> str:
     if isinstance(error, QueueFullError):
         return "the queue is full: try again later"
     if isinstance(error, RequestValidationError):
-        return "; ".join(f"{'.'.join(map(str, detail['loc'][1:]))}: {detail['msg']}" for detail in error.errors())
+        return "; ".join(
+            f"{'.'.join(map(str, detail['loc'][1:])) or 'body'}: {detail['msg']}" for detail in error.errors()
+        )
     return str(error)
 
 

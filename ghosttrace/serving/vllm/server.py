@@ -24,6 +24,7 @@ SPECULATIVE = "speculative decoding could erase because of a token that is later
 CONNECTOR = "a KV connector would transfer compacted pages"
 OWN_TOKENIZER = "erasure needs the delimiters of the model's own tokenizer"
 OWN_TEMPLATE = "erasure needs the assistant's header of the model's own chat template"
+OWN_REVISION = "erasure settings, tokenizer and guard are read from the model's default revision"
 CONTEXT_PARALLEL = "context parallelism distributes a request's slots over ranks"
 NOT_GUARDED = "the prompt guard stands before vLLM's HTTP server in Python only"
 REFUSED = {
@@ -38,6 +39,8 @@ REFUSED = {
     "tokenizer_mode": OWN_TOKENIZER,
     "tokenizer_revision": OWN_TOKENIZER,
     "skip_tokenizer_init": OWN_TOKENIZER,
+    "revision": OWN_REVISION,
+    "code_revision": OWN_REVISION,
     "chat_template": OWN_TEMPLATE,
     "trust_request_chat_template": OWN_TEMPLATE,
     "enable_prompt_embeds": "prompt embeddings have no tokens in which blocks can be found",

@@ -40,8 +40,8 @@ def server_command(
     flags = ["--scheduler-cls", arguments["scheduler_cls"], "--worker-cls", arguments["worker_cls"]]
     flags += ["--logits-processors", *arguments["logits_processors"]]
     flags += ["--additional-config", json.dumps(settings_dict)]
-    flags += ["--middleware", "ghosttrace.serving.open_requests.OpenRequests"]
-    flags += ["--middleware", "ghosttrace.serving.prompt_guard.PromptGuard", "--served-model-name", model]
+    flags += ["--middleware", "ghosttrace.serving.prompt_guard.PromptGuard"]
+    flags += ["--middleware", "ghosttrace.serving.open_requests.OpenRequests", "--served-model-name", model]
     flags += ["--host", host, "--port", str(port)]
     if arguments["async_scheduling"] is not None:
         flags.append("--async-scheduling" if arguments["async_scheduling"] else "--no-async-scheduling")

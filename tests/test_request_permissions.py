@@ -1,4 +1,4 @@
-"""The operator's law: what a request may choose, and where the server says so."""
+"""The operator's permissions: what a request may choose, and where the server says so."""
 
 import json
 from dataclasses import replace
@@ -10,15 +10,15 @@ from helpers.asgi import CHAT, send_request
 
 from ghosttrace.errors import UserError
 from ghosttrace.serving.prompt_guard import GuardSettings
-from ghosttrace.serving.request_law import RequestLaw, parse_request_arms
+from ghosttrace.serving.request_permissions import RequestPermissions, parse_request_arms
 
-SEALED = RequestLaw("restart", 0, False, None)
-MEMENTO = RequestLaw("memento", 1, False, 50, ("restart",))
+SEALED = RequestPermissions("restart", 0, False, None)
+MEMENTO = RequestPermissions("memento", 1, False, 50, ("restart",))
 OPEN = replace(SEALED, request_arms=("full", "memento"))
 
 
 @pytest.mark.parametrize(
-    "law, overrides, permitted",
+    "permissions, overrides, permitted",
     [
         (SEALED, {}, True),
         (SEALED, {"arm": "restart", "keep_last_n_blocks": 0, "keep_last_block_for_answer": 0}, True),
@@ -41,12 +41,20 @@ OPEN = replace(SEALED, request_arms=("full", "memento"))
 )
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
 def test_a_request_chooses_only_what_the_operator_permits(
-    law: RequestLaw, overrides: dict[str, Any], permitted: bool, path: str
+    permissions: RequestPermissions, overrides: dict[str, Any], permitted: bool, path: str
 ) -> None:
     xargs = {f"ghosttrace_{name}": value for name, value in overrides.items()} | {"other": 1}
-    seen = send_request(GuardSettings(("<eos>",), law), {"prompt": "1", "vllm_xargs": xargs}, path)
+    seen = send_request(GuardSettings(("<eos>",), permissions), {"prompt": "1", "vllm_xargs": xargs}, path)
     assert (seen.status, seen.received is not None) == ((200, True) if permitted else (400, False))
     assert permitted or b"not permitted by this server" in seen.answer
+
+
+@pytest.mark.parametrize("name", ["keep_last_n_blocks", "max_block_tokens"])
+@pytest.mark.parametrize("value", [2**31, 10**300], ids=["33 bits", "huge"])
+def test_integers_of_overrides_fit_into_32_bits(name: str, value: int) -> None:
+    xargs = {f"ghosttrace_{name}": value}
+    seen = send_request(GuardSettings(("<eos>",), OPEN), {"vllm_xargs": xargs}, CHAT)
+    assert seen.status == 400 and b"must be" in seen.answer and len(seen.answer) < 400
 
 
 def test_the_last_of_two_equal_names_counts_for_guard_and_application() -> None:
@@ -66,7 +74,7 @@ def test_the_last_of_two_equal_names_counts_for_guard_and_application() -> None:
         ({"kv_transfer_params": None}, None),
     ],
 )
-def test_parameters_that_evade_the_law_are_refused(body: dict[str, Any], message: str | None) -> None:
+def test_parameters_that_evade_erasure_are_refused(body: dict[str, Any], message: str | None) -> None:
     seen = send_request(GuardSettings(("<eos>",), SEALED), body)
     assert seen.status == (200 if message is None else 400) and (message or "").encode() in seen.answer
 
@@ -88,19 +96,19 @@ def test_tokenize_reads_a_text_as_completions_do() -> None:
 
 
 @pytest.mark.parametrize(
-    "law, sealed",
+    "permissions, sealed",
     [(SEALED, True), (MEMENTO, False), (OPEN, False), (replace(SEALED, request_arms=("restart-renumbered",)), True)],
 )
-def test_the_server_says_whether_it_is_sealed(law: RequestLaw, sealed: bool) -> None:
+def test_the_server_says_whether_it_is_sealed(permissions: RequestPermissions, sealed: bool) -> None:
     listed = {"object": "list", "data": [{"id": "a"}, {"id": "b"}]}
-    settings = GuardSettings(("<eos>",), law)
+    settings = GuardSettings(("<eos>",), permissions)
     asked = {"method": "GET", "reply": listed}
     told = json.loads(send_request(settings, path="/v1/models", **asked).answer)
     assert told == json.loads(send_request(settings, path="/proxy/v1/models", root_path="/proxy", **asked).answer)
-    said = {"arm": law.arm, "sealed": sealed, "keep_last_n_blocks": law.keep_last_n_blocks}
-    said |= {"request_arms": list(law.request_arms)}
+    said = {"arm": permissions.arm, "sealed": sealed, "keep_last_n_blocks": permissions.keep_last_n_blocks}
+    said |= {"request_arms": list(permissions.request_arms)}
     assert told["data"] == [{"id": "a", "ghosttrace": said}, {"id": "b", "ghosttrace": said}]
-    labels = {"arm": law.arm, "request_arms": ",".join(law.request_arms)}
+    labels = {"arm": permissions.arm, "request_arms": ",".join(permissions.request_arms)}
     assert prometheus_client.REGISTRY.get_sample_value("ghosttrace:sealed", labels) == sealed
 
 

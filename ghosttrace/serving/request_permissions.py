@@ -1,4 +1,4 @@
-"""The operator's law: what a request may choose of the erasure settings of a server."""
+"""The operator's permissions: what a request may choose of the erasure settings of a server."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,8 @@ REFUSED_PARAMETERS = {
     "kv_transfer_params": "may replace the prompt by token ids that the guard has not seen",
     "ec_transfer_params": "is for servers that share caches, which erasure excludes",
     "prompt_embeds": "has no tokens in which blocks can be found",
+    "truncate_prompt_tokens": "may cut off the assistant's header, without which nothing is erased",
+    "truncation": "may cut off the assistant's header, without which nothing is erased",
 }
 """Parameters of vLLM's requests with which erasure or the guard would be wrong, and the reason."""
 
@@ -20,7 +22,7 @@ ALLOW_FLAG = "--allow-request-arms"
 
 
 @dataclass(frozen=True)
-class RequestLaw:
+class RequestPermissions:
     """Erasure settings of a server, and the arms that requests may choose instead.
 
     A request may always choose the server's own arm and a policy that erases at least as much. `full` in `request_arms`
@@ -41,15 +43,15 @@ class RequestLaw:
     request_arms: tuple[PagedArm, ...] = ()
 
     @classmethod
-    def from_settings(cls, settings: ServingSettings, request_arms: Sequence[PagedArm] = ()) -> "RequestLaw":
-        """Return the law of a server with these erasure settings."""
+    def from_settings(cls, settings: ServingSettings, request_arms: Sequence[PagedArm] = ()) -> "RequestPermissions":
+        """Return the permissions of a server with these erasure settings."""
         policy = settings.policy
         kept = policy.keep_last_n_blocks, policy.keep_last_block_for_answer
         return cls(settings.arm, *kept, settings.max_block_tokens, tuple(request_arms))
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> "RequestLaw":
-        """Return the law from the values of `dataclasses.asdict`."""
+    def from_dict(cls, stored: Mapping[str, Any]) -> "RequestPermissions":
+        """Return the permissions from the values of `dataclasses.asdict`."""
         return cls(**{**stored, "request_arms": tuple(stored["request_arms"])})
 
     @property
@@ -63,18 +65,19 @@ class RequestLaw:
         return {"arm": self.arm, "sealed": self.sealed, **kept}
 
     def check_body(self, body: Mapping[str, Any]) -> None:
-        """Raise an error if a request chooses what it may not choose, or has a parameter that evades the law.
+        """Raise an error if a request chooses what it may not choose, or has a parameter that evades erasure.
 
         Args:
             body: the parsed body of the request.
 
         Raises:
-            UserError: if `check` raises it, a parameter is in `REFUSED_PARAMETERS`, or beam search, which drops the
-                overrides of a request, is to run with some.
+            UserError: if `check` raises it, a parameter is in `REFUSED_PARAMETERS`, the response would not be the
+                assistant's turn, or beam search, which drops the overrides of a request, is to run with some.
         """
         for name, reason in REFUSED_PARAMETERS.items():
-            if body.get(name) is not None:
+            if body.get(name) not in (None, "disabled" if name == "truncation" else None):
                 raise UserError(f"{name} {reason}: leave it out")
+        _check_response_turn(body)
         overrides = body.get("vllm_xargs")
         if not isinstance(overrides, dict):
             return
@@ -113,6 +116,32 @@ class RequestLaw:
                     f"ghosttrace_{name} {chosen[name]!r} is not permitted by this server, whose own is "
                     f"{getattr(self, name)}: leave it out"
                 )
+
+
+def _check_response_turn(body: Mapping[str, Any]) -> None:
+    """Raise an error if the response would not be the assistant's turn, in which alone blocks are erased.
+
+    Raises:
+        UserError: if the assistant's header is left out, or a message of somebody else is continued.
+    """
+    template = body.get("chat_template_kwargs")
+    template = template if isinstance(template, Mapping) else {}
+    if template.get("continue_final_message") not in (None, False):
+        raise UserError("continue_final_message is no argument of the chat template: put it beside the messages")
+    continued = body.get("continue_final_message") not in (None, False)
+    if continued and not _ends_with_assistant(body.get("messages")):
+        raise UserError("continue_final_message needs a last message of the assistant: leave it out")
+    adds_header = [source.get("add_generation_prompt") in (None, True) for source in (body, template)]
+    if not all(adds_header) and not continued:
+        raise UserError("add_generation_prompt must be true unless an assistant message is continued: leave it out")
+
+
+def _ends_with_assistant(messages: Any) -> bool:
+    """Return whether the last message of a conversation, or of each of several, is the assistant's."""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if isinstance(last, list):
+        return all(isinstance(conversation, list) and _ends_with_assistant(conversation) for conversation in messages)
+    return isinstance(last, Mapping) and last.get("role") == "assistant"
 
 
 def parse_request_arms(text: str | None) -> tuple[PagedArm, ...]:

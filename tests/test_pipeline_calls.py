@@ -219,6 +219,28 @@ def test_the_first_answer_to_a_request_stays(tmp_path: Path) -> None:
     assert cache.get("key") == Answer("first", "stop", 1, 1) and cache.get("other") is None
 
 
+def test_half_a_surrogate_pair_in_an_answer_is_stored_and_paid_once(server: ScriptedEndpoint, tmp_path: Path) -> None:
+    server.respond = lambda body: f"{echo(body)} \ud83d"
+    for _ in range(2):
+        assert run(server, tmp_path, numbers(1)) == [0]
+    assert list(server.answered.values()) == [1]
+
+
+def test_an_answer_that_cannot_be_stored_stops_with_one_sentence(tmp_path: Path) -> None:
+    cache = CallCache(tmp_path / "calls.sqlite")
+    for answer in (Answer("\ud83d", "stop", 1, 1), Answer("", "stop", 10**30, 1)):
+        with pytest.raises(UserError, match="cannot be used"):
+            cache.put("key", "score", {}, answer, (0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [('{"a": ' + "[" * 20000, "nested too deeply"), (r'{"a": "\ud83d"}', "half a surrogate pair")]
+)
+def test_json_that_cannot_be_used_is_a_wrong_answer(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        find_json(text)
+
+
 @pytest.mark.parametrize(
     "text", ['{"a": 1}', 'x {not json} y {"a": 1} z', '```json\n{"a": 1}\n```', '<think>{"a": 2}</think>{"a": 1}']
 )

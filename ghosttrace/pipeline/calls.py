@@ -139,10 +139,10 @@ class CallCache:
     def _execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
         try:
             return self._database.execute(statement, values)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError, OverflowError) as error:  # also text or numbers that SQLite cannot hold
             raise self._failed(error) from error
 
-    def _failed(self, error: sqlite3.Error) -> UserError:
+    def _failed(self, error: Exception) -> UserError:
         return UserError(
             f"{self.path} cannot be used ({error}): free disk space, change the permissions, or give another --out; "
             "the answers stored so far are kept"

@@ -235,8 +235,9 @@ def _response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(completion: ChatCompletion) -> Answer:
     choice, usage = completion.choices[0], completion.usage
+    text = choice.message.content or ""
     return Answer(
-        choice.message.content or "",
+        text.encode("utf-8", "replace").decode(),  # half a surrogate pair cannot be stored
         choice.finish_reason or "stop",
         usage.prompt_tokens if usage else None,
         usage.completion_tokens if usage else None,

@@ -15,8 +15,9 @@ from pyarrow import parquet
 from ghosttrace.data.read import iter_records
 from ghosttrace.pipeline.assembly import assemble
 from ghosttrace.pipeline.calls import CallCache, StageCost
-from ghosttrace.pipeline.client import Client, Endpoint
+from ghosttrace.pipeline.client import Client
 from ghosttrace.pipeline.dataset import DatasetWriter
+from ghosttrace.pipeline.endpoint import Endpoint
 from ghosttrace.pipeline.files import LOG, committed_text, locked_folder, logged
 from ghosttrace.pipeline.process import process
 from ghosttrace.pipeline.prompt_files import VERSIONS, load_prompt

@@ -59,7 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        key, server = request_key(body), self.server
+        key, server = request_key(self.server.url, body), self.server
         with server.lock:
             server.received.append(key)
             attempt = server.attempts[key]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from time import perf_counter
 from types import TracebackType
@@ -46,6 +47,7 @@ class Client:
         self._answered = False
         self._stopped: UserError | None = None
         self._under_way: dict[str, asyncio.Task[Answer]] = {}
+        self._waiting: Counter[str] = Counter()
 
     async def __aenter__(self) -> Self:
         self._slots = asyncio.Semaphore(self.endpoint.concurrency)
@@ -109,25 +111,37 @@ class Client:
             return known
         if key not in self._under_way:
             self._under_way[key] = asyncio.create_task(self._send_within_limits(stage, key, request))
-            self._under_way[key].add_done_callback(lambda _: self._under_way.pop(key))
-        return await asyncio.shield(self._under_way[key])
+        task = self._under_way[key]
+        self._waiting[key] += 1
+        try:
+            return await asyncio.shield(task)
+        finally:
+            self._waiting[key] -= 1
 
     async def _send_within_limits(self, stage: str, key: str, request: dict[str, Any]) -> Answer:
-        async with self._slots:
-            for _ in range(self.endpoint.retries + 1):
-                reserve = None if self._stopped else self._budget.reserve(request)
-                if reserve is None:
-                    raise self._stop(f"--max-cost {self.endpoint.max_cost or 0:g} could be exceeded: raise it; {KEPT}")
-                try:
-                    answer = await self._send(stage, key, request)
-                    self._keep(key, stage, request, answer)
-                finally:
-                    self._budget.release(reserve)
-                if answer.finish_reason != BROKEN:
-                    self._answered, self._failures = True, 0
-                    if "response_format" in request and self.cache.setting(self._structured) is None:
-                        self.cache.set_setting(self._structured, "yes")
-                    return answer
+        try:
+            async with self._slots:
+                return await self._send_until_answered(stage, key, request)
+        finally:
+            del self._under_way[key]
+
+    async def _send_until_answered(self, stage: str, key: str, request: dict[str, Any]) -> Answer:
+        if not self._waiting[key]:
+            raise RowError("not sent: what asked for it has failed")
+        for _ in range(self.endpoint.retries + 1):
+            reserve = None if self._stopped else self._budget.reserve(request)
+            if reserve is None:
+                raise self._stop(f"--max-cost {self.endpoint.max_cost or 0:g} could be exceeded: raise it; {KEPT}")
+            try:
+                answer = await self._send(stage, key, request)
+                self._keep(key, stage, request, answer)
+            finally:
+                self._budget.release(reserve)
+            if answer.finish_reason != BROKEN:
+                self._answered, self._failures = True, 0
+                if "response_format" in request and self.cache.setting(self._structured) is None:
+                    self.cache.set_setting(self._structured, "yes")
+                return answer
         raise RowError("broken answer: the endpoint sends no complete chat completion")
 
     async def _send(self, stage: str, key: str, request: dict[str, Any]) -> Answer:

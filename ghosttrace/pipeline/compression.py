@@ -60,7 +60,7 @@ async def compress(row: Row, client: Client, count_tokens: TokenCounter, quality
         if tokens > budgets[index]:
             problems.append(f"it has {tokens} tokens, and {budgets[index]} are allowed")
         drafts[index] = Memento(text, tokens, tuple(problems))
-    return replace(row, drafts=tuple(drafts), mementos=best)
+    return replace(row, drafts=tuple(drafts), mementos=best, ghost_bits=())
 
 
 def _misplaced(answer: Mementos) -> str | None:

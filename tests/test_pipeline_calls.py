@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,9 @@ def test_usage_of_an_answer_without_content_is_counted(tmp_path: Path, body: str
         ({"price_in": -1.0}, "must be finite numbers, and not negative"),
         ({"price_out": float("nan")}, "must be finite numbers, and not negative"),
         ({"price_in": 1.0, "max_cost": float("nan")}, "must be finite numbers, and not negative"),
+        ({"api_key": "schl\u00fcssel"}, "the key holds a line break or is not ASCII"),
+        ({"api_key": f"{KEY}\n"}, "the key holds a line break or is not ASCII"),
+        ({"request": {"max_completion_tokens": None}}, "only to a positive integer"),
         ({"timeout": float("nan")}, "must be finite numbers, and not negative"),
         ({"base_url": "http://127.0.0.1:9/v1", "retries": 0}, "cannot be reached .*: start the server or correct"),
         ({"base_url": "nonsense", "retries": 0}, "cannot be reached|is no address"),
@@ -238,6 +242,41 @@ def test_an_endpoint_that_keeps_refusing_stops_the_run(server: ScriptedEndpoint,
     server.faults = lambda _: ["429"] * 3
     with pytest.raises(UserError, match="too many requests: lower --concurrency"):
         run(server, tmp_path, numbers(1), retries=1)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [("402", "asks for payment"), ("500", "failed 8 times in a row"), ("400", "correct --request")],
+)
+def test_errors_that_last_stop_the_run_without_the_key(
+    server: ScriptedEndpoint, tmp_path: Path, status: str, message: str
+) -> None:
+    server.faults = lambda _: [status]
+
+    async def talk(client: Client) -> None:
+        for number in range(50):
+            with suppress(RowError):
+                await ask(client, "score", question(str(number)), Number, 50)
+
+    with pytest.raises(UserError, match=message) as stopped:
+        run(server, tmp_path, talk, retries=0)
+    assert len(server.received) <= 16 and KEY not in str(stopped.value)
+
+
+def test_keys_and_passwords_reach_no_text(
+    server: ScriptedEndpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ghosttrace.pipeline")
+    server.faults = lambda _: ["500"]
+    with pytest.raises(RowError) as failure:
+        run(server, tmp_path, numbers(1), retries=0)
+    server.respond = lambda body: f"{echo(body)} with {KEY}"
+    server.faults = lambda _: []
+    run(server, tmp_path, numbers(1))
+    endpoint = Endpoint("http://user:pa55word@host/v1", "m", KEY)
+    assert endpoint.hide(f"{endpoint.base_url} {KEY}") == "http://[hidden]@host/v1 [hidden]"
+    assert KEY not in caplog.text + str(failure.value) and "failed:" in caplog.text
+    assert KEY.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
 
 
 def test_a_server_error_that_stays_is_the_failure_of_its_row(server: ScriptedEndpoint, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from ghosttrace.pipeline.rows import RowError
 
 KEPT = "the answers so far are kept, so the same command continues"
 MAX_FAILURES = 8
-"""Calls in a row that may fail for want of a connection before the run stops."""
+"""Calls in a row that fail, after all retries, before the run stops."""
 
 BROKEN = "broken"
 USAGE = re.compile(r'"(prompt_tokens|completion_tokens)"\s*:\s*(\d{1,12})\b')
@@ -59,9 +59,8 @@ class Client:
                 max_retries=self.endpoint.retries,
             )
         except (openai.OpenAIError, ValueError, TypeError) as error:
-            raise UserError(
-                f"--endpoint {self.endpoint.base_url!r} is no address ({error}): give http://HOST:PORT/v1"
-            ) from error
+            message = f"--endpoint {self.endpoint.base_url!r} is no address ({error}): give http://HOST:PORT/v1"
+            raise UserError(self.endpoint.hide(message)) from error
         return self
 
     async def __aexit__(
@@ -152,8 +151,8 @@ class Client:
                 model=self.endpoint.model, messages=request["messages"], extra_body=request
             )
         except openai.APIError as error:
-            raise self._failed(error) from error
-        answer = read_answer(raw.text)
+            raise self._failed(error, "response_format" in request) from error
+        answer = read_answer(self.endpoint.hide(raw.text))
         LOG.info(
             "%s %s %.2f s, %d retries, %s + %s tokens, %s",
             *(stage, key[:12], perf_counter() - started, raw.retries_taken),
@@ -174,25 +173,33 @@ class Client:
             self._stopped = error  # further answers would be paid for and lost
             raise
 
-    def _failed(self, error: openai.APIError) -> Exception:
+    def _failed(self, error: openai.APIError, structured: bool) -> Exception:
         """Return the error of a request that failed after all retries; stop the run if no other could succeed."""
-        url, status = self.endpoint.base_url, getattr(error, "status_code", None)
-        LOG.info("failed: %s", error)
-        if isinstance(error, openai.APIConnectionError):
-            self._failures += 1
-            if not self._answered or self._failures >= MAX_FAILURES:
-                fix = f"start the server or correct --endpoint; {KEPT}"
-                return self._stop(f"the endpoint {url} cannot be reached ({error}): {fix}")
-            return RowError(f"no connection: {error}")
+        url, status = self.endpoint.hide(self.endpoint.base_url), getattr(error, "status_code", None)
+        reason = self.endpoint.hide(str(error))
+        LOG.info("failed: %s", reason)
         if status in (401, 403):
             return self._stop(f"the endpoint {url} refuses the key: set the variable that --key-variable names")
+        if status == 402:
+            return self._stop(f"the endpoint {url} asks for payment ({reason}): add to the account; {KEPT}")
         if status == 404:
             return self._stop(f"the endpoint {url} has no model {self.endpoint.model!r}, or no chat: correct --model")
         if status == 429:
             return self._stop(f"the endpoint {url} keeps refusing for too many requests: lower --concurrency; {KEPT}")
-        if status in (400, 413, 422):
-            return _RefusedError(f"refused request: {error}")
-        return RowError(f"server error: {error}")
+        refused = status in (400, 413, 422)
+        if refused and structured:
+            return _RefusedError(f"refused request: {reason}")  # asked again in plain text
+        self._failures += 1
+        often = self._failures >= MAX_FAILURES
+        if isinstance(error, openai.APIConnectionError):
+            if often or not self._answered:
+                fix = f"start the server or correct --endpoint; {KEPT}"
+                return self._stop(f"the endpoint {url} cannot be reached ({reason}): {fix}")
+            return RowError(f"no connection: {reason}")
+        if often:
+            fix = "correct --request, or drop long traces with --max-tokens" if refused else "look at the server"
+            return self._stop(f"the endpoint {url} failed {MAX_FAILURES} times in a row ({reason}): {fix}; {KEPT}")
+        return _RefusedError(f"refused request: {reason}") if refused else RowError(f"server error: {reason}")
 
     def _stop(self, message: str) -> UserError:
         """Let no further request begin, and return the error that ends the run."""

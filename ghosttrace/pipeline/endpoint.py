@@ -3,9 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
+from urllib.parse import unquote
 
 from ghosttrace.errors import UserError
+
+MIN_SECRET = 8
+"""Characters of the shortest key; a shorter one, such as `none`, is no secret, and its letters occur in any text."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,28 @@ class Endpoint:
             raise UserError(
                 "--timeout, --price-in, --price-out and --max-cost must be finite numbers, and not negative"
             )
+        if not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise UserError(
+                "the key holds a line break or is not ASCII: set the variable that --key-variable names again"
+            )
+        limit = self.request.get("max_completion_tokens", 1)
+        if type(limit) is not int or limit < 1:
+            raise UserError("--request may set max_completion_tokens only to a positive integer: correct or remove it")
         if self.max_cost is not None and not (self.price_in or self.price_out):
             raise UserError("--max-cost needs prices: give --price-in and --price-out")
+
+    @cached_property
+    def _secrets(self) -> list[str]:
+        userinfo = self.base_url.partition("://")[2].partition("/")[0].rpartition("@")[0]
+        password = userinfo.partition(":")[2]
+        secrets = {userinfo, password, unquote(userinfo), unquote(password), self.api_key}
+        return sorted((secret for secret in secrets if len(secret) >= MIN_SECRET), key=len, reverse=True)
+
+    def hide(self, text: str) -> str:
+        """Return a text without the key and the user's name and password in the address, for files and messages."""
+        for secret in self._secrets:
+            text = text.replace(secret, "[hidden]")
+        return text
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Return the dollars for a number of tokens."""

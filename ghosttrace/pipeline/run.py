@@ -1,6 +1,7 @@
 """`build`: all stages in one, from raw traces to a data set. Run again, it asks only what is not answered yet."""
 
 import asyncio
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -103,7 +104,8 @@ def build(
 
         leak_check = LeakCheck.load(seal_check)
     with locked_folder(folder), logged(folder / "build.log"):
-        write_json(folder / "run.json", _configuration(paths, endpoint, settings, seal_check, limit))
+        configuration = _configuration(paths, endpoint, settings, seal_check, limit)
+        write_json(folder / "run.json", json.loads(endpoint.hide(json.dumps(configuration))))
         cache = CallCache(folder / "calls.sqlite")
         try:
             rows = seed_rows(paths, settings, limit)

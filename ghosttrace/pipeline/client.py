@@ -110,6 +110,7 @@ class Client:
             return known
         if key not in self._under_way:
             self._under_way[key] = asyncio.create_task(self._send_within_limits(stage, key, request))
+            self._under_way[key].add_done_callback(lambda task: task.cancelled() or task.exception())  # may be unasked
         task = self._under_way[key]
         self._waiting[key] += 1
         try:

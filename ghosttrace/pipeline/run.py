@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
@@ -67,7 +67,7 @@ def seed_rows(sources: Sequence[str | Path], settings: Settings, limit: int | No
         settings: settings of the stages.
         limit: maximum number of traces of each source; None reads all.
     """
-    records = chain.from_iterable(islice(iter_records(source), limit) for source in sources)
+    records = ((Path(source).stem, islice(iter_records(source), limit)) for source in sources)
     return select(records, settings.filters, settings.count_tokens)
 
 

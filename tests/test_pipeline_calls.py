@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from pydantic import BaseModel
 
 from ghosttrace.errors import UserError
 from ghosttrace.pipeline.answers import ask, find_json
+from ghosttrace.pipeline.budget import Budget
 from ghosttrace.pipeline.calls import Answer, CallCache
-from ghosttrace.pipeline.client import Client, Endpoint
+from ghosttrace.pipeline.client import Client, read_answer
+from ghosttrace.pipeline.endpoint import Endpoint
 from ghosttrace.pipeline.rows import RowError
 
 Talk = Callable[[Client], Coroutine[Any, Any, Any]]
@@ -102,6 +105,21 @@ def test_an_endpoint_without_structured_output_is_asked_for_json(server: Scripte
     assert run(server, tmp_path, numbers(3)) == [0, 1, 2] and len(server.received) == 4  # one refusal is enough
 
 
+def test_another_endpoint_in_the_same_folder_is_asked_itself(server: ScriptedEndpoint, tmp_path: Path) -> None:
+    assert run(server, tmp_path, numbers(2)) == [0, 1]
+    with scripted_endpoint(echo) as other:
+        other.structured = False
+        assert run(other, tmp_path, numbers(2)) == [0, 1] and sum(other.answered.values()) == 2
+
+
+def test_a_refused_schema_is_asked_in_plain_text_even_after_others_were_accepted(
+    server: ScriptedEndpoint, tmp_path: Path
+) -> None:
+    run(server, tmp_path, numbers(1))
+    server.structured = False
+    assert run(server, tmp_path, numbers(2)) == [0, 1]
+
+
 def test_a_wrong_answer_is_asked_again_with_what_was_wrong(server: ScriptedEndpoint, tmp_path: Path) -> None:
     conversations = []
 
@@ -153,17 +171,58 @@ def test_answers_without_usage_are_counted(server: ScriptedEndpoint, tmp_path: P
 
 
 def test_max_cost_is_never_exceeded_and_keeps_the_answers(server: ScriptedEndpoint, tmp_path: Path) -> None:
-    most = 0.003
-    with pytest.raises(UserError, match=r"--max-cost 0\.003 would be exceeded: raise it"):
+    most = 0.005
+    with pytest.raises(UserError, match=r"--max-cost 0\.005 could be exceeded: raise it"):
         run(server, tmp_path, numbers(50), price_in=1.0, price_out=10.0, max_cost=most, concurrency=4)
     (cost,) = CallCache(tmp_path / "calls.sqlite").costs()
     assert 0 < cost.calls < 50 and cost.cost <= most
     assert cost.calls == sum(server.answered.values())
 
 
+def test_answers_without_usage_cost_as_much_as_they_may_use(server: ScriptedEndpoint, tmp_path: Path) -> None:
+    server.usage = False
+    with pytest.raises(UserError, match="--max-cost"):
+        run(server, tmp_path, numbers(50), price_in=1.0, price_out=10.0, max_cost=0.004, concurrency=1)
+    (cost,) = CallCache(tmp_path / "calls.sqlite").costs()
+    assert 0 < cost.calls < 8 and 0.002 < cost.cost <= 0.004
+
+
+def test_a_reserve_has_a_token_for_each_byte_and_grows_with_the_usage_seen(tmp_path: Path) -> None:
+    request = {"model": "m", "messages": question("\u044f" * 100), "max_completion_tokens": 7}
+    budget = Budget(Endpoint("http://x/v1", "m", price_in=1.0, price_out=1.0), CallCache(tmp_path / "calls.sqlite"))
+    first = budget.reserve(request) or 0.0
+    assert 207e-6 < first < 350e-6
+    budget.spend(request, None, 1007)
+    assert budget.reserve(request) == pytest.approx(first + 1000e-6)
+
+
+def test_prices_that_are_given_later_count_for_earlier_calls(server: ScriptedEndpoint, tmp_path: Path) -> None:
+    run(server, tmp_path, numbers(3))
+    with pytest.raises(UserError, match="--max-cost"):
+        run(server, tmp_path, numbers(4), price_in=1e3, price_out=1e3, max_cost=1e-4)
+    assert CallCache(tmp_path / "calls.sqlite").costs()[0].cost > 1e-3
+
+
+@pytest.mark.parametrize("body", ['{"choices": [], "usage": %s}', '{"choices": [{"message": {"co, "usage": %s}'])
+def test_usage_of_an_answer_without_content_is_counted(tmp_path: Path, body: str) -> None:
+    answer = read_answer(body % '{"prompt_tokens": 5, "completion_tokens": 6}')
+    assert (answer.finish_reason, answer.prompt_tokens, answer.completion_tokens) == ("broken", 5, 6)
+    cache = CallCache(tmp_path / "calls.sqlite")
+    client = Client(Endpoint("http://x/v1", "m", price_in=1.0), cache)
+    client._keep("key", "score", {"max_completion_tokens": 9}, answer)
+    assert cache.get("key") is None and cache.costs()[0].cost == pytest.approx(5e-6)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"price_in": -1.0}, "must be finite numbers, and not negative"),
+        ({"price_out": float("nan")}, "must be finite numbers, and not negative"),
+        ({"price_in": 1.0, "max_cost": float("nan")}, "must be finite numbers, and not negative"),
+        ({"api_key": "schl\u00fcssel"}, "the key holds a line break or is not ASCII"),
+        ({"api_key": f"{KEY}\n"}, "the key holds a line break or is not ASCII"),
+        ({"request": {"max_completion_tokens": None}}, "only to a positive integer"),
+        ({"timeout": float("nan")}, "must be finite numbers, and not negative"),
         ({"base_url": "http://127.0.0.1:9/v1", "retries": 0}, "cannot be reached .*: start the server or correct"),
         ({"base_url": "nonsense", "retries": 0}, "cannot be reached|is no address"),
         ({"api_key": "wrong"}, "refuses the key: set the variable"),
@@ -183,6 +242,41 @@ def test_an_endpoint_that_keeps_refusing_stops_the_run(server: ScriptedEndpoint,
     server.faults = lambda _: ["429"] * 3
     with pytest.raises(UserError, match="too many requests: lower --concurrency"):
         run(server, tmp_path, numbers(1), retries=1)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [("402", "asks for payment"), ("500", "failed 8 times in a row"), ("400", "correct --request")],
+)
+def test_errors_that_last_stop_the_run_without_the_key(
+    server: ScriptedEndpoint, tmp_path: Path, status: str, message: str
+) -> None:
+    server.faults = lambda _: [status]
+
+    async def talk(client: Client) -> None:
+        for number in range(50):
+            with suppress(RowError):
+                await ask(client, "score", question(str(number)), Number, 50)
+
+    with pytest.raises(UserError, match=message) as stopped:
+        run(server, tmp_path, talk, retries=0)
+    assert len(server.received) <= 16 and KEY not in str(stopped.value)
+
+
+def test_keys_and_passwords_reach_no_text(
+    server: ScriptedEndpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ghosttrace.pipeline")
+    server.faults = lambda _: ["500"]
+    with pytest.raises(RowError) as failure:
+        run(server, tmp_path, numbers(1), retries=0)
+    server.respond = lambda body: f"{echo(body)} with {KEY}"
+    server.faults = lambda _: []
+    run(server, tmp_path, numbers(1))
+    endpoint = Endpoint("http://user:pa55word@host/v1", "m", KEY)
+    assert endpoint.hide(f"{endpoint.base_url} {KEY}") == "http://[hidden]@host/v1 [hidden]"
+    assert KEY not in caplog.text + str(failure.value) and "failed:" in caplog.text
+    assert KEY.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
 
 
 def test_a_server_error_that_stays_is_the_failure_of_its_row(server: ScriptedEndpoint, tmp_path: Path) -> None:
@@ -217,6 +311,28 @@ def test_the_first_answer_to_a_request_stays(tmp_path: Path) -> None:
     for text in ("first", "second"):
         cache.put("key", "score", {}, Answer(text, "stop", 1, 1), (0.0, 0.0))
     assert cache.get("key") == Answer("first", "stop", 1, 1) and cache.get("other") is None
+
+
+def test_half_a_surrogate_pair_in_an_answer_is_stored_and_paid_once(server: ScriptedEndpoint, tmp_path: Path) -> None:
+    server.respond = lambda body: f"{echo(body)} \ud83d"
+    for _ in range(2):
+        assert run(server, tmp_path, numbers(1)) == [0]
+    assert list(server.answered.values()) == [1]
+
+
+def test_an_answer_that_cannot_be_stored_stops_with_one_sentence(tmp_path: Path) -> None:
+    cache = CallCache(tmp_path / "calls.sqlite")
+    for answer in (Answer("\ud83d", "stop", 1, 1), Answer("", "stop", 10**30, 1)):
+        with pytest.raises(UserError, match="cannot be used"):
+            cache.put("key", "score", {}, answer, (0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [('{"a": ' + "[" * 20000, "nested too deeply"), (r'{"a": "\ud83d"}', "half a surrogate pair")]
+)
+def test_json_that_cannot_be_used_is_a_wrong_answer(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        find_json(text)
 
 
 @pytest.mark.parametrize(

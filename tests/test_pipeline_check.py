@@ -126,6 +126,22 @@ ROWS: list[tuple[Change, str]] = [
     (in_list("memento_scores", 0, 5), "avg_final_score is 9.0, and the mean of memento_scores is 8.2"),
     (in_list("sentence_tokens", 0, 900), "objective is"),
     (setting("objective_bound", 9.0), "objective_bound is 9, so the blocks are not proven to be the best"),
+    *(
+        (setting(name, value), f"{name} is no number")
+        for name in ("objective", "objective_bound", "spread_weight", "avg_final_score")
+        for value in ("x", [3], float("nan"), 10**400)
+    ),
+    (
+        lambda row: row.update(sentence_tokens=[0] * len(row["sentences"])),
+        "sentence_tokens holds a negative number, or nothing but 0",
+    ),
+    (in_list("boundary_scores", 0, 10**400), "boundary_scores is no list of"),
+    (in_list("memento_scores", 0, float("nan")), "memento_scores is no list of"),
+    (setting("difficulty", float("nan")), "difficulty is neither"),
+    (setting("accepted", "yes"), "accepted is neither true nor false"),
+    (setting("memento_problems", ["x"] * 5), "memento_problems is no list of 5 lists of texts"),
+    (setting("memento_problems", [["bad"], [], [], [], []]), "accepted is true, and a memento has a problem: bad"),
+    (setting("ghost_bits", "x"), "ghost_bits is no list of 5 numbers"),
     (in_list("ghost_bits", 0, None), "ghost_bits is no list of 5 numbers"),
 ]
 

@@ -70,7 +70,7 @@ def test_build_prints_rows_reasons_cost_and_the_next_command(server: ScriptedEnd
 def test_dry_run_asks_nothing_and_prints_the_cost(server: ScriptedEndpoint, tmp_path: Path) -> None:
     options = ("--out", tmp_path / "out", *SMALL, *at(server), "--price-in", 100, "--price-out", 100)
     printed = done("build", seed_file(tmp_path), *options, "--dry-run")
-    assert "3 selected, 2 dropped. Nothing was asked." in printed and "at most" in printed
+    assert "3 selected, 2 dropped. Nothing was asked." in printed and "with all rewrites" in printed
     assert not server.received and not (tmp_path / "out").exists()
     done("build", seed_file(tmp_path), *options)
     summary = json.loads((tmp_path / "out/summary.json").read_text())

@@ -2,7 +2,9 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import huggingface_hub
@@ -48,7 +50,7 @@ ANY = Filters(min_tokens=1)
 
 
 def selected(*records: Any, filters: Filters = ANY) -> list[Row | SetAside]:
-    return list(select(records, filters, estimate_tokens))
+    return list(select([("seeds", records)], filters, estimate_tokens))
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -81,6 +83,14 @@ def flat(response: Any, problem: Any = P) -> dict[str, Any]:
         (flat("<think>Six.</think>42"), "too short: 2 tokens of reasoning"),
         (flat(f"<think>{T * 9}</think>{A}"), "too long: 72 tokens of reasoning"),
         (flat(12), "no response"),
+        (flat(f"<think>{T} <|im_end|></think>{A}"), "holds special tokens of a chat template: <|im_end|>"),
+        (flat(TAGGED) | {"difficulty": 10**400}, "difficulty is no finite number"),
+        (flat(TAGGED) | {"difficulty": float("nan")}, "difficulty is no finite number"),
+        ({"problem": P, "reasoning": T, "answer": 42}, "the answer is no text"),
+        (
+            {"problem": P, "reasoning": T, "content": [{"type": "text", "text": A}]},
+            "the answer is no text",
+        ),
         ({"messages": [{"role": "user", "content": P}]}, "no response"),
     ],
 )
@@ -89,10 +99,17 @@ def test_drops_have_a_reason(record: Any, reason: str) -> None:
     assert isinstance(dropped, SetAside) and (dropped.stage, dropped.reason) == ("select", reason)
 
 
-def test_repeated_traces_and_names_are_dropped() -> None:
-    first = flat(TAGGED) | {"id": "a"}
-    found = selected(first, first | {"id": "b"}, flat(TAGGED, problem="Else?") | {"id": "a"})
-    assert [getattr(item, "reason", "") for item in found] == ["", "repeated trace", "repeated task_id"]
+def test_repeated_traces_are_dropped_and_repeated_names_get_that_of_their_source() -> None:
+    first = flat(TAGGED) | {"id": 0}
+    others = [first, flat(TAGGED, problem="Else?") | {"id": 0}, flat(TAGGED, problem="More?") | {"id": 0}]
+    found = list(select([("a", [first]), ("b", others)], ANY, estimate_tokens))
+    assert [getattr(item, "reason", "") or item.task_id for item in found] == ["0", "repeated trace", "b:0", "b:0:2"]
+
+
+def test_blank_lines_cost_no_time_in_the_search_for_the_answer() -> None:
+    begin = perf_counter()
+    (dropped,) = selected(flat("<think>abc." + "\n" * 3000 + "x</think>"))
+    assert isinstance(dropped, SetAside) and perf_counter() - begin < 1
 
 
 @requires_data("traces/memento_repo_example_trace.jsonl")
@@ -134,6 +151,12 @@ def test_an_assembled_row_holds_the_whole_trace() -> None:
     assert not assemble(annotated(score=0), Quality())["accepted"]
     with pytest.raises(RowError, match="run ghosttrace data compress and judge first"):
         assemble(Row("b", P, T, A), Quality())
+
+
+def test_an_assembled_response_is_of_the_format() -> None:
+    for sentence in ("x <|block_end|> ", "x <|im_end|> "):
+        with pytest.raises(RowError, match=r"not of the format|special tokens"):
+            assemble(replace(annotated(), sentences=(sentence, "y ", "z")), Quality())
 
 
 def write(folder: Path, *rows: Row) -> DatasetWriter:

@@ -1,6 +1,7 @@
 """Splitting into sentences: nothing is lost, nothing protected is cut, and the paper's joining rules hold."""
 
 import json
+from time import perf_counter
 
 import pytest
 from helpers.paths import DATA, requires_data
@@ -134,3 +135,10 @@ def test_real_trace() -> None:
     tokenizer = AutoTokenizer.from_pretrained(DATA / "tokenizers/qwen3")
     assert [piece.tokens for piece in naive[:9]] == [len(tokenizer(piece.text)["input_ids"]) for piece in naive[:9]]
     assert sum(estimate_tokens([text])) == pytest.approx(sum(count([text])), rel=0.1)
+
+
+def test_long_whitespace_costs_no_time() -> None:
+    text = "x y z w\n" * 100 + "\n" * 20000 + "b. c"
+    begin = perf_counter()
+    assert "".join(piece.text for piece in split_sentences(text, estimate_tokens)) == text
+    assert perf_counter() - begin < 1

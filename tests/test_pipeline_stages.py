@@ -1,5 +1,6 @@
 """The stages that ask a model: boundary scores, mementos, judgements."""
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from helpers.scripted_endpoint import ScriptedEndpoint, scripted_endpoint
 from test_pipeline_calls import run
 
 from ghosttrace.errors import UserError
+from ghosttrace.pipeline.client import Client
 from ghosttrace.pipeline.compression import compress
 from ghosttrace.pipeline.facts import missing_facts
 from ghosttrace.pipeline.judgement import better, judge
@@ -233,3 +235,25 @@ def test_prompts_hold_no_open_placeholder(name: str) -> None:
 def test_quality_is_checked(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="--threshold must be from 0 to 10"):
         Quality(**settings)
+
+
+def test_a_window_that_fails_ends_the_questions_of_its_row(server: ScriptedEndpoint, tmp_path: Path) -> None:
+    server.respond, server.delay = (lambda _: "no"), 0.01
+
+    async def talk(client: Client) -> int:
+        with pytest.raises(RowError, match="unusable answer"):
+            await score(ROW, client, (1,))
+        sent = len(server.received)
+        await asyncio.sleep(0.1)
+        return sent
+
+    sent = run(server, tmp_path, talk, concurrency=2)
+    assert len(server.received) <= sent + 2  # those under way
+
+
+def test_ghost_bits_belong_to_the_memento_that_is_kept(server: ScriptedEndpoint, tmp_path: Path) -> None:
+    old = Memento("old", 3, rubric=GOOD, ghost_bits=0.1)
+    draft = Memento("draft", 3, ("a problem",))
+    row = replace(ROW, drafts=(draft, Memento("new", 3), None), mementos=(old, None, old), ghost_bits=(0.7, 0.8, 0.9))
+    kept = run(server, tmp_path, lambda client: judge(row, client))
+    assert [memento.text for memento in kept.mementos] == ["old", "new", "old"] and kept.ghost_bits == (0.1, 0.8, 0.1)

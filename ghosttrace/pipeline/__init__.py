@@ -14,9 +14,10 @@ and `assemble` turns them into training rows.
 from ghosttrace.pipeline.assembly import assemble
 from ghosttrace.pipeline.calls import CallCache, StageCost
 from ghosttrace.pipeline.check import CheckReport, RowProblem, check_dataset, row_problems
-from ghosttrace.pipeline.client import Client, Endpoint
+from ghosttrace.pipeline.client import Client
 from ghosttrace.pipeline.compression import compress
 from ghosttrace.pipeline.dataset import push_to_hub
+from ghosttrace.pipeline.endpoint import Endpoint
 from ghosttrace.pipeline.estimate import StageEstimate, estimate_costs
 from ghosttrace.pipeline.judgement import judge
 from ghosttrace.pipeline.rows import Certificate, Memento, Row, RowError, SetAside, count_reasons, read_rows

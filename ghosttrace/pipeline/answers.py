@@ -58,16 +58,22 @@ def find_json(text: str) -> Any:
     """Return the first JSON object in a text, after the reasoning of the model if there is any.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, it is nested too deeply, or it holds half a surrogate pair.
     """
     text = text.rpartition("</think>")[2]
     decoder = json.JSONDecoder()
     start = text.find("{")
     while start >= 0:
         try:
-            return decoder.raw_decode(text, start)[0]
+            value = decoder.raw_decode(text, start)[0]
+            json.dumps(value, ensure_ascii=False).encode()
+            return value
         except json.JSONDecodeError:
             start = text.find("{", start + 1)
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+        except UnicodeEncodeError as error:
+            raise ValueError("it holds half a surrogate pair, which is not a character") from error
     raise ValueError("it holds no JSON object")
 
 

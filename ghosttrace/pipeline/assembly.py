@@ -5,6 +5,8 @@ from typing import Any
 import pyarrow as pa
 
 from ghosttrace.law.markup import DELIMITERS
+from ghosttrace.pipeline.check_response import ProblemError, parse_response
+from ghosttrace.pipeline.compression import special_token
 from ghosttrace.pipeline.rows import Memento, Row, RowError
 from ghosttrace.pipeline.settings import Quality
 
@@ -44,14 +46,22 @@ def assemble(row: Row, quality: Quality) -> dict[str, Any]:
         quality: when a memento is accepted; `accepted` says whether all of them are.
 
     Raises:
-        RowError: a block has no judged memento.
+        RowError: a block has no judged memento, or the response is not of the format.
     """
     mementos = [memento for memento in row.mementos if memento is not None]
     if not row.blocks or row.certificate is None or len(mementos) != len(row.blocks):
         raise RowError("no judged memento for each block: run ghosttrace data compress and judge first")
+    text = response(row, mementos)
+    try:
+        parse_response(text)
+    except ProblemError as error:
+        raise RowError(f"not of the format: {error}") from error
+    found = special_token(row.problem + "\n" + text)
+    if found:
+        raise RowError(f"holds special tokens of a chat template: {found}")
     return {
         **{name: getattr(row, name) for name in ("problem", "domain", "source", "difficulty", "task_id")},
-        "response": response(row, mementos),
+        "response": text,
         "sentences": list(row.sentences),
         "blocks": [list(block) for block in row.blocks],
         "block_summaries": [memento.text for memento in mementos],

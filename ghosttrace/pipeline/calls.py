@@ -1,7 +1,7 @@
 """Every answer of the endpoint, kept in a database, so that no request is sent again once it was answered.
 
-The key of a call is the SHA-256 of the whole request. The database is SQLite's, in write-ahead mode: an answer is on
-disk before the pipeline uses it.
+The key of a call is the SHA-256 of the address and the whole request. The database is SQLite's, in write-ahead mode:
+an answer is on disk before the pipeline uses it.
 """
 
 import json
@@ -28,11 +28,22 @@ CREATE TABLE IF NOT EXISTS calls (
 );
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
-USAGE = """
+MOST_IN = "LENGTH(CAST(request AS BLOB))"  # tokens begin from bytes
+MOST_OUT = "COALESCE(json_extract(request, '$.max_completion_tokens'), 0)"
+USAGE = f"""
 SELECT stage, COUNT(*), SUM(COALESCE(prompt_tokens, 0)), SUM(COALESCE(completion_tokens, 0)),
-    SUM(prompt_tokens IS NULL),
-    SUM(COALESCE(prompt_tokens, 0) * price_in + COALESCE(completion_tokens, 0) * price_out) / 1e6
+    SUM(prompt_tokens IS NULL OR completion_tokens IS NULL),
+    SUM(COALESCE(prompt_tokens, {MOST_IN}) * price_in + COALESCE(completion_tokens, {MOST_OUT}) * price_out) / 1e6
 FROM calls GROUP BY stage ORDER BY MIN(rowid)
+"""
+EXCESS = f"""
+SELECT MAX(0, COALESCE(MAX(prompt_tokens - {MOST_IN}), 0)),
+    MAX(0, COALESCE(MAX(completion_tokens - {MOST_OUT}), 0))
+FROM calls
+"""
+MISSING_PRICES = """
+UPDATE calls SET price_in = ?, price_out = ?
+WHERE price_in = 0 AND price_out = 0 AND json_extract(request, '$.model') = ?
 """
 
 
@@ -60,7 +71,7 @@ class StageCost:
         stage: name of the stage.
         calls: number of answers.
         prompt_tokens, completion_tokens: sums over the answers.
-        without_usage: number of answers whose usage the endpoint did not report; they count as free.
+        without_usage: number of answers whose usage the endpoint did not report; they count at most.
         cost: in dollars.
     """
 
@@ -72,9 +83,10 @@ class StageCost:
     cost: float
 
 
-def request_key(request: Mapping[str, Any]) -> str:
-    """Return the key of a request: the SHA-256 of its JSON with sorted names."""
-    return sha256(json.dumps(request, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+def request_key(address: str, request: Mapping[str, Any]) -> str:
+    """Return the key of a request to an address: the SHA-256 of both as JSON with sorted names."""
+    content = {"address": address.rstrip("/"), "request": request}
+    return sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 class CallCache:
@@ -132,6 +144,15 @@ class CallCache:
         """Return the usage and the cost of each stage, over all runs in this folder."""
         return [StageCost(*row) for row in self._execute(USAGE).fetchall()]
 
+    def largest_excess(self) -> tuple[int, int]:
+        """Return by how many tokens a prompt and an answer exceeded what was reserved for them, at most."""
+        prompt_tokens, completion_tokens = self._execute(EXCESS).fetchone()
+        return int(prompt_tokens), int(completion_tokens)
+
+    def set_missing_prices(self, model: str, price_in: float, price_out: float) -> None:
+        """Give prices to the calls of a model that were stored without any."""
+        self._execute(MISSING_PRICES, price_in, price_out, model)
+
     def close(self) -> None:
         """Close the database."""
         self._database.close()
@@ -139,10 +160,10 @@ class CallCache:
     def _execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
         try:
             return self._database.execute(statement, values)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError, OverflowError) as error:  # also text or numbers that SQLite cannot hold
             raise self._failed(error) from error
 
-    def _failed(self, error: sqlite3.Error) -> UserError:
+    def _failed(self, error: Exception) -> UserError:
         return UserError(
             f"{self.path} cannot be used ({error}): free disk space, change the permissions, or give another --out; "
             "the answers stored so far are kept"

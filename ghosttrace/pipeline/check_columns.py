@@ -1,6 +1,5 @@
 """Validation of the columns beside the response: sentences, blocks, scores and certificate."""
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,7 +9,9 @@ from ghosttrace.pipeline.segmentation import objective
 
 FULL_COLUMNS = ("sentences", "blocks", "block_summaries")
 TEXT_COLUMNS = ("domain", "source", "task_id")
+NUMBER_COLUMNS = ("objective", "objective_bound", "spread_weight", "avg_final_score")
 NUMBER_TOLERANCE = 1e-6
+MAX_NUMBER = 1e15  # far beyond any count or score; larger integers have no exact float
 SPACE = re.compile(r"\s+")
 
 
@@ -23,7 +24,7 @@ def text_problems(record: Mapping[str, Any]) -> Iterator[str]:
         if record.get(name) is not None and not isinstance(record[name], str):
             yield f"{name} is no text"
     difficulty = record.get("difficulty")
-    if difficulty is not None and not isinstance(difficulty, str | int | float):
+    if not (difficulty is None or isinstance(difficulty, str) or _is_number(difficulty)):
         yield "difficulty is neither a number nor text"
 
 
@@ -84,17 +85,38 @@ def annotation_problems(record: Mapping[str, Any]) -> Iterator[str]:
         if values is not None and (not _is_numbers(values) or len(values) != length):
             yield f"{name} is no list of {length} numbers"
             return
+    for name in NUMBER_COLUMNS:
+        if record.get(name) is not None and not _is_number(record[name]):
+            yield f"{name} is no number"
+            return
+    tokens = record.get("sentence_tokens")
+    if tokens is not None and (min(tokens) < 0 or not any(tokens)):
+        yield "sentence_tokens holds a negative number, or nothing but 0"
+        return
     for name, highest in (("boundary_scores", 3), ("memento_scores", 10)):
         outside = [value for value in record.get(name) or () if not 0 <= value <= highest]
         if outside:
             yield f"{name} holds {outside[0]}, and 0 to {highest} is allowed"
-    ghost_bits = record.get("ghost_bits") or ()
-    if ghost_bits and (not _is_numbers(ghost_bits) or len(ghost_bits) != blocks):
+    ghost_bits = record.get("ghost_bits")
+    if not (ghost_bits is None or ghost_bits == [] or (_is_numbers(ghost_bits) and len(ghost_bits) == blocks)):
         yield f"ghost_bits is no list of {blocks} numbers"
     scores, average = record.get("memento_scores"), record.get("avg_final_score")
     if scores and average is not None and abs(sum(scores) / len(scores) - average) > NUMBER_TOLERANCE:
         yield f"avg_final_score is {average}, and the mean of memento_scores is {sum(scores) / len(scores):g}"
+    yield from _acceptance_problems(record, blocks)
     yield from _certificate_problems(record)
+
+
+def _acceptance_problems(record: Mapping[str, Any], blocks: int) -> Iterator[str]:
+    accepted, found = record.get("accepted"), record.get("memento_problems")
+    if accepted is not None and type(accepted) is not bool:
+        yield "accepted is neither true nor false"
+    if found is None:
+        return
+    if not isinstance(found, list) or len(found) != blocks or not all(_is_list_of(item, str) for item in found):
+        yield f"memento_problems is no list of {blocks} lists of texts"
+    elif accepted is True and any(found):
+        yield f"accepted is true, and a memento has a problem: {next(item for item in found if item)[0]}"
 
 
 def _certificate_problems(record: Mapping[str, Any]) -> Iterator[str]:
@@ -119,4 +141,8 @@ def _is_list_of(value: Any, kind: type) -> bool:
 
 
 def _is_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) in (int, float) and math.isfinite(item) for item in value)
+    return isinstance(value, list) and all(map(_is_number, value))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -MAX_NUMBER <= value <= MAX_NUMBER

@@ -2,60 +2,31 @@
 
 import asyncio
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
+from uuid import uuid4
 
 import openai
-from openai.types.chat import ChatCompletion
 
 from ghosttrace.errors import UserError
+from ghosttrace.pipeline.budget import Budget
 from ghosttrace.pipeline.calls import Answer, CallCache, request_key
+from ghosttrace.pipeline.endpoint import Endpoint
 from ghosttrace.pipeline.files import LOG
 from ghosttrace.pipeline.rows import RowError
-from ghosttrace.pipeline.tokens import estimate_tokens
 
 KEPT = "the answers so far are kept, so the same command continues"
 MAX_FAILURES = 8
-"""Calls in a row that may fail for want of a connection before the run stops."""
+"""Calls in a row that fail, after all retries, before the run stops."""
+
+BROKEN = "broken"
+USAGE = re.compile(r'"(prompt_tokens|completion_tokens)"\s*:\s*(\d{1,12})\b')
 
 Message = dict[str, str]
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """An OpenAI-compatible endpoint, and what may be asked of it.
-
-    Attributes:
-        base_url: address up to `/v1`.
-        model: name of the model there.
-        api_key: key of the endpoint.
-        concurrency: number of requests at once.
-        timeout: seconds for one request.
-        retries: how often the client repeats a request after 408, 409, 429, 5xx or a lost connection.
-        price_in, price_out: dollars for a million tokens of prompt and of completion.
-        max_cost: dollars for all calls in a folder; None is unlimited.
-        request: further fields of every request, such as `temperature`.
-    """
-
-    base_url: str
-    model: str
-    api_key: str = field(default="none", repr=False)
-    concurrency: int = 16
-    timeout: float = 600.0
-    retries: int = 5
-    price_in: float = 0.0
-    price_out: float = 0.0
-    max_cost: float | None = None
-    request: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0})
-
-    def __post_init__(self) -> None:
-        if self.concurrency < 1 or self.retries < 0 or self.timeout <= 0:
-            raise UserError("--concurrency must be at least 1, --retries at least 0, and --timeout more than 0")
-        if self.max_cost is not None and not (self.price_in or self.price_out):
-            raise UserError("--max-cost needs prices: give --price-in and --price-out")
 
 
 class Client:
@@ -70,12 +41,13 @@ class Client:
         self.endpoint = endpoint
         self.cache = cache
         self.sent = 0
-        self._spent = sum(cost.cost for cost in cache.costs())
-        self._reserved = 0.0
+        self._budget = Budget(endpoint, cache)
+        self._structured = f"structured output of {endpoint.model} at {request_key(endpoint.base_url, {})}"
         self._failures = 0
         self._answered = False
         self._stopped: UserError | None = None
         self._under_way: dict[str, asyncio.Task[Answer]] = {}
+        self._waiting: Counter[str] = Counter()
 
     async def __aenter__(self) -> Self:
         self._slots = asyncio.Semaphore(self.endpoint.concurrency)
@@ -87,9 +59,8 @@ class Client:
                 max_retries=self.endpoint.retries,
             )
         except (openai.OpenAIError, ValueError, TypeError) as error:
-            raise UserError(
-                f"--endpoint {self.endpoint.base_url!r} is no address ({error}): give http://HOST:PORT/v1"
-            ) from error
+            message = f"--endpoint {self.endpoint.base_url!r} is no address ({error}): give http://HOST:PORT/v1"
+            raise UserError(self.endpoint.hide(message)) from error
         return self
 
     async def __aexit__(
@@ -120,109 +91,121 @@ class Client:
             "max_completion_tokens": limit,
             **self.endpoint.request,
         }
-        if self.cache.setting("structured") == "no":
+        if self.cache.setting(self._structured) == "no":
             return await self._answer(stage, plain)
         structured = plain | {"response_format": _response_format(schema)}
         try:
             return await self._answer(stage, structured)
         except _RefusedError as refused:
-            if self.cache.setting("structured") == "yes":
-                raise
             LOG.info("structured output refused (%s): asking for JSON in the text", refused)
             answer = await self._answer(stage, plain)
-            self.cache.set_setting("structured", "no")
+            if self.cache.setting(self._structured) is None:
+                self.cache.set_setting(self._structured, "no")
             return answer
 
     async def _answer(self, stage: str, request: dict[str, Any]) -> Answer:
-        key = request_key(request)
+        key = request_key(self.endpoint.base_url, request)
         known = self.cache.get(key)
         if known is not None:
             return known
         if key not in self._under_way:
             self._under_way[key] = asyncio.create_task(self._send_within_limits(stage, key, request))
-            self._under_way[key].add_done_callback(lambda _: self._under_way.pop(key))
-        return await asyncio.shield(self._under_way[key])
+            self._under_way[key].add_done_callback(lambda task: task.cancelled() or task.exception())  # may be unasked
+        task = self._under_way[key]
+        self._waiting[key] += 1
+        try:
+            return await asyncio.shield(task)
+        finally:
+            self._waiting[key] -= 1
 
     async def _send_within_limits(self, stage: str, key: str, request: dict[str, Any]) -> Answer:
-        async with self._slots:
-            reserve = self._highest_cost(request)
-            if self._stopped is None and self.endpoint.max_cost is not None:
-                total = self._spent + self._reserved + reserve
-                if total > self.endpoint.max_cost:
-                    self._stop(f"--max-cost {self.endpoint.max_cost:g} would be exceeded: raise it; {KEPT}")
-            if self._stopped is not None:
-                raise UserError(str(self._stopped))
-            self._reserved += reserve
+        try:
+            async with self._slots:
+                return await self._send_until_answered(stage, key, request)
+        finally:
+            del self._under_way[key]
+
+    async def _send_until_answered(self, stage: str, key: str, request: dict[str, Any]) -> Answer:
+        if not self._waiting[key]:
+            raise RowError("not sent: what asked for it has failed")
+        for _ in range(self.endpoint.retries + 1):
+            reserve = None if self._stopped else self._budget.reserve(request)
+            if reserve is None:
+                raise self._stop(f"--max-cost {self.endpoint.max_cost or 0:g} could be exceeded: raise it; {KEPT}")
             try:
                 answer = await self._send(stage, key, request)
+                self._keep(key, stage, request, answer)
             finally:
-                self._reserved -= reserve
-            try:
-                self.cache.put(key, stage, request, answer, (self.endpoint.price_in, self.endpoint.price_out))
-            except UserError as error:
-                self._stopped = error  # further answers would be paid for and lost
-                raise
-            self._spent += self._cost(answer.prompt_tokens or 0, answer.completion_tokens or 0)
-            if "response_format" in request and self.cache.setting("structured") is None:
-                self.cache.set_setting("structured", "yes")
-            return answer
-
-    async def _send(self, stage: str, key: str, request: dict[str, Any]) -> Answer:
-        """Send a request until it is answered in full."""
-        started = perf_counter()
-        for _ in range(self.endpoint.retries + 1):
-            self.sent += 1
-            try:
-                raw = await self._openai.chat.completions.with_raw_response.create(
-                    model=self.endpoint.model, messages=request["messages"], extra_body=request
-                )
-                completion = raw.parse()
-            except (json.JSONDecodeError, openai.APIResponseValidationError):
-                continue
-            except openai.APIError as error:
-                raise self._failed(error) from error
-            if isinstance(completion, ChatCompletion) and completion.choices:
+                self._budget.release(reserve)
+            if answer.finish_reason != BROKEN:
                 self._answered, self._failures = True, 0
-                answer = _read(completion)
-                LOG.info(
-                    "%s %s %.2f s, %d retries, %s + %s tokens, %s",
-                    *(stage, key[:12], perf_counter() - started, raw.retries_taken),
-                    *(answer.prompt_tokens, answer.completion_tokens, answer.finish_reason),
-                )
+                if "response_format" in request and self.cache.setting(self._structured) is None:
+                    self.cache.set_setting(self._structured, "yes")
                 return answer
         raise RowError("broken answer: the endpoint sends no complete chat completion")
 
-    def _failed(self, error: openai.APIError) -> Exception:
+    async def _send(self, stage: str, key: str, request: dict[str, Any]) -> Answer:
+        self.sent += 1
+        started = perf_counter()
+        try:
+            raw = await self._openai.chat.completions.with_raw_response.create(
+                model=self.endpoint.model, messages=request["messages"], extra_body=request
+            )
+        except openai.APIError as error:
+            raise self._failed(error, "response_format" in request) from error
+        answer = read_answer(self.endpoint.hide(raw.text))
+        LOG.info(
+            "%s %s %.2f s, %d retries, %s + %s tokens, %s",
+            *(stage, key[:12], perf_counter() - started, raw.retries_taken),
+            *(answer.prompt_tokens, answer.completion_tokens, answer.finish_reason),
+        )
+        return answer
+
+    def _keep(self, key: str, stage: str, request: dict[str, Any], answer: Answer) -> None:
+        """Store an answer and count its cost; of a broken one, count what the endpoint reports."""
+        if answer.finish_reason == BROKEN:
+            if answer.prompt_tokens is None and answer.completion_tokens is None:
+                return
+            key = f"{key} {uuid4().hex}"  # so that it answers no request
+        self._budget.spend(request, answer.prompt_tokens, answer.completion_tokens)
+        try:
+            self.cache.put(key, stage, request, answer, (self.endpoint.price_in, self.endpoint.price_out))
+        except UserError as error:
+            self._stopped = error  # further answers would be paid for and lost
+            raise
+
+    def _failed(self, error: openai.APIError, structured: bool) -> Exception:
         """Return the error of a request that failed after all retries; stop the run if no other could succeed."""
-        url, status = self.endpoint.base_url, getattr(error, "status_code", None)
-        LOG.info("failed: %s", error)
-        if isinstance(error, openai.APIConnectionError):
-            self._failures += 1
-            if not self._answered or self._failures >= MAX_FAILURES:
-                fix = f"start the server or correct --endpoint; {KEPT}"
-                return self._stop(f"the endpoint {url} cannot be reached ({error}): {fix}")
-            return RowError(f"no connection: {error}")
+        url, status = self.endpoint.hide(self.endpoint.base_url), getattr(error, "status_code", None)
+        reason = self.endpoint.hide(str(error))
+        LOG.info("failed: %s", reason)
         if status in (401, 403):
             return self._stop(f"the endpoint {url} refuses the key: set the variable that --key-variable names")
+        if status == 402:
+            return self._stop(f"the endpoint {url} asks for payment ({reason}): add to the account; {KEPT}")
         if status == 404:
             return self._stop(f"the endpoint {url} has no model {self.endpoint.model!r}, or no chat: correct --model")
         if status == 429:
             return self._stop(f"the endpoint {url} keeps refusing for too many requests: lower --concurrency; {KEPT}")
-        if status in (400, 413, 422):
-            return _RefusedError(f"refused request: {error}")
-        return RowError(f"server error: {error}")
+        refused = status in (400, 413, 422)
+        if refused and structured:
+            return _RefusedError(f"refused request: {reason}")  # asked again in plain text
+        self._failures += 1
+        often = self._failures >= MAX_FAILURES
+        if isinstance(error, openai.APIConnectionError):
+            if often or not self._answered:
+                fix = f"start the server or correct --endpoint; {KEPT}"
+                return self._stop(f"the endpoint {url} cannot be reached ({reason}): {fix}")
+            return RowError(f"no connection: {reason}")
+        if often:
+            fix = "correct --request, or drop long traces with --max-tokens" if refused else "look at the server"
+            return self._stop(f"the endpoint {url} failed {MAX_FAILURES} times in a row ({reason}): {fix}; {KEPT}")
+        return _RefusedError(f"refused request: {reason}") if refused else RowError(f"server error: {reason}")
 
     def _stop(self, message: str) -> UserError:
         """Let no further request begin, and return the error that ends the run."""
         self._stopped = self._stopped or UserError(message)
         return self._stopped
-
-    def _cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        return (prompt_tokens * self.endpoint.price_in + completion_tokens * self.endpoint.price_out) / 1e6
-
-    def _highest_cost(self, request: Mapping[str, Any]) -> float:
-        (prompt_tokens,) = estimate_tokens(["\n".join(message["content"] for message in request["messages"])])
-        return self._cost(prompt_tokens, request["max_completion_tokens"])
 
 
 class _RefusedError(RowError):
@@ -233,11 +216,15 @@ def _response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": dict(schema)}}
 
 
-def _read(completion: ChatCompletion) -> Answer:
-    choice, usage = completion.choices[0], completion.usage
-    return Answer(
-        choice.message.content or "",
-        choice.finish_reason or "stop",
-        usage.prompt_tokens if usage else None,
-        usage.completion_tokens if usage else None,
-    )
+def read_answer(body: str) -> Answer:
+    """Return the answer in the body of a response; its reason to finish is `broken` if there is none."""
+    usage = {name: int(count) for name, count in USAGE.findall(body)}
+    tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    try:
+        choice = json.loads(body)["choices"][0]
+        text, reason = choice["message"].get("content") or "", choice.get("finish_reason") or "stop"
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return Answer("", BROKEN, *tokens)
+    if not isinstance(text, str):
+        return Answer("", BROKEN, *tokens)
+    return Answer(text.encode("utf-8", "replace").decode(), str(reason), *tokens)  # replaces half a surrogate pair

@@ -1,5 +1,6 @@
 """Mementos by a language model that sees all blocks of a trace, and rewrites those that were not accepted."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,12 @@ from ghosttrace.pipeline.settings import Quality
 from ghosttrace.pipeline.tokens import TokenCounter
 
 SPECIAL = (*(f"<|{name}|>" for name in DELIMITERS), "<think>", "</think>")
+CHAT_TOKEN = re.compile(
+    r"<\|(?:im_start|im_sep|im_end|endoftext|end|eot_id|eom_id|begin_of_text|end_of_text|start_header_id|end_header_id"
+    r"|system|user|assistant|tool|observation|channel|message|start|return|call|python_tag|fim_\w+)\|>"
+    r"|<\uff5c[^<>\s]{1,40}\uff5c>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>|<(?:bos|eos|pad)>"
+)
+"""Special tokens of the usual chat templates; a tokenizer may read them as the end of the turn."""
 OVERHEAD_TOKENS = 512  # of an answer, for the JSON around the mementos
 
 
@@ -60,13 +67,22 @@ async def compress(row: Row, client: Client, count_tokens: TokenCounter, quality
         if tokens > budgets[index]:
             problems.append(f"it has {tokens} tokens, and {budgets[index]} are allowed")
         drafts[index] = Memento(text, tokens, tuple(problems))
-    return replace(row, drafts=tuple(drafts), mementos=best)
+    return replace(row, drafts=tuple(drafts), mementos=best, ghost_bits=())
+
+
+def special_token(text: str) -> str | None:
+    """Return the first special token of a chat template in a text, or None."""
+    match = CHAT_TOKEN.search(text)
+    return match[0] if match else None
 
 
 def _misplaced(answer: Mementos) -> str | None:
     """Return what no memento may be or hold."""
     if not all(answer.texts):
         return "no memento may be empty"
+    found = next(filter(None, map(special_token, answer.texts)), None)
+    if found:
+        return f"no memento may hold {found}"
     if any(mark in text for text in answer.texts for mark in SPECIAL):
         return f"no memento may hold one of {', '.join(SPECIAL)}"
     return None

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ghosttrace.pipeline.client import Endpoint
+from ghosttrace.pipeline.endpoint import Endpoint
 from ghosttrace.pipeline.prompt_files import load_prompt
 from ghosttrace.pipeline.rows import Row
 from ghosttrace.pipeline.scoring import score_messages, windows

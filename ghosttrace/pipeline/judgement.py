@@ -1,6 +1,5 @@
 """Judgement of mementos on a rubric of six parts, with feedback; the best draft of each block is kept."""
 
-import asyncio
 from dataclasses import replace
 from typing import Annotated
 
@@ -8,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ghosttrace.pipeline.answers import ask
 from ghosttrace.pipeline.client import Client, Message
+from ghosttrace.pipeline.process import all_of
 from ghosttrace.pipeline.prompt_files import load_prompt
 from ghosttrace.pipeline.rows import Memento, Row, RowError
 
@@ -39,9 +39,13 @@ async def judge(row: Row, client: Client) -> Row:
     """
     if not row.drafts and not row.mementos:
         raise RowError("no mementos: run ghosttrace data compress first")
-    judged = await asyncio.gather(*(_judge_draft(row, client, index) for index in range(len(row.drafts))))
-    best = [better(old, new) for old, new in zip(row.mementos, judged, strict=True)] if judged else row.mementos
-    return replace(row, drafts=(), mementos=tuple(best))
+    if not row.drafts:
+        return row
+    judged = await all_of(_judge_draft(row, client, index) for index in range(len(row.drafts)))
+    best = tuple(better(old, new) for old, new in zip(row.mementos, judged, strict=True))
+    measured = [memento.ghost_bits for memento in best if memento is not None]
+    ghost_bits = tuple(bits for bits in measured if bits is not None)
+    return replace(row, drafts=(), mementos=best, ghost_bits=ghost_bits if len(ghost_bits) == len(best) else ())
 
 
 def better(old: Memento | None, new: Memento | None) -> Memento | None:
@@ -74,4 +78,5 @@ async def _judge_draft(row: Row, client: Client, index: int) -> Memento | None:
         return None
     answer = await ask(client, "judge", judge_messages(row, index, draft), Judgement, JUDGE_TOKENS)
     points = answer.model_dump()
-    return replace(draft, feedback=points.pop("feedback"), rubric=points)
+    ghost_bits = row.ghost_bits[index] if row.ghost_bits else None
+    return replace(draft, feedback=points.pop("feedback"), rubric=points, ghost_bits=ghost_bits)

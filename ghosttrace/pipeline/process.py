@@ -2,11 +2,12 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
 
 from ghosttrace.pipeline.rows import Row, RowError, SetAside
 
+Result = TypeVar("Result")
 Stage = Callable[[Row], Awaitable[Row]]
 
 
@@ -39,6 +40,17 @@ async def process(rows: Iterable[Row | SetAside], stage: Stage, at_once: int) ->
         for task in under_way:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
+
+
+async def all_of(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Return the results of works that run at once; if one fails, cancel the others and raise its error."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _run(stage: Stage, row: Row | SetAside) -> Row | SetAside:

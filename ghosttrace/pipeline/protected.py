@@ -82,7 +82,7 @@ def _list_lines(lines: list[str]) -> int:
 def _parentheses(text: str) -> Iterator[Span]:
     """Yield the outermost balanced parentheses within one paragraph."""
     opened: list[int] = []
-    for match in re.finditer(r"[()]|\n\s*\n", text):
+    for match in re.finditer(r"[()]|\n[^\S\n]*\n", text):
         if match[0] == "(":
             opened.append(match.start())
         elif match[0] != ")":

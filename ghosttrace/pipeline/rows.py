@@ -34,6 +34,7 @@ class Memento:
         problems: what code found wrong with it, such as a number that its block lacks.
         rubric: points by part of the rubric; empty before it was judged.
         feedback: what the judge asks to change.
+        ghost_bits: the bits that its text leaves out and the model goes on to use, if they were measured.
     """
 
     text: str
@@ -41,6 +42,7 @@ class Memento:
     problems: tuple[str, ...] = ()
     rubric: Mapping[str, int] = field(default_factory=dict)
     feedback: str = ""
+    ghost_bits: float | None = None
 
     @property
     def score(self) -> int:
@@ -88,8 +90,8 @@ class Row:
         certificate: proof that the segmentation is the best.
         drafts: for each block a memento that was not judged yet, or None (`compress`).
         mementos: for each block the best memento so far, or None (`judge`).
-        ghost_bits: for each block the bits that its memento's text leaves out and the model goes on to use
-            (`--seal-check`).
+        ghost_bits: for each block the bits that the text of its draft, or of its memento, leaves out and the model goes
+            on to use (`--seal-check`).
     """
 
     task_id: str

@@ -1,10 +1,11 @@
 """`build`: all stages in one, from raw traces to a data set. Run again, it asks only what is not answered yet."""
 
 import asyncio
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,9 @@ from pyarrow import parquet
 from ghosttrace.data.read import iter_records
 from ghosttrace.pipeline.assembly import assemble
 from ghosttrace.pipeline.calls import CallCache, StageCost
-from ghosttrace.pipeline.client import Client, Endpoint
+from ghosttrace.pipeline.client import Client
 from ghosttrace.pipeline.dataset import DatasetWriter
+from ghosttrace.pipeline.endpoint import Endpoint
 from ghosttrace.pipeline.files import LOG, committed_text, locked_folder, logged
 from ghosttrace.pipeline.process import process
 from ghosttrace.pipeline.prompt_files import VERSIONS, load_prompt
@@ -65,7 +67,7 @@ def seed_rows(sources: Sequence[str | Path], settings: Settings, limit: int | No
         settings: settings of the stages.
         limit: maximum number of traces of each source; None reads all.
     """
-    records = chain.from_iterable(islice(iter_records(source), limit) for source in sources)
+    records = ((Path(source).stem, islice(iter_records(source), limit)) for source in sources)
     return select(records, settings.filters, settings.count_tokens)
 
 
@@ -102,7 +104,8 @@ def build(
 
         leak_check = LeakCheck.load(seal_check)
     with locked_folder(folder), logged(folder / "build.log"):
-        write_json(folder / "run.json", _configuration(paths, endpoint, settings, seal_check, limit))
+        configuration = _configuration(paths, endpoint, settings, seal_check, limit)
+        write_json(folder / "run.json", json.loads(endpoint.hide(json.dumps(configuration))))
         cache = CallCache(folder / "calls.sqlite")
         try:
             rows = seed_rows(paths, settings, limit)

@@ -4,7 +4,6 @@ The boundaries are scored in windows. Each pass has a window size of its own; si
 edges of the windows at different boundaries. The score of a boundary is the mean over the passes.
 """
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from ghosttrace.errors import UserError
 from ghosttrace.pipeline.answers import ask
 from ghosttrace.pipeline.client import Client, Message
+from ghosttrace.pipeline.process import all_of
 from ghosttrace.pipeline.prompt_files import load_prompt
 from ghosttrace.pipeline.rows import Row, RowError
 
@@ -44,7 +44,7 @@ async def score(row: Row, client: Client, sizes: Sequence[int] = WINDOW_SIZES) -
     """
     if not row.sentences:
         raise RowError("no sentences: run ghosttrace data split first")
-    passes = await asyncio.gather(*(_score_pass(row, client, size) for size in sizes))
+    passes = await all_of(_score_pass(row, client, size) for size in sizes)
     scores = tuple(sum(of_boundary) / len(passes) for of_boundary in zip(*passes, strict=True))
     return replace(row, boundary_scores=scores)
 
@@ -78,9 +78,7 @@ def score_messages(row: Row, first: int, last: int) -> list[Message]:
 
 
 async def _score_pass(row: Row, client: Client, size: int) -> list[int]:
-    scored = await asyncio.gather(
-        *(_score_window(row, client, first, last) for first, last in windows(len(row.sentences), size))
-    )
+    scored = await all_of(_score_window(row, client, first, last) for first, last in windows(len(row.sentences), size))
     return [score for window in scored for score in window]
 
 

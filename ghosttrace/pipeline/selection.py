@@ -5,12 +5,14 @@ reasoning and answer apart (DeepSeek-R1). The reasoning stands in think tags, in
 its own.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain, count
 from typing import Any
 
-from ghosttrace.pipeline.compression import SPECIAL
+from ghosttrace.pipeline.compression import SPECIAL, special_token
 from ghosttrace.pipeline.rows import Row, RowError, SetAside
 from ghosttrace.pipeline.tokens import TokenCounter
 
@@ -25,7 +27,7 @@ TAG_SPELLINGS = {
     "<|begin_of_solution|>": "",
     "<|end_of_solution|>": "",
 }
-FINAL_ANSWER = re.compile(r"(?m)^\s*\**\s*Final Answer\b(?!.*^\s*\**\s*Final Answer\b)", re.DOTALL)
+FINAL_ANSWER = re.compile(r"(?m)^[^\S\n]*(?:\*+[^\S\n]*)?Final Answer\b")
 CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 
 
@@ -42,32 +44,61 @@ class Filters:
     max_tokens: int | None = None
 
 
-def select(records: Iterable[Any], filters: Filters, count_tokens: TokenCounter) -> Iterator[Row | SetAside]:
+@dataclass
+class Seen:
+    """Names and texts of the traces selected so far, over all sources."""
+
+    names: set[str] = field(default_factory=set)
+    texts: set[int] = field(default_factory=set)
+
+    def free_name(self, name: str, source: str) -> str:
+        """Return the name, or `SOURCE:NAME` if another trace has it, with a number if that is taken as well."""
+        choices = chain([name, f"{source}:{name}"], (f"{source}:{name}:{number}" for number in count(2)))
+        return next(choice for choice in choices if choice not in self.names)
+
+
+def select_one(
+    record: Any, number: str, filters: Filters, count_tokens: TokenCounter, seen: Seen, source: str
+) -> Row | SetAside:
+    """Return the row of a seed trace, or the reason why it is dropped.
+
+    Args:
+        record: the seed trace.
+        number: its name, if it has none.
+        filters: which are kept.
+        count_tokens: counts the tokens of the reasoning.
+        seen: the traces selected before; this one is added.
+        source: name of its source, which tells traces with the same name apart.
+    """
+    name = _first(record, NAME_KEYS) if isinstance(record, Mapping) else None
+    task_id = str(name) if isinstance(name, str | int) else number
+    try:
+        row = parse_seed(record, seen.free_name(task_id, source))
+        _check(row, filters, count_tokens)
+        if hash((row.problem, row.thought)) in seen.texts:
+            raise RowError("repeated trace")
+    except RowError as error:
+        return SetAside(task_id, "select", str(error))
+    seen.names.add(row.task_id)
+    seen.texts.add(hash((row.problem, row.thought)))
+    return row
+
+
+def select(
+    sources: Iterable[tuple[str, Iterable[Any]]], filters: Filters, count_tokens: TokenCounter
+) -> Iterator[Row | SetAside]:
     """Yield a row for each usable seed trace, and the reason for each other one.
 
     Args:
-        records: the seed traces.
+        sources: name and seed traces of each source.
         filters: which are kept.
         count_tokens: counts the tokens of the reasoning.
     """
-    names: set[str] = set()
-    texts: set[int] = set()
-    for number, record in enumerate(records):
-        name = _first(record, NAME_KEYS) if isinstance(record, Mapping) else None
-        task_id = str(name if name is not None else number)
-        try:
-            row = parse_seed(record, task_id)
-            _check(row, filters, count_tokens)
-            if task_id in names:
-                raise RowError("repeated task_id")
-            if hash((row.problem, row.thought)) in texts:
-                raise RowError("repeated trace")
-        except RowError as error:
-            yield SetAside(task_id, "select", str(error))
-            continue
-        names.add(task_id)
-        texts.add(hash((row.problem, row.thought)))
-        yield row
+    seen = Seen()
+    numbers = count()
+    for source, records in sources:
+        for record in records:
+            yield select_one(record, str(next(numbers)), filters, count_tokens, seen, source)
 
 
 def parse_seed(record: Any, task_id: str) -> Row:
@@ -82,27 +113,40 @@ def parse_seed(record: Any, task_id: str) -> Row:
     if not _is_text(problem):
         raise RowError("no problem")
     if _is_text(reasoning):
+        if not isinstance(response, str | None):
+            raise RowError("the answer is no text")
         thought, answer = reasoning, response or ""
     elif _is_text(response):
         thought, answer = _split_think(response)
     else:
         raise RowError("no response")
     thought, answer = thought.strip(), answer.strip()
-    final = None if answer else FINAL_ANSWER.search(thought)
-    if final:  # QwQ writes the answer at the end of its reasoning
-        thought, answer = thought[: final.start()].rstrip(), thought[final.start() :].strip()
+    headings = [] if answer else [match.start() for match in FINAL_ANSWER.finditer(thought)]
+    if headings:  # QwQ writes the answer at the end of its reasoning
+        thought, answer = thought[: headings[-1]].rstrip(), thought[headings[-1] :].strip()
     if not thought or not answer:
         raise RowError("no answer after the reasoning" if thought else "no reasoning")
-    difficulty = record.get("difficulty")
     known = {name: str(record[name]) for name in ("domain", "source") if record.get(name) is not None}
     return Row(
         task_id,
         problem.strip(),
         thought,
         answer,
-        difficulty=float(difficulty) if isinstance(difficulty, int | float) else None,
+        difficulty=_difficulty(record.get("difficulty")),
         **known,  # type: ignore[arg-type]
     )
+
+
+def _difficulty(value: Any) -> float | None:
+    if not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise RowError("difficulty is no finite number")
+    return number
 
 
 def _fields(record: Mapping[str, Any]) -> tuple[Any, Any, Any]:
@@ -141,13 +185,16 @@ def _split_think(response: str) -> tuple[str, str]:
 def _check(row: Row, filters: Filters, count_tokens: TokenCounter) -> None:
     if any(mark in text for text in (row.problem, row.thought, row.answer) for mark in SPECIAL):
         raise RowError("holds delimiters or think tags in its text")
+    tokens = [special_token(text) for text in (row.problem, row.thought, row.answer)]
+    if any(tokens):
+        raise RowError(f"holds special tokens of a chat template: {next(filter(None, tokens))}")
     if any(CJK.search(text) for text in (row.problem, row.thought, row.answer)):
         raise RowError("holds Chinese, Japanese or Korean characters")
-    (tokens,) = count_tokens([row.thought])
-    if tokens < filters.min_tokens:
-        raise RowError(f"too short: {tokens} tokens of reasoning")
-    if filters.max_tokens is not None and tokens > filters.max_tokens:
-        raise RowError(f"too long: {tokens} tokens of reasoning")
+    (length,) = count_tokens([row.thought])
+    if length < filters.min_tokens:
+        raise RowError(f"too short: {length} tokens of reasoning")
+    if filters.max_tokens is not None and length > filters.max_tokens:
+        raise RowError(f"too long: {length} tokens of reasoning")
 
 
 def _first(record: Mapping[str, Any], names: Iterable[str]) -> Any:

@@ -22,7 +22,6 @@ LONG_SENTENCE_TOKENS = 200
 """A sentence with more tokens, such as code without fences, is also cut at its line ends."""
 WORD = re.compile(r"[A-Za-z]{3,}")
 LATEX_COMMAND = re.compile(r"\\[A-Za-z]+")
-BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*$")
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Piece:
     @property
     def ends_paragraph(self) -> bool:
         """Whether a blank line follows."""
-        return bool(BLANK_LINE.search(self.text))
+        return self.text[len(self.text.rstrip()) :].count("\n") > 1
 
     @property
     def is_fragment(self) -> bool:
@@ -129,20 +128,17 @@ def _cut(text: str, positions: Iterable[int], protected: list[Span]) -> list[str
     cuts = set()
     opens = [start for start, _ in protected]
     first = len(text) - len(text.lstrip())
+    visible = [match.start() for match in re.finditer(r"(?<!\S)\S", text)]  # after whitespace, or at the beginning
     for position in positions:
-        cut = _next_visible(text, position)
+        cut = position
+        if position < len(text) and text[position].isspace():
+            following = bisect_left(visible, position)
+            cut = visible[following] if following < len(visible) else len(text)
         span = bisect_left(opens, cut) - 1  # the last span that begins before the cut
         if first < cut < len(text) and not (span >= 0 and cut < protected[span][1]):
             cuts.add(cut)
     edges = [0, *sorted(cuts), len(text)]
     return [text[start:end] for start, end in pairwise(edges)]
-
-
-def _next_visible(text: str, position: int) -> int:
-    """Return the index of the first character from a position on that is not whitespace."""
-    while position < len(text) and text[position].isspace():
-        position += 1
-    return position
 
 
 def _without(text: str, spans: list[Span]) -> str:

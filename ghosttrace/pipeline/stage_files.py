@@ -8,8 +8,9 @@ from pathlib import Path
 from ghosttrace.errors import UserError
 from ghosttrace.pipeline.assembly import assemble
 from ghosttrace.pipeline.calls import CallCache, StageCost
-from ghosttrace.pipeline.client import Client, Endpoint
+from ghosttrace.pipeline.client import Client
 from ghosttrace.pipeline.dataset import DatasetWriter
+from ghosttrace.pipeline.endpoint import Endpoint
 from ghosttrace.pipeline.files import committed_text, locked_folder, logged, writable
 from ghosttrace.pipeline.process import process
 from ghosttrace.pipeline.rows import Row, RowError, SetAside, read_rows, row_line, write_set_aside

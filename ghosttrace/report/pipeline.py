@@ -47,7 +47,8 @@ def cost_table(costs: Iterable[Mapping[str, Any]]) -> Table | None:
     """Return the table of calls, tokens and dollars by stage; None if there were no calls.
 
     Args:
-        costs: `stage`, `calls`, `prompt_tokens`, `completion_tokens`, `cost`, and `most_cost` in an estimate.
+        costs: `stage`, `calls`, `prompt_tokens`, `completion_tokens`, `cost`, and `most_cost` in an estimate or
+            `without_usage` in a bill.
     """
     rows = list(costs)
     if not rows:
@@ -55,9 +56,13 @@ def cost_table(costs: Iterable[Mapping[str, Any]]) -> Table | None:
     estimated = "most_cost" in rows[0]
     table = results_table(caption="Estimated cost in dollars" if estimated else "Cost in dollars")
     table.add_column("stage")
-    columns = ["calls", "prompt_tokens", "completion_tokens", "cost", *(["most_cost"] if estimated else [])]
-    titles = ["calls", "tokens in", "tokens out", "cost", "at most"]
-    for title in titles[: len(columns)]:
+    titles = {"calls": "calls", "prompt_tokens": "tokens in", "completion_tokens": "tokens out", "cost": "cost"}
+    if estimated:
+        titles["most_cost"] = "with all rewrites"
+    elif any(row["without_usage"] for row in rows):
+        titles["without_usage"] = "calls without usage, counted at most"
+    columns = list(titles)
+    for title in titles.values():
         table.add_column(title, justify="right")
     for row in [*rows, {"stage": "all"} | {name: sum(row[name] for row in rows) for name in columns}]:
         numbers = [f"{row[name]:,.4f}" if "cost" in name else f"{row[name]:,}" for name in columns]

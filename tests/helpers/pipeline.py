@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ghosttrace.pipeline.client import Endpoint
+from ghosttrace.pipeline.endpoint import Endpoint
 from ghosttrace.pipeline.run import BuildResult, build
 from ghosttrace.pipeline.segmentation import BlockLimits
 from ghosttrace.pipeline.selection import Filters

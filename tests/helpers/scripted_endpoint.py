@@ -21,8 +21,8 @@ class ScriptedEndpoint(ThreadingHTTPServer):
 
     Attributes:
         respond: text of the answer to a request.
-        faults: faults of the first attempts of each request: `429`, `500`, `cut` (the connection ends within the
-            answer), `broken` (half a JSON), `html`, `slow`; or a function of the request that returns them.
+        faults: faults of the first attempts of each request: a status such as `429`, `cut` (the connection ends within
+            the answer), `broken` (half a JSON), `html`, `slow`; or a function of the request that returns them.
         structured: whether `response_format` is known; else such requests are refused.
         usage: whether answers report usage.
         received: keys of the requests that arrived, in order.
@@ -59,7 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        key, server = request_key(body), self.server
+        key, server = request_key(self.server.url, body), self.server
         with server.lock:
             server.received.append(key)
             attempt = server.attempts[key]
@@ -72,8 +72,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(400, {"error": {"message": "response_format is not supported"}})
         faults = server.faults(key)
         fault = faults[attempt] if attempt < len(faults) else ""
-        if fault in ("429", "500"):
-            return self._send(int(fault), {"error": {"message": "try again"}})
+        if fault.isdigit():
+            return self._send(int(fault), {"error": {"message": f"try again, {self.headers['Authorization']}"}})
         time.sleep(server.delay + (0.3 if fault == "slow" else 0))
         return self._answer(key, body, fault)
 

@@ -2,11 +2,11 @@
 
 The traces are two real Memento traces (`reference_traces`): 120 excerpts of each, two blocks and mementos cut to 40
 tokens. A code of four random digits is appended to the second block and, in half of the runs, to its memento as well,
-so that the text says it. The attribute is the last digit of the block's last number. The model is SmolLM2-135M, which
-was not trained with mementos, or a random model of its shape with four layers.
+so that the text says it. The attribute is the last digit of the block's last number. The model is the first eight layers
+of SmolLM2-135M, which was not trained with mementos, or a random model of its shape with four layers.
 
 Writes `experiments/results/natural_secrets.parquet`. `make lm`, then `python experiments/natural_secrets.py --traces
-FILES`: about twenty minutes on one core; resumes an interrupted run.
+FILES`: about fifteen minutes on one core; resumes an interrupted run.
 """
 
 import argparse
@@ -30,7 +30,8 @@ from ghosttrace.training.delimiters import add_delimiters
 ROOT = Path(__file__).parent.parent
 BASE = "smollm2-135m"
 EXCERPTS, CONTEXT_TOKENS, KEPT_TOKENS = 120, 20, 40
-LAYERS = {"real": (4, 14, 29), "random": (1, 3)}
+LAYERS = {"real": (1, 4, 7), "random": (1, 3)}
+N_LAYERS = {"real": 8, "random": 4}
 
 
 def excerpts(
@@ -69,12 +70,12 @@ def excerpts(
 def base_checkpoint(kind: str) -> Checkpoint:
     """Return SmolLM2 with delimiters, or a random model of its shape; blocks expire anywhere in the text."""
     tokenizer, config = load_tokenizer(BASE), load_config(BASE)
+    config.num_hidden_layers = N_LAYERS[kind]
     if kind == "random":
-        config.num_hidden_layers = 4
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     else:
-        model = AutoModelForCausalLM.from_pretrained(resolve_pretrained_path(BASE), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(resolve_pretrained_path(BASE), config=config, dtype=torch.float32)
     add_delimiters(model, tokenizer)
     policy = Policy(mask_delimiters=False, require_assistant_section=False)
     return Checkpoint(kind, model.eval().requires_grad_(False), tokenizer, Markup.from_tokenizer(tokenizer), policy)

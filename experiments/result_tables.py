@@ -232,7 +232,7 @@ def curriculum() -> str:
 def natural_secrets() -> str:
     """Bits about a random code in real traces that linear probes of values read beyond the text."""
     results, rows = read("natural_secrets"), []
-    models = {"random": "random weights, 4 layers", "real": "SmolLM2-135M, not trained with mementos"}
+    models = {"random": "random weights, 4 layers", "real": "SmolLM2-135M, first 8 layers, not trained with mementos"}
     for kind, in_memento in product(results["model"].unique(), (True, False)):
         table = results[(results["model"] == kind) & (results["in_memento"] == in_memento)]
         linear = table[table["probe"] == "linear"]

@@ -12,6 +12,7 @@ from helpers.pipeline import seed, seed_file
 from helpers.scripted_endpoint import KEY, ScriptedEndpoint, scripted_endpoint
 
 from ghosttrace.pipeline.check import check_dataset
+from ghosttrace.report.pipeline import next_step
 
 SMALL = ("--min-tokens", "50", "--windows", "8,5", "--min-block-tokens", "60")
 
@@ -155,3 +156,9 @@ def test_bad_input_gives_one_sentence(
     monkeypatch.chdir(tmp_path)
     source = str(seed_file(tmp_path))
     assert message in refused(*(part.replace("{source}", source) for part in command))
+
+
+def test_the_next_step_names_the_file_that_says_why_there_are_no_rows() -> None:
+    assert "default/train.parquet" in next_step("out", 1, 1)
+    assert "rejected/train.jsonl" in next_step("out", 0, 1)
+    assert "out/set_aside.jsonl" in next_step("out", 0, 0)

@@ -105,7 +105,7 @@ def test_a_key_that_is_refused(server: ScriptedEndpoint, tmp_path: Path, monkeyp
 def test_a_model_that_answers_prose_sets_every_row_aside(server: ScriptedEndpoint, tmp_path: Path) -> None:
     server.respond = lambda _: "I would say that it is about numbers."
     printed = done("build", seed_file(tmp_path), "--out", tmp_path / "out", *SMALL, *at(server))
-    assert "Rows: 0 accepted" in printed and "unusable answer" in printed and "lower --threshold" in printed
+    assert "Rows: 0 accepted" in printed and "unusable answer" in printed and "set_aside.jsonl" in printed
 
 
 def test_traces_in_chinese_and_unclosed_think_are_dropped_with_their_reason(

@@ -174,6 +174,7 @@ def test_no_segmentation_within_the_limits_sets_the_row_aside(server: ScriptedEn
     settings = replace(SMALL, limits=BlockLimits(min_tokens=60, max_tokens=61))
     result = build_at(server, seed_file(tmp_path, seed("one")), tmp_path / "out", settings)
     assert [(item.stage, item.reason.split(":")[0]) for item in result.set_aside] == [("segment", "no segmentation")]
+    assert not server.received
 
 
 def test_what_stops_a_run_keeps_the_answers(server: ScriptedEndpoint, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from helpers.pipeline import seed, seed_file
 from helpers.scripted_endpoint import KEY, ScriptedEndpoint, scripted_endpoint
 
 from ghosttrace.pipeline.check import check_dataset
+from ghosttrace.report.pipeline import next_step
 
 SMALL = ("--min-tokens", "50", "--windows", "8,5", "--min-block-tokens", "60")
 
@@ -104,7 +105,7 @@ def test_a_key_that_is_refused(server: ScriptedEndpoint, tmp_path: Path, monkeyp
 def test_a_model_that_answers_prose_sets_every_row_aside(server: ScriptedEndpoint, tmp_path: Path) -> None:
     server.respond = lambda _: "I would say that it is about numbers."
     printed = done("build", seed_file(tmp_path), "--out", tmp_path / "out", *SMALL, *at(server))
-    assert "Rows: 0 accepted" in printed and "unusable answer" in printed and "lower --threshold" in printed
+    assert "Rows: 0 accepted" in printed and "unusable answer" in printed and "set_aside.jsonl" in printed
 
 
 def test_traces_in_chinese_and_unclosed_think_are_dropped_with_their_reason(
@@ -155,3 +156,9 @@ def test_bad_input_gives_one_sentence(
     monkeypatch.chdir(tmp_path)
     source = str(seed_file(tmp_path))
     assert message in refused(*(part.replace("{source}", source) for part in command))
+
+
+def test_the_next_step_names_the_file_that_says_why_there_are_no_rows() -> None:
+    assert "default/train.parquet" in next_step("out", 1, 1)
+    assert "rejected/train.jsonl" in next_step("out", 0, 1)
+    assert "out/set_aside.jsonl" in next_step("out", 0, 0)

@@ -176,6 +176,15 @@ def test_both_configurations_and_the_rejected_rows(tmp_path: Path) -> None:
     assert len(read_traces(tmp_path / "default/train.jsonl")) == len(read_traces(tmp_path / "default/train.parquet"))
 
 
+def test_parquet_files_have_groups_of_many_rows(tmp_path: Path) -> None:
+    row = assemble(annotated(), Quality())
+    with DatasetWriter(tmp_path) as writer:
+        for _ in range(257):
+            writer.add(row)
+    file = parquet.ParquetFile(tmp_path / "default/train.parquet")
+    assert (file.num_row_groups, file.metadata.num_rows) == (2, 257)
+
+
 def test_an_unfinished_data_set_leaves_the_last_one_as_it_was(tmp_path: Path) -> None:
     write(tmp_path, annotated())
     before = (tmp_path / "full/train.parquet").read_bytes()

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ghosttrace.errors import UserError
 from ghosttrace.pipeline.rows import Row, RowError
-from ghosttrace.pipeline.segmentation import BlockLimits, best_segmentation, objective, segment
+from ghosttrace.pipeline.segmentation import BlockLimits, best_segmentation, check_limits, objective, segment
 
 SCORES = [0, 0, 0, 0.5, 1, 1.5, 2, 2.5, 3]
 
@@ -99,3 +100,17 @@ def test_a_row_gets_blocks_and_certificate() -> None:
     assert cut.certificate is not None and cut.certificate.min_tokens == 9
     with pytest.raises(RowError, match="run ghosttrace data score first"):
         segment(Row("a", "p", "x", "4", sentences=("x", "y")), BlockLimits())
+
+
+@pytest.mark.parametrize("limits", [{"max_tokens": 0}, {"max_blocks": 0}])
+def test_limits_of_zero_are_refused(limits: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="must be at least"):
+        BlockLimits(**limits)
+
+
+def test_impossible_lengths_are_found_without_scores() -> None:
+    row = Row("a", "p", "t", "a", sentence_tokens=(300, 300, 300))
+    assert check_limits(row, BlockLimits(min_tokens=200, max_blocks=2)) is row
+    for limits in (BlockLimits(min_tokens=100, max_tokens=250), BlockLimits(min_blocks=4), BlockLimits(500, 700)):
+        with pytest.raises(RowError, match="no segmentation"):
+            check_limits(row, limits)

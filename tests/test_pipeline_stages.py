@@ -257,3 +257,20 @@ def test_ghost_bits_belong_to_the_memento_that_is_kept(server: ScriptedEndpoint,
     row = replace(ROW, drafts=(draft, Memento("new", 3), None), mementos=(old, None, old), ghost_bits=(0.7, 0.8, 0.9))
     kept = run(server, tmp_path, lambda client: judge(row, client))
     assert [memento.text for memento in kept.mementos] == ["old", "new", "old"] and kept.ghost_bits == (0.1, 0.8, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("memento", "block", "lacks"),
+    [
+        ("$x = 1$", "We have $x = 12$ and 1 apple", True),
+        ("$x = 1$", "We have $x = 1.5$ and 1 apple", True),
+        ("$2 + x$", "We have $12 + x$ and 2 apples", True),
+        ("$x = 1$", "We have $x = 1$\n2. Next", False),
+        ("$x = 1$", "So x = 1. 2 apples remain", False),
+        ("1234 apples", "There are $1{,}234$ apples", False),
+        ("$\\frac{1}{2}$", "It is $\\dfrac{1}{2}$.", False),
+        ("$\\dfrac{1}{2}$", "It is $\\frac{1}{2}$.", False),
+    ],
+)
+def test_numbers_and_formulas_are_compared_whole(memento: str, block: str, lacks: bool) -> None:
+    assert bool(missing_facts(memento, block)) == lacks

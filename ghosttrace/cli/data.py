@@ -80,7 +80,7 @@ def build(
     if push_to_hub is not None:
         typer.echo(f"\nPushed: {upload(result.folder, push_to_hub)}")
     typer.echo(f"\nWritten to {out}: default, full, rejected, README.md")
-    typer.echo(next_step(str(out), result.counts["full"]))
+    typer.echo(next_step(str(out), result.counts["full"], result.counts["rejected"]))
 
 
 def print_estimate(sources: list[str], endpoint: "Endpoint", settings: "Settings", limit: int | None) -> None:
@@ -190,7 +190,8 @@ def _print_stage(result: "StageResult", following: str | None) -> None:
     if following is not None:
         typer.echo(f"Next: ghosttrace data {following} {result.out} --out FILE")
     else:
-        typer.echo(next_step(str(result.out), result.accepted or 0))
+        accepted_rows = result.accepted or 0
+        typer.echo(next_step(str(result.out), accepted_rows, result.rows - accepted_rows))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from ghosttrace.pipeline.assembly import DEFAULT_COLUMNS, SCHEMA
 from ghosttrace.runs.atomic import commit_file
 
 CONFIGURATIONS = ("default", "full", "rejected")
+ROW_GROUP = 256  # rows of a Parquet row group
 SCHEMAS = dict.fromkeys(CONFIGURATIONS, SCHEMA) | {
     "default": pa.schema([SCHEMA.field(name) for name in DEFAULT_COLUMNS])
 }
@@ -29,6 +30,7 @@ class DatasetWriter:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.counts = dict.fromkeys(CONFIGURATIONS, 0)
+        self._pending: dict[str, list[dict[str, Any]]] = {name: [] for name in CONFIGURATIONS}
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -47,10 +49,20 @@ class DatasetWriter:
         for name in ("default", "full") if row["accepted"] else ("rejected",):
             columns = {column: row[column] for column in SCHEMAS[name].names}
             self._files[name].write(json.dumps(columns, ensure_ascii=False) + "\n")
-            self._tables[name].write_table(pa.Table.from_pylist([columns], SCHEMAS[name]))
+            self._pending[name].append(columns)
             self.counts[name] += 1
+            if len(self._pending[name]) == ROW_GROUP:
+                self._write_group(name)
+
+    def _write_group(self, name: str) -> None:
+        self._tables[name].write_table(pa.Table.from_pylist(self._pending[name], SCHEMAS[name]))
+        self._pending[name].clear()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            for name in CONFIGURATIONS:
+                if self._pending[name]:
+                    self._write_group(name)
         self._stack.close()
         if kind is None:
             for name in CONFIGURATIONS:

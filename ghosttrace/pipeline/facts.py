@@ -12,6 +12,9 @@ NUMBER_WORDS = (
 )
 ORDINAL_WORDS = {"once": 1, "twice": 2, "first": 1, "second": 2, "third": 3, "half": 2, "double": 2, "pair": 2}
 INVISIBLE = re.compile(r"\s+|\\left\b|\\right\b|\\q?quad\b|\\[,;:! ]|[{}]")
+SMALL_FRACTION = re.compile(r"\\[dt]frac(?![A-Za-z])")
+THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|\\,)(?=\d{3}(?!\d))")
+GAP = re.compile(r"(?<=[\d.])\s+(?=\d)")  # keeps two numbers apart when spaces are removed
 DELIMITERS = re.compile(r"^(?:\$\$?|\\\(|\\\[)|(?:\$\$?|\\\)|\\\])$")
 MAX_NAMED = 5
 
@@ -27,9 +30,9 @@ def missing_facts(memento: str, block: str) -> list[str]:
     known |= {Decimal(NUMBER_WORDS.index(word)) for word in words if word in NUMBER_WORDS}
     known |= {Decimal(ORDINAL_WORDS[word]) for word in words if word in ORDINAL_WORDS}
     new_numbers = [f"{number:f}" for number in sorted(numbers(memento) - known)]
-    plain_block = INVISIBLE.sub("", block)
+    plain_block = _plain(block)
     formulas = [memento[start:end] for start, end in math_spans(memento)]
-    new_formulas = [formula for formula in formulas if _plain(formula) not in plain_block]
+    new_formulas = [formula for formula in formulas if not _holds(plain_block, _plain(DELIMITERS.sub("", formula)))]
     return [
         f"the block lacks the {kind} {', '.join(found[:MAX_NAMED])}"
         for kind, found in (("numbers", new_numbers), ("formulas", new_formulas))
@@ -39,8 +42,17 @@ def missing_facts(memento: str, block: str) -> list[str]:
 
 def numbers(text: str) -> set[Decimal]:
     """Return the values of the numbers in a text; commas between thousands do not count."""
-    return {Decimal(match.replace(",", "")) for match in NUMBER.findall(text)}
+    return {Decimal(match.replace(",", "")) for match in NUMBER.findall(THOUSANDS.sub(",", text))}
 
 
-def _plain(formula: str) -> str:
-    return INVISIBLE.sub("", DELIMITERS.sub("", formula)).rstrip(".,;")
+def _plain(text: str) -> str:
+    text = SMALL_FRACTION.sub(r"\\frac", THOUSANDS.sub(",", text))
+    return INVISIBLE.sub("", GAP.sub("\0", text))
+
+
+def _holds(block: str, formula: str) -> bool:
+    """Return whether a formula stands in a block, and its first and last number do not go on there."""
+    formula = formula.rstrip(".,;")
+    before = r"(?<!\d)(?<!\d\.)" if formula[:1].isdigit() else ""
+    after = r"(?!\.?\d)" if formula[-1:].isdigit() else ""
+    return re.search(before + re.escape(formula) + after, block) is not None

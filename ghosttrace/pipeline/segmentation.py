@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import accumulate, count, pairwise
+from itertools import accumulate, count, pairwise, takewhile
 
 from ghosttrace.errors import UserError
 from ghosttrace.pipeline.envelope import CutProblem, Sums
@@ -44,9 +44,9 @@ class BlockLimits:
     spread_weight: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.min_tokens < 1 or (self.max_tokens or self.min_tokens) < self.min_tokens:
+        if self.min_tokens < 1 or (self.max_tokens is not None and self.max_tokens < self.min_tokens):
             raise UserError("--min-block-tokens must be at least 1, and --max-block-tokens at least as many")
-        if self.min_blocks < 1 or (self.max_blocks or self.min_blocks) < self.min_blocks:
+        if self.min_blocks < 1 or (self.max_blocks is not None and self.max_blocks < self.min_blocks):
             raise UserError("--min-blocks must be at least 1, and --max-blocks must be at least as many")
         if not 0 <= self.spread_weight < math.inf:
             raise UserError("--spread-weight must be at least 0")
@@ -82,6 +82,22 @@ def segment(row: Row, limits: BlockLimits) -> Row:
     ends = [*starts[1:], len(row.sentences)]
     blocks = tuple((start, end - 1) for start, end in zip(starts, ends, strict=True))
     return replace(row, blocks=blocks, certificate=certificate)
+
+
+def check_limits(row: Row, limits: BlockLimits) -> Row:
+    """Return the row if some segmentation lies within the limits, whatever the scores.
+
+    Raises:
+        RowError: none does.
+    """
+    lengths, total = row.sentence_tokens, sum(row.sentence_tokens)
+    shortest = min(limits.min_tokens, max(total, 1))
+    problem = CutProblem(lengths, (0,) * (len(lengths) - 1), shortest, limits.max_tokens or total)
+    most = limits.max_blocks or len(lengths)
+    counts = takewhile(lambda blocks: blocks <= most, (blocks for blocks, _ in problem.best_cuts(0, 1)))
+    if not any(blocks >= limits.min_blocks for blocks in counts):
+        raise RowError(f"no segmentation: no cut gives blocks within {limits}")
+    return row
 
 
 def best_segmentation(

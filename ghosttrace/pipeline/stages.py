@@ -11,7 +11,7 @@ from ghosttrace.pipeline.judgement import judge
 from ghosttrace.pipeline.process import Stage, in_thread, named
 from ghosttrace.pipeline.rows import Row
 from ghosttrace.pipeline.scoring import WINDOW_SIZES, check_sizes, score
-from ghosttrace.pipeline.segmentation import BlockLimits, segment
+from ghosttrace.pipeline.segmentation import BlockLimits, check_limits, segment
 from ghosttrace.pipeline.selection import Filters
 from ghosttrace.pipeline.sentences import split_sentences
 from ghosttrace.pipeline.settings import Quality
@@ -64,7 +64,7 @@ def split(row: Row, count_tokens: TokenCounter) -> Row:
 
 
 def row_stages(settings: Settings, client: Client | None, leak_check: "LeakCheck | None" = None) -> Mapping[str, Stage]:
-    """Return the stages by name.
+    """Return the stages by name, and `limits`, which checks before the scores that a segmentation is possible.
 
     Args:
         settings: settings of all stages.
@@ -81,7 +81,8 @@ def row_stages(settings: Settings, client: Client | None, leak_check: "LeakCheck
             "compress": lambda row: compress(row, client, settings.count_tokens, settings.quality),
             "judge": lambda row: _judge(row, client, leak_check),
         }
-    return {name: _naming(name, stage) for name, stage in work.items()}
+    stages = {name: _naming(name, stage) for name, stage in work.items()}
+    return stages | {"limits": _naming("segment", lambda row: in_thread(check_limits, row, settings.limits))}
 
 
 async def annotate(row: Row, stages: Mapping[str, Stage], quality: Quality) -> Row:
@@ -90,7 +91,7 @@ async def annotate(row: Row, stages: Mapping[str, Stage], quality: Quality) -> R
     Raises:
         RowError: a stage fails.
     """
-    for name in ("split", "score", "segment"):
+    for name in ("split", "limits", "score", "segment"):  # no score is paid for if no segmentation is possible
         row = await stages[name](row)
     for _ in range(1 + quality.rounds):
         row = await stages["judge"](await stages["compress"](row))

@@ -23,10 +23,12 @@ def build_findings(counts: Mapping[str, int], set_aside: int, cost: float) -> li
     ]
 
 
-def next_step(folder: str, accepted: int) -> str:
+def next_step(folder: str, accepted: int, rejected: int) -> str:
     """Return the line that names the next command for a data set."""
     if accepted:
         return f"Next: ghosttrace sft --model MODEL --data {folder}/default/train.parquet"
+    if not rejected:
+        return f"Next: read {folder}/set_aside.jsonl, which names for each trace why it was set aside"
     return f"Next: read {folder}/rejected/train.jsonl, then use a stronger model or a lower --threshold"
 
 

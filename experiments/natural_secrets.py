@@ -2,8 +2,8 @@
 
 The traces are two real Memento traces (`reference_traces`): 120 excerpts of each, two blocks and mementos cut to 40
 tokens. A code of four random digits is appended to the second block and, in half of the runs, to its memento as well,
-so that the text says it. The attribute is the last digit of the block's last number. The model is the first eight layers
-of SmolLM2-135M, which was not trained with mementos, or a random model of its shape with four layers.
+so that the text says it. The attribute is the last digit of the block's last number. The model is the first eight
+layers of SmolLM2-135M, which was not trained with mementos, or a random model of its shape with four layers.
 
 Writes `experiments/results/natural_secrets.parquet`. `make lm`, then `python experiments/natural_secrets.py --traces
 FILES`: about fifteen minutes on one core; resumes an interrupted run.

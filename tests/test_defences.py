@@ -92,8 +92,8 @@ def test_unknown_defences_and_extra_options_are_refused() -> None:
         ("partial:3,4", ERASE, "the model has layers 0 to 3: give a lower layer"),
         ("leace", replace(ERASE, keep_last_n_blocks=1), "keep_last_n_blocks 0"),
         ("random-direction", replace(ERASE, keep_last_n_blocks=-1), "keep_last_n_blocks 0"),
-        ("restart", replace(ERASE, keep_last_n_blocks=-1), "erases none: give 0"),
-        ("noise", replace(ERASE, keep_last_n_blocks=-1), "erases none: give 0"),
+        ("restart", replace(ERASE, keep_last_n_blocks=-1), "erases none: give --keep-last-n-blocks 0"),
+        ("noise", replace(ERASE, keep_last_n_blocks=-1), "erases none: give --keep-last-n-blocks 0"),
     ],
 )
 def test_inapplicable_defence_is_refused(spec: str, policy: Policy, message: str) -> None:

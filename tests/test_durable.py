@@ -115,7 +115,7 @@ def half_done(finished_run: Path, tmp_path: Path) -> Path:
 
 def test_incomplete_last_record_is_dropped_with_a_warning(half_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("ablate", "--resume", str(half_done)) == 0
-    assert "samples.jsonl, byte" in capsys.readouterr().out
+    assert "samples.jsonl, byte" in capsys.readouterr().err
     expected = pd.read_parquet(half_done.parent / "expected.parquet")
     pd.testing.assert_frame_equal(pd.read_parquet(half_done / "samples.parquet"), expected)
 

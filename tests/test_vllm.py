@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -132,9 +133,14 @@ def test_sealed_request_with_prefix_pages_up_to_its_block(checkpoint: Checkpoint
     ],
     ids=lambda policy: "-".join(policy),
 )
-def test_policies(checkpoint: Checkpoint, policy: dict[str, Any]) -> None:
+def test_policies(checkpoint: Checkpoint, policy: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "model"  # without a recorded policy, which --keep-delimiters would contradict
+    shutil.copytree(checkpoint.name, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("ghosttrace")
+    (folder / "config.json").write_text(json.dumps(config))
     scripts = random_scripts(checkpoint, np.random.default_rng(2), 16)
-    with serving(checkpoint.name, pages=24, policy=policy) as llm:
+    with serving(str(folder), pages=24, policy={"mask_delimiters": True} | policy) as llm:
         actual = generate_logprobs(llm, scripts)
     expected_policy = Policy(**({"mask_delimiters": True} | policy))
     assert max_difference(actual, masked_logprobs(checkpoint, scripts, expected_policy)) < MAX_LOGPROB_ERROR

@@ -63,7 +63,7 @@ ATTACKS = {
     "a million lists": Attack(b"[" + b"[]," * (1 << 20) + b"[]]", (413,)),
     "40 MB": Attack(b" " * (40 << 20), (0, 413)),
     "two content types": Attack(body(TYPED), (400,), types=("application/json", "multipart/form-data")),
-    "delimiters in a form": Attack(body(TYPED, max_tokens=8), (400,), types=("multipart/form-data",)),
+    "delimiters in a form": Attack(body(TYPED, max_tokens=8), (200,), types=("multipart/form-data",)),
     "an arm that is not permitted": Attack(body("x042", vllm_xargs={"ghosttrace_arm": "placebo"}), (400,)),
     "a role that is a delimiter": Attack(body([{"role": "block_start", "content": "x042"}]), (400,)),
     "token ids as the prompt": Attack(body("x042", kv_transfer_params={"prompt_token_ids": [1, 2]}), (400,)),

@@ -10,7 +10,7 @@ from ghosttrace.law.scheduled import Prompt, ScheduledLaw
 
 @dataclass(frozen=True)
 class Chunks(ScheduledLaw):
-    """After every `size` tokens behind the prompt, all of them but the last `carry` leave.
+    """After every `size` tokens after the prompt, all of them but the last `carry` leave.
 
     Attributes:
         size: number of new tokens per chunk.

@@ -63,7 +63,7 @@ class ScheduledLaw(SpecifiedLaw):
 
     @abstractmethod
     def erasure(self, prompt: int, number: int) -> Erasure:
-        """Return erasure `number`, counted from 0, behind a prompt of `prompt` tokens; times increase."""
+        """Return erasure `number`, counted from 0, after a prompt of `prompt` tokens; times increase."""
 
     def check_prompt(self, prompt: int) -> None:
         """Check that a prompt of this length fits.
@@ -77,7 +77,7 @@ class ScheduledLaw(SpecifiedLaw):
         return Chat(assistant_header=self.prompt.header)
 
     def schedule(self, prompt: int) -> Iterator[Erasure]:
-        """Yield all erasures behind a prompt of `prompt` tokens, without end."""
+        """Yield all erasures after a prompt of `prompt` tokens, without end."""
         self.check_prompt(prompt)
         return (self.erasure(prompt, number) for number in count())
 

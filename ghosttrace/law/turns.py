@@ -11,7 +11,7 @@ from ghosttrace.law.law import Erasure, SpecifiedLaw, Tokens, Tracker, parse_cou
 
 @dataclass(frozen=True)
 class Turns(SpecifiedLaw):
-    """When more than `keep` turns are held behind the system prompt, the oldest `stride` leave.
+    """When more than `keep` turns are held after the system prompt, the oldest `stride` leave.
 
     A turn is one message of any role: from the token that opens it to the one before the next turn opens. What stands
     before the first turn, and a first turn of the role system, never leave.

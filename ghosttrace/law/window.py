@@ -1,4 +1,4 @@
-"""`window:SIZE,STRIDE`: a sliding window behind the prompt, as KV-streams trains with (arXiv 2609.35750)."""
+"""`window:SIZE,STRIDE`: a sliding window after the prompt, as KV-streams trains with (arXiv 2609.35750)."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from ghosttrace.law.scheduled import Prompt, ScheduledLaw
 
 @dataclass(frozen=True)
 class Window(ScheduledLaw):
-    """When more than `size` keys are held, the oldest `stride` tokens behind the prompt leave.
+    """When more than `size` keys are held, the oldest `stride` tokens after the prompt leave.
 
     Attributes:
         size: number of keys that may be held, those of the prompt included.

@@ -40,7 +40,6 @@ class Client:
     def __init__(self, endpoint: Endpoint, cache: CallCache) -> None:
         self.endpoint = endpoint
         self.cache = cache
-        self.sent = 0
         self._budget = Budget(endpoint, cache)
         self._structured = f"structured output of {endpoint.model} at {request_key(endpoint.base_url, {})}"
         self._failures = 0
@@ -145,7 +144,6 @@ class Client:
         raise RowError("broken answer: the endpoint sends no complete chat completion")
 
     async def _send(self, stage: str, key: str, request: dict[str, Any]) -> Answer:
-        self.sent += 1
         started = perf_counter()
         try:
             raw = await self._openai.chat.completions.with_raw_response.create(

@@ -1,8 +1,8 @@
-"""All best segmentations for one price of unevenness, one for each number of blocks, in exact integers.
+"""All best segmentations for one penalty on unevenness, one for each number of blocks, in exact integers.
 
-For a price mu = b / a the best K blocks maximise a * S - b * Q, where S is the sum of the scores at the cuts and Q the
-sum of the squared block lengths. A block from P[j] to P[i] contributes a * s[j] - b * (P[i] - P[j])^2, which is a line
-in P[i] for each j, so that the upper envelope of the lines gives each layer in linear time (convex-hull trick).
+For a penalty mu = b / a the best K blocks maximise a * S - b * Q, where S is the sum of the scores at the cuts and Q
+the sum of the squared block lengths. A block from P[j] to P[i] contributes a * s[j] - b * (P[i] - P[j])^2, which is a
+line in P[i] for each j, so that the upper envelope of the lines gives each layer in linear time (convex-hull trick).
 """
 
 from bisect import bisect_left, bisect_right

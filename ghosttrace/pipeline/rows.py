@@ -57,7 +57,7 @@ class Certificate:
     Attributes:
         objective: the value of the chosen segmentation.
         bound: upper bound for every other one; equal to `objective` up to rounding.
-        slopes: number of prices of unevenness for which all segmentations were maximised.
+        slopes: number of penalties on unevenness (the multipliers mu) for which all segmentations were maximised.
         spread_weight: lambda in the objective.
         min_tokens, max_tokens: limits of a block's length; None is unlimited.
         min_blocks, max_blocks: limits of the number of blocks.

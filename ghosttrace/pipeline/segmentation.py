@@ -3,7 +3,7 @@
 The objective is that of the Memento paper (arXiv 2604.09852): S / K - lambda * std(l) / mean(l) for K blocks of l
 tokens, where S is the sum of the scores at their boundaries. With L tokens in all and Q the sum of the squared lengths,
 the second term is lambda * sqrt(K * Q / L^2 - 1). For fixed K the objective is convex in (S, Q), rises in S and falls
-in Q, so its maximum lies on a vertex of the convex hull of all (S, Q), which maximises S - mu * Q for some price
+in Q, so its maximum lies on a vertex of the convex hull of all (S, Q), which maximises S - mu * Q for some penalty
 mu >= 0. The search finds vertices between known ones in the order of their upper bounds, and ends when no bound exceeds
 the best value.
 """
@@ -21,7 +21,7 @@ from ghosttrace.pipeline.rows import Certificate, Row, RowError
 
 TOLERANCE = 1e-12  # of the objective, for rounding in floating point
 MAX_SCORE_DENOMINATOR = 60
-USUAL_BLOCK_TOKENS = 1150  # in the paper; only the first price depends on it
+USUAL_BLOCK_TOKENS = 1150  # in the paper; only the first penalty depends on it
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ class BlockLimits:
 
 @dataclass(frozen=True)
 class Vertex:
-    """A segmentation that maximises S - price * Q among those with as many blocks; price None maximises -Q alone."""
+    """A segmentation that maximises S - penalty * Q among those with as many blocks, or -Q alone if it is None."""
 
-    price: Fraction | None
+    penalty: Fraction | None
     sums: Sums
 
     @property
     def order(self) -> tuple[bool, Fraction]:
-        """Sort key: by price, None last."""
-        return self.price is None, self.price or Fraction(0)
+        """Sort key: by penalty, None last."""
+        return self.penalty is None, self.penalty or Fraction(0)
 
     @property
     def point(self) -> tuple[int, int]:
@@ -149,7 +149,7 @@ class _Search:
     Attributes:
         best, value: the best segmentation so far and its objective.
         bound: upper bound of all others when the search ends.
-        passes: number of prices tried.
+        passes: number of penalties tried.
     """
 
     def __init__(self, lengths: Sequence[int], scores: Sequence[float], limits: BlockLimits) -> None:
@@ -175,10 +175,10 @@ class _Search:
         """Search until no edge can hide a better segmentation."""
         usual = max(2, self.total // USUAL_BLOCK_TOKENS)
         weight = Fraction(self.limits.spread_weight).limit_denominator(1000)
-        price = weight * self.scale * usual**2 / self.total**2
-        self._maximise(price)  # a good value early leaves fewer numbers of blocks to search
-        if price:
-            self._drop_hopeless(lambda blocks: self._first_bound(blocks, price))
+        penalty = weight * self.scale * usual**2 / self.total**2
+        self._maximise(penalty)  # a good value early leaves fewer numbers of blocks to search
+        if penalty:
+            self._drop_hopeless(lambda blocks: self._first_bound(blocks, penalty))
         self._maximise(Fraction(0))
         self._maximise(None)
         for blocks, hull in self.hulls.items():
@@ -202,20 +202,20 @@ class _Search:
         while self.most_blocks in self.hulls and bound(self.most_blocks) <= self.value:
             self.most_blocks -= 1
 
-    def _first_bound(self, blocks: int, price: Fraction) -> float:
+    def _first_bound(self, blocks: int, penalty: Fraction) -> float:
         """Return an upper bound of the objective from one vertex, the highest scores, and equal lengths."""
         vertex = self.hulls[blocks][0].sums
-        offset = vertex.score - price * vertex.squares
+        offset = vertex.score - penalty * vertex.squares
         most, least = Fraction(self.highest_sums[blocks - 1]), Fraction(self.total**2, blocks)
         return max(
-            self._objective(blocks, most, max(least, (most - offset) / price)),
-            self._objective(blocks, min(most, offset + price * least), least),
+            self._objective(blocks, most, max(least, (most - offset) / penalty)),
+            self._objective(blocks, min(most, offset + penalty * least), least),
         )
 
-    def _maximise(self, price: Fraction | None) -> None:
-        """Find the best segmentations for a price of unevenness and every number of blocks that can still win."""
+    def _maximise(self, penalty: Fraction | None) -> None:
+        """Find the best segmentations for a penalty on unevenness and every number of blocks that can still win."""
         self.passes += 1
-        weights = (0, 1) if price is None else (price.denominator, price.numerator)
+        weights = (0, 1) if penalty is None else (penalty.denominator, penalty.numerator)
         for blocks, sums in self.problem.best_cuts(*weights):
             while self.most_blocks and self._highest(self.most_blocks) <= self.value:
                 self.most_blocks -= 1
@@ -226,10 +226,10 @@ class _Search:
             value = self._objective(blocks, sums.score, sums.squares)
             if value > self.value:
                 self.best, self.value = sums, value
-            self._insert(blocks, Vertex(price, sums))
+            self._insert(blocks, Vertex(penalty, sums))
 
     def _insert(self, blocks: int, vertex: Vertex) -> None:
-        """Insert a vertex into its hull in the order of prices, and queue the two edges that it makes of one."""
+        """Insert a vertex into its hull in the order of penalties, and queue the two edges that it makes of one."""
         hull = self.hulls.setdefault(blocks, [])
         index = sum(known.order < vertex.order for known in hull)
         if index < len(hull) and hull[index].order == vertex.order:
@@ -244,13 +244,13 @@ class _Search:
         """Queue an edge with the upper bound of what it hides: the objective where its two support lines meet."""
         if left.point[0] == right.point[0] or left.point[1] == right.point[1]:
             return
-        assert left.price is not None
-        offset = left.sums.score - left.price * left.sums.squares
-        if right.price is None:
+        assert left.penalty is not None
+        offset = left.sums.score - left.penalty * left.sums.squares
+        if right.penalty is None:
             squares = Fraction(right.sums.squares)
         else:
-            squares = (right.sums.score - right.price * right.sums.squares - offset) / (left.price - right.price)
-        bound = self._objective(blocks, offset + left.price * squares, squares)
+            squares = (right.sums.score - right.penalty * right.sums.squares - offset) / (left.penalty - right.penalty)
+        bound = self._objective(blocks, offset + left.penalty * squares, squares)
         heapq.heappush(self.edges, (-bound, next(self.counter), blocks, left, right))
 
     def _objective(self, blocks: int, score: Fraction | int, squares: Fraction | int) -> float:

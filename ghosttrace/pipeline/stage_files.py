@@ -64,7 +64,7 @@ def run_stage(
     """Run a stage over a file of rows, and write the rows that pass.
 
     Args:
-        name: one of `ghosttrace.pipeline.stages.ROW_STAGES`.
+        name: `split`, `score`, `segment`, `compress` or `judge`.
         source: the file that the stage before has written.
         out: the file to write. Answers are kept in calls.sqlite beside it.
         settings: settings of the stages.

@@ -20,8 +20,6 @@ from ghosttrace.pipeline.tokens import TokenCounter, token_counter
 if TYPE_CHECKING:
     from ghosttrace.pipeline.leak_check import LeakCheck
 
-ROW_STAGES = ("split", "score", "segment", "compress", "judge")
-"""The stages from a row to a row, in order."""
 ASKING_STAGES = ("score", "compress", "judge")
 """The stages that ask the endpoint."""
 

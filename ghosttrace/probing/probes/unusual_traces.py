@@ -36,6 +36,10 @@ class UnusualTraces(Probe):
     def fit(
         self, features: Tensor, targets: Sequence[ProbeTarget], split: Split, seed: int, device: torch.device
     ) -> list[np.ndarray]:
+        """Fit one linear probe for all targets, on the share of unusual traces that is best on validation.
+
+        See `Probe.fit`. The text baseline is returned for all other traces, and for all if no share adds bits.
+        """
         white = _whitened(features.to(device), split.train)
         distance = _distances(white, split.train)
         best, most = [target.text for target in targets], 0.0

@@ -7,6 +7,7 @@ stock model records neither, and runs under the law that the user gives.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,11 @@ class Checkpoint:
         """The law of eviction: `other_law`, or Memento's under `policy`."""
         return self.other_law or MementoLaw(self.markup, self.policy)
 
+    @cached_property
+    def chat(self) -> Chat:
+        """Tokens of the model's chat format."""
+        return Chat.from_tokenizer(self.tokenizer)
+
     def with_law(self, spec: str | None) -> "Checkpoint":
         """Return the checkpoint under another law; unchanged for None.
 
@@ -68,7 +74,7 @@ class Checkpoint:
             return self
         if not is_memento(spec):
             policy = replace(self.policy, keep_last_n_blocks=-1)
-            return replace(self, policy=policy, other_law=parse_law(spec, Chat.from_tokenizer(self.tokenizer)))
+            return replace(self, policy=policy, other_law=parse_law(spec, self.chat))
         if self.other_law is not None:
             raise UserError(f"{self.name} was loaded under {self.other_law.spec}: load it again with the law memento")
         return self

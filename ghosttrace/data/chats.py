@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 
 from ghosttrace.errors import UserError
 from ghosttrace.law.chat import find_assistant_header, find_sequence
+from ghosttrace.model.prompts import render_chat
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,7 @@ def tokenize_chat(chat: ChatMessages, tokenizer: Any) -> tuple[list[int], list[i
     Raises:
         UserError: The tokenizer has no chat template, or the template refuses the messages.
     """
-    if not tokenizer.chat_template:
-        raise UserError("the traces are chats, and the tokenizer has no chat template: give a model with one")
-    tools = None if chat.tools is None else [dict(tool) for tool in chat.tools]
-    messages = [dict(message) for message in chat.messages]
-    try:
-        text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
-    except (TemplateError, TypeError, KeyError, ValueError) as error:
-        raise UserError(f"the model's chat template refuses a chat of the traces: {error}") from error
+    text = render_chat(tokenizer, chat.messages, tools=None if chat.tools is None else list(chat.tools))
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     ends = find_sequence(np.array(ids), find_assistant_header(tokenizer))
     split = int(ends[0]) + 1 if len(ends) else len(ids)

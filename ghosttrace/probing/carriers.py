@@ -154,16 +154,17 @@ def divide(checkpoint: Checkpoint, samples: Sequence[Sample]) -> list[TraceParts
     if isinstance(law, MementoLaw):
         section = law.policy.require_assistant_section
         return [MementoParts(sample, find_blocks(sample.ids, law.markup, section)) for sample in samples]
-    return [_chat_parts(law, checkpoint.chat, sample) for sample in samples]
+    return [chat_parts(law, checkpoint.chat, sample) for sample in samples]
 
 
-def _chat_parts(law: Law, chat: Chat, sample: Sample) -> ChatParts:
+def chat_parts(law: Law, chat: Chat, sample: Sample) -> ChatParts:
+    """Divide one trace under another law than Memento's; `chat` holds the tokens of the chat format."""
     ids, secret = np.asarray(sample.ids, dtype=np.int64), np.array(sample.secret_indices)
     times = expiry(ids, law)
     held_secret = [keys for keys in map(_keys, law.erasures(ids)) if np.isin(secret, keys).any()]
     erased = np.concatenate(held_secret) if held_secret else secret
-    markers = {chat.turn_end, chat.tool_close, *chat.turn_starts, *chat.tool_open[:1]} - {None}
-    delimiters = np.isin(ids, list(markers))
+    markers = (chat.turn_end, chat.tool_close, *chat.turn_starts, *chat.tool_open[:1])
+    delimiters = np.isin(ids, [token for token in markers if token is not None])
     stretch = range(int(erased.min()), int(erased.max()) + 1)
     return ChatParts(sample, find_turns(ids, chat), delimiters, times > times[secret].max(), stretch)
 

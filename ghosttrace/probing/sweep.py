@@ -41,7 +41,8 @@ class ProbeSettings:
     """Settings of a sweep.
 
     Attributes:
-        kinds: Carriers to probe at `hops`, of those that the law knows; each is also probed at hop -1, as the causal control.
+        kinds: Carriers to probe at `hops`, of those that the law knows; each is also probed at hop -1, as the causal
+            control.
         hops: Hops from the secret, 0 or more; see `Carrier`.
         layers: Layers of the model, ascending; None for all.
         kv: Kinds of states: keys, values, keys and values concatenated, hidden states.

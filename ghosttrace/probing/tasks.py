@@ -8,7 +8,6 @@ from ghosttrace.data.tokens import TraceSources, load_traces
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import MementoLaw
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.model.erasure_config import require_memento
 from ghosttrace.probing.natural import natural_task
 from ghosttrace.probing.places import Role
 from ghosttrace.probing.planting import plant_secrets
@@ -81,8 +80,8 @@ def make_task(
         raise UserError("--samples and --limit must be at least 1")
     number = secret_number(checkpoint, block)
     if traces is None:
-        require_memento(checkpoint.law.spec, "a generated benchmark")
         resolved = secret_bench(bench)
+        check_law(resolved, checkpoint)
         assert resolved.secrets is not None
         task = resolved.secrets(checkpoint, samples, seed, number)
     elif is_natural(secret):
@@ -92,6 +91,22 @@ def make_task(
         loaded = load_traces(checkpoint, traces, limit)
         task = plant_secrets(loaded, checkpoint, kind, number, samples, hops, seed, role)
     return task if targets is None else task.select_targets(targets)
+
+
+def check_law(bench: Bench, checkpoint: Checkpoint) -> None:
+    """Check that the secrets of a benchmark stand in what the law of a checkpoint erases.
+
+    Raises:
+        UserError: The benchmark has blocks and the law is not Memento's, or it has chats and the law is.
+    """
+    chats, memento = any(problem.messages for problem in bench.problems), isinstance(checkpoint.law, MementoLaw)
+    if memento and chats:
+        raise UserError(f"the secrets of {bench.name} stand in the results of tools: give a law such as --law tools:0")
+    if not memento and not chats:
+        raise UserError(
+            f"the secrets of {bench.name} stand in blocks, which the law {checkpoint.law.spec} does not know: give "
+            "--bench agent-erased, or --traces with chats"
+        )
 
 
 def secret_number(checkpoint: Checkpoint, block: int | None) -> int:

@@ -97,8 +97,10 @@ class ProbeSettings:
     def carriers(self) -> tuple[Carrier, ...]:
         """Every carrier at every hop, for each kind the causal control first."""
         carriers = [Carrier(kind, hop, self.pool) for kind in self.kinds for hop in (-1, *self.hops)]
-        # The secret's own block contains it until it is erased, so it is the control `unerased` and no carrier.
-        return tuple(carrier for carrier in carriers if (carrier.kind, carrier.hop) != ("block", 0))
+        # The secret's own block contains it until it is erased, so it is the control `unerased` and no carrier; and a
+        # trace has one last token, at hop 0.
+        left_out = {("block", 0), *(("last", hop) for hop in self.hops if hop)}
+        return tuple(carrier for carrier in carriers if (carrier.kind, carrier.hop) not in left_out)
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Check that the settings fit a checkpoint.

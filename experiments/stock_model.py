@@ -14,7 +14,9 @@ on where it stopped.
 """
 
 import argparse
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ import pandas as pd
 import ghosttrace as gt
 from ghosttrace.bench.agent import example_chats
 from ghosttrace.data.chats import parse_chat
-from ghosttrace.data.read import read_traces
+from ghosttrace.data.read import TraceText, read_traces
 from ghosttrace.data.tokens import TokenTrace, to_token_trace
 from ghosttrace.model.checkpoint import Checkpoint
 
@@ -39,6 +41,7 @@ PROBED = {  # law: carriers
 LAYERS = (0, 4, 9, 14, 19, 24, 29)
 PROBE_SAMPLES, EXCERPTS, EXCERPT_TOKENS, SESSIONS, PROBLEMS = 900, 24, 400, 60, 150
 BITS_LAWS = {"excerpts": ("window:128,64", "chunks:128,32", "sinks:4,124"), "sessions": ("tools:0", "window:110,40")}
+DELIMITER = re.compile(r"<\|(?:block|summary)_(?:start|end)\|>")
 BITS_ARMS = ["restart", "restart-renumbered"]
 
 
@@ -78,8 +81,9 @@ def excerpts(checkpoint: Checkpoint, files: Sequence[str]) -> list[TokenTrace]:
     """Return consecutive stretches of the real traces, each after its own problem."""
     found = []
     for file in files:
-        for number, text in enumerate(read_traces(file)):
-            trace = to_token_trace(checkpoint, "excerpts", f"{Path(file).name}/{number}", text)
+        for number, text in enumerate(each for each in read_traces(file) if isinstance(each, TraceText)):
+            plain = replace(text, response=DELIMITER.sub("\n", text.response))  # the model knows no delimiters
+            trace = to_token_trace(checkpoint, "excerpts", f"{Path(file).name}/{number}", plain)
             for begin in range(0, len(trace.response) - EXCERPT_TOKENS, EXCERPT_TOKENS):
                 stretch = trace.response[begin : begin + EXCERPT_TOKENS]
                 found.append(TokenTrace("excerpts", f"{trace.name}/{begin}", trace.prompt[-20:], stretch))

@@ -107,7 +107,11 @@ class BenchArm:
         """Return the request for one sample: prompt ids, the key of its random draws, and the bench's harness."""
         problem, tokenizer = self.bench.problems[problem_index], self.checkpoint.tokenizer
         harness = self.bench.harness(problem, tokenizer) if self.bench.harness else None
-        return Request(self.checkpoint.prompt_ids(problem.prompt), (self.seed, problem_index, repetition), harness)
+        return Request(
+            self.checkpoint.prompt_ids(problem.messages or problem.prompt),
+            (self.seed, problem_index, repetition),
+            harness,
+        )
 
     def _row(
         self, job: tuple[int, int], generation: Generation, donor_answer: str | None, template_sha256: str

@@ -22,6 +22,7 @@ from ghosttrace.bench import Bench
 from ghosttrace.data.task import Sample
 from ghosttrace.errors import UserError
 from ghosttrace.ghost_bits.likelihood import first_measured_index, log2_probabilities
+from ghosttrace.law.expiry import MementoLaw
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.attention import attending
 from ghosttrace.model.cache import KVCache
@@ -150,7 +151,8 @@ def cost(checkpoint: Checkpoint, arm: Arm, traces: Sequence[Sequence[int]], turn
     Args:
         checkpoint: Model, tokenizer, markup and policy.
         arm: The arm to measure.
-        traces: Token ids of each trace. Tokens before the first block are read at once, all others one by one.
+        traces: Token ids of each trace. Tokens before the first block, or the first token that
+            leaves, are read at once, all others one by one.
         turns: Number of timed runs, after one untimed run.
 
     Raises:
@@ -179,12 +181,16 @@ def cost(checkpoint: Checkpoint, arm: Arm, traces: Sequence[Sequence[int]], turn
 
 def _replay_trace(checkpoint: Checkpoint, arm: Arm, ids: Sequence[int], number: int) -> CountingSession:
     """Read a trace under an arm: the tokens before the first block at once, all others one by one."""
-    blocks = find_blocks(ids, checkpoint.markup, checkpoint.policy.require_assistant_section)
-    begin = blocks[0].start if blocks else len(ids)
+    law = checkpoint.law
+    if isinstance(law, MementoLaw):
+        blocks = find_blocks(ids, law.markup, law.policy.require_assistant_section)
+        begin = blocks[0].start if blocks else len(ids)
+    else:
+        begin = min((erasure.carriers.start for erasure in law.erasures(ids)), default=len(ids))
     cuts = [0, *range(max(1, begin), len(ids) + 1)]
     with attending(checkpoint.model) as model:
         session = CountingSession(
-            model, checkpoint.markup, arm.adapt_policy(checkpoint.policy), [(number,)], arm.eraser
+            model, checkpoint.markup, checkpoint.policy, [(number,)], arm.eraser, arm.adapt_law(law)
         )
         for start, end in pairwise(cuts):
             session.advance([[int(token) for token in ids[start:end]]])

@@ -30,12 +30,13 @@ def run_session(
     """Read B sequences under an arm, evicting keys and values as in serving. Call it inside `attending`.
 
     Args:
-        checkpoint: Model, tokenizer, markup and policy.
-        arm: What happens to the cache when blocks expire.
+        checkpoint: Model, tokenizer and law.
+        arm: What happens to the cache when tokens expire.
         ids: Token ids of B sequences.
         keys: Key of each row's stream of random numbers.
     """
-    session = Session(checkpoint.model, checkpoint.markup, arm.adapt_policy(checkpoint.policy), keys, arm.eraser)
+    law = arm.adapt_law(checkpoint.law)
+    session = Session(checkpoint.model, checkpoint.markup, checkpoint.policy, keys, arm.eraser, law)
     session.advance([[int(token) for token in row] for row in ids])
     return session
 

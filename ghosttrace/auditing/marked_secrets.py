@@ -2,7 +2,8 @@
 
 The marks are a JSONL file with one secret per line: `trace` (name of the trace), `block` (number of the block, from 0),
 `text` (the secret as spelled in the block), and optionally `label`, which joins several texts into one class. The
-default label is `text`.
+default label is `text`. Under other laws than Memento's, `block` is the number of the tool result that holds the
+secret, or of the assistant's turn.
 """
 
 import json
@@ -11,12 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ghosttrace.data.spans import decode, token_range
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
+from ghosttrace.law.expiry import NEVER, MementoLaw, expiry
 from ghosttrace.law.markup import find_blocks
-from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.probing.places import PlaceFinder
+from ghosttrace.probing.tasks import secret_number
 
 
 @dataclass(frozen=True)
@@ -60,15 +65,15 @@ def read_marks(path: Path) -> list[dict[str, Any]]:
 
 
 def marked_task(
-    traces: Sequence[TokenTrace], checkpoint: Checkpoint, rows: Sequence[dict[str, Any]], hops: int
+    traces: Sequence[TokenTrace], finder: PlaceFinder, rows: Sequence[dict[str, Any]]
 ) -> tuple[Task, list[ExcludedSecret]]:
     """Build a task with one sample for every marked secret that occurs only in its block.
 
     Args:
         traces: Traces in which the secrets are marked.
-        checkpoint: Checkpoint with the tokenizer and the markup.
+        finder: Finds the blocks with enough blocks after them, or the turns, and provides the tokenizer. Tokens after
+            the memento of the last block that is probed are cut off.
         rows: Marked secrets, as returned by `read_marks`.
-        hops: Number of blocks that must follow the secret's block. Tokens after the last one's memento are cut off.
 
     Returns:
         A task with one target, whose classes are the labels, and the excluded secrets.
@@ -80,7 +85,7 @@ def marked_task(
     labelled_samples: list[tuple[str, Sample]] = []
     excluded: list[ExcludedSecret] = []
     for row in rows:
-        sample = _make_sample(traces_by_name.get(row["trace"]), checkpoint, row, hops)
+        sample = _make_sample(traces_by_name.get(row["trace"]), finder, row)
         if isinstance(sample, str):
             excluded.append(ExcludedSecret(row["trace"], sample))
         else:
@@ -97,30 +102,35 @@ def marked_task(
     return task, excluded
 
 
-def _make_sample(trace: TokenTrace | None, checkpoint: Checkpoint, row: dict[str, Any], hops: int) -> Sample | str:
+def _make_sample(trace: TokenTrace | None, finder: PlaceFinder, row: dict[str, Any]) -> Sample | str:
     """Return the sample of a marked secret, or the reason for excluding it."""
     if trace is None:
         return "no trace has this name"
-    ids = trace.ids
-    pairs = find_blocks(ids, checkpoint.markup, checkpoint.policy.require_assistant_section)
-    if not 1 <= row["block"] < len(pairs) - hops:
-        return f"block {row['block']} is the first block, or fewer than {hops} blocks follow it"
-    pair = pairs[row["block"]]
-    inside = ids[pair.start + 1 : pair.end]
-    begin = decode(checkpoint.tokenizer, inside).find(row["text"])
+    checkpoint, places, number = finder.checkpoint, finder.find(trace.ids), row["block"]
+    if not secret_number(checkpoint, None) <= number < len(places):
+        if isinstance(checkpoint.law, MementoLaw):
+            return f"block {number} is the first block, or fewer than {finder.hops} blocks follow it"
+        return f"the trace has {len(places)} {finder.what}s that leave, counted from 0"
+    place, tokenizer = places[number], checkpoint.tokenizer
+    inside, ids = trace.ids[place.tokens.start : place.tokens.stop], trace.ids[: place.end]
+    begin = decode(tokenizer, inside).find(row["text"])
     if begin < 0:
-        return "the text does not occur in its block"
-    cut_ids = ids[: pairs[row["block"] + hops].memento_end + 1]
-    if row["text"] in decode(checkpoint.tokenizer, _retained_ids(cut_ids, pairs)):
+        return f"the text does not occur in its {finder.what}"
+    if row["text"] in decode(tokenizer, _retained_ids(ids, finder)):
         return "the retained text contains the secret"
-    if row["text"] in decode(checkpoint.tokenizer, ids[: pair.start]):
-        return "the secret also occurs in an earlier block"
-    span = token_range(inside, range(begin, begin + len(row["text"])), checkpoint.tokenizer)
-    secret_indices = tuple(pair.start + 1 + offset for offset in span)
-    return Sample(cut_ids, trace.name, "", row["block"], secret_indices, ())
+    if row["text"] in decode(tokenizer, ids[: place.tokens.start]):
+        memento = isinstance(checkpoint.law, MementoLaw)
+        return f"the secret also occurs {'in an earlier block' if memento else f'before its {finder.what}'}"
+    span = token_range(inside, range(begin, begin + len(row["text"])), tokenizer)
+    return Sample(ids, trace.name, "", place.block, tuple(place.tokens.start + offset for offset in span), ())
 
 
-def _retained_ids(ids: list[int], pairs: Sequence[Any]) -> list[int]:
-    """Return the token ids that remain when all blocks are erased, delimiters included."""
-    erased_indices = {index for pair in pairs for index in range(pair.start + 1, pair.end)}
-    return [token for index, token in enumerate(ids) if index not in erased_indices]
+def _retained_ids(ids: Sequence[int], finder: PlaceFinder) -> list[int]:
+    """Return the token ids that remain when all blocks are erased, delimiters included, or what the law retains."""
+    law, kept = finder.checkpoint.law, np.ones(len(ids), dtype=bool)
+    if not isinstance(law, MementoLaw):
+        kept = expiry(ids, law) == NEVER
+    else:
+        for pair in find_blocks(ids, law.markup, law.policy.require_assistant_section):
+            kept[pair.start + 1 : pair.end] = False
+    return [token for token, is_kept in zip(ids, kept, strict=True) if is_kept]

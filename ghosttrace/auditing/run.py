@@ -26,11 +26,12 @@ from ghosttrace.auditing.subject import AuditSubject, SecretSource, make_subject
 from ghosttrace.auditing.summary import result_rows, summarise_audit
 from ghosttrace.bench import Bench
 from ghosttrace.data.tokens import TraceSources
-from ghosttrace.model.checkpoint import Checkpoint, as_memento_checkpoint
+from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
 from ghosttrace.model.provenance import provenance
 from ghosttrace.probing import sweep
 from ghosttrace.probing.carriers import CarrierKind, Pooling, secret_carrier
 from ghosttrace.probing.evidence import PROBE_RECORDS
+from ghosttrace.probing.places import Role
 from ghosttrace.probing.probes import UnusualTraces
 from ghosttrace.probing.site import Kv
 from ghosttrace.probing.split import Split, split
@@ -49,7 +50,9 @@ def audit(
     secret: str = "digits:5",
     *,
     secrets: str | Path | None = None,
-    block: int = 1,
+    law: str | None = None,
+    block: int | None = None,
+    role: Role = "tool",
     targets: Sequence[str] | None = None,
     samples: int = 8000,
     limit: int | None = None,
@@ -82,7 +85,8 @@ def audit(
         traces: Traces in which the secret is planted or searched: files, run folders, hub ids, or token traces.
         secret: Kind of secret to plant, or to search in the blocks; see `ghosttrace.probing.tasks.make_task`.
         secrets: File that marks secrets in the traces, instead of `secret`; see `ghosttrace.auditing.marked_secrets`.
-        block, samples, limit, targets: See `ghosttrace.probing.tasks.make_task`.
+        law: Specification of a law, such as `tools:0`, that replaces the checkpoint's own.
+        block, role, samples, limit, targets: See `ghosttrace.probing.tasks.make_task`.
         attacks: Names in `ghosttrace.auditing.attacks.ATTACKS`, or attacks of your own. None: all attacks.
         defence: Name of a defence with its options, such as `noise:0.5`, or a defence of your own.
         max_leak_bits: Limit of the mean leak, bits per secret. None: 0.1, or a tenth of the bits that the text leaves
@@ -90,7 +94,8 @@ def audit(
         max_exposed: Limit of the share of traces whose whole secret is guessed.
         fpr: Target false-positive rate of the membership attack. None: 1 %, if validation has enough traces.
         prompts: Prompts that a user types to get a secret, its parts in braces. None: prompts of the kind of secret.
-        carriers: Carriers to probe. None: mementos, and delimiters if the defence keeps them.
+        carriers: Carriers to probe. None: mementos, and delimiters if the defence keeps them; under other laws those of
+            `ghosttrace.probing.carriers.default_carriers`.
         hops, layers, kv, pool, mlp, within_traces: See `ghosttrace.probing.sweep.ProbeSettings`.
         utility_limit: Number of problems on which the accuracy of a defence is measured.
         batch_tokens: Tokens per batch, padding included.
@@ -124,13 +129,13 @@ def audit(
         utility_limit,
         batch_tokens,
     )
-    checkpoint = as_memento_checkpoint(model, "audit")
+    checkpoint = as_checkpoint(model, law)
     settings.defence.check(checkpoint)
     kinds = tuple(dict.fromkeys(carriers or retained_carriers(checkpoint, settings.defence)))
     settings = replace(settings, probes=replace(probes, kinds=kinds))
     settings.probes.check(checkpoint)
     marks = None if secrets is None else Path(secrets)
-    source = SecretSource(bench, traces or None, secret, marks, block, samples, limit, max(probes.hops), seed)
+    source = SecretSource(bench, traces or None, secret, marks, block, role, samples, limit, max(probes.hops), seed)
     subject = make_subject(checkpoint, source, targets, prompts, utility_limit)
     return run_audit(
         checkpoint, subject, settings, out=out, resume=resume, progress=progress or no_progress, options=options

@@ -10,9 +10,10 @@ from ghosttrace.auditing.defences import Defence, parse_defence
 from ghosttrace.auditing.threats import THREATS
 from ghosttrace.auditing.verdict import Limits
 from ghosttrace.errors import UserError, check_method
+from ghosttrace.law.expiry import MementoLaw
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing import sweep
-from ghosttrace.probing.carriers import CarrierKind
+from ghosttrace.probing.carriers import CarrierKind, default_carriers
 from ghosttrace.probing.evidence import NEGLIGIBLE_BITS
 
 DEFAULT_MAX_LEAK = 0.1  # bits per secret
@@ -137,6 +138,8 @@ def resolve_defence(defence: str | Defence) -> Defence:
 
 def retained_carriers(checkpoint: Checkpoint, defence: Defence) -> tuple[CarrierKind, ...]:
     """Return the carriers that the defence retains: mementos, and delimiters if they are kept."""
+    if not isinstance(checkpoint.law, MementoLaw):
+        return default_carriers(checkpoint)
     policy = defence.arm(checkpoint).adapt_policy(checkpoint.policy)
     return ("memento",) if policy.mask_delimiters else ("memento", "delimiters")
 

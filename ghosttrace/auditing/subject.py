@@ -11,6 +11,7 @@ from ghosttrace.data.task import Task
 from ghosttrace.data.tokens import TraceSources, load_traces
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.probing.places import PlaceFinder, Role
 from ghosttrace.probing.secrets import secret_kind
 from ghosttrace.probing.tasks import is_natural, make_task, secret_bench
 
@@ -41,7 +42,9 @@ class SecretSource:
         traces: Traces in which the secret is planted or searched.
         secret: Kind of secret to plant in the traces, or to search in their blocks.
         marks: File that marks secrets in the traces, instead of `secret`.
-        block: Number of the block that holds the secret, counted from 0.
+        block: Number of the block that holds the secret, or of the turn of `role`, counted from 0; None for the first
+            that can.
+        role: Role of the turns that hold secrets, under other laws than Memento's.
         samples: Number of problems of the benchmark, or of secrets planted in each trace.
         limit: Maximum number of traces from each source.
         hops: Number of blocks that must follow the secret's block.
@@ -52,7 +55,8 @@ class SecretSource:
     traces: TraceSources | None = None
     secret: str = "digits:5"
     marks: Path | None = None
-    block: int = 1
+    block: int | None = None
+    role: Role = "tool"
     samples: int = 8000
     limit: int | None = None
     hops: int = 1
@@ -67,10 +71,9 @@ class SecretSource:
         if self.marks is not None:
             if self.traces is None:
                 raise UserError("--secrets marks secrets in traces: give the traces with --traces")
-            return marked_task(
-                load_traces(checkpoint, self.traces, self.limit), checkpoint, read_marks(self.marks), self.hops
-            )
-        arguments = {name: getattr(self, name) for name in ("block", "samples", "hops", "limit", "seed")}
+            loaded = load_traces(checkpoint, self.traces, self.limit)
+            return marked_task(loaded, PlaceFinder(checkpoint, self.hops, self.role), read_marks(self.marks))
+        arguments = {name: getattr(self, name) for name in ("block", "role", "samples", "hops", "limit", "seed")}
         return make_task(checkpoint, self.bench, self.traces, self.secret, **arguments), []
 
     def prompts(self) -> list[str]:

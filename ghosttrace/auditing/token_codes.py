@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ghosttrace.auditing.context import AuditContext
-from ghosttrace.law.markup import find_blocks
+from ghosttrace.probing.carriers import divide
 from ghosttrace.probing.features import StateKind, StateSelection, extract_features
 from ghosttrace.probing.site import ProbeSite
 
@@ -82,14 +82,8 @@ def read_tokens(context: AuditContext, site: ProbeSite, kind: StateKind) -> Cach
     states = context.features["sealed"].load(carrier, layer, kind)
     if carrier.pool == "all":
         return CachedTokens(states, states.shape[1], torch.ones(len(states)), _spread(states))
-    samples = context.task.samples
-    whole, section = replace(carrier, pool="all"), context.checkpoint.policy.require_assistant_section
-    counts = np.array(
-        [
-            len(whole.token_indices(sample, find_blocks(sample.ids, context.checkpoint.markup, section)))
-            for sample in samples
-        ]
-    )
+    samples, whole = context.task.samples, replace(carrier, pool="all")
+    counts = np.array([len(whole.token_indices(trace)) for trace in divide(context.checkpoint, samples)])
     smallest = int(counts.min())
     if carrier.pool != "mean":
         return CachedTokens(states, smallest, torch.ones(len(states)), _spread(states))

@@ -30,12 +30,14 @@ class Problem:
         answer: The correct answer.
         cluster: Name shared by problems that are not independent, such as variants of one problem, within the
             benchmark. Statistics treat a cluster as one unit. None: the problem by itself.
+        messages: The whole chat, in OpenAI's message format, if `prompt` is only its last message.
     """
 
     id: str
     prompt: str
     answer: str
     cluster: str | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
 
 
 class Counterfactual(NamedTuple):
@@ -140,8 +142,10 @@ class Bench:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all ids, prompts, answers and clusters in order, as a hexadecimal string."""
-        columns = [[problem.id, problem.prompt, problem.answer, problem.cluster] for problem in self.problems]
+        """SHA-256 of all ids, prompts, answers, clusters and messages in order, as a hexadecimal string."""
+        columns = [
+            [problem.id, problem.prompt, problem.answer, problem.cluster, problem.messages] for problem in self.problems
+        ]
         text = json.dumps([[value for value in row if value is not None] for row in columns])
         return sha256(text.encode()).hexdigest()
 

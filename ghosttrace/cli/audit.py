@@ -7,7 +7,15 @@ import typer
 
 from ghosttrace.auditing.attacks import ATTACKS
 from ghosttrace.auditing.defences import DEFENCES
-from ghosttrace.cli.options import ModelName, gather_options, model_options, output_options, run_options, with_options
+from ghosttrace.cli.options import (
+    ModelName,
+    gather_options,
+    law_options,
+    model_options,
+    output_options,
+    run_options,
+    with_options,
+)
 from ghosttrace.cli.output import load_and_show_progress, print_result
 from ghosttrace.cli.probe_options import Hops, Samples, SecretBench, probe_settings, secret_options
 from ghosttrace.probing.carriers import CARRIERS
@@ -16,7 +24,7 @@ if TYPE_CHECKING:
     from ghosttrace.auditing.result import AuditResult
 
 
-@with_options(secret_options, model_options, run_options, output_options)
+@with_options(secret_options, model_options, law_options, run_options, output_options)
 def audit(
     ctx: typer.Context,
     model: ModelName = "toy-open",
@@ -63,7 +71,7 @@ def audit(
         str | None,
         typer.Option(
             help=f"Comma-separated carriers to probe, from {', '.join(CARRIERS)}. Default: memento, and delimiters if "
-            "they are retained."
+            "they are retained; under other laws delimiters and after."
         ),
     ] = None,
     hops: Hops = "0,1",
@@ -101,8 +109,8 @@ def start_audit(ctx: typer.Context, options: dict[str, Any]) -> "AuditResult":
     """Run `audit` with the gathered command-line options."""
     from ghosttrace.auditing.run import audit as run_audit
 
-    probes = probe_settings({**options, "carriers": options["carriers"] or "memento", "by_head": False, "joint": False})
-    run_names = ("bench", "secret", "secrets", "block", "samples", "limit", "defence", "fpr")
+    probes = probe_settings({**options, "by_head": False, "joint": False})
+    run_names = ("bench", "secret", "secrets", "block", "role", "samples", "limit", "defence", "fpr")
     limit_names = ("max_leak_bits", "max_exposed")
     probe_names = ("hops", "layers", "kv", "pool", "mlp", "within_traces", "seed")
     with load_and_show_progress(ctx, "audit", options) as (checkpoint, run):

@@ -4,7 +4,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ghosttrace.cli.options import ModelName, gather_options, model_options, output_options, run_options, with_options
+from ghosttrace.cli.options import (
+    ModelName,
+    gather_options,
+    law_options,
+    model_options,
+    output_options,
+    run_options,
+    with_options,
+)
 from ghosttrace.cli.output import exit_if_invalid, load_and_show_progress, print_result
 from ghosttrace.cli.probe_options import Hops, Samples, SecretBench, probe_settings, secret_options
 from ghosttrace.probing.carriers import CARRIERS
@@ -13,15 +21,19 @@ if TYPE_CHECKING:
     from ghosttrace.probing.result import ProbeResult
 
 
-@with_options(secret_options, model_options, run_options, output_options)
+@with_options(secret_options, model_options, law_options, run_options, output_options)
 def probe(
     ctx: typer.Context,
     model: ModelName = "toy-open",
     bench: SecretBench = "ledger-h3",
     samples: Samples = 6000,
     carriers: Annotated[
-        str, typer.Option(help=f"Comma-separated carriers to probe, from {', '.join(CARRIERS)}.")
-    ] = "memento",
+        str | None,
+        typer.Option(
+            help=f"Comma-separated carriers to probe, from {', '.join(CARRIERS)}. Default: memento; under other laws "
+            "delimiters and after."
+        ),
+    ] = None,
     hops: Hops = "0,1,2",
     kv: Annotated[
         str,
@@ -64,8 +76,8 @@ def start_probe(ctx: typer.Context, options: dict[str, Any]) -> "ProbeResult":
             options["traces"] or None,
             options["secret"],
             targets=None if options["targets"] is None else options["targets"].split(","),
-            carriers=settings.kinds,
+            carriers=None if options["carriers"] is None else settings.kinds,
             **{name: getattr(settings, name) for name in names},
-            **{name: options[name] for name in ("block", "samples", "limit", "keep_features", "batch_tokens")},
+            **{name: options[name] for name in ("block", "role", "samples", "limit", "keep_features", "batch_tokens")},
             **run,
         )

@@ -20,11 +20,23 @@ SecretName = Annotated[
     str,
     typer.Option(
         help="Secret to plant in the traces of --traces: digits:N, key:N, name, email, word or word:FILE; or a secret "
-        "that their blocks already contain: last-number, operation or regex:PATTERN."
+        "that their blocks or turns already contain: last-number, operation or regex:PATTERN."
     ),
 ]
 SecretBlock = Annotated[
-    int, typer.Option(help="0-based index of the block that contains the secret; at least 1, for the causal control.")
+    int | None,
+    typer.Option(
+        help="0-based index of the block that contains the secret, at least 1 for the causal control; under other laws "
+        "than Memento's, index of the turn of --in. Default: 1, under other laws 0."
+    ),
+]
+SecretRole = Annotated[
+    str,
+    typer.Option(
+        "--in",
+        help="Turns of a chat that contain the secret, under other laws than Memento's: tool (the results of tools) or "
+        "assistant.",
+    ),
 ]
 Targets = Annotated[
     str | None,
@@ -36,7 +48,8 @@ Samples = Annotated[
 Hops = Annotated[
     str,
     typer.Option(
-        help="Comma-separated hops to probe: blocks between the erased block and the carrier; 0 is its own memento."
+        help="Comma-separated hops to probe: blocks between the erased block and the carrier, 0 is its own memento; "
+        "under other laws, turns or groups of eight tokens."
     ),
 ]
 Layers = Annotated[
@@ -60,7 +73,8 @@ Seed = Annotated[int, typer.Option(help="Random seed of traces, secrets, splits 
 
 def secret_options(
     secret: SecretName = "digits:5",
-    block: SecretBlock = 1,
+    block: SecretBlock = None,
+    role: SecretRole = "tool",
     targets: Targets = None,
     traces: Traces = None,
     limit: Limit = None,
@@ -78,7 +92,8 @@ def probe_settings(options: dict[str, Any]) -> "ProbeSettings":
     """Return the settings of a probe sweep from the command-line options.
 
     Args:
-        options: options of `probe`, or options of `audit` with `carriers`, `by_head` and `joint` filled in.
+        options: options of `probe`, or options of `audit` with `by_head` and `joint` filled in. Without carriers, those
+            of Memento's law are filled in.
 
     Raises:
         UserError: an option has an invalid value.
@@ -86,7 +101,7 @@ def probe_settings(options: dict[str, Any]) -> "ProbeSettings":
     from ghosttrace.probing.sweep import ProbeSettings
 
     layers = parse_integers(options["layers"], "--layers")
-    carriers, kv = (tuple(dict.fromkeys(options[name].split(","))) for name in ("carriers", "kv"))
+    carriers, kv = (tuple(dict.fromkeys((options[name] or "memento").split(","))) for name in ("carriers", "kv"))
     return ProbeSettings(
         kinds=carriers,
         hops=tuple(dict.fromkeys(parse_integers(options["hops"], "--hops") or ())),

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedConfig
 
+from ghosttrace.data.chats import ChatMessages
 from ghosttrace.data.read import TraceText, tokenize_trace
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER, MementoLaw, Policy, alive, expiry
@@ -120,7 +121,7 @@ def stored_dtype(config: PreTrainedConfig) -> torch.dtype:
     return getattr(torch, stored) if isinstance(stored, str) else stored
 
 
-def trace_info(model: ModelInfo, trace: TraceText, law: Law | Policy) -> TraceInfo:
+def trace_info(model: ModelInfo, trace: TraceText | ChatMessages, law: Law | Policy) -> TraceInfo:
     """Tokenise a trace and find its erasures.
 
     Args:

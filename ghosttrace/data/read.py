@@ -6,6 +6,8 @@ Supported formats:
   `{"type": "block" | "summary" | "answer", "text": …}` without delimiters in the text, as in the examples of
   microsoft/memento.
 - JSON, JSONL or Parquet with `problem` and `response`, with delimiters in the text (OpenMementos, `default`).
+- JSON, JSONL or Parquet with `messages`, and optionally `tools`, in OpenAI's format: a chat, with calls of tools and
+  their results.
 - A data set on the hub with rows of either kind, streamed (`microsoft/OpenMementos`).
 - Any other file: plain text, read as one response.
 """
@@ -16,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ghosttrace.data.chats import ChatMessages, is_chat, parse_chat, tokenize_chat
 from ghosttrace.data.user_json import parse_json
 from ghosttrace.errors import HUB_ERRORS, UserError
 from ghosttrace.model.prompts import chat_prompt
@@ -45,7 +48,7 @@ class TraceText:
     response: str
 
 
-def read_traces(source: str | Path, limit: int | None = None) -> list[TraceText]:
+def read_traces(source: str | Path, limit: int | None = None) -> list[TraceText | ChatMessages]:
     """Read the traces of a file or of a data set on the hub.
 
     Args:
@@ -53,9 +56,12 @@ def read_traces(source: str | Path, limit: int | None = None) -> list[TraceText]
         limit: maximum number of traces.
 
     Raises:
-        UserError: the source does not exist, holds no traces, or has a row that is not a trace.
+        UserError: the source does not exist, holds no traces, or has a row that is neither a trace nor a chat.
     """
-    traces = [parse_trace(record, source) for record in islice(iter_records(source), limit)]
+    traces = [
+        parse_chat(record, source) if is_chat(record) else parse_trace(record, source)
+        for record in islice(iter_records(source), limit)
+    ]
     if not traces:
         raise UserError(f"{source} holds no traces: give a JSON, JSONL, Parquet or text file with at least one")
     return traces
@@ -158,21 +164,27 @@ def _parquet_rows(path: Path) -> Iterator[Any]:
 
 
 def tokenize_trace(
-    trace: TraceText, tokenizer: Any, family: str | None, names: Mapping[str, str]
+    trace: TraceText | ChatMessages, tokenizer: Any, family: str | None, names: Mapping[str, str]
 ) -> tuple[list[int], list[int]]:
-    """Tokenise the prompt and the response of a trace.
+    """Tokenise the prompt and the response of a trace, or a chat (see `ghosttrace.data.chats.tokenize_chat`).
 
-    The two are tokenised separately, as in generation. Otherwise tokens could merge across the assistant header.
+    Prompt and response are tokenised separately, as in generation. Otherwise tokens could merge across the assistant
+    header.
 
     Args:
-        trace: text with delimiters in Memento's spelling.
+        trace: text with delimiters in Memento's spelling, or a chat.
         tokenizer: Hugging Face tokenizer with a chat template.
         family: the model type in transformers, if known.
         names: the tokenizer's spelling of each delimiter.
 
     Returns:
         Token ids of the prompt and token ids of the response.
+
+    Raises:
+        UserError: the chat template refuses the chat.
     """
+    if isinstance(trace, ChatMessages):
+        return tokenize_chat(trace, tokenizer)
     response = trace.response
     for name, token in names.items():
         response = response.replace(f"<|{name}|>", token)

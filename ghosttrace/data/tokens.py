@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ghosttrace.data.chats import ChatMessages
 from ghosttrace.data.read import TraceText, read_traces, reference_responses, tokenize_trace
 from ghosttrace.errors import UserError
 from ghosttrace.law.markup import DELIMITERS
@@ -66,7 +67,7 @@ def load_traces(checkpoint: Checkpoint, sources: TraceSources, limit: int | None
     return traces
 
 
-def to_token_trace(checkpoint: Checkpoint, source: str, name: str, text: TraceText) -> TokenTrace:
+def to_token_trace(checkpoint: Checkpoint, source: str, name: str, text: TraceText | ChatMessages) -> TokenTrace:
     """Tokenise a trace with the tokenizer and the chat format of a checkpoint."""
     names: dict[str, str] = {}  # a stock model's tokenizer has no delimiters
     if checkpoint.markup.has_delimiters:

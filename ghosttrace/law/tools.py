@@ -68,6 +68,19 @@ class Tools(SpecifiedLaw):
         return ToolTracker(self)
 
 
+def find_tool_results(token_ids: Tokens, chat: Chat) -> list[range]:
+    """Return the token indices of every complete tool result of a chat, in order.
+
+    Args:
+        token_ids: int[T], one unpadded sequence.
+        chat: tokens of the chat format; without the role tool there are no results.
+    """
+    if not chat.tool_open or chat.turn_end is None:
+        return []
+    keys = (erasure.keys for erasure in Tools(0, chat).erasures(token_ids))
+    return sorted((each for each in keys if isinstance(each, range)), key=lambda each: each.start)
+
+
 def _last(indices: np.ndarray, before: int) -> int:
     """Return the last of the ascending indices before a token index; -1 if there is none."""
     number = int(np.searchsorted(indices, before))

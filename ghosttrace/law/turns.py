@@ -1,6 +1,7 @@
 """`turns:KEEP,STRIDE`: in a chat, the oldest turns leave, as KV-streams trains agents (arXiv 2609.35750)."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -61,6 +62,20 @@ class Turns(SpecifiedLaw):
 
     def tracker(self) -> Tracker:
         return TurnTracker(self)
+
+
+def find_turns(token_ids: Tokens, chat: Chat) -> list[range]:
+    """Return the token indices of every turn of a chat, the system's included, in order.
+
+    A turn reaches from the token that opens it to the one before the next turn opens.
+
+    Args:
+        token_ids: int[T], one unpadded sequence.
+        chat: tokens of the chat format; without `turn_starts` there are no turns.
+    """
+    tokens = np.asarray(token_ids, dtype=np.int64)
+    starts = np.flatnonzero(np.isin(tokens, chat.turn_starts)).tolist()
+    return [range(start, end) for start, end in pairwise([*starts, len(tokens)])]
 
 
 class TurnTracker(Tracker):

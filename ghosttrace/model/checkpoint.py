@@ -5,8 +5,9 @@ stored in config.json under the key `ghosttrace`, so that it is copied with the 
 stock model records neither, and runs under the law that the user gives.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ghosttrace.law.law import Law
 from ghosttrace.law.markup import Markup
 from ghosttrace.law.parse import is_memento, parse_law
 from ghosttrace.model.erasure_config import read_block_config, read_erasure_config, recorded_law, require_memento
-from ghosttrace.model.prompts import chat_prompt
+from ghosttrace.model.prompts import chat_prompt, render_chat
 
 BUNDLED_MODELS = {"toy-open", "toy-mixed", "toy-sealed"}
 DOWNLOADED_MODELS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -55,6 +56,11 @@ class Checkpoint:
         """The law of eviction: `other_law`, or Memento's under `policy`."""
         return self.other_law or MementoLaw(self.markup, self.policy)
 
+    @cached_property
+    def chat(self) -> Chat:
+        """Tokens of the model's chat format."""
+        return Chat.from_tokenizer(self.tokenizer)
+
     def with_law(self, spec: str | None) -> "Checkpoint":
         """Return the checkpoint under another law; unchanged for None.
 
@@ -68,7 +74,7 @@ class Checkpoint:
             return self
         if not is_memento(spec):
             policy = replace(self.policy, keep_last_n_blocks=-1)
-            return replace(self, policy=policy, other_law=parse_law(spec, Chat.from_tokenizer(self.tokenizer)))
+            return replace(self, policy=policy, other_law=parse_law(spec, self.chat))
         if self.other_law is not None:
             raise UserError(f"{self.name} was loaded under {self.other_law.spec}: load it again with the law memento")
         return self
@@ -78,9 +84,19 @@ class Checkpoint:
         """Whether the last training stage used sealed caches; if True, decode the model with the arm `restart`."""
         return self.stages[-1:] == ("sealed",)
 
-    def prompt_ids(self, message: str) -> list[int]:
-        """Tokenise a user message in the model's chat format, up to the end of the assistant header."""
-        text = chat_prompt(self.tokenizer, self.model.config.model_type, message)
+    def prompt_ids(self, message: str | Sequence[Mapping[str, Any]]) -> list[int]:
+        """Tokenise a user message in the model's chat format, up to the end of the assistant header.
+
+        Args:
+            message: the text of the message, or a whole chat in OpenAI's message format.
+
+        Raises:
+            UserError: the chat template refuses the chat.
+        """
+        if isinstance(message, str):
+            text = chat_prompt(self.tokenizer, self.model.config.model_type, message)
+        else:
+            text = render_chat(self.tokenizer, message, add_generation_prompt=True)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -6,9 +6,14 @@ all others.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
+
+from jinja2 import TemplateError
+
+from ghosttrace.errors import UserError
 
 NO_SYSTEM_PROMPT = {"qwen3", "olmo3"}
 SYSTEM_TURN = re.compile(r"<\|im_start\|>system\n.*?<\|im_end\|>\n", re.DOTALL)
@@ -53,6 +58,25 @@ def chat_prompt(tokenizer: Any, family: str | None, message: str) -> str:
     turns = [{"role": "user", "content": message}]
     text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
     return SYSTEM_TURN.sub("", text, count=1) if family in NO_SYSTEM_PROMPT and SYSTEM_TURN.match(text) else text
+
+
+def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+    """Format a chat with the tokenizer's own template.
+
+    Args:
+        tokenizer: Hugging Face tokenizer.
+        messages: the chat, in OpenAI's message format.
+        options: further arguments of `apply_chat_template`, such as `tools`.
+
+    Raises:
+        UserError: the tokenizer has no chat template, or the template refuses the messages.
+    """
+    if not tokenizer.chat_template:
+        raise UserError("the tokenizer has no chat template, so chats cannot be read: give a model with one")
+    try:
+        return str(tokenizer.apply_chat_template(list(map(dict, messages)), tokenize=False, **options))
+    except (TemplateError, TypeError, KeyError, ValueError) as error:
+        raise UserError(f"the model's chat template refuses a chat: {error}") from error
 
 
 def template_hash(tokenizer: Any, family: str | None, template: PromptTemplate) -> str:

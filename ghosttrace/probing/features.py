@@ -21,13 +21,13 @@ from torch import Tensor
 
 from ghosttrace.data.task import Sample, Task
 from ghosttrace.errors import UserError
-from ghosttrace.law.expiry import erasures
+from ghosttrace.law.expiry import NEVER, MementoLaw, expiry
 from ghosttrace.law.layout import open_layout, sealed_layout
-from ghosttrace.law.markup import find_blocks
+from ghosttrace.law.parse import describe_law
 from ghosttrace.model.checkpoint import Checkpoint, fingerprint
 from ghosttrace.model.geometry import CacheGeometry
 from ghosttrace.model.states import States, read_states
-from ghosttrace.probing.carriers import Carrier, padded_token_indices
+from ghosttrace.probing.carriers import Carrier, check_carriers, divide, padded_token_indices
 
 StateReader = Callable[[Sequence[np.ndarray], Sequence[int], Sequence[np.ndarray]], States]
 """Reads states from B token id sequences, int64[T] each, their sample indices, and token indices in each, int64[P]."""
@@ -99,7 +99,7 @@ def extract_features(
     """Extract the states of every trace of a task, reusing shards that exist.
 
     Args:
-        checkpoint: The model and its policy.
+        checkpoint: The model and its law.
         task: The task.
         selection: The states to read.
         folder: Folder for the shards; created if missing.
@@ -112,17 +112,14 @@ def extract_features(
         The extracted states.
 
     Raises:
-        UserError: A carrier is missing from a trace, the policy erases delimiters that are a carrier, the block with
-            the secret is never erased, or a state is not finite.
+        UserError: A carrier is missing from a trace, the law does not know or retain a carrier, a secret is never
+            erased, or a state is not finite.
     """
-    if checkpoint.policy.mask_delimiters and any(carrier.kind == "delimiters" for carrier in selection.carriers):
-        raise UserError(
-            "no trace keeps its delimiters under this policy: load a model that was trained with --keep-delimiters, "
-            "or remove delimiters from --carriers"
-        )
-    samples, section = task.samples, checkpoint.policy.require_assistant_section
-    blocks = [find_blocks(sample.ids, checkpoint.markup, section) for sample in samples]
-    pooled_indices = {carrier: padded_token_indices(carrier, samples, blocks) for carrier in selection.carriers}
+    check_carriers([carrier.kind for carrier in selection.carriers if carrier.kind != "secret"], checkpoint)
+    samples = task.samples
+    check_erased(checkpoint, samples)
+    traces = divide(checkpoint, samples)
+    pooled_indices = {carrier: padded_token_indices(carrier, traces) for carrier in selection.carriers}
     folder.mkdir(parents=True, exist_ok=True)
     digest = features_digest(checkpoint, task, selection)
     read = read or partial(_one_pass, checkpoint, selection)
@@ -155,8 +152,9 @@ def resolve_layers(checkpoint: Checkpoint, layers: Sequence[int] | None) -> tupl
 
 
 def features_digest(checkpoint: Checkpoint, task: Task, selection: StateSelection) -> str:
-    """Return the SHA-256 hex digest of everything that determines the features: model, policy, traces, selection."""
-    digest = sha256(repr((fingerprint(checkpoint), checkpoint.policy, selection, checkpoint.model.dtype)).encode())
+    """Return the SHA-256 hex digest of everything that determines the features: model, law, traces, selection."""
+    law = describe_law(checkpoint.law)
+    digest = sha256(repr((fingerprint(checkpoint), law, selection, checkpoint.model.dtype)).encode())
     for sample in task.samples:
         digest.update(repr((list(sample.ids), sample.block, sample.secret_indices)).encode())
     return digest.hexdigest()
@@ -207,29 +205,46 @@ def _one_pass(
     token_indices: Sequence[np.ndarray],
 ) -> States:
     """Read a batch in one masked forward pass; a `StateReader` once the first two arguments are bound."""
-    layouts = [LAYOUTS[selection.cache](tokens, checkpoint.markup, checkpoint.policy) for tokens in ids]
+    layouts = [LAYOUTS[selection.cache](tokens, checkpoint.law) for tokens in ids]
     return read_states(checkpoint.model, layouts, token_indices, selection.hidden)
 
 
-def _num_tokens_to_read(checkpoint: Checkpoint, sample: Sample, end: int) -> int:
-    """Return the number of tokens to read: up to the first expiry at or after `end`, or `end` if there is none.
-
-    A sealed layout recomputes a memento where its block expires, so that token must be read as well.
+def check_erased(checkpoint: Checkpoint, samples: Sequence[Sample]) -> None:
+    """Check that the secret of every sample leaves the cache.
 
     Raises:
-        UserError: The block with the secret is never erased.
+        UserError: A secret is never erased.
     """
-    sample_erasures = erasures(sample.ids, checkpoint.markup, checkpoint.policy)
-    blocks = find_blocks(sample.ids, checkpoint.markup, checkpoint.policy.require_assistant_section)
-    if not 0 <= sample.block < len(blocks) or blocks[sample.block] not in [
-        erasure.block for erasure in sample_erasures
-    ]:
-        raise UserError(
-            f"block {sample.block} of trace {sample.base} is never erased under this policy: "
-            "hide the secret in an earlier block, or give --keep-last-n-blocks 0"
-        )
+    for sample in samples:
+        if secret_expires_at(checkpoint, sample) == NEVER:
+            memento = isinstance(checkpoint.law, MementoLaw)
+            where, mend = ("block", "hide the secret in an earlier block, or give --keep-last-n-blocks 0")
+            if not memento:
+                where, mend = ("turn", "hide the secret in an earlier turn, or give a law that erases it")
+            raise UserError(
+                f"{where} {sample.block} of trace {sample.base} is never erased under this "
+                f"{'policy' if memento else f'law, {checkpoint.law.spec}'}: {mend}"
+            )
+
+
+def secret_expires_at(checkpoint: Checkpoint, sample: Sample) -> int:
+    """Return the token index of the first query that sees no token of the secret; `NEVER` if there is none."""
+    return int(expiry(sample.ids, checkpoint.law)[list(sample.secret_indices)].max())
+
+
+def _num_tokens_to_read(checkpoint: Checkpoint, sample: Sample, end: int) -> int:
+    """Return the number of tokens to read: up to the first erasure at or after `end`, or `end` if there is none.
+
+    A sealed layout recomputes a memento where its block expires, so that token must be read as well. Under other laws
+    than Memento's, the secret may leave after the carriers have been read.
+    """
+    law = checkpoint.law
+    if not isinstance(law, MementoLaw):
+        end = max(end, secret_expires_at(checkpoint, sample))
     # One token more: a block kept for the answer expires when the token at `expires_at` is read.
-    return min((erasure.expires_at + 1 for erasure in sample_erasures if erasure.expires_at >= end), default=end)
+    return min(
+        (erasure.expires_at + 1 for erasure in law.erasures(sample.ids) if erasure.expires_at >= end), default=end
+    )
 
 
 def batch_by_tokens(order: Sequence[int], lengths: Mapping[int, int], max_tokens: int) -> list[list[int]]:

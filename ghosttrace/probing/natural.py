@@ -13,8 +13,8 @@ from ghosttrace.data.spans import decode, token_range
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
-from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.probing.places import PlaceFinder, Role
 
 INTEGER = re.compile(r"(?<![\w.,])\d+(?!\w|[.,]\d)")
 LEFT_OPERAND, RIGHT_OPERAND = r"(?:[\w)}\]]|\\[)\]])\s*", r"(?=\s*[\w({\[\\])"
@@ -90,42 +90,45 @@ def attribute_finder(spec: str) -> Callable[[str], AttributeMatch | None]:
 
 
 def natural_task(
-    traces: Sequence[TokenTrace], checkpoint: Checkpoint, spec: str, hops: int = 1, classes: int = 10
+    traces: Sequence[TokenTrace],
+    checkpoint: Checkpoint,
+    spec: str,
+    hops: int = 1,
+    classes: int = 10,
+    role: Role = "tool",
 ) -> Task:
-    """Return a task with one sample per block that has an attribute and enough blocks after it.
+    """Return a task with one sample per block, or per turn of a chat, that has an attribute.
 
     The first block of a trace is skipped, because `earlier` rows read the memento before the block.
 
     Args:
         traces: The traces.
-        checkpoint: Provides the tokenizer and the markup.
+        checkpoint: Provides the tokenizer and the law.
         spec: The attribute, see `attribute_finder`.
         hops: Number of blocks required after the block; tokens after the memento of the last one are removed.
         classes: Maximum number of classes; the most frequent labels are kept.
+        role: Role of the turns, under other laws than Memento's.
 
     Returns:
         A task with one target, which has the name of the attribute.
 
     Raises:
-        UserError: The attribute is unknown, no block has it, or a label occurs only once.
+        UserError: The attribute is unknown, nothing has it, or a label occurs only once.
     """
-    find = attribute_finder(spec)
-    section = checkpoint.policy.require_assistant_section
+    find, finder, tokenizer = attribute_finder(spec), PlaceFinder(checkpoint, hops, role), checkpoint.tokenizer
     labelled: list[tuple[str, Sample]] = []
     for trace in traces:
-        ids = trace.ids
-        pairs = find_blocks(ids, checkpoint.markup, section)
-        for number, pair in list(enumerate(pairs))[1 : max(0, len(pairs) - hops)]:
-            inside = ids[pair.start + 1 : pair.end]
-            match = find(decode(checkpoint.tokenizer, inside))
+        for place in finder.find(trace.ids):
+            inside = trace.ids[place.tokens.start : place.tokens.stop]
+            match = find(decode(tokenizer, inside)) if place.block else None
             if match:
-                shortened = ids[: pairs[number + hops].memento_end + 1]
-                offsets = token_range(inside, match.span, checkpoint.tokenizer)
-                indices = tuple(pair.start + 1 + offset for offset in offsets)
-                labelled.append((match.label, Sample(shortened, trace.name, "", number, indices, ())))
+                offsets = token_range(inside, match.span, tokenizer)
+                indices = tuple(place.tokens.start + offset for offset in offsets)
+                labelled.append((match.label, Sample(trace.ids[: place.end], trace.name, "", place.block, indices, ())))
     labels = [label for label, _ in Counter(label for label, _ in labelled).most_common(classes)]
     if not labels:
-        raise UserError(f"no block with {hops} more after it has {spec}: give other traces, or fewer hops")
+        after = f" with {hops} more after it" if finder.what == "block" else ""
+        raise UserError(f"no {finder.what}{after} has {spec}: give other traces, or fewer hops")
     samples = [
         Sample(s.ids, s.base, s.secret, s.block, s.secret_indices, (labels.index(label),))
         for label, s in labelled

@@ -31,12 +31,12 @@ import numpy as np
 from torch import Tensor
 
 from ghosttrace.data.task import Task
-from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.geometry import CacheGeometry
 from ghosttrace.probing.carriers import Carrier
 from ghosttrace.probing.evidence import ProbeTarget, record, score
 from ghosttrace.probing.features import StateSelection, resolve_layers
+from ghosttrace.probing.places import erased_texts
 from ghosttrace.probing.probes import Probe
 from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.sweep import ProbeSettings, Sweep, site_groups, state_selections
@@ -73,19 +73,16 @@ def decoder_layers(checkpoint: Checkpoint, settings: ProbeSettings) -> tuple[int
 def swapped_task(task: Task, checkpoint: Checkpoint, seed: int) -> Task:
     """Return the task with every block replaced by a random block of any of its samples, of the same length.
 
-    A block is cut, or repeated from its beginning, so that the retained tokens keep their positions. All blocks are
-    drawn with equal probability, whatever their labels.
+    Under other laws than Memento's, the turn that holds the secret is replaced by such a turn of another sample. A
+    block is cut, or repeated from its beginning, so that the retained tokens keep their positions. All blocks are drawn
+    with equal probability, whatever their labels.
 
     Args:
-        task: Traces with finished blocks.
-        checkpoint: Provides the markup and the policy.
+        task: Traces with finished blocks, or with erased turns.
+        checkpoint: Provides the law.
         seed: Random seed of the blocks.
     """
-    section = checkpoint.policy.require_assistant_section
-    spans = [
-        [slice(block.start + 1, block.end) for block in find_blocks(sample.ids, checkpoint.markup, section)]
-        for sample in task.samples
-    ]
+    spans = [[slice(each.start, each.stop) for each in erased_texts(checkpoint, sample)] for sample in task.samples]
     pool = [(row, span) for row, of_row in enumerate(spans) for span in of_row if span.start < span.stop]
     rng = np.random.default_rng([seed, STREAM])
     samples = []

@@ -1,4 +1,4 @@
-"""Planting secrets: inserts a sentence with a secret into one block of a trace.
+"""Planting secrets: inserts a sentence with a secret into one block of a trace, or into a turn of a chat.
 
 The text of the block is tokenized again; all other tokens keep their ids. The sentence is inserted at a random
 boundary of sentences or lines, never inside code, mathematics or after the number of a list item. Secrets and
@@ -20,8 +20,8 @@ from ghosttrace.data.spans import decode
 from ghosttrace.data.task import Sample, Task
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
-from ghosttrace.law.markup import Block, find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.probing.places import Place, PlaceFinder, Role
 from ghosttrace.probing.secrets import Secret, SecretKind
 
 STREAM = 0x5EC2E7  # of random numbers
@@ -40,43 +40,40 @@ class BaseTrace:
     Attributes:
         name: Name of the trace.
         ids: int[T], prompt and response.
-        pair: The block for the secret, and its memento.
-        text: Text of the block.
+        place: Where the secret goes.
+        text: Text of the place.
     """
 
     name: str
     ids: list[int]
-    pair: Block
+    place: Place
     text: str
 
 
-def base_traces(traces: Sequence[TokenTrace], checkpoint: Checkpoint, block: int, hops: int) -> list[BaseTrace]:
-    """Return the traces that have a given block and enough blocks after it.
+def base_traces(
+    traces: Sequence[TokenTrace], checkpoint: Checkpoint, block: int, hops: int, role: Role = "tool"
+) -> list[BaseTrace]:
+    """Return the traces that have a given block and enough blocks after it, or a given turn of a chat.
 
     Args:
         traces: The traces.
-        checkpoint: Provides the tokenizer and the markup.
-        block: Index of the block, counted from 0.
+        checkpoint: Provides the tokenizer and the law.
+        block: Index of the block, or of the turn of `role`, counted from 0.
         hops: Number of blocks required after it.
+        role: Role of the turns, under other laws than Memento's.
 
     Raises:
         UserError: No trace has them.
     """
-    section = checkpoint.policy.require_assistant_section
-    bases, max_blocks = [], 0
+    finder, bases = PlaceFinder(checkpoint, hops, role), []
     for trace in traces:
-        ids = trace.ids
-        pairs = find_blocks(ids, checkpoint.markup, section)
-        max_blocks = max(max_blocks, len(pairs))
-        if 0 <= block < len(pairs) - hops:
-            pair = pairs[block]
-            text = decode(checkpoint.tokenizer, ids[pair.start + 1 : pair.end])
-            bases.append(BaseTrace(trace.name, ids[: pairs[block + hops].memento_end + 1], pair, text))
+        places = finder.find(trace.ids)
+        if 0 <= block < len(places):
+            place = places[block]
+            text = decode(checkpoint.tokenizer, trace.ids[place.tokens.start : place.tokens.stop])
+            bases.append(BaseTrace(trace.name, trace.ids[: place.end], place, text))
     if not bases:
-        raise UserError(
-            f"no trace has a block {block} (counted from 0) and {hops} more after it, the longest has {max_blocks} "
-            "blocks: choose an earlier block or fewer hops"
-        )
+        raise UserError(finder.none_found(block, (trace.ids for trace in traces)))
     return bases
 
 
@@ -88,53 +85,50 @@ def plant_secrets(
     samples: int,
     hops: int = 1,
     seed: int = 0,
+    role: Role = "tool",
 ) -> Task:
-    """Return a task of traces with random secrets planted in one block.
+    """Return a task of traces with random secrets planted in one block, or in one turn of a chat.
 
     Args:
-        traces: The base traces; those with too few blocks are skipped.
-        checkpoint: Provides the tokenizer and the markup.
+        traces: The base traces; those with too few blocks or turns are skipped.
+        checkpoint: Provides the tokenizer and the law.
         kind: Kind of secret.
-        block: Index of the finished pair that receives the secret, counted from 0.
+        block: Index of the finished pair that receives the secret, or of the turn of `role`, counted from 0.
         samples: Number of samples per base trace.
         hops: Number of blocks required after it; tokens after the memento of the last one are removed.
         seed: Random seed of secrets, sentences and insertion points.
+        role: Role of the turns that receive secrets, under other laws than Memento's.
 
     Returns:
         A task with one target per part of the secret; `ids` are arrays of 32-bit integers.
 
     Raises:
-        UserError: No trace has the block, a secret is longer than the block, there are too few secrets or samples,
+        UserError: No trace has the block, a secret is longer than its text, there are too few secrets or samples,
             or the tokenizer does not return character offsets.
     """
-    tokenizer = checkpoint.tokenizer
+    tokenizer, finder = checkpoint.tokenizer, PlaceFinder(checkpoint, hops, role)
     if not tokenizer.is_fast:
         raise UserError(
             f"the tokenizer of {checkpoint.name} returns no character offsets: put a tokenizer.json beside the model"
         )
-    bases = base_traces(traces, checkpoint, block, hops)
+    bases = base_traces(traces, checkpoint, block, hops, role)
     rng = np.random.default_rng([seed, STREAM])
     all_text = "\n".join(decode(tokenizer, base.ids) for base in bases)
     kind = kind.without_words_in(all_text)
     excluded = set() if kind.has_single_part else kind.find_in_text(all_text)
     secrets = kind.draw(rng, samples * len(bases), excluded)
     planted = []
-    for number, base in enumerate(bases):
-        insertion_points = sentence_boundaries(base.text)
-        for secret in secrets[number * samples : (number + 1) * samples]:
-            _check_room(base, secret, block, tokenizer)
-            ids, secret_indices = insert_secret(
-                base,
-                secret.text,
-                str(rng.choice(kind.sentence_templates)),
-                int(rng.choice(insertion_points)),
-                tokenizer,
-            )
-            planted.append(
-                Sample(
-                    ids, base.name, "" if kind.has_single_part else secret.text, block, secret_indices, secret.labels
-                )
-            )
+    for row, base in enumerate(bases):
+        insertion_points = finder.within(base.text, sentence_boundaries(base.text))
+        for secret in secrets[row * samples : (row + 1) * samples]:
+            _check_room(base, secret, block, finder.what, tokenizer)
+            sentence, first = str(rng.choice(kind.sentence_templates)), int(rng.choice(insertion_points))
+            for point in dict.fromkeys((first, *insertion_points)):
+                ids, secret_indices = insert_secret(base, secret.text, sentence, point, tokenizer)
+                if finder.leaves(ids, secret_indices):
+                    break
+            group = "" if kind.has_single_part else secret.text
+            planted.append(Sample(ids, base.name, group, base.place.block, secret_indices, secret.labels))
     same_length = len({len(sample.secret_indices) for sample in planted}) == 1
     posteriors = kind.posteriors(excluded) if same_length else {}
     exact = {name: np.tile(posterior, (len(planted), 1)) for name, posterior in posteriors.items()}
@@ -143,14 +137,13 @@ def plant_secrets(
     return task
 
 
-def _check_room(base: BaseTrace, secret: Secret, block: int, tokenizer: Any) -> None:
-    """Raise UserError if the secret has more tokens than the block."""
+def _check_room(base: BaseTrace, secret: Secret, block: int, what: str, tokenizer: Any) -> None:
+    """Raise UserError if the secret has more tokens than the place."""
     secret_tokens = len(tokenizer(secret.text, add_special_tokens=False)["input_ids"])
-    block_tokens = base.pair.end - base.pair.start - 1
-    if secret_tokens > block_tokens:
+    if secret_tokens > len(base.place.tokens):
         raise UserError(
-            f"block {block} of trace {base.name} has {block_tokens} tokens and the secret {secret.text!r} "
-            f"{secret_tokens}: choose another block or a shorter secret"
+            f"{what} {block} of trace {base.name} has {len(base.place.tokens)} tokens and the secret "
+            f"{secret.text!r} {secret_tokens}: choose another {what} or a shorter secret"
         )
 
 
@@ -206,13 +199,13 @@ def insert_sentence(text: str, sentence: str, insertion_point: int) -> tuple[str
 def insert_secret(
     base: BaseTrace, secret: str, template: str, insertion_point: int, tokenizer: Any
 ) -> tuple[Sequence[int], tuple[int, ...]]:
-    """Insert a sentence with a secret into the block of a base trace.
+    """Insert a sentence with a secret into a place of a base trace.
 
     Args:
         base: The trace.
         secret: Text of the secret.
         template: A sentence with `{}` in place of the secret.
-        insertion_point: Character index in the block's text, one of its `sentence_boundaries`.
+        insertion_point: Character index in the place's text, one of its `sentence_boundaries`.
         tokenizer: A fast tokenizer.
 
     Returns:
@@ -223,8 +216,8 @@ def insert_secret(
     start += template.index("{}")
     stop = start + len(secret)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    begin = base.pair.start + 1
-    ids = array("i", [*base.ids[:begin], *encoded["input_ids"], *base.ids[base.pair.end :]])
+    begin = base.place.tokens.start
+    ids = array("i", [*base.ids[:begin], *encoded["input_ids"], *base.ids[base.place.tokens.stop :]])
     secret_indices = [
         begin + offset for offset, (a, b) in enumerate(encoded["offset_mapping"]) if a < stop and b > start
     ]

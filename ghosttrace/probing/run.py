@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from ghosttrace.bench import Bench
 from ghosttrace.data.task import Task
 from ghosttrace.data.tokens import TraceSources
 from ghosttrace.errors import UserError
-from ghosttrace.model.checkpoint import Checkpoint, as_memento_checkpoint
+from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
 from ghosttrace.model.provenance import provenance
-from ghosttrace.probing.carriers import CarrierKind, Pooling, secret_carrier
+from ghosttrace.probing.carriers import CarrierKind, Pooling, default_carriers, secret_carrier
 from ghosttrace.probing.evidence import CONDITIONS, PROBE_RECORDS, failed_controls, summarise
 from ghosttrace.probing.features import extract_features
 from ghosttrace.probing.paired_sweep import PairedSweep, needs_pairing, paired_selections, swapped_task
+from ghosttrace.probing.places import Role
 from ghosttrace.probing.probes import Probe
 from ghosttrace.probing.result import ProbeResult
 from ghosttrace.probing.site import Kv
@@ -36,11 +38,13 @@ def probe(
     secret: str = "digits:5",
     *,
     task: Task | None = None,
-    block: int = 1,
+    law: str | None = None,
+    block: int | None = None,
+    role: Role = "tool",
     targets: Sequence[str] | None = None,
     samples: int = 6000,
     limit: int | None = None,
-    carriers: Sequence[CarrierKind] = ("memento",),
+    carriers: Sequence[CarrierKind] | None = None,
     hops: Sequence[int] = (0, 1, 2),
     layers: Sequence[int] | None = None,
     kv: Sequence[Kv] = ("k", "v"),
@@ -62,10 +66,12 @@ def probe(
 
     Args:
         model: A name for `ghosttrace.load`, or a loaded checkpoint.
-        bench, traces, secret, block, samples, limit: See `ghosttrace.probing.tasks.make_task`.
+        bench, traces, secret, block, role, samples, limit: See `ghosttrace.probing.tasks.make_task`.
+        law: Specification of a law, such as `tools:0`, that replaces the checkpoint's own.
         task: A task to use in place of one made from those arguments.
         targets: Shell patterns of the targets to probe (`note-*`); None for all.
-        carriers, hops, layers, kv, by_head, joint, pool, mlp, probes, within_traces, seed: See
+        carriers: Carriers to probe; None for those of `ghosttrace.probing.carriers.default_carriers`.
+        hops, layers, kv, by_head, joint, pool, mlp, probes, within_traces, seed: See
             `ghosttrace.probing.sweep.ProbeSettings`.
         keep_features: Keep the extracted states, which are large, in the run folder.
         batch_tokens: Maximum number of tokens per batch, padding included.
@@ -80,8 +86,12 @@ def probe(
     Raises:
         UserError: An argument is invalid, or the model or the traces do not support it.
     """
+    if min(samples, batch_tokens, 1 if limit is None else limit) < 1:
+        raise UserError("--samples, --limit and --batch-tokens must be at least 1")
+    if keep_features and out is None and resume is None:
+        raise UserError("--keep-features needs a run folder: give out=FOLDER too")
     settings = ProbeSettings(
-        kinds=tuple(carriers),
+        kinds=("memento",) if carriers is None else tuple(carriers),
         hops=tuple(map(int, hops)),
         layers=None if layers is None else tuple(sorted(set(map(int, layers)))) or None,
         kv=tuple(kv),
@@ -93,15 +103,13 @@ def probe(
         within_traces=within_traces,
         seed=seed,
     )
-    if min(samples, batch_tokens, 1 if limit is None else limit) < 1:
-        raise UserError("--samples, --limit and --batch-tokens must be at least 1")
-    if keep_features and out is None and resume is None:
-        raise UserError("--keep-features needs a run folder: give out=FOLDER too")
-    checkpoint = as_memento_checkpoint(model, "probe")
+    checkpoint = as_checkpoint(model, law)
+    settings = settings if carriers is not None else replace(settings, kinds=default_carriers(checkpoint))
     settings.check(checkpoint)
     if task is None:
         arguments: dict[str, Any] = {
             "block": block,
+            "role": role,
             "samples": samples,
             "hops": max(hops),
             "limit": limit,

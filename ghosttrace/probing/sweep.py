@@ -19,7 +19,7 @@ from ghosttrace.data.task import Task
 from ghosttrace.errors import UserError, check_method
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.geometry import CacheGeometry
-from ghosttrace.probing.carriers import CARRIERS, Carrier, CarrierKind, Pooling
+from ghosttrace.probing.carriers import CARRIERS, Carrier, CarrierKind, Pooling, check_carriers
 from ghosttrace.probing.evidence import ProbeTarget, record, score
 from ghosttrace.probing.features import Features, StateSelection, resolve_layers
 from ghosttrace.probing.fit_and_score import linear_scores, online_scores, probe_scores
@@ -41,8 +41,9 @@ class ProbeSettings:
     """Settings of a sweep.
 
     Attributes:
-        kinds: Carriers to probe at `hops`; each is also probed at hop -1, as the causal control.
-        hops: Hops from the block with the secret, 0 or more.
+        kinds: Carriers to probe at `hops`, of those that the law knows; each is also probed at hop -1, as the causal
+            control.
+        hops: Hops from the secret, 0 or more; see `Carrier`.
         layers: Layers of the model, ascending; None for all.
         kv: Kinds of states: keys, values, keys and values concatenated, hidden states.
         by_head: Also probe each key-value head separately.
@@ -96,11 +97,19 @@ class ProbeSettings:
     def carriers(self) -> tuple[Carrier, ...]:
         """Every carrier at every hop, for each kind the causal control first."""
         carriers = [Carrier(kind, hop, self.pool) for kind in self.kinds for hop in (-1, *self.hops)]
-        # The secret's own block contains it until it is erased, so it is the control `unerased` and no carrier.
-        return tuple(carrier for carrier in carriers if (carrier.kind, carrier.hop) != ("block", 0))
+        # The secret's own block contains it until it is erased, so it is the control `unerased` and no carrier; and a
+        # trace has one last token, at hop 0.
+        left_out = {("block", 0), *(("last", hop) for hop in self.hops if hop)}
+        return tuple(carrier for carrier in carriers if (carrier.kind, carrier.hop) not in left_out)
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Raise UserError if a layer is out of range, or the hops are empty, negative or include no carrier."""
+        """Check that the settings fit a checkpoint.
+
+        Raises:
+            UserError: A layer is out of range, the law does not know or retain a carrier, or the hops are empty,
+                negative or include no carrier.
+        """
+        check_carriers(self.kinds, checkpoint)
         resolve_layers(checkpoint, self.layers)
         if not self.hops or min(self.hops) < 0:
             raise UserError("--hops must be 0 (the secret's own memento) or more: hop -1 is always probed as a control")

@@ -6,8 +6,10 @@ from ghosttrace.bench import GENERATED_BENCHES, Bench
 from ghosttrace.data.task import Task
 from ghosttrace.data.tokens import TraceSources, load_traces
 from ghosttrace.errors import UserError
+from ghosttrace.law.expiry import MementoLaw
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.natural import natural_task
+from ghosttrace.probing.places import Role
 from ghosttrace.probing.planting import plant_secrets
 from ghosttrace.probing.secrets import secret_kind
 
@@ -44,7 +46,8 @@ def make_task(
     traces: TraceSources | None = None,
     secret: str = "digits:5",
     *,
-    block: int = 1,
+    block: int | None = None,
+    role: Role = "tool",
     samples: int = 6000,
     hops: int = 2,
     limit: int | None = None,
@@ -60,7 +63,10 @@ def make_task(
             tokenized traces.
         secret: Secret to plant (`digits:N`, `key:N`, `name`, `email`, `word`, `word:FILE`), or natural attribute of
             the blocks (`last-number`, `operation`, `regex:PATTERN`); used with `traces`.
-        block: Index of the block with the secret, counted from 0; at least 1. Ignored for natural attributes.
+        block: Index of the block with the secret, counted from 0; at least 1. Under other laws than Memento's, index
+            of the turn of `role`. None for the second block, or the first such turn. Ignored for natural attributes.
+        role: Role of the turns of a chat that hold the secret, under other laws than Memento's: `tool`, for the
+            result of a tool, or `assistant`.
         samples: Number of problems of the benchmark, or of secrets planted in each trace.
         hops: Number of blocks required after the block with the secret.
         limit: Maximum number of traces per source.
@@ -70,17 +76,47 @@ def make_task(
     Raises:
         UserError: An argument is invalid, or no trace supports the task.
     """
-    if block < 1:
-        raise UserError("--block must be at least 1: the causal control needs a memento before the secret")
     if min(samples, 1 if limit is None else limit) < 1:
         raise UserError("--samples and --limit must be at least 1")
+    number = secret_number(checkpoint, block)
     if traces is None:
         resolved = secret_bench(bench)
+        check_law(resolved, checkpoint)
         assert resolved.secrets is not None
-        task = resolved.secrets(checkpoint, samples, seed, block)
+        task = resolved.secrets(checkpoint, samples, seed, number)
     elif is_natural(secret):
-        task = natural_task(load_traces(checkpoint, traces, limit), checkpoint, secret, hops)
+        task = natural_task(load_traces(checkpoint, traces, limit), checkpoint, secret, hops, role=role)
     else:
         kind = secret_kind(secret)
-        task = plant_secrets(load_traces(checkpoint, traces, limit), checkpoint, kind, block, samples, hops, seed)
+        loaded = load_traces(checkpoint, traces, limit)
+        task = plant_secrets(loaded, checkpoint, kind, number, samples, hops, seed, role)
     return task if targets is None else task.select_targets(targets)
+
+
+def check_law(bench: Bench, checkpoint: Checkpoint) -> None:
+    """Check that the secrets of a benchmark stand in what the law of a checkpoint erases.
+
+    Raises:
+        UserError: The benchmark has blocks and the law is not Memento's, or it has chats and the law is.
+    """
+    chats, memento = any(problem.messages for problem in bench.problems), isinstance(checkpoint.law, MementoLaw)
+    if memento and chats:
+        raise UserError(f"the secrets of {bench.name} stand in the results of tools: give a law such as --law tools:0")
+    if not memento and not chats:
+        raise UserError(
+            f"the secrets of {bench.name} stand in blocks, which the law {checkpoint.law.spec} does not know: give "
+            "--bench agent-erased, or --traces with chats"
+        )
+
+
+def secret_number(checkpoint: Checkpoint, block: int | None) -> int:
+    """Return the index of the block or turn with the secret: the given one, or the first one that can hold it.
+
+    Raises:
+        UserError: The index is negative, or names the first block, before which there is no memento.
+    """
+    first = 1 if isinstance(checkpoint.law, MementoLaw) else 0
+    if block is not None and block < first:
+        reason = ": the causal control needs a memento before the secret" if first else ""
+        raise UserError(f"--block must be at least {first}{reason}")
+    return first if block is None else block

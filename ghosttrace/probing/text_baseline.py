@@ -35,7 +35,7 @@ def retained_tokens(checkpoint: Checkpoint, task: Task) -> list[tuple[np.ndarray
     texts = []
     for sample in task.samples:
         ids = np.asarray(sample.ids)
-        indices = np.flatnonzero(expiry(ids, checkpoint.markup, checkpoint.policy) == NEVER)
+        indices = np.flatnonzero(expiry(ids, checkpoint.law) == NEVER)
         texts.append((ids[indices], indices))
     return texts
 

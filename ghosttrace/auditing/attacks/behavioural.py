@@ -29,10 +29,11 @@ from ghosttrace.auditing.evidence import (
 )
 from ghosttrace.auditing.prompts import SecretPrompt
 from ghosttrace.auditing.threats import USER
-from ghosttrace.law.expiry import erasures
+from ghosttrace.law.expiry import MementoLaw, erasures
 from ghosttrace.model.attention import attending
 from ghosttrace.model.session import Session
 from ghosttrace.probing.evidence import ProbeTarget
+from ghosttrace.probing.features import secret_expires_at
 from ghosttrace.probing.fit_and_score import linear_scores
 from ghosttrace.probing.split import Split
 from ghosttrace.probing.text_baseline import log_marginals
@@ -82,8 +83,10 @@ def prompt_sessions(context: AuditContext, arm: Arm, prompt: SecretPrompt, rows:
 
 
 def _ids_until_erasure(context: AuditContext, row: int) -> list[int]:
-    """Return the token ids of a trace up to the erasure of the block with its secret."""
+    """Return the token ids of a trace up to the erasure of its secret."""
     sample, checkpoint = context.task.samples[row], context.checkpoint
+    if not isinstance(checkpoint.law, MementoLaw):
+        return list(sample.ids[: secret_expires_at(checkpoint, sample)])
     expires_at = {
         erasure.block.start: erasure.expires_at
         for erasure in erasures(sample.ids, checkpoint.markup, checkpoint.policy)

@@ -7,6 +7,7 @@ through the model under the defence, except for the defence's random noise, and 
 defence retains of the block-memento pair: those of the memento, and those of the delimiters if they are kept.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +20,14 @@ from ghosttrace.auditing.context import AuditContext
 from ghosttrace.auditing.defended_caches import read_retained_states, run_session
 from ghosttrace.auditing.evidence import AttackSite, Evidence, mean_estimate, one_row_per_cluster, rate_estimate
 from ghosttrace.auditing.threats import INSIDER
-from ghosttrace.law.expiry import erasures
-from ghosttrace.law.markup import Block, find_blocks
+from ghosttrace.data.task import Sample
+from ghosttrace.law.expiry import MementoLaw, erasures
+from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.attention import attending
 from ghosttrace.model.states import States
+from ghosttrace.probing.carriers import divide
+from ghosttrace.probing.features import secret_expires_at
+from ghosttrace.probing.places import erased_texts
 
 BLOCK_SECRET = "block"  # the name of the secret in the results: the whole block
 N_CANDIDATES = 4  # candidate blocks per case, the true one included
@@ -47,48 +52,77 @@ class CollisionCase:
 
 
 def find_collision_cases(context: AuditContext, split_rows: np.ndarray) -> list[CollisionCase]:
-    """Return cases for the traces with enough candidates: blocks of the same length with the same memento.
+    """Return cases for the traces with enough candidates: texts of the same length with the same memento, if any.
 
     Args:
         context: Context of the audit.
         split_rows: int64[n], row numbers of the traces, such as those of the test split.
     """
-    checkpoint, samples = context.checkpoint, context.task.samples
+    samples = context.task.samples
     rng = np.random.default_rng([context.settings.seed, 0xC011])
-    pairs: dict[int, Block] = {}
+    rows_of_split = split_rows.tolist()
+    hidden = dict(zip(rows_of_split, _hidden_texts(context, rows_of_split), strict=True))
     groups: dict[tuple[int, ...], list[int]] = {}
-    for row in split_rows.tolist():
-        ids = samples[row].ids
-        pairs[row] = find_blocks(ids, checkpoint.markup, checkpoint.policy.require_assistant_section)[
-            samples[row].block
-        ]
-        pair = pairs[row]
-        groups.setdefault((pair.end - pair.start, *ids[pair.end : pair.memento_end + 1]), []).append(row)
-    cases, delimiters_kept = [], not context.arm.adapt_policy(checkpoint.policy).mask_delimiters
+    for row, text in hidden.items():
+        groups.setdefault((len(text.tokens), *text.summary), []).append(row)
+    cases = []
     for rows in groups.values():
         for row in rows:
-            pair, ids = pairs[row], list(samples[row].ids)
-            end = _erasure_index(context, row, pair)
-            true_content = tuple(ids[pair.start + 1 : pair.end])
-            contents = {true_content: None}
-            for other_row in rng.permutation(rows)[: 4 * N_CANDIDATES].tolist():
-                other_pair = pairs[other_row]
-                contents[tuple(samples[other_row].ids[other_pair.start + 1 : other_pair.end])] = None
-            if len(contents) >= N_CANDIDATES:
-                candidates = list(contents)[:N_CANDIDATES]
-                sequences = [ids[: pair.start + 1] + list(content) + ids[pair.end : end] for content in candidates]
-                delimiters = [pair.start, pair.end] if delimiters_kept else []
-                indices = np.array([*delimiters, *range(pair.memento_start, pair.memento_end + 1)])
-                cases.append(CollisionCase(row, sequences, indices))
+            text, ids = hidden[row], list(samples[row].ids)
+            contents = {tuple(ids[text.tokens.start : text.tokens.stop]): None}
+            for other in rng.permutation(rows)[: 4 * N_CANDIDATES].tolist():
+                tokens = hidden[other].tokens
+                contents[tuple(samples[other].ids[tokens.start : tokens.stop])] = None
+            if len(contents) >= N_CANDIDATES and len(text.compared):
+                before, after = ids[: text.tokens.start], ids[text.tokens.stop : text.end]
+                sequences = [before + list(content) + after for content in list(contents)[:N_CANDIDATES]]
+                cases.append(CollisionCase(row, sequences, text.compared))
     return [cases[number] for number in rng.permutation(len(cases))[:MAX_CASES]]
 
 
-def _erasure_index(context: AuditContext, row: int, pair: Block) -> int:
-    """Return the token index at which a block is erased."""
-    policy = context.checkpoint.policy
-    trace_erasures = erasures(context.task.samples[row].ids, context.checkpoint.markup, policy)
-    expires_at = next(erasure.expires_at for erasure in trace_erasures if erasure.block == pair)
-    return expires_at + policy.keep_last_block_for_answer
+@dataclass(frozen=True)
+class HiddenText:
+    """The text that the attacker does not know.
+
+    Attributes:
+        tokens: Token indices of the text.
+        summary: Token ids of its memento, with which a candidate must agree; empty under other laws than Memento's.
+        end: Number of tokens up to its erasure.
+        compared: int64[P], token indices whose retained states the attacker compares.
+    """
+
+    tokens: range
+    summary: tuple[int, ...]
+    end: int
+    compared: np.ndarray
+
+
+def _hidden_texts(context: AuditContext, rows: Sequence[int]) -> list[HiddenText]:
+    """Return the block with the secret of each trace, or the turn of a chat, and what the cache retains beside it."""
+    checkpoint, samples = context.checkpoint, [context.task.samples[row] for row in rows]
+    if isinstance(checkpoint.law, MementoLaw):
+        return [_hidden_block(context, sample) for sample in samples]
+    texts = []
+    for sample, trace in zip(samples, divide(checkpoint, samples), strict=True):
+        (tokens, *_), end = erased_texts(checkpoint, sample), secret_expires_at(checkpoint, sample)
+        after = np.asarray(trace.find("after", 0), dtype=np.int64)
+        texts.append(HiddenText(tokens, (), end, after[after < end]))
+    return texts
+
+
+def _hidden_block(context: AuditContext, sample: Sample) -> HiddenText:
+    checkpoint, ids = context.checkpoint, sample.ids
+    policy, pairs = checkpoint.policy, find_blocks(ids, checkpoint.markup, checkpoint.policy.require_assistant_section)
+    pair = pairs[sample.block]
+    expires_at = next(each.expires_at for each in erasures(ids, checkpoint.markup, policy) if each.block == pair)
+    delimiters_kept = not context.arm.adapt_policy(policy).mask_delimiters
+    delimiters = [pair.start, pair.end] if delimiters_kept else []
+    return HiddenText(
+        range(pair.start + 1, pair.end),
+        tuple(ids[pair.end : pair.memento_end + 1]),
+        expires_at + policy.keep_last_block_for_answer,
+        np.array([*delimiters, *range(pair.memento_start, pair.memento_end + 1)]),
+    )
 
 
 def distances(context: AuditContext, arm: Arm, cases: list[CollisionCase]) -> np.ndarray:
@@ -145,6 +179,8 @@ def _distance(reference: States, other: States) -> float:
 
 def compared_carriers(context: AuditContext) -> str:
     """Return the names of the carriers at which candidates are compared."""
+    if not isinstance(context.checkpoint.law, MementoLaw):
+        return "after"
     delimiters_kept = not context.arm.adapt_policy(context.checkpoint.policy).mask_delimiters
     return "memento and delimiters" if delimiters_kept else "memento"
 

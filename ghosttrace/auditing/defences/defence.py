@@ -61,14 +61,14 @@ class Defence(ABC):
         """Refuse a checkpoint with which the defence cannot be used.
 
         Raises:
-            UserError: The policy or the model of the checkpoint does not fit the defence.
+            UserError: The law or the model of the checkpoint does not fit the defence.
         """
         arm = self.arm(checkpoint)
         if arm.needs_counterfactuals:
             raise UserError(
                 f"the arm {arm.name} needs counterfactual blocks and cannot be a defence: give one that needs none"
             )
-        arm.adapt_policy(checkpoint.policy)
+        arm.adapt_law(checkpoint.law)
         arm.check(checkpoint.model)
 
     def fit(self, checkpoint: Checkpoint, task: Task, split: Split) -> Arm:

@@ -10,12 +10,17 @@ from pathlib import Path
 from ghosttrace.bench.benchmark import Bench, Counterfactual, Grade, Harness, Problem, Protocol, final_text
 from ghosttrace.bench.contests import HUB_SOURCES, load_contest, load_jsonl_bench, protocol, read_problems
 from ghosttrace.bench.ledger import LEDGER_BENCHES
+from ghosttrace.bench.story import STORY_BENCHES
 from ghosttrace.errors import UserError
 
-GENERATED_BENCHES: dict[str, Callable[[int | None, int], Bench]] = {**LEDGER_BENCHES}
+GENERATED_BENCHES: dict[str, Callable[[int | None, int], Bench]] = {**LEDGER_BENCHES, **STORY_BENCHES}
 """Generated benchmarks by name: functions of (number of problems or None for the default, seed) to a `Bench`."""
 
-BENCH_GROUPS = {"ledger": tuple(LEDGER_BENCHES), "hmmt": tuple(name for name in HUB_SOURCES if name.startswith("hmmt"))}
+BENCH_GROUPS = {
+    "ledger": tuple(LEDGER_BENCHES),
+    "story": tuple(STORY_BENCHES),
+    "hmmt": tuple(name for name in HUB_SOURCES if name.startswith("hmmt")),
+}
 BENCH_NAMES = (*BENCH_GROUPS, *GENERATED_BENCHES, *HUB_SOURCES)
 
 
@@ -23,9 +28,9 @@ def load_bench(name: str, limit: int | None = None, seed: int = 0, file: Path | 
     """Load a benchmark, or all members of a group of benchmarks.
 
     Args:
-        name: A group (`ledger` or `hmmt`), a member such as `ledger-h1`, a name in `contests.HUB_SOURCES` such as
-            `aime24`, or the path of a JSONL file.
-        limit: Number of problems per benchmark. None means all problems; `ledger` then draws 400.
+        name: A group (`ledger`, `story` or `hmmt`), a member such as `ledger-h1`, a name in `contests.HUB_SOURCES`
+            such as `aime24`, or the path of a JSONL file.
+        limit: Number of problems per benchmark. None means all problems; `ledger` then draws 400, `story` 200.
         seed: Random seed of generated problems.
         file: JSONL file with the problems of a benchmark of `contests.HUB_SOURCES`, read instead of the hub.
 

@@ -183,7 +183,7 @@ def adapter_config(model_args: ModelConfig, model: PreTrainedModel, markup: Mark
     if config is not None and markup.has_delimiters:
         ids = sorted(markup.delimiters)
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-        config.trainable_token_indices = ids if tied else {"embed_tokens": ids, "lm_head": ids}
+        config.trainable_token_indices = ids if tied else {"embed_tokens": ids, "lm_head": ids}  # type: ignore[attr-defined]
     return config
 
 

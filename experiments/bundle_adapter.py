@@ -50,7 +50,8 @@ def bundle(run: Path, base: str, name: str, out: Path) -> None:
         raise SystemExit(f"{run} has no complete checkpoint: give the folder of a finished run")
     trained = load(run / "model")
     spelled = trained.tokenizer.convert_ids_to_tokens(list(trained.markup.delimiters))
-    rows = trained.model.get_input_embeddings().weight[list(trained.markup.delimiters)]
+    embeddings: Any = trained.model.get_input_embeddings()
+    rows = embeddings.weight[list(trained.markup.delimiters)]
     settings: dict[str, Any] = json.loads((Path(checkpoint) / "adapter_config.json").read_text())
     record = {
         "base": base,

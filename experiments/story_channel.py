@@ -1,12 +1,11 @@
-"""Claim: the restart drop of a pretrained memento model is information where its notes leave a number out.
+"""Claim to test: the restart drop of a pretrained memento model is information where its notes leave a number out.
 
-One training of SmolLM2-135M-Instruct (`examples/train/smollm2-story.yaml`) on held-out names and wordings of `story`,
-greedy, in four conditions. `format` is the share of responses that end by themselves with one finished block and
-memento per step and all delimiters in order.
+Not run yet: it needs the bundled checkpoint `smollm2-open`, which `experiments/bundle_adapter.py` makes from a training
+of SmolLM2-135M-Instruct (`examples/train/smollm2-story.yaml`). Held-out names and wordings of `story`, greedy, in four
+conditions. `format` is the share of responses that end by themselves with finished blocks and all delimiters in order.
 
 Writes `experiments/results/story_channel.parquet` (columns of `ghosttrace.ablation.summary.summarise`, with the hash of
-the merged weights and versions). `make lm`, then `python experiments/story_channel.py`: half an hour on one core;
-resumes an interrupted run.
+the merged weights and versions). `python experiments/story_channel.py` resumes an interrupted run.
 """
 
 import argparse

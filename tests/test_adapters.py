@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.paths import requires_smollm2
+from helpers.training import QUICK, command, ledger_rows
 from safetensors.torch import load_file, save_file
 
+from experiments.bundle_adapter import bundle
 from ghosttrace.errors import UserError
 from ghosttrace.model import checkpoint
 from ghosttrace.model.adapters import EMBEDDINGS, merged_model, weights_sha256
@@ -81,6 +83,24 @@ def test_another_revision_of_the_base_is_refused_with_both_hashes(adapter: Path,
 def test_missing_base_names_make_lm(adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"small-open is a difference from toy-open, .* run `make lm`"):
         merged_model(adapter, tmp_path / "nowhere")
+
+
+@pytest.mark.slow
+def test_bundled_run_merges_into_the_trained_model(base: Path, tmp_path: Path) -> None:
+    run, adapter = tmp_path / "run", tmp_path / "toy-more"
+    flags = [*QUICK, "--max_steps", "2", "--save_steps", "2", "--learning_rate", "1e-2", "--use_peft"]
+    targets = ["--lora_target_modules", "q_proj", "down_proj"]
+    command(
+        "--model", str(base), "--data", str(ledger_rows(tmp_path / "rows.jsonl")), "--out", str(run), *flags, *targets
+    )
+    bundle(run, str(base), "toy-more", adapter)
+    start, trained, merged = (load(folder) for folder in (base, run / "model", merged_model(adapter, base)))
+    assert (merged.policy, merged.stages) == (trained.policy, trained.stages)
+    for name, weight in trained.model.state_dict().items():
+        moved = (weight - start.model.state_dict()[name]).float().norm()
+        off = (merged.model.state_dict()[name] - weight).float().norm()
+        assert off <= 0.02 * moved + 4e-3 * weight.norm() * ("embed" in name or "lm_head" in name), name
+        assert (moved > 0) == any(part in name for part in ("q_proj", "down_proj", "embed", "lm_head")), name
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

@@ -16,6 +16,9 @@ from ghosttrace.errors import UserError
 GENERATED_BENCHES: dict[str, Callable[[int | None, int], Bench]] = {**LEDGER_BENCHES, **STORY_BENCHES}
 """Generated benchmarks by name: functions of (number of problems or None for the default, seed) to a `Bench`."""
 
+SECRET_BENCHES = tuple(LEDGER_BENCHES)
+"""Names of the generated benchmarks that define secrets of their own, for probes and audits."""
+
 BENCH_GROUPS = {
     "ledger": tuple(LEDGER_BENCHES),
     "story": tuple(STORY_BENCHES),
@@ -99,6 +102,7 @@ __all__ = [
     "BENCH_NAMES",
     "GENERATED_BENCHES",
     "HUB_SOURCES",
+    "SECRET_BENCHES",
     "Bench",
     "Counterfactual",
     "Grade",

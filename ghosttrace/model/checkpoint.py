@@ -27,7 +27,7 @@ from ghosttrace.model.prompts import chat_prompt
 BUNDLED_MODELS = {"toy-open", "toy-mixed", "toy-sealed"}
 DOWNLOADED_MODELS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Models that `make lm` puts into `.models`, with the hub id of the original."""
-ADAPTED_MODELS = {"smollm2-open": "smollm2-135m"}
+ADAPTED_MODELS: dict[str, str] = {}
 """Bundled adapters, with the downloaded model that each changes (see `ghosttrace.model.adapters`)."""
 
 
@@ -147,7 +147,7 @@ def load(
     """Load a checkpoint with its tokenizer, markup and law.
 
     Args:
-        name: a bundled name (`toy-mixed`, `toy-open`, `toy-sealed`, `smollm2-open`), a folder, or a hub id.
+        name: a bundled name (`toy-mixed`, `toy-open`, `toy-sealed`), a folder, or a hub id.
         device: device of the model; by default a GPU if available, else the CPU.
         dtype: `float32`, `bfloat16` or `float16`; by default the dtype of the stored weights.
         delimiters: other spellings of the delimiter tokens, by the names in `DELIMITERS`.

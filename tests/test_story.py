@@ -175,6 +175,14 @@ def test_counterfactual_blocks_have_as_many_tokens() -> None:
         assert whole[: len(sentence)] == sentence
 
 
+def test_every_block_has_a_counterfactual_block() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        one = draw_story(rng, "train", "unneeded", "derived")
+        for number in range(len(one.steps)):
+            assert list(replace(one, omitted=frozenset({number})).alternatives(number))
+
+
 def retained_until_omitted(one: Story) -> str:
     """Return the prompt and the retained text up to the memento of the controlled step."""
     return one.prompt + "".join(memento for _, memento in pairs(one.response)[: one.controlled + 1])

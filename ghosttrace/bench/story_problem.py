@@ -1,6 +1,6 @@
 """One problem of the benchmark `story`: how it is drawn, its numbers, its texts and its counterfactual blocks."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -162,8 +162,8 @@ class Story:
         ]
         return "".join([*pairs, f"Answer: {self.answer}"])
 
-    def alternatives(self, number: int) -> list["Story"]:
-        """Return the story with every other number that the block of a step could show.
+    def alternatives(self, number: int) -> Iterator["Story"]:
+        """Yield the story with every other number that the block of a step could show.
 
         The number has as many digits as its own. A difference has another amount, one of `AMOUNTS` for the controlled
         step, else one of `OTHER_AMOUNTS` of as many digits; any other step shows another result. All numbers that
@@ -176,9 +176,9 @@ class Story:
             numbers = [first + sign * a for a in amounts if len(str(a)) == len(str(step.operand))]
         else:
             numbers = list(range(max(1, value - 10), value + 11))
-        same_length = [n for n in numbers if n != value and len(str(n)) == len(str(value))]
-        others = [replace(self, edit=(number, n)) for n in same_length]
-        return [other for other in others if other.is_valid]
+        same_length = (n for n in numbers if n != value and len(str(n)) == len(str(value)))
+        others = (replace(self, edit=(number, n)) for n in same_length)
+        return (other for other in others if other.is_valid)
 
     @property
     def is_valid(self) -> bool:
@@ -192,7 +192,7 @@ class Story:
             number: 0-based number of the block.
             rng: Source of the random choice.
         """
-        others = self.alternatives(number)
+        others = list(self.alternatives(number))
         return others[int(rng.integers(len(others)))]
 
     def with_amount(self, amount: int) -> "Story":
@@ -222,8 +222,9 @@ def sample_story(rng: np.random.Generator, split: Split, spare_step: bool) -> St
 
 
 def _can_be_edited(story: Story) -> bool:
-    """Return whether the numbers are above 1, so that every block has a counterfactual block of the same length."""
-    return min(story.values) > 1
+    """Return whether every block has a counterfactual block, even if its memento omits its number."""
+    steps = range(len(story.steps))
+    return all(any(True for _ in replace(story, omitted=frozenset({n})).alternatives(n)) for n in steps)
 
 
 def _draw(rng: np.random.Generator, split: Split, spare_step: bool) -> Story:

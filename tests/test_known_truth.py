@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import ghosttrace as gt
-from ghosttrace.bench import GENERATED_BENCHES, Bench, Grade, Protocol
+from ghosttrace.bench import GENERATED_BENCHES, SECRET_BENCHES, Bench, Grade, Protocol
 from ghosttrace.bench.ledger import N_DIGITS, N_NOTES, SECRET_STREAM, Ledger, ledger, ledger_task
 from ghosttrace.data.task import Target, Task
 from ghosttrace.law.expiry import NEVER, expiry
@@ -125,7 +125,8 @@ def task_of(name: str, samples: int, seed: int = 0, block: int = 1) -> Task:
 
 
 def test_matrix_lists_every_benchmark_with_secrets() -> None:
-    assert {name for name, make in GENERATED_BENCHES.items() if make(1, 0).secrets} <= MATRIX.keys()
+    with_secrets = {name for name, make in GENERATED_BENCHES.items() if make(1, 0).secrets}
+    assert with_secrets == set(SECRET_BENCHES) and with_secrets <= MATRIX.keys()
 
 
 @pytest.mark.parametrize(("name", "block"), PLACES)

@@ -148,7 +148,11 @@ def test_adapter_is_merged_into_a_loadable_model(rows: Path, tmp_path: Path) -> 
     before, after = (load(name).model.state_dict() for name in ("toy-open", str(tmp_path / "run" / "model")))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert before.keys() == after.keys()
-    assert len(changed) == 8 and all("q_proj" in name or "v_proj" in name for name in changed)
+    embeddings = {"model.embed_tokens.weight", "lm_head.weight"}
+    assert len(changed - embeddings) == 8 and all("q_proj" in name or "v_proj" in name for name in changed - embeddings)
+    assert embeddings <= changed and torch.equal(after["model.embed_tokens.weight"], after["lm_head.weight"])
+    rows_changed = (before["lm_head.weight"] != after["lm_head.weight"]).any(1).nonzero().flatten().tolist()
+    assert rows_changed == sorted(load("toy-open").markup.delimiters)
 
 
 SCRIPT = ["-m", "ghosttrace", "sft", "--model", "toy-open", "--stage", "memento", *QUICK]

@@ -305,3 +305,13 @@ def test_init_tokens_records_the_policy(blank: Path, tmp_path: Path) -> None:
     checkpoint = load(str(tmp_path / "start"))
     assert checkpoint.policy == Policy(True, keep_last_n_blocks=-1)
     assert checkpoint.markup.block_end == checkpoint.tokenizer.get_vocab()["*"]
+
+
+def test_init_tokens_replaces_the_chat_template(blank: Path, tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text(load(str(blank), mask_delimiters=True).tokenizer.chat_template + "{# new #}")
+    options = ["--mask-delimiters", "--chat-template", str(tmp_path / "chat.jinja")]
+    cli.app(["init-tokens", str(blank), str(tmp_path / "start"), *options], standalone_mode=False)
+    assert load(str(tmp_path / "start")).tokenizer.chat_template.endswith("{# new #}")
+    with pytest.raises(UserError, match="cannot be read as UTF-8 text: give --chat-template"):
+        cli.app(["init-tokens", str(blank), str(tmp_path / "x"), *options[:2], str(tmp_path)], standalone_mode=False)
+    assert not (tmp_path / "x").exists()

@@ -23,7 +23,7 @@ SWAP_STREAM = 1_000_003  # separates the random draws of `swap` from those of sa
 
 @dataclass
 class DonorBlocks:
-    """Lookup of counterfactual blocks for `swap`: one randomly chosen block per problem (a `DonorLookup`).
+    """Lookup of counterfactual blocks for `swap`: one block per problem, which the benchmark or a draw chooses.
 
     Attributes:
         bench: The benchmark that writes the counterfactual blocks.
@@ -39,14 +39,16 @@ class DonorBlocks:
 
     def __call__(self, key: tuple[int, ...], block_number: int, length: int) -> list[int] | None:
         rng = random_stream(self.seed, SWAP_STREAM, key[1])
-        problem, chosen = self.bench.problems[key[1]], int(rng.integers(self.bench.blocks))
+        problem, swapped = self.bench.problems[key[1]], self.bench.swapped_block
+        chosen = int(rng.integers(self.bench.blocks)) if swapped is None else swapped(problem)
         if block_number != chosen or self.bench.counterfactual is None:
             return None
         counterfactual = self.bench.counterfactual(problem, block_number, rng)
-        if len(counterfactual.block) != length:
+        donor = counterfactual.token_ids(self.tokenizer)
+        if len(donor) != length:
             return None
         self.answers[key] = counterfactual.answer
-        return list(self.tokenizer.convert_tokens_to_ids(counterfactual.block))
+        return donor
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,18 @@ from ghosttrace.bench.agent import AGENT_BENCHES
 from ghosttrace.bench.benchmark import Bench, Counterfactual, Grade, Harness, Problem, Protocol, final_text
 from ghosttrace.bench.contests import HUB_SOURCES, load_contest, load_jsonl_bench, protocol, read_problems
 from ghosttrace.bench.ledger import LEDGER_BENCHES
+from ghosttrace.bench.story import STORY_BENCHES
 from ghosttrace.errors import UserError
 
-GENERATED_BENCHES: dict[str, Callable[[int | None, int], Bench]] = {**LEDGER_BENCHES, **AGENT_BENCHES}
+GENERATED_BENCHES: dict[str, Callable[[int | None, int], Bench]] = {**LEDGER_BENCHES, **STORY_BENCHES, **AGENT_BENCHES}
 """Generated benchmarks by name: functions of (number of problems or None for the default, seed) to a `Bench`."""
+
+SECRET_BENCHES = (*LEDGER_BENCHES, "agent-erased")
+"""Names of the generated benchmarks that define secrets of their own, for probes and audits."""
 
 BENCH_GROUPS = {
     "ledger": tuple(LEDGER_BENCHES),
+    "story": tuple(STORY_BENCHES),
     "agent": tuple(AGENT_BENCHES),
     "hmmt": tuple(name for name in HUB_SOURCES if name.startswith("hmmt")),
 }
@@ -28,9 +33,9 @@ def load_bench(name: str, limit: int | None = None, seed: int = 0, file: Path | 
     """Load a benchmark, or all members of a group of benchmarks.
 
     Args:
-        name: A group (`ledger`, `agent` or `hmmt`), a member such as `ledger-h1`, a name in `contests.HUB_SOURCES` such
-            as `aime24`, or the path of a JSONL file.
-        limit: Number of problems per benchmark. None means all problems; `ledger` then draws 400.
+        name: A group (`ledger`, `story`, `agent` or `hmmt`), a member such as `ledger-h1`, a name in
+            `contests.HUB_SOURCES` such as `aime24`, or the path of a JSONL file.
+        limit: Number of problems per benchmark. None means all problems; `ledger` then draws 400, `story` 200.
         seed: Random seed of generated problems.
         file: JSONL file with the problems of a benchmark of `contests.HUB_SOURCES`, read instead of the hub.
 
@@ -99,6 +104,7 @@ __all__ = [
     "BENCH_NAMES",
     "GENERATED_BENCHES",
     "HUB_SOURCES",
+    "SECRET_BENCHES",
     "Bench",
     "Counterfactual",
     "Grade",

@@ -44,15 +44,21 @@ class Counterfactual(NamedTuple):
     """Another text of one block, under which the text of the block's memento stays the same.
 
     Attributes:
-        block: The token strings of the block, without delimiters.
+        block: The block without delimiters, as token strings or as text that the tokenizer splits.
         answer: The answer that follows from this block.
         response: The response of a perfect model in which this block stands. Tokens that a harness forces in later
             blocks stay the same. None if unknown.
     """
 
-    block: list[str]
+    block: list[str] | str
     answer: str
     response: str | None = None
+
+    def token_ids(self, tokenizer: Any) -> list[int]:
+        """Return the token ids of the block."""
+        if isinstance(self.block, str):
+            return list(tokenizer(self.block, add_special_tokens=False)["input_ids"])
+        return list(tokenizer.convert_tokens_to_ids(self.block))
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,7 @@ class Bench:
         counterfactual: Function of (problem, block number, random generator) to another text of that block. None if
             unsupported.
         blocks: Number of blocks per response, from which `swap` draws one; 0 if unknown.
+        swapped_block: Function of a problem to the block that `swap` changes. None draws one of `blocks`.
         ceiling: Maximum accuracy of any model over a sealed cache, as a fraction; None if unknown.
         full_size: Number of problems of the whole benchmark; None means that `problems` is complete.
         secrets: Function of (checkpoint, number of samples, seed, block number) to a `Task`: traces whose erased block
@@ -124,6 +131,7 @@ class Bench:
     harness: Callable[[Problem, Any], Harness] | None = None
     counterfactual: Callable[[Problem, int, np.random.Generator], Counterfactual] | None = None
     blocks: int = 0
+    swapped_block: Callable[[Problem], int] | None = None
     ceiling: float | None = None
     full_size: int | None = None
     secrets: "Callable[[Checkpoint, int, int, int], Task] | None" = None

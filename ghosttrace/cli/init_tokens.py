@@ -15,6 +15,13 @@ def init_tokens(
     out: Annotated[Path, typer.Argument(help="New folder for the model with delimiters.")],
     mask_delimiters: Delimiters = None,
     map_delimiters: DelimiterMapping = None,
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(
+            help="Jinja file that replaces the tokenizer's chat template, for example to leave out its system prompt. "
+            "Default: the tokenizer's own."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Random seed of the noise on the new embeddings.")] = 42,
 ) -> None:
     """Add the four delimiters to a model and its tokenizer.
@@ -42,10 +49,12 @@ def init_tokens(
         raise UserError(f"{model} has already been trained with delimiters: start from a model without them")
     policy = resolve_policy(recorded_policy(config), mask_delimiters=mask_delimiters, keep_last_n_blocks=-1)
     hide_loading_bar()
+    if chat_template is not None:
+        tokenizer.chat_template = read_chat_template(chat_template)
     if not tokenizer.chat_template:
         raise UserError(
-            f"the tokenizer of {model} has no chat template, so no assistant's turn could be found: put "
-            "chat_template.jinja into its folder"
+            f"the tokenizer of {model} has no chat template, so no assistant's turn could be found: give "
+            "--chat-template a Jinja file"
         )
     network = AutoModelForCausalLM.from_pretrained(resolve_pretrained_path(model), dtype="auto")
     added = add_delimiters(network, tokenizer, seed, token_names)
@@ -61,3 +70,15 @@ def init_tokens(
         "Its config.json records keep_last_n_blocks=-1, which erases nothing: train it with ghosttrace sft, or measure "
         "it as it is with --keep-last-n-blocks 0."
     )
+
+
+def read_chat_template(path: Path) -> str:
+    """Return the text of a chat template.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text: give --chat-template a Jinja file") from error

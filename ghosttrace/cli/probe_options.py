@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ghosttrace.bench import GENERATED_BENCHES
+from ghosttrace.bench import SECRET_BENCHES
 from ghosttrace.cli.options import BatchTokens, Limit, Traces, parse_integers
 from ghosttrace.errors import UserError
 from ghosttrace.probing.carriers import Pooling
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ghosttrace.probing.sweep import ProbeSettings
 
 SecretBench = Annotated[
-    str, typer.Option(help=f"Benchmark with secrets, used without --traces: {', '.join(GENERATED_BENCHES)}.")
+    str, typer.Option(help=f"Benchmark with secrets, used without --traces: {', '.join(SECRET_BENCHES)}.")
 ]
 SecretName = Annotated[
     str,

@@ -21,12 +21,15 @@ from ghosttrace.law.expiry import MementoLaw, Policy
 from ghosttrace.law.law import Law
 from ghosttrace.law.markup import Markup
 from ghosttrace.law.parse import is_memento, parse_law
+from ghosttrace.model.adapters import merged_model
 from ghosttrace.model.erasure_config import read_block_config, read_erasure_config, recorded_law, require_memento
 from ghosttrace.model.prompts import chat_prompt, render_chat
 
 BUNDLED_MODELS = {"toy-open", "toy-mixed", "toy-sealed"}
 DOWNLOADED_MODELS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Models that `make lm` puts into `.models`, with the hub id of the original."""
+ADAPTED_MODELS: dict[str, str] = {}
+"""Bundled adapters, with the downloaded model that each changes (see `ghosttrace.model.adapters`)."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,17 @@ class Checkpoint:
 
 
 def resolve_pretrained_path(name: str) -> str:
-    """Return the folder of a bundled or downloaded model; return any other name (a folder or a hub id) unchanged."""
+    """Return the folder of a bundled, adapted or downloaded model; return any other name unchanged.
+
+    Raises:
+        UserError: an adapter's base has not been downloaded, or is another revision.
+    """
+    bundled, downloaded = (Path(__file__).parents[up] / place for up, place in ((1, "checkpoints"), (2, ".models")))
     if name in BUNDLED_MODELS:
-        return str(Path(__file__).parents[1] / "checkpoints" / name)
-    return str(Path(__file__).parents[2] / ".models" / name) if name in DOWNLOADED_MODELS else name
+        return str(bundled / name)
+    if name in ADAPTED_MODELS:
+        return str(merged_model(bundled / name, downloaded / ADAPTED_MODELS[name]))
+    return str(downloaded / name) if name in DOWNLOADED_MODELS else name
 
 
 def load_config(name: str) -> PreTrainedConfig:
@@ -121,7 +131,7 @@ def load_config(name: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(resolve_pretrained_path(name))
     except (OSError, ValueError) as error:
-        known = ", ".join(sorted(BUNDLED_MODELS))
+        known = ", ".join(sorted(BUNDLED_MODELS | ADAPTED_MODELS.keys()))
         raise UserError(
             f"there is no model {name!r}: give a bundled name ({known}), a folder with a config.json, "
             "or a hub id that this machine can reach"

@@ -129,7 +129,7 @@ def _with_donor(checkpoint: Checkpoint, bench: Bench | None, case: PatchCase, rn
         return case
     problem = next(problem for problem in bench.problems if problem.id == case.trace.name)
     counterfactual = bench.counterfactual(problem, case.block_index, rng)
-    donor = tuple(checkpoint.tokenizer.convert_tokens_to_ids(counterfactual.block))
+    donor = tuple(counterfactual.token_ids(checkpoint.tokenizer))
     block_length = case.block.end - case.block.start - 1
     if len(donor) != block_length:
         raise UserError(

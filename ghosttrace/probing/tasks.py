@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ghosttrace.bench import GENERATED_BENCHES, Bench
+from ghosttrace.bench import GENERATED_BENCHES, SECRET_BENCHES, Bench
 from ghosttrace.data.task import Task
 from ghosttrace.data.tokens import TraceSources, load_traces
 from ghosttrace.errors import UserError
@@ -34,9 +34,7 @@ def secret_bench(bench: str | Bench) -> Bench:
     resolved = GENERATED_BENCHES[bench](1, 0) if isinstance(bench, str) and bench in GENERATED_BENCHES else bench
     if isinstance(resolved, str) or resolved.secrets is None:
         name = resolved if isinstance(resolved, str) else resolved.name
-        raise UserError(
-            f"{name} has no secrets of its own: give --traces, or a --bench of {', '.join(GENERATED_BENCHES)}"
-        )
+        raise UserError(f"{name} has no secrets of its own: give --traces, or a --bench of {', '.join(SECRET_BENCHES)}")
     return resolved
 
 

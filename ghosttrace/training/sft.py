@@ -21,6 +21,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
 from ghosttrace.errors import UserError
+from ghosttrace.law.markup import Markup
 from ghosttrace.law.masks import FLEX_TILE_SIZE, Kernel
 from ghosttrace.model.attention import attending
 from ghosttrace.model.checkpoint import load_config, load_tokenizer, resolve_pretrained_path
@@ -155,17 +156,35 @@ def make_trainer(
     try:
         model = load_model(recipe.model, model_args)
         model.config.ghosttrace = training_record(model.config, recipe, example_builder)  # saved in checkpoints as well
-        return MementoTrainer(
+        trainer = MementoTrainer(
             model=model,
             args=args,
             data_collator=Collator(pad_id or 0, pad_to_multiple_of),
             train_dataset=datasets["examples"],
             eval_dataset=datasets.get("held-out"),
             processing_class=tokenizer,
-            peft_config=get_peft_config(model_args),
+            peft_config=adapter_config(model_args, model, example_builder.markup),
         )
+        output = base_model(trainer.model).get_output_embeddings()
+        if not hasattr(output, "bias"):  # peft's wrapper around trained embeddings lacks it, and trl's loss reads it
+            output.register_parameter("bias", None)
+        return trainer
     except (ValueError, ImportError, OSError) as error:
         raise UserError(f"{recipe.model} cannot be trained with these options ({error}): change them") from error
+
+
+def adapter_config(model_args: ModelConfig, model: PreTrainedModel, markup: Markup) -> Any:
+    """Return the configuration of the adapter, or None without `--use_peft`.
+
+    An adapter also trains the embeddings of the delimiters, which are new to the model and which no low-rank update
+    of other weights can set.
+    """
+    config = get_peft_config(model_args)
+    if config is not None and markup.has_delimiters:
+        ids = sorted(markup.delimiters)
+        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        config.trainable_token_indices = ids if tied else {"embed_tokens": ids, "lm_head": ids}  # type: ignore[attr-defined]
+    return config
 
 
 def train(trainer: MementoTrainer, checkpoint: str | None) -> None:

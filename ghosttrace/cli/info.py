@@ -15,6 +15,7 @@ from ghosttrace.cli.options import (
     parse_delimiter_mapping,
 )
 from ghosttrace.cli.output import print_rows, print_tables
+from ghosttrace.errors import UserError
 
 if TYPE_CHECKING:
     from ghosttrace.law.expiry import Policy
@@ -39,16 +40,18 @@ def info(
     from ghosttrace.data.info import model_info, trace_info
     from ghosttrace.data.read import read_traces
     from ghosttrace.law.chat import Chat
-    from ghosttrace.law.parse import is_memento, parse_law
+    from ghosttrace.law.parse import MEMENTO, is_memento, parse_law
     from ghosttrace.model.erasure_config import resolve_policy
     from ghosttrace.report.info import model_entry, model_findings, model_table, trace_findings, trace_rows, trace_table
 
     given = {"mask_delimiters": mask_delimiters, "keep_last_n_blocks": keep_last_n_blocks}
+    given_names = [name for name, value in (*given.items(), ("map_delimiters", map_delimiters)) if value is not None]
+    if given_names and not is_memento(law):
+        raise UserError(f"the law {law} replaces Memento's policy: leave out {', '.join(given_names)}")
     described = model_info(model, parse_delimiter_mapping(map_delimiters), **given)
     texts = [] if trace is None else read_traces(trace)
-    erased = []
+    spec, erased = law or described.law, []
     if texts:
-        spec = law or described.law
         if is_memento(spec):
             rule: Law | Policy = resolve_policy(described.recorded_policy, **given)
         else:
@@ -56,7 +59,8 @@ def info(
         erased = [trace_info(described, text, rule) for text in texts]
     if format is not OutputFormat.table:
         entry = model_entry(described)
-        print_rows(format, model_findings(described), trace_rows(erased) if texts else [entry], {"model": entry})
+        more = {"model": entry, "law": spec or MEMENTO}
+        print_rows(format, model_findings(described), trace_rows(erased) if texts else [entry], more)
         return
     print_tables(model_findings(described), [model_table(described)])
     for number, item in enumerate(erased):

@@ -1,5 +1,6 @@
 """The command `ghosttrace sft`: its options, and the training recipe made from them."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,6 +96,7 @@ def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) ->
         resume: folder of an unfinished run to continue.
     """
     try:
+        import datasets
         from accelerate import PartialState
 
         from ghosttrace.training.recipe import Recipe
@@ -103,6 +105,8 @@ def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) ->
         raise UserError(
             f"{error.name} is not installed: pip install -e '.[train]' in the GhostTrace checkout"
         ) from error
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()  # in a log, every step of a bar is text
 
     if options["kernel"] not in (None, "segments", "sdpa", "flex", "matmul"):
         raise UserError(f"--kernel must be segments, sdpa, flex or matmul, not {options['kernel']!r}")

@@ -7,6 +7,7 @@ stock model records neither, and runs under the law that the user gives.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -128,6 +129,10 @@ def load_config(name: str) -> PreTrainedConfig:
             f"{name} has not been downloaded: run `make lm` in a checkout of this project, or give the hub id "
             f"{DOWNLOADED_MODELS[name]}"
         )
+    names = BUNDLED_MODELS | ADAPTED_MODELS.keys() | DOWNLOADED_MODELS.keys()
+    close = [] if name in names or "/" in name or Path(name).exists() else get_close_matches(name, names, 1)
+    if close:  # the hub would be asked for it, and without a network again and again
+        raise UserError(f"there is no model {name!r}: did you mean {close[0]}?")
     try:
         return AutoConfig.from_pretrained(resolve_pretrained_path(name))
     except (OSError, ValueError) as error:

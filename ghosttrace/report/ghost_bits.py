@@ -37,7 +37,7 @@ def bits_table(results: pd.DataFrame, configuration: Mapping[str, Any]) -> Table
             continue
         if previous != row["source"]:
             table.add_section()
-            table.add_row(f"[bold]{escape(row['source'])}[/]", f"{row['n_traces']} traces")
+            table.add_row(f"[bold]{escape(row['source'])}[/]", f"{row['n_traces']} trace{'s' * (row['n_traces'] != 1)}")
         previous = row["source"]
         ends = "" if pd.isna(row["bits_low"]) else f" [{row['bits_low']:+.3f}, {row['bits_high']:+.3f}]"
         bits = f"{row['bits']:+.3f}{ends}", f"{row['bits_per_trace']:+.2f}"

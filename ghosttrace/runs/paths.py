@@ -30,10 +30,13 @@ def check_new(folder: Path) -> None:
     The remains of a run that was killed before run.json was written do not count.
 
     Raises:
-        UserError: the path cannot be used (see `check_path`), or the folder holds other files.
+        UserError: the path cannot be used (see `check_path`), the folder cannot be made, or it holds other files.
     """
     check_path(folder)
     if not folder.is_dir():
+        parent = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise UserError(f"{folder} cannot be made, because {parent} is no folder that can be written: give another")
         return
     figures = folder / "figures"
     has_figures = figures.is_dir() and any(figures.iterdir())

@@ -3,8 +3,6 @@
 from functools import cache
 
 import torch
-from helpers.families import FAMILIES
-from helpers.paths import DATA
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import ghosttrace as gt
@@ -12,6 +10,8 @@ from ghosttrace.law.chat import Chat
 from ghosttrace.law.markup import Markup
 from ghosttrace.law.parse import parse_law
 from ghosttrace.model.checkpoint import Checkpoint
+from helpers.families import FAMILIES
+from helpers.paths import DATA
 
 NEEDED = "tokenizers/qwen3"
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ghosttrace.patching.cases import ALL, PatchSite
+from ghosttrace.patching.sites import ALL, PatchSite
 from ghosttrace.stats import Estimate, estimate, holm, ratio_estimate
 
 WHOLE_CACHE = PatchSite("everything")

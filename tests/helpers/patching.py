@@ -28,15 +28,21 @@ def checkpoint_of(family: str, policy: Policy = KEEP) -> Checkpoint:
     return Checkpoint(family, tiny(family), TOKENIZER, MARKUP, policy)
 
 
+def case_in(item: TokenTrace, number: int) -> PatchCase:
+    """Return the case of one block of a trace, without a donor."""
+    blocks = find_blocks(item.ids, MARKUP)
+    number %= len(blocks)
+    last, block = number == len(blocks) - 1, blocks[number]
+    stop = len(item.ids) if last else blocks[number + 1].memento_end + 1
+    return PatchCase(item, range(block.start + 1, block.end), block.memento_end + 1, stop, number)
+
+
 def case_of(seed: int, blocks: int = 4, number: int = -1) -> PatchCase:
     """Return a random trace with a random donor block and, for the last block, an alternative continuation."""
     rng, ids = np.random.default_rng(100 + seed), [*trace(seed, blocks), 11, 12, 13]
-    blocks_found = tuple(find_blocks(ids, MARKUP))
-    number %= len(blocks_found)
-    last = number == len(blocks_found) - 1
-    stop = len(ids) if last else blocks_found[number + 1].memento_end + 1
-    case = PatchCase(TokenTrace("random", str(seed), ids[:3], ids[3:]), blocks_found, number, stop)
-    donor = tuple(rng.integers(8, 96, case.block.end - case.block.start - 1).tolist())
+    case = case_in(TokenTrace("random", str(seed), ids[:3], ids[3:]), number)
+    last = case.end_index == len(ids)
+    donor = tuple(rng.integers(8, 96, len(case.content)).tolist())
     return replace(case, donor=donor, donor_continuation=(*case.own_continuation[:-2], 14, 15) if last else None)
 
 

@@ -1,19 +1,14 @@
 """Patching: against states patched by hand and against the arms, and the choice of patch cases."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from helpers.families import FAMILIES
-from helpers.patching import POLICIES, case_in, case_of, checkpoint_of, results_of
+from helpers.patching import POLICIES, case_in, case_of, checkpoint_of, patched_by_hand, results_of
 from helpers.traces import MARKUP, trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
 
 from ghosttrace.ablation.arms import Memento, Restart, Swap
 from ghosttrace.bench import Counterfactual, load_bench
@@ -22,76 +17,13 @@ from ghosttrace.bench.reference_traces import reference_traces
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
 from ghosttrace.ghost_bits.likelihood import log2_probabilities
-from ghosttrace.law.expiry import NEVER, expiry
-from ghosttrace.law.layout import open_layout, sealed_layout
+from ghosttrace.law.expiry import expiry
 from ghosttrace.law.markup import find_blocks
-from ghosttrace.law.masks import Visibility
-from ghosttrace.model.attention import attending
-from ghosttrace.model.checkpoint import Checkpoint, load
-from ghosttrace.model.states import read_states
-from ghosttrace.patching.cases import PatchCase, batch_cases, make_cases
+from ghosttrace.model.checkpoint import load
+from ghosttrace.patching.cases import batch_cases, make_cases
 from ghosttrace.patching.patcher import Patch, Patcher, PatchScore
 from ghosttrace.patching.sites import ALL, PatchSite, all_sites, carrier_token_indices, count_runs
 from ghosttrace.patching.summary import failed_controls
-
-
-class HeldLayer(CacheLayerMixin):
-    """Constant cache layer that precedes the new tokens, independent of the package."""
-
-    is_sliding = False
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.keys, self.values, self.is_initialized = keys, values, True
-
-    def lazy_initialization(self, *args: Any) -> None: ...
-
-    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.keys.shape[2] + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.keys.shape[2]
-
-    def get_max_length(self) -> int:
-        return -1
-
-
-def patched_by_hand(
-    checkpoint: Checkpoint, case: PatchCase, reading: str, sites: tuple[PatchSite, ...], own: bool = True
-) -> np.ndarray:
-    """Return log2-probabilities of the continuation after patching states with plain tensor operations."""
-    model, policy, end = checkpoint.model, checkpoint.policy, case.prefix_end
-    ids = case.trace.ids[:end]
-    held = np.flatnonzero(expiry(ids, MARKUP, policy) > end)
-    clean = read_states(model, [open_layout(ids, MARKUP, policy)], [held])
-    swapped = [*ids[: case.content.start], *(case.donor or ()), *ids[case.content.stop :]]
-    layout = sealed_layout(ids, MARKUP, policy) if reading == "seal" else open_layout(swapped, MARKUP, policy)
-    altered = read_states(model, [layout], [held])
-    site_indices = carrier_token_indices(case, checkpoint, 2)
-    keys, values = clean.keys.clone(), clean.values.clone()
-    for site in sites:
-        is_patched = np.isin(held, site_indices[site.carrier, site.offset])
-        layers = slice(None) if site.layer == ALL else slice(site.layer, site.layer + 1)
-        for letter, states, altered_states in (("k", keys, altered.keys), ("v", values, altered.values)):
-            if letter in site.kv:
-                states[layers, ..., is_patched, :] = altered_states[layers, ..., is_patched, :]
-    store = Cache(layers=[HeldLayer(k, v) for k, v in zip(keys, values, strict=True)])
-    following = case.own_continuation if own else case.donor_continuation
-    assert following is not None
-    index = torch.from_numpy(np.arange(end, end + len(following) - 1))[None]
-    every = torch.cat([torch.from_numpy(held)[None], index], 1)
-    with attending(model), torch.no_grad():
-        visibility = Visibility(index, every, torch.full_like(every, NEVER), index, every)
-        text = torch.tensor([following[:-1]])
-        logits = model(
-            input_ids=text, position_ids=index, past_key_values=store, use_cache=True, expiry=visibility
-        ).logits
-    log2p = logits[0].log_softmax(-1)[range(len(following) - 1), list(following[1:])]
-    return log2p.double().numpy() / np.log(2)
-
 
 MATRIX = [("qwen3", name) for name in POLICIES]
 MATRIX += [("phi3-window", "erase"), ("olmo3", "keep"), ("gemma3", "keep"), ("gemma3", "before")]

@@ -77,7 +77,8 @@ def measure(
         cases: cases from `ghosttrace.patching.cases.make_cases`.
         records: records with layout `PATCH_TABLE`; extended in place.
         batch_tokens: maximum number of tokens that are processed together, for traces and for patched copies.
-        parts: maximum number of runs into which the text of a memento, or of the carriers, is divided; each run is patched as one.
+        parts: maximum number of runs into which the text of a memento, or of the carriers, is divided; each run is
+            patched as one.
         kind: the intervention to measure; None for both.
         progress: called with ("patched blocks", cases done, number of cases).
     """

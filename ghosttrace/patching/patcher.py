@@ -1,9 +1,9 @@
 """The patcher: copies part of one cache into another and scores the following text.
 
-A trace is processed up to an erasure, such as the end of one memento, in several ways: normally, sealed, and with a donor
-text in place of the one that leaves. All these caches retain the same token indices. The keys or values of any retained
-token in any layer can therefore be copied into a copy of the normal cache. The following text is then scored under
-teacher forcing.
+A trace is processed up to an erasure, such as the end of one memento, in several ways: normally, sealed, and with a
+donor text in place of the one that leaves. All these caches retain the same token indices. The keys or values of any
+retained token in any layer can therefore be copied into a copy of the normal cache. The following text is then scored
+under teacher forcing.
 
 The first token after the erasure is not scored. It is predicted from the last token before the erasure. Where tokens
 leave after that one has been processed, its hidden state saw them, and no patch of the cache can change it.

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from helpers.families import tiny
 from helpers.laws import CHAT, MARKUP, TEXT, TOOL_TURNS, chat_trace, log, streams
-from helpers.paths import requires_data
 from helpers.patching import TOKENIZER, patched_by_hand, results_of
+from helpers.paths import requires_data
 from helpers.stock import NEEDED, stock
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -180,7 +180,19 @@ def test_patch_of_agent_sessions(tmp_path: Path) -> None:
 
 
 def test_command_under_another_law(tmp_path: Path) -> None:
-    command = ["patch", "--law", "window:70,30", "--bench", "ledger-h1", "--limit", "1", "--block", "-1", "--parts", "1"]
+    command = [
+        "patch",
+        "--law",
+        "window:70,30",
+        "--bench",
+        "ledger-h1",
+        "--limit",
+        "1",
+        "--block",
+        "-1",
+        "--parts",
+        "1",
+    ]
     done = CliRunner().invoke(cli.app, [*command, "--out", str(tmp_path / "run")])
     assert done.exit_code == 0 and "ledger-h1, erasure -1" in done.output and "carriers" in done.output
     assert set(gt.open_run(tmp_path / "run").results["intervention"]) == {"seal"}

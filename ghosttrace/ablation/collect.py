@@ -12,6 +12,7 @@ from typing import Any
 
 from ghosttrace.ablation.arms import Arm
 from ghosttrace.bench import Bench, Counterfactual, final_text
+from ghosttrace.data.spans import token_ends
 from ghosttrace.law.chat import Chat
 from ghosttrace.law.tools import find_tool_results
 from ghosttrace.model.checkpoint import Checkpoint
@@ -157,7 +158,16 @@ class BenchArm:
             "response": decode(tokens),
             "prompt_ids": generation.prompt,
             "response_ids": tokens,
+            **({} if self.checkpoint.other_law is None else self._token_texts(generation)),
         }
+
+    def _token_texts(self, generation: Generation) -> dict[str, Any]:
+        """Return the text of the prompt, and where each token ends in the texts of prompt and response."""
+        decode = self.checkpoint.tokenizer.decode
+        prompt = decode(generation.prompt)
+        ends = token_ends(generation.tokens, decode)
+        text_ends = [*token_ends(generation.prompt, decode), *(len(prompt) + end for end in ends)]
+        return {"prompt_text": prompt, "token_ends": text_ends}
 
 
 SampleWriter = Callable[[BenchArm, Sequence[Request], Callable[[int, Generation], None]], None]

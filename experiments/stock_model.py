@@ -39,8 +39,8 @@ PROBED = {  # law: carriers
     "chunks:40,12": ("after", "last"),
 }
 LAYERS = (0, 4, 9, 14, 19, 24, 29)
-PROBE_SAMPLES, EXCERPTS, EXCERPT_TOKENS, SESSIONS, PROBLEMS = 900, 24, 400, 60, 150
-BITS_LAWS = {"excerpts": ("window:128,64", "chunks:128,32", "sinks:4,124"), "sessions": ("tools:0", "window:110,40")}
+PROBE_SAMPLES, EXCERPTS, EXCERPT_TOKENS, SESSIONS, PROBLEMS = 800, 16, 300, 40, 120
+BITS_LAWS = {"excerpts": ("window:128,64", "chunks:128,32"), "sessions": ("tools:0", "window:110,40")}
 DELIMITER = re.compile(r"<\|(?:block|summary)_(?:start|end)\|>")
 BITS_ARMS = ["restart", "restart-renumbered"]
 

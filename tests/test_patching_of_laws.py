@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import ghosttrace as gt
 from ghosttrace.ablation.arms import Memento, Restart
-from ghosttrace.bench import load_bench
+from ghosttrace.bench import Counterfactual, Problem, load_bench
 from ghosttrace.bench.reference_traces import reference_traces
 from ghosttrace.cli import main as cli
 from ghosttrace.data.tokens import TokenTrace
@@ -88,6 +88,14 @@ def test_sites_are_retained_tokens_on_their_side_of_what_left(
         assert all(len(found) == 1 for (name, _), found in parts.items() if name == "delimiters")
         covered = sorted(key for found in parts.values() for key in found)
         assert covered == (carriers if runs else expected["delimiters"])
+
+
+def test_a_continuation_is_not_endless() -> None:
+    checkpoint = under(parse_law("tools:0", CHAT))
+    tokens = [*chat_trace(0), *[TEXT] * 2 * MAX_CONTINUATION_TOKENS]
+    last, *others = make_cases(checkpoint, [TokenTrace("s", "0", [], tokens)])
+    assert last.end_index == last.prefix_end + MAX_CONTINUATION_TOKENS and len(others) == 2
+    assert [case.end_index for case in others] == [last.prefix_end, others[0].prefix_end]
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -163,6 +171,24 @@ def test_agent_sessions_are_swapped_in_the_number_that_is_asked_for(law: str) ->
         assert {case.block_label for case in cases} == {-1, -2, -3} and len(cases) == 18
         names = {case.trace.name for case in swapped}
         assert all(sum(case.trace.name == name for case in swapped) == 1 for name in names)
+
+
+@requires_data(NEEDED)
+def test_a_donor_has_as_many_tokens_as_the_text_that_left() -> None:
+    (bench,) = load_bench("agent-erased", 2)
+    traces, write = reference_traces(stock("tools:0"), bench), bench.counterfactual
+    assert write is not None
+
+    def longer(problem: Problem, number: int, rng: np.random.Generator) -> Counterfactual | None:
+        other = write(problem, number, rng)
+        if other is None or other.messages is None:
+            return None
+        wrong = tuple({**each, "content": each["content"].replace(other.answer, "1234")} for each in other.messages)
+        return other._replace(messages=wrong)
+
+    cases = make_cases(stock("tools:0"), traces, [replace(bench, counterfactual=longer)])
+    assert len(cases) == 6 and all(case.donor is None for case in cases)
+    assert sum(case.donor is not None for case in make_cases(stock("tools:0"), traces, [bench])) == 2
 
 
 @requires_data(NEEDED)

@@ -15,8 +15,9 @@ on where it stopped.
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,11 @@ RESULTS = ROOT / "experiments" / "results"
 MODEL = "smollm2-135m"
 PROBED = {  # law: carriers
     "tools:0": ("delimiters", "after", "last"),
-    "tools:1": ("delimiters", "after", "last"),
     "window:110,40": ("after", "last"),
     "chunks:40,12": ("after", "last"),
 }
 LAYERS = (0, 4, 9, 14, 19, 24, 29)
-PROBE_SAMPLES, EXCERPTS, EXCERPT_TOKENS, SESSIONS, PROBLEMS = 800, 16, 300, 40, 120
+PROBE_SAMPLES, EXCERPTS, EXCERPT_TOKENS, SESSIONS, PROBLEMS = 400, 12, 300, 24, 60
 BITS_LAWS = {"excerpts": ("window:128,64", "chunks:128,32"), "sessions": ("tools:0", "window:110,40")}
 DELIMITER = re.compile(r"<\|(?:block|summary)_(?:start|end)\|>")
 BITS_ARMS = ["restart", "restart-renumbered"]
@@ -56,25 +56,21 @@ def place(folder: Path) -> dict[str, Any]:
     return ({"resume": folder} if folder.exists() else {"out": folder}) | {"progress": show}
 
 
-def probes(work: Path) -> pd.DataFrame:
-    """Probe the model for the number in the first tool result under each law."""
-    tables = []
-    for law, carriers in PROBED.items():
-        run = gt.probe(
-            MODEL,
-            "agent-erased",
-            law=law,
-            block=0,
-            samples=PROBE_SAMPLES,
-            carriers=carriers,  # type: ignore[arg-type]
-            hops=(0, 1, 2),
-            layers=LAYERS,
-            mlp=False,
-            **place(work / f"probe-{law.replace(':', '-')}"),
-        )
-        tables.append(run.results.assign(law=law, failures="; ".join(run.failures)))
-        print(law, run.failures or "valid", flush=True)
-    return pd.concat(tables)
+def probes(law: str, work: Path) -> pd.DataFrame:
+    """Probe the model for the number in the first tool result under a law."""
+    run = gt.probe(
+        MODEL,
+        "agent-erased",
+        law=law,
+        block=0,
+        samples=PROBE_SAMPLES,
+        carriers=PROBED[law],  # type: ignore[arg-type]
+        hops=(0, 1, 2),
+        layers=LAYERS,
+        mlp=False,
+        **place(work / f"probe-{law.replace(':', '-')}"),
+    )
+    return run.results.assign(law=law, failures="; ".join(run.failures))
 
 
 def excerpts(checkpoint: Checkpoint, files: Sequence[str]) -> list[TokenTrace]:
@@ -97,42 +93,41 @@ def sessions(checkpoint: Checkpoint) -> list[TokenTrace]:
     return [to_token_trace(checkpoint, "sessions", str(number), chat) for number, chat in enumerate(chats)]
 
 
-def bits(files: Sequence[str], work: Path) -> pd.DataFrame:
-    """Measure the bits that sealing costs the true text, for each source and law."""
-    tables = []
-    for source, laws in BITS_LAWS.items():
-        for law in laws:
-            checkpoint = gt.load(MODEL, dtype="float32", law=law)
-            traces = excerpts(checkpoint, files) if source == "excerpts" else sessions(checkpoint)
-            folder = work / f"bits-{source}-{law.replace(':', '-')}"
-            run = gt.bits(checkpoint, traces, arms=BITS_ARMS, batch_tokens=4096, **place(folder))
-            tables.append(run.results.assign(law=law, failures="; ".join(run.failures)))
-            print(source, law, run.failures or "valid", flush=True)
-    return pd.concat(tables)
+def bits(source: str, law: str, files: Sequence[str], work: Path) -> pd.DataFrame:
+    """Measure the bits that sealing costs the true text of a source under a law."""
+    checkpoint = gt.load(MODEL, dtype="float32", law=law)
+    traces = excerpts(checkpoint, files) if source == "excerpts" else sessions(checkpoint)
+    folder = work / f"bits-{source}-{law.replace(':', '-')}"
+    run = gt.bits(checkpoint, traces, arms=BITS_ARMS, batch_tokens=1024, **place(folder))
+    return run.results.assign(law=law, failures="; ".join(run.failures))
 
 
-def accuracy(work: Path) -> pd.DataFrame:
-    """Measure accuracy on the sessions, with nothing erased and under two laws."""
-    tables = []
-    for law in ("tools:0", "tools:1"):
-        arms = ["full", "restart", "restart-renumbered"]
-        run = gt.ablate(
-            MODEL, "agent", arms, law=law, limit=PROBLEMS, **place(work / f"ablate-{law.replace(':', '-')}")
-        )
-        tables.append(run.results.assign(law=law, failures="; ".join(run.failures)))
-        print(law, run.failures or "valid", flush=True)
-    return pd.concat(tables)
+def accuracy(law: str, work: Path) -> pd.DataFrame:
+    """Measure accuracy on the sessions under a law, and with nothing erased."""
+    run = gt.ablate(MODEL, "agent", ["full", "restart"], law=law, limit=PROBLEMS, **place(work / "ablate"))
+    return run.results.assign(law=law, failures="; ".join(run.failures))
 
 
 def main() -> None:
-    """Run all measurements and write their tables."""
+    """Run all measurements; each table is written anew whenever a part of it is done."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--traces", nargs="+", required=True, help="files with real traces")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "stock_model")
-    arguments = parser.parse_args()
-    bits(arguments.traces, arguments.work).to_parquet(RESULTS / "stock_bits.parquet", index=False)
-    accuracy(arguments.work).to_parquet(RESULTS / "stock_accuracy.parquet", index=False)
-    probes(arguments.work).to_parquet(RESULTS / "stock_probes.parquet", index=False)
+    given = parser.parse_args()
+    jobs: list[tuple[str, Callable[[], pd.DataFrame]]] = [
+        *(("stock_probes", partial(probes, law, given.work)) for law in PROBED),
+        *(
+            ("stock_bits", partial(bits, source, law, given.traces, given.work))
+            for source, laws in BITS_LAWS.items()
+            for law in laws
+        ),
+        ("stock_accuracy", partial(accuracy, "tools:0", given.work)),
+    ]
+    tables: dict[str, list[pd.DataFrame]] = {}
+    for name, job in jobs:
+        tables.setdefault(name, []).append(job())
+        print(name, tables[name][-1][["law", "failures"]].iloc[0].to_dict(), flush=True)
+        pd.concat(tables[name]).to_parquet(RESULTS / f"{name}.parquet", index=False)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 
-import pandas as pd
-
 from experiments.markdown import interval, markdown_table, number, percent
 from experiments.result_tables import ENDS, read
 
@@ -11,7 +9,7 @@ ARMS = ("restart", "restart-renumbered", "placebo")
 
 
 def stock_probes() -> str:
-    """Bits about a number that left, by law, carrier and hop: at the layer with most, in the sealed cache, and before."""
+    """Bits about a number that left, by law, carrier and hop: at the layer with most, and in the sealed cache."""
     results = read("stock_probes")
     results = results[(results["probe"] == "linear") & (results["target"] == "digit-*") & (results["hop"] >= 0)]
     rows = []
@@ -48,11 +46,11 @@ def stock_accuracy() -> str:
     for (bench, law), part in results.groupby(["bench", "law"], sort=False):
         by_arm = part.set_index("arm")
         cells = []
-        for arm in ("full", "memento", "restart", "restart-renumbered"):
+        for arm in ("full", "memento", "restart"):
             low, high = (percent(by_arm.loc[arm, f"accuracy{end}"]) for end in ENDS[1:])
             cells.append(f"{percent(by_arm.loc[arm, 'accuracy'])} [{low}, {high}]")
         rows.append([f"`{bench}`", f"`{law}`", *cells])
-    header = ["benchmark", "law", "`full`, %", "`memento`, %", "`restart`, %", "`restart-renumbered`, %"]
+    header = ["benchmark", "law", "`full`, %", "`memento`, %", "`restart`, %"]
     return markdown_table(header, rows)
 
 

@@ -90,11 +90,11 @@ def nothing_swapped(samples: pd.DataFrame, arms: Mapping[str, Arm]) -> tuple[str
         samples: One row per sample (columns of `ghosttrace.ablation.samples.SAMPLE_SCHEMA`).
         arms: The arms of the run, by name.
     """
-    counts = samples.groupby(["bench", "arm"], sort=False, as_index=False)["donor_answer"].count()
+    counts = samples.groupby(["bench", "arm"], sort=False, as_index=False).agg(swapped=("donor_answer", "count"))
     return tuple(
         f"{row['bench']}: under {row['arm']}, {NOTHING_SWAPPED}"
         for row in counts.to_dict("records")
-        if arms[row["arm"]].needs_counterfactuals and not row["donor_answer"]
+        if arms[row["arm"]].needs_counterfactuals and not row["swapped"]
     )
 
 

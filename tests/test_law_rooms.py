@@ -1,4 +1,4 @@
-"""Laws in the commands: ablate, bits and info run under any, a checkpoint records its law, other commands refuse it."""
+"""Laws in the commands: which run under any law, what a checkpoint records of its law, which commands refuse it."""
 
 import json
 import shutil
@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.families import FAMILIES, tiny
-from helpers.laws import MARKUP, chat_trace
+from helpers.laws import CHAT, MARKUP, TEXT, chat_trace
 from helpers.paths import DATA, requires_data
+from helpers.stock import NEEDED, stock
 
 import ghosttrace as gt
-from ghosttrace.ablation.arms import Memento, Restart
+from ghosttrace.ablation.arms import Memento, Restart, Swap
 from ghosttrace.cli import main as cli
 from ghosttrace.data.tokens import TokenTrace, load_traces
 from ghosttrace.ghost_bits.likelihood import log2_probabilities
@@ -91,11 +92,41 @@ def test_a_checkpoint_records_its_law(windowed: str, capsys: pytest.CaptureFixtu
     assert f"it records the law {LAW}" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("command", [gt.probe, gt.patch, gt.audit, gt.features, LeakCheck.load])
-def test_other_instruments_refuse_other_laws(command, windowed: str) -> None:  # type: ignore[no-untyped-def]
-    arguments = [[]] if command is gt.features else []
+def test_the_leak_check_of_the_pipeline_refuses_other_laws(windowed: str) -> None:
     with pytest.raises(gt.UserError, match=rf"works with Memento's law only, and the model has the law {LAW}"):
-        command(windowed, *arguments)
+        LeakCheck.load(windowed)
+
+
+@pytest.mark.parametrize("law", ["tools:0", "tools:1"])
+def test_swap_equals_memento_with_the_donor_result(law: str) -> None:
+    """After the swap of one tool result, the cache equals that of a trace with the donor's result."""
+    other_law = parse_law(law, CHAT)
+    checkpoint = Checkpoint("llama", tiny("llama"), None, MARKUP, gt.Policy(False, -1), other_law=other_law)
+    tokens = chat_trace(0)
+    keys = [np.asarray(erasure.keys).tolist() for erasure in other_law.erasures(tokens)][1]
+    donor, lengths = [TEXT + 50 + n for n in range(len(keys))], []
+
+    def donors(key: tuple[int, ...], number: int, length: int) -> list[int] | None:
+        lengths.append(length)
+        return donor if (key, number) == ((1,), 1) else None
+
+    replaced = [*tokens[: keys[0]], *donor, *tokens[keys[-1] + 1 :]]
+    untouched, swapped = log2_probabilities(checkpoint, Swap(donors), [tokens, tokens])
+    original, expected = log2_probabilities(checkpoint, Memento(), [tokens, replaced])
+    end = other_law.erasures(tokens)[1].expires_at
+    np.testing.assert_allclose(swapped[end:], expected[end:], atol=1e-4)
+    np.testing.assert_allclose(untouched, original, atol=1e-4)
+    assert np.abs(expected - original)[end:].max() > 1e-3 and len(lengths) == 2 * len(other_law.erasures(tokens))
+
+
+@requires_data(NEEDED)
+def test_ablate_swaps_the_number_that_is_asked_for() -> None:
+    more = {"limit": 3, "sampling": {"max_new_tokens": 2}}
+    run = gt.ablate(stock("tools:0"), "agent-erased", ["swap"], **more)  # type: ignore[arg-type]
+    rows = run.samples.set_index("arm").loc["swap"]
+    assert run.valid and rows["donor_answer"].notna().all() and (rows["donor_answer"] != rows["answer"]).all()
+    with pytest.raises(gt.UserError, match="needs a benchmark that can write counterfactual blocks"):
+        gt.ablate(stock("tools:0"), "agent-noted", ["swap"], limit=1)
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,14 @@
 """Patching: against states patched by hand and against the arms, and the choice of patch cases."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from helpers.families import FAMILIES
-from helpers.patching import POLICIES, case_of, checkpoint_of, results_of
+from helpers.patching import POLICIES, case_in, case_of, checkpoint_of, patched_by_hand, results_of
 from helpers.traces import MARKUP, trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
 
 from ghosttrace.ablation.arms import Memento, Restart, Swap
 from ghosttrace.bench import Counterfactual, load_bench
@@ -22,84 +17,13 @@ from ghosttrace.bench.reference_traces import reference_traces
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
 from ghosttrace.ghost_bits.likelihood import log2_probabilities
-from ghosttrace.law.expiry import NEVER, expiry
-from ghosttrace.law.layout import open_layout, sealed_layout
+from ghosttrace.law.expiry import expiry
 from ghosttrace.law.markup import find_blocks
-from ghosttrace.law.masks import Visibility
-from ghosttrace.model.attention import attending
-from ghosttrace.model.checkpoint import Checkpoint, load
-from ghosttrace.model.states import read_states
-from ghosttrace.patching.cases import (
-    ALL,
-    PatchCase,
-    PatchSite,
-    all_sites,
-    batch_cases,
-    carrier_token_indices,
-    count_memento_runs,
-    make_cases,
-)
+from ghosttrace.model.checkpoint import load
+from ghosttrace.patching.cases import batch_cases, make_cases
 from ghosttrace.patching.patcher import Patch, Patcher, PatchScore
+from ghosttrace.patching.sites import ALL, PatchSite, all_sites, carrier_token_indices, count_runs
 from ghosttrace.patching.summary import failed_controls
-
-
-class HeldLayer(CacheLayerMixin):
-    """Constant cache layer that precedes the new tokens, independent of the package."""
-
-    is_sliding = False
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.keys, self.values, self.is_initialized = keys, values, True
-
-    def lazy_initialization(self, *args: Any) -> None: ...
-
-    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.keys.shape[2] + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.keys.shape[2]
-
-    def get_max_length(self) -> int:
-        return -1
-
-
-def patched_by_hand(
-    checkpoint: Checkpoint, case: PatchCase, reading: str, sites: tuple[PatchSite, ...], own: bool = True
-) -> np.ndarray:
-    """Return log2-probabilities of the continuation after patching states with plain tensor operations."""
-    model, policy, end = checkpoint.model, checkpoint.policy, case.block.memento_end + 1
-    ids = case.trace.ids[:end]
-    held = np.flatnonzero(expiry(ids, MARKUP, policy) > end)
-    clean = read_states(model, [open_layout(ids, MARKUP, policy)], [held])
-    swapped = [*ids[: case.block.start + 1], *(case.donor or ()), *ids[case.block.end :]]
-    layout = sealed_layout(ids, MARKUP, policy) if reading == "seal" else open_layout(swapped, MARKUP, policy)
-    altered = read_states(model, [layout], [held])
-    site_indices = carrier_token_indices(case, checkpoint, 2)
-    keys, values = clean.keys.clone(), clean.values.clone()
-    for site in sites:
-        is_patched = np.isin(held, site_indices[site.carrier, site.offset])
-        layers = slice(None) if site.layer == ALL else slice(site.layer, site.layer + 1)
-        for letter, states, altered_states in (("k", keys, altered.keys), ("v", values, altered.values)):
-            if letter in site.kv:
-                states[layers, ..., is_patched, :] = altered_states[layers, ..., is_patched, :]
-    store = Cache(layers=[HeldLayer(k, v) for k, v in zip(keys, values, strict=True)])
-    following = case.own_continuation if own else case.donor_continuation
-    assert following is not None
-    index = torch.from_numpy(np.arange(end, end + len(following) - 1))[None]
-    every = torch.cat([torch.from_numpy(held)[None], index], 1)
-    with attending(model), torch.no_grad():
-        visibility = Visibility(index, every, torch.full_like(every, NEVER), index, every)
-        text = torch.tensor([following[:-1]])
-        logits = model(
-            input_ids=text, position_ids=index, past_key_values=store, use_cache=True, expiry=visibility
-        ).logits
-    log2p = logits[0].log_softmax(-1)[range(len(following) - 1), list(following[1:])]
-    return log2p.double().numpy() / np.log(2)
-
 
 MATRIX = [("qwen3", name) for name in POLICIES]
 MATRIX += [("phi3-window", "erase"), ("olmo3", "keep"), ("gemma3", "keep"), ("gemma3", "before")]
@@ -151,7 +75,7 @@ def test_patching_everything_equals_the_arm(family: str) -> None:
         for case, score, expected_log2p, clean_log2p in zip(
             cases, patcher.score(patches, 10_000), expected, clean, strict=True
         ):
-            after = slice(case.block.memento_end + 1, None)
+            after = slice(case.prefix_end, None)
             np.testing.assert_allclose(score.log2p, expected_log2p[after], atol=1e-4)
             assert np.abs(expected_log2p[after] - clean_log2p[after]).max() > 1e-3
 
@@ -186,11 +110,11 @@ def test_carriers_partition_the_retained_tokens(
     ids = trace(seed, blocks)
     for index in reversed([k for k, token in enumerate(ids) if token in MARKUP.delimiters]):
         ids[index:index] = [20] * data.draw(st.integers(0, 1))  # text before, between and after the pairs
-    case = replace(case_of(0), trace=TokenTrace("s", "0", [], ids), blocks=tuple(find_blocks(ids, MARKUP)))
-    case = replace(case, block_index=number % blocks, end_index=len(ids), donor=None, donor_continuation=None)
-    runs = data.draw(st.integers(0, case.block.memento_end - case.block.memento_start - 1))
+    case = case_in(TokenTrace("s", "0", [], ids), number)
+    block = find_blocks(ids, MARKUP)[number % blocks]
+    runs = data.draw(st.integers(0, block.memento_end - block.memento_start - 1))
     site_indices = carrier_token_indices(case, checkpoint_of("llama", POLICIES[name]), runs)
-    before = ids[: case.block.memento_end + 1]
+    before = ids[: case.prefix_end]
     held = [k for k, expires_at in enumerate(expiry(before, MARKUP, POLICIES[name])) if expires_at > len(before)]
     by_carrier = {carrier: list(indices) for (carrier, run), indices in site_indices.items() if run == ALL}
     assert by_carrier.pop("everything") == by_carrier.pop("placebo") == held
@@ -252,7 +176,8 @@ def test_every_block_has_a_donor_whose_continuation_differs_in_the_models_own_di
         assert not any(d and forced for d, forced in zip(differs, case.own_forced, strict=True))
         assert sum(case.own_forced) == (0 if case.block_label == -1 else 11)  # five notes, six increments
         if case.block_label != -1:
-            assert sum(differs) == 2 and case.end_index == case.blocks[case.block_index + 1].memento_end + 1
+            blocks = find_blocks(case.trace.ids, checkpoint.markup)
+            assert sum(differs) == 2 and case.end_index == blocks[case.block_index + 1].memento_end + 1
     absolute = make_cases(checkpoint, traces, [bench], 1)
     assert [(case.block_label, case.block_index) for case in absolute] == [(1, 1)] * 3
 
@@ -285,11 +210,12 @@ def test_unpatchable_traces_are_refused() -> None:
 def test_traces_without_a_counterfactual_are_only_sealed() -> None:
     """Mementos of unequal length are split into as many runs as the shortest has tokens."""
     cases = [replace(case_of(seed, 3, 1), donor=None, donor_continuation=None) for seed in range(4)]
-    lengths = [case.block.memento_end - case.block.memento_start - 1 for case in cases]
+    blocks = [find_blocks(case.trace.ids, MARKUP)[case.block_index] for case in cases]
+    lengths, checkpoint = [block.memento_end - block.memento_start - 1 for block in blocks], checkpoint_of("qwen3")
     assert (
         len(set(lengths)) > 1
-        and count_memento_runs(cases, 8) == {("random", -1): min(lengths)}
-        and count_memento_runs(cases, 1)["random", -1] == 1
+        and count_runs(cases, checkpoint, 8) == {("random", -1): min(lengths)}
+        and count_runs(cases, checkpoint, 1)["random", -1] == 1
     )
     results, _ = results_of(checkpoint_of("qwen3"), cases)
     assert set(results["intervention"]) == {"seal"} and results["valid"].all()

@@ -23,10 +23,11 @@ from ghosttrace.errors import RunWarning, UserError
 from ghosttrace.model.attention import attending
 from ghosttrace.model.checkpoint import Checkpoint, load
 from ghosttrace.model.session import Session
-from ghosttrace.patching.cases import ALL, PatchCase, PatchSite, make_cases
+from ghosttrace.patching.cases import PatchCase, make_cases
 from ghosttrace.patching.joint import JointPatches
 from ghosttrace.patching.patcher import CACHE_ARMS
 from ghosttrace.patching.site_search import SiteSet, _search, find_site_sets
+from ghosttrace.patching.sites import ALL, PatchSite
 from ghosttrace.patching.summary import failed_controls, has_effect, share_of, summarise
 from ghosttrace.results import open_run
 
@@ -112,7 +113,7 @@ def test_joint_patches_equal_their_pieces() -> None:
 def greedy_continuation(checkpoint: Checkpoint, bench: Bench, case: PatchCase, swapped: bool) -> tuple[int, ...]:
     """Decode the continuation of a case token by token after its first token, with the harness of the benchmark."""
     problem = next(problem for problem in bench.problems if problem.id == case.trace.name)
-    harness, start = bench.harness(problem, checkpoint.tokenizer), case.block.memento_end + 1  # type: ignore[misc]
+    harness, start = bench.harness(problem, checkpoint.tokenizer), case.prefix_end  # type: ignore[misc]
     session = Session(checkpoint.model, checkpoint.markup, checkpoint.policy, [(0,)])
     with attending(checkpoint.model):
         session.advance([case.ids(swapped)[: start + 1]])

@@ -201,7 +201,7 @@ def test_boxes_show_the_response_and_its_erasures(tokens: list[int], policy: Pol
     reader = traces.TraceRenderer(MARKUP, {}, SPELLING)
     boxes = reader.boxes("".join(words[prompt:]), np.array(tokens, dtype=np.int64), prompt, times, blocks)
     letters = [(letter, time < NEVER) for word, time in zip(words, times, strict=True) for letter in word]
-    shown = [(letter, is_erased) for box in boxes for text, is_erased, _ in box.pieces for letter in text]
+    shown = [(letter, is_erased) for box in boxes for text, is_erased, *_ in box.pieces for letter in text]
     assert shown == letters[len("".join(words[:prompt])) :]
     lengths = {f"block {n}": block.end - block.start - 1 for n, block in enumerate(blocks, 1) if block.start >= prompt}
     lengths |= {

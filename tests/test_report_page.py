@@ -17,6 +17,7 @@ from helpers.headless_browser import ARGUMENTS, CHROMIUM, OpenPage, open_guarded
 from helpers.reports import HOSTILE, write_pair
 
 from ghosttrace.ablation.result import AblationResult
+from ghosttrace.ablation.run import ablate
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,21 @@ def test_erased_text_is_grey_or_folded(show: OpenPage) -> None:
     assert block.locator(".erased-text").first.evaluate(colour) == block.evaluate(colour)
     page.select_option("#erased", "fold")
     assert not block.is_visible() and page.locator(".box.memento p").first.is_visible()
+
+
+def test_text_that_left_under_another_law_is_marked_with_its_time(browser: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    more = {"law": "window:60,20", "limit": 1, "sampling": {"max_new_tokens": 80}, "out": folder}
+    ablate("toy-mixed", "ledger-h0", ["restart"], **more).report()  # type: ignore[arg-type]
+    with open_guarded_pages(browser) as open_page:
+        page = open_page(folder / "report.html")
+        headings = page.locator("#columns article:first-child h4").all_inner_texts()
+        assert headings[0].lower().startswith("prompt · ") and headings[1].lower().endswith("partly erased")
+        left = page.locator("#columns article:first-child .erased-text")
+        times = left.evaluate_all("all => all.map(node => node.title)")
+        assert times and times[0] == "left after 61 tokens" and left.first.is_visible()
+        page.select_option("#erased", "fold")
+        assert not left.first.is_visible() and page.locator("#columns .box p").first.is_visible()
 
 
 def test_answers_are_found_and_sorted(show: OpenPage) -> None:

@@ -1,9 +1,12 @@
 """`gt.features`: each row is the state of the token named in the index."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from helpers.families import tiny
+from helpers.laws import CHAT, TOOL_TURNS, chat_trace
 from helpers.traces import MARKUP, trace
 
 import ghosttrace as gt
@@ -12,9 +15,11 @@ from ghosttrace.bench import load_bench
 from ghosttrace.bench.reference_traces import reference_traces
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
+from ghosttrace.law.chat import Chat
 from ghosttrace.law.expiry import NEVER, Policy, expiry
 from ghosttrace.law.layout import open_layout, sealed_layout
 from ghosttrace.law.markup import find_blocks
+from ghosttrace.law.parse import parse_law
 from ghosttrace.model.attention import attending
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.session import Session
@@ -64,6 +69,45 @@ def test_rows_are_the_states_of_their_tokens(family: str, cache: str) -> None:
             np.testing.assert_allclose(actual[rows], session_states.transpose(2, 0, 1, 3), atol=1e-5)
 
 
+def chats() -> list[TokenTrace]:
+    return [TokenTrace("random", f"t{seed}", [], chat_trace(seed)) for seed in range(3)]
+
+
+def under(law: str, chat: Chat) -> Checkpoint:
+    checkpoint = replace(tiny_checkpoint("llama"), other_law=parse_law(law, chat))
+    vars(checkpoint)["chat"] = chat  # in place of that of the tokenizer
+    return checkpoint
+
+
+@pytest.mark.parametrize("cache", ["open", "sealed"])
+@pytest.mark.parametrize(
+    ("law", "chat"),
+    [("tools:0", TOOL_TURNS), ("turns:2,1", CHAT), ("window:24,5,prompt=3", CHAT), ("window:24,5,prompt=3", Chat())],
+)
+def test_rows_under_other_laws(law: str, chat: Chat, cache: str) -> None:
+    """Every retained token once, in its turn, with the state that a session holds."""
+    checkpoint, arm = under(law, chat), ARMS[cache]
+    table = gt.features(checkpoint, chats(), kv="v", layers=[3], cache=cache)  # type: ignore[arg-type]
+    assert table.values is not None
+    for item in chats():
+        rows = (table.index["trace"] == item.name).to_numpy()
+        index = table.index[rows].set_index("token_index")
+        with attending(checkpoint.model):
+            session = Session(checkpoint.model, MARKUP, checkpoint.policy, [(0,)], arm.eraser, checkpoint.law)
+            session.advance([item.ids])
+        held = session.cache.held_indices(0).tolist()
+        assert index.index.tolist() == held and len(held) < len(item.ids)
+        in_session = session.cache.layers[3].values[0, :, : len(held)].transpose(0, 1).numpy()
+        np.testing.assert_allclose(table.values[rows][:, 0], in_session, atol=1e-4)
+        starts = [k for k, token in enumerate(item.ids) if token in chat.turn_starts]
+        for k in held:
+            assert index.loc[k, "block"] == max(sum(start <= k for start in starts) - 1, 0)
+            special = {*chat.turn_starts, chat.turn_end, chat.tool_close, *chat.tool_open[:1]}
+            assert index.loc[k, "carrier"] == ("delimiters" if item.ids[k] in special else "turn")
+    only = gt.features(checkpoint, chats(), kv="v", layers=[3], carriers=["turn"]).index
+    assert only.equals(table.index[table.index["carrier"] == "turn"].reset_index(drop=True))
+
+
 def test_sealed_rows_differ_where_a_block_was_seen() -> None:
     """Positive control of the test above."""
     opened, sealed = (gt.features(tiny_checkpoint("qwen3"), traces(), kv="v", layers=[0, 3], cache=c) for c in LAYOUTS)  # type: ignore[arg-type]
@@ -108,6 +152,12 @@ def test_invalid_input_is_refused() -> None:
     without_blocks = TokenTrace("file", "0", [1, 9, 3], [10, 11])
     cases = {
         "carriers must be from memento, delimiters": lambda: gt.features(checkpoint, all_traces, carriers=("block",)),  # type: ignore[arg-type]
+        "carriers must be from delimiters, turn under the law sinks:2,9": lambda: gt.features(
+            checkpoint, all_traces, carriers=("memento",), law="sinks:2,9"
+        ),
+        "no trace retains a token of delimiters": lambda: gt.features(
+            under("window:24,5,prompt=3", Chat()), chats(), carriers=("delimiters",)
+        ),
         "kv must be k, v or kv": lambda: gt.features(checkpoint, all_traces, kv="hidden"),  # type: ignore[arg-type]
         "cache must be open or sealed": lambda: gt.features(checkpoint, all_traces, cache="restart"),  # type: ignore[arg-type]
         "batch_tokens must be at least 1": lambda: gt.features(checkpoint, all_traces, batch_tokens=0),

@@ -11,10 +11,13 @@ from itertools import product
 from typing import Any
 
 from ghosttrace.ablation.arms import Arm
-from ghosttrace.bench import Bench, final_text
+from ghosttrace.bench import Bench, Counterfactual, final_text
+from ghosttrace.data.spans import token_ends
+from ghosttrace.law.chat import Chat
+from ghosttrace.law.tools import find_tool_results
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.generate import Generation, Request
-from ghosttrace.model.prompts import template_hash
+from ghosttrace.model.prompts import render_chat, template_hash
 from ghosttrace.model.sampling import Sampling, random_stream
 from ghosttrace.runs.records import RecordKey, Records
 
@@ -24,6 +27,8 @@ SWAP_STREAM = 1_000_003  # separates the random draws of `swap` from those of sa
 @dataclass
 class DonorBlocks:
     """Lookup of counterfactual blocks for `swap`: one block per problem, which the benchmark or a draw chooses.
+
+    A benchmark without a number of blocks chooses the block, or the tool result, itself.
 
     Attributes:
         bench: The benchmark that writes the counterfactual blocks.
@@ -40,15 +45,27 @@ class DonorBlocks:
     def __call__(self, key: tuple[int, ...], block_number: int, length: int) -> list[int] | None:
         rng = random_stream(self.seed, SWAP_STREAM, key[1])
         problem, swapped = self.bench.problems[key[1]], self.bench.swapped_block
-        chosen = int(rng.integers(self.bench.blocks)) if swapped is None else swapped(problem)
+        if swapped is not None:
+            chosen = swapped(problem)
+        else:
+            chosen = int(rng.integers(self.bench.blocks)) if self.bench.blocks else block_number
         if block_number != chosen or self.bench.counterfactual is None:
             return None
         counterfactual = self.bench.counterfactual(problem, block_number, rng)
-        donor = counterfactual.token_ids(self.tokenizer)
-        if len(donor) != length:
+        donor = [] if counterfactual is None else self._tokens(counterfactual, block_number)
+        if counterfactual is None or len(donor) != length:
             return None
         self.answers[key] = counterfactual.answer
         return donor
+
+    def _tokens(self, counterfactual: Counterfactual, number: int) -> list[int]:
+        """Return the token ids of a block, or of the tool result with this number."""
+        if counterfactual.messages is None:
+            return counterfactual.token_ids(self.tokenizer)
+        text = render_chat(self.tokenizer, counterfactual.messages, add_generation_prompt=True)
+        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        result = find_tool_results(ids, Chat.from_tokenizer(self.tokenizer))[number]
+        return ids[result.start : result.stop]
 
 
 @dataclass(frozen=True)
@@ -144,7 +161,16 @@ class BenchArm:
             "response": decode(tokens),
             "prompt_ids": generation.prompt,
             "response_ids": tokens,
+            **({} if self.checkpoint.other_law is None else self._token_texts(generation)),
         }
+
+    def _token_texts(self, generation: Generation) -> dict[str, Any]:
+        """Return the text of the prompt, and where each token ends in the texts of prompt and response."""
+        decode = self.checkpoint.tokenizer.decode
+        prompt = decode(generation.prompt)
+        ends = token_ends(generation.tokens, decode)
+        text_ends = [*token_ends(generation.prompt, decode), *(len(prompt) + end for end in ends)]
+        return {"prompt_text": prompt, "token_ends": text_ends}
 
 
 SampleWriter = Callable[[BenchArm, Sequence[Request], Callable[[int, Generation], None]], None]

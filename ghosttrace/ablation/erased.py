@@ -14,6 +14,7 @@ from ghosttrace.runs.records import RecordKey, Records
 NEXT_STEPS = (
     "measure the channel on given text with ghosttrace bits, or train the model to write mementos with ghosttrace sft"
 )
+NOTHING_SWAPPED = "no response has a block as long as its counterfactual: nothing was swapped (leave out this arm)"
 KEEPS_ALL = "the policy keeps every block: nothing was erased (give --keep-last-n-blocks 0)"
 
 
@@ -82,6 +83,21 @@ def law_erased_nothing(records: Records, order: Sequence[RecordKey], law: Law) -
     return tuple(f"{bench}: {text}" for bench, some in erased.items() if not some)
 
 
+def nothing_swapped(samples: pd.DataFrame, arms: Mapping[str, Arm]) -> tuple[str, ...]:
+    """Return one message for each benchmark and arm that should have swapped text, and swapped none.
+
+    Args:
+        samples: One row per sample (columns of `ghosttrace.ablation.samples.SAMPLE_SCHEMA`).
+        arms: The arms of the run, by name.
+    """
+    counts = samples.groupby(["bench", "arm"], sort=False, as_index=False).agg(swapped=("donor_answer", "count"))
+    return tuple(
+        f"{row['bench']}: under {row['arm']}, {NOTHING_SWAPPED}"
+        for row in counts.to_dict("records")
+        if arms[row["arm"]].needs_counterfactuals and not row["swapped"]
+    )
+
+
 def _missing(arm: Arm, policy: Policy, maxima: Mapping[Any, Any]) -> str | None:
     """Return why an arm had nothing to act on, and the next step; None if it had something.
 
@@ -98,5 +114,5 @@ def _missing(arm: Arm, policy: Policy, maxima: Mapping[Any, Any]) -> str | None:
         steps = f"raise --max-new-tokens, {NEXT_STEPS}" if maxima["truncated"] else NEXT_STEPS
         return f"no response finished {finished}: nothing was erased ({steps})"
     if arm.needs_counterfactuals and not maxima["swapped"]:
-        return "no response has a block as long as its counterfactual: nothing was swapped (leave out this arm)"
+        return NOTHING_SWAPPED
     return None

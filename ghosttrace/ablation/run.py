@@ -9,7 +9,7 @@ from typing import Any
 from ghosttrace.ablation.arms import Arm, Part
 from ghosttrace.ablation.backend import Backend, HuggingFaceBackend, largest_batch_size
 from ghosttrace.ablation.collect import BenchArm, DonorBlocks, SampleWriter
-from ghosttrace.ablation.erased import law_erased_nothing, nothing_erased
+from ghosttrace.ablation.erased import law_erased_nothing, nothing_erased, nothing_swapped
 from ghosttrace.ablation.result import AblationResult
 from ghosttrace.ablation.samples import SAMPLE_TABLE, SMALL_COLUMNS
 from ghosttrace.ablation.settings import AblationSettings, as_list
@@ -146,6 +146,7 @@ def run_ablation(
             failures = nothing_erased(samples, arms, checkpoint.policy)
         else:
             failures = law_erased_nothing(run.records, order, checkpoint.other_law)
+            failures += nothing_swapped(samples, arms)
         failures += failed_controls(results, arms, benches, settings.part, checkpoint.policy)
         return run.finish(
             AblationResult,

@@ -26,9 +26,13 @@ SAMPLE_SCHEMA = pa.schema(
         "response": pa.string(),
         "prompt_ids": pa.list_(pa.int32()),
         "response_ids": pa.list_(pa.int32()),
+        # Under another law than Memento's: the whole prompt as text, and for each token of prompt and response the
+        # number of characters up to its end. A report shows with them which text left.
+        "prompt_text": pa.string(),
+        "token_ends": pa.list_(pa.int32()),
     }
 )
-LARGE_COLUMNS = ("prompt", "response", "prompt_ids", "response_ids")
+LARGE_COLUMNS = ("prompt", "response", "prompt_ids", "response_ids", "prompt_text", "token_ends")
 SMALL_COLUMNS = tuple(name for name in SAMPLE_SCHEMA.names if name not in LARGE_COLUMNS)
 
 SAMPLE_TABLE = RecordLayout(SAMPLE_SCHEMA, ("bench", "arm", "problem", "repetition"))

@@ -15,19 +15,20 @@ one number:
     …
     user        How many boots do we have? Answer with the number alone.
 
-The numbers that the assistant does not repeat are the secrets for probes and audits.
+The numbers that the assistant does not repeat are the secrets for probes and audits. In `agent-erased`, `swap` replaces
+the number that is asked for by another one.
 """
 
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ghosttrace.bench.benchmark import Bench, Grade, Problem, Protocol
+from ghosttrace.bench.benchmark import Bench, Counterfactual, Grade, Problem, Protocol
 from ghosttrace.data.spans import decode, token_range
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.errors import UserError
@@ -108,6 +109,21 @@ class AgentSession:
         answer, question = str(self.stock[self.asked]), self.messages[-1]["content"]
         return Problem(str(number), question, answer, messages=self.messages)
 
+    def counterfactual(self, number: int, rng: np.random.Generator) -> Counterfactual | None:
+        """Return the session with another number in one tool result; None unless that number is asked for.
+
+        Args:
+            number: Index of the tool result.
+            rng: Random number generator.
+        """
+        if number != self.asked or self.noted[number]:
+            return None
+        drawn = SMALLEST + int(rng.integers(NUMBERS - 1))
+        stock = list(self.stock)
+        stock[number] = drawn + (drawn >= stock[number])  # any number but the present one
+        other, answer = replace(self, stock=tuple(stock)), str(stock[number])
+        return Counterfactual([], answer, answer, other.messages)
+
 
 def agent(limit: int | None, seed: int, *, noted: bool) -> Bench:
     """Return the benchmark.
@@ -119,12 +135,18 @@ def agent(limit: int | None, seed: int, *, noted: bool) -> Bench:
     """
     rng = np.random.default_rng([seed, PROBLEM_STREAM, noted])
     sessions = [AgentSession.sample(rng, noted) for _ in range(limit or DEFAULT_PROBLEMS)]
+
+    def counterfactual(problem: Problem, number: int, rng: np.random.Generator) -> Counterfactual | None:
+        return sessions[int(problem.id)].counterfactual(number, rng)
+
     return Bench(
         name=f"agent-{'noted' if noted else 'erased'}",
         problems=tuple(session.problem(number) for number, session in enumerate(sessions)),
         protocol=Protocol(temperature=0.0, max_new_tokens=16, repetitions=1),
         grade=grade,
         origin=f"generated with seed {seed}",
+        response=lambda problem: problem.answer,
+        counterfactual=None if noted else counterfactual,
         ceiling=None if noted else 1 / NUMBERS,
         full_size=DEFAULT_PROBLEMS,
         secrets=None if noted else secrets,

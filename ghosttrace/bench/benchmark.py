@@ -41,18 +41,21 @@ class Problem:
 
 
 class Counterfactual(NamedTuple):
-    """Another text of one block, under which the text of the block's memento stays the same.
+    """Another text of one block, or of one tool result, under which all text that is retained stays the same.
 
     Attributes:
-        block: The block without delimiters, as token strings or as text that the tokenizer splits.
-        answer: The answer that follows from this block.
-        response: The response of a perfect model in which this block stands. Tokens that a harness forces in later
+        block: The block without delimiters, as token strings or as text that the tokenizer splits; empty if the text
+            stands in `messages`.
+        answer: The answer that follows from this text.
+        response: The response of a perfect model, in which this block stands. Tokens that a harness forces in later
             blocks stay the same. None if unknown.
+        messages: The chat in which this tool result stands, in OpenAI's message format.
     """
 
     block: list[str] | str
     answer: str
     response: str | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
 
     def token_ids(self, tokenizer: Any) -> list[int]:
         """Return the token ids of the block."""
@@ -110,9 +113,10 @@ class Bench:
         template: Template that turned a problem into its prompt.
         response: Function of a problem to the response of a perfect model; None if unknown.
         harness: Function of (problem, tokenizer) to a `Harness` that forces tokens; None if no tokens are forced.
-        counterfactual: Function of (problem, block number, random generator) to another text of that block. None if
-            unsupported.
-        blocks: Number of blocks per response, from which `swap` draws one; 0 if unknown.
+        counterfactual: Function of (problem, number, random generator) to another text of the block, or of the tool
+            result, with that number; it returns None if there is none. None if unsupported.
+        blocks: Number of blocks per response, from which `swap` draws one. 0 if unknown, or if `counterfactual` itself
+            chooses, and returns None for all others.
         swapped_block: Function of a problem to the block that `swap` changes. None draws one of `blocks`.
         ceiling: Maximum accuracy of any model over a sealed cache, as a fraction; None if unknown.
         full_size: Number of problems of the whole benchmark; None means that `problems` is complete.
@@ -129,7 +133,7 @@ class Bench:
     template: PromptTemplate = PLAIN_TEMPLATE
     response: Callable[[Problem], str] | None = None
     harness: Callable[[Problem, Any], Harness] | None = None
-    counterfactual: Callable[[Problem, int, np.random.Generator], Counterfactual] | None = None
+    counterfactual: Callable[[Problem, int, np.random.Generator], Counterfactual | None] | None = None
     blocks: int = 0
     swapped_block: Callable[[Problem], int] | None = None
     ceiling: float | None = None

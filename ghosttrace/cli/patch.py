@@ -4,14 +4,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ghosttrace.cli.options import ModelName, gather_options, model_options, output_options, run_options, with_options
+from ghosttrace.cli.options import (
+    ModelName,
+    gather_options,
+    law_options,
+    model_options,
+    output_options,
+    run_options,
+    with_options,
+)
 from ghosttrace.cli.output import exit_if_invalid, load_and_show_progress, print_result
 
 if TYPE_CHECKING:
     from ghosttrace.patching.result import PatchResult
 
 
-@with_options(model_options, run_options, output_options)
+@with_options(model_options, law_options, run_options, output_options)
 def patch(
     ctx: typer.Context,
     model: ModelName = "toy-mixed",
@@ -33,19 +41,22 @@ def patch(
         str | None,
         typer.Option(
             help="Intervention to measure: seal or swap. Default: both, or seal alone if there are no counterfactual "
-            "blocks."
+            "texts."
         ),
     ] = None,
     block: Annotated[
         int | None,
         typer.Option(
-            help="0-based index of the block whose memento is patched; -1 is the last block. Default: every block, one "
-            "after the other."
+            help="0-based index of the block whose memento is patched, or with another --law of the erasure; -1 is the "
+            "last one. Default: all of them, one after the other."
         ),
     ] = None,
     parts: Annotated[
         int,
-        typer.Option(help="Maximum number of runs of tokens into which the text of a memento is divided."),
+        typer.Option(
+            help="Maximum number of runs of tokens into which the text of a memento, or with another --law of the "
+            "tokens that could see what left, is divided."
+        ),
     ] = 8,
     seed: Annotated[int, typer.Option(help="Random seed of the benchmark's problems and of the donors.")] = 0,
     batch_tokens: Annotated[
@@ -61,8 +72,8 @@ def patch(
 
     options = gather_options(ctx, "patch")
     result = PatchResult.open(ctx.params["resume"]) if options is None else start_patch(ctx, options)
-    findings = patch_findings(result.results, result.site_sets, result.failures)
-    print_result(result, ctx.params["format"], findings, [patch_table(result.results)])
+    findings = patch_findings(result.results, result.site_sets, result.failures, result.unit)
+    print_result(result, ctx.params["format"], findings, [patch_table(result.results, result.unit)])
     exit_if_invalid(result)
 
 

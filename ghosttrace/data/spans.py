@@ -6,8 +6,11 @@ its own token ids.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
+
+LONGEST_CHARACTER = 4  # in bytes of UTF-8, and so in tokens at most
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
@@ -44,3 +47,30 @@ def end_of_last(text: str, ids: Sequence[int], tokenizer: Any) -> int | None:
     """
     start = decode(tokenizer, ids).rfind(text)
     return None if start < 0 else token_range(ids, range(start, start + len(text)), tokenizer).stop
+
+
+def token_ends(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[int]:
+    """Return, for each token, the number of characters of the decoded text up to its end.
+
+    A character that several tokens spell ends with the last of them, together with what precedes it in these tokens.
+
+    Args:
+        ids: int[T], the tokens.
+        decode: Function of token ids to text.
+    """
+    ends: list[int] = []
+    pieces: list[str] = []
+    begin, length = 0, 0
+    for index in range(len(ids)):
+        context = list(ids[max(begin - 1, 0) : begin])  # some tokenizers drop the space before the first token
+        piece = decode([*context, *ids[begin : index + 1]])[len(decode(context)) :]
+        complete = not piece.endswith("\ufffd") or index + 1 - begin == LONGEST_CHARACTER
+        if complete or index + 1 == len(ids):
+            pieces.append(piece)
+            begin, length = index + 1, length + len(piece)
+        ends.append(length)
+    text = decode(list(ids))
+    if "".join(pieces) == text:
+        return ends
+    lengths = (len(decode(list(ids[: index + 1]))) for index in range(len(ids)))  # slow, but never wrong at the end
+    return [min(length, len(text)) for length in accumulate(lengths, max)]

@@ -50,6 +50,12 @@ class Chat:
         }
         return cls(**fields)
 
+    @property
+    def delimiters(self) -> tuple[int, ...]:
+        """Token ids that open and close turns and tool results."""
+        tokens = (self.turn_end, self.tool_close, *self.turn_starts, *self.tool_open[:1])
+        return tuple(token for token in tokens if token is not None)
+
     @classmethod
     def from_tokenizer(cls, tokenizer: Any) -> "Chat":
         """Find the tokens in a Hugging Face tokenizer; without a chat template, all parts are empty.

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.patching.cases import PatchCase, PatchSite, batch_cases
+from ghosttrace.patching.cases import PatchCase, batch_cases
 from ghosttrace.patching.patcher import Patch, Patcher, PatchScore
+from ghosttrace.patching.sites import PatchSite
 from ghosttrace.patching.summary import WHOLE_CACHE, share_of
 
 OWN, DONOR = "own", "donor"
@@ -54,11 +55,11 @@ class JointPatches:
     """Cases of one group with their caches and their reference scores, computed once for many joint patches.
 
     Args:
-        checkpoint: the model, its markup and its policy.
+        checkpoint: the model and its law.
         cases: the cases, all of one group.
         name: the intervention, `seal` or `swap`.
         batch_tokens: maximum number of tokens that are processed together.
-        n_runs: see `ghosttrace.patching.cases.carrier_token_indices`.
+        n_runs: see `ghosttrace.patching.sites.carrier_token_indices`.
 
     Attributes:
         everything: effect of patching everything.

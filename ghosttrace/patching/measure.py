@@ -7,8 +7,9 @@ import pyarrow as pa
 
 from ghosttrace.ghost_bits.likelihood import log2_probabilities
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.patching.cases import ALL, PatchCase, PatchSite, all_sites, batch_cases, count_memento_runs
+from ghosttrace.patching.cases import PatchCase, batch_cases
 from ghosttrace.patching.patcher import CACHE_ARMS, Patch, Patcher, PatchScore
+from ghosttrace.patching.sites import ALL, CarrierIndices, PatchSite, all_sites, count_runs
 from ghosttrace.runs.progress import Progress, no_progress
 from ghosttrace.runs.records import RecordKey, RecordLayout, Records
 
@@ -72,15 +73,16 @@ def measure(
     """Seal and swap every site of every case that is not recorded yet, and add the scores to the records.
 
     Args:
-        checkpoint: the model, its markup and its policy.
+        checkpoint: the model and its law.
         cases: cases from `ghosttrace.patching.cases.make_cases`.
         records: records with layout `PATCH_TABLE`; extended in place.
         batch_tokens: maximum number of tokens that are processed together, for traces and for patched copies.
-        parts: maximum number of runs into which the text of a memento is divided; each run is patched as one.
+        parts: maximum number of runs into which the text of a memento, or of the carriers, is divided; each run is
+            patched as one.
         kind: the intervention to measure; None for both.
         progress: called with ("patched blocks", cases done, number of cases).
     """
-    n_runs, done = count_memento_runs(cases, parts), 0
+    n_runs, done = count_runs(cases, checkpoint, parts), 0
     for batch in batch_cases(cases, batch_tokens):
         if not all(key in records for key in record_keys(batch, kind)):
             names = tuple(dict.fromkeys(("placebo", *(name for case in batch for name in interventions(case, kind)))))
@@ -96,18 +98,22 @@ def measure(
 def _arm_log2p(checkpoint: Checkpoint, cases: Sequence[PatchCase], name: str) -> list[float]:
     """Return log2 p of each case's scored tokens under the arm that alters the whole cache as `name` does."""
     trace_log2p = log2_probabilities(checkpoint, CACHE_ARMS[name], [case.ids(name == "swap") for case in cases])
-    return [float(log2p[case.block.memento_end + 1 :].sum()) for case, log2p in zip(cases, trace_log2p, strict=True)]
+    return [float(log2p[case.prefix_end :].sum()) for case, log2p in zip(cases, trace_log2p, strict=True)]
 
 
 def _record(patcher: Patcher, case_index: int, name: str, arm_log2p: float, batch_tokens: int) -> dict[str, Any]:
     """Return the record of one case under one intervention: the scores without a patch and at every site."""
     case, carrier_indices = patcher.cases[case_index], patcher.carrier_indices[case_index]
     sites = all_sites(carrier_indices, patcher.checkpoint.model.config.get_text_config().num_hidden_layers)
-    patched_sites: list[tuple[PatchSite, ...]] = [(), *((site,) for site in sites)]
+    numbers = _number_alike(sites, carrier_indices)
+    first = {number: site for site, number in zip(reversed(sites), reversed(numbers), strict=True)}
+    patched_sites: list[tuple[PatchSite, ...]] = [(), *((first[number],) for number in sorted(first))]
     ids, swap = case.trace.ids, name == "swap"
 
     def score(continuation: tuple[int, ...]) -> list[PatchScore]:
-        return patcher.score([Patch(case_index, name, some, continuation) for some in patched_sites], batch_tokens)
+        patches = [Patch(case_index, name, some, continuation) for some in patched_sites]
+        clean, *scores = patcher.score(patches, batch_tokens)
+        return [clean, *(scores[number] for number in numbers)]
 
     own = score(case.own_continuation)
     other = score(case.donor_continuation) if swap and case.donor_continuation is not None else []
@@ -135,3 +141,15 @@ def _record(patcher: Patcher, case_index: int, name: str, arm_log2p: float, batc
         "greedy_other": [score.is_greedy(case.donor_forced) for score in other[1:]],
         "by_token": [score.log2p.tolist() for score in own[1:]] if short else [],
     }
+
+
+def _number_alike(sites: Sequence[PatchSite], carrier_indices: CarrierIndices) -> list[int]:
+    """Return a number for each site, counted from 0: the same for sites that patch the same states."""
+    numbers: dict[tuple[Any, ...], int] = {}
+    return [
+        numbers.setdefault(
+            (site.carrier == "placebo", site.layer, site.kv, *carrier_indices[site.carrier, site.offset].tolist()),
+            len(numbers),
+        )
+        for site in sites
+    ]

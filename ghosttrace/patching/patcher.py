@@ -1,11 +1,12 @@
 """The patcher: copies part of one cache into another and scores the following text.
 
-A trace is processed up to the end of one memento in several ways: normally, sealed, and with a donor block under the
-same memento text. All these caches retain the same token indices. The keys or values of any retained token in any layer
-can therefore be copied into a copy of the normal cache. The following text is then scored under teacher forcing.
+A trace is processed up to an erasure, such as the end of one memento, in several ways: normally, sealed, and with a
+donor text in place of the one that leaves. All these caches retain the same token indices. The keys or values of any
+retained token in any layer can therefore be copied into a copy of the normal cache. The following text is then scored
+under teacher forcing.
 
-The first token after the memento is not scored. Where blocks expire after `<|summary_end|>` has been processed, that
-token is predicted from a hidden state that saw the block, and no patch of the cache can change it.
+The first token after the erasure is not scored. It is predicted from the last token before the erasure. Where tokens
+leave after that one has been processed, its hidden state saw them, and no patch of the cache can change it.
 """
 
 from collections.abc import Sequence
@@ -20,10 +21,11 @@ from ghosttrace.model.attention import attending
 from ghosttrace.model.cache import KVCache
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.session import Session
-from ghosttrace.patching.cases import ALL, PatchCase, PatchSite, carrier_token_indices
+from ghosttrace.patching.cases import PatchCase
+from ghosttrace.patching.sites import ALL, PatchSite, carrier_token_indices
 
 CACHE_ARMS: dict[str, Arm] = {"memento": Memento(), "placebo": PlaceboArm(), "seal": Restart(), "swap": Memento()}
-"""The arm that computes each cache, by the cache's name. `swap` computes its cache over the donor block."""
+"""The arm that computes each cache, by the cache's name. `swap` computes its cache over the donor."""
 
 
 class Patch(NamedTuple):
@@ -33,7 +35,7 @@ class Patch(NamedTuple):
         case_index: index of the case in the batch.
         cache_name: name in `CACHE_ARMS` of the cache to copy from.
         sites: the sites to copy together. An empty tuple leaves the normal cache unchanged.
-        continuation: token ids after the memento to score.
+        continuation: token ids after the erasure to score.
         kept: sites that keep the states of the normal cache although `sites` covers them. Everything except some sites
             is the whole cache in `sites` and these in `kept`.
     """
@@ -69,10 +71,10 @@ class Patcher:
     """A batch of cases with their normal cache and the caches to copy from, all computed once.
 
     Args:
-        checkpoint: the model, its markup and its policy.
+        checkpoint: the model and its law.
         cases: the cases. All must have a donor if `cache_names` contains `swap`.
         cache_names: names in `CACHE_ARMS`; `memento`, the normal cache, is always computed.
-        n_runs: number of runs into which the text of each memento is divided (see `carrier_token_indices`).
+        n_runs: see `ghosttrace.patching.sites.carrier_token_indices`.
 
     Attributes:
         carrier_indices: token indices by (carrier, offset), for each case.
@@ -84,15 +86,19 @@ class Patcher:
     ) -> None:
         self.checkpoint, self.cases = checkpoint, cases
         self.carrier_indices = [carrier_token_indices(case, checkpoint, n_runs) for case in cases]
-        self.session = Session(checkpoint.model, checkpoint.markup, checkpoint.policy, [(0,)])
+        self.session = self._session([(0,)], Memento())
         self.caches = {name: self._compute_cache(name) for name in dict.fromkeys(("memento", *cache_names))}
 
+    def _session(self, keys: Sequence[tuple[int, ...]], arm: Arm) -> Session:
+        checkpoint = self.checkpoint
+        return Session(checkpoint.model, checkpoint.markup, checkpoint.policy, keys, arm.eraser, checkpoint.law)
+
     def _compute_cache(self, name: str) -> KVCache:
-        arm, checkpoint = CACHE_ARMS[name], self.checkpoint
+        arm = CACHE_ARMS[name]
         keys = [(row,) for row in range(len(self.cases))]
-        with attending(checkpoint.model):
-            session = Session(checkpoint.model, checkpoint.markup, checkpoint.policy, keys, arm.eraser)
-            session.advance([case.ids(name == "swap")[: case.block.memento_end + 1] for case in self.cases])
+        with attending(self.checkpoint.model):
+            session = self._session(keys, arm)
+            session.advance([case.ids(name == "swap")[: case.prefix_end] for case in self.cases])
         return session.cache
 
     def score(self, patches: Sequence[Patch], batch_tokens: int) -> list[PatchScore]:
@@ -118,7 +124,7 @@ class Patcher:
             for site in patch.kept:
                 self._copy_site(cache, row, patch, site, "memento")
         inputs = [patch.continuation[:-1] for patch in patches]
-        starts = [self.cases[patch.case_index].block.memento_end + 1 for patch in patches]
+        starts = [self.cases[patch.case_index].prefix_end for patch in patches]
         index = [np.arange(start, start + len(ids)) for start, ids in zip(starts, inputs, strict=True)]
         logits = self.session.forward(cache, inputs, index, index, all_logits=True).float()
         next_ids = torch.zeros(logits.shape[:2], dtype=torch.int64)

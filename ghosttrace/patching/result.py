@@ -26,6 +26,11 @@ class PatchResult(RunResult):
     required_result_columns = ("block", "overshoot")
 
     @property
+    def unit(self) -> str:
+        """What the column `block` counts: `block`, or `erasure` under another law than Memento's."""
+        return "erasure" if "law" in self.configuration else "block"
+
+    @property
     def site_sets(self) -> list[Mapping[str, Any]]:
         """Sets of sites that together carry the answer, one mapping per source and block whose swap had an effect.
 
@@ -47,11 +52,11 @@ class PatchResult(RunResult):
         return list(self.summary["site_sets"])
 
     def figures(self) -> Mapping[str, Callable[[], Figure]]:
-        """Return one figure `patch-SOURCE-block_N` per source and block: bits by layer and token."""
+        """Return one figure `patch-SOURCE-block_N` per source and block, or erasure: bits by layer and token."""
         figures: dict[str, Callable[[], Figure]] = {}
         for number, ((source, block), rows) in enumerate(self.results.groupby(["source", "block"], sort=False)):
-            name = f"patch-{_file_name(str(source))}-block_{block}"
-            figures[f"{name}-{number}" if name in figures else name] = partial(heat_maps, rows)
+            name = f"patch-{_file_name(str(source))}-{self.unit}_{block}"
+            figures[f"{name}-{number}" if name in figures else name] = partial(heat_maps, rows, self.unit)
         return figures
 
     def page(self) -> str:

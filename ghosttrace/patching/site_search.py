@@ -20,8 +20,9 @@ from typing import Any
 import pandas as pd
 
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.patching.cases import PatchCase, PatchSite, count_memento_runs
+from ghosttrace.patching.cases import PatchCase
 from ghosttrace.patching.joint import JointEffect, JointPatches
+from ghosttrace.patching.sites import PatchSite, count_runs
 from ghosttrace.patching.summary import has_effect, share_of, summarise
 from ghosttrace.runs.progress import Progress, no_progress
 from ghosttrace.runs.records import Records
@@ -103,7 +104,7 @@ def find_site_sets(
         parts: as passed to `ghosttrace.patching.measure.measure`.
         progress: called with ("sites that carry the answer", groups done, number of groups).
     """
-    n_runs, site_sets = count_memento_runs(cases, parts), []
+    n_runs, site_sets = count_runs(cases, checkpoint, parts), []
     for done, group in enumerate(n_runs):
         progress("sites that carry the answer", done, len(n_runs))
         group_cases = [case for case in cases if case.group == group and case.donor is not None]

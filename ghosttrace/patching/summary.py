@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ghosttrace.patching.cases import ALL, PatchSite
+from ghosttrace.patching.sites import ALL, PatchSite
 from ghosttrace.stats import Estimate, estimate, holm, ratio_estimate
 
 WHOLE_CACHE = PatchSite("everything")
@@ -33,7 +33,8 @@ def summarise(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
     Returns:
         One row per source, block, intervention, carrier, offset, layer and kv. `block` is the index of the patched
-        block, from the last (-1) if negative. `offset` and `layer` are `all` for all of them. The other columns are:
+        block, or of the erasure under another law than Memento's, from the last (-1) if negative. `offset` and `layer`
+        are `all` for all of them. The other columns are:
         - token: text of the token, or `varies` if it differs between traces.
         - n_traces: number of traces with this site.
         - bits, bits_low, bits_high: mean decrease of log2 p of a trace's own continuation, with a 95 % interval.
@@ -174,16 +175,17 @@ def is_control(line: Mapping[Any, Any]) -> bool:
     return line["carrier"] in ("placebo", "prompt", "arm") or precedes_swap
 
 
-def failed_controls(results: pd.DataFrame) -> tuple[str, ...]:
+def failed_controls(results: pd.DataFrame, unit: str = "block") -> tuple[str, ...]:
     """Return one sentence for each control that failed.
 
     Args:
         results: the table returned by `summarise`.
+        unit: what its column `block` counts: `block` or `erasure`.
     """
-    return tuple(message for _, _, message in _failures(results))
+    return tuple(message for _, _, message in _failures(results, unit))
 
 
-def _failures(results: pd.DataFrame) -> list[tuple[str, int, str]]:
+def _failures(results: pd.DataFrame, unit: str = "block") -> list[tuple[str, int, str]]:
     """Return (source, block, message) for each control that changed the mean, or the mean absolute value."""
     failures = []
     for source, block in dict.fromkeys(zip(results["source"], results["block"], strict=True)):
@@ -201,5 +203,5 @@ def _failures(results: pd.DataFrame) -> list[tuple[str, int, str]]:
                     layer = "" if row["layer"] == "all" else f" in layer {row['layer']}"
                     failure = f"{row['intervention']} of {row['carrier']}{layer} changed the continuation"
                 sizes = f"by {row['bits']:+.4f} bits on average ({row['size']:.4f} bits per trace in absolute value)"
-                failures.append((source, block, f"{source}, block {block}: {failure} {sizes}"))
+                failures.append((source, block, f"{source}, {unit} {block}: {failure} {sizes}"))
     return failures

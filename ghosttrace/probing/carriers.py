@@ -163,10 +163,8 @@ def chat_parts(law: Law, chat: Chat, sample: Sample) -> ChatParts:
     times = expiry(ids, law)
     held_secret = [keys for keys in map(_keys, law.erasures(ids)) if np.isin(secret, keys).any()]
     erased = np.concatenate(held_secret) if held_secret else secret
-    markers = (chat.turn_end, chat.tool_close, *chat.turn_starts, *chat.tool_open[:1])
-    delimiters = np.isin(ids, [token for token in markers if token is not None])
     stretch = range(int(erased.min()), int(erased.max()) + 1)
-    return ChatParts(sample, find_turns(ids, chat), delimiters, times > times[secret].max(), stretch)
+    return ChatParts(sample, find_turns(ids, chat), np.isin(ids, chat.delimiters), times > times[secret].max(), stretch)
 
 
 def _keys(erasure: Erasure) -> np.ndarray:

@@ -15,15 +15,17 @@ from ghosttrace.report.tables import results_table
 
 MIN_BITS_SHOWN = 0.005  # layers with a smaller effect are not in the table
 MIN_OVERSHOOT_SHOWN = 0.005  # smaller shares beyond the whole effect are not shown
+MAIN_CARRIERS = ("memento", "carriers")  # under Memento's law and under others: their layers are in the table
 TOP_LAYERS = 5  # rows of the table; the heat maps show all layers
 MAX_LABELLED_CELLS = 120  # larger heat maps have no numbers in their cells
 
 
-def site_set_text(row: Mapping[str, Any]) -> str:
+def site_set_text(row: Mapping[str, Any], unit: str = "block") -> str:
     """Describe in words which sites were swapped together, what this reproduces, and what swapping the rest does.
 
     Args:
         row: An entry of `PatchResult.site_sets`.
+        unit: `PatchResult.unit`.
     """
     named = [f"layer {site['layer']} {KV_NAMES[site['kv']]} at {_label(site)}" for site in row["sites"][:8]]
     more = f", and {len(row['sites']) - 8} more" if len(row["sites"]) > 8 else ""
@@ -31,7 +33,7 @@ def site_set_text(row: Mapping[str, Any]) -> str:
     sites = "1 site" if count == 1 else f"{count} sites together"
     found = "none of these sites can be dropped" if row["enough"] else "all sites together did not reproduce enough"
     return (
-        f"On {row['source']}, block {row['block']}, swapping {sites} reproduces {_share_text(row, '')} of the effect "
+        f"On {row['source']}, {unit} {row['block']}, swapping {sites} reproduces {_share_text(row, '')} of the effect "
         f"of swapping everything{_flipped_text(row, '')}; swapping everything else reproduces "
         f"{_share_text(row, 'rest_')}{_flipped_text(row, 'rest_')} ({row['n_traces']} traces). On the "
         f"traces of the search, {found}: {', '.join(named)}{more}."
@@ -57,26 +59,29 @@ def _flipped_text(row: Mapping[str, Any], prefix: str) -> str:
 
 
 def _label(row: Mapping[Any, Any]) -> str:
-    """Return a token's text, with its index in the memento unless the text identifies it."""
+    """Return a token's text, with its index in the carrier unless the text identifies it."""
     text = str(row["token"])
     if row["offset"] == "all" or re.fullmatch(r"<.+>|run \d+", text):
         return text
     return f"token {row['offset']}" if text == "varies" else f"token {row['offset']} {text!r}"
 
 
-def patch_findings(results: pd.DataFrame, site_sets: Sequence[Mapping[str, Any]], failures: Sequence[str]) -> list[str]:
+def patch_findings(
+    results: pd.DataFrame, site_sets: Sequence[Mapping[str, Any]], failures: Sequence[str], unit: str = "block"
+) -> list[str]:
     """Return the set of sites that carries the answer for each source and block, and whether the controls passed.
 
     Args:
         results: Rows of `ghosttrace.patching.summary.summarise`.
         site_sets: `PatchResult.site_sets`.
         failures: Messages of the failed controls.
+        unit: `PatchResult.unit`.
     """
-    found = [site_set_text(row) for row in site_sets]
+    found = [site_set_text(row, unit) for row in site_sets]
     swaps = results[results["intervention"] == "swap"]
     searched = {(row["source"], row["block"]) for row in site_sets}
     pairs = dict.fromkeys(zip(swaps["source"], swaps["block"], strict=True))
-    without = [f"{source}, block {block}" for source, block in pairs if (source, block) not in searched]
+    without = [f"{source}, {unit} {block}" for source, block in pairs if (source, block) not in searched]
     if swaps.empty:
         found = ["No set of sites was searched, because the search needs swaps: see the table for single parts."]
     elif without:
@@ -90,13 +95,14 @@ def patch_findings(results: pd.DataFrame, site_sets: Sequence[Mapping[str, Any]]
     return [*found, "The controls passed. Other sets of sites may carry the answer as well."]
 
 
-def patch_table(results: pd.DataFrame) -> Table:
+def patch_table(results: pd.DataFrame, unit: str = "block") -> Table:
     """Return a table of carriers and of the layers with the largest effect, 80 columns wide, without controls.
 
     Single tokens are shown if one block was patched.
 
     Args:
         results: Rows of `ghosttrace.patching.summary.summarise`.
+        unit: `PatchResult.unit`.
     """
     one_block = results["block"].nunique() == 1
     table = results_table(
@@ -111,17 +117,18 @@ def patch_table(results: pd.DataFrame) -> Table:
     for (source, block, kind), part in results.groupby(["source", "block", "intervention"], sort=False):
         count = part["n_traces"].max()
         table.add_section()
-        table.add_row(f"[bold]{escape(str(source))}, block {block}[/]", "", "", f"{kind}, {count} traces")
+        table.add_row(f"[bold]{escape(str(source))}, {unit} {block}[/]", "", "", f"{kind}, {count} traces")
         shown = part[~part["control"]]
         everywhere = shown[(shown["layer"] == "all") & (one_block | (shown["offset"] == "all"))]
-        layers = shown[(shown["carrier"] == "memento") & (shown["offset"] == "all") & (shown["layer"] != "all")]
+        layers = shown[shown["carrier"].isin(MAIN_CARRIERS) & (shown["offset"] == "all") & (shown["layer"] != "all")]
         moved = layers.assign(bits=layers["bits"].abs()).groupby("layer")["bits"].max()
         best = moved[moved >= MIN_BITS_SHOWN].nlargest(TOP_LAYERS).index
         for (carrier, _), cell in everywhere.groupby(["carrier", "offset"], sort=False):
             whole = cell["offset"].iloc[0] == "all"
             table.add_row(str(carrier) if whole else f"  {escape(_label(cell.iloc[0].to_dict()))}", *_columns(cell))
         for layer in sorted(best):
-            table.add_row(f"memento, layer {layer}", *_columns(layers[layers["layer"] == layer]))
+            cell = layers[layers["layer"] == layer]
+            table.add_row(f"{cell['carrier'].iloc[0]}, layer {layer}", *_columns(cell))
     return table
 
 
@@ -140,15 +147,16 @@ def _signed(bits: float) -> str:
     return "0.00" if abs(bits) < 0.005 else f"{bits:+.2f}"
 
 
-def heat_maps(results: pd.DataFrame) -> Figure:
+def heat_maps(results: pd.DataFrame, unit: str = "block") -> Figure:
     """Draw bits by layer and token: one column for keys, one for values, one row per intervention.
 
     Args:
         results: Rows of one source and block.
+        unit: `PatchResult.unit`.
     """
     single = results[(results["offset"] != "all") & (results["layer"] != "all")]
     kinds = list(dict.fromkeys(single["intervention"]))
-    title = f"{results['source'].iloc[0]}, block {results['block'].iloc[0]}"
+    title = f"{results['source'].iloc[0]}, {unit} {results['block'].iloc[0]}"
     tokens = list(dict.fromkeys(zip(single["carrier"], single["offset"], strict=True)))
     layers = single["layer"].nunique()
     size = 2 * (0.62 * len(tokens) + 1.0) + 0.8, len(kinds) * (0.26 * layers + 1.5)

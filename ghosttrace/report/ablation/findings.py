@@ -28,7 +28,7 @@ def ablation_findings(results: pd.DataFrame, summary: Mapping[str, Any], configu
         _rests_on_few(results, summary["headline_arm"]),
         _others(results, summary["headline_arm"]),
         None if failures else _equivalence(results, configuration["settings"].get("margin")),
-        _swapped(results),
+        _swapped(results, "law" in configuration),
         None if failures else _controls(results, configuration),
         _count(results, "without_blocks", "Responses that finished no block"),
         _count(results, "unextracted", "Responses from which no answer could be extracted"),
@@ -86,15 +86,18 @@ def _others(results: pd.DataFrame, headline: str | None) -> str | None:
     return f"Other arms with a significant effect (p <= {ALPHA} after Holm): {', '.join(arms)}." if arms else None
 
 
-def _swapped(results: pd.DataFrame) -> str | None:
-    """Return the share of answers that follow the counterfactual block under `swap`."""
+def _swapped(results: pd.DataFrame, other_law: bool) -> str | None:
+    """Return the share of answers that follow the counterfactual block, or tool result, under `swap`."""
     rows = results[results["follows_donor"].notna()].to_dict("records")
     if not rows:
         return None
     parts = [f"{100 * row['follows_donor']:.1f} % on {row['bench']}" for row in rows]
+    whose, text = ("one memento's", "block")
+    if other_law:
+        whose, text = ("the", "tool result")
     return (
-        "With one memento's keys and values computed from a counterfactual block under the same text (swap), answers "
-        f"that followed the counterfactual block: {', '.join(parts)}."
+        f"With {whose} keys and values computed from a counterfactual {text} under the same text (swap), answers "
+        f"that followed the counterfactual {text}: {', '.join(parts)}."
     )
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,12 +19,13 @@ from ghosttrace.law.expiry import NEVER, MementoLaw, alive, expiry
 from ghosttrace.law.law import Law
 from ghosttrace.law.markup import DELIMITERS, Block, Markup, find_blocks
 from ghosttrace.law.parse import recorded_law
+from ghosttrace.report.ablation.boxes import Box, Piece, boxes_of_tokens
 from ghosttrace.runs.folder import REFERENCE_ARM
 
 TRACE_COLUMNS: tuple[str, ...] = ("correct", "extracted", "rule", "answer", "donor_answer", "finish")
 TRACE_COLUMNS += ("response_tokens", "peak_kv_tokens")
 SAMPLE_COLUMNS = ("bench", "arm", "problem", "repetition", *TRACE_COLUMNS)
-TEXT_COLUMNS = ("prompt", "prompt_ids", "response_ids", "response")
+TEXT_COLUMNS = ("prompt", "prompt_ids", "response_ids", "response", "prompt_text", "token_ends")
 MAX_TRACE_BYTES = 8_000_000  # of the JSON of all traces on a page
 READ_BATCH_ROWS = 32
 BYTES_PER_TOKEN, BYTES_PER_TRACE = 3, 1200  # rough estimates; `MAX_TRACE_BYTES` applies to the actual size
@@ -33,28 +34,6 @@ MAX_ANSWER_CHARS, MAX_ANSWERS_PER_ARM = 160, 12  # per cell of the answer table
 
 Group = tuple[str, str, int]
 """Benchmark, problem and repetition: samples that are shown side by side, one per arm."""
-
-
-class Piece(NamedTuple):
-    """A stretch of text that is erased or retained as a whole."""
-
-    text: str
-    erased: bool
-    delimiter: bool
-
-
-class Box(NamedTuple):
-    """A labelled part of a response.
-
-    Attributes:
-        label: `block 1`, `memento 1`, `text`, `answer`, `unfinished block` or `unfinished memento`.
-        tokens: Number of tokens between its delimiters.
-        pieces: Its text, delimiters included.
-    """
-
-    label: str
-    tokens: int
-    pieces: tuple[Piece, ...]
 
 
 def read_samples_without_texts(path: Path) -> pd.DataFrame:
@@ -241,10 +220,11 @@ class TraceRenderer:
         """
         law, ids = self.laws[row["arm"]], np.array([*row["prompt_ids"], *row["response_ids"]], dtype=np.int64)
         times, blocks = expiry(ids, law), []
-        boxes = [Box("text", len(row["response_ids"]), (Piece(row["response"], False, False),))]
-        if isinstance(law, MementoLaw):  # other laws erase single tokens, whose text only the tokenizer knows
+        if isinstance(law, MementoLaw):
             blocks = find_blocks(ids, self.markup, law.policy.require_assistant_section)
             boxes = self.boxes(row["response"], ids, len(row["prompt_ids"]), times, blocks)
+        else:
+            boxes = boxes_of_tokens(row, times)
         block_tokens = sum(block.end - block.start - 1 for block in blocks)
         memento_tokens = sum(block.memento_end - block.memento_start - 1 for block in blocks)
         return {name: row.get(name) for name in TRACE_COLUMNS} | {

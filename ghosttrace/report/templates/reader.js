@@ -86,13 +86,16 @@ function pieceNodes(piece, begin, marks) {
 
 /** One part of a response with its label. */
 function boxNode([label, tokens, pieces], begin, marks) {
-  const erased = pieces.some(([, pieceErased, delimiter]) => pieceErased && !delimiter);
+  const inside = pieces.filter(([, , delimiter]) => !delimiter).map(([, pieceErased]) => pieceErased);
+  const some = inside.includes(true), erased = some && !inside.includes(false);
   const kind = ["block", "memento", "answer"].find((name) => label.includes(name)) ?? "text";
-  const heading = [label, tokens ? count(tokens, "token") : null, erased ? "erased" : null].filter(Boolean).join(" · ");
+  const state = erased ? "erased" : some ? "partly erased" : null;
+  const heading = [label, tokens ? count(tokens, "token") : null, state].filter(Boolean).join(" · ");
   const body = html("p");
-  for (const [piece, pieceErased, delimiter] of pieces) {
+  for (const [piece, pieceErased, delimiter, leftAfter] of pieces) {
     const classes = `${pieceErased ? "erased-text" : ""} ${delimiter ? "delimiter" : ""}`.trim();
-    body.append(html("span", { class: classes || null }, ...pieceNodes(piece, begin, marks)));
+    const title = leftAfter === null ? null : `left after ${count(leftAfter, "token")}`;
+    body.append(html("span", { class: classes || null, title }, ...pieceNodes(piece, begin, marks)));
     begin += piece.length;
   }
   return html("section", { class: `box ${kind}${erased ? " erased" : ""}` }, html("h4", {}, heading), body);

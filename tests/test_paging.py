@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import pytest
@@ -187,6 +187,26 @@ def test_sealed_cache_never_saw_tokens_that_any_law_erased(
     assert all(not erased & set(cache.saw[key]) for key in cache.slots)
     peak, slot_tracker = replayed_peak(law, arm, tokens)
     assert peak == slot_tracker.peak_slots(len(tokens))
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_placebo_recomputes_before_every_erasure(name: str) -> None:
+    """The tokens that it retains and that no earlier one has touched; the last is computed for the first time."""
+    tokens = laws.chat_trace(2)
+    law, computed, num_read = laws.LAWS[name].law(tokens), np.zeros(len(tokens), int), 0
+    slot_tracker = SlotTracker(law, "placebo")
+    for written in range(1, len(tokens) + 1):
+        slot_tracker.update(tokens[:written])
+        while num_read < written:
+            num_read, _ = slot_tracker.apply_erasures(num_read)
+            until = min(written, slot_tracker.chunk_limit(num_read) or written)
+            computed[num_read:until] += 1
+            num_read = until
+    expected, last = np.ones(len(tokens), int), 0
+    for expires_at, group in groupby(law.erasures(tokens), key=lambda erasure: erasure.expires_at):
+        expected[max(next(group).keys.stop, last) : expires_at - 1] += 1
+        last = expires_at
+    np.testing.assert_array_equal(computed, expected)
 
 
 @pytest.mark.parametrize("name", laws.LAWS)

@@ -120,6 +120,7 @@ def test_a_window_in_an_engine(model: str) -> None:
         planner.schedule = counted
         (alone,) = generate_logprobs(llm, [script])
         peak = max(used)
+        (full,) = generate_logprobs(llm, [script], arm="full")  # it must not take pages in which slots have moved
         params = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True, detokenize=False)
         (shared,) = llm.generate([{"prompt_token_ids": list(script.tokens[:-1])}], params, use_tqdm=False)
         prompts = [{"prompt_token_ids": ids} for ids in (too_long, list(script.prompt), too_long[1:])]
@@ -130,6 +131,7 @@ def test_a_window_in_an_engine(model: str) -> None:
     assert shared.num_cached_tokens == first // PAGE * PAGE > 0
     assert peak <= -(-130 // PAGE) + 1 < len(script.tokens) // PAGE
     assert [output.outputs[0].finish_reason for output in outputs] == ["error", "length", "error"]
+    assert max_difference([full], masked_logprobs(checkpoint, [script], KeepAll())) < MAX_LOGPROB_ERROR
     assert max_difference([alone], replayed_logprobs(checkpoint, [script], ARMS["memento"]())) < MAX_LOGPROB_ERROR
 
 

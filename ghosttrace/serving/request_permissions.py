@@ -66,8 +66,8 @@ class RequestPermissions:
 
     def describe(self) -> dict[str, Any]:
         """Return what `/v1/models` says about erasure."""
-        kept = {"keep_last_n_blocks": self.keep_last_n_blocks, "request_arms": list(self.request_arms)}
-        return {"law": self.law, "arm": self.arm, "sealed": self.sealed, **kept}
+        described = {"law": self.law, "arm": self.arm, "sealed": self.sealed, "request_arms": list(self.request_arms)}
+        return described | ({"keep_last_n_blocks": self.keep_last_n_blocks} if is_memento(self.law) else {})
 
     def check_body(self, body: Mapping[str, Any]) -> None:
         """Raise an error if a request chooses what it may not choose, or has a parameter that evades erasure.

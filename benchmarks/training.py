@@ -21,13 +21,13 @@ import torch
 from decoding import SIZES, make_model
 from torch import Tensor
 
-from ghosttrace.law.expiry import Policy
+from ghosttrace.law.expiry import MementoLaw, Policy
 from ghosttrace.law.markup import Markup
 from ghosttrace.law.masks import Kernel
 from ghosttrace.model.attention import attending
 from ghosttrace.training.examples import Example, Stage, make_example
 
-MARKUP, POLICY = Markup(4, 5, 6, 7, assistant_header=(3,)), Policy(True)
+LAW = MementoLaw(Markup(4, 5, 6, 7, assistant_header=(3,)), Policy(True))
 BLOCK, MEMENTO = 1150, 194  # arXiv 2604.09852, section 4
 VARIANTS: dict[str, tuple[Stage, Kernel | None]] = {
     "plain": ("full", None),
@@ -44,7 +44,7 @@ def make_trace_example(length: int, stage: Stage) -> Example:
     rng, tokens = np.random.default_rng(0), [1, 3]
     while len(tokens) < length:
         tokens += [4, *rng.integers(8, 1000, BLOCK), 5, 6, *rng.integers(8, 1000, MEMENTO), 7]
-    return make_example(tokens[:length], tokens[:length], MARKUP, POLICY, stage)
+    return make_example(tokens[:length], tokens[:length], LAW, stage)
 
 
 def count_visible_pairs(example: Example) -> int:

@@ -13,7 +13,8 @@ def stock_probes() -> str:
     results = read("stock_probes")
     results = results[(results["probe"] == "linear") & (results["target"] == "digit-*") & (results["hop"] >= 0)]
     rows = []
-    for (law, carrier, hop), part in results.groupby(["law", "carrier", "hop"], sort=False):
+    for site, part in results.groupby(["law", "carrier", "hop"], sort=False):
+        law, carrier, hop = map(str, tuple(site))  # type: ignore[arg-type]
         opened, sealed = (part[part["condition"] == condition] for condition in ("open", "sealed"))
         if not len(opened):
             continue
@@ -22,7 +23,7 @@ def stock_probes() -> str:
         where = f"{'keys' if best['kv'] == 'k' else 'values'} of layer {best['layer']}"
         verdict = "yes" if best["significant"] else "no"
         sealed_best = 3 * sealed["bits"].max()
-        rows.append([f"`{law}`", f"`{carrier}`", str(hop), interval(cells, 2), where, verdict, number(sealed_best, 2)])
+        rows.append([f"`{law}`", f"`{carrier}`", hop, interval(cells, 2), where, verdict, number(sealed_best, 2)])
     header = ["law", "carrier", "hop", "bits, open", "where", "significant", "most bits, sealed"]
     return markdown_table(header, rows)
 
@@ -32,7 +33,8 @@ def stock_bits() -> str:
     results = read("stock_bits")
     whole = results[results["by"] == "all"]
     rows = []
-    for (source, law), part in whole.groupby(["source", "law"], sort=False):
+    for source, law in whole[["source", "law"]].drop_duplicates().itertuples(index=False):
+        part = whole[(whole["source"] == source) & (whole["law"] == law)]
         by_arm = part.set_index("arm")
         cells = [interval((by_arm.loc[arm, f"bits{end}"] for end in ENDS), 3) for arm in ARMS]
         rows.append([source, f"`{law}`", *cells])

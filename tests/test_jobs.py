@@ -77,6 +77,27 @@ def test_arms(arm: str) -> None:
     assert isinstance(events[-1], Generation) and (events[-1].kv_tokens == expected.kv_tokens).all()
 
 
+@pytest.mark.parametrize("arm", ["memento", "full", "restart"])
+def test_arms_under_another_law(arm: str) -> None:
+    checkpoint = CHECKPOINT.with_law("window:60,20")
+    settings = ServingSettings(checkpoint.markup, checkpoint.policy, arm, other_law=checkpoint.other_law)
+    queued, events = job(settings=settings)
+    decode(checkpoint, [queued])
+    known = ARMS[arm]()
+    (expected,) = gt.generate(
+        checkpoint.model,
+        [queued.request],
+        checkpoint.markup,
+        checkpoint.policy,
+        GREEDY,
+        known.eraser,
+        law=known.adapt_law(checkpoint.law),
+    )
+    assert events[:-1] == expected.tokens and isinstance(events[-1], Generation)
+    assert (events[-1].kv_tokens == expected.kv_tokens).all()
+    assert (expected.peak_kv_tokens <= 61) == (arm != "full")
+
+
 def test_policy_without_erasure_is_full_attention() -> None:
     queued, events = job(settings=replace(SETTINGS, policy=replace(SETTINGS.policy, keep_last_n_blocks=-1)))
     decode(CHECKPOINT, [queued])

@@ -70,7 +70,7 @@ def test_rows_become_training_examples(server: ScriptedEndpoint, tmp_path: Path)
     build_at(server, seed_file(tmp_path, seed("one"), seed("two")), tmp_path / "out")
     subject = checkpoint_with_delimiters("phi")
     for stage in STAGES:
-        builder = ExampleBuilder(subject.tokenizer, "qwen3", subject.markup, subject.policy, stage, 8192)
+        builder = ExampleBuilder(subject.tokenizer, "qwen3", subject.markup, subject.law, stage, 8192)
         report = write_examples(tmp_path / f"{stage}.parquet", builder, [str(tmp_path / "out/default/train.parquet")])
         assert (report.rows, report.used, report.truncated, report.dropped) == (2, 2, 0, {})
         assert (report.compression > 1.2) == (stage != "full")

@@ -15,6 +15,7 @@ from ghosttrace.serving.request_permissions import RequestPermissions, parse_req
 SEALED = RequestPermissions("restart", 0, False, None)
 MEMENTO = RequestPermissions("memento", 1, False, 50, ("restart",))
 OPEN = replace(SEALED, request_arms=("full", "memento"))
+WINDOW = replace(SEALED, keep_last_n_blocks=-1, law="window:64,16")
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,9 @@ OPEN = replace(SEALED, request_arms=("full", "memento"))
         (replace(MEMENTO, keep_last_n_blocks=-1), {"keep_last_n_blocks": 9}, True),
         (OPEN, {"arm": "memento", "keep_last_n_blocks": -1, "keep_last_block_for_answer": 1}, True),
         (OPEN, {"arm": "placebo"}, False),
+        (WINDOW, {"arm": "restart"}, True),
+        (WINDOW, {"arm": "memento"}, False),
+        (replace(WINDOW, request_arms=("full",)), {"arm": "full"}, True),
     ],
 )
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
@@ -97,7 +101,16 @@ def test_tokenize_reads_a_text_as_completions_do() -> None:
 
 @pytest.mark.parametrize(
     "permissions, sealed",
-    [(SEALED, True), (MEMENTO, False), (OPEN, False), (replace(SEALED, request_arms=("restart-renumbered",)), True)],
+    [
+        (SEALED, True),
+        (MEMENTO, False),
+        (OPEN, False),
+        (replace(SEALED, request_arms=("restart-renumbered",)), True),
+        (replace(SEALED, keep_last_n_blocks=-1), False),
+        (WINDOW, True),
+        (replace(WINDOW, arm="memento"), False),
+        (replace(WINDOW, law="none"), False),
+    ],
 )
 def test_the_server_says_whether_it_is_sealed(permissions: RequestPermissions, sealed: bool) -> None:
     listed = {"object": "list", "data": [{"id": "a"}, {"id": "b"}]}
@@ -105,11 +118,20 @@ def test_the_server_says_whether_it_is_sealed(permissions: RequestPermissions, s
     asked = {"method": "GET", "reply": listed}
     told = json.loads(send_request(settings, path="/v1/models", **asked).answer)
     assert told == json.loads(send_request(settings, path="/proxy/v1/models", root_path="/proxy", **asked).answer)
-    said = {"arm": permissions.arm, "sealed": sealed, "keep_last_n_blocks": permissions.keep_last_n_blocks}
+    said = {"law": permissions.law, "arm": permissions.arm, "sealed": sealed}
     said |= {"request_arms": list(permissions.request_arms)}
+    said |= {"keep_last_n_blocks": permissions.keep_last_n_blocks} if permissions.law == "memento" else {}
     assert told["data"] == [{"id": "a", "ghosttrace": said}, {"id": "b", "ghosttrace": said}]
     labels = {"arm": permissions.arm, "request_arms": ",".join(permissions.request_arms)}
     assert prometheus_client.REGISTRY.get_sample_value("ghosttrace:sealed", labels) == sealed
+
+
+@pytest.mark.parametrize("name", ["keep_last_n_blocks", "keep_last_block_for_answer", "max_block_tokens"])
+def test_overrides_about_blocks_are_refused_under_another_law(name: str) -> None:
+    xargs = {f"ghosttrace_{name}": 1}
+    for permissions in (WINDOW, replace(WINDOW, request_arms=("full",))):
+        seen = send_request(GuardSettings(("<eos>",), permissions), {"vllm_xargs": xargs}, CHAT)
+        assert seen.status == 400 and b"is about blocks, which the law of this server does not know" in seen.answer
 
 
 def test_list_of_arms() -> None:

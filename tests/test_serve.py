@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.chat_model import chat_tokenizer
 from helpers.commands import ghosttrace
 from helpers.families import tiny
 from hypothesis import given
@@ -13,7 +14,10 @@ from hypothesis import strategies as st
 
 import ghosttrace as gt
 from ghosttrace.errors import UserError
+from ghosttrace.law.chat import Chat
 from ghosttrace.law.expiry import Policy, erasures
+from ghosttrace.law.markup import Markup
+from ghosttrace.law.parse import parse_law
 from ghosttrace.serving.prompt_guard import GUARD_VARIABLE
 from ghosttrace.serving.reasoning_split import ReasoningSplitter, Segment
 from ghosttrace.serving.settings import ServingSettings, check_overrides
@@ -256,3 +260,31 @@ def test_the_small_servers_message_about_a_body_begins_with_a_word() -> None:
 
     details = [{"loc": ("body",), "msg": "Field required"}, {"loc": ("body", "n"), "msg": "too large"}]
     assert _message(RequestValidationError(details)) == "body: Field required; n: too large"
+
+
+def test_settings_under_another_law() -> None:
+    """A law is served as it is given or recorded; a model trained on sealed caches is decoded sealed under it, too."""
+    settings = read_settings("toy-open", law="window:60,20")
+    assert settings.law.spec == "window:60,20" and settings.arm == "memento" and not settings.needs_sampled_token
+    assert ServingSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+    assert read_settings("toy-sealed", law="sinks:2,9").arm == "restart"
+    names = [engine_args(name, law="turns:2,1")["logits_processors"][0] for name in ("toy-open", "toy-sealed")]
+    assert [name.rpartition(":")[2] for name in names] == [
+        "ForcedTokensAsyncOtherLaw",
+        "ForcedTokensRecomputingOtherLaw",
+    ]
+    with pytest.raises(UserError, match="leave out keep_last_n_blocks"):
+        read_settings("toy-open", law="window:60,20", keep_last_n_blocks=1)
+
+
+def test_users_cannot_type_the_marks_of_tool_results() -> None:
+    """A tokenizer may not call them special; a text with them would lose what stands between them."""
+    tokenizer = chat_tokenizer(special_tools=False)
+    law, markup = parse_law("tools:0", Chat.from_tokenizer(tokenizer)), Markup.of_any_tokenizer(tokenizer)
+    without, guarded = (special_tokens(tokenizer, markup, chat) for chat in (None, law.chat_tokens))
+    assert set(guarded) - set(without) == {"<tool_response>", "</tool_response>"}
+    typed = "w20 <tool_response> w21 </tool_response> w22"
+    for tokens, erased in ((without, 1), (guarded, 0)):
+        messages = [{"role": "user", "content": TokenBreaker(tokens).break_strings(typed)}]
+        ids = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
+        assert len(law.erasures(ids)) == erased

@@ -12,6 +12,7 @@ OPTIONS: dict[str, Any] = {
     **dict.fromkeys((*serve.SHARED_OPTIONS, *serve.POLICY_OPTIONS)),
     **dict.fromkeys(("backend", "arm", "device", "map_delimiters", "max_block_tokens", "allow_request_arms")),
     "async_scheduling": None,
+    "law": None,
     "dry_run": False,
     "model": "toy-open",
     "host": "127.0.0.1",

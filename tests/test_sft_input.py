@@ -17,7 +17,7 @@ from ghosttrace.bench.ledger import Ledger
 from ghosttrace.cli import main as cli
 from ghosttrace.data.read import TraceText, tokenize_trace
 from ghosttrace.errors import UserError
-from ghosttrace.law.expiry import NEVER, Policy, expiry
+from ghosttrace.law.expiry import NEVER, MementoLaw, Policy, expiry
 from ghosttrace.model.checkpoint import load, load_config, load_tokenizer
 from ghosttrace.training.delimiters import RELATED_WORDS, add_delimiters
 from ghosttrace.training.examples import IGNORE_INDEX, STAGES, Stage
@@ -115,7 +115,7 @@ def test_tokenized_rows_are_used_unchanged_and_their_expiry_is_checked(tmp_path:
 def reader(stage: Stage = "memento", **options: Any) -> ExampleBuilder:
     checkpoint = load("toy-open")
     make = partial(ExampleBuilder, checkpoint.tokenizer, "qwen3", checkpoint.markup, stage=stage, max_length=256)
-    return make(**({"policy": Policy(True)} | options))
+    return make(**({"law": MementoLaw(checkpoint.markup, Policy(True))} | options))
 
 
 def ledger_ids(level: int = 2) -> tuple[list[int], list[int]]:
@@ -205,7 +205,8 @@ def test_pair_split_by_a_turn_is_dropped() -> None:
 @pytest.mark.parametrize(("stage", "share"), [*((stage, 0.0) for stage in STAGES), ("memento", 0.5)])
 def test_valid_expiry_column_is_accepted_in_every_stage(stage: Stage, share: float, width: int, keep: int) -> None:
     """The column describes the complete row, not the result of a stage or of truncation."""
-    builder = reader(stage, sealed_share=share, max_length=width, policy=Policy(True, keep_last_n_blocks=keep))
+    law = MementoLaw(load("toy-open").markup, Policy(True, keep_last_n_blocks=keep))
+    builder = reader(stage, sealed_share=share, max_length=width, law=law)
     times = expiry(IDS, builder.markup, Policy(True))
     assert (times != NEVER).any()
     assert len({is_sealed(number, 0.5) for number in range(8)}) == 2

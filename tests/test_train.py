@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from ghosttrace.errors import UserError
-from ghosttrace.law.expiry import Policy, erasures, expiry
+from ghosttrace.law.expiry import MementoLaw, Policy, erasures, expiry
 from ghosttrace.law.markup import DELIMITERS, find_blocks
 from ghosttrace.law.masks import Kernel
 from ghosttrace.model import attention
@@ -61,7 +61,7 @@ def labelled(tokens: list[int]) -> list[int]:
 
 
 def example(tokens: list[int], stage: Stage, policy: Policy = POLICIES[0]) -> Example:
-    return make_example(tokens, labelled(tokens), MARKUP, policy, stage)
+    return make_example(tokens, labelled(tokens), MementoLaw(MARKUP, policy), stage)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -189,7 +189,7 @@ def test_each_token_has_loss_once(tokens: list[int], policy: Policy, stage: Stag
     assert sorted(made.position_ids[learned].tolist()) == list(range(3, len(tokens)))
     assert (made.labels[learned] == made.input_ids[learned]).all()
     assert (made.input_ids == np.array(tokens)[made.position_ids]).all()
-    assert (made.kind == token_kinds(tokens, MARKUP, policy)[made.position_ids]).all()
+    assert (made.kind == token_kinds(tokens, MementoLaw(MARKUP, policy))[made.position_ids]).all()
     if stage != "sealed":
         times = expiry(tokens, MARKUP, stage_policy(policy, stage))
         assert (made.expiry == np.minimum(times, len(tokens))).all()
@@ -205,8 +205,9 @@ def test_truncation_keeps_as_many_complete_pairs_as_fit(
     seed: int, blocks: int, width: int, policy: Policy, stage: Stage
 ) -> None:
     tokens = trace(seed, blocks)
-    kept = truncated_length(tokens, MARKUP, policy, stage, width)
-    build = partial(make_example, markup=MARKUP, policy=policy, stage=stage)
+    law = MementoLaw(MARKUP, policy)
+    kept = truncated_length(tokens, law, stage, width)
+    build = partial(make_example, law=law, stage=stage)
     assert delimiter_error(tokens[:kept], MARKUP, policy) is None
     assert len(build(tokens[:kept], labelled(tokens)[:kept]).input_ids) <= width
     for more in range(kept + 1, len(tokens) + 1):
@@ -252,7 +253,7 @@ def test_accepted_delimiters_form_pairs(tokens: list[int]) -> None:
 
 def test_token_kinds() -> None:
     tokens = [1, 3, 9, 4, 8, 8, 5, 6, 8, 7, 9, 4, 8, 5, 6, 8, 7, 9, 9]
-    kinds = "".join("tbmda"[kind] for kind in token_kinds(tokens, MARKUP, POLICIES[0]))
+    kinds = "".join("tbmda"[kind] for kind in token_kinds(tokens, MementoLaw(MARKUP, POLICIES[0])))
     assert kinds == "tttdbbddmdtdbddmdaa"
     assert [kind.name for kind in TokenKind] == ["TEXT", "BLOCK", "MEMENTO", "DELIMITER", "ANSWER"]
 
@@ -264,10 +265,10 @@ def test_expiry_column_is_checked_against_the_law(policy: Policy) -> None:
     times = expiry(tokens, MARKUP, stage_policy(policy, "memento"))
     truncated = np.minimum(times, len(tokens)).tolist()
     for column in (times.tolist(), truncated):
-        check_expiry(column, tokens, MARKUP, policy, "row 3")
+        check_expiry(column, tokens, MementoLaw(MARKUP, policy), "row 3")
     for wrong in (truncated[:-1], [*truncated[:5], 6, *truncated[6:]]):
         with pytest.raises(UserError, match=r"row 3: the expiry column disagrees .* at token"):
-            check_expiry(wrong, tokens, MARKUP, policy, "row 3")
+            check_expiry(wrong, tokens, MementoLaw(MARKUP, policy), "row 3")
 
 
 def write(path: Path, *made: Example) -> Path:
@@ -282,12 +283,12 @@ def test_prompts_contain_each_token_once(policy: Policy, tmp_path: Path) -> None
     tokens = trace(1, 3)
     begin = tokens.index(7) + 5  # after the first erasure
     labels = [IGNORE_INDEX] * begin + tokens[begin:]
-    rows = [make_example(tokens, labels, MARKUP, policy, stage) for stage in STAGES]
+    rows = [make_example(tokens, labels, MementoLaw(MARKUP, policy), stage) for stage in STAGES]
     assert read_prompts(write(tmp_path / "rows.parquet", *rows), 8) == [tokens[:begin]]
 
 
 def test_prompts_are_the_first_distinct_prompts(tmp_path: Path) -> None:
-    bare = make_example(trace(9), trace(9), MARKUP, POLICIES[0], "memento")
+    bare = make_example(trace(9), trace(9), MementoLaw(MARKUP, POLICIES[0]), "memento")
     rows = [example(trace(seed), "memento") for seed in (1, 1, 2, 3)]
     starts = [trace(seed)[: trace(seed).index(3) + 1] for seed in (1, 2)]
     assert read_prompts(write(tmp_path / "rows.parquet", bare, *rows), 2) == starts

@@ -21,6 +21,7 @@ class Backend(Protocol):
     Attributes:
         name: Name recorded in run.json.
         arms: Names of the supported arms. None means all arms.
+        any_law: Whether it generates under every law, and not under Memento's alone.
     """
 
     @property
@@ -28,6 +29,9 @@ class Backend(Protocol):
 
     @property
     def arms(self) -> Sequence[str] | None: ...
+
+    @property
+    def any_law(self) -> bool: ...
 
     def settings(self) -> dict[str, Any]:
         """Return the backend's own settings that affect the samples, to be recorded in run.json."""
@@ -46,6 +50,7 @@ class HuggingFaceBackend:
 
     name = "hf"
     arms: Sequence[str] | None = None
+    any_law: bool = True
 
     def settings(self) -> dict[str, Any]:
         """Return an empty dict: this backend has no settings of its own."""

@@ -178,7 +178,7 @@ def plan_bench_arms(
     if checkpoint.other_law is not None:
         if checkpoint.other_law.replayed:
             raise UserError(f"{checkpoint.other_law.spec} replays recorded tokens, and ablate generates: use bits")
-        if not isinstance(backend, HuggingFaceBackend):
+        if not backend.any_law:
             require_memento(checkpoint.other_law.spec, f"the backend {backend.name}")
     return [bench_arm for bench in benches for bench_arm in _bench_arms(checkpoint, bench, settings, backend)]
 

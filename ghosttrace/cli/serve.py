@@ -9,11 +9,17 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ghosttrace.cli.options import hide_loading_bar, model_options, parse_delimiter_mapping, with_options
+from ghosttrace.cli.options import (
+    hide_loading_bar,
+    law_options,
+    model_options,
+    parse_delimiter_mapping,
+    with_options,
+)
 from ghosttrace.errors import UserError
 from ghosttrace.serving.address import check_address
 from ghosttrace.serving.paging import PAGED_ARMS
-from ghosttrace.serving.reasoning_split import PARSER_SEGMENTS
+from ghosttrace.serving.reasoning_split import PARSER_SEGMENTS, check_parser
 from ghosttrace.serving.request_permissions import parse_request_arms
 from ghosttrace.serving.settings import ServingSettings
 from ghosttrace.serving.vllm.processes import make_metrics_folder
@@ -26,7 +32,7 @@ SHARED_OPTIONS = ("api_key", "dtype", "max_model_len", "max_num_seqs", "reasonin
 """Options of both backends that are passed to vLLM's server under the same names."""
 
 
-@with_options(model_options)
+@with_options(model_options, law_options)
 def serve(
     ctx: typer.Context,
     model: Annotated[str, typer.Option(help="Bundled name, folder or hub id of the model.")] = "toy-open",
@@ -50,7 +56,7 @@ def serve(
     arm: Annotated[
         str | None,
         typer.Option(
-            help=f"How blocks are erased: {', '.join(PAGED_ARMS)}. Default: restart for a model trained over sealed "
+            help=f"How tokens are erased: {', '.join(PAGED_ARMS)}. Default: restart for a model trained over sealed "
             "caches, else memento."
         ),
     ] = None,
@@ -93,7 +99,7 @@ def serve(
         bool, typer.Option(help="Print the command that starts vLLM's server, and do not run it.")
     ] = False,
 ) -> None:
-    """Serve a model that erases its blocks over the OpenAI API.
+    """Serve a model that erases its blocks, or runs under another law, over the OpenAI API.
 
     With vLLM, this starts vLLM's own server with erasure enabled; all other flags are passed to `vllm serve`, such as
     --tensor-parallel-size 2. Without vLLM, it starts a small built-in server.
@@ -146,7 +152,7 @@ def exec_vllm_server(options: dict[str, Any], extra_arguments: list[str]) -> Non
         [*(part for name, value in shared for part in (f"--{name}", str(value))), *extra_arguments],
         parse_request_arms(options["allow_request_arms"]),
         delimiters=parse_delimiter_mapping(options["map_delimiters"]),
-        **{name: options[name] for name in ("arm", "max_block_tokens", "async_scheduling", *POLICY_OPTIONS)},
+        **{name: options[name] for name in ("arm", "max_block_tokens", "async_scheduling", "law", *POLICY_OPTIONS)},
     )
     if options["dry_run"]:
         variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
@@ -186,15 +192,16 @@ def start_builtin_server(options: dict[str, Any], extra_arguments: list[str], ba
 
     import uvicorn
 
-    from ghosttrace.model.checkpoint import as_memento_checkpoint, load
+    from ghosttrace.model.checkpoint import load
     from ghosttrace.serving.http.app import make_app
     from ghosttrace.serving.http.completions import ServerOptions
 
     policy = {name: options[name] for name in POLICY_OPTIONS}
     delimiters = parse_delimiter_mapping(options["map_delimiters"])
     hide_loading_bar()
-    loaded = load(options["model"], options["device"], options["dtype"], delimiters, **policy)
-    checkpoint = as_memento_checkpoint(loaded, "serve")
+    model, device, dtype = (options[name] for name in ("model", "device", "dtype"))
+    checkpoint = load(model, device, dtype, delimiters, law=options["law"], **policy)
+    check_parser(parser, checkpoint.markup)
     model_maximum = getattr(checkpoint.model.config.get_text_config(), "max_position_embeddings", None)
     max_tokens = options["max_model_len"] or model_maximum
     if max_tokens is None or not 2 <= max_tokens <= (model_maximum or max_tokens):
@@ -206,6 +213,7 @@ def start_builtin_server(options: dict[str, Any], extra_arguments: list[str], ba
             checkpoint.policy,
             options["arm"] or ("restart" if checkpoint.sealed else "memento"),
             options["max_block_tokens"],
+            other_law=checkpoint.other_law,
         ),
         ServerOptions(
             options["model"],

@@ -13,6 +13,7 @@ from ghosttrace.cli.options import (
     Limit,
     gather_options,
     hide_loading_bar,
+    law_options,
     parse_delimiter_mapping,
     run_options,
     with_options,
@@ -22,7 +23,7 @@ from ghosttrace.errors import UserError
 from ghosttrace.runs.folder import read_json
 
 
-@with_options(run_options)
+@with_options(law_options, run_options)
 def sft(
     ctx: typer.Context,
     model: Annotated[
@@ -42,7 +43,8 @@ def sft(
     stage: Annotated[
         str,
         typer.Option(
-            help="Training stage: full (full attention), memento (memento attention) or sealed (sealed cache)."
+            help="Training stage: full (full attention), memento (what the law erases is masked) or sealed (sealed "
+            "cache)."
         ),
     ] = "memento",
     eval_data: Annotated[
@@ -68,7 +70,7 @@ def sft(
     keep_last_n_blocks: KeepLast = None,
     map_delimiters: DelimiterMapping = None,
 ) -> None:
-    """Fine-tune a model to erase its blocks, in one stage of the training recipe.
+    """Fine-tune a model to erase its blocks, or what another law erases, in one stage of the training recipe.
 
     All other flags are passed to SFTConfig and ModelConfig of trl, such as --learning_rate 8e-5, --packing, --use_peft
     or --config FILE.yaml. Their defaults are those of the Memento paper.
@@ -121,7 +123,7 @@ def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) ->
         policy={name: options[name] for name in ("mask_delimiters", "keep_last_n_blocks")},
         delimiters=parse_delimiter_mapping(options["map_delimiters"]),
         trainer=tuple(options["trainer"]),
-        **{name: options[name] for name in ("stage", "limit", "samples", "sealed_share", "kernel", "bad_rows")},
+        **{name: options[name] for name in ("stage", "limit", "samples", "sealed_share", "kernel", "bad_rows", "law")},
     )
     hide_loading_bar()
     folder = train(recipe, out, resume, options)

@@ -204,7 +204,12 @@ class ExpiryTracker(Tracker):
         self.policy = policy
         self.block_tracker = BlockTracker(markup, policy.require_assistant_section)
         self.blocks: list[Block] = []
+        self._first_block: int | None = None  # token index of the first delimiter that opened a block
         self._due: list[Block] = []
+
+    @property
+    def first_erasable(self) -> int | None:
+        return self._first_block
 
     def push(self, token: int) -> list[BlockErasure]:
         """Process the next token and return the erasures that it triggers.
@@ -217,6 +222,8 @@ class ExpiryTracker(Tracker):
         """
         index = self.block_tracker.num_read
         finished = self.block_tracker.push(token)
+        if self._first_block is None and self.block_tracker.in_block:
+            self._first_block = index
         expired: list[BlockErasure] = []
         if self._due and self.block_tracker.open_delimiters == [index]:
             expired, self._due = [self._erasure(block, index) for block in self._due], []

@@ -51,6 +51,15 @@ class Erasure:
 class Tracker(ABC):
     """Incremental form of a law: a state machine that reads one token at a time."""
 
+    @property
+    def first_erasable(self) -> int | None:
+        """The first token index that may leave now or later, given the tokens read so far; None if none of them may.
+
+        Tokens before it never leave, and see all tokens before them, so that sequences may share their keys and values.
+        A law that does not know says that all may leave.
+        """
+        return 0
+
     @abstractmethod
     def push(self, token: int) -> Sequence[Erasure]:
         """Process the next token and return the erasures that it triggers.
@@ -147,6 +156,10 @@ class SpecifiedLaw(Law):
 
 class NothingRead(Tracker):
     """Tracker of a law that never erases."""
+
+    @property
+    def first_erasable(self) -> None:
+        return None
 
     def push(self, token: int) -> list[Erasure]:
         return []

@@ -7,7 +7,7 @@ second copy begins. A token that is a carrier at several erasures has one more c
 the arm `restart` (the tests compare the two to 1e-5).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -72,24 +72,16 @@ def sealed_layout(token_ids: Tokens, law: Law | Markup, policy: Policy | None = 
     Raises:
         UserError: the policy keeps finished blocks, whose repetition training does not support.
     """
-    law = as_law(law, policy)
-    if isinstance(law, MementoLaw) and law.policy.keep_last_n_blocks > 0:
-        raise UserError("a sealed pass cannot seal finished blocks that are kept: set keep_last_n_blocks 0")
     tokens = np.asarray(token_ids, dtype=np.int64)
     index_parts: list[np.ndarray] = []
     ends: list[tuple[np.ndarray, int]] = []  # columns, and the column from which on they are not seen
-    live = np.full(len(tokens), -1, dtype=np.int64)  # the column that later queries see of each token; -1 if none
+    live = np.full(len(tokens), -1, dtype=np.int64)  # the column that later queries see of each token
     next_index = num_columns = 0
-    for expires_at, group in groupby(law.erasures(tokens), key=lambda erasure: erasure.expires_at):
-        erasures = list(group)
+    for expires_at, stale, copies in _recomputations(tokens, as_law(law, policy)):
         new = np.arange(next_index, expires_at)
         live[new] = num_columns + np.arange(len(new))
         num_columns, next_index = num_columns + len(new), expires_at
-        first = min(erasure.carriers.start for erasure in erasures)
-        stale = np.flatnonzero(live[first:expires_at] >= 0) + first
         ends.append((live[stale], num_columns))
-        live[stale] = -1
-        copies = stale[~np.isin(stale, np.concatenate([np.asarray(erasure.keys) for erasure in erasures]))]
         live[copies] = num_columns + np.arange(len(copies))
         num_columns += len(copies)
         index_parts += [new, copies]
@@ -99,3 +91,45 @@ def sealed_layout(token_ids: Tokens, law: Law | Markup, policy: Policy | None = 
     for columns, end in ends:
         column_expiry[columns] = end
     return Layout(tokens[token_index], token_index, column_expiry)
+
+
+def sealed_length(token_ids: Tokens, law: Law, width: int) -> int:
+    """Return the number of leading tokens whose sealed layout has at most `width` columns.
+
+    Args:
+        token_ids: int[T], one unpadded sequence.
+        law: which tokens leave the cache and when.
+        width: number of columns.
+
+    Raises:
+        UserError: see `sealed_layout`.
+    """
+    tokens, num_copies = np.asarray(token_ids, dtype=np.int64), 0
+    for expires_at, _, copies in _recomputations(tokens, law):
+        if expires_at + num_copies > width:
+            break
+        if expires_at + num_copies + len(copies) > width:
+            return expires_at - 1
+        num_copies += len(copies)
+    return min(len(tokens), width - num_copies)
+
+
+def _recomputations(tokens: np.ndarray, law: Law) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield, for each time of erasure, the tokens that are seen no more as they were, and the carriers among them.
+
+    Yields:
+        The time, the token indices whose columns are not seen from then on, and those of them that get a new column.
+
+    Raises:
+        UserError: Memento's policy keeps finished blocks.
+    """
+    if isinstance(law, MementoLaw) and law.policy.keep_last_n_blocks > 0:
+        raise UserError("a sealed pass cannot seal finished blocks that are kept: set keep_last_n_blocks 0")
+    held = np.ones(len(tokens), dtype=bool)
+    for expires_at, group in groupby(law.erasures(tokens), key=lambda erasure: erasure.expires_at):
+        erasures = list(group)
+        first = min(erasure.carriers.start for erasure in erasures)
+        stale = np.flatnonzero(held[first:expires_at]) + first
+        for erasure in erasures:
+            held[erasure.selector] = False
+        yield expires_at, stale, stale[held[stale]]

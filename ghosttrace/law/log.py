@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import pyarrow
-from pyarrow import parquet
 
 from ghosttrace.errors import UserError
 from ghosttrace.law.chat import Chat
@@ -132,6 +130,9 @@ def _check_equal(path: str, evictions: list[np.ndarray], length: int) -> None:
 
 def _rows(path: Path) -> Iterable[Any]:
     """Return the rows of a JSONL or Parquet file."""
+    import pyarrow  # here, because the import is slow and the command line reads the list of laws when it starts
+    from pyarrow import parquet
+
     try:
         if path.suffix == ".parquet":
             rows: list[Any] = parquet.read_table(path).to_pylist()

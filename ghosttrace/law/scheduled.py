@@ -104,12 +104,17 @@ class ScheduledTracker(Tracker):
         self._header = SequenceMatcher(law.prompt.header)
         self._schedule = None if law.prompt.length is None else law.schedule(law.prompt.length)
         self._next = None if self._schedule is None else next(self._schedule)
+        self._first = self._next  # the erasure of the first tokens that leave
+
+    @property
+    def first_erasable(self) -> int | None:
+        return None if self._first is None else int(self._first.keys[0])
 
     def push(self, token: int) -> list[Erasure]:
         self.num_read += 1
         if self._schedule is None and self._header.push(token):
             self._schedule = self.law.schedule(self.num_read)
-            self._next = next(self._schedule)
+            self._first = self._next = next(self._schedule)
         if self._schedule is None or self._next is None or self._next.expires_at != self.num_read:
             return []
         due, self._next = self._next, next(self._schedule)

@@ -106,6 +106,11 @@ class ToolTracker(Tracker):
         self._begin: int | None = None  # first token of the result that is being read
         self._results: list[tuple[range, int]] = []  # results that are held, and how many turns were complete then
         self._complete = 0  # assistant turns that are complete
+        self._first: int | None = None  # first token of the first result that was opened
+
+    @property
+    def first_erasable(self) -> int | None:
+        return self._first
 
     def push(self, token: int) -> list[Erasure]:
         index, self.num_read = self.num_read, self.num_read + 1
@@ -121,6 +126,7 @@ class ToolTracker(Tracker):
             self._in_assistant, self._begin = True, None
         elif opens and not self._in_assistant:
             self._begin = index + 1
+            self._first = self._begin if self._first is None else self._first
         due = [keys for keys, before in self._results if self._complete - before >= self.law.keep]
         self._results = [(keys, before) for keys, before in self._results if keys not in due]
         return [Erasure(keys, index + 1) for keys in due]

@@ -89,16 +89,23 @@ class TurnTracker(Tracker):
         self.law, self.num_read = law, 0
         self._starts: list[int] = []  # first tokens of the turns that are held
         self._head: list[int] = []  # tokens of the first turn, while it may be a system turn
+        self._first: int | None = None  # first token of the first turn that may leave
+
+    @property
+    def first_erasable(self) -> int | None:
+        return self._first
 
     def push(self, token: int) -> list[Erasure]:
         index, self.num_read = self.num_read, self.num_read + 1
         opens, system = token in self.law.chat.turn_starts, self.law.chat.system_header
         if opens:
             self._starts.append(index)
+            self._first = index if self._first is None else self._first
         if self._starts and len(self._head) < len(system):
             self._head.append(token)
             if tuple(self._head) == system:
-                self._starts.pop(0)
+                self._starts.pop(0)  # the system turn stays
+                self._first = self._starts[0] if self._starts else None
         if not opens or len(self._starts) <= self.law.keep:
             return []
         begin, end = self._starts[0], self._starts[self.law.stride]

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from ghosttrace.errors import UserError
+from ghosttrace.law.law import SpecifiedLaw
 from ghosttrace.serving import metrics
 from ghosttrace.serving.api_keys import ApiKeys, read_header
 from ghosttrace.serving.error_responses import Receive, RefusedRequestError, Send, send_error
@@ -68,10 +69,12 @@ class GuardSettings:
         Raises:
             UserError: if a user could type a special token despite the guard, or the assistant's header has none.
         """
-        tokens = special_tokens(tokenizer, settings.markup)
+        chat = settings.other_law.chat_tokens if isinstance(settings.other_law, SpecifiedLaw) else None
+        tokens = special_tokens(tokenizer, settings.markup, chat)
         check_typed_tokens(tokenizer, tokens)
         permissions = RequestPermissions.from_settings(settings, request_arms)
-        sealed_prompts = PromptMarkup.from_tokenizer(tokenizer, settings.markup) if permissions.sealed else None
+        sealed_blocks = permissions.sealed and settings.other_law is None
+        sealed_prompts = PromptMarkup.from_tokenizer(tokenizer, settings.markup) if sealed_blocks else None
         return cls(tuple(tokens), permissions, ApiKeys.from_keys(keys), sealed_prompts=sealed_prompts)
 
     def to_json(self) -> str:

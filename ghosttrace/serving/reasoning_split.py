@@ -4,11 +4,28 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
+from ghosttrace.errors import UserError
+from ghosttrace.law.markup import Markup
+
 THINK_END = "</think>"
 Segment = Literal["outside", "block", "memento"]
 """Part of a response: a block, a memento, or text outside both."""
 PARSER_SEGMENTS: dict[str, Segment] = {"ghosttrace-mementos": "memento", "ghosttrace-blocks": "block"}
 """Part of a response that each reasoning parser returns as the reasoning, by name of the parser."""
+
+
+def check_parser(name: str | None, markup: Markup) -> None:
+    """Raise an error if a reasoning parser of GhostTrace is to read a model without delimiters.
+
+    Args:
+        name: name of a reasoning parser; others than GhostTrace's, and None, are accepted.
+        markup: token ids of the model's delimiters.
+
+    Raises:
+        UserError: if the tokenizer has no delimiters.
+    """
+    if name in PARSER_SEGMENTS and not markup.has_delimiters:
+        raise UserError(f"{name} reads blocks and mementos, and the tokenizer has no delimiters: leave it out")
 
 
 class ReasoningSplitter:

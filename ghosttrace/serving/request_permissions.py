@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ghosttrace.errors import UserError
+from ghosttrace.law.law import KeepAll
+from ghosttrace.law.parse import MEMENTO, is_memento
 from ghosttrace.serving.paging import PAGED_ARMS, SEALED_ARMS, PagedArm
 from ghosttrace.serving.settings import ServingSettings, check_overrides, read_overrides
 
@@ -34,6 +36,7 @@ class RequestPermissions:
         keep_last_block_for_answer: whether the server keeps a finished block until the next block.
         max_block_tokens: number of tokens after which the server ends a block; None for no limit.
         request_arms: other arms that a request may choose.
+        law: specification of the server's law. Under another law than Memento's there are no blocks to keep.
     """
 
     arm: PagedArm
@@ -41,13 +44,14 @@ class RequestPermissions:
     keep_last_block_for_answer: bool
     max_block_tokens: int | None
     request_arms: tuple[PagedArm, ...] = ()
+    law: str = MEMENTO
 
     @classmethod
     def from_settings(cls, settings: ServingSettings, request_arms: Sequence[PagedArm] = ()) -> "RequestPermissions":
         """Return the permissions of a server with these erasure settings."""
         policy = settings.policy
         kept = policy.keep_last_n_blocks, policy.keep_last_block_for_answer
-        return cls(settings.arm, *kept, settings.max_block_tokens, tuple(request_arms))
+        return cls(settings.arm, *kept, settings.max_block_tokens, tuple(request_arms), settings.law.spec)
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "RequestPermissions":
@@ -56,13 +60,14 @@ class RequestPermissions:
 
     @property
     def sealed(self) -> bool:
-        """Return whether no request can retain keys and values that have seen an erased block."""
-        return self.keep_last_n_blocks >= 0 and {self.arm, *self.request_arms} <= set(SEALED_ARMS)
+        """Return whether no request can retain keys and values that have seen an erased token."""
+        erases = self.keep_last_n_blocks >= 0 if is_memento(self.law) else self.law != KeepAll.name
+        return erases and {self.arm, *self.request_arms} <= set(SEALED_ARMS)
 
     def describe(self) -> dict[str, Any]:
         """Return what `/v1/models` says about erasure."""
-        kept = {"keep_last_n_blocks": self.keep_last_n_blocks, "request_arms": list(self.request_arms)}
-        return {"arm": self.arm, "sealed": self.sealed, **kept}
+        described = {"law": self.law, "arm": self.arm, "sealed": self.sealed, "request_arms": list(self.request_arms)}
+        return described | ({"keep_last_n_blocks": self.keep_last_n_blocks} if is_memento(self.law) else {})
 
     def check_body(self, body: Mapping[str, Any]) -> None:
         """Raise an error if a request chooses what it may not choose, or has a parameter that evades erasure.
@@ -94,7 +99,7 @@ class RequestPermissions:
         Raises:
             UserError: if an override is invalid, or weaker than the server's own setting and not permitted.
         """
-        check_overrides(extra_args, async_scheduling=False)
+        check_overrides(extra_args, async_scheduling=False, other_law=not is_memento(self.law))
         chosen = read_overrides(extra_args)
         arm = chosen.get("arm", self.arm)
         if arm not in (self.arm, *self.request_arms):

@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ghosttrace.errors import UserError
-from ghosttrace.law.expiry import Policy
+from ghosttrace.law.expiry import MementoLaw, Policy
+from ghosttrace.law.law import Law
 from ghosttrace.law.markup import Markup
+from ghosttrace.law.parse import law_from_dict
 from ghosttrace.serving.paging import PAGED_ARMS, RECOMPUTING_ARMS, PagedArm, SlotTracker
 
 CONFIG_KEY = "ghosttrace"
@@ -28,6 +30,8 @@ REQUEST_OVERRIDES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "draws": (callable, "a callable, which only Python requests can pass"),
 }
 """Settings that a request may override: a function that validates the value, and a description of valid values."""
+BLOCK_OVERRIDES = ("keep_last_n_blocks", "keep_last_block_for_answer", "max_block_tokens")
+"""Settings that are about blocks, which only Memento's law knows."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,16 @@ class ServingSettings:
     Attributes:
         markup: token ids of the delimiters and of the assistant's header.
         policy: when blocks expire.
-        arm: how blocks are erased.
+        arm: how tokens are erased.
         max_block_tokens: number of tokens in a block after which `<|block_end|>` is forced; None for no limit.
         harness: function called with the `ExpiryTracker` before each token of the response; returns a token id to
             force, or None. Only for requests from Python.
         draws: function called with (index of the token in the response, logits float[V]); returns the sampled token id.
             Only for requests from Python.
+        other_law: another law than Memento's. `policy` then erases no block.
 
     Raises:
-        UserError: if `arm` or `max_block_tokens` is invalid.
+        UserError: if `arm` or `max_block_tokens` is invalid, or the law replays recorded tokens only.
     """
 
     markup: Markup
@@ -54,17 +59,31 @@ class ServingSettings:
     max_block_tokens: int | None = None
     harness: Any = None
     draws: Any = None
+    other_law: Law | None = None
 
     def __post_init__(self) -> None:
         if self.arm not in PAGED_ARMS:
             raise UserError(f"arm must be one of {', '.join(PAGED_ARMS)}, not {self.arm!r}")
         if self.max_block_tokens is not None and self.max_block_tokens < 1:
             raise UserError("max_block_tokens must be at least 1")
+        if self.other_law is not None and self.other_law.replayed:
+            raise UserError(
+                f"{self.law.spec} replays recorded tokens and cannot generate: measure it with ghosttrace bits"
+            )
+        if self.other_law is not None and self.max_block_tokens is not None:
+            raise UserError(
+                f"max_block_tokens limits blocks, which the law {self.law.spec} does not know: leave it out"
+            )
+
+    @property
+    def law(self) -> Law:
+        """Return the law of eviction: `other_law`, or Memento's under `policy`."""
+        return self.other_law or MementoLaw(self.markup, self.policy)
 
     @property
     def needs_sampled_token(self) -> bool:
         """Return whether the next step depends on the last sampled token, which excludes asynchronous scheduling."""
-        return self.arm in RECOMPUTING_ARMS or not self.policy.erases_after_reading
+        return self.arm in RECOMPUTING_ARMS or not self.law.erases_after_reading
 
     @property
     def forces_tokens(self) -> bool:
@@ -74,14 +93,19 @@ class ServingSettings:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-serialisable values for `additional_config`."""
         scalars = {"arm": self.arm, "max_block_tokens": self.max_block_tokens}
-        return {"markup": asdict(self.markup), "policy": self.policy.to_dict(), **scalars}
+        law = self.other_law and self.other_law.to_dict()
+        return {"markup": asdict(self.markup), "policy": self.policy.to_dict(), "law": law, **scalars}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "ServingSettings":
         """Return the settings from the values that `to_dict` returned."""
-        markup = dict(stored["markup"])
-        markup["assistant_header"] = tuple(markup["assistant_header"])
-        return cls(Markup(**markup), Policy(**stored["policy"]), stored["arm"], stored["max_block_tokens"])
+        return cls(
+            Markup.from_dict(stored["markup"]),
+            Policy(**stored["policy"]),
+            stored["arm"],
+            stored["max_block_tokens"],
+            other_law=stored["law"] and law_from_dict(stored["law"]),
+        )
 
     @classmethod
     def from_vllm_config(cls, vllm_config: Any) -> "ServingSettings":
@@ -107,7 +131,7 @@ class ServingSettings:
 
     def make_slot_tracker(self) -> SlotTracker:
         """Return a slot tracker for a new request with these settings."""
-        return SlotTracker(self.markup, self.policy, self.arm)
+        return SlotTracker(self.law, self.arm)
 
 
 def check_overrides(
@@ -115,6 +139,7 @@ def check_overrides(
     async_scheduling: bool,
     recomputes: bool = False,
     prompt_logprobs: bool = False,
+    other_law: bool = False,
 ) -> None:
     """Raise an error if the overrides of a request are invalid or not supported by the engine.
 
@@ -123,6 +148,7 @@ def check_overrides(
         async_scheduling: whether the engine may schedule a step before the previous step's tokens are known.
         recomputes: whether the engine's own arm computes some tokens twice or never.
         prompt_logprobs: whether the request asks for log-probabilities of its prompt.
+        other_law: whether the engine has another law than Memento's.
 
     Raises:
         UserError: if an override is unknown, has an invalid value, or is not supported by the engine.
@@ -135,6 +161,10 @@ def check_overrides(
         is_valid, description = REQUEST_OVERRIDES[name]
         if not is_valid(value):
             raise UserError(f"{OVERRIDE_PREFIX}{name} must be {description}, not {reprlib.repr(value)}")
+    about_blocks = [name for name in BLOCK_OVERRIDES if name in overrides]
+    if other_law and about_blocks:
+        name = f"{OVERRIDE_PREFIX}{about_blocks[0]}"
+        raise UserError(f"{name} is about blocks, which the law of this server does not know: leave it out")
     if prompt_logprobs and overrides.get("arm", RECOMPUTING_ARMS[0] if recomputes else None) in RECOMPUTING_ARMS:
         raise UserError(
             f"the arms {', '.join(RECOMPUTING_ARMS)} compute some prompt tokens twice or never and have no "

@@ -8,9 +8,11 @@ joiner in the typed token is invisible, and the tokenizer no longer recognises t
 import re
 import reprlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ghosttrace.errors import UserError
+from ghosttrace.law.chat import Chat
 from ghosttrace.law.markup import Markup
 
 WORD_JOINER = "\u2060"
@@ -21,14 +23,22 @@ NON_PROMPT_PARAMETERS = ("model", "stop", "stop_sequences", "bad_words", "struct
 FORMAT_PARAMETERS = ("response_format", "text", "output_config")  # formats of the answer, which some templates paste
 
 
-def special_tokens(tokenizer: Any, markup: Markup) -> list[str]:
+def special_tokens(tokenizer: Any, markup: Markup, chat: Chat | None = None) -> list[str]:
     """Return the strings of all special tokens and delimiters, the longest first.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        markup: token ids of the delimiters and of the assistant's header.
+        chat: tokens that a law reads; some tokenizers do not call the marks of tool results special.
 
     Raises:
         UserError: if the assistant's header has no special token, because a user could then type the header.
     """
-    tokens = {*tokenizer.all_special_tokens, *tokenizer.convert_ids_to_tokens(list(markup.delimiters))}
-    tokens |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    read = {token for ids in asdict(chat or Chat()).values() for token in (ids if isinstance(ids, tuple) else (ids,))}
+    delimiters = list(markup.delimiters) if markup.has_delimiters else []
+    tokens = {*tokenizer.all_special_tokens, *tokenizer.convert_ids_to_tokens(delimiters)}
+    added = tokenizer.added_tokens_decoder.items()
+    tokens |= {token.content for number, token in added if token.special or number in read}
     header = tokenizer.convert_ids_to_tokens(list(markup.assistant_header))
     if header and not tokens.intersection(header):
         raise UserError(

@@ -3,11 +3,12 @@
 Training stages (arXiv 2604.09852, section 4):
 
 - `full`: full attention; nothing is erased.
-- `memento`: each block is erased when it expires.
-- `sealed`: as `memento`, with a sealed cache. Each memento occurs twice in the layout (see `ghosttrace.law.layout`).
+- `memento`: what the law erases is masked; under Memento's law, each block when it expires.
+- `sealed`: as `memento`, with a sealed cache. Each carrier occurs again in the layout after each erasure (see
+  `ghosttrace.law.layout`); under Memento's law, each memento occurs twice.
 
-Each token of the completion carries loss once. In the stage `sealed`, the first copy of a memento carries the loss: it
-sees its block, as a memento does when it is generated.
+Each token of the completion carries loss once. In the stage `sealed`, the first copy of a carrier carries the loss: it
+sees what will be erased, as a memento sees its block when it is generated.
 """
 
 from collections.abc import Sequence
@@ -18,9 +19,10 @@ from typing import Literal, get_args
 import numpy as np
 
 from ghosttrace.errors import UserError
-from ghosttrace.law.expiry import Policy, expiry
-from ghosttrace.law.layout import Layout, open_layout, sealed_layout
-from ghosttrace.law.markup import DELIMITERS, Markup, delimiter_events, find_blocks
+from ghosttrace.law.expiry import MementoLaw, Policy, expiry
+from ghosttrace.law.law import KeepAll, Law
+from ghosttrace.law.layout import open_layout, sealed_layout, sealed_length
+from ghosttrace.law.markup import DELIMITERS, Block, Markup, delimiter_events, find_blocks
 
 Stage = Literal["full", "memento", "sealed"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -29,7 +31,7 @@ DELIMITER_OF_LETTER = dict(zip("BESM", DELIMITERS, strict=True))
 
 
 class TokenKind(IntEnum):
-    """Kind of a token; the trainer logs a loss for each kind."""
+    """Kind of a token; the trainer logs a loss for each kind. Under another law than Memento's, every token is text."""
 
     TEXT = 0  # before and between the pairs of block and memento
     BLOCK = 1
@@ -73,37 +75,43 @@ def stage_policy(policy: Policy, stage: Stage) -> Policy:
     return replace(policy, keep_last_n_blocks=max(0, policy.keep_last_n_blocks))
 
 
-def make_example(tokens: Sequence[int], labels: Sequence[int], markup: Markup, policy: Policy, stage: Stage) -> Example:
+def stage_law(law: Law, stage: Stage) -> Law:
+    """Return the law that applies in a training stage.
+
+    The stage `full` never erases. In the other stages, Memento's law has the policy of `stage_policy`, and any other
+    law applies unchanged.
+    """
+    if isinstance(law, MementoLaw):
+        return replace(law, policy=stage_policy(law.policy, stage))
+    return KeepAll() if stage == "full" else law
+
+
+def make_example(tokens: Sequence[int], labels: Sequence[int], law: Law, stage: Stage) -> Example:
     """Return the example of a trace in a training stage.
 
     Args:
         tokens: int[T], prompt and response.
         labels: int[T], the token itself if it carries loss, else -100.
-        markup: token ids of the delimiters and of the assistant's header.
-        policy: the checkpoint's policy, adapted to the stage by `stage_policy`.
+        law: the checkpoint's law, adapted to the stage by `stage_law`.
         stage: one of `STAGES`.
 
     Raises:
-        UserError: if the stage is `sealed` and the policy keeps finished blocks.
+        UserError: if the stage is `sealed` and Memento's policy keeps finished blocks, or the law cannot hold for the
+            trace (see `ghosttrace.law.law.Law.erasures`).
     """
-    layout = _layout(tokens, markup, policy, stage)
+    layout = (sealed_layout if stage == "sealed" else open_layout)(tokens, stage_law(law, stage))
     column_labels = np.full(len(layout.token_index), IGNORE_INDEX, dtype=np.int64)
     indices, first_columns = np.unique(layout.token_index, return_index=True)
     column_labels[first_columns] = np.asarray(labels, dtype=np.int64)[indices]
-    kind = token_kinds(tokens, markup, policy)[layout.token_index]
+    kind = token_kinds(tokens, law)[layout.token_index]
     column_expiry = np.minimum(layout.expiry, len(layout.token_index))
     return Example(layout.tokens, column_labels, layout.token_index, column_expiry, kind)
 
 
-def _layout(tokens: Sequence[int], markup: Markup, policy: Policy, stage: Stage) -> Layout:
-    """Return the layout of a trace in a training stage."""
-    return (sealed_layout if stage == "sealed" else open_layout)(tokens, markup, stage_policy(policy, stage))
-
-
-def token_kinds(tokens: Sequence[int], markup: Markup, policy: Policy) -> np.ndarray:
+def token_kinds(tokens: Sequence[int], law: Law) -> np.ndarray:
     """Return the kind of each token of a trace, int64[T] with values of `TokenKind`."""
     kinds = np.full(len(tokens), TokenKind.TEXT, dtype=np.int64)
-    blocks = find_blocks(tokens, markup, policy.require_assistant_section)
+    blocks = _blocks(tokens, law)
     for block in blocks:
         kinds[block.start : block.end] = TokenKind.BLOCK
         kinds[block.memento_start : block.memento_end] = TokenKind.MEMENTO
@@ -111,6 +119,13 @@ def token_kinds(tokens: Sequence[int], markup: Markup, policy: Policy) -> np.nda
     if blocks:
         kinds[blocks[-1].memento_end + 1 :] = TokenKind.ANSWER
     return kinds
+
+
+def _blocks(tokens: Sequence[int], law: Law) -> list[Block]:
+    """Return the finished blocks of a trace; none under another law than Memento's."""
+    if not isinstance(law, MementoLaw):
+        return []
+    return find_blocks(tokens, law.markup, law.policy.require_assistant_section)
 
 
 def delimiter_error(tokens: Sequence[int] | np.ndarray, markup: Markup, policy: Policy) -> str | None:
@@ -151,40 +166,40 @@ def delimiter_outside_turn(tokens: Sequence[int], labels: Sequence[int], markup:
     return f"{DELIMITERS[markup.delimiters.index(int(ids[index]))]} at token {index}"
 
 
-def truncated_length(tokens: Sequence[int], markup: Markup, policy: Policy, stage: Stage, width: int) -> int:
+def truncated_length(tokens: Sequence[int], law: Law, stage: Stage, width: int) -> int:
     """Return the number of leading tokens of a trace that fit into `width` columns.
 
-    Truncation never splits a pair of block and memento: a pair that does not fit is removed from its block on.
+    Under Memento's law, truncation never splits a pair of block and memento: a pair that does not fit is removed from
+    its block on.
     """
-    layout = _layout(tokens, markup, policy, stage)
-    if len(layout.token_index) <= width:
-        return len(tokens)
-    length = int(layout.token_index[width])  # the first token that lacks a column
-    for block in find_blocks(tokens, markup, policy.require_assistant_section):
+    sealed = stage == "sealed"
+    length = sealed_length(tokens, stage_law(law, stage), width) if sealed else min(len(tokens), width)
+    if length == len(tokens):
+        return length
+    for block in _blocks(tokens, law):
         if block.start < length <= block.memento_end:
             return block.start
     return length
 
 
-def check_expiry(given_expiry: Sequence[int], tokens: Sequence[int], markup: Markup, policy: Policy, name: str) -> None:
+def check_expiry(given_expiry: Sequence[int], tokens: Sequence[int], law: Law, name: str) -> None:
     """Raise an error if the expiry column of a row differs from the expiry of its tokens.
 
     Args:
         given_expiry: int[T], the expiry column in token indices; larger values than T count as T.
         tokens: int[T], all tokens of the row, neither truncated nor laid out for a stage.
-        markup: token ids of the delimiters and of the assistant's header.
-        policy: the policy of the run; -1 (never erase) counts as 0, as in `stage_policy`.
+        law: the law of the run; the stage `memento` applies it.
         name: name of the row for the error message.
 
     Raises:
         UserError: if the lengths or the values differ; the message names the first differing token index.
     """
     length = len(tokens)
-    expected = np.minimum(expiry(tokens, markup, stage_policy(policy, "memento")), length)
+    expected = np.minimum(expiry(tokens, stage_law(law, "memento")), length)
     given = np.minimum(np.asarray(given_expiry, dtype=np.int64), length)
     wrong = np.flatnonzero(given != expected) if len(given) == length else np.array([min(len(given), length)])
     if len(wrong):
         raise UserError(
             f"{name}: the expiry column disagrees with input_ids at token {wrong[0]}: remove the column, or compute it "
-            "with ghosttrace.law.expiry under the policy of this run"
+            "with ghosttrace.law.expiry under the law of this run"
         )

@@ -11,11 +11,12 @@ from transformers import TrainerCallback
 
 from ghosttrace.ablation.arms import Restart
 from ghosttrace.errors import UserError
-from ghosttrace.law.markup import find_blocks
+from ghosttrace.law.expiry import MementoLaw, Policy
+from ghosttrace.law.markup import Markup, find_blocks
 from ghosttrace.model.generate import Request, generate
 from ghosttrace.model.sampling import Sampling
 from ghosttrace.model.session import Eraser
-from ghosttrace.training.examples import IGNORE_INDEX, delimiter_error, stage_policy
+from ghosttrace.training.examples import IGNORE_INDEX, delimiter_error, stage_law
 from ghosttrace.training.prepare import ExampleBuilder
 from ghosttrace.training.trainer import MementoTrainer
 
@@ -56,11 +57,12 @@ def evaluate_format(model: Any, example_builder: ExampleBuilder, prompts: Sequen
 
     Args:
         model: the model under training; it is in evaluation mode during generation.
-        example_builder: defines the markup, the policy, the stage and the maximum length.
+        example_builder: defines the markup, the law, the stage and the maximum length.
         prompts: token ids of each prompt.
 
     Returns:
-        `sampled_valid`: share of responses that ended by themselves with at least one block, all delimiters in order.
+        `sampled_valid`: share of responses that ended by themselves and, under Memento's law, with at least one block,
+        all delimiters in order.
         `sampled_compression`: mean ratio of the number of tokens to the peak number of KV tokens.
         `sampled_tokens`: mean number of tokens of a response.
     """
@@ -68,16 +70,20 @@ def evaluate_format(model: Any, example_builder: ExampleBuilder, prompts: Sequen
     sampling = Sampling(max_new_tokens, temperature=0.6, top_p=0.95, top_k=20)  # arXiv 2604.09852, evaluation
     requests = [Request(list(prompt), (example_builder.seed, index)) for index, prompt in enumerate(prompts)]
     eraser = Restart().eraser if example_builder.stage == "sealed" else Eraser
-    policy, training = stage_policy(example_builder.policy, example_builder.stage), model.training
-    markup = example_builder.markup
+    law, markup, training = (
+        stage_law(example_builder.law, example_builder.stage),
+        example_builder.markup,
+        model.training,
+    )
+    no_blocks = Policy(False, keep_last_n_blocks=-1, require_assistant_section=bool(markup.assistant_header))
+    policy = law.policy if isinstance(law, MementoLaw) else no_blocks
     model.eval()
-    generations = generate(model, requests, markup, policy, sampling, eraser)
+    generations = generate(model, requests, markup, policy, sampling, eraser, law=law)
     model.train(training)
     valid, compression = [], []
     for generation in generations:
         tokens = [*generation.prompt, *generation.tokens]
-        blocks = find_blocks(tokens, markup, policy.require_assistant_section)
-        in_order = bool(blocks) and delimiter_error(tokens, markup, policy) is None
+        in_order = not isinstance(law, MementoLaw) or _has_pairs(tokens, markup, policy)
         valid.append(generation.finish_reason == "eos" and in_order)
         compression.append(len(tokens) / max(1, generation.peak_kv_tokens))
     return {
@@ -85,6 +91,12 @@ def evaluate_format(model: Any, example_builder: ExampleBuilder, prompts: Sequen
         "sampled_compression": float(np.mean(compression)),
         "sampled_tokens": float(np.mean([len(generation.tokens) for generation in generations])),
     }
+
+
+def _has_pairs(tokens: Sequence[int], markup: Markup, policy: Policy) -> bool:
+    """Return whether there is at least one pair of block and memento, and no delimiter outside a pair."""
+    blocks = find_blocks(tokens, markup, policy.require_assistant_section)
+    return bool(blocks) and delimiter_error(tokens, markup, policy) is None
 
 
 class FormatCallback(TrainerCallback):

@@ -18,7 +18,8 @@ from trl.data_utils import pack_dataset
 
 from ghosttrace.data.read import iter_records, parse_trace, tokenize_trace
 from ghosttrace.errors import UserError
-from ghosttrace.law.expiry import NEVER, Policy, alive
+from ghosttrace.law.expiry import NEVER, MementoLaw, alive
+from ghosttrace.law.law import Law
 from ghosttrace.law.markup import DELIMITERS, Markup
 from ghosttrace.runs.atomic import commit_file
 from ghosttrace.training.examples import (
@@ -29,17 +30,15 @@ from ghosttrace.training.examples import (
     delimiter_error,
     delimiter_outside_turn,
     make_example,
+    stage_law,
     truncated_length,
 )
+from ghosttrace.training.rows import RowError, is_int_list, read_token_ids
 
 BadRows = Literal["skip", "refuse"]
 MAX_LISTED_ROWS = 20  # dropped rows that the report lists by name
 ROWS_PER_WRITE = 64
 EXAMPLE_COLUMNS = ("input_ids", "labels", "position_ids", "expiry", "kind")
-
-
-class RowError(Exception):
-    """Row that cannot be trained on; the message is `category: details`, and the report counts rows by category."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class ExampleBuilder:
         tokenizer: tokenizer with the delimiters and a chat template.
         family: model type in transformers, which selects the chat format.
         markup: token ids of the delimiters and of the assistant's header.
-        policy: when blocks expire; must match the checkpoint.
+        law: which tokens leave the cache and when; must match the checkpoint.
         stage: one of `ghosttrace.training.examples.STAGES`.
         max_length: maximum number of columns of an example.
         sealed_share: share of the rows, from 0 to 1, that are laid out with a sealed cache in the stage `memento`.
@@ -61,7 +60,7 @@ class ExampleBuilder:
     tokenizer: Any
     family: str
     markup: Markup
-    policy: Policy
+    law: Law
     stage: Stage
     max_length: int
     sealed_share: float = 0.0
@@ -94,15 +93,18 @@ class ExampleBuilder:
         if not isinstance(record, Mapping):
             raise RowError("no columns: a row must be an object, for example with 'problem' and 'response'")
         if "input_ids" in record:
-            return _pretokenized(record, self.vocabulary_size)
+            return read_token_ids(record, self.vocabulary_size)
         try:
             text = parse_trace(record, "it")
         except UserError as error:
             raise RowError(f"no trace: {error}") from error
-        spelled = self.tokenizer.convert_ids_to_tokens(list(self.markup.delimiters))
-        prompt, response = tokenize_trace(
-            text, self.tokenizer, self.family, dict(zip(DELIMITERS, spelled, strict=True))
-        )
+        if not self.tokenizer.chat_template:
+            raise RowError("no chat template: the tokenizer needs one for rows of text; give rows of input_ids")
+        names: dict[str, str] = {}  # a stock model's tokenizer has no delimiters
+        if self.markup.has_delimiters:
+            spelled = self.tokenizer.convert_ids_to_tokens(list(self.markup.delimiters))
+            names = dict(zip(DELIMITERS, spelled, strict=True))
+        prompt, response = tokenize_trace(text, self.tokenizer, self.family, names)
         end = self.tokenizer.eos_token_id if self.markup.turn_end is None else self.markup.turn_end
         if end is not None and response[-1:] != [end]:
             response.append(end)
@@ -120,7 +122,7 @@ class ExampleBuilder:
             The example, with "truncated" or an empty string; or None, with the reason why the row cannot be used.
 
         Raises:
-            UserError: if the row has an expiry column that differs from the expiry under `policy`.
+            UserError: if the row has an expiry column that differs from the expiry under `law`.
         """
         try:
             tokens, labels = self.tokenize(record)
@@ -128,24 +130,29 @@ class ExampleBuilder:
         except RowError as error:
             return None, str(error)
         stage = self.stage_of_row(number)
-        length = truncated_length(tokens, self.markup, self.policy, stage, self.max_length)
+        length = truncated_length(tokens, self.law, stage, self.max_length)
         if all(label == IGNORE_INDEX for label in labels[1:length]):  # no earlier token predicts the first token
             return None, f"no token to learn within {self.max_length} columns"
-        example = make_example(tokens[:length], labels[:length], self.markup, self.policy, stage)
+        example = make_example(tokens[:length], labels[:length], self.law, stage)
         return example, "truncated" if length < len(tokens) else ""
 
     def _check(self, record: Mapping[str, Any], tokens: list[int], labels: list[int], name: str) -> None:
-        """Check delimiters and expiry of the whole row, before truncation and independent of the stage."""
-        unbalanced = delimiter_error(tokens, self.markup, self.policy)
-        if unbalanced:
-            raise RowError(f"unbalanced delimiters: {unbalanced}")
-        outside = delimiter_outside_turn(tokens, labels, self.markup, self.policy)
-        if outside:
-            raise RowError(f"delimiters outside the assistant's turn: {outside} has loss and no header before it")
+        """Check delimiters, law and expiry of the whole row, before truncation and independent of the stage."""
+        if isinstance(self.law, MementoLaw):
+            unbalanced = delimiter_error(tokens, self.markup, self.law.policy)
+            if unbalanced:
+                raise RowError(f"unbalanced delimiters: {unbalanced}")
+            outside = delimiter_outside_turn(tokens, labels, self.markup, self.law.policy)
+            if outside:
+                raise RowError(f"delimiters outside the assistant's turn: {outside} has loss and no header before it")
+        try:
+            stage_law(self.law, "memento").erasures(tokens)
+        except UserError as error:
+            raise RowError(f"outside the law: {error}") from error
         if "expiry" in record:
-            if not _is_int_list(record["expiry"]) or not all(abs(index) <= NEVER for index in record["expiry"]):
+            if not is_int_list(record["expiry"]) or not all(abs(index) <= NEVER for index in record["expiry"]):
                 raise RowError("broken expiry: it must be a list of 64-bit integers, one per token, or absent")
-            check_expiry(record["expiry"], tokens, self.markup, self.policy, name)
+            check_expiry(record["expiry"], tokens, self.law, name)
 
 
 def is_sealed(number: int, share: float, seed: int = 42) -> bool:
@@ -159,25 +166,6 @@ def is_sealed(number: int, share: float, seed: int = 42) -> bool:
     return bool(np.random.default_rng([seed, number]).random() < share)
 
 
-def _pretokenized(record: Mapping[str, Any], vocabulary: int) -> tuple[list[int], list[int]]:
-    tokens, labels = record["input_ids"], record.get("labels", record["input_ids"])
-    if not _is_int_list(tokens) or not _is_int_list(labels) or len(tokens) != len(labels):
-        raise RowError("broken ids: input_ids and labels must be lists of integers of equal length")
-    outside = next((token for token in tokens if not 0 <= token < vocabulary), None)
-    if outside is not None:
-        raise RowError(f"ids outside the vocabulary: found {outside}, ids must be from 0 to {vocabulary - 1}")
-    if any(label not in (IGNORE_INDEX, token) for token, label in zip(tokens, labels, strict=True)):
-        raise RowError(
-            "misplaced labels: a label must be the input id at the same index or -100, because the trainer shifts them"
-        )
-    return list(tokens), list(labels)
-
-
-def _is_int_list(value: Any) -> bool:
-    """Return whether a value is a list of integers; booleans do not count as integers."""
-    return isinstance(value, list) and all(type(item) is int for item in value)
-
-
 @dataclass
 class PreparationReport:
     """Report on the rows that were read and the examples made from them.
@@ -186,6 +174,7 @@ class PreparationReport:
         rows: number of rows read.
         used: number of rows that became examples.
         truncated: number of examples that were truncated.
+        erasing: number of examples in which a token leaves before the end.
         dropped: number of rows that cannot be used, by reason.
         dropped_rows: name (`row`) and `reason` of the first dropped rows.
         columns: total number of columns of all examples.
@@ -196,6 +185,7 @@ class PreparationReport:
     rows: int = 0
     used: int = 0
     truncated: int = 0
+    erasing: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     dropped_rows: list[dict[str, str]] = field(default_factory=list)
     columns: int = 0
@@ -212,9 +202,10 @@ class PreparationReport:
     def count_used(self, example: Example) -> None:
         """Count an example."""
         self.used += 1
+        self.erasing += bool((example.expiry < len(example.expiry)).any())
         self.columns += len(example.input_ids)
         self.loss_tokens += int((example.labels != IGNORE_INDEX).sum())
-        tokens = len(np.unique(example.position_ids))  # in a sealed layout, each memento token has two columns
+        tokens = len(np.unique(example.position_ids))  # in a sealed layout, carriers have several columns
         ratio = tokens / max(1, int(alive(example.expiry).max()))
         self.compression += (ratio - self.compression) / self.used
 
@@ -262,7 +253,7 @@ def write_examples(
         limit: maximum number of rows of each source; None reads all.
 
     Raises:
-        UserError: if `build_examples` raises it, or no row can be used.
+        UserError: if `build_examples` raises it, no row can be used, or another law than Memento's erases nothing.
     """
     report = PreparationReport()
     schema = pyarrow.schema([(name, pyarrow.list_(pyarrow.int32())) for name in EXAMPLE_COLUMNS])
@@ -276,6 +267,13 @@ def write_examples(
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items()) or "there are no rows"
         first = "".join(f"; {dropped['row']}: {dropped['reason']}" for dropped in report.dropped_rows[:1])
         raise UserError(f"no row of {', '.join(sources)} can be trained on ({reasons}{first}): give other data")
+    law = stage_law(example_builder.law, example_builder.stage)
+    if not report.erasing and example_builder.stage != "full" and not isinstance(law, MementoLaw):
+        partial.unlink()
+        rows = f"the rows of {', '.join(sources)} within {example_builder.max_length} columns"
+        raise UserError(
+            f"the law {law.spec} erases nothing from {rows}: give longer rows, another --law, or --stage full"
+        )
     commit_file(partial, path)
     return report
 

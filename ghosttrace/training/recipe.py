@@ -11,14 +11,17 @@ from trl.trainer.model_config import ModelConfig
 from trl.trainer.sft_config import SFTConfig
 
 from ghosttrace.errors import UserError
-from ghosttrace.law.expiry import Policy
+from ghosttrace.law.chat import Chat
+from ghosttrace.law.expiry import MementoLaw, Policy
+from ghosttrace.law.law import KeepAll, Law
 from ghosttrace.law.markup import Markup
 from ghosttrace.law.masks import Kernel
+from ghosttrace.law.parse import MEMENTO, is_memento, parse_law
 from ghosttrace.model.erasure_config import (
     CONFIG_KEY,
+    read_block_config,
     recorded_law,
     recorded_policy,
-    require_memento,
     resolve_policy,
 )
 from ghosttrace.training.examples import STAGES, Stage, stage_policy
@@ -82,6 +85,8 @@ class Recipe:
         eval_data: held-out files or hub ids, for `--eval_strategy`.
         samples: number of responses generated at every evaluation and at the end, to check their format.
         trainer: command-line flags of `trl.SFTConfig` and `trl.ModelConfig`, including `--config FILE.yaml`.
+        law: specification of a law, such as `window:64,16`; by default the one that the model's config records, else
+            Memento's.
 
     Raises:
         UserError: if options are invalid or contradict each other.
@@ -99,6 +104,7 @@ class Recipe:
     eval_data: tuple[str, ...] = ()
     samples: int = 0
     trainer: tuple[str, ...] = ()
+    law: str | None = None
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
@@ -147,9 +153,8 @@ def resolve_training_policy(config: PreTrainedConfig, recipe: Recipe) -> Policy:
     """Return the policy of a run: the policy in the model's config, completed with the recipe's.
 
     Raises:
-        UserError: if the two policies differ, neither sets `mask_delimiters`, or the model has another law.
+        UserError: if the two policies differ, or neither sets `mask_delimiters`.
     """
-    require_memento(recorded_law(config), "training")
     recorded = recorded_policy(config) or {}
     for name, value in recipe.policy.items():
         if value is None or name not in recorded or recorded[name] == value:
@@ -163,6 +168,43 @@ def resolve_training_policy(config: PreTrainedConfig, recipe: Recipe) -> Policy:
     return resolve_policy(recorded, **recipe.policy)
 
 
+def resolve_training_law(config: PreTrainedConfig, tokenizer: Any, recipe: Recipe) -> tuple[Markup, Law]:
+    """Return the markup and the law of a run: the law in the model's config, or the recipe's.
+
+    Raises:
+        UserError: if the model was trained under another law than the recipe's, the law erases nothing or cannot do
+            what the recipe asks for, or `resolve_training_policy` raises it.
+    """
+    recorded = recorded_law(config)
+    spec = str(recipe.law or recorded or MEMENTO)
+    names = (getattr(config, CONFIG_KEY, None) or {}).get("delimiters", {}) | dict(recipe.delimiters)
+    if is_memento(spec):
+        markup = Markup.from_tokenizer(tokenizer, names)
+        if not markup.assistant_header:
+            raise UserError(f"{recipe.model} has no chat template: put chat_template.jinja into its tokenizer's folder")
+        _check_trained_law(config, recipe, MEMENTO)
+        return markup, MementoLaw(markup, resolve_training_policy(config, recipe))
+    law = parse_law(spec, Chat.from_tokenizer(tokenizer))
+    _check_trained_law(config, recipe, law.spec)
+    if isinstance(law, KeepAll) and recipe.stage != "full":
+        raise UserError("the law none erases nothing: give another --law, or --stage full")
+    if law.replayed and recipe.samples:
+        raise UserError(f"{law.spec} replays recorded tokens and cannot generate: leave out --samples")
+    markup, *_ = read_block_config(law.spec, config, tokenizer, names, **recipe.policy)
+    return markup, law
+
+
+def _check_trained_law(config: PreTrainedConfig, recipe: Recipe, spec: str) -> None:
+    """Raise an error if a model has been trained with erasures of another law."""
+    stages = set((getattr(config, CONFIG_KEY, None) or {}).get("stages", ()))
+    trained = recorded_law(config) or MEMENTO
+    if stages - {"full"} and trained != spec:
+        raise UserError(
+            f"{recipe.model} was trained under the law {trained}, but this run sets {spec}: leave the option out, "
+            "because all stages share one law, or start from a model of the stage full"
+        )
+
+
 def make_example_builder(recipe: Recipe, config: PreTrainedConfig, tokenizer: Any, args: SFTConfig) -> ExampleBuilder:
     """Return the example builder for a model and a recipe.
 
@@ -174,7 +216,7 @@ def make_example_builder(recipe: Recipe, config: PreTrainedConfig, tokenizer: An
 
     Raises:
         UserError: if the tokenizer lacks delimiters or a chat template, `max_length` exceeds the model's context, or
-            the policy contradicts the model or the stage.
+            the law contradicts the model or the stage.
     """
     recorded = (getattr(config, CONFIG_KEY, None) or {}).get("delimiters", {})
     changed = [name for name, token in recipe.delimiters.items() if recorded.get(name, f"<|{name}|>") != token]
@@ -182,10 +224,7 @@ def make_example_builder(recipe: Recipe, config: PreTrainedConfig, tokenizer: An
         raise UserError(
             f"{recipe.model} was trained with other tokens for {', '.join(changed)}: leave out --map-delimiters"
         )
-    names = recorded | dict(recipe.delimiters)
-    markup = Markup.from_tokenizer(tokenizer, names)
-    if not markup.assistant_header:
-        raise UserError(f"{recipe.model} has no chat template: put chat_template.jinja into its tokenizer's folder")
+    markup, law = resolve_training_law(config, tokenizer, recipe)
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if longest and "--max_length" not in recipe.trainer and args.max_length == PAPER_DEFAULTS["max_length"]:
         args.max_length = min(args.max_length, longest)
@@ -200,14 +239,14 @@ def make_example_builder(recipe: Recipe, config: PreTrainedConfig, tokenizer: An
             f"{recipe.model} has {vocab_size} embeddings, but its tokenizer has the id {largest_id}: use the tokenizer "
             "that belongs to the model"
         )
-    policy = resolve_training_policy(config, recipe)
-    if (recipe.stage == "sealed" or recipe.sealed_share) and stage_policy(policy, "sealed").keep_last_n_blocks > 0:
+    seals = recipe.stage == "sealed" or recipe.sealed_share > 0
+    if seals and isinstance(law, MementoLaw) and stage_policy(law.policy, "sealed").keep_last_n_blocks > 0:
         raise UserError("a sealed cache cannot keep finished blocks: set keep_last_n_blocks to 0")
     return ExampleBuilder(
         tokenizer,
         config.model_type,
         markup,
-        policy,
+        law,
         recipe.stage,
         args.max_length,
         recipe.sealed_share,

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning with memento attention; the resulting model's config records its policy."""
+"""Supervised fine-tuning under a law of eviction, such as Memento's; the resulting model's config records the law."""
 
 import json
 import os
@@ -21,15 +21,17 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
 from ghosttrace.errors import UserError
+from ghosttrace.law.expiry import MementoLaw
 from ghosttrace.law.markup import Markup
 from ghosttrace.law.masks import FLEX_TILE_SIZE, Kernel
+from ghosttrace.law.parse import describe_law
 from ghosttrace.model.attention import attending
 from ghosttrace.model.checkpoint import load_config, load_tokenizer, resolve_pretrained_path
 from ghosttrace.model.erasure_config import CONFIG_KEY
 from ghosttrace.runs.atomic import commit_file
 from ghosttrace.runs.folder import json_rows, open_run_folder, versions, write_json
 from ghosttrace.training.collate import Collator
-from ghosttrace.training.examples import stage_policy
+from ghosttrace.training.examples import stage_law
 from ghosttrace.training.format_samples import FormatCallback, read_prompts
 from ghosttrace.training.prepare import ExampleBuilder, open_examples, write_examples
 from ghosttrace.training.recipe import Recipe, make_example_builder, parse_trainer_flags
@@ -41,7 +43,7 @@ def sft(
 ) -> Path:
     """Run one training stage and write its run folder.
 
-    `model/` in the run folder is the trained model, with its policy in config.json.
+    `model/` in the run folder is the trained model, with its law in config.json.
 
     Args:
         recipe: options of the run.
@@ -70,7 +72,7 @@ def sft(
         "command": "sft",
         "model": recipe.model,
         "options": dict(options or asdict(recipe)),
-        "policy": example_builder.policy.to_dict(),
+        **describe_law(example_builder.law),
         "arguments": json.loads(json.dumps(args.to_dict() | asdict(model_args), default=str)),
         "versions": versions() | {name: version(name) for name in ("trl", "accelerate", "peft")},
     }
@@ -131,7 +133,7 @@ def make_trainer(
 
     Args:
         recipe: options of the run.
-        example_builder: defines the tokenizer, the policy and the maximum length.
+        example_builder: defines the tokenizer, the law and the maximum length.
         args: the trainer's options; changed in place.
         model_args: options for loading the model, such as dtype, quantisation and adapters.
         folder: run folder with `examples.parquet` and optionally `held-out.parquet`.
@@ -269,11 +271,15 @@ def save_results(trainer: MementoTrainer, folder: Path) -> None:
 
 
 def training_record(config: Any, recipe: Recipe, example_builder: ExampleBuilder) -> dict[str, Any]:
-    """Return the entry `ghosttrace` of the trained model's config: policy, past training stages and delimiters."""
+    """Return the entry `ghosttrace` of the trained model's config: law, past training stages and delimiters.
+
+    Memento's law is recorded as its policy, any other as its specification. After the stage `full` the record says that
+    nothing was erased, so that a later stage may erase.
+    """
     before = dict(getattr(config, CONFIG_KEY, None) or {})
+    before.pop("law", None)
     names = before.get("delimiters", {}) | dict(recipe.delimiters)
-    record = before | {
-        "policy": stage_policy(example_builder.policy, recipe.stage).to_dict(),
-        "stages": [*before.get("stages", []), recipe.stage],
-    }
+    law = stage_law(example_builder.law, recipe.stage)
+    recorded = {"policy": law.policy.to_dict()} if isinstance(law, MementoLaw) else {"law": law.spec}
+    record = before | recorded | {"stages": [*before.get("stages", []), recipe.stage]}
     return record | ({"delimiters": names} if names else {})

@@ -18,7 +18,8 @@ from vllm.distributed import cleanup_dist_env_and_memory
 
 import ghosttrace as gt
 from ghosttrace.ablation.arms import ARMS, Arm
-from ghosttrace.law.expiry import ExpiryTracker, Policy, expiry
+from ghosttrace.law.expiry import ExpiryTracker, MementoLaw, Policy, expiry
+from ghosttrace.law.law import Law
 from ghosttrace.model.attention import attending, pad_batch
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.session import Session
@@ -81,7 +82,7 @@ def serving(model: str, pages: int = 400, **options: Any) -> Iterator[LLM]:
     """Yield an engine, and check on exit that all its pages are free."""
     stock = options.pop("plain", False)
     erasure_options = {
-        name: options.pop(name) for name in ("arm", "async_scheduling", "max_block_tokens") if name in options
+        name: options.pop(name) for name in ("arm", "async_scheduling", "max_block_tokens", "law") if name in options
     }
     policy = options.pop("policy", {})
     start: dict[str, Any] = (
@@ -136,11 +137,12 @@ def generate_logprobs(llm: LLM, scripts: Sequence[Script], **overrides: Any) -> 
     return [response_logprobs(output.outputs[0]) for output in outputs]
 
 
-def masked_logprobs(checkpoint: Checkpoint, scripts: Sequence[Script], policy: Policy) -> list[torch.Tensor]:
+def masked_logprobs(checkpoint: Checkpoint, scripts: Sequence[Script], law: Policy | Law) -> list[torch.Tensor]:
     """Return log-probabilities of each response token from a masked forward pass of transformers: float[n, V]."""
     results = []
     for script in scripts:
-        batch = pad_batch([script.tokens], [expiry(script.tokens, checkpoint.markup, policy)], pad_id=0)
+        known = MementoLaw(checkpoint.markup, law) if isinstance(law, Policy) else law
+        batch = pad_batch([script.tokens], [expiry(script.tokens, known)], pad_id=0)
         with attending(checkpoint.model, "sdpa"), torch.no_grad():
             logits = checkpoint.model(**batch.inputs, use_cache=False).logits[0]
         results.append(logits[len(script.prompt) - 1 : -1].log_softmax(-1))
@@ -161,6 +163,18 @@ def session_logprobs(checkpoint: Checkpoint, scripts: Sequence[Script], arm: Arm
                 one_row.advance([[token]])
                 logits.append(one_row.logits[0])
         results.append(torch.stack(logits).log_softmax(-1))
+    return results
+
+
+def replayed_logprobs(checkpoint: Checkpoint, scripts: Sequence[Script], arm: Arm) -> list[torch.Tensor]:
+    """Return log-probabilities of each response token from a `Session` that reads prompt and response at once."""
+    results = []
+    for script in scripts:
+        with attending(checkpoint.model):
+            law = arm.adapt_law(checkpoint.law)
+            one_row = Session(checkpoint.model, checkpoint.markup, checkpoint.policy, [(0,)], arm.eraser, law)
+            (logits,) = one_row.advance([script.tokens], all_logits=True)
+        results.append(logits[len(script.prompt) - 1 : -1].log_softmax(-1))
     return results
 
 

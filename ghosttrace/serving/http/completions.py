@@ -74,7 +74,7 @@ class Completions:
             http: the HTTP request, which is checked for disconnection.
 
         Raises:
-            UserError: if a prompt, parameter or override is invalid.
+            UserError: if a prompt, parameter or override is invalid, or the law cannot hold for a prompt.
             QueueFullError: if the queue has no room for all responses.
         """
         events: Events = asyncio.Queue()
@@ -140,9 +140,11 @@ class Completions:
     def _jobs(
         self, body: CompletionBody, prompts: Sequence[list[int]], send: Callable[[int, JobEvent], None]
     ) -> list[Job]:
-        check_overrides(body.vllm_xargs, async_scheduling=False)
+        check_overrides(body.vllm_xargs, async_scheduling=False, other_law=self.settings.other_law is not None)
         settings = self.settings.with_overrides(body.vllm_xargs)
         self._check_prompts(body, prompts)
+        for prompt in prompts if settings.arm != "full" else ():
+            settings.law.erasures(prompt)  # the law may not hold, as for a prompt that does not fit into a window
         seed = secrets.randbits(63) if body.seed is None else body.seed
         jobs = []
         for index, prompt in enumerate(prompt for prompt in prompts for _ in range(body.n)):

@@ -92,17 +92,19 @@ def decode(checkpoint: Checkpoint, batch: Sequence[Job]) -> None:
         batch: jobs with equal settings and sampling.
     """
     settings, sampling = batch[0].settings, batch[0].sampling
-    arm = ARMS["full" if settings.policy.keep_last_n_blocks < 0 else settings.arm]()
+    keeps_all = settings.other_law is None and settings.policy.keep_last_n_blocks < 0
+    arm = ARMS["full" if keeps_all else settings.arm]()
     requests = [replace(job.request, harness=_end_when_cancelled(job, checkpoint)) for job in batch]
     generate(
         checkpoint.model,
         requests,
         checkpoint.markup,
-        arm.adapt_policy(settings.policy),
+        settings.policy,
         sampling,
         arm.eraser,
         on_token=lambda row, token: batch[row].send(token),
         on_done=lambda row, generation: batch[row].send(generation),
+        law=arm.adapt_law(settings.law),
     )
 
 

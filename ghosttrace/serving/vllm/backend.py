@@ -37,11 +37,13 @@ class VllmBackend:
         engine_args: additional arguments of vLLM's `LLM`, such as `max_model_len`.
         name: name of the backend.
         arms: names of the supported arms.
+        any_law: whether it generates under every law.
     """
 
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     name: ClassVar[str] = "vllm"
     arms: ClassVar[tuple[str, ...] | None] = PAGED_ARMS
+    any_law: ClassVar[bool] = True
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of the backend for `run.json`."""
@@ -89,13 +91,16 @@ def check_arms(bench_arms: Sequence[BenchArm]) -> None:
     """Raise an error if vLLM does not support one of the arms, or an arm covers only a part of the cache.
 
     Raises:
-        UserError: if an arm is not in `PAGED_ARMS`, or is restricted to some layers, heads, keys or values.
+        UserError: if an arm is not in `PAGED_ARMS`, or is restricted to some layers, heads, keys or values; or blocks
+            are limited under another law than Memento's.
     """
     for bench_arm in bench_arms:
         if bench_arm.arm.name not in PAGED_ARMS or not getattr(bench_arm.arm, "part", Part()).is_whole_cache:
             raise UserError(
                 f"vLLM runs the arms {', '.join(PAGED_ARMS)}, of all layers and heads: leave out {bench_arm.arm.name}"
             )
+        if bench_arm.checkpoint.other_law is not None and bench_arm.sampling.max_block_tokens is not None:
+            raise UserError("vLLM limits the blocks of Memento's law only: leave out max_block_tokens")
 
 
 @contextmanager
@@ -120,10 +125,13 @@ def open_vllm_generator(
     except ModuleNotFoundError as error:
         raise UserError("vllm is not installed: pip install -e '.[vllm]' in the GhostTrace checkout") from error
 
-    tokens = checkpoint.tokenizer.convert_ids_to_tokens(list(checkpoint.markup.delimiters))
-    delimiters = dict(zip(DELIMITERS, tokens, strict=True))
-    policy = checkpoint.policy.to_dict()
-    arguments = engine_args(checkpoint.name, async_scheduling=False, arm="memento", delimiters=delimiters, **policy)
+    settings: dict[str, Any] = {"law": checkpoint.law.spec}
+    if checkpoint.markup.has_delimiters:
+        tokens = checkpoint.tokenizer.convert_ids_to_tokens(list(checkpoint.markup.delimiters))
+        settings["delimiters"] = dict(zip(DELIMITERS, tokens, strict=True))
+    if checkpoint.other_law is None:
+        settings |= checkpoint.policy.to_dict()
+    arguments = engine_args(checkpoint.name, async_scheduling=False, arm="memento", **settings)
     dtype = str(checkpoint.model.dtype).removeprefix("torch.")
     llm = LLM(**{**arguments, "dtype": dtype, **options})
     try:
@@ -134,9 +142,16 @@ def open_vllm_generator(
 
 
 def _write(llm: Any, bench_arm: BenchArm, requests: Sequence[Request], keep: Callable[[int, Generation], None]) -> None:
-    """Generate the responses to a batch of requests and pass each to `keep`, with its index in the batch."""
+    """Generate the responses to a batch of requests and pass each to `keep`, with its index in the batch.
+
+    Raises:
+        UserError: the law cannot hold for a prompt or a response; for example, the prompt does not fit into a window.
+    """
     from vllm import SamplingParams
 
+    law = bench_arm.arm.adapt_law(bench_arm.checkpoint.law)
+    for request in requests:
+        law.erasures(request.prompt)
     params = [
         SamplingParams(
             max_tokens=bench_arm.sampling.max_new_tokens,
@@ -155,6 +170,7 @@ def _write(llm: Any, bench_arm: BenchArm, requests: Sequence[Request], keep: Cal
     outputs = llm.generate(prompts, params, use_tqdm=False)
     for index, (request, output) in enumerate(zip(requests, outputs, strict=True)):
         completion = output.outputs[0]
+        law.erasures([*request.prompt, *completion.token_ids])  # vLLM has ended a response for which it cannot hold
         keep(index, _generation(bench_arm, request, list(completion.token_ids), completion.finish_reason))
 
 
@@ -170,10 +186,9 @@ def _overrides(bench_arm: BenchArm, request: Request) -> dict[str, Any]:
 
 
 def _generation(bench_arm: BenchArm, request: Request, tokens: list[int], finish_reason: str) -> Generation:
-    """Return a response as a `Generation`; the policy of its arm determines the number of KV tokens at each step."""
-    checkpoint, policy = bench_arm.checkpoint, bench_arm.arm.adapt_policy(bench_arm.checkpoint.policy)
-    computed = [*request.prompt, *tokens[:-1]]
-    kv_tokens = alive(expiry(computed, checkpoint.markup, policy))
+    """Return a response as a `Generation`; the law of its arm determines the number of KV tokens at each step."""
+    checkpoint, computed = bench_arm.checkpoint, [*request.prompt, *tokens[:-1]]
+    kv_tokens = alive(expiry(computed, bench_arm.arm.adapt_law(checkpoint.law)))
     finish = "eos" if finish_reason == "stop" else "length"
-    blocks = len(find_blocks(computed, checkpoint.markup, policy.require_assistant_section))
+    blocks = len(find_blocks(computed, checkpoint.markup, checkpoint.policy.require_assistant_section))
     return Generation(list(request.prompt), tokens, finish, blocks, kv_tokens)  # type: ignore[arg-type]

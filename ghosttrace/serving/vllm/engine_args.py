@@ -1,4 +1,4 @@
-"""Arguments of vLLM's `LLM` that enable block erasure: `LLM(**engine_args("toy-open"))`."""
+"""Arguments of vLLM's `LLM` that enable erasure: `LLM(**engine_args("toy-open"))`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,8 +6,10 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ghosttrace.errors import UserError
+from ghosttrace.law.chat import Chat
+from ghosttrace.law.parse import MEMENTO, is_memento, parse_law
 from ghosttrace.model.checkpoint import load_config, load_tokenizer, resolve_pretrained_path
-from ghosttrace.model.erasure_config import read_erasure_config, recorded_law, require_memento
+from ghosttrace.model.erasure_config import read_block_config, read_erasure_config, recorded_law
 from ghosttrace.model.geometry import CacheGeometry
 from ghosttrace.serving.paging import RECOMPUTING_ARMS, PagedArm
 from ghosttrace.serving.settings import CONFIG_KEY, ServingSettings
@@ -18,6 +20,7 @@ def read_settings(
     delimiters: Mapping[str, str] | None = None,
     arm: PagedArm | None = None,
     max_block_tokens: int | None = None,
+    law: str | None = None,
     **policy: Any,
 ) -> ServingSettings:
     """Return the erasure settings of a model, without loading its weights.
@@ -25,21 +28,27 @@ def read_settings(
     Args:
         model: bundled name, folder or hub id.
         delimiters: token of each delimiter whose spelling is not `<|name|>`, by name.
-        arm: how blocks are erased; by default `restart` if the model's last training stage was `sealed`, else
+        arm: how tokens are erased; by default `restart` if the model's last training stage was `sealed`, else
             `memento`.
         max_block_tokens: number of tokens in a block after which `<|block_end|>` is forced; None for no limit.
-        policy: fields of `Policy` that override those in the model's config.
+        law: specification of a law, such as `window:64,16`, that replaces the recorded one.
+        policy: fields of `Policy` that override those in the model's config; only under Memento's law.
 
     Raises:
-        UserError: if the model, its delimiters, its policy or its assistant's header is missing, or vLLM does not store
-            its cache in plain pages, or has another law than Memento's.
+        UserError: if the model, its delimiters, its policy or its assistant's header is missing, vLLM does not store
+            its cache in plain pages, or the law cannot be served.
     """
     config, tokenizer = load_config(model), load_tokenizer(model)
     check_layers(model, config)
-    require_memento(recorded_law(config), "serve")
-    markup, model_policy, stages = read_erasure_config(model, config, tokenizer, delimiters, **policy)
+    spec = str(law or recorded_law(config) or MEMENTO)
+    if is_memento(spec):
+        other_law = None
+        markup, resolved, stages = read_erasure_config(model, config, tokenizer, delimiters, **policy)
+    else:
+        other_law = parse_law(spec, Chat.from_tokenizer(tokenizer))
+        markup, resolved, stages = read_block_config(spec, config, tokenizer, delimiters, **policy)
     default_arm: PagedArm = "restart" if stages[-1:] == ("sealed",) else "memento"
-    return ServingSettings(markup, model_policy, arm or default_arm, max_block_tokens)
+    return ServingSettings(markup, resolved, arm or default_arm, max_block_tokens, other_law=other_law)
 
 
 def check_layers(model: str, config: PreTrainedConfig) -> None:
@@ -66,7 +75,7 @@ def check_layers(model: str, config: PreTrainedConfig) -> None:
 
 
 def engine_args(model: str, async_scheduling: bool | None = None, **settings: Any) -> dict[str, Any]:
-    """Return the arguments of vLLM's `LLM` or `AsyncEngineArgs` that enable block erasure.
+    """Return the arguments of vLLM's `LLM` or `AsyncEngineArgs` that enable erasure.
 
     Args:
         model: bundled name, folder or hub id.
@@ -80,12 +89,13 @@ def engine_args(model: str, async_scheduling: bool | None = None, **settings: An
     serving_settings = read_settings(model, **settings)
     if async_scheduling and serving_settings.needs_sampled_token:
         raise UserError(
-            f"the arm {serving_settings.arm} with this policy depends on the last sampled token: leave out "
+            f"the arm {serving_settings.arm} with this law depends on the last sampled token: leave out "
             "async_scheduling"
         )
     scheduling = False if serving_settings.needs_sampled_token else async_scheduling
     recomputes = serving_settings.arm in RECOMPUTING_ARMS
     variant = "Recomputing" if recomputes else "" if scheduling is False else "Async"
+    variant += "" if serving_settings.other_law is None else "OtherLaw"
     return {
         "model": resolve_pretrained_path(model),
         "scheduler_cls": "ghosttrace.serving.vllm.scheduler.make_scheduler",

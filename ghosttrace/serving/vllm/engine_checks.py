@@ -33,7 +33,7 @@ def check_engine(config: Any, async_scheduling: bool, settings: ServingSettings)
         f"erasure is not tested with a cache of dtype {cache}: leave out --kv-cache-dtype": (
             cache not in ("auto", "float16", "bfloat16")
         ),
-        "prompt embeddings have no tokens in which blocks can be found: leave out --enable-prompt-embeds": (
+        "prompt embeddings have no tokens that a law could read: leave out --enable-prompt-embeds": (
             model.enable_prompt_embeds
         ),
         "erasure is not tested with multi-dimensional positions (M-RoPE): use a text-only model": model.uses_mrope,

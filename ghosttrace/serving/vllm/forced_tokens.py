@@ -67,7 +67,7 @@ class ForcedTokens(AdapterLogitsProcessor, LogitsProcessor):
     it for each batch.
     """
 
-    async_scheduling = recomputes = False
+    async_scheduling = recomputes = other_law = False
 
     def __init__(self, vllm_config: Any, *runner_args: Any) -> None:
         self._settings = ServingSettings.from_vllm_config(vllm_config)
@@ -82,7 +82,8 @@ class ForcedTokens(AdapterLogitsProcessor, LogitsProcessor):
         """Raise an error if the overrides of a request are invalid; vLLM calls this before it queues the request."""
         options = (sampling_params.prompt_logprobs, getattr(sampling_params, "prompt_logprob_token_ids", None))
         prompt_logprobs = any(option is not None for option in options)
-        check_overrides(sampling_params.extra_args, cls.async_scheduling, cls.recomputes, prompt_logprobs)
+        extra_args = sampling_params.extra_args
+        check_overrides(extra_args, cls.async_scheduling, cls.recomputes, prompt_logprobs, cls.other_law)
 
     def is_argmax_invariant(self) -> bool:
         """Return False, because forced tokens change the result of greedy decoding."""
@@ -141,3 +142,21 @@ class ForcedTokensRecomputing(ForcedTokens):
     """Logits processor for an engine whose arm computes some tokens twice or never."""
 
     recomputes = True
+
+
+class ForcedTokensOtherLaw(ForcedTokens):
+    """Logits processor for an engine with another law than Memento's."""
+
+    other_law = True
+
+
+class ForcedTokensAsyncOtherLaw(ForcedTokensAsync):
+    """Logits processor for an engine with asynchronous scheduling and another law than Memento's."""
+
+    other_law = True
+
+
+class ForcedTokensRecomputingOtherLaw(ForcedTokensRecomputing):
+    """Logits processor for an engine with a recomputing arm and another law than Memento's."""
+
+    other_law = True

@@ -30,7 +30,7 @@ class ErasingKVCacheManager(KVCacheManager):
     slot_trackers: dict[str, SlotTracker]
 
     def get_computed_blocks(self, request: Request, *args: Any, **kwargs: Any) -> tuple[KVCacheBlocks, int, int]:
-        """Return the cached pages of the request's prefix, which ends before its first block at the latest."""
+        """Return the cached pages of the request's prefix, which ends before the first token that may be erased."""
         blocks, tokens, boundary = super().get_computed_blocks(request, *args, **kwargs)
         max_tokens = self._updated_slot_tracker(request).shareable_length
         if max_tokens is not None and tokens > max_tokens:
@@ -56,7 +56,7 @@ class ErasingKVCacheManager(KVCacheManager):
         return pages
 
     def cache_blocks(self, request: Request, num_computed_tokens: int) -> None:
-        """Share a request's pages with other requests, up to its first block: later slots may move."""
+        """Share a request's pages with others, up to the first token that may be erased: later slots may move."""
         max_tokens = self._updated_slot_tracker(request).shareable_length
         shared = num_computed_tokens if max_tokens is None else min(num_computed_tokens, max_tokens)
         super().cache_blocks(request, shared)

@@ -1,12 +1,13 @@
-"""Block erasure in vLLM's scheduler: `scheduler_cls="ghosttrace.serving.vllm.scheduler.make_scheduler"`.
+"""Erasure in vLLM's scheduler: `scheduler_cls="ghosttrace.serving.vllm.scheduler.make_scheduler"`.
 
 vLLM's state of a request (token ids, number of computed tokens, positions) still counts tokens. Only the contents of
 pages are counted in slots. Before each step, the scheduler compacts the requests that have reached an erasure: the
-workers copy the slots after the block over the block, and the scheduler returns the freed pages to the pool. The
+workers copy the slots after what is erased over it, and the scheduler returns the freed pages to the pool. The
 scheduler passes the compactions to the workers in the step's `SchedulerOutput`. A chunk of tokens ends at the next
-erasure. The prefix cache shares pages only up to a request's first block.
+erasure. The prefix cache shares pages only up to the first token of a request that may be erased.
 
-The method is described in arXiv 2604.09852, section 5; expiry is computed by `ghosttrace.law.expiry`.
+The method is described in arXiv 2604.09852, section 5, for Memento's blocks; a law of `ghosttrace.law` says what is
+erased.
 """
 
 import logging
@@ -68,6 +69,7 @@ class ErasingSchedulerBase(Scheduler):
             params = request.sampling_params
             settings = self.settings.with_overrides(params.extra_args if params else None)
             self.slot_trackers[request.request_id] = settings.make_slot_tracker()
+        self._read_tokens(request)
         super().add_request(request)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
@@ -92,8 +94,7 @@ class ErasingSchedulerBase(Scheduler):
 
     def _apply_erasures(self, request: Request) -> None:
         """Apply the erasures of a request that are due, record them for the workers, and free pages."""
-        name, slot_tracker = request.request_id, self.slot_trackers[request.request_id]
-        slot_tracker.update(request._all_token_ids)
+        name, slot_tracker = request.request_id, self._read_tokens(request)
         if not slot_tracker.has_erasures:
             return
         erased_before = slot_tracker.erased
@@ -105,11 +106,22 @@ class ErasingSchedulerBase(Scheduler):
             self._compactions.setdefault(name, []).extend(compactions)
             metrics.FREED_PAGES.inc(self.kv_cache_manager.truncate(name, compactions[-1].slots_after))
 
+    def _read_tokens(self, request: Request) -> SlotTracker:
+        """Return the slot tracker of a request after it has read all tokens of the request.
+
+        A request for which the law cannot hold, as when its prompt does not fit into a window, ends with an error.
+        """
+        slot_tracker = self.slot_trackers[request.request_id]
+        slot_tracker.update(request._all_token_ids)
+        if slot_tracker.error is not None and request.request_id not in self.encoder_cache_mismatch_reqs:
+            logger.error("%s: %s", request.request_id, slot_tracker.error)
+            self.encoder_cache_mismatch_reqs.add(request.request_id)  # vLLM ends these requests with an error
+        return slot_tracker
+
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """Return the number of tokens of a chunk: as in vLLM, and then shortened to end at the next erasure."""
         tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
-        slot_tracker = self.slot_trackers[request.request_id]
-        slot_tracker.update(request._all_token_ids)
+        slot_tracker = self._read_tokens(request)
         chunk_limit = slot_tracker.chunk_limit(num_computed_tokens)
         return tokens if chunk_limit is None else min(tokens, chunk_limit - num_computed_tokens)
 
@@ -121,7 +133,7 @@ class ErasingSchedulerBase(Scheduler):
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)
         slot_tracker = self.slot_trackers.pop(request.request_id)
-        metrics.count_finished(len(slot_tracker.tracker.blocks), request.num_computed_tokens, slot_tracker.erased)
+        metrics.count_finished(slot_tracker.num_blocks, request.num_computed_tokens, slot_tracker.erased)
         self._drop_pending_erasures(request)
 
     def _drop_pending_erasures(self, request: Request) -> None:
@@ -131,13 +143,13 @@ class ErasingSchedulerBase(Scheduler):
 
 
 class ErasingScheduler(ErasingSchedulerBase):
-    """Scheduler that schedules a step after all its tokens are known; correct for every policy."""
+    """Scheduler that schedules a step after all its tokens are known; correct for every law."""
 
 
 class ErasingAsyncScheduler(ErasingSchedulerBase, AsyncScheduler):
     """Scheduler that schedules a step before its tokens are known.
 
-    Correct for policies under which keys expire only after `<|summary_end|>` has been computed.
+    Correct for laws under which keys expire only after the token that triggers the erasure has been computed.
     """
 
 

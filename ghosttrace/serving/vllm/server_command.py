@@ -1,4 +1,4 @@
-"""Command that starts vLLM's own server with block erasure."""
+"""Command that starts vLLM's own server with erasure."""
 
 import json
 import sys
@@ -8,6 +8,7 @@ from typing import Any
 from ghosttrace.model.checkpoint import load_tokenizer
 from ghosttrace.serving.paging import PagedArm
 from ghosttrace.serving.prompt_guard import GUARD_VARIABLE, GuardSettings
+from ghosttrace.serving.reasoning_split import check_parser
 from ghosttrace.serving.settings import CONFIG_KEY, ServingSettings
 from ghosttrace.serving.vllm.engine_args import engine_args
 
@@ -31,11 +32,13 @@ def server_command(
         settings: keyword arguments of `engine_args`.
 
     Raises:
-        UserError: if `engine_args` or `GuardSettings.for_model` raises it.
+        UserError: if `engine_args`, `check_parser` or `GuardSettings.for_model` raises it.
     """
     arguments = engine_args(model, **settings)
     settings_dict = arguments["additional_config"]
     serving_settings = ServingSettings.from_dict(settings_dict[CONFIG_KEY])
+    for flag in vllm_flags:
+        check_parser(flag, serving_settings.markup)
     guard = GuardSettings.for_model(load_tokenizer(model), serving_settings, [], request_arms)
     flags = ["--scheduler-cls", arguments["scheduler_cls"], "--worker-cls", arguments["worker_cls"]]
     flags += ["--logits-processors", *arguments["logits_processors"]]

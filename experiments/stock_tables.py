@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 
-from experiments.markdown import interval, markdown_table, number, percent
+from experiments.markdown import interval, markdown_table, number
 from experiments.result_tables import ENDS, read
-
-ARMS = ("restart", "restart-renumbered", "placebo")
 
 
 def stock_probes() -> str:
@@ -28,36 +26,6 @@ def stock_probes() -> str:
     return markdown_table(header, rows)
 
 
-def stock_bits() -> str:
-    """Ghost bits per token after the first erasure, by source, law and arm."""
-    results = read("stock_bits")
-    whole = results[results["by"] == "all"]
-    rows = []
-    for source, law in whole[["source", "law"]].drop_duplicates().itertuples(index=False):
-        part = whole[(whole["source"] == source) & (whole["law"] == law)]
-        by_arm = part.set_index("arm")
-        cells = [interval((by_arm.loc[arm, f"bits{end}"] for end in ENDS), 3) for arm in ARMS]
-        rows.append([source, f"`{law}`", *cells])
-    return markdown_table(["text", "law", *(f"`{arm}`" for arm in ARMS)], rows)
-
-
-def stock_accuracy() -> str:
-    """Accuracy on the sessions of an agent, by law and arm."""
-    results = read("stock_accuracy")
-    rows = []
-    for (bench, law), part in results.groupby(["bench", "law"], sort=False):
-        by_arm = part.set_index("arm")
-        cells = []
-        for arm in ("full", "memento", "restart"):
-            low, high = (percent(by_arm.loc[arm, f"accuracy{end}"]) for end in ENDS[1:])
-            cells.append(f"{percent(by_arm.loc[arm, 'accuracy'])} [{low}, {high}]")
-        rows.append([f"`{bench}`", f"`{law}`", *cells])
-    header = ["benchmark", "law", "`full`, %", "`memento`, %", "`restart`, %"]
-    return markdown_table(header, rows)
-
-
 STOCK_TABLES: dict[str, Callable[[], str]] = {
     "stock-probes": stock_probes,
-    "stock-bits": stock_bits,
-    "stock-accuracy": stock_accuracy,
 }

@@ -142,7 +142,8 @@ def test_commands_of_a_page_work_as_typed(name: str, tmp_path: Path) -> None:
 def test_commands_of_the_task_table_are_on_the_pages() -> None:
     """So they are run as well, after what they need."""
     on_pages = {command for name, text in PAGES.items() if name != "README.md" for command in shell_commands(text)}
-    assert len(task_commands()) == 7 and set(task_commands()) <= on_pages
+    run = [command for command in task_commands() if "smollm2" not in command]  # needs a download, and minutes
+    assert len(run) == 7 and set(run) <= on_pages
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Tables of `experiments/stock_model.py`: a stock pretrained model under several laws."""
 
 from collections.abc import Callable
+from math import log2
 
 from experiments.markdown import interval, markdown_table, number
 from experiments.result_tables import ENDS, read
@@ -22,7 +23,7 @@ def stock_probes() -> str:
         verdict = "yes" if best["significant"] else "no"
         sealed_best = 3 * sealed["bits"].max()
         rows.append([f"`{law}`", f"`{carrier}`", hop, interval(cells, 2), where, verdict, number(sealed_best, 2)])
-    header = ["law", "carrier", "hop", "bits, open", "where", "significant", "most bits, sealed"]
+    header = ["law", "carrier", "hop", f"bits of {number(log2(900), 1)}, open", "where", "significant", "most bits, sealed"]
     return markdown_table(header, rows)
 
 

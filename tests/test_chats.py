@@ -1,7 +1,9 @@
 """Chats in OpenAI's message format: reading, tokenising, and the generated sessions of the benchmark `agent`."""
 
 import json
+from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 import ghosttrace as gt
 from ghosttrace.bench import load_bench
-from ghosttrace.bench.agent import AgentSession, example_chats, grade
+from ghosttrace.bench.agent import NUMBERS, SMALLEST, AgentSession, example_chats, grade
 from ghosttrace.data.chats import ChatMessages, is_chat, parse_chat
 from ghosttrace.data.read import read_traces
 from ghosttrace.data.tokens import load_traces
@@ -128,3 +130,23 @@ def test_the_secret_of_a_session_is_token_exact_and_leaves() -> None:
             assert f"We have {sample.secret}" not in kept
     with pytest.raises(gt.UserError, match="give --block from 0 to 2"):
         bench.secrets(checkpoint, 1, 0, 3)
+
+
+@requires_data(NEEDED)
+def test_the_posterior_of_a_session_equals_enumeration() -> None:
+    """All numbers are equally likely, and under the law `tools` the retained tokens are the same for each of them."""
+    checkpoint = stock("tools:0")
+    (bench,) = load_bench("agent-erased", 1)
+    assert bench.secrets is not None
+    task = bench.secrets(checkpoint, 3, 0, 1)
+    session = AgentSession.sample(np.random.default_rng(5), False)
+    texts = set()
+    for stock_number in range(SMALLEST, SMALLEST + NUMBERS, 37):
+        numbers = tuple(stock_number if index == session.asked else value for index, value in enumerate(session.stock))
+        ids = checkpoint.prompt_ids(replace(session, stock=numbers).messages)
+        texts.add(tuple(np.asarray(ids)[expiry(ids, checkpoint.law) == NEVER].tolist()))
+    assert len(texts) == 1
+    for place, target in enumerate(task.targets):
+        counts = Counter(str(number)[place] for number in range(SMALLEST, SMALLEST + NUMBERS))
+        shares = [counts[label] / NUMBERS for label in target.classes]
+        np.testing.assert_allclose(np.exp(task.exact_log_posteriors[target.name][0]), shares)

@@ -126,7 +126,8 @@ def task_of(name: str, samples: int, seed: int = 0, block: int = 1) -> Task:
 
 def test_matrix_lists_every_benchmark_with_secrets() -> None:
     with_secrets = {name for name, make in GENERATED_BENCHES.items() if make(1, 0).secrets}
-    assert with_secrets == set(SECRET_BENCHES) and with_secrets <= MATRIX.keys()
+    in_chats = {"agent-erased"}  # enumerated in `test_chats`
+    assert with_secrets == set(SECRET_BENCHES) and with_secrets - in_chats <= MATRIX.keys()
 
 
 @pytest.mark.parametrize(("name", "block"), PLACES)

@@ -23,7 +23,8 @@ def stock_probes() -> str:
         verdict = "yes" if best["significant"] else "no"
         sealed_best = 3 * sealed["bits"].max()
         rows.append([f"`{law}`", f"`{carrier}`", hop, interval(cells, 2), where, verdict, number(sealed_best, 2)])
-    header = ["law", "carrier", "hop", f"bits of {number(log2(900), 1)}, open", "where", "significant", "most bits, sealed"]
+    opened_title = f"bits of {number(log2(900), 1)}, open"
+    header = ["law", "carrier", "hop", opened_title, "where", "significant", "most bits, sealed"]
     return markdown_table(header, rows)
 
 

@@ -5,9 +5,12 @@ The models are tiny, so one thread each is fastest, and parallel test workers do
 
 import os
 from collections.abc import Iterator
+from secrets import token_hex
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported; no test needs the hub
+os.environ["RAY_AUTH_MODE"] = "token"  # before Ray is imported; its clusters listen on all interfaces
+os.environ.setdefault("RAY_AUTH_TOKEN", token_hex(32))
 
 import pytest
 import torch

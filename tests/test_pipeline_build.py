@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sqlite3
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 from helpers.annotator import annotate, annotate_badly, stage_of
 from helpers.paths import requires_data
-from helpers.pipeline import REAL_TRACE, SMALL, build_at, endpoint_of, seed, seed_file
+from helpers.pipeline import REAL_TRACE, SMALL, build_at, endpoint_of, seed, seed_file, stored_keys, written
 from helpers.scripted_endpoint import ScriptedEndpoint, random_faults, scripted_endpoint
 from helpers.text_traces import checkpoint_with_delimiters
 
@@ -29,17 +28,12 @@ from ghosttrace.training.examples import STAGES
 from ghosttrace.training.prepare import ExampleBuilder, write_examples
 
 KILLS = 20
-FILES = ("rows.jsonl", "full/train.jsonl", "default/train.jsonl", "rejected/train.jsonl", "set_aside.jsonl")
 
 
 @pytest.fixture
 def server() -> Iterator[ScriptedEndpoint]:
     with scripted_endpoint(annotate_badly) as running:
         yield running
-
-
-def written(folder: Path) -> list[str]:
-    return [(folder / name).read_text() for name in FILES]
 
 
 def test_a_build_writes_both_configurations_and_counts_what_it_dropped(
@@ -92,16 +86,6 @@ def test_real_trace_survives_faults_and_every_call_is_accounted_for(tmp_path: Pa
     assert sum(calm.counts.values()) - calm.counts["default"] == 1
     (row,) = [*result.rows().to_dict("records"), *result.rows("rejected").to_dict("records")]
     assert len(row["blocks"]) > 5 and row["objective"] == pytest.approx(row["objective_bound"], abs=1e-9)
-
-
-def stored_keys(folder: Path) -> set[str]:
-    database = sqlite3.connect(folder / "calls.sqlite")
-    try:
-        return {key for (key,) in database.execute("SELECT key FROM calls")}
-    except sqlite3.OperationalError:  # killed before the table was made
-        return set()
-    finally:
-        database.close()
 
 
 def run_until(server: ScriptedEndpoint, source: Path, out: Path, answers: int, pause: float) -> int | None:

@@ -25,7 +25,7 @@ from ghosttrace.cli.data_options import (
     segment_options,
     select_options,
 )
-from ghosttrace.cli.options import with_options
+from ghosttrace.cli.options import RayAddress, with_options
 from ghosttrace.cli.output import print_tables
 from ghosttrace.report.pipeline import (
     build_findings,
@@ -58,6 +58,7 @@ def build(
         str | None, typer.Option(help="Memento model that measures what each memento leaves out. Default: none.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the estimated cost, and ask nothing.")] = False,
+    ray: RayAddress = None,
     push_to_hub: Annotated[str | None, typer.Option(help="Hub id of a data set to upload to. Default: none.")] = None,
 ) -> None:
     """Run all stages: select, split, score, segment, compress, judge, assemble. Run again, it continues."""
@@ -72,7 +73,14 @@ def build(
         return
     with _progress() as progress:
         result = run_build(
-            sources, out, endpoint, settings, seal_check=seal_check, limit=ctx.params["limit"], progress=progress
+            sources,
+            out,
+            endpoint,
+            settings,
+            seal_check=seal_check,
+            limit=ctx.params["limit"],
+            ray=ray,
+            progress=progress,
         )
     findings = build_findings(result.counts, len(result.set_aside), result.cost)
     tables = [reasons_table(count_reasons(result.set_aside)), cost_table(map(asdict, result.costs))]

@@ -141,7 +141,7 @@ def need_pipeline() -> None:
         UserError: one is missing.
     """
     try:
-        import ghosttrace.pipeline  # noqa: F401
+        import ghosttrace.pipeline.run  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(
             f"{error.name} is not installed: pip install -e '.[data]' in the GhostTrace checkout"

@@ -71,6 +71,14 @@ Traces = Annotated[
     ),
 ]
 Limit = Annotated[int | None, typer.Option(help="Maximum number of traces per source. Default: all.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        help="Ray cluster that does the work: HOST:PORT; auto, the one that this machine belongs to; or local, one on "
+        "this machine alone. Default: none.",
+    ),
+]
 BatchTokens = Annotated[int, typer.Option(help="Maximum number of tokens per batch, padding included.")]
 
 

@@ -11,24 +11,31 @@ The stages are functions from a row to a row: `split`, `score`, `segment`, `comp
 and `assemble` turns them into training rows.
 """
 
-from ghosttrace.pipeline.assembly import assemble
-from ghosttrace.pipeline.calls import CallCache, StageCost
-from ghosttrace.pipeline.check import CheckReport, RowProblem, check_dataset, row_problems
-from ghosttrace.pipeline.client import Client
-from ghosttrace.pipeline.compression import compress
-from ghosttrace.pipeline.dataset import push_to_hub
-from ghosttrace.pipeline.endpoint import Endpoint
-from ghosttrace.pipeline.estimate import StageEstimate, estimate_costs
-from ghosttrace.pipeline.judgement import judge
-from ghosttrace.pipeline.rows import Certificate, Memento, Row, RowError, SetAside, count_reasons, read_rows
-from ghosttrace.pipeline.run import BuildResult, build, seed_rows
-from ghosttrace.pipeline.scoring import score
-from ghosttrace.pipeline.segmentation import BlockLimits, best_segmentation, segment
-from ghosttrace.pipeline.selection import Filters, select
-from ghosttrace.pipeline.sentences import split_sentences
-from ghosttrace.pipeline.settings import Quality
-from ghosttrace.pipeline.stage_files import StageResult, run_assemble, run_select, run_stage
-from ghosttrace.pipeline.stages import Settings, split
+from typing import TYPE_CHECKING
+
+from ghosttrace.lazy import attribute_loader
+
+if TYPE_CHECKING:
+    from ghosttrace.pipeline.assembly import assemble
+    from ghosttrace.pipeline.calls import CallCache, StageCost
+    from ghosttrace.pipeline.check import CheckReport, RowProblem, check_dataset, row_problems
+    from ghosttrace.pipeline.client import Client
+    from ghosttrace.pipeline.compression import compress
+    from ghosttrace.pipeline.dataset import push_to_hub
+    from ghosttrace.pipeline.endpoint import Endpoint
+    from ghosttrace.pipeline.estimate import StageEstimate, estimate_costs
+    from ghosttrace.pipeline.judgement import judge
+    from ghosttrace.pipeline.rows import Certificate, Memento, Row, RowError, SetAside, count_reasons, read_rows
+    from ghosttrace.pipeline.run import BuildResult, build, seed_rows
+    from ghosttrace.pipeline.scoring import score
+    from ghosttrace.pipeline.segmentation import BlockLimits, best_segmentation, segment
+    from ghosttrace.pipeline.selection import Filters, select
+    from ghosttrace.pipeline.sentences import split_sentences
+    from ghosttrace.pipeline.settings import Quality
+    from ghosttrace.pipeline.stage_files import StageResult, run_assemble, run_select, run_stage
+    from ghosttrace.pipeline.stages import Settings, split
+
+__getattr__ = attribute_loader(__name__, __file__)
 
 __all__ = [
     "BlockLimits",

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -38,7 +39,7 @@ async def ask(
     conversation = list(messages)
     wrong = ""
     for _ in range(ATTEMPTS):
-        answer = await client.complete(stage, conversation, form.model_json_schema(), limit)
+        answer = await client.complete(stage, conversation, _schema(form), limit)
         try:
             parsed = form.model_validate(find_json(answer.text))
             wrong = check(parsed) or ""
@@ -75,6 +76,11 @@ def find_json(text: str) -> Any:
         except UnicodeEncodeError as error:
             raise ValueError("it holds half a surrogate pair, which is not a character") from error
     raise ValueError("it holds no JSON object")
+
+
+@lru_cache(maxsize=1024)
+def _schema(form: type[BaseModel]) -> dict[str, Any]:
+    return form.model_json_schema()
 
 
 def _describe(error: ValueError) -> str:

@@ -5,12 +5,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
-
-import openai
 
 from ghosttrace.errors import UserError
 from ghosttrace.pipeline.budget import Budget
@@ -18,6 +17,7 @@ from ghosttrace.pipeline.calls import Answer, CallCache, request_key
 from ghosttrace.pipeline.endpoint import Endpoint
 from ghosttrace.pipeline.files import LOG
 from ghosttrace.pipeline.rows import RowError
+from ghosttrace.pipeline.transport import Failure, Send, Transport
 
 KEPT = "the answers so far are kept, so the same command continues"
 MAX_FAILURES = 8
@@ -35,11 +35,13 @@ class Client:
     Args:
         endpoint: the endpoint and the limits.
         cache: answers that are known already; every new one is added.
+        send: sends a request; by default from this process.
     """
 
-    def __init__(self, endpoint: Endpoint, cache: CallCache) -> None:
+    def __init__(self, endpoint: Endpoint, cache: CallCache, send: Send | None = None) -> None:
         self.endpoint = endpoint
         self.cache = cache
+        self._other_send = send
         self._budget = Budget(endpoint, cache)
         self._structured = f"structured output of {endpoint.model} at {request_key(endpoint.base_url, {})}"
         self._failures = 0
@@ -50,16 +52,11 @@ class Client:
 
     async def __aenter__(self) -> Self:
         self._slots = asyncio.Semaphore(self.endpoint.concurrency)
-        try:
-            self._openai = openai.AsyncOpenAI(
-                base_url=self.endpoint.base_url,
-                api_key=self.endpoint.api_key,
-                timeout=self.endpoint.timeout,
-                max_retries=self.endpoint.retries,
-            )
-        except (openai.OpenAIError, ValueError, TypeError) as error:
-            message = f"--endpoint {self.endpoint.base_url!r} is no address ({error}): give http://HOST:PORT/v1"
-            raise UserError(self.endpoint.hide(message)) from error
+        self._connections = AsyncExitStack()
+        if self._other_send is not None:
+            self._send_request = self._other_send
+        else:
+            self._send_request = (await self._connections.enter_async_context(Transport(self.endpoint))).send
         return self
 
     async def __aexit__(
@@ -69,7 +66,7 @@ class Client:
         if kind is not None:
             self._stop(f"the run was stopped; {KEPT}")  # requests that wait for their turn are not sent
         await asyncio.gather(*self._under_way.values(), return_exceptions=True)
-        await self._openai.close()
+        await self._connections.aclose()
 
     async def complete(self, stage: str, messages: Sequence[Message], schema: Mapping[str, Any], limit: int) -> Answer:
         """Return the answer to a conversation, from the cache if it is known.
@@ -145,16 +142,13 @@ class Client:
 
     async def _send(self, stage: str, key: str, request: dict[str, Any]) -> Answer:
         started = perf_counter()
-        try:
-            raw = await self._openai.chat.completions.with_raw_response.create(
-                model=self.endpoint.model, messages=request["messages"], extra_body=request
-            )
-        except openai.APIError as error:
-            raise self._failed(error, "response_format" in request) from error
-        answer = read_answer(self.endpoint.hide(raw.text))
+        reply = await self._send_request(request)
+        if isinstance(reply, Failure):
+            raise self._failed(reply, "response_format" in request)
+        answer = read_answer(reply.body)
         LOG.info(
             "%s %s %.2f s, %d retries, %s + %s tokens, %s",
-            *(stage, key[:12], perf_counter() - started, raw.retries_taken),
+            *(stage, key[:12], perf_counter() - started, reply.retries),
             *(answer.prompt_tokens, answer.completion_tokens, answer.finish_reason),
         )
         return answer
@@ -172,10 +166,9 @@ class Client:
             self._stopped = error  # further answers would be paid for and lost
             raise
 
-    def _failed(self, error: openai.APIError, structured: bool) -> Exception:
+    def _failed(self, failure: Failure, structured: bool) -> Exception:
         """Return the error of a request that failed after all retries; stop the run if no other could succeed."""
-        url, status = self.endpoint.hide(self.endpoint.base_url), getattr(error, "status_code", None)
-        reason = self.endpoint.hide(str(error))
+        url, status, reason = self.endpoint.hide(self.endpoint.base_url), failure.status, failure.reason
         LOG.info("failed: %s", reason)
         if status in (401, 403):
             return self._stop(f"the endpoint {url} refuses the key: set the variable that --key-variable names")
@@ -190,7 +183,7 @@ class Client:
             return _RefusedError(f"refused request: {reason}")  # asked again in plain text
         self._failures += 1
         often = self._failures >= MAX_FAILURES
-        if isinstance(error, openai.APIConnectionError):
+        if status is None:
             if often or not self._answered:
                 fix = f"start the server or correct --endpoint; {KEPT}"
                 return self._stop(f"the endpoint {url} cannot be reached ({reason}): {fix}")

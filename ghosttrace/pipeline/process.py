@@ -60,8 +60,3 @@ async def _run(stage: Stage, row: Row | SetAside) -> Row | SetAside:
         return await stage(row)
     except RowError as error:
         return SetAside(row.task_id, error.stage, str(error))
-
-
-async def in_thread(work: Callable[..., Row], *arguments: Any) -> Row:
-    """Run a stage that only computes in a thread, so that requests go on."""
-    return await asyncio.to_thread(work, *arguments)

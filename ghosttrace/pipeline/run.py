@@ -3,12 +3,13 @@
 import asyncio
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from statistics import mean, median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from pyarrow import parquet
@@ -24,13 +25,10 @@ from ghosttrace.pipeline.process import process
 from ghosttrace.pipeline.prompt_files import VERSIONS, load_prompt
 from ghosttrace.pipeline.rows import Row, SetAside, count_reasons, row_line, write_set_aside
 from ghosttrace.pipeline.selection import select
-from ghosttrace.pipeline.stages import Settings, annotate, row_stages
+from ghosttrace.pipeline.stages import Settings, Work, annotate, local_work, row_stages
 from ghosttrace.report.dataset_card import dataset_card, shape_figure, shape_values
 from ghosttrace.runs.folder import DISTRIBUTION, write_json
 from ghosttrace.runs.progress import Progress, no_progress
-
-if TYPE_CHECKING:
-    from ghosttrace.pipeline.leak_check import LeakCheck
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,7 @@ def build(
     *,
     seal_check: str | None = None,
     limit: int | None = None,
+    ray: str | None = None,
     progress: Progress | None = None,
 ) -> BuildResult:
     """Turn raw reasoning traces into a data set with mementos.
@@ -90,33 +89,60 @@ def build(
         settings: settings of the stages.
         seal_check: name of a model with memento attention that measures what each memento leaves out.
         limit: maximum number of traces of each source.
+        ray: address of a Ray cluster, whose machines then send the requests and compute: `auto`, `local` or
+            `HOST:PORT`, see `ghosttrace.cluster.connect.connected`. The result is the same.
         progress: called with ("traces", traces done, 0), because their number is not known beforehand.
 
     Raises:
-        UserError: a source or the folder cannot be used, the endpoint cannot answer, or the cost limit is reached.
+        UserError: a source, the folder or the cluster cannot be used, the endpoint cannot answer, or the cost limit is
+            reached.
     """
     settings = settings or Settings()
     paths = [sources] if isinstance(sources, str | Path) else list(sources)
     folder = Path(out)
-    leak_check = None
-    if seal_check is not None:
-        from ghosttrace.pipeline.leak_check import LeakCheck  # imported here because only it needs a model
-
-        leak_check = LeakCheck.load(seal_check)
-    with locked_folder(folder), logged(folder / "build.log"):
-        configuration = _configuration(paths, endpoint, settings, seal_check, limit)
+    with (
+        _place_of_work(ray, endpoint, settings, seal_check) as work,
+        locked_folder(folder),
+        logged(folder / "build.log"),
+    ):
+        configuration = _configuration(paths, endpoint, settings, seal_check, limit, ray)
         write_json(folder / "run.json", json.loads(endpoint.hide(json.dumps(configuration))))
         cache = CallCache(folder / "calls.sqlite")
         try:
             rows = seed_rows(paths, settings, limit)
-            client = Client(endpoint, cache)
-            return asyncio.run(_build(rows, folder, client, settings, leak_check, progress or no_progress))
+            return asyncio.run(_build(rows, folder, endpoint, cache, settings, work, progress or no_progress))
         finally:
             cache.close()
 
 
+@contextmanager
+def _place_of_work(
+    ray: str | None, endpoint: Endpoint, settings: Settings, seal_check: str | None
+) -> Iterator[AbstractAsyncContextManager[Work]]:
+    """Connect to the cluster if there is one, and yield what begins and ends the work."""
+    if ray is None:
+        leak_check = None
+        if seal_check is not None:
+            from ghosttrace.pipeline.leak_check import LeakCheck  # imported here because only it needs a model
+
+            leak_check = LeakCheck.load(seal_check)
+        yield nullcontext(local_work(settings, leak_check))
+        return
+    from ghosttrace.cluster.connect import connected
+
+    with connected(ray) as machines:
+        from ghosttrace.pipeline.on_cluster import cluster_work  # imported here because it needs Ray
+
+        yield cluster_work(machines, endpoint, settings, seal_check)
+
+
 def _configuration(
-    sources: Sequence[str | Path], endpoint: Endpoint, settings: Settings, seal_check: str | None, limit: int | None
+    sources: Sequence[str | Path],
+    endpoint: Endpoint,
+    settings: Settings,
+    seal_check: str | None,
+    limit: int | None,
+    ray: str | None,
 ) -> dict[str, Any]:
     prompts = {name: load_prompt(name) for name in VERSIONS}
     return {
@@ -126,6 +152,7 @@ def _configuration(
         "settings": asdict(settings),
         "seal_check": seal_check,
         "limit": limit,
+        "ray": ray,
         "prompts": {name: {"version": prompt.version, "sha256": prompt.sha256} for name, prompt in prompts.items()},
         "ghosttrace": version(DISTRIBUTION),
     }
@@ -134,16 +161,17 @@ def _configuration(
 async def _build(
     rows: Iterable[Row | SetAside],
     folder: Path,
-    client: Client,
+    endpoint: Endpoint,
+    cache: CallCache,
     settings: Settings,
-    leak_check: "LeakCheck | None",
+    begin_work: AbstractAsyncContextManager[Work],
     progress: Progress,
 ) -> BuildResult:
     set_aside: list[SetAside] = []
     shapes: list[dict[str, Any]] = []
-    async with client:
-        stages = row_stages(settings, client, leak_check)
-        results = process(rows, lambda row: annotate(row, stages, settings.quality), 2 * client.endpoint.concurrency)
+    async with begin_work as work, Client(endpoint, cache, work.send) as client:
+        stages = row_stages(settings, client, work)
+        results = process(rows, lambda row: annotate(row, stages, settings.quality), 2 * endpoint.concurrency)
         with DatasetWriter(folder) as writer, committed_text(folder / "rows.jsonl") as write:
             done = 0
             async for result in results:
@@ -158,9 +186,9 @@ async def _build(
                     LOG.info("set aside: %s in %s: %s", result.task_id, result.stage, result.reason)
                 done += 1
                 progress("traces", done, 0)
-    costs = tuple(client.cache.costs())
+    costs = tuple(cache.costs())
     finished = BuildResult(folder, writer.counts, tuple(set_aside), costs)
-    _write_summary(finished, client.endpoint.model, shapes)
+    _write_summary(finished, endpoint.model, shapes)
     return finished
 
 

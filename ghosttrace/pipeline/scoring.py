@@ -6,6 +6,7 @@ edges of the windows at different boundaries. The score of a boundary is the mea
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import combinations
 from math import gcd
 from typing import Annotated
@@ -83,8 +84,13 @@ async def _score_pass(row: Row, client: Client, size: int) -> list[int]:
 
 
 async def _score_window(row: Row, client: Client, first: int, last: int) -> list[int]:
-    form = create_model(
-        "WindowScores", __base__=Scores, scores=(Annotated[list[Score], Len(last - first, last - first)], ...)
-    )
+    form = _window_form(last - first)
     answer = await ask(client, "score", score_messages(row, first, last), form, 64 + 16 * (last - first))
     return answer.scores
+
+
+@lru_cache(maxsize=1024)
+def _window_form(boundaries: int) -> type[Scores]:
+    return create_model(
+        "WindowScores", __base__=Scores, scores=(Annotated[list[Score], Len(boundaries, boundaries)], ...)
+    )

@@ -16,7 +16,7 @@ from ghosttrace.pipeline.process import process
 from ghosttrace.pipeline.rows import Row, RowError, SetAside, read_rows, row_line, write_set_aside
 from ghosttrace.pipeline.run import seed_rows
 from ghosttrace.pipeline.settings import Quality
-from ghosttrace.pipeline.stages import ASKING_STAGES, Settings, row_stages
+from ghosttrace.pipeline.stages import ASKING_STAGES, Settings, local_work, row_stages
 from ghosttrace.runs.progress import Progress, no_progress
 
 
@@ -98,7 +98,7 @@ async def _run(
 async def _run_stage(
     name: str, source: str | Path, out: Path, settings: Settings, client: Client | None, progress: Progress
 ) -> StageResult:
-    stage = row_stages(settings, client)[name]
+    stage = row_stages(settings, client, local_work(settings))[name]
     rows, set_aside = 0, []
     at_once = 2 * client.endpoint.concurrency if client else 1
     with committed_text(out) as write:

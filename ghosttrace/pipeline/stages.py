@@ -1,14 +1,15 @@
 """The stages by name, each from rows to rows, and their settings."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from ghosttrace.pipeline.client import Client
 from ghosttrace.pipeline.compression import compress
 from ghosttrace.pipeline.judgement import judge
-from ghosttrace.pipeline.process import Stage, in_thread, named
+from ghosttrace.pipeline.process import Stage, named
 from ghosttrace.pipeline.rows import Row
 from ghosttrace.pipeline.scoring import WINDOW_SIZES, check_sizes, score
 from ghosttrace.pipeline.segmentation import BlockLimits, check_limits, segment
@@ -16,6 +17,7 @@ from ghosttrace.pipeline.selection import Filters
 from ghosttrace.pipeline.sentences import split_sentences
 from ghosttrace.pipeline.settings import Quality
 from ghosttrace.pipeline.tokens import TokenCounter, token_counter
+from ghosttrace.pipeline.transport import Send
 
 if TYPE_CHECKING:
     from ghosttrace.pipeline.leak_check import LeakCheck
@@ -61,26 +63,58 @@ def split(row: Row, count_tokens: TokenCounter) -> Row:
     return replace(row, sentences=texts, sentence_tokens=tokens)
 
 
-def row_stages(settings: Settings, client: Client | None, leak_check: "LeakCheck | None" = None) -> Mapping[str, Stage]:
+@dataclass(frozen=True)
+class Work:
+    """Where the work on rows is done.
+
+    Attributes:
+        compute: runs a stage that only computes on a row, by its name in `computed_stages`.
+        measures: whether `compute` knows the stage `measure`.
+        send: sends a request to the endpoint; None sends it from this process.
+    """
+
+    compute: Callable[[str, Row], Awaitable[Row]]
+    measures: bool = False
+    send: Send | None = None
+
+
+def local_work(settings: Settings, leak_check: "LeakCheck | None" = None) -> Work:
+    """Return the work in threads of this process, so that requests go on."""
+    stages = computed_stages(settings, leak_check)
+    return Work(lambda name, row: asyncio.to_thread(stages[name], row), measures=leak_check is not None)
+
+
+def computed_stages(settings: Settings, leak_check: "LeakCheck | None" = None) -> Mapping[str, Callable[[Row], Row]]:
+    """Return the stages that only compute.
+
+    Args:
+        settings: settings of all stages.
+        leak_check: measures drafts before they are judged, in the stage `measure`.
+    """
+    stages: dict[str, Callable[[Row], Row]] = {
+        "split": lambda row: split(row, settings.count_tokens),
+        "limits": lambda row: check_limits(row, settings.limits),
+        "segment": lambda row: segment(row, settings.limits),
+    }
+    return stages if leak_check is None else stages | {"measure": leak_check.measure}
+
+
+def row_stages(settings: Settings, client: Client | None, work: Work) -> Mapping[str, Stage]:
     """Return the stages by name, and `limits`, which checks before the scores that a segmentation is possible.
 
     Args:
         settings: settings of all stages.
         client: client of the endpoint, for the stages that ask it.
-        leak_check: measures drafts before they are judged.
+        work: where the other stages run.
     """
-    work: dict[str, Stage] = {
-        "split": lambda row: in_thread(split, row, settings.count_tokens),
-        "segment": lambda row: in_thread(segment, row, settings.limits),
-    }
+    stages: dict[str, Stage] = {name: partial(work.compute, name) for name in ("split", "limits", "segment")}
     if client is not None:
-        work |= {
+        stages |= {
             "score": lambda row: score(row, client, settings.windows),
             "compress": lambda row: compress(row, client, settings.count_tokens, settings.quality),
-            "judge": lambda row: _judge(row, client, leak_check),
+            "judge": lambda row: _judge(row, client, work),
         }
-    stages = {name: _naming(name, stage) for name, stage in work.items()}
-    return stages | {"limits": _naming("segment", lambda row: in_thread(check_limits, row, settings.limits))}
+    return {name: _naming("segment" if name == "limits" else name, stage) for name, stage in stages.items()}
 
 
 async def annotate(row: Row, stages: Mapping[str, Stage], quality: Quality) -> Row:
@@ -98,8 +132,8 @@ async def annotate(row: Row, stages: Mapping[str, Stage], quality: Quality) -> R
     return row
 
 
-async def _judge(row: Row, client: Client, leak_check: "LeakCheck | None") -> Row:
-    return await judge(row if leak_check is None else await in_thread(leak_check.measure, row), client)
+async def _judge(row: Row, client: Client, work: Work) -> Row:
+    return await judge(await work.compute("measure", row) if work.measures else row, client)
 
 
 def _naming(name: str, stage: Stage) -> Stage:

@@ -3,8 +3,6 @@
 import re
 from collections.abc import Callable, Sequence
 
-from ghosttrace.model.checkpoint import load_tokenizer
-
 TokenCounter = Callable[[Sequence[str]], list[int]]
 """Function that returns the number of tokens of each text."""
 
@@ -27,6 +25,8 @@ def token_counter(tokenizer: str | None) -> TokenCounter:
     """
     if tokenizer is None:
         return estimate_tokens
+    from ghosttrace.model.checkpoint import load_tokenizer  # imported here because it takes seconds
+
     loaded = load_tokenizer(tokenizer)
 
     def count(texts: Sequence[str]) -> list[int]:

@@ -1,6 +1,8 @@
 """Seed traces and builds against a scripted endpoint."""
 
 import json
+import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from helpers.scripted_endpoint import KEY, ScriptedEndpoint
 
 REAL_TRACE = DATA / "traces/memento_repo_example_trace.jsonl"
 SMALL = Settings(filters=Filters(min_tokens=50), windows=(8, 5), limits=BlockLimits(min_tokens=60))
+TWO_BLOCKS = replace(SMALL, limits=BlockLimits(min_tokens=60, min_blocks=2))
+"""Settings under which a trace of less than 120 tokens has no segmentation."""
+FILES = ("rows.jsonl", "full/train.jsonl", "default/train.jsonl", "rejected/train.jsonl", "set_aside.jsonl")
 STEPS = (
     "We look at the terms again",
     "This follows from the line above",
@@ -46,3 +51,19 @@ def build_at(
 ) -> BuildResult:
     """Build a data set with a server."""
     return build(source, out, endpoint_of(server, **endpoint), settings)
+
+
+def written(folder: Path) -> list[str]:
+    """Return the content of the files of a build."""
+    return [(folder / name).read_text() for name in FILES]
+
+
+def stored_keys(folder: Path) -> set[str]:
+    """Return the keys of the answers that a build has stored."""
+    database = sqlite3.connect(folder / "calls.sqlite")
+    try:
+        return {key for (key,) in database.execute("SELECT key FROM calls")}
+    except sqlite3.OperationalError:  # killed before the table was made
+        return set()
+    finally:
+        database.close()

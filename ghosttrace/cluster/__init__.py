@@ -1,0 +1,1 @@
+"""Ray clusters: the connection, and workers whose work outlives them."""

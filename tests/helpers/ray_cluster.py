@@ -1,0 +1,31 @@
+"""A Ray cluster of two nodes on this machine, and the processes of its workers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+
+
+@contextmanager
+def two_nodes() -> Iterator[str]:
+    """Run a cluster of two nodes with one CPU each; yield its address."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+def worker_processes(kind: str) -> list[psutil.Process]:
+    """Return the processes that run actors of a class, among those that this process has started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.name().startswith("ray::") and process.cmdline()[0].startswith(f"ray::{kind}"):
+                found.append(process)
+        except psutil.Error:  # it has ended
+            continue
+    return found

@@ -20,7 +20,8 @@ from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER, MementoLaw, expiry
 from ghosttrace.law.markup import find_blocks
-from ghosttrace.probing.places import PlaceFinder
+from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.probing.places import PlaceFinder, Role
 from ghosttrace.probing.tasks import secret_number
 
 
@@ -65,15 +66,20 @@ def read_marks(path: Path) -> list[dict[str, Any]]:
 
 
 def marked_task(
-    traces: Sequence[TokenTrace], finder: PlaceFinder, rows: Sequence[dict[str, Any]]
+    traces: Sequence[TokenTrace],
+    checkpoint: Checkpoint,
+    rows: Sequence[dict[str, Any]],
+    hops: int,
+    role: Role = "tool",
 ) -> tuple[Task, list[ExcludedSecret]]:
     """Build a task with one sample for every marked secret that occurs only in its block.
 
     Args:
         traces: Traces in which the secrets are marked.
-        finder: Finds the blocks with enough blocks after them, or the turns, and provides the tokenizer. Tokens after
-            the memento of the last block that is probed are cut off.
+        checkpoint: Checkpoint with the tokenizer and the law.
         rows: Marked secrets, as returned by `read_marks`.
+        hops: Number of blocks that must follow the secret's block. Tokens after the last one's memento are cut off.
+        role: Role of the turns that hold the secrets, under other laws than Memento's.
 
     Returns:
         A task with one target, whose classes are the labels, and the excluded secrets.
@@ -81,6 +87,7 @@ def marked_task(
     Raises:
         UserError: All secrets are excluded, or a label occurs only once.
     """
+    finder = PlaceFinder(checkpoint, hops, role)
     traces_by_name = {trace.name: trace for trace in traces}
     labelled_samples: list[tuple[str, Sample]] = []
     excluded: list[ExcludedSecret] = []

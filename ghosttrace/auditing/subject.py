@@ -11,7 +11,7 @@ from ghosttrace.data.task import Task
 from ghosttrace.data.tokens import TraceSources, load_traces
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.probing.places import PlaceFinder, Role
+from ghosttrace.probing.places import Role
 from ghosttrace.probing.secrets import secret_kind
 from ghosttrace.probing.tasks import is_natural, make_task, secret_bench
 
@@ -72,7 +72,7 @@ class SecretSource:
             if self.traces is None:
                 raise UserError("--secrets marks secrets in traces: give the traces with --traces")
             loaded = load_traces(checkpoint, self.traces, self.limit)
-            return marked_task(loaded, PlaceFinder(checkpoint, self.hops, self.role), read_marks(self.marks))
+            return marked_task(loaded, checkpoint, read_marks(self.marks), self.hops, self.role)
         arguments = {name: getattr(self, name) for name in ("block", "role", "samples", "hops", "limit", "seed")}
         return make_task(checkpoint, self.bench, self.traces, self.secret, **arguments), []
 

@@ -120,6 +120,19 @@ def test_incomplete_last_record_is_dropped_with_a_warning(half_done: Path, capsy
     pd.testing.assert_frame_equal(pd.read_parquet(half_done / "samples.parquet"), expected)
 
 
+def test_samples_of_an_interrupted_run_are_all_kept(tmp_path: Path) -> None:
+    """What a run itself has recorded is read back, so that nothing is computed twice."""
+    log = RecordLog(tmp_path / "samples.jsonl", SAMPLE_TABLE)
+    from ghosttrace.ablation.run import collect, plan_bench_arms
+
+    settings = AblationSettings(arms=("memento",), limit=2, sampling={"max_new_tokens": 8})
+    collect(plan_bench_arms(load("toy-mixed"), load_bench("ledger-h1", 2), settings), log, 2, write_samples)
+    log.close()
+    again = RecordLog(tmp_path / "samples.jsonl", SAMPLE_TABLE)
+    assert again.keys() == log.keys() and len(again) == 2
+    again.close()
+
+
 def test_damaged_record_is_dropped_alone(half_done: Path) -> None:
     path = half_done / "samples.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)

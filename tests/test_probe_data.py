@@ -25,7 +25,7 @@ from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.session import Session
 from ghosttrace.model.states import read_states
 from ghosttrace.probing import features as features_module
-from ghosttrace.probing.carriers import Carrier, padded_token_indices
+from ghosttrace.probing.carriers import Carrier, MementoParts, padded_token_indices
 from ghosttrace.probing.features import StateSelection, extract_features
 from ghosttrace.probing.split import split
 
@@ -139,31 +139,30 @@ def test_error_for_nonfinite_states_names_the_layer() -> None:
 def test_token_indices_of_carriers() -> None:
     example = sample(0)
     blocks = find_blocks(example.ids, MARKUP)
-    ids = np.array(example.ids)
-    direct = Carrier("memento").token_indices(example, blocks)
+    ids, parts = np.array(example.ids), MementoParts(example, blocks)
+    direct = Carrier("memento").token_indices(parts)
     assert (ids[direct[0]], ids[direct[-1]]) == (MARKUP.summary_start, MARKUP.summary_end)
-    assert list(ids[Carrier("delimiters", 1).token_indices(example, blocks)]) == [MARKUP.block_start, MARKUP.block_end]
-    assert (
-        Carrier("memento", -1).token_indices(example, blocks)[-1]
-        < blocks[1].start
-        < example.secret_indices[0]
-        < direct[0]
-    )
-    assert list(Carrier("memento", 0, 2).token_indices(example, blocks)) == list(direct[-2:])
-    assert not len(Carrier("memento", 9).token_indices(example, blocks))
+    assert list(ids[Carrier("delimiters", 1).token_indices(parts)]) == [MARKUP.block_start, MARKUP.block_end]
+    before = Carrier("memento", -1).token_indices(parts)
+    assert before[-1] < blocks[1].start < example.secret_indices[0] < direct[0]
+    assert list(Carrier("memento", 0, 2).token_indices(parts)) == list(direct[-2:])
+    assert not len(Carrier("memento", 9).token_indices(parts))
 
 
 def test_carriers_of_unequal_length_are_refused() -> None:
     samples = [sample(number) for number in range(6)]
-    blocks = [find_blocks(item.ids, MARKUP) for item in samples]
+
+    def parts(traces: list[Sample]) -> list[MementoParts]:
+        return [MementoParts(item, find_blocks(item.ids, MARKUP)) for item in traces]
+
     with pytest.raises(UserError, match="--pool mean"):
-        padded_token_indices(Carrier("memento"), samples, blocks)
+        padded_token_indices(Carrier("memento"), parts(samples))
     with pytest.raises(UserError, match="no trace has memento tokens at hop 7"):
-        padded_token_indices(Carrier("memento", 7), samples, blocks)
+        padded_token_indices(Carrier("memento", 7), parts(samples))
     short = [*samples[:5], sample(5, ids=trace(5, blocks=2))]
     with pytest.raises(UserError, match="trace 5 has no memento tokens at hop 1"):
-        padded_token_indices(Carrier("memento", 1), short, [find_blocks(item.ids, MARKUP) for item in short])
-    indices, weights = padded_token_indices(Carrier("memento", 0, "mean"), samples, blocks)
+        padded_token_indices(Carrier("memento", 1), parts(short))
+    indices, weights = padded_token_indices(Carrier("memento", 0, "mean"), parts(samples))
     np.testing.assert_allclose(weights.sum(axis=1), 1)
     assert indices.shape == weights.shape
 
@@ -263,7 +262,7 @@ def test_block_kept_for_the_answer_is_sealed_in_shards(masked: bool, hops: tuple
     carriers = tuple(Carrier("memento", hop, 1) for hop in hops)
     features = extract_features(model, task_of(samples), StateSelection("sealed", carriers, (3,)), tmp_path)
     for (row, example), carrier in product(enumerate(samples), carriers):
-        indices = carrier.token_indices(example, find_blocks(example.ids, MARKUP))
+        indices = carrier.token_indices(MementoParts(example, find_blocks(example.ids, MARKUP)))
         expected = read_states(model.model, [sealed_layout(example.ids, MARKUP, policy)], [indices]).values[3, 0]
         torch.testing.assert_close(
             features.load(carrier, 3, "v")[row], expected[:, 0].reshape(1, -1), atol=1e-5, rtol=0

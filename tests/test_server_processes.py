@@ -140,7 +140,7 @@ def test_a_port_in_use_is_one_sentence_before_anything_is_loaded(monkeypatch: py
     monkeypatch.setattr(serve, "find_spec", lambda name: True)
     monkeypatch.setattr(server_command, "server_command", lambda *arguments, **options: (["x"], {}))
     names = (*serve.SHARED_OPTIONS, *serve.POLICY_OPTIONS, "device", "map_delimiters", "arm", "max_block_tokens")
-    options = dict.fromkeys((*names, "async_scheduling", "allow_request_arms", "model"))
+    options = dict.fromkeys((*names, "law", "async_scheduling", "allow_request_arms", "model"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -161,11 +161,16 @@ class BenchArm:
             "response": decode(tokens),
             "prompt_ids": generation.prompt,
             "response_ids": tokens,
-            **({} if self.checkpoint.other_law is None else self._token_texts(generation)),
+            **self._token_texts(generation),
         }
 
     def _token_texts(self, generation: Generation) -> dict[str, Any]:
-        """Return the text of the prompt, and where each token ends in the texts of prompt and response."""
+        """Return the text of the prompt, and where each token ends in the texts of prompt and response.
+
+        Both are None under Memento's law, whose blocks the text itself shows.
+        """
+        if self.checkpoint.other_law is None:
+            return {"prompt_text": None, "token_ends": None}
         decode = self.checkpoint.tokenizer.decode
         prompt = decode(generation.prompt)
         ends = token_ends(generation.tokens, decode)

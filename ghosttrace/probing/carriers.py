@@ -7,7 +7,7 @@ chat, or in tokens.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -18,7 +18,9 @@ from ghosttrace.law.expiry import MementoLaw, expiry
 from ghosttrace.law.law import Erasure, Law
 from ghosttrace.law.markup import Block, find_blocks
 from ghosttrace.law.turns import find_turns
-from ghosttrace.model.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from ghosttrace.model.checkpoint import Checkpoint
 
 CarrierKind = Literal["memento", "delimiters", "block", "turn", "after", "last", "secret"]
 MEMENTO_CARRIERS: tuple[CarrierKind, ...] = ("memento", "delimiters", "block")
@@ -148,7 +150,7 @@ class ChatParts(TraceParts):
         return len(self.turns) - 1 - self.sample.block
 
 
-def divide(checkpoint: Checkpoint, samples: Sequence[Sample]) -> list[TraceParts]:
+def divide(checkpoint: "Checkpoint", samples: Sequence[Sample]) -> list[TraceParts]:
     """Divide traces into the parts in which carriers are counted under the law of a checkpoint."""
     law = checkpoint.law
     if isinstance(law, MementoLaw):
@@ -176,14 +178,14 @@ def secret_carrier(samples: Sequence[Sample]) -> Carrier:
     return Carrier("secret", 0, "all" if len({len(sample.secret_indices) for sample in samples}) == 1 else "mean")
 
 
-def default_carriers(checkpoint: Checkpoint) -> tuple[CarrierKind, ...]:
+def default_carriers(checkpoint: "Checkpoint") -> tuple[CarrierKind, ...]:
     """Return the carriers that are probed by default under the law of a checkpoint."""
     if isinstance(checkpoint.law, MementoLaw):
         return ("memento",)
     return ("delimiters", "after") if checkpoint.chat.turn_starts else ("after",)
 
 
-def check_carriers(kinds: Sequence[CarrierKind], checkpoint: Checkpoint) -> None:
+def check_carriers(kinds: Sequence[CarrierKind], checkpoint: "Checkpoint") -> None:
     """Check that the law of a checkpoint knows these carriers, and retains them.
 
     Raises:

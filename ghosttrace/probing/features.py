@@ -23,6 +23,7 @@ from ghosttrace.data.task import Sample, Task
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER, MementoLaw, expiry
 from ghosttrace.law.layout import open_layout, sealed_layout
+from ghosttrace.law.markup import find_blocks
 from ghosttrace.law.parse import describe_law
 from ghosttrace.model.checkpoint import Checkpoint, fingerprint
 from ghosttrace.model.geometry import CacheGeometry
@@ -210,14 +211,20 @@ def _one_pass(
 
 
 def check_erased(checkpoint: Checkpoint, samples: Sequence[Sample]) -> None:
-    """Check that the secret of every sample leaves the cache.
+    """Check that the block with the secret of every sample leaves the cache, or the secret itself under other laws.
 
     Raises:
-        UserError: A secret is never erased.
+        UserError: It is never erased.
     """
+    law, memento = checkpoint.law, isinstance(checkpoint.law, MementoLaw)
     for sample in samples:
-        if secret_expires_at(checkpoint, sample) == NEVER:
-            memento = isinstance(checkpoint.law, MementoLaw)
+        if isinstance(law, MementoLaw):
+            blocks = find_blocks(sample.ids, law.markup, law.policy.require_assistant_section)
+            erased = [erasure.block for erasure in law.erasures(sample.ids)]
+            stays = not 0 <= sample.block < len(blocks) or blocks[sample.block] not in erased
+        else:
+            stays = secret_expires_at(checkpoint, sample) == NEVER
+        if stays:
             where, mend = ("block", "hide the secret in an earlier block, or give --keep-last-n-blocks 0")
             if not memento:
                 where, mend = ("turn", "hide the secret in an earlier turn, or give a law that erases it")

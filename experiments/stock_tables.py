@@ -12,8 +12,8 @@ def stock_probes() -> str:
     results = read("stock_probes")
     results = results[(results["probe"] == "linear") & (results["target"] == "digit-*") & (results["hop"] >= 0)]
     rows = []
-    for site, part in results.groupby(["law", "carrier", "hop"], sort=False):
-        law, carrier, hop = map(str, tuple(site))  # type: ignore[arg-type]
+    for law, carrier, hop in results[["law", "carrier", "hop"]].drop_duplicates().itertuples(index=False):
+        part = results[(results["law"] == law) & (results["carrier"] == carrier) & (results["hop"] == hop)]
         opened, sealed = (part[part["condition"] == condition] for condition in ("open", "sealed"))
         if not len(opened):
             continue
@@ -22,7 +22,7 @@ def stock_probes() -> str:
         where = f"{'keys' if best['kv'] == 'k' else 'values'} of layer {best['layer']}"
         verdict = "yes" if best["significant"] else "no"
         sealed_best = 3 * sealed["bits"].max()
-        rows.append([f"`{law}`", f"`{carrier}`", hop, interval(cells, 2), where, verdict, number(sealed_best, 2)])
+        rows.append([f"`{law}`", f"`{carrier}`", str(hop), interval(cells, 2), where, verdict, number(sealed_best, 2)])
     opened_title = f"bits of {number(log2(900), 1)}, open"
     header = ["law", "carrier", "hop", opened_title, "where", "significant", "most bits, sealed"]
     return markdown_table(header, rows)

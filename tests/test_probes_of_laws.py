@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import ghosttrace as gt
 from ghosttrace.ablation.arms import Memento, Restart
 from ghosttrace.auditing.defended_caches import read_defended_states
+from ghosttrace.auditing.marked_secrets import marked_task
 from ghosttrace.bench.agent import example_chats
 from ghosttrace.data.chats import parse_chat
 from ghosttrace.data.task import Sample
@@ -31,6 +32,7 @@ from ghosttrace.probing.places import first_run
 from ghosttrace.probing.planting import plant_secrets
 from ghosttrace.probing.secrets import digit_codes
 from ghosttrace.probing.tasks import make_task
+from ghosttrace.probing.text_baseline import retained_tokens, segment_numbers
 
 SPECS = ("window:24,5,prompt=3", "sinks:2,9", "chunks:12,4,prompt=3", "turns:2,1", "tools:0", "tools:1")
 
@@ -166,3 +168,49 @@ def test_agent_sessions_need_another_law() -> None:
         gt.probe("toy-open", "agent-erased", samples=30)
     with pytest.raises(gt.UserError, match="the law memento has no carrier 'after'"):
         gt.probe("toy-open", carriers=["after"], samples=30)
+
+
+@requires_data(NEEDED)
+def test_a_marked_secret_that_is_still_held_elsewhere_is_excluded() -> None:
+    """The copy leaves as well, but after the secret, whose states are read while it is held."""
+    checkpoint = stock("turns:2,1")
+    say = {"role": "user", "content": "Go on."}
+    results = [
+        {"role": "tool", "name": "a", "tool_call_id": "abcdefghi", "content": f"The key is {n}."}
+        for n in ("alpha", "beta")
+    ]
+    repeated = {"role": "assistant", "content": "I noted that the key is alpha."}
+    rest = [say, {"role": "assistant", "content": "Yes."}, say, {"role": "assistant", "content": "Yes."}, say]
+    messages = [say, {"role": "assistant", "content": "I look."}, results[0], repeated, *rest]
+    bare = [say, {"role": "assistant", "content": "I look."}, results[0], *rest]
+    both = [
+        to_token_trace(checkpoint, "made", name, parse_chat({"messages": chat}, "x"))
+        for name, chat in (("repeated", messages), ("bare", bare), ("bare2", bare))
+    ]
+    marks = [
+        {"trace": name, "block": 0, "text": "alpha", "label": label}
+        for name, label in (("repeated", "a"), ("bare", "a"), ("bare2", "a"))
+    ]
+    with pytest.raises(gt.UserError, match="has the same label everywhere"):
+        marked_task(both, checkpoint, marks, 0)
+    marks[0]["label"] = "b"
+    with pytest.raises(gt.UserError, match="has the same label everywhere"):  # the other label was excluded
+        marked_task(both, checkpoint, marks, 0)
+
+
+@requires_data(NEEDED)
+def test_segments_of_the_text_are_counted_from_the_secret() -> None:
+    checkpoint = stock("tools:0")
+    task = plant_secrets(traces(), checkpoint, digit_codes(4), 1, 10)
+    texts = retained_tokens(checkpoint, task)
+    assert set(segment_numbers(checkpoint, task, texts)) == {1}  # behind the second segment, in the second gap
+
+
+@requires_data(NEEDED)
+@pytest.mark.parametrize(
+    ("law", "message"), [("log:LOG", "replays recorded tokens, and a planted secret changes them")]
+)
+def test_a_log_has_no_place_for_a_secret(law: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(json.dumps({"token_ids": [1, 2, 3], "evicted_at": [3, None, None]}))
+    with pytest.raises(gt.UserError, match=message):
+        gt.probe(stock(law.replace("LOG", str(tmp_path / "log.jsonl"))), traces=list(traces()), samples=20)

@@ -303,3 +303,9 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     finished = run_command("data", "build", str(seed_file(tmp_path)), *options)
     assert finished.returncode == 2 and "ray is not installed: pip install -e '.[ray]'" in finished.stderr
     assert finished.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_password_in_the_address_is_not_shown_to_the_cluster(tmp_path: Path) -> None:
+    endpoint = Endpoint("http://user:secret@127.0.0.1:1/v1", model="m")
+    with pytest.raises(UserError, match="leave name and password out of the address"):
+        build(tmp_path / "none.jsonl", tmp_path / "out", endpoint, ray="local")

@@ -18,7 +18,7 @@ from ghosttrace.data.spans import decode, token_range
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.data.tokens import TokenTrace
 from ghosttrace.errors import UserError
-from ghosttrace.law.expiry import NEVER, MementoLaw, expiry
+from ghosttrace.law.expiry import MementoLaw, expiry
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.places import PlaceFinder, Role
@@ -123,20 +123,27 @@ def _make_sample(trace: TokenTrace | None, finder: PlaceFinder, row: dict[str, A
     begin = decode(tokenizer, inside).find(row["text"])
     if begin < 0:
         return f"the text does not occur in its {finder.what}"
-    if row["text"] in decode(tokenizer, _retained_ids(ids, finder)):
-        return "the retained text contains the secret"
-    if row["text"] in decode(tokenizer, ids[: place.tokens.start]):
-        memento = isinstance(checkpoint.law, MementoLaw)
-        return f"the secret also occurs {'in an earlier block' if memento else f'before its {finder.what}'}"
     span = token_range(inside, range(begin, begin + len(row["text"])), tokenizer)
-    return Sample(ids, trace.name, "", place.block, tuple(place.tokens.start + offset for offset in span), ())
+    indices = tuple(place.tokens.start + offset for offset in span)
+    if row["text"] in decode(tokenizer, _retained_ids(ids, finder, indices)):
+        return "the retained text contains the secret"
+    memento = isinstance(checkpoint.law, MementoLaw)
+    if not memento and decode(tokenizer, inside).count(row["text"]) > 1:
+        return f"the secret occurs twice in its {finder.what}"
+    if row["text"] in decode(tokenizer, ids[: place.tokens.start]):
+        return f"the secret also occurs {'in an earlier block' if memento else f'before its {finder.what}'}"
+    return Sample(ids, trace.name, "", place.block, indices, ())
 
 
-def _retained_ids(ids: Sequence[int], finder: PlaceFinder) -> list[int]:
-    """Return the token ids that remain when all blocks are erased, delimiters included, or what the law retains."""
+def _retained_ids(ids: Sequence[int], finder: PlaceFinder, secret_indices: Sequence[int]) -> list[int]:
+    """Return the token ids that remain when all blocks are erased, delimiters included.
+
+    Under other laws than Memento's, return those that are held when the secret has left, or come later.
+    """
     law, kept = finder.checkpoint.law, np.ones(len(ids), dtype=bool)
     if not isinstance(law, MementoLaw):
-        kept = expiry(ids, law) == NEVER
+        times = expiry(ids, law)
+        kept = times > times[list(secret_indices)].max()
     else:
         for pair in find_blocks(ids, law.markup, law.policy.require_assistant_section):
             kept[pair.start + 1 : pair.end] = False

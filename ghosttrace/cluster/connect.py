@@ -70,6 +70,7 @@ def _connect(address: str) -> None:
         address = os.environ.get("RAY_ADDRESS") or address
     if address not in ("auto", "local"):
         _reach(address)
+    if address != "local":
         os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # one attempt, not twenty of 40 seconds each
     options = {"include_dashboard": False} if address == "local" else {}
     try:

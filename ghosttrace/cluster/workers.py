@@ -38,7 +38,8 @@ class Workers:
     """
 
     def __init__(self, kind: type, arguments: Sequence[Any], machines: Sequence[Machine], gpus: int = 0) -> None:
-        self._kind = ray.remote(num_cpus=0, num_gpus=gpus)(kind)
+        # Ray places an actor without any share of a CPU on another machine than the one it is asked for.
+        self._kind = ray.remote(num_cpus=0.01, num_gpus=gpus)(kind)
         self._arguments = arguments
         self._machines = machines
         self._ready: list[_Worker] = []
@@ -76,8 +77,9 @@ class Workers:
             Exception: whatever the method raises.
         """
         last: RayError | None = None
+        lost: list[Machine] = []  # a machine that is gone has more workers than one
         for _ in range(ATTEMPTS):
-            worker = await self._least_busy()
+            worker = await self._least_busy(lost)
             worker.under_way += 1
             try:
                 return await getattr(worker.actor, method).remote(*arguments)
@@ -85,6 +87,7 @@ class Workers:
                 raise error.cause from error
             except RayError as error:
                 last = error
+                lost.append(worker.machine)
                 self._replace(worker)
             finally:
                 worker.under_way -= 1
@@ -93,12 +96,13 @@ class Workers:
             "little memory, and run the command again"
         ) from last
 
-    async def _least_busy(self) -> _Worker:
+    async def _least_busy(self, lost: Sequence[Machine]) -> _Worker:
+        """Return the ready worker with the least work, if possible on a machine that has not lost this work yet."""
         while not self._ready:
             if not self._starting:
                 raise self._failure
             await asyncio.wait(tuple(self._starting), return_when=asyncio.FIRST_COMPLETED)
-        return min(self._ready, key=lambda worker: worker.under_way)
+        return min(self._ready, key=lambda worker: (worker.machine in lost, worker.under_way))
 
     def _replace(self, worker: _Worker) -> None:
         if worker in self._ready:  # the first of its works to fail

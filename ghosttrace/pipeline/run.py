@@ -15,6 +15,7 @@ import pandas as pd
 from pyarrow import parquet
 
 from ghosttrace.data.read import iter_records
+from ghosttrace.errors import UserError
 from ghosttrace.pipeline.assembly import assemble
 from ghosttrace.pipeline.calls import CallCache, StageCost
 from ghosttrace.pipeline.client import Client
@@ -128,6 +129,11 @@ def _place_of_work(
             leak_check = LeakCheck.load(seal_check)
         yield nullcontext(local_work(settings, leak_check))
         return
+    if "@" in endpoint.base_url.partition("://")[2].partition("/")[0]:
+        raise UserError(
+            "Ray shows the command line to everyone on the cluster: leave name and password out of the address of the "
+            "endpoint, and give a key in the environment"
+        )
     from ghosttrace.cluster.connect import connected
 
     with connected(ray) as machines:

@@ -17,6 +17,7 @@ from ghosttrace.law.chat import Chat
 from ghosttrace.law.expiry import MementoLaw, expiry
 from ghosttrace.law.law import Erasure, Law
 from ghosttrace.law.markup import Block, find_blocks
+from ghosttrace.law.tools import Tools
 from ghosttrace.law.turns import find_turns
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def default_carriers(checkpoint: "Checkpoint") -> tuple[CarrierKind, ...]:
     """Return the carriers that are probed by default under the law of a checkpoint."""
     if isinstance(checkpoint.law, MementoLaw):
         return ("memento",)
-    return ("delimiters", "after") if checkpoint.chat.turn_starts else ("after",)
+    return ("delimiters", "after") if isinstance(checkpoint.law, Tools) else ("after",)
 
 
 def check_carriers(kinds: Sequence[CarrierKind], checkpoint: "Checkpoint") -> None:

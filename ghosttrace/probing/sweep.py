@@ -28,7 +28,13 @@ from ghosttrace.probing.nonlinear_sites import nonlinear_sites, reduce_width, wi
 from ghosttrace.probing.probes import MLP, Probe
 from ghosttrace.probing.site import Kv, ProbeSite
 from ghosttrace.probing.split import Split
-from ghosttrace.probing.text_baseline import fit_text_posterior, log_marginals, retained_tokens, text_features
+from ghosttrace.probing.text_baseline import (
+    fit_text_posterior,
+    log_marginals,
+    retained_tokens,
+    segment_numbers,
+    text_features,
+)
 from ghosttrace.runs.folder import stable_repr
 from ghosttrace.runs.records import Records
 
@@ -129,7 +135,8 @@ def state_selections(
 
 def probe_targets(checkpoint: Checkpoint, task: Task, split: Split) -> tuple[list[ProbeTarget], list[ProbeTarget]]:
     """Return the targets with the exact posterior as text baseline where known, and all with the fitted baseline."""
-    texts = text_features(retained_tokens(checkpoint, task), [sample.block for sample in task.samples], split.train)
+    retained = retained_tokens(checkpoint, task)
+    texts = text_features(retained, segment_numbers(checkpoint, task, retained), split.train)
     targets, text_targets = [], []
     for number, target in enumerate(task.targets):
         labels = task.labels(number)

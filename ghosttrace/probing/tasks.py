@@ -77,6 +77,10 @@ def make_task(
     if min(samples, 1 if limit is None else limit) < 1:
         raise UserError("--samples and --limit must be at least 1")
     number = secret_number(checkpoint, block)
+    if checkpoint.law.replayed:
+        raise UserError(
+            f"{checkpoint.law.spec} replays recorded tokens, and a planted secret changes them: give another law"
+        )
     if traces is None:
         resolved = secret_bench(bench)
         check_law(resolved, checkpoint)

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
 
 from ghosttrace.data.task import Task
-from ghosttrace.law.expiry import NEVER, expiry
+from ghosttrace.law.expiry import NEVER, MementoLaw, expiry
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.split import Split
 
@@ -29,15 +29,39 @@ NGRAM_SIZES = (1, 2, 3)
 def retained_tokens(checkpoint: Checkpoint, task: Task) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the retained tokens of each trace.
 
+    Under other laws than Memento's, a token may leave after its states have been read, so all tokens count that are
+    held when the secret has left, or come later.
+
     Returns:
         For each trace the ids of the tokens that are never erased, int64[R], and their token indices, int64[R].
     """
     texts = []
     for sample in task.samples:
         ids = np.asarray(sample.ids)
-        indices = np.flatnonzero(expiry(ids, checkpoint.law) == NEVER)
+        times = expiry(ids, checkpoint.law)
+        if isinstance(checkpoint.law, MementoLaw):
+            indices = np.flatnonzero(times == NEVER)
+        else:
+            indices = np.flatnonzero(times > times[list(sample.secret_indices)].max())
         texts.append((ids[indices], indices))
     return texts
+
+
+def segment_numbers(checkpoint: Checkpoint, task: Task, texts: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[int]:
+    """Return, for each trace, the number of the gap that holds its secret: the number of its block under Memento's law.
+
+    Args:
+        checkpoint: Provides the law.
+        task: N traces.
+        texts: The output of `retained_tokens`.
+    """
+    if isinstance(checkpoint.law, MementoLaw):
+        return [sample.block for sample in task.samples]
+    numbers = []
+    for sample, (_, indices) in zip(task.samples, texts, strict=True):
+        starts = np.array([indices[segment[0]] for segment in _segments(indices) if len(segment)])
+        numbers.append(int((starts < sample.secret_indices[0]).sum()) - 1)
+    return numbers
 
 
 def text_features(
@@ -47,7 +71,7 @@ def text_features(
 
     Args:
         texts: The output of `retained_tokens`.
-        blocks: For each trace the index of the pair with the secret; segments are numbered relative to it.
+        blocks: The output of `segment_numbers`; segments are numbered relative to it.
         train: int64, traces that define the vocabulary; features found in only one of them are removed.
 
     Returns:

@@ -32,14 +32,14 @@ class Perturber(Eraser):
         """Erase as usual, then perturb the carriers."""
         super().erase(erasures)
         for row, row_erasures in erasures:
+            others = [erasure.carriers for erasure in row_erasures if not isinstance(erasure, BlockErasure)]
             for erasure in row_erasures:
                 if isinstance(erasure, BlockErasure):
                     block = erasure.block
                     self._perturb(row, range(block.start, block.memento_end + 1), block.start)
-                else:
-                    carriers = erasure.carriers
-                    fresh = range(max(carriers.start, self._perturbed[row]), carriers.stop)
-                    self._perturb(row, fresh, erasure.expires_at)
+            if others:  # what leaves at one time has carriers in common, which are perturbed once
+                fresh = range(max(min(each.start for each in others), self._perturbed[row]), others[0].stop)
+                self._perturb(row, fresh, fresh.stop)
             self._perturbed[row] = self.session.rows[row].num_processed
 
     def _perturb(self, row: int, carriers: range, stream: int) -> None:

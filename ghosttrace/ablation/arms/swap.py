@@ -95,6 +95,10 @@ class Swap(Arm):
     donors: DonorLookup = no_donors
 
     def adapt_law(self, law: Law) -> Law:
+        if isinstance(law, Tools) and law.keep > 1:
+            raise UserError(
+                f"swap needs a result that leaves before the next one comes, not {law.spec}: give tools:0 or 1"
+            )
         return law if isinstance(law, Tools) else super().adapt_law(law)
 
     def adapt_policy(self, policy: Policy) -> Policy:

@@ -21,7 +21,7 @@ from ghosttrace.auditing.defended_caches import read_retained_states, run_sessio
 from ghosttrace.auditing.evidence import AttackSite, Evidence, mean_estimate, one_row_per_cluster, rate_estimate
 from ghosttrace.auditing.threats import INSIDER
 from ghosttrace.data.task import Sample
-from ghosttrace.law.expiry import MementoLaw, erasures
+from ghosttrace.law.expiry import MementoLaw, erasures, expiry
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.attention import attending
 from ghosttrace.model.states import States
@@ -105,7 +105,8 @@ def _hidden_texts(context: AuditContext, rows: Sequence[int]) -> list[HiddenText
     texts = []
     for sample, trace in zip(samples, divide(checkpoint, samples), strict=True):
         (tokens, *_), end = erased_texts(checkpoint, sample), secret_expires_at(checkpoint, sample)
-        after = np.asarray(trace.find("after", 0), dtype=np.int64)
+        at_once = (expiry(sample.ids, checkpoint.law)[tokens.start : tokens.stop] == end).all()
+        after = np.asarray(trace.find("after", 0) if at_once else (), dtype=np.int64)  # else the rest is still held
         texts.append(HiddenText(tokens, (), end, after[after < end]))
     return texts
 

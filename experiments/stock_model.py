@@ -109,7 +109,7 @@ def accuracy(law: str, work: Path) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Run all measurements; each table is written anew whenever a part of it is done."""
+    """Run all measurements, and rewrite a table after each of its parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--traces", nargs="+", required=True, help="files with real traces")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "stock_model")

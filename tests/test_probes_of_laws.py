@@ -150,6 +150,7 @@ def test_probe_of_agent_sessions(tmp_path: Path) -> None:
         ("tools:0", {"bench": "agent-erased", "carriers": ["memento"]}, "has no carrier 'memento': choose --carriers"),
         ("tools:0", {"bench": "agent-erased", "hops": [12]}, "no trace has delimiters tokens at hop 12"),
         ("tools:0", {"bench": "agent-erased", "block": -1}, "--block must be at least 0"),
+        ("tools:0", {"bench": "agent-erased", "carriers": ["last"], "hops": [2]}, "add 0 to --hops"),
         ("tools:0", {"traces": "CHATS", "role": "user"}, "--in must be tool or assistant, not 'user'"),
         ("tools:0", {"traces": "CHATS", "block": 4}, "no trace has 5 tool results that leave under the law tools:0"),
         ("tools:0", {"traces": "CHATS", "role": "assistant"}, "no trace has 1 assistant turns that leave"),
@@ -203,7 +204,9 @@ def test_segments_of_the_text_are_counted_from_the_secret() -> None:
     checkpoint = stock("tools:0")
     task = plant_secrets(traces(), checkpoint, digit_codes(4), 1, 10)
     texts = retained_tokens(checkpoint, task)
-    assert set(segment_numbers(checkpoint, task, texts)) == {1}  # behind the second segment, in the second gap
+    assert set(segment_numbers(checkpoint, task, texts)) == {
+        1
+    }  # two segments of text precede the secret, so it is in gap 1
 
 
 @requires_data(NEEDED)

@@ -1,4 +1,4 @@
-"""Connection to a Ray cluster. Whatever prevents it is told in one sentence."""
+"""Connection to a Ray cluster. A connection that fails raises a `UserError` of one sentence."""
 
 import logging
 import os

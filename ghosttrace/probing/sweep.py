@@ -28,13 +28,7 @@ from ghosttrace.probing.nonlinear_sites import nonlinear_sites, reduce_width, wi
 from ghosttrace.probing.probes import MLP, Probe
 from ghosttrace.probing.site import Kv, ProbeSite
 from ghosttrace.probing.split import Split
-from ghosttrace.probing.text_baseline import (
-    fit_text_posterior,
-    log_marginals,
-    retained_tokens,
-    segment_numbers,
-    text_features,
-)
+from ghosttrace.probing.text_baseline import fit_text_posterior, log_marginals, task_text_features
 from ghosttrace.runs.folder import stable_repr
 from ghosttrace.runs.records import Records
 
@@ -120,6 +114,8 @@ class ProbeSettings:
         if not self.hops or min(self.hops) < 0:
             raise UserError("--hops must be 0 (the secret's own memento) or more: hop -1 is always probed as a control")
         if all(carrier.hop < 0 for carrier in self.carriers):
+            if "last" in self.kinds:
+                raise UserError("the last token is a carrier at hop 0 only: add 0 to --hops")
             raise UserError("the block at hop 0 contains the secret and is no carrier: give --hops 1 or later")
 
 
@@ -135,8 +131,7 @@ def state_selections(
 
 def probe_targets(checkpoint: Checkpoint, task: Task, split: Split) -> tuple[list[ProbeTarget], list[ProbeTarget]]:
     """Return the targets with the exact posterior as text baseline where known, and all with the fitted baseline."""
-    retained = retained_tokens(checkpoint, task)
-    texts = text_features(retained, segment_numbers(checkpoint, task, retained), split.train)
+    texts = task_text_features(checkpoint, task, split.train)
     targets, text_targets = [], []
     for number, target in enumerate(task.targets):
         labels = task.labels(number)

@@ -29,11 +29,11 @@ NGRAM_SIZES = (1, 2, 3)
 def retained_tokens(checkpoint: Checkpoint, task: Task) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the retained tokens of each trace.
 
-    Under other laws than Memento's, a token may leave after its states have been read, so all tokens count that are
-    held when the secret has left, or come later.
+    Under Memento's law these are the tokens that are never erased. Under any other law a token may leave after its
+    states have been read, so all tokens count that are held when the secret has left, or come later.
 
     Returns:
-        For each trace the ids of the tokens that are never erased, int64[R], and their token indices, int64[R].
+        For each trace the ids of these tokens, int64[R], and their token indices, int64[R].
     """
     texts = []
     for sample in task.samples:
@@ -45,6 +45,18 @@ def retained_tokens(checkpoint: Checkpoint, task: Task) -> list[tuple[np.ndarray
             indices = np.flatnonzero(times > times[list(sample.secret_indices)].max())
         texts.append((ids[indices], indices))
     return texts
+
+
+def task_text_features(checkpoint: Checkpoint, task: Task, train: np.ndarray) -> csr_array:
+    """Return `text_features` of the retained text of each trace of a task, float[N, V].
+
+    Args:
+        checkpoint: Provides the law.
+        task: N traces.
+        train: int64, traces that define the vocabulary.
+    """
+    texts = retained_tokens(checkpoint, task)
+    return text_features(texts, segment_numbers(checkpoint, task, texts), train)
 
 
 def segment_numbers(checkpoint: Checkpoint, task: Task, texts: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[int]:

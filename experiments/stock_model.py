@@ -9,8 +9,8 @@ things:
 - accuracy: whether the model answers from what left, on `agent-noted` and `agent-erased`.
 
 Writes `stock_probes.parquet`, `stock_bits.parquet` and `stock_accuracy.parquet` into `experiments/results`.
-`make lm`, then `python experiments/stock_model.py --traces FILES`: about an hour on one core; an interrupted run goes
-on where it stopped.
+`make lm`, then `python experiments/stock_model.py --traces FILES`: about an hour on one core. An interrupted run goes on
+where it stopped, and `--only stock_bits` runs one measurement; each run replaces its own rows of a table alone.
 """
 
 import argparse
@@ -43,6 +43,7 @@ PROBE_SAMPLES, EXCERPTS, EXCERPT_TOKENS, SESSIONS, PROBLEMS = 400, 12, 300, 24, 
 BITS_LAWS = {"excerpts": ("window:128,64", "chunks:128,32"), "sessions": ("tools:0", "window:110,40")}
 DELIMITER = re.compile(r"<\|(?:block|summary)_(?:start|end)\|>")
 BITS_ARMS = ["restart", "restart-renumbered"]
+KEYS = {"stock_probes": ("law",), "stock_bits": ("law", "source"), "stock_accuracy": ("law", "bench")}
 
 
 def show(step: str, done: int, total: int) -> None:
@@ -108,26 +109,38 @@ def accuracy(law: str, work: Path) -> pd.DataFrame:
     return run.results.assign(law=law, failures="; ".join(run.failures))
 
 
+def record(name: str, rows: pd.DataFrame, keys: Sequence[str]) -> None:
+    """Write rows into a table of results in place of the earlier ones with the same keys."""
+    file = RESULTS / f"{name}.parquet"
+    if file.exists():
+        earlier = pd.read_parquet(file)
+        again = pd.MultiIndex.from_frame(earlier[list(keys)]).isin(pd.MultiIndex.from_frame(rows[list(keys)]))
+        rows = pd.concat([earlier[~again], rows])
+    rows.to_parquet(file, index=False)
+
+
 def main() -> None:
-    """Run all measurements, and rewrite a table after each of its parts."""
+    """Run the measurements, and rewrite a table after each of its parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--traces", nargs="+", required=True, help="files with real traces")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "stock_model")
+    parser.add_argument("--only", nargs="+", choices=list(KEYS), default=list(KEYS), help="measurements to run")
+    parser.add_argument("--laws", nargs="+", help="laws to run (default: all)")
     given = parser.parse_args()
-    jobs: list[tuple[str, Callable[[], pd.DataFrame]]] = [
-        *(("stock_probes", partial(probes, law, given.work)) for law in PROBED),
+    jobs: list[tuple[str, str, Callable[[], pd.DataFrame]]] = [
+        *(("stock_probes", law, partial(probes, law, given.work)) for law in PROBED),
         *(
-            ("stock_bits", partial(bits, source, law, given.traces, given.work))
+            ("stock_bits", law, partial(bits, source, law, given.traces, given.work))
             for source, laws in BITS_LAWS.items()
             for law in laws
         ),
-        ("stock_accuracy", partial(accuracy, "tools:0", given.work)),
+        ("stock_accuracy", "tools:0", partial(accuracy, "tools:0", given.work)),
     ]
-    tables: dict[str, list[pd.DataFrame]] = {}
-    for name, job in jobs:
-        tables.setdefault(name, []).append(job())
-        print(name, tables[name][-1][["law", "failures"]].iloc[0].to_dict(), flush=True)
-        pd.concat(tables[name]).to_parquet(RESULTS / f"{name}.parquet", index=False)
+    for name, law, job in jobs:
+        if name in given.only and law in (given.laws or [law]):
+            rows = job()
+            record(name, rows, KEYS[name])
+            print(name, law, rows["failures"].iloc[0] or "valid", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 import ghosttrace as gt
 from ghosttrace.bench import load_bench
 from ghosttrace.bench.agent import NUMBERS, SMALLEST, AgentSession, example_chats, grade
-from ghosttrace.data.chats import ChatMessages, is_chat, parse_chat
+from ghosttrace.data.chats import ChatMessages, is_chat, parse_chat, tokenize_chat
 from ghosttrace.data.read import read_traces
 from ghosttrace.data.tokens import load_traces
+from ghosttrace.law.chat import find_assistant_header, find_sequence
 from ghosttrace.law.expiry import NEVER, expiry
 from ghosttrace.law.tools import find_tool_results
 
@@ -77,6 +78,21 @@ def test_a_chat_is_tokenised_by_the_models_template(tmp_path: Path) -> None:
     assert len(find_tool_results(traces[0].ids, checkpoint.chat)) == 3
     info_rows = checkpoint.law.erasures(traces[1].ids)
     assert [checkpoint.tokenizer.decode(traces[1].ids[row.keys[0] :])[:9] for row in info_rows] == ['\n{"item":'] * 3
+
+
+@requires_data(NEEDED)
+def test_a_reply_that_begins_with_a_line_break_opens_a_turn() -> None:
+    """The tokenizer merges two line breaks, and so the end of the header with the beginning of the reply."""
+    tokenizer = stock("none").tokenizer
+    replies = ["\nfirst", "second", "\n\nthird"]
+    messages = [message for reply in replies for message in (PAIR[0], {"role": "assistant", "content": reply})]
+    prompt, response = tokenize_chat(ChatMessages(tuple(messages)), tokenizer)
+    ids, header = np.array([*prompt, *response]), find_assistant_header(tokenizer)
+    assert len(find_sequence(ids, header)) == len(replies) and tuple(prompt[-len(header) :]) == header
+    assert tokenizer.decode(ids) == tokenizer.apply_chat_template(messages, tokenize=False)
+    plain = [message for message in messages if not message["content"].startswith("\n")]
+    joined = tokenizer(tokenizer.apply_chat_template(plain, tokenize=False), add_special_tokens=False)["input_ids"]
+    assert [*sum(tokenize_chat(ChatMessages(tuple(plain)), tokenizer), [])] == joined
 
 
 @requires_data(NEEDED)

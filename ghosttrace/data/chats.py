@@ -1,5 +1,6 @@
 """Chats in OpenAI's message format, such as the sessions of an agent, through the model's own chat template."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +84,18 @@ def tokenize_chat(chat: ChatMessages, tokenizer: Any) -> tuple[list[int], list[i
     Raises:
         UserError: The tokenizer has no chat template, or the template refuses the messages.
     """
-    text = render_chat(tokenizer, chat.messages, tools=None if chat.tools is None else list(chat.tools))
+    text, header = (
+        render_chat(tokenizer, chat.messages, tools=None if chat.tools is None else list(chat.tools)),
+        find_assistant_header(tokenizer),
+    )
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    ends = find_sequence(np.array(ids), find_assistant_header(tokenizer))
+    ends = find_sequence(np.array(ids), header)
+    spelled = tokenizer.decode(header) if header else ""
+    if spelled and len(ends) < text.count(spelled):
+        # A reply that begins with a line break merges with the header. Generation never sees that token, because a
+        # prompt ends with the header: so each header ends a piece here as well.
+        pieces = re.split(f"(?<={re.escape(spelled)})", text)
+        ids = [token for piece in pieces for token in tokenizer(piece, add_special_tokens=False)["input_ids"]]
+        ends = find_sequence(np.array(ids), header)
     split = int(ends[0]) + 1 if len(ends) else len(ids)
     return ids[:split], ids[split:]

@@ -9,8 +9,8 @@ things:
 - accuracy: whether the model answers from what left, on `agent-noted` and `agent-erased`.
 
 Writes `stock_probes.parquet`, `stock_bits.parquet` and `stock_accuracy.parquet` into `experiments/results`.
-`make lm`, then `python experiments/stock_model.py --traces FILES`: about an hour on one core. An interrupted run goes on
-where it stopped, and `--only stock_bits` runs one measurement; each run replaces its own rows of a table alone.
+`make lm`, then `python experiments/stock_model.py --traces FILES`: about an hour on one core. An interrupted run goes
+on where it stopped, and `--only stock_bits` runs one measurement; each run replaces its own rows of a table alone.
 """
 
 import argparse

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.commands import command
+from helpers.laws import CHAT, MARKUP
 from rich.console import Console
 
 import ghosttrace as gt
@@ -24,7 +25,8 @@ from ghosttrace.ablation.settings import AblationSettings
 from ghosttrace.ablation.summary import at_k, failed_controls
 from ghosttrace.bench import load_bench
 from ghosttrace.errors import RunWarning, UserError
-from ghosttrace.law.expiry import Policy
+from ghosttrace.law.expiry import MementoLaw, Policy
+from ghosttrace.law.parse import parse_law
 from ghosttrace.model.checkpoint import load
 from ghosttrace.model.generate import Request
 from ghosttrace.model.sampling import Sampling
@@ -147,12 +149,21 @@ def test_sealing_a_part_of_the_cache() -> None:
 def test_controls_can_fail() -> None:
     row = {"bench": "ledger-h1", "arm": "placebo", "effect": -0.2, "p": 0.03}
     leak = {"bench": "ledger-h1", "arm": "restart", "accuracy": 0.5, "accuracy_low": 0.4, "p": 0.5}
-    benches, policy = load_bench("ledger-h1", 1), Policy(True)
+    benches, law = load_bench("ledger-h1", 1), MementoLaw(MARKUP, Policy(True))
+    kept = replace(law, policy=Policy(True, keep_last_n_blocks=1))
     arms = {name: ARMS[name]() for name in ("placebo", "restart")}
-    assert "placebo moved" in failed_controls(pd.DataFrame([row]), arms, benches, Part(), policy)[0]
-    assert "no sealed cache allows" in failed_controls(pd.DataFrame([leak]), arms, benches, Part(), policy)[0]
-    assert failed_controls(pd.DataFrame([leak]), arms, benches, Part(kv=("v",)), policy) == ()
-    assert failed_controls(pd.DataFrame([leak]), arms, benches, Part(), replace(policy, keep_last_n_blocks=1)) == ()
+    assert "placebo moved" in failed_controls(pd.DataFrame([row]), arms, benches, Part(), law)[0]
+    assert "no sealed cache allows" in failed_controls(pd.DataFrame([leak]), arms, benches, Part(), law)[0]
+    assert failed_controls(pd.DataFrame([leak]), arms, benches, Part(kv=("v",)), law) == ()
+    assert failed_controls(pd.DataFrame([leak]), arms, benches, Part(), kept) == ()
+
+
+@pytest.mark.parametrize("spec, holds", [("tools:0", True), ("tools:1", True), ("tools:2", False), ("none", False)])
+def test_the_ceiling_of_agent_sessions_is_checked_where_it_holds(spec: str, holds: bool) -> None:
+    leak = {"bench": "agent-erased", "arm": "restart", "accuracy": 0.5, "accuracy_low": 0.4, "p": 0.5}
+    arms, law = {"restart": ARMS["restart"]()}, parse_law(spec, CHAT)
+    failures = failed_controls(pd.DataFrame([leak]), arms, load_bench("agent-erased", 1), Part(), law)
+    assert ["no sealed cache allows" in failure for failure in failures] == [True] * holds
 
 
 def test_at_k_counts_votes_and_passes() -> None:

@@ -92,7 +92,8 @@ def test_a_reply_that_begins_with_a_line_break_opens_a_turn() -> None:
     assert tokenizer.decode(ids) == tokenizer.apply_chat_template(messages, tokenize=False)
     plain = [message for message in messages if not message["content"].startswith("\n")]
     joined = tokenizer(tokenizer.apply_chat_template(plain, tokenize=False), add_special_tokens=False)["input_ids"]
-    assert [*sum(tokenize_chat(ChatMessages(tuple(plain)), tokenizer), [])] == joined
+    prompt, response = tokenize_chat(ChatMessages(tuple(plain)), tokenizer)
+    assert [*prompt, *response] == joined
 
 
 @requires_data(NEEDED)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.laws import MARKUP
 
 import ghosttrace as gt
 from ghosttrace.ablation.arms import ARMS, Part
@@ -14,18 +15,18 @@ from ghosttrace.ablation.settings import AblationSettings
 from ghosttrace.ablation.summary import failed_controls, summarise
 from ghosttrace.bench import load_bench
 from ghosttrace.errors import UserError
-from ghosttrace.law.expiry import Policy
+from ghosttrace.law.expiry import MementoLaw, Policy
 from ghosttrace.paired import paired_effect
 
 
 def test_control_arms_are_adjusted_over_benchmarks() -> None:
     """One of ten benchmarks at p = 0.03 is what chance gives; the same alone, or p = 0.004 of ten, is not."""
-    arms, policy = {name: ARMS[name]() for name in ("placebo", "restart")}, Policy(True)
+    arms, law = {name: ARMS[name]() for name in ("placebo", "restart")}, MementoLaw(MARKUP, Policy(True))
     rows = [{"bench": f"b{i}", "arm": "placebo", "effect": -0.1, "p": 0.03 if i == 3 else 0.6} for i in range(10)]
     benches = [replace(load_bench("ledger-h1", 1)[0], name=row["bench"], ceiling=None) for row in rows]
-    assert failed_controls(pd.DataFrame(rows), arms, benches, Part(), policy) == ()
+    assert failed_controls(pd.DataFrame(rows), arms, benches, Part(), law) == ()
     rows[3]["p"] = 0.004
-    assert failed_controls(pd.DataFrame(rows), arms, benches, Part(), policy) == (
+    assert failed_controls(pd.DataFrame(rows), arms, benches, Part(), law) == (
         "b3: placebo moved accuracy by -10.0 points",
     )
 

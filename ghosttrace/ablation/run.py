@@ -147,7 +147,7 @@ def run_ablation(
         else:
             failures = law_erased_nothing(run.records, order, checkpoint.other_law)
             failures += nothing_swapped(samples, arms)
-        failures += failed_controls(results, arms, benches, settings.part, checkpoint.policy)
+        failures += failed_controls(results, arms, benches, settings.part, checkpoint.law)
         return run.finish(
             AblationResult,
             order,
@@ -262,7 +262,7 @@ def configuration(
                 "origin": bench.origin,
                 "sha256": bench.digest,
                 "problems": len(bench.problems),
-                "ceiling": bench.ceiling,
+                "ceiling": bench.ceiling_under(checkpoint.law),
                 "template": f"{bench.template.name}/{bench.template.version}",
                 "prompt_sha256": template_hash(checkpoint.tokenizer, family, bench.template),
                 "sampling": asdict(sampling_for(bench, settings)),

@@ -10,7 +10,7 @@ from ghosttrace.ablation.arms import Arm, Part
 from ghosttrace.ablation.erased import response_counts
 from ghosttrace.ablation.votes import votes
 from ghosttrace.bench import Bench
-from ghosttrace.law.expiry import Policy
+from ghosttrace.law.law import Law
 from ghosttrace.paired import equivalence_interval, paired_effect, paired_p_value
 from ghosttrace.runs.folder import REFERENCE_ARM
 from ghosttrace.stats import ALPHA, estimate, holm, maj_at_k, pass_at_k
@@ -158,29 +158,28 @@ def _swap_answer_shares(part: pd.DataFrame) -> dict[str, float | None]:
 
 
 def failed_controls(
-    results: pd.DataFrame, arms: Mapping[str, Arm], benches: Sequence[Bench], part: Part, policy: Policy
+    results: pd.DataFrame, arms: Mapping[str, Arm], benches: Sequence[Bench], part: Part, law: Law
 ) -> tuple[str, ...]:
     """Return one message for each failed control.
 
     A control arm such as `placebo` must not change the accuracy: none of their p-values may be significant after Holm's
     adjustment over all control arms and benchmarks of the run. A sealed arm must not exceed the known ceiling of a
     benchmark, because no model can do so unless the sealed cache leaks. The ceiling is checked only if the whole cache
-    was sealed and the policy has erased every finished block by the time of the answer.
+    was sealed, and only under a law for which the benchmark states it.
 
     Args:
         results: Table returned by `summarise`.
         arms: The arms of the run, by name.
         benches: The benchmarks of the run.
         part: The part of the cache that the sealing arms recomputed.
-        policy: The checkpoint's policy.
+        law: The law of the run.
 
     Returns:
         The messages; empty if all controls passed.
     """
     failures = []
     changed = changed_controls(results, [name for name, arm in arms.items() if arm.control])
-    all_erased = policy.keep_last_n_blocks == 0 and not policy.keep_last_block_for_answer
-    ceilings = {bench.name: bench.ceiling if all_erased and part.is_whole_cache else None for bench in benches}
+    ceilings = {bench.name: bench.ceiling_under(law) if part.is_whole_cache else None for bench in benches}
     for row in results.to_dict("records"):
         arm = arms[row["arm"]]
         if (row["bench"], row["arm"]) in changed:

@@ -32,7 +32,8 @@ from ghosttrace.bench.benchmark import Bench, Counterfactual, Grade, Problem, Pr
 from ghosttrace.data.spans import decode, token_range
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.errors import UserError
-from ghosttrace.law.tools import find_tool_results
+from ghosttrace.law.law import Law
+from ghosttrace.law.tools import Tools, find_tool_results
 
 if TYPE_CHECKING:
     from ghosttrace.model.checkpoint import Checkpoint
@@ -148,10 +149,16 @@ def agent(limit: int | None, seed: int, *, noted: bool) -> Bench:
         response=lambda problem: problem.answer,
         counterfactual=None if noted else counterfactual,
         ceiling=None if noted else 1 / NUMBERS,
+        ceiling_holds=erases_every_result,
         full_size=DEFAULT_PROBLEMS,
         secrets=None if noted else secrets,
         prompts={} if noted else {"digit-*": "The stock is {digit-0}{digit-1}{digit-2}"},
     )
+
+
+def erases_every_result(law: Law) -> bool:
+    """Return whether every result has left before the question: one assistant turn follows the last of them."""
+    return isinstance(law, Tools) and law.keep <= 1
 
 
 def grade(problem: Problem, text: str) -> Grade:

@@ -10,7 +10,8 @@ import numpy as np
 
 from ghosttrace.data.task import Task
 from ghosttrace.errors import UserError
-from ghosttrace.law.expiry import ExpiryTracker
+from ghosttrace.law.expiry import ExpiryTracker, MementoLaw
+from ghosttrace.law.law import Law
 from ghosttrace.model.prompts import PLAIN_TEMPLATE, PromptTemplate
 
 if TYPE_CHECKING:
@@ -100,6 +101,13 @@ class Protocol:
     min_p: float = 0.0
 
 
+def erases_every_block(law: Law) -> bool:
+    """Return whether a law is Memento's and has erased every finished block by the time of the answer."""
+    if not isinstance(law, MementoLaw):
+        return False
+    return law.policy.keep_last_n_blocks == 0 and not law.policy.keep_last_block_for_answer
+
+
 @dataclass(frozen=True)
 class Bench:
     """A benchmark: problems with a grader and a sampling protocol.
@@ -119,6 +127,7 @@ class Bench:
             chooses, and returns None for all others.
         swapped_block: Function of a problem to the block that `swap` changes. None draws one of `blocks`.
         ceiling: Maximum accuracy of any model over a sealed cache, as a fraction; None if unknown.
+        ceiling_holds: Whether the ceiling holds under a law; by default if it is Memento's and erases every block.
         full_size: Number of problems of the whole benchmark; None means that `problems` is complete.
         secrets: Function of (checkpoint, number of samples, seed, block number) to a `Task`: traces whose erased block
             holds secrets that the retained text does not determine. Probes and audits use it. None if unsupported.
@@ -137,6 +146,7 @@ class Bench:
     blocks: int = 0
     swapped_block: Callable[[Problem], int] | None = None
     ceiling: float | None = None
+    ceiling_holds: Callable[[Law], bool] = erases_every_block
     full_size: int | None = None
     secrets: "Callable[[Checkpoint, int, int, int], Task] | None" = None
     prompts: Mapping[str, str] = field(default_factory=dict)
@@ -151,6 +161,10 @@ class Bench:
     def size(self) -> int:
         """Number of problems of the whole benchmark."""
         return len(self.problems) if self.full_size is None else self.full_size
+
+    def ceiling_under(self, law: Law) -> float | None:
+        """Return the ceiling if it holds under a law."""
+        return self.ceiling if self.ceiling_holds(law) else None
 
     @property
     def digest(self) -> str:

@@ -84,7 +84,7 @@ def bits(
     with begin_run(out, resume, run_configuration, BITS_TABLE) as run:
         measure(checkpoint, loaded, compared_arms, run.records, batch_tokens, progress or no_progress)
         results = summarise(run.records.get(key) for key in order)
-        ceilings = {item.name: item.ceiling for item in benches if checkpoint.other_law is None}
+        ceilings = {item.name: item.ceiling_under(checkpoint.law) for item in benches}
         failures = failed_controls(results, {arm.name: arm for arm in compared_arms}, ceilings)
         return run.finish(BitsResult, order, not failures, json_rows(results), failures=list(failures))
 

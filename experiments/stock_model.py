@@ -39,7 +39,7 @@ PROBED = {  # law: carriers
     "chunks:40,12": ("after", "last"),
 }
 LAYERS = (0, 4, 9, 14, 19, 24, 29)
-PROBE_SAMPLES, EXCERPTS, EXCERPT_TOKENS, SESSIONS, PROBLEMS = 400, 12, 300, 24, 60
+PROBE_SAMPLES, EXCERPTS, EXCERPT_TOKENS, SESSIONS, PROBLEMS = 400, 48, 300, 24, 60
 BITS_LAWS = {"excerpts": ("window:128,64", "chunks:128,32"), "sessions": ("tools:0", "window:110,40")}
 DELIMITER = re.compile(r"<\|(?:block|summary)_(?:start|end)\|>")
 BITS_ARMS = ["restart", "restart-renumbered"]

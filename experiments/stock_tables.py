@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from math import log2
 
-from experiments.markdown import interval, markdown_table, number
+from experiments.markdown import interval, markdown_table, number, percent
 from experiments.result_tables import ENDS, read
 
 
@@ -28,6 +28,35 @@ def stock_probes() -> str:
     return markdown_table(header, rows)
 
 
+def stock_bits() -> str:
+    """Bits per token that an arm costs the true text: after the first erasure, and right after each of them."""
+    results = read("stock_bits")
+    rows = []
+    for source, law, arm in results[["source", "law", "arm"]].drop_duplicates().itertuples(index=False):
+        part = results[(results["source"] == source) & (results["law"] == law) & (results["arm"] == arm)]
+        cells = []
+        for by, group in (("all", "all"), ("distance", "1"), ("distance", "5-16"), ("distance", "17-64")):
+            row = part[(part["by"] == by) & (part["group"] == group)]
+            cells.append(interval((row.iloc[0][f"bits{end}"] for end in ENDS), 3) if len(row) else "")
+        rows.append([source, f"`{law}`", f"`{arm}`", str(part.iloc[0]["n_traces"]), *cells])
+    header = ["text", "law", "arm", "traces", "all tokens", "first after an erasure", "5th to 16th", "17th to 64th"]
+    return markdown_table(header, rows)
+
+
+def stock_accuracy() -> str:
+    """Accuracy on the sessions of an agent, by benchmark and arm."""
+    results = read("stock_accuracy")
+    rows = []
+    for row in results.to_dict("records"):
+        low, high = (percent(row[f"accuracy{end}"]) for end in ENDS[1:])
+        effect = interval((100 * row[f"effect{end}"] for end in ENDS), 1)
+        cells = [f"`{row['arm']}`", f"{percent(row['accuracy'])} [{low}, {high}]", effect]
+        rows.append([f"`{row['bench']}`", f"`{row['law']}`", *cells])
+    return markdown_table(["benchmark", "law", "arm", "accuracy, %", "against `memento`, points"], rows)
+
+
 STOCK_TABLES: dict[str, Callable[[], str]] = {
     "stock-probes": stock_probes,
+    "stock-bits": stock_bits,
+    "stock-accuracy": stock_accuracy,
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.chat_model import TEMPLATE, chat_tokenizer
 from helpers.paths import requires_data
 from helpers.stock import NEEDED, stock
 from hypothesis import given
@@ -109,6 +110,15 @@ def test_a_template_that_refuses_a_chat_is_named(tmp_path: Path) -> None:
             load_traces(checkpoint, tmp_path / "a.jsonl")
     finally:
         checkpoint.tokenizer.chat_template = kept
+
+
+def test_a_role_that_the_template_leaves_out_is_named() -> None:
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = TEMPLATE.replace("{% for m in messages %}", "{% for m in messages if m.role != 'tool' %}")
+    chat = ChatMessages((*PAIR, {"role": "tool", "content": "w15 w16"}))
+    with pytest.raises(gt.UserError, match="leaves out messages of the role 'tool'"):
+        tokenize_chat(chat, tokenizer)
+    assert tokenize_chat(ChatMessages(tuple(PAIR)), tokenizer)
 
 
 @given(st.integers(0, 2**32), st.booleans())

@@ -82,12 +82,13 @@ def tokenize_chat(chat: ChatMessages, tokenizer: Any) -> tuple[list[int], list[i
         tokens belong to the first part.
 
     Raises:
-        UserError: The tokenizer has no chat template, or the template refuses the messages.
+        UserError: The tokenizer has no chat template, or the template refuses the messages or leaves out a role.
     """
     text, header = (
         render_chat(tokenizer, chat.messages, tools=None if chat.tools is None else list(chat.tools)),
         find_assistant_header(tokenizer),
     )
+    _check_roles(chat, text)
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     ends = find_sequence(np.array(ids), header)
     spelled = tokenizer.decode(header) if header else ""
@@ -99,3 +100,18 @@ def tokenize_chat(chat: ChatMessages, tokenizer: Any) -> tuple[list[int], list[i
         ends = find_sequence(np.array(ids), header)
     split = int(ends[0]) + 1 if len(ends) else len(ids)
     return ids[:split], ids[split:]
+
+
+def _check_roles(chat: ChatMessages, text: str) -> None:
+    """Raise UserError if a template leaves out all messages of a role.
+
+    A template may trim, escape or shorten a content, so only its last word is looked for.
+    """
+    for role in dict.fromkeys(message["role"] for message in chat.messages):
+        words = [message["content"].split()[-1:] for message in chat.messages if message["role"] == role]
+        last = [word for found in words for word in found]
+        if last and not any(word in text for word in last):
+            raise UserError(
+                f"the model's chat template leaves out messages of the role {role!r}: "
+                "give the messages a role that it knows, or another model"
+            )

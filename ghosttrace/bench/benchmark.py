@@ -101,6 +101,19 @@ class Protocol:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """What the mementos of a benchmark omit, so that a drop under `restart` can be decomposed.
+
+    Attributes:
+        family: Name that benchmarks share if they differ in what their mementos omit and in nothing else that matters.
+        omits_needed: Whether a memento omits a value that the answer needs; otherwise the retained text suffices.
+    """
+
+    family: str
+    omits_needed: bool
+
+
+@dataclass(frozen=True)
 class Bench:
     """A benchmark: problems with a grader and a sampling protocol.
 
@@ -119,6 +132,7 @@ class Bench:
             chooses, and returns None for all others.
         swapped_block: Function of a problem to the block that `swap` changes. None draws one of `blocks`.
         ceiling: Maximum accuracy of any model over a sealed cache, as a fraction; None if unknown.
+        condition: What the mementos omit; None if unknown. `ghosttrace.ablation.decomposition` reads it.
         full_size: Number of problems of the whole benchmark; None means that `problems` is complete.
         secrets: Function of (checkpoint, number of samples, seed, block number) to a `Task`: traces whose erased block
             holds secrets that the retained text does not determine. Probes and audits use it. None if unsupported.
@@ -137,6 +151,7 @@ class Bench:
     blocks: int = 0
     swapped_block: Callable[[Problem], int] | None = None
     ceiling: float | None = None
+    condition: Condition | None = None
     full_size: int | None = None
     secrets: "Callable[[Checkpoint, int, int, int], Task] | None" = None
     prompts: Mapping[str, str] = field(default_factory=dict)

@@ -117,6 +117,19 @@ def test_content_cannot_be_told_where_unfamiliarity_leaves_nothing_to_lose() -> 
     assert table.loc[(NEEDED, "swap"), "verdict"] == FOLLOWS
 
 
+def test_content_cannot_be_told_where_memento_itself_fails() -> None:
+    """As with `toy-sealed`: restart helps where the text suffices, and there was no content that it could remove."""
+    arms = {"memento": 0.02, "restart-bare": 0.02, "restart-renumbered": 0.02, "rerotated": 0.02, "swap": 0.0}
+    samples = draw_samples(
+        np.random.default_rng(0), {SUFFICIENT: arms | {"restart": 0.95}, NEEDED: arms | {"restart": 0.1}}
+    )
+    table = rows(samples)
+    assert table.loc[(SUFFICIENT, "unfamiliarity"), "verdict"] == RAISES
+    content = table.loc[(NEEDED, "content")]
+    assert content["high"] < -0.5 and content["verdict"] == UNTOLD
+    assert content["note"].startswith("memento leaves") and content["note"].endswith("less than the difference")
+
+
 def test_content_down_to_the_floor_is_a_lower_bound() -> None:
     wanted = accuracies(content=0.5, unfamiliarity=0.4)
     content = rows(draw_samples(np.random.default_rng(0), wanted)).loc[(NEEDED, "content")]

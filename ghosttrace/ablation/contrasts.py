@@ -139,7 +139,8 @@ class ConditionScores:
 def judge(contrast: Contrast, margin: float | None, floor: str) -> Verdict:
     """Return what a contrast of accuracies shows.
 
-    A drop cannot be told from none if the interval includes the loss of all accuracy that was left.
+    A drop cannot be told from none if the interval includes the loss of all accuracy that was left. A difference of
+    effects that is larger than all that was left is no drop.
 
     Args:
         contrast: The contrast.
@@ -148,6 +149,8 @@ def judge(contrast: Contrast, margin: float | None, floor: str) -> Verdict:
     """
     equivalent = margin is not None and is_equivalent(contrast.tested, margin)
     left = f"{floor} leaves {max(0.0, 100 * contrast.left_to_lose):.1f} points to lose"
+    if contrast.effect.high < -contrast.left_to_lose:
+        return Verdict(UNTOLD, f"{left}, less than the difference")
     if contrast.drop:
         return Verdict(LOWERS, f"by less than {margin:g} points" if equivalent else "")
     if contrast.at_floor:

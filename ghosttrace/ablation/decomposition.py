@@ -155,8 +155,9 @@ def _content(
         yield _component(condition, "content", None, Verdict(UNTOLD, f"{reason} unfamiliarity cannot be separated"))
     for other in sufficient:
         total, unfamiliarity = _drop(condition), _drop(other)
-        content = total.minus(unfamiliarity, total.left_to_lose + unfamiliarity.effect.value)
-        verdict = judge(content, margin, f"unfamiliarity on {other.name}")
+        cost = min(0.0, unfamiliarity.effect.value)  # where restart helps, memento still has no more to lose
+        content = total.minus(unfamiliarity, total.left_to_lose + cost)
+        verdict = judge(content, margin, f"unfamiliarity on {other.name}" if cost else REFERENCE_ARM)
         notes = [verdict.note]
         if content.drop and unfamiliarity.drop and content.at_floor:
             notes.append("at least so much, because nothing is left to lose")

@@ -107,6 +107,19 @@ def equivalence_interval(
     return paired_effect(arm, reference, seed, cluster, alpha=0.1)
 
 
+def difference_of_effects(first: Estimate, second: Estimate) -> Estimate:
+    """Return `first - second` of two estimates on different problems, with an interval of the level of theirs.
+
+    The distances from each estimate to its bounds are combined as independent errors (Zou and Donner 2008,
+    "Construction of confidence limits about effect measures", Statistics in Medicine 27, 1693-1702). If the problems
+    are related and the two estimates rise and fall together, the interval is too wide, never too short.
+    """
+    value = first.value - second.value
+    below = np.hypot(first.value - first.low, second.high - second.value)
+    above = np.hypot(first.high - first.value, second.value - second.low)
+    return Estimate(value, float(value - below), float(value + above))
+
+
 def detectable_effect(difference: np.ndarray, cluster: np.ndarray | None = None, power: float = 0.8) -> float:
     """Return the smallest true effect that a two-sided 5 % test detects with the given power in a run like this one.
 

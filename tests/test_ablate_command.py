@@ -25,6 +25,10 @@ BAD = {
     "seal-delimiters needs retained delimiters": ["--arms", "seal-delimiters", "--limit", "2"],
     "--seed must not be negative": ["--seed", "-1"],
     "no arm ''": ["--arms", ""],
+    "also needs --arms restart-renumbered,rerotated,swap": ["--decompose", "--arms", "restart", "--limit", "2"],
+    "omit a needed value: give --bench ledger or story": ["--decompose", "--bench", "agent-erased", "--limit", "2"],
+    "leave out --layers, --heads and --kv": ["--decompose", "--layers", "1", "--limit", "2"],
+    "remove --law": ["--decompose", "--law", "window:64,16", "--limit", "2"],
     "cannot be created": ["--out", "/proc/nowhere/run", "--limit", "1"],
 }
 

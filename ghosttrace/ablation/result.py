@@ -7,6 +7,7 @@ from functools import cached_property, partial
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ghosttrace.ablation.decomposition import COLUMNS, decompose
 from ghosttrace.report.ablation.figures import accuracy_figure, kv_curves, sawtooth_figure
 from ghosttrace.report.ablation.page import render
 from ghosttrace.runs.result import RunResult
@@ -28,6 +29,19 @@ class AblationResult(RunResult):
     def at_k(self) -> pd.DataFrame:
         """Table of pass@k and maj@k with one row per benchmark, arm and k (see `ghosttrace.ablation.summary.at_k`)."""
         return pd.DataFrame(self.summary["at_k"])
+
+    def decompose(self) -> pd.DataFrame:
+        """Return what the drop under `restart` is made of, one row per component.
+
+        Margin of equivalence is the run's own. A run started with `decompose=True` also shows the table on its page.
+
+        Returns:
+            See `ghosttrace.ablation.decomposition.decompose`.
+
+        Raises:
+            UserError: The run cannot be decomposed, for example because no benchmark says what its mementos omit.
+        """
+        return decompose(self.source.frame(COLUMNS), self.configuration)
 
     def per_problem(self) -> pd.DataFrame:
         """Return the number of correct answers, with one row per benchmark and problem and one column per arm."""

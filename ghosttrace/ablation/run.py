@@ -6,9 +6,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ghosttrace.ablation import decomposition
 from ghosttrace.ablation.arms import Arm, Part
 from ghosttrace.ablation.backend import Backend, HuggingFaceBackend, largest_batch_size
 from ghosttrace.ablation.collect import BenchArm, DonorBlocks, SampleWriter
+from ghosttrace.ablation.decomposable import check_request
 from ghosttrace.ablation.erased import law_erased_nothing, nothing_erased, nothing_swapped
 from ghosttrace.ablation.result import AblationResult
 from ghosttrace.ablation.samples import SAMPLE_TABLE, SMALL_COLUMNS
@@ -42,6 +44,7 @@ def ablate(
     part: Part | None = None,
     noise: float = 0.5,
     margin: float | None = None,
+    decompose: bool = False,
     law: str | None = None,
     backend: Backend | None = None,
     out: str | Path | None = None,
@@ -62,6 +65,7 @@ def ablate(
         part: See `AblationSettings`. None means the whole cache.
         noise: See `AblationSettings`.
         margin: See `AblationSettings`.
+        decompose: See `AblationSettings`. The result's `decompose()` does the same later.
         law: Specification of a law, such as `window:64,16`, that replaces the checkpoint's.
         backend: Engine that generates the samples. None means the checkpoint's own model.
         out: Folder of a new run. None keeps the run in memory.
@@ -89,6 +93,7 @@ def ablate(
         part=part or Part(),
         noise=noise,
         margin=margin,
+        decompose=decompose,
     )
     checkpoint = as_checkpoint(model, law)
     benches = as_benches(bench, limit, seed)
@@ -127,6 +132,10 @@ def run_ablation(
     """
     backend = backend or HuggingFaceBackend()
     bench_arms = plan_bench_arms(checkpoint, benches, settings, backend)
+    if settings.decompose:
+        default = plan_bench_arms(checkpoint, benches, replace(settings, arms=None), backend)
+        applicable = {bench_arm.arm.name for bench_arm in default}
+        check_request(benches, settings, applicable, checkpoint.other_law is not None)
     batch_size = settings.batch_size or _recorded_batch_size(resume) or largest_batch_size(bench_arms)
     settings = replace(settings, batch_size=batch_size)
     run_configuration = configuration(bench_arms, settings, backend, options or {})
@@ -148,6 +157,7 @@ def run_ablation(
             failures = law_erased_nothing(run.records, order, checkpoint.other_law)
             failures += nothing_swapped(samples, arms)
         failures += failed_controls(results, arms, benches, settings.part, checkpoint.law)
+        decomposed = decomposition.decompose(samples, run_configuration) if settings.decompose else None
         return run.finish(
             AblationResult,
             order,
@@ -156,6 +166,7 @@ def run_ablation(
             failures=list(failures),
             headline_arm=headline_arm(arms.values()),
             at_k=json_rows(at_k(samples)),
+            **({} if decomposed is None else {"decomposition": json_rows(decomposed)}),
         )
 
 
@@ -263,6 +274,7 @@ def configuration(
                 "sha256": bench.digest,
                 "problems": len(bench.problems),
                 "ceiling": bench.ceiling_under(checkpoint.law),
+                "condition": None if bench.condition is None else asdict(bench.condition),
                 "template": f"{bench.template.name}/{bench.template.version}",
                 "prompt_sha256": template_hash(checkpoint.tokenizer, family, bench.template),
                 "sampling": asdict(sampling_for(bench, settings)),

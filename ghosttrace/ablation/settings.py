@@ -34,6 +34,7 @@ class AblationSettings:
         part: The part of the cache that sealing arms recompute.
         noise: Standard deviation of the arm `noise`, relative to the root mean square of the states.
         margin: Margin of the test of equivalence, in percentage points, set before the run. None for no test.
+        decompose: Whether to decompose the drop under `restart` (see `ghosttrace.ablation.decomposition`).
 
     Raises:
         UserError: A setting is invalid, or two arms have the same name.
@@ -48,6 +49,7 @@ class AblationSettings:
     part: Part = field(default_factory=Part)
     noise: float = 0.5
     margin: float | None = None
+    decompose: bool = False
 
     def __post_init__(self) -> None:
         arms = [make_arm(arm, self.part, self.noise) for arm in (ARMS if self.arms is None else self.arms)]
@@ -76,7 +78,7 @@ class AblationSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values for run.json; `Arm` objects become their `repr`."""
-        names = ("repetitions", "limit", "seed", "batch_size", "noise", "margin")
+        names = ("repetitions", "limit", "seed", "batch_size", "noise", "margin", "decompose")
         scalars = {name: getattr(self, name) for name in names}
         arms = None if self.arms is None else [arm if isinstance(arm, str) else stable_repr(arm) for arm in self.arms]
         part = {name: getattr(self.part, name) for name in ("layers", "heads", "kv", "carrier", "last")}

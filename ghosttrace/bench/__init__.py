@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ghosttrace.bench.agent import AGENT_BENCHES
-from ghosttrace.bench.benchmark import Bench, Counterfactual, Grade, Harness, Problem, Protocol, final_text
+from ghosttrace.bench.benchmark import Bench, Condition, Counterfactual, Grade, Harness, Problem, Protocol, final_text
 from ghosttrace.bench.contests import HUB_SOURCES, load_contest, load_jsonl_bench, protocol, read_problems
 from ghosttrace.bench.ledger import LEDGER_BENCHES
 from ghosttrace.bench.story import STORY_BENCHES
@@ -82,6 +82,15 @@ def as_benches(bench: str | Bench | Sequence[str | Bench], limit: int | None = N
     return benches
 
 
+def decomposable_groups() -> list[str]:
+    """Return the groups with a benchmark whose mementos omit a value that the answer needs."""
+    conditions = {
+        group: [GENERATED_BENCHES[name](1, 0).condition for name in members if name in GENERATED_BENCHES]
+        for group, members in BENCH_GROUPS.items()
+    }
+    return [group for group, found in conditions.items() if any(each and each.omits_needed for each in found)]
+
+
 def bench_size(name: str) -> tuple[int, int]:
     """Return the number of problems and of repetitions of a benchmark, without access to the hub.
 
@@ -106,6 +115,7 @@ __all__ = [
     "HUB_SOURCES",
     "SECRET_BENCHES",
     "Bench",
+    "Condition",
     "Counterfactual",
     "Grade",
     "Harness",
@@ -113,6 +123,7 @@ __all__ = [
     "Protocol",
     "as_benches",
     "bench_size",
+    "decomposable_groups",
     "final_text",
     "load_bench",
 ]

@@ -109,6 +109,19 @@ def erases_every_block(law: Law) -> bool:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """What the mementos of a benchmark omit, so that a drop under `restart` can be decomposed.
+
+    Attributes:
+        family: Name that benchmarks share if they differ in what their mementos omit and in nothing else that matters.
+        omits_needed: Whether a memento omits a value that the answer needs; otherwise the retained text suffices.
+    """
+
+    family: str
+    omits_needed: bool
+
+
+@dataclass(frozen=True)
 class Bench:
     """A benchmark: problems with a grader and a sampling protocol.
 
@@ -128,6 +141,7 @@ class Bench:
         swapped_block: Function of a problem to the block that `swap` changes. None draws one of `blocks`.
         ceiling: Maximum accuracy of any model over a sealed cache, as a fraction; None if unknown.
         ceiling_holds: Whether the ceiling holds under a law; by default if it is Memento's and erases every block.
+        condition: What the mementos omit; None if unknown. `ghosttrace.ablation.decomposition` reads it.
         full_size: Number of problems of the whole benchmark; None means that `problems` is complete.
         secrets: Function of (checkpoint, number of samples, seed, block number) to a `Task`: traces whose erased block
             holds secrets that the retained text does not determine. Probes and audits use it. None if unsupported.
@@ -147,6 +161,7 @@ class Bench:
     swapped_block: Callable[[Problem], int] | None = None
     ceiling: float | None = None
     ceiling_holds: Callable[[Law], bool] = erases_every_block
+    condition: Condition | None = None
     full_size: int | None = None
     secrets: "Callable[[Checkpoint, int, int, int], Task] | None" = None
     prompts: Mapping[str, str] = field(default_factory=dict)

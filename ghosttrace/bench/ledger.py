@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ghosttrace.bench.benchmark import Bench, Counterfactual, Grade, Harness, Problem, Protocol
+from ghosttrace.bench.benchmark import Bench, Condition, Counterfactual, Grade, Harness, Problem, Protocol
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import ExpiryTracker
@@ -178,6 +178,7 @@ def ledger(level: int, n_problems: int | None = None, seed: int = 0) -> Bench:
         counterfactual=counterfactual,
         blocks=N_BLOCKS,
         ceiling=10.0**-level,
+        condition=Condition("ledger", omits_needed=level > 0),
         secrets=partial(ledger_task, level=level),
         prompts=ledger_prompts(level),
     )

@@ -30,7 +30,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ghosttrace.bench.benchmark import Bench, Counterfactual, Grade, Harness, Problem, Protocol
+from ghosttrace.bench.benchmark import Bench, Condition, Counterfactual, Grade, Harness, Problem, Protocol
 from ghosttrace.bench.story_problem import AMOUNTS, Story, sample_story
 from ghosttrace.bench.story_texts import Split
 from ghosttrace.law.expiry import ExpiryTracker
@@ -84,6 +84,7 @@ def story(omission: Omission, source: Source, n_problems: int | None = None, see
         counterfactual=counterfactual,
         swapped_block=lambda problem: problems[problem.id].controlled,
         ceiling=1 / len(AMOUNTS) if (omission, source) == ("needed", "observed") else 1.0,
+        condition=Condition(f"story-{source}", omits_needed=omission == "needed"),
     )
 
 

@@ -107,6 +107,14 @@ def ablate(
             "the run. Default: equivalence is not tested."
         ),
     ] = None,
+    decompose: Annotated[
+        bool,
+        typer.Option(
+            "--decompose",
+            help="Decompose the drop under restart into unfamiliarity and content, beside what delimiters and "
+            "positions add. Needs a benchmark that says what its mementos omit: ledger or story.",
+        ),
+    ] = False,
     backend: Annotated[
         str, typer.Option(help="Inference backend: hf (transformers), or vllm, which supports fewer arms.")
     ] = "hf",
@@ -123,15 +131,23 @@ def ablate(
     Exit codes: 0, all controls passed; 12, a control failed; 2, invalid input.
     """
     from ghosttrace.ablation.result import AblationResult
+    from ghosttrace.report.ablation.decomposition import decomposition_table
     from ghosttrace.report.ablation.findings import ablation_findings
     from ghosttrace.report.ablation.table import ablation_table, joint_table, swap_table
+    from ghosttrace.runs.folder import json_rows
 
     options = gather_options(ctx, "ablate")
     result = AblationResult.open(ctx.params["resume"]) if options is None else start_ablation(ctx, options)
     results, margin = result.results, result.configuration["settings"].get("margin")
     findings = ablation_findings(results, result.summary, result.configuration)
+    components = result.decompose() if decompose or "decomposition" in result.summary else None
     tables = [ablation_table(results), joint_table(results, margin), swap_table(results)]
-    print_result(result, ctx.params["format"], findings, tables)
+    if components is None:
+        print_result(result, ctx.params["format"], findings, tables)
+    else:
+        more = {"decomposition": json_rows(components)}
+        tables.append(decomposition_table(components))
+        print_result(result, ctx.params["format"], findings, tables, more=more)
     exit_if_invalid(result)
 
 
@@ -148,7 +164,8 @@ def start_ablation(ctx: typer.Context, options: dict[str, Any]) -> "AblationResu
     layers, heads = (parse_integers(options[name], f"--{name}") for name in ("layers", "heads"))
     settings = AblationSettings(
         arms=None if options["arms"] is None else tuple(options["arms"].split(",")),
-        **{name: options[name] for name in ("repetitions", "limit", "seed", "batch_size", "noise", "margin")},
+        **{name: options[name] for name in ("repetitions", "limit", "seed", "batch_size", "noise")},
+        **{name: options[name] for name in ("margin", "decompose")},
         sampling={name: options[name] for name in SAMPLING},
         part=Part(layers, heads, ("k", "v") if both else kinds),
     )

@@ -63,6 +63,7 @@ def print_result(
     findings: Sequence[str],
     tables: Iterable[Table | None],
     notes: Iterable[str] = (),
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Print the findings, then the tables, then the run folder and the next command.
 
@@ -72,10 +73,11 @@ def print_result(
         findings: Sentences that say what was found and whether it can be relied on.
         tables: Tables to print; None is skipped.
         notes: Lines below the tables.
+        more: Further entries of the JSON object.
     """
     if output is not OutputFormat.table:
-        more = {"valid": result.valid, "failures": list(result.failures), "folder": str(result.folder)}
-        print_rows(output, findings, result.summary["results"], more)
+        state = {"valid": result.valid, "failures": list(result.failures), "folder": str(result.folder)}
+        print_rows(output, findings, result.summary["results"], state | dict(more or {}))
         return
     print_tables(findings, tables)
     console = Console()

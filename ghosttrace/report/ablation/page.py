@@ -16,6 +16,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup as Safe
 
+from ghosttrace.report.ablation.decomposition import component_estimate
 from ghosttrace.report.ablation.page_data import (
     answer_table,
     peak_ratios,
@@ -48,6 +49,7 @@ def render(config: Mapping[str, Any], summary: Mapping[str, Any], samples: Path)
     shown = sum(len(group["arms"]) for group in traces)
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"percent": percent, "points": points, "interval": interval, "p": p_value, "plain": plain}
+    environment.filters |= {"component": component_estimate}
     environment.filters |= {"equivalence": equivalence, "joint_interval": joint_interval}
     return environment.get_template("report.html.j2").render(
         config=config,
@@ -58,6 +60,7 @@ def render(config: Mapping[str, Any], summary: Mapping[str, Any], samples: Path)
         arms={name: arm["summary"] for name, arm in config["arms"].items()},
         swaps=[row for row in results if row.get("follows_donor") is not None],
         at_k=summary.get("at_k", []),
+        decomposition=summary.get("decomposition", []),
         failures=summary["failures"],
         main=main,
         margin=config["settings"].get("margin"),
@@ -155,7 +158,9 @@ def command(config: Mapping[str, Any]) -> str | None:
     for name, value in config.get("options", {}).items():
         if name == "mask_delimiters" and value is not None:
             words.append("--mask-delimiters" if value else "--keep-delimiters")
-        elif value is not None:
+        elif value is True:
+            words.append(f"--{name.replace('_', '-')}")
+        elif value is not None and value is not False:
             words += [f"--{name.replace('_', '-')}", shlex.quote(str(value))]
     return " ".join(words) if config.get("options") else None
 

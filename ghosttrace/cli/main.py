@@ -17,6 +17,7 @@ from ghosttrace.cli.patch import patch
 from ghosttrace.cli.plan import plan
 from ghosttrace.cli.probe import probe
 from ghosttrace.cli.report import report
+from ghosttrace.cli.rl import rl
 from ghosttrace.cli.serve import serve
 from ghosttrace.cli.sft import sft
 from ghosttrace.errors import UserError
@@ -50,6 +51,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (ablate, bits, probe, patch, audit, 
 for command in COMMANDS:
     app.command(command.__name__.replace("_", "-"))(command)
 app.command(context_settings=PASS_THROUGH_ARGUMENTS)(sft)
+app.command(context_settings=PASS_THROUGH_ARGUMENTS)(rl)
 app.command(context_settings=PASS_THROUGH_ARGUMENTS)(serve)
 app.add_typer(data_app, name="data")
 

@@ -86,7 +86,7 @@ class Checkpoint:
     @property
     def sealed(self) -> bool:
         """Whether the last training stage used sealed caches; if True, decode the model with the arm `restart`."""
-        return self.stages[-1:] == ("sealed",)
+        return self.stages[-1:] in (("sealed",), ("rl-sealed",))
 
     def prompt_ids(self, message: str | Sequence[Mapping[str, Any]]) -> list[int]:
         """Tokenise a user message in the model's chat format, up to the end of the assistant header.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ghosttrace.errors import UserError
@@ -42,6 +43,10 @@ class Generation:
         blocks: number of finished block-memento pairs, including those of the prompt.
         kv_tokens: int64[T - 1], number of keys held while each token of prompt and response was processed (the last
             token is never processed).
+        forced: whether each token of the response was forced by the harness or by a block's maximum length. Empty if
+            the engine does not record it.
+        log_probs: log-probability of each token of the response in nats, at the sampling temperature, before top-k,
+            top-p and min-p. Empty unless asked for.
     """
 
     prompt: list[int]
@@ -49,6 +54,8 @@ class Generation:
     finish_reason: Literal["eos", "length"]
     blocks: int
     kv_tokens: np.ndarray
+    forced: tuple[bool, ...] = ()
+    log_probs: tuple[float, ...] = ()
 
     @property
     def peak_kv_tokens(self) -> int:
@@ -71,6 +78,7 @@ def generate(
     on_token: Callable[[int, int], None] | None = None,
     on_done: Callable[[int, Generation], None] | None = None,
     law: Law | None = None,
+    log_probs: bool = False,
 ) -> list[Generation]:
     """Decode a batch of requests; every row evicts keys at its own times and leaves the batch when it is finished.
 
@@ -84,6 +92,7 @@ def generate(
         on_token: called with (request number, token id) for each new response token.
         on_done: called with (request number, generation) as soon as a response is finished.
         law: another law than Memento's; `markup` and `policy` then only count blocks.
+        log_probs: whether to record the log-probabilities of the response tokens.
 
     Returns:
         One `Generation` per request, in order.
@@ -100,6 +109,7 @@ def generate(
     stops = stop_ids(model)
     streams = [random_stream(*request.key) for request in requests]
     done: dict[int, Generation] = {}
+    records: list[tuple[list[bool], list[float]]] = [([], []) for _ in requests]  # forced, log-probability
     with attending(model):
         session = Session(model, markup, policy, [request.key for request in requests], eraser, law)
         session.advance([request.prompt for request in requests])
@@ -112,13 +122,16 @@ def generate(
                 row, request = session.rows[row_index], requests[number]
                 forced = _forced_token(row.tracker, request, sampling, markup)
                 tokens[row_index] = token = tokens[row_index] if forced is None else forced
+                records[number][0].append(forced is not None)
+                if log_probs:
+                    records[number][1].append(_log_prob(session.logits[row_index], token, sampling))
                 if on_token:
                     on_token(number, token)
                 truncated = len(row.tokens) - len(request.prompt) + 1 >= sampling.max_new_tokens
                 if token not in stops and not truncated:
                     unfinished.append(row_index)
                     continue
-                done[number] = _finish(row, request, token, "eos" if token in stops else "length")
+                done[number] = _finish(row, request, token, "eos" if token in stops else "length", records[number])
                 if on_done:
                     on_done(number, done[number])
             if unfinished and len(unfinished) < len(numbers):
@@ -144,6 +157,19 @@ def _forced_token(tracker: ExpiryTracker, request: Request, sampling: Sampling, 
     return request.harness(tracker) if request.harness else None
 
 
-def _finish(row: Row, request: Request, token: int, finish_reason: Literal["eos", "length"]) -> Generation:
+def _log_prob(logits: Tensor, token: int, sampling: Sampling) -> float:
+    """Return the log-probability of a token, in nats; greedy decoding counts as temperature 1."""
+    return float((logits.float() / (sampling.temperature or 1.0)).log_softmax(-1)[token])
+
+
+def _finish(
+    row: Row,
+    request: Request,
+    token: int,
+    finish_reason: Literal["eos", "length"],
+    record: tuple[list[bool], list[float]],
+) -> Generation:
     response = [*row.tokens[len(request.prompt) :], token]
-    return Generation(list(request.prompt), response, finish_reason, len(row.tracker.blocks), np.array(row.kv_tokens))
+    held, (forced, log_probs) = np.array(row.kv_tokens), record
+    blocks = len(row.tracker.blocks)
+    return Generation(list(request.prompt), response, finish_reason, blocks, held, tuple(forced), tuple(log_probs))

@@ -1,4 +1,4 @@
-"""The findings of a fine-tuning run in sentences."""
+"""The findings of a training run in sentences."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +13,8 @@ def training_findings(summary: Mapping[str, Any]) -> list[str]:
         summary: Content of summary.json.
     """
     last = summary["results"][-1] if summary["results"] else {}
+    if summary["command"] == "rl":
+        return _rl_findings(summary, last)
     losses = [
         f"{name.removeprefix('loss_')} {value:.3f}"
         for name, value in last.items()
@@ -23,3 +25,14 @@ def training_findings(summary: Mapping[str, Any]) -> list[str]:
     if not summary["valid"]:
         return [*found, f"{DO_NOT_RELY} this model, because some weights are not finite: lower the learning rate."]
     return [*found, "A low loss does not show whether the model uses the ghost channel: run ablate on it."]
+
+
+def _rl_findings(summary: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
+    """Return the last mean reward and how far rollouts and training were from each other."""
+    found = [f"Training steps: {summary['steps']:,}; last logged mean reward {last.get('reward', float('nan')):.3f}."]
+    if not summary["valid"]:
+        return [*found, f"{DO_NOT_RELY} this model, because some weights are not finite: lower the learning rate."]
+    gap = last.get("rollout_gap")
+    if gap is not None:
+        found.append(f"Log-probabilities of rollouts and training differed by at most {gap:.1e} nats in the last step.")
+    return [*found, "A reward does not show whether the model uses the ghost channel: run ablate on it."]

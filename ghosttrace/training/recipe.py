@@ -127,21 +127,38 @@ def parse_trainer_flags(flags: Sequence[str]) -> tuple[SFTConfig, ModelConfig]:
     Raises:
         UserError: if a flag is unknown or has no effect here, or a value is invalid.
     """
-    config_classes: Any = (SFTConfig, ModelConfig)
+    args, model_args = parse_flags(flags, SFTConfig, PAPER_DEFAULTS, UNSUPPORTED_FLAGS)
+    return args, model_args
+
+
+def parse_flags(
+    flags: Sequence[str], config_class: type, defaults: Mapping[str, Any], unsupported: Mapping[str, str]
+) -> tuple[Any, ModelConfig]:
+    """Parse the flags of one of TRL's trainers and of its `ModelConfig`.
+
+    Args:
+        flags: flags and values.
+        config_class: class of the trainer's options.
+        defaults: values that replace TRL's defaults.
+        unsupported: flags that have no effect, each with the reason or the alternative.
+
+    Raises:
+        UserError: if a flag is unknown or has no effect, or a value is invalid.
+    """
+    config_classes: Any = (config_class, ModelConfig)
     parser = TrlParser(config_classes)
-    parser.set_defaults(**PAPER_DEFAULTS, use_cpu=not torch.accelerator.is_available())
+    parser.set_defaults(**defaults, use_cpu=not torch.accelerator.is_available())
     try:
         args, model_args, *_ = parser.parse_args_and_config(list(flags))
     except (SystemExit, Exception) as error:  # trl, transformers and yaml raise errors of many types
         raise UserError(
-            f"the trainer does not accept {' '.join(flags)!r} ({error}): use flags of trl.SFTConfig and trl.ModelConfig"
+            f"the trainer does not accept {' '.join(flags)!r} ({error}): "
+            f"use flags of trl.{config_class.__name__} and trl.ModelConfig"
         ) from error
     for config in (args, model_args):
         for flag in fields(config):
-            if flag.name in UNSUPPORTED_FLAGS and getattr(config, flag.name) != _default(flag):
-                raise UserError(
-                    f"--{flag.name} has no effect on this trainer, leave it out: {UNSUPPORTED_FLAGS[flag.name]}"
-                )
+            if flag.name in unsupported and getattr(config, flag.name) != _default(flag):
+                raise UserError(f"--{flag.name} has no effect on this trainer, leave it out: {unsupported[flag.name]}")
     return args, model_args
 
 

@@ -22,6 +22,7 @@ from trl.trainer.utils import get_peft_config, get_quantization_config
 
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import MementoLaw
+from ghosttrace.law.law import Law
 from ghosttrace.law.markup import Markup
 from ghosttrace.law.masks import FLEX_TILE_SIZE, Kernel
 from ghosttrace.law.parse import describe_law
@@ -77,7 +78,7 @@ def sft(
         "versions": versions() | {name: version(name) for name in ("trl", "accelerate", "peft")},
     }
     state = PartialState()
-    with _run_folder(state, out, resume, run_record) as folder:
+    with shared_run_folder(state, out, resume, run_record) as folder:
         args.output_dir = str(folder / "checkpoints")
         if state.is_main_process:
             _prepare(folder, recipe, example_builder)
@@ -95,7 +96,7 @@ def sft(
 
 
 @contextmanager
-def _run_folder(
+def shared_run_folder(
     state: PartialState, out: Path | None, resume: Path | None, run_record: dict[str, Any]
 ) -> Iterator[Path]:
     """Yield the run folder, which only the main process creates and locks."""
@@ -157,7 +158,9 @@ def make_trainer(
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     try:
         model = load_model(recipe.model, model_args)
-        model.config.ghosttrace = training_record(model.config, recipe, example_builder)  # saved in checkpoints as well
+        model.config.ghosttrace = training_record(
+            model.config, recipe, example_builder.law
+        )  # saved in checkpoints as well
         trainer = MementoTrainer(
             model=model,
             args=args,
@@ -189,7 +192,7 @@ def adapter_config(model_args: ModelConfig, model: PreTrainedModel, markup: Mark
     return config
 
 
-def train(trainer: MementoTrainer, checkpoint: str | None) -> None:
+def train(trainer: Any, checkpoint: str | None) -> None:
     """Train from a checkpoint, or from the start if it is None.
 
     If the checkpoint is already at the last step, this only restores it: transformers would train one more step before
@@ -243,8 +246,8 @@ def last_checkpoint(folder: Path) -> str | None:
     return max(complete)[1] if complete else None
 
 
-def save_results(trainer: MementoTrainer, folder: Path) -> None:
-    """Write the model, unless it exists, then the training log and the summary."""
+def save_results(trainer: Any, folder: Path, command: str = "sft") -> None:
+    """Write the model, unless it exists, then the training log and the summary of a command."""
     if not (folder / "model").exists():
         model = trainer.accelerator.unwrap_model(trainer.model)
         if hasattr(model, "merge_and_unload"):
@@ -265,21 +268,27 @@ def save_results(trainer: MementoTrainer, folder: Path) -> None:
     finite = all(bool(weights.isfinite().all()) for weights in trainer.model.parameters())
     steps = trainer.state.global_step
     last = log.tail(1).replace([np.inf, -np.inf], np.nan)
-    summary = {"command": "sft", "valid": finite, "steps": steps, "sampled": json_rows(sampled)}
+    summary = {"command": command, "valid": finite, "steps": steps, "sampled": json_rows(sampled)}
     write_json(folder / "summary.json", summary | {"results": json_rows(last)})
     commit_file(partial, folder / "samples.parquet")
 
 
-def training_record(config: Any, recipe: Recipe, example_builder: ExampleBuilder) -> dict[str, Any]:
+def training_record(config: Any, recipe: Recipe, law: Law, stage: str | None = None) -> dict[str, Any]:
     """Return the entry `ghosttrace` of the trained model's config: law, past training stages and delimiters.
 
     Memento's law is recorded as its policy, any other as its specification. After the stage `full` the record says that
     nothing was erased, so that a later stage may erase.
+
+    Args:
+        config: the model's config before the training.
+        recipe: options of the run.
+        law: the checkpoint's law.
+        stage: name of the stage in the record; by default the recipe's.
     """
     before = dict(getattr(config, CONFIG_KEY, None) or {})
     before.pop("law", None)
     names = before.get("delimiters", {}) | dict(recipe.delimiters)
-    law = stage_law(example_builder.law, recipe.stage)
+    law = stage_law(law, recipe.stage)
     recorded = {"policy": law.policy.to_dict()} if isinstance(law, MementoLaw) else {"law": law.spec}
-    record = before | recorded | {"stages": [*before.get("stages", []), recipe.stage]}
+    record = before | recorded | {"stages": [*before.get("stages", []), stage or recipe.stage]}
     return record | ({"delimiters": names} if names else {})

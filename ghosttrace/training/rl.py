@@ -1,0 +1,236 @@
+"""Reinforcement learning with verifiable rewards, with rollouts and training under one law of eviction."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+from accelerate import PartialState
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.model_config import ModelConfig
+
+from ghosttrace.bench import Bench, as_benches
+from ghosttrace.errors import UserError
+from ghosttrace.law.law import KeepAll, Law
+from ghosttrace.law.parse import describe_law
+from ghosttrace.model.checkpoint import load_config, load_tokenizer
+from ghosttrace.model.prompts import chat_prompt, render_chat
+from ghosttrace.model.sampling import Sampling
+from ghosttrace.runs.folder import versions
+from ghosttrace.training.grpo import ErasingGRPOTrainer
+from ghosttrace.training.recipe import Recipe, parse_flags, resolve_training_law
+from ghosttrace.training.rewards import Reward, checked, parse_rewards
+from ghosttrace.training.rollouts import Rollouts
+from ghosttrace.training.sft import (
+    adapter_config,
+    last_checkpoint,
+    load_model,
+    save_results,
+    shared_run_folder,
+    train,
+    training_record,
+)
+
+PAPER_DEFAULTS = {
+    "loss_type": "cispo",
+    "beta": 0.001,
+    "epsilon_high": 1.2,  # TRL clips the weight itself, so that the paper's 0.2 is 1 + 0.2 here
+    "num_generations": 8,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 1920,
+    "learning_rate": 1e-6,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 10,
+    "temperature": 1.0,
+    "max_completion_length": 31_744,
+    "gradient_checkpointing": True,
+    "seed": 42,
+    "logging_steps": 1,
+    "save_total_limit": 2,
+    "report_to": ["tensorboard"],
+    "output_dir": "checkpoints",
+}
+"""Defaults of the trainer's flags for one GPU (arXiv 2604.09852, section on RL): 240 prompts with 8 responses a step.
+
+With N GPUs, set --gradient_accumulation_steps to 1920/N.
+"""
+
+UNSUPPORTED_FLAGS = {
+    "use_vllm": "the model that is trained writes the rollouts",
+    "model_name_or_path": "use --model",
+    "trust_remote_code": "code from model repositories is never run",
+    "attn_implementation": "rollouts and training attend by the law",
+    "use_transformers_paged": "rollouts evict keys from a cache of their own",
+    "hub_token": "the token would be written to run.json: set HF_TOKEN",
+}
+
+
+@dataclass(frozen=True)
+class RLRecipe:
+    """Options of a run of reinforcement learning.
+
+    Attributes:
+        model: Bundled name, folder or hub id of a model that was trained under a law.
+        bench: Names of benchmarks whose problems are the prompts; see `ghosttrace.bench.load_bench`.
+        rewards: Rewards with their weights; see `ghosttrace.training.rewards.parse_rewards`.
+        limit: Number of problems per benchmark; None for all.
+        sealed: Whether the rollouts, and with them the training, use a sealed cache.
+        max_block_tokens: Number of tokens in a block after which its end is forced; None for no limit.
+        policy, delimiters, law: As in `ghosttrace.training.recipe.Recipe`.
+        trainer: Command-line flags of `trl.GRPOConfig` and `trl.ModelConfig`.
+    """
+
+    model: str
+    bench: str
+    rewards: str = "correct"
+    limit: int | None = None
+    sealed: bool = False
+    max_block_tokens: int | None = None
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    delimiters: Mapping[str, str] = field(default_factory=dict)
+    law: str | None = None
+    trainer: tuple[str, ...] = ()
+
+    @property
+    def as_sft(self) -> Recipe:
+        """The options that it shares with fine-tuning."""
+        return Recipe(
+            self.model, (self.bench,), "memento", policy=self.policy, delimiters=self.delimiters, law=self.law
+        )
+
+
+def rl(
+    recipe: RLRecipe,
+    out: Path | None = None,
+    resume: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    rewards: Sequence[Reward] | None = None,
+) -> Path:
+    """Train a model on the problems of benchmarks and write the run folder, with the trained model in `model/`.
+
+    Args:
+        recipe: Options of the run.
+        out: Run folder to create; by default a new folder under runs/.
+        resume: Folder of a run to resume from its last complete checkpoint.
+        options: Options recorded in run.json; by default the recipe.
+        rewards: Functions that replace the recipe's rewards; see `ghosttrace.training.rewards`.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UserError: The recipe, the model, the problems or the run folder do not permit the training.
+    """
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # its warning that rollout functions may change
+    args, model_args = parse_flags(recipe.trainer, GRPOConfig, PAPER_DEFAULTS, UNSUPPORTED_FLAGS)
+    chosen, weights = parse_rewards(recipe.rewards) if rewards is None else (list(rewards), None)
+    args.reward_weights = weights or args.reward_weights
+    config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
+    markup, law = resolve_training_law(config, tokenizer, recipe.as_sft)
+    if law.replayed or isinstance(law, KeepAll):
+        raise UserError(f"{law.spec} cannot write rollouts: give a --law that evicts tokens while text is generated")
+    bench = _joined(as_benches(recipe.bench, recipe.limit, args.seed))
+    rollouts = Rollouts(
+        bench,
+        tokenizer,
+        _prompter(tokenizer, config.model_type),
+        markup,
+        law,
+        Sampling(args.max_completion_length, args.temperature, max_block_tokens=recipe.max_block_tokens),
+        recipe.sealed,
+        args.seed,
+    )
+    _check_lengths(rollouts, config)
+    run_record = {
+        "command": "rl",
+        "model": recipe.model,
+        "options": dict(options or asdict(recipe)),
+        **describe_law(law),
+        "arguments": json.loads(json.dumps(args.to_dict() | asdict(model_args), default=str)),
+        "versions": versions() | {name: version(name) for name in ("trl", "accelerate", "peft")},
+    }
+    with shared_run_folder(PartialState(), out, resume, run_record) as folder:
+        args.output_dir = str(folder / "checkpoints")
+        trainer = make_trainer(recipe, args, model_args, rollouts, chosen)
+        with trainer.under_law():
+            train(trainer, last_checkpoint(folder / "checkpoints"))
+        save_results(trainer, folder, "rl")
+    return folder
+
+
+def make_trainer(
+    recipe: RLRecipe, args: GRPOConfig, model_args: ModelConfig, rollouts: Rollouts, rewards: Sequence[Reward]
+) -> ErasingGRPOTrainer:
+    """Return the trainer; it is built before the models attend by the law, because it loads the reference model.
+
+    Raises:
+        UserError: The model cannot be loaded or trained with these options.
+    """
+    rows = [
+        {"prompt": problem.id, "question": problem.prompt, "answer": problem.answer}
+        for problem in rollouts.bench.problems
+    ]
+    try:
+        model = load_model(recipe.model, model_args)
+        law: Law = rollouts.law
+        model.config.ghosttrace = training_record(model.config, recipe.as_sft, law, "rl-sealed" if recipe.sealed else "rl")
+        return ErasingGRPOTrainer(
+            model=model,
+            reward_funcs=[checked(reward) for reward in rewards],
+            args=args,
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=rollouts.tokenizer,
+            rollout_func=rollouts,
+            peft_config=adapter_config(model_args, model, rollouts.markup),
+            law=law,
+            sealed=recipe.sealed,
+        )
+    except (ValueError, ImportError, OSError) as error:
+        raise UserError(f"{recipe.model} cannot be trained with these options ({error}): change them") from error
+
+
+def _joined(benches: Sequence[Bench]) -> Bench:
+    """Return the only benchmark.
+
+    Raises:
+        UserError: There are several, which have graders and harnesses of their own.
+    """
+    if len(benches) > 1:
+        names = ", ".join(bench.name for bench in benches)
+        raise UserError(f"the rewards need one grader, and these are several benchmarks ({names}): give one --bench")
+    return benches[0]
+
+
+def _prompter(tokenizer: Any, family: str) -> Callable[[Any], list[int]]:
+    """Return the function from a user message, or a chat, to the token ids of its prompt."""
+
+    def prompt_ids(message: Any) -> list[int]:
+        if isinstance(message, str):
+            text = chat_prompt(tokenizer, family, message)
+        else:
+            text = render_chat(tokenizer, message, add_generation_prompt=True)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return prompt_ids
+
+
+def _check_lengths(rollouts: Rollouts, config: Any) -> None:
+    """Check that prompts and responses fit into the model's context, and the prompts into the law's cache.
+
+    Raises:
+        UserError: One does not.
+    """
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    for problem in rollouts.bench.problems:
+        prompt = rollouts.prompt_ids(problem.messages or problem.prompt)
+        rollouts.law.erasures(prompt)  # raises, for example if the prompt does not fit into a window
+        needed = len(prompt) + rollouts.sampling.max_new_tokens
+        if longest is not None and needed > longest:
+            raise UserError(
+                f"the prompt of {problem.id} and a response take up to {needed} tokens, and the model at most "
+                f"{longest}: lower --max_completion_length"
+            )

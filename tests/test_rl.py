@@ -1,7 +1,6 @@
 """`ghosttrace rl`: log-probabilities under the law, the reference model, forced tokens, rewards, killed runs."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ Batch = dict[str, Any]
 
 
 @pytest.fixture
-def batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[ErasingGRPOTrainer, Batch]]]:
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ErasingGRPOTrainer, Batch]]:
     """The batches whose loss a trainer computes, before each step changes the policy."""
     seen: list[tuple[ErasingGRPOTrainer, Batch]] = []
     compute = ErasingGRPOTrainer._compute_loss
@@ -45,7 +44,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[ErasingGRPOT
         return loss
 
     monkeypatch.setattr(ErasingGRPOTrainer, "_compute_loss", record)
-    yield seen
+    return seen
 
 
 def parity(completion_ids: list[list[int]], **_: Any) -> list[float]:

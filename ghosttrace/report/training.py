@@ -13,7 +13,7 @@ def training_findings(summary: Mapping[str, Any]) -> list[str]:
         summary: Content of summary.json.
     """
     last = summary["results"][-1] if summary["results"] else {}
-    if summary["command"] == "rl":
+    if summary.get("command") == "rl":
         return _rl_findings(summary, last)
     losses = [
         f"{name.removeprefix('loss_')} {value:.3f}"

@@ -134,7 +134,7 @@ class ErasingGRPOTrainer(GRPOTrainer):
         if sampled is not None and self._scored is not None:
             mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
             difference = ((sampled - self._scored) * mask).detach()
-            mode = "train" if self.model.training else "eval"
+            mode = "train" if model.training else "eval"
             mean = self.accelerator.gather(difference.sum() / mask.sum().clamp(min=1)).mean()
             largest = self.accelerator.gather(difference.abs().max()).max()
             self._metrics[mode]["rollout_kl"].append(mean.item())

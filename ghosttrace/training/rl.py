@@ -15,7 +15,7 @@ from trl.trainer.model_config import ModelConfig
 
 from ghosttrace.bench import Bench, as_benches
 from ghosttrace.errors import UserError
-from ghosttrace.law.law import KeepAll, Law
+from ghosttrace.law.law import KeepAll
 from ghosttrace.law.parse import describe_law
 from ghosttrace.model.checkpoint import load_config, load_tokenizer
 from ghosttrace.model.prompts import chat_prompt, render_chat
@@ -176,8 +176,8 @@ def make_trainer(
     ]
     try:
         model = load_model(recipe.model, model_args)
-        law: Law = rollouts.law
-        model.config.ghosttrace = training_record(model.config, recipe.as_sft, law, "rl-sealed" if recipe.sealed else "rl")
+        stage = "rl-sealed" if recipe.sealed else "rl"
+        model.config.ghosttrace = training_record(model.config, recipe.as_sft, rollouts.law, stage)
         return ErasingGRPOTrainer(
             model=model,
             reward_funcs=[checked(reward) for reward in rewards],
@@ -186,7 +186,7 @@ def make_trainer(
             processing_class=rollouts.tokenizer,
             rollout_func=rollouts,
             peft_config=adapter_config(model_args, model, rollouts.markup),
-            law=law,
+            law=rollouts.law,
             sealed=recipe.sealed,
         )
     except (ValueError, ImportError, OSError) as error:

@@ -67,23 +67,12 @@ def random_checkpoint(folder: Path, tokenizer_folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def force_structure(problem: Problem, tokenizer: Any, block: int = BLOCK, memento: int = MEMENTO) -> Harness:
-    """Return a harness that forces the structure of a response and lets the model sample the other tokens.
-
-    Args:
-        problem: The problem, which does not matter.
-        tokenizer: A tokenizer with the delimiters.
-        block: Tokens per block.
-        memento: Tokens per memento.
-    """
-
-    def tokens(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    free: list[int | None] = [None]
-    pair = [*tokens("<|block_start|>"), *free * block, *tokens("<|block_end|><|summary_start|>"), *free * memento]
-    ids = [*tokens("<think>"), *[*pair, *tokens("<|summary_end|>")] * BLOCKS, *tokens("</think>"), *free * 8]
-    ids += [*tokens("\\boxed{"), *free * 3, *tokens("}"), tokenizer.eos_token_id]
+def force_structure(problem: Problem, tokenizer: Any) -> Harness:
+    """Return a harness that forces the structure of a response and lets the model sample the other tokens."""
+    free = [None]
+    block = ["<|block_start|>", *free * BLOCK, "<|block_end|>", "<|summary_start|>", *free * MEMENTO, "<|summary_end|>"]
+    text = ["<think>", *block * BLOCKS, "</think>", *free * 8, "\\", "boxed", "{", *free * 3, "}", "<|im_end|>"]
+    ids = [None if token is None else tokenizer.convert_tokens_to_ids(token) for token in text]
     begin: list[int] = []
 
     def forced_token(tracker: ExpiryTracker) -> int | None:

@@ -1,4 +1,4 @@
-"""Data of `experiments/reproduce_paper.py`: rows of OpenMementos, or `story` in the same formats for a rehearsal."""
+"""Data of `experiments/reproduce_paper.py`: rows of OpenMementos, or for a rehearsal generated ones of its format."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from ghosttrace.bench import Harness, Problem
 from ghosttrace.bench.story import draw_story
-from ghosttrace.bench.story_texts import Split
 from ghosttrace.data.read import iter_records
 from ghosttrace.errors import UserError
+from ghosttrace.law.expiry import ExpiryTracker
 from ghosttrace.runs.atomic import commit_file
 
 STREAM = 0x9E9E0D  # of random numbers, apart from those of `story` and its training rows
+FORCED_PAIR = "<|block_start|>We take step {0}. It is done.<|block_end|><|summary_start|>Step {0}: done.<|summary_end|>"
 COLUMNS = ("problem", "response", "domain", "source", "difficulty")
 """Columns of OpenMementos, configuration `default`."""
 
@@ -47,25 +49,44 @@ def sample_rows(source: str, n: int, seed: int) -> list[dict[str, Any]]:
 
 def story_rows(n: int, seed: int) -> list[dict[str, Any]]:
     """Return `n` problems of `story`, training split, with perfect responses, as rows of OpenMementos."""
-    rows = []
-    for problem, blocks, answer in _stories(n, seed, "train"):
-        response = f"<think>\n{blocks}</think>\nThe answer is \\boxed{{{answer}}}."
-        rows.append(dict(zip(COLUMNS, (problem, response, "math", "story", None), strict=True)))
+    rng, rows = np.random.default_rng([seed, STREAM]), []
+    for _ in range(n):
+        story = draw_story(rng, "train", "complete", "derived")
+        pairs = story.response.rpartition("Answer: ")[0]
+        response = f"<think>\n{pairs}</think>\nThe answer is \\boxed{{{story.answer}}}."
+        rows.append(dict(zip(COLUMNS, (story.prompt, response, "math", "story", None), strict=True)))
     return rows
 
 
-def story_problems(n: int, seed: int) -> list[dict[str, Any]]:
-    """Return `n` problems of `story`, test split, with the columns of a contest such as aime24."""
-    stories = enumerate(_stories(n, seed, "test"))
-    return [{"id": f"{seed}-{number}", "problem": story[0], "answer": story[2]} for number, story in stories]
+def sums(n: int, seed: int) -> list[dict[str, Any]]:
+    """Return `n` short problems with the columns of aime24 and its whole numbers from 0 to 999 as answers."""
+    pairs = np.random.default_rng([seed, STREAM]).integers(100, 500, size=(n, 2)).tolist()
+    return [{"id": f"{seed}-{i}", "problem": f"What is {a} + {b}?", "answer": a + b} for i, (a, b) in enumerate(pairs)]
 
 
-def _stories(n: int, seed: int, split: Split) -> Iterable[tuple[str, str, int]]:
-    """Yield problem, blocks with mementos, and answer."""
-    rng = np.random.default_rng([seed, STREAM])
-    for _ in range(n):
-        story = draw_story(rng, split, "complete", "derived")
-        yield story.prompt, story.response.rpartition("Answer: ")[0], story.answer
+def force_blocks(problem: Problem, tokenizer: Any) -> Harness:
+    """Return a harness that writes three blocks with mementos and lets the model sample the answer's tokens.
+
+    The passcodes of a rehearsal need responses with three finished blocks, which a model of a few steps does not write.
+
+    Args:
+        problem: The problem, which does not matter.
+        tokenizer: A tokenizer with the delimiters.
+    """
+
+    def tokens(text: str) -> list[int | None]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    pairs = "".join(FORCED_PAIR.format(number) for number in (1, 2, 3))
+    response = [*tokens(f"<think>\n{pairs}</think>\nThe answer is \\boxed{{"), *[None] * 3, *tokens("}")]
+    response.append(tokenizer.eos_token_id)
+    begin: list[int] = []
+
+    def forced_token(tracker: ExpiryTracker) -> int | None:
+        begin[:] = begin or [tracker.block_tracker.num_read]
+        return response[tracker.block_tracker.num_read - begin[0]]
+
+    return forced_token
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:

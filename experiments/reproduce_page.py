@@ -26,7 +26,8 @@ SOURCES = {"memento": "§6.2.1, 64 repetitions"} | dict.fromkeys(
 MEMENTOS = {-1: "M₁, before the passcode exists", 0: "M₂, whose block has it", 1: "M₃, one block later"}
 NOTHING = (
     "**This is a rehearsal: its figures mean nothing.** The model was trained for a few steps on generated word "
-    "problems, which stand in for OpenMementos, AIME24 and AIME25, and a harness wrote the structure of every response."
+    "problems in place of OpenMementos. Sums stand in for AIME24 and AIME25, and a harness wrote all blocks and "
+    "mementos."
 )
 
 
@@ -132,7 +133,7 @@ def ablation_table(results: pd.DataFrame) -> str:
 def probe_table(results: pd.DataFrame) -> str:
     """Return the accuracy at each memento and layer beside the paper's Table 4."""
     layers = sorted({layer for layer in results["layer"] if layer.isdigit()}, key=int)
-    sites = {"fourth": layers[0], "last": layers[-1], "both": "joint"}
+    sites = {"fourth": "3", "last": layers[-1], "both": "joint"}
     rows = []
     for hop, memento in MEMENTOS.items():
         for layer, site in sites.items():

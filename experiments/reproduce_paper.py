@@ -8,7 +8,7 @@ The steps are: training rows, `ghosttrace init-tokens`, `ghosttrace sft` with fu
 `ghosttrace ablate` on AIME24, responses to AIME25, `ghosttrace probe` for passcodes planted in them, and `page.md` with
 the paper's numbers beside these. Each step has its own folder; the same command goes on where an earlier one stopped.
 
-A rehearsal trains on a few generated word problems for a few steps, and a harness writes the structure of the
+A rehearsal trains on a few generated word problems for a few steps, and a harness writes the blocks and mementos of all
 responses. It shows that every step works; its figures mean nothing.
 """
 
@@ -26,9 +26,9 @@ from rich.markup import escape
 from experiments.reproduce_page import plan_table, write_page
 from experiments.reproduce_plan import GPUS, ablation_plan, plan_chain
 from experiments.reproduce_scale import PAPER
-from experiments.reproduce_steps import Chain, Step, StepError, steps
+from experiments.reproduce_steps import Chain, Step, StepError, check_inputs, steps
 from ghosttrace.errors import UserError
-from ghosttrace.model.checkpoint import DOWNLOADED_MODELS, load_config
+from ghosttrace.model.checkpoint import DOWNLOADED_MODELS
 from ghosttrace.report.plan import plan_findings
 from ghosttrace.runs.folder import as_json, read_json, write_json
 from ghosttrace.runs.paths import check_path
@@ -98,7 +98,7 @@ def check(options: argparse.Namespace, gpus: int) -> None:
         raise UserError("the chain needs a GPU: give --plan to see what it takes, or --rehearse to try it in small")
     if gpus < 0 or (not options.rehearse and PAPER.batch % gpus):
         raise UserError(
-            f"--gpus must divide the paper's batch of {PAPER.batch} rows, and {gpus} does not: give 1 to 8, 16"
+            f"--gpus must divide the paper's batch of {PAPER.batch} rows, and {gpus} does not: give a power of 2"
         )
 
 
@@ -121,7 +121,7 @@ def run_chain(chain: Chain) -> None:
         UserError: The model does not exist, the folder belongs to another chain, or a step refuses its input.
         StepError: The command of a step failed.
     """
-    load_config(chain.model)
+    check_inputs(chain)
     claim_folder(chain)
     console, todo = Console(), steps(chain)
     for number, step in enumerate(todo, 1):

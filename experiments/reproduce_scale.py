@@ -65,7 +65,7 @@ REHEARSAL = Scale(
     repetitions=2,
     trace_repetitions=1,
     codes_per_trace=40,
-    max_new_tokens=160,
+    max_new_tokens=128,
     max_steps=2,
 )
 """As small as every step allows: of the passcodes, each digit must occur twice at each place."""

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,19 +16,19 @@ from transformers import PreTrainedConfig
 
 import ghosttrace as gt
 from experiments import passcode
-from experiments.aime24 import force_structure
-from experiments.reproduce_data import sample_rows, story_problems, story_rows, write_jsonl
+from experiments.reproduce_data import force_blocks, sample_rows, story_rows, sums, write_jsonl
 from experiments.reproduce_plan import ModelSize, decoding_rows, model_config
 from experiments.reproduce_scale import PAPER, REHEARSAL, Scale
 from ghosttrace.bench import Bench, load_bench
 from ghosttrace.cli.progress import show_progress
-from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.model.checkpoint import Checkpoint, load_config, load_tokenizer
 from ghosttrace.runs.folder import is_finished
 
 ROOT = Path(__file__).parent.parent
 SEED = 42
 ACCELERATE_CONFIG = "examples/train/fsdp2-8b.yaml"
-BLOCK, MEMENTO = 12, 4  # tokens, in a rehearsal
+DTYPE = "bfloat16"
+CONTESTS = ("aime24", "aime25")
 SAVE_STEPS = 20  # the paper's stages have about 300 steps
 
 
@@ -114,14 +113,27 @@ def steps(chain: Chain) -> list[Step]:
     ]
 
 
+def check_inputs(chain: Chain) -> None:
+    """Read what later steps need, so that none of them fails after days of training.
+
+    Raises:
+        UserError: The model, its tokenizer or a contest cannot be read.
+    """
+    load_config(chain.model)
+    load_tokenizer(chain.model)
+    if not chain.rehearsal:  # a rehearsal writes its problems
+        for name in CONTESTS:
+            _contest(chain, name)
+
+
 def _data_step(chain: Chain) -> Step:
     folder, scale = chain.out / "data", chain.scale
     rows = folder / "rows.jsonl"
 
     def run() -> None:
         if chain.data is None:
-            for seed, name in enumerate(("aime24", "aime25")):
-                write_jsonl(folder / f"{name}.jsonl", story_problems(scale.problems, seed))
+            for seed, name in enumerate(CONTESTS):
+                write_jsonl(folder / f"{name}.jsonl", sums(scale.problems, seed))
         write_jsonl(
             rows, story_rows(scale.rows, SEED) if chain.data is None else sample_rows(chain.data, scale.rows, SEED)
         )
@@ -201,8 +213,10 @@ def _ablation_step(chain: Chain, name: str, contest: str, arms: tuple[str, ...],
         result.report()
 
     command = f"ghosttrace ablate --model {chain.trained} --bench {contest} --arms {','.join(arms)}"
-    command += f" --repetitions {repetitions} --max-new-tokens {tokens['max_new_tokens']} --out {folder}"
-    return Step(name, command + _dtype_flag(chain), lambda: is_finished(folder), run)
+    command += (
+        f" --repetitions {repetitions} --max-new-tokens {tokens['max_new_tokens']} --dtype {DTYPE} --out {folder}"
+    )
+    return Step(name, command, lambda: is_finished(folder), run)
 
 
 def _contest(chain: Chain, name: str) -> Bench:
@@ -210,16 +224,12 @@ def _contest(chain: Chain, name: str) -> Bench:
     if not chain.rehearsal:
         return load_bench(name)[0]
     (bench,) = load_bench(name, chain.scale.problems, file=chain.out / "data" / f"{name}.jsonl")
-    return replace(bench, harness=partial(force_structure, block=BLOCK, memento=MEMENTO), full_size=None)
+    return replace(bench, harness=force_blocks, full_size=None)
 
 
 def _trained_checkpoint(chain: Chain) -> Checkpoint:
-    """Load the trained checkpoint. Training leaves float32 weights; GPUs decode in bfloat16, as the paper's did."""
-    return gt.load(chain.trained, dtype=None if chain.rehearsal else "bfloat16")
-
-
-def _dtype_flag(chain: Chain) -> str:
-    return "" if chain.rehearsal else " --dtype bfloat16"
+    """Load the trained checkpoint in bfloat16; training leaves float32 weights."""
+    return gt.load(chain.trained, dtype=DTYPE)
 
 
 def _rows_that_fit(config: PreTrainedConfig, arms: tuple[str, ...], chain: Chain) -> int | None:
@@ -241,5 +251,5 @@ def _probe_step(chain: Chain) -> Step:
 
     layers = ",".join(map(str, passcode.layers_of(model_config(chain.model))))
     command = f"ghosttrace probe --model {chain.trained} --traces {traces} --samples {samples} --hops 0,1"
-    command += f" --layers {layers} --kv kv --joint --pool mean --within-traces --out {folder}"
-    return Step("probes", command + _dtype_flag(chain), lambda: is_finished(folder), run)
+    command += f" --layers {layers} --kv kv --joint --pool mean --within-traces --dtype {DTYPE} --out {folder}"
+    return Step("probes", command, lambda: is_finished(folder), run)

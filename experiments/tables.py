@@ -13,11 +13,14 @@ from pathlib import Path
 from experiments.benchmark_tables import BENCHMARK_TABLES
 from experiments.effect_tables import EFFECT_TABLES
 from experiments.patching_tables import PATCHING_TABLES
+from experiments.reproduce_tables import REPRODUCE_TABLES
 from experiments.result_tables import RESULT_TABLES
 from experiments.stock_tables import STOCK_TABLES
 
 ROOT = Path(__file__).parent.parent
-TABLES: dict[str, Callable[[], str]] = RESULT_TABLES | PATCHING_TABLES | EFFECT_TABLES | STOCK_TABLES | BENCHMARK_TABLES
+TABLES: dict[str, Callable[[], str]] = (
+    RESULT_TABLES | PATCHING_TABLES | EFFECT_TABLES | STOCK_TABLES | BENCHMARK_TABLES | REPRODUCE_TABLES
+)
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 

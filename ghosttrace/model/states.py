@@ -96,18 +96,19 @@ def read_states(
     ).to(model.device)
     tap = Cache(layer_class_to_replicate=partial(_TapLayer, columns))  # type: ignore[arg-type]
     streams: list[Tensor] = []
+    backbone: Any = model.base_model  # logits are not needed, and cost much where the vocabulary is large
 
     def store_hidden(module: torch.nn.Module, args: Any, output: Any) -> None:
         stream = output[0] if isinstance(output, tuple) else output
         streams.append(stream.gather(1, columns[:, :, None].expand(-1, -1, stream.shape[2])))
 
     with ExitStack() as stack:
-        stack.enter_context(attending(model))
+        stack.enter_context(attending(backbone))
         stack.enter_context(torch.no_grad())
         if hidden:
-            for layer in model.base_model.layers:  # type: ignore[union-attr]
+            for layer in backbone.layers:  # type: ignore[union-attr]
                 stack.callback(layer.register_forward_hook(store_hidden).remove)
-        model(**batch, past_key_values=tap, use_cache=True, logits_to_keep=1)
+        backbone(**batch, past_key_values=tap, use_cache=True)
     keys, values = (torch.stack([getattr(layer, name) for layer in tap.layers]) for name in ("keys", "values"))
     states = States(keys, values, torch.stack(streams) if hidden else None)
     check_finite(states)

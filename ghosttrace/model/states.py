@@ -106,7 +106,7 @@ def read_states(
         stack.enter_context(attending(backbone))
         stack.enter_context(torch.no_grad())
         if hidden:
-            for layer in backbone.layers:  # type: ignore[union-attr]
+            for layer in backbone.layers:
                 stack.callback(layer.register_forward_hook(store_hidden).remove)
         backbone(**batch, past_key_values=tap, use_cache=True)
     keys, values = (torch.stack([getattr(layer, name) for layer in tap.layers]) for name in ("keys", "values"))

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from transformers import PreTrainedConfig
 
 from experiments.aime24 import random_checkpoint
 from ghosttrace.bench.ledger import ledger_task
@@ -39,6 +40,7 @@ from ghosttrace.probing.secrets import digit_codes
 from ghosttrace.report.ablation.table import percent
 from ghosttrace.runs.figures import save_figure
 from ghosttrace.runs.folder import is_finished
+from ghosttrace.runs.progress import Progress
 
 ROOT = Path(__file__).parent.parent
 BLOCK, HOPS = 1, (0, 1)  # block T_2; memento M_1 is hop -1, M_2 hop 0, M_3 hop 1
@@ -56,9 +58,9 @@ COLOURS = {-1: "#888888", 0: "#0072b2", 1: "#d55e00"}
 NAMES = {-1: "M₁, before the code (causal control)", 0: "M₂, direct", 1: "M₃, one block later"}
 
 
-def layers_of(checkpoint: Checkpoint) -> tuple[int, ...]:
+def layers_of(config: PreTrainedConfig) -> tuple[int, ...]:
     """Return the indices of the fourth and the last layer, or of all layers if there are at most four."""
-    count = CacheGeometry.from_config(checkpoint.model.config).layers
+    count = CacheGeometry.from_config(config).layers
     return (3, count - 1) if count > 4 else tuple(range(count))
 
 
@@ -68,7 +70,12 @@ def passcodes(checkpoint: Checkpoint, traces: list[str], samples: int, seed: int
 
 
 def measure(
-    checkpoint: Checkpoint, task: Task, folder: Path, pool: Literal["all", "mean"] = "mean", within_traces: bool = False
+    checkpoint: Checkpoint,
+    task: Task,
+    folder: Path,
+    pool: Literal["all", "mean"] = "mean",
+    within_traces: bool = False,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Probe a task, resuming an interrupted run, and return its results as means over the digits.
 
@@ -79,6 +86,7 @@ def measure(
         pool: `mean` averages states over the tokens of a memento, because mementos differ in length. `all`
             concatenates them, for mementos of equal length as in `ledger`.
         within_traces: Split codes within base traces instead of splitting base traces.
+        progress: Called with (description, steps done, total steps).
     """
     if not is_finished(folder):
         begun = (folder / "run.json").exists()
@@ -86,17 +94,23 @@ def measure(
             checkpoint,
             task=task,
             hops=HOPS,
-            layers=layers_of(checkpoint),
+            layers=layers_of(checkpoint.model.config),
             kv=("kv",),
             joint=True,
             pool=pool,
             within_traces=within_traces,
             out=None if begun else folder,
             resume=folder if begun else None,
+            progress=progress,
         )
-    found = ProbeResult.open(folder).results
-    found = found[found["target"].isin(["digit-*", "note-*"])]
-    return found.assign(model=Path(checkpoint.name).name, layers=len(layers_of(checkpoint)))
+    found = digit_rows(ProbeResult.open(folder))
+    return found.assign(model=Path(checkpoint.name).name, layers=len(layers_of(checkpoint.model.config)))
+
+
+def digit_rows(result: ProbeResult) -> pd.DataFrame:
+    """Return the results of a run that are means over all digits."""
+    results = result.results
+    return results[results["target"].isin(["digit-*", "note-*"])]
 
 
 def accuracies(results: pd.DataFrame, hop: int, layer: str, probe: str = "linear") -> dict[str, dict[str, Any]]:

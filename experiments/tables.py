@@ -14,6 +14,7 @@ from experiments.benchmark_tables import BENCHMARK_TABLES
 from experiments.decomposition_tables import DECOMPOSITION_TABLES
 from experiments.effect_tables import EFFECT_TABLES
 from experiments.patching_tables import PATCHING_TABLES
+from experiments.reproduce_tables import REPRODUCE_TABLES
 from experiments.result_tables import RESULT_TABLES
 from experiments.stock_tables import STOCK_TABLES
 
@@ -25,6 +26,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **DECOMPOSITION_TABLES,
     **STOCK_TABLES,
     **BENCHMARK_TABLES,
+    **REPRODUCE_TABLES,
 }
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 

@@ -2,18 +2,20 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ghosttrace.ablation.settings import AblationSettings
-from ghosttrace.bench import Bench, decomposable_groups
 from ghosttrace.errors import UserError
+
+if TYPE_CHECKING:
+    from ghosttrace.ablation.settings import AblationSettings
+    from ghosttrace.bench import Bench
 
 DECOMPOSITION_ARMS = ("restart", "restart-bare", "restart-renumbered", "rerotated", "swap")
 """Arms that a complete decomposition compares with each other and with `memento`."""
 
 
 def check_request(
-    benches: Sequence[Bench], settings: AblationSettings, applicable: Collection[str], other_law: bool
+    benches: "Sequence[Bench]", settings: "AblationSettings", applicable: Collection[str], other_law: bool
 ) -> None:
     """Check before a run that it can be decomposed.
 
@@ -44,6 +46,8 @@ def check_conditions(conditions: list[Mapping[str, Any] | None]) -> None:
         UserError: There is none.
     """
     if not any(condition is not None and condition["omits_needed"] for condition in conditions):
+        from ghosttrace.bench import decomposable_groups  # loads torch, which a page of a finished run does without
+
         raise UserError(
             "a decomposition needs a benchmark that declares that its mementos omit a needed value: give --bench "
             f"{' or '.join(decomposable_groups())}"

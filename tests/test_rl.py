@@ -127,7 +127,7 @@ def test_rewards_are_parsed_and_checked(tmp_path: Path) -> None:
     assert [reward.__name__ for reward in rewards] == ["correct", "format", "compression"] and weights == [1, 0.1, 2]
     columns = {"correct": [True, False], "compression": [0.5, 0.5], "format": [False, True]}
     assert [reward(**columns) for reward in rewards] == [[1.0, 0.0], [0.0, 1.0], [0.5, 0.0]]
-    for text, message in (("corect", "no reward 'corect'"), ("format:x", "must be a number"), ("format:inf", "finite")):
+    for text, message in (("right", "no reward 'right'"), ("format:x", "must be a number"), ("format:inf", "finite")):
         with pytest.raises(UserError, match=message):
             parse_rewards(text)
 

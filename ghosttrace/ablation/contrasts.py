@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from ghosttrace.ablation.summary import problem_clusters
+from ghosttrace.ablation.samples import problem_clusters
 from ghosttrace.paired import difference_of_effects, equivalence_interval, paired_effect
 from ghosttrace.runs.folder import REFERENCE_ARM
 from ghosttrace.stats import Estimate, estimate

@@ -1,5 +1,9 @@
-"""Schema of the samples table of an ablation: one row per benchmark, arm, problem and repetition."""
+"""The samples table of an ablation: one row per benchmark, arm, problem and repetition."""
 
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from ghosttrace.runs.records import RecordLayout
@@ -36,3 +40,9 @@ LARGE_COLUMNS = ("prompt", "response", "prompt_ids", "response_ids", "prompt_tex
 SMALL_COLUMNS = tuple(name for name in SAMPLE_SCHEMA.names if name not in LARGE_COLUMNS)
 
 SAMPLE_TABLE = RecordLayout(SAMPLE_SCHEMA, ("bench", "arm", "problem", "repetition"))
+
+
+def problem_clusters(samples: pd.DataFrame, problems: Iterable[str]) -> np.ndarray:
+    """Return the cluster of each of the problems of one benchmark, in the given order."""
+    cluster_of = samples.groupby("problem", sort=False)["cluster"].first()
+    return cluster_of.loc[list(problems)].to_numpy()

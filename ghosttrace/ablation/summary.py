@@ -8,6 +8,7 @@ import pandas as pd
 
 from ghosttrace.ablation.arms import Arm, Part
 from ghosttrace.ablation.erased import response_counts
+from ghosttrace.ablation.samples import problem_clusters
 from ghosttrace.ablation.votes import votes
 from ghosttrace.bench import Bench
 from ghosttrace.law.law import Law
@@ -62,12 +63,6 @@ def summarise(samples: pd.DataFrame, bytes_per_token: int, margin: float | None 
         for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
             row |= {"p_holm": p, "significant": p <= ALPHA}
     return pd.DataFrame(rows)
-
-
-def problem_clusters(samples: pd.DataFrame, problems: Iterable[str]) -> np.ndarray:
-    """Return the cluster of each of the problems of one benchmark, in the given order."""
-    cluster_of = samples.groupby("problem", sort=False)["cluster"].first()
-    return cluster_of.loc[list(problems)].to_numpy()
 
 
 def effect_columns(

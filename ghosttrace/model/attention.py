@@ -95,21 +95,55 @@ def _attend_by_segments(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, parts: list[SdpaSegment], **kwargs: Any
 ) -> Tensor:
     """Attend one segment at a time and return the outputs, [B, T, H, D]; 0 for queries that see no key."""
-    sdpa = AttentionInterface()["sdpa"]
     results = []
     for _, group in groupby(parts, key=lambda part: int(part.rows[0])):
         row_parts = list(group)
         rows = row_parts[0].rows
         queries, keys = [part.queries for part in row_parts], [part.keys for part in row_parts]
-        states = (_gather_split(query, rows, queries), _gather_split(key, rows, keys), _gather_split(value, rows, keys))
-        masks = [None if part.mask is None else part.mask[None, None] for part in row_parts]
-        outputs = [sdpa(module, *qkv, mask, **kwargs)[0] for mask, *qkv in zip(masks, *states, strict=True)]
+        states = (
+            _split_queries(query, rows, queries),
+            _gather_split(key, rows, keys),
+            _gather_split(value, rows, keys),
+        )
+        masks = [part.mask for part in row_parts]
+        outputs = [_attend_segment(module, *qkv, mask, **kwargs) for mask, *qkv in zip(masks, *states, strict=True)]
         results.append((rows, torch.cat(queries), torch.cat(outputs, dim=1)))
+    if len(results) == 1 and results[0][2].shape[:2] == (query.shape[0], query.shape[2]):  # every query, in order
+        return results[0][2]
     like = results[0][2] if results else value  # under autocast the output dtype differs from the query's
     out = like.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
     for rows, indices, output in results:
         out[rows[:, None], indices] = output
     return out
+
+
+def _attend_segment(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> Tensor:
+    """Attend within one segment, whose mask is bool[Q, K] or causal; return [B, Q, H, D]."""
+    groups = query.shape[1] // key.shape[1]
+    if mask is None or groups == 1:
+        mask = None if mask is None else mask[None, None]
+        output: Tensor = AttentionInterface()["sdpa"](module, query, key, value, mask, **kwargs)[0]
+        return output
+    # The heads that share keys become more queries of one head. With a mask, grouped heads would copy the keys.
+    folded = query.unflatten(1, (key.shape[1], groups)).flatten(2, 3)
+    dropout = kwargs.get("dropout", 0.0)
+    output = nn.functional.scaled_dot_product_attention(
+        folded, key, value, attn_mask=mask.repeat(groups, 1), dropout_p=dropout, scale=kwargs["scaling"]
+    )
+    return output.unflatten(2, (groups, query.shape[2])).flatten(1, 2).transpose(1, 2)
+
+
+def _split_queries(states: Tensor, rows: Tensor, index_lists: list[Tensor]) -> tuple[Tensor, ...]:
+    """Return the queries, [B, H, T, D], of some rows at each segment; without a copy if the segments hold all of them.
+
+    Segments are in order and hold each query at most once.
+    """
+    lengths = [len(indices) for indices in index_lists]
+    if len(rows) < len(states) or sum(lengths) < states.shape[2]:
+        return _gather_split(states, rows, index_lists)
+    return states.split(lengths, dim=2)
 
 
 def _gather_split(states: Tensor, rows: Tensor, index_lists: list[Tensor]) -> tuple[Tensor, ...]:

@@ -238,8 +238,10 @@ class Session:
         visibility = cache.prepare_append(indices, positions, counts)
         device = self.model.device
         logits_to_keep: int | Tensor = 0 if all_logits else 1
-        ragged = not all_logits and bool((counts != steps).any())
-        if ragged:  # compute the logits of every column in which some chunk ends
+        selected = not all_logits and steps > 1
+        # Compute the logits of every column in which some chunk ends. Even for one column, a tensor is better than an
+        # integer: the head takes far longer on the strided slice, in bfloat16 on a CPU.
+        if selected:
             last_columns, column_of_row = np.unique(np.maximum(counts - 1, 0), return_inverse=True)
             logits_to_keep = torch.from_numpy(last_columns).to(device)
         with torch.no_grad():
@@ -251,7 +253,7 @@ class Session:
                 expiry=visibility.to(device),
                 logits_to_keep=logits_to_keep,
             ).logits
-        return logits[np.arange(len(chunks)), column_of_row][:, None] if ragged else logits
+        return logits[np.arange(len(chunks)), column_of_row][:, None] if selected else logits
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order."""

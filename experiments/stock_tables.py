@@ -1,4 +1,4 @@
-"""Tables of `experiments/stock_model.py`: a stock pretrained model under several laws."""
+"""Tables of `experiments/stock_model.py` and `stock_audit.py`: a stock pretrained model under several laws."""
 
 from collections.abc import Callable
 from math import log2
@@ -55,8 +55,28 @@ def stock_accuracy() -> str:
     return markdown_table(["benchmark", "law", "arm", "accuracy, %", "against `memento`, points"], rows)
 
 
+def stock_audit() -> str:
+    """Verdicts of the audits of an agent's session, by defence."""
+    results = read("stock_audit")
+    bits = results[results["unit"] == "bits"]
+    rows = []
+    for defence, part in bits.groupby("defence", sort=False):
+        first, by_condition = part.iloc[0], part.set_index("condition")
+        cells = [
+            interval((by_condition.loc[condition, end] for end in ("estimate", "low", "high")), 2)
+            if condition in by_condition.index
+            else ""
+            for condition in ("open", "sealed")
+        ]
+        verdict = f"{first['verdict']} ({first['exit_code']})"
+        rows.append([f"`{defence}`", verdict, *cells, number(first["unknown_bits"], 1), str(first["traces"])])
+    header = ["defence", "verdict (exit code)", "bits by `attribute`", "the same, sealed control", "of bits", "traces"]
+    return markdown_table(header, rows)
+
+
 STOCK_TABLES: dict[str, Callable[[], str]] = {
     "stock-probes": stock_probes,
     "stock-bits": stock_bits,
     "stock-accuracy": stock_accuracy,
+    "stock-audit": stock_audit,
 }

@@ -17,6 +17,7 @@ from experiments.patching_tables import PATCHING_TABLES
 from experiments.reproduce_tables import REPRODUCE_TABLES
 from experiments.result_tables import RESULT_TABLES
 from experiments.stock_tables import STOCK_TABLES
+from experiments.story_tables import STORY_TABLES
 
 ROOT = Path(__file__).parent.parent
 TABLES: dict[str, Callable[[], str]] = {
@@ -25,6 +26,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **EFFECT_TABLES,
     **DECOMPOSITION_TABLES,
     **STOCK_TABLES,
+    **STORY_TABLES,
     **BENCHMARK_TABLES,
     **REPRODUCE_TABLES,
 }

@@ -29,7 +29,7 @@ from ghosttrace.model.prompts import chat_prompt, render_chat
 BUNDLED_MODELS = {"toy-open", "toy-mixed", "toy-sealed"}
 DOWNLOADED_MODELS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Models that `make lm` puts into `.models`, with the hub id of the original."""
-ADAPTED_MODELS: dict[str, str] = {}
+ADAPTED_MODELS = {"smollm2-open": "smollm2-135m"}
 """Bundled adapters, with the downloaded model that each changes (see `ghosttrace.model.adapters`)."""
 
 

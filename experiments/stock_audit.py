@@ -1,4 +1,4 @@
-"""Claim: an audit of a stock model that drops tool results in place finds a leak, and none once the cache is recomputed.
+"""Claim: an audit finds a leak in a stock model that drops tool results in place, and none in a recomputed cache.
 
 SmolLM2-135M-Instruct (`make lm`) under `tools:0`: keys of eight hexadecimal digits, planted in the tool results of
 `examples/agent_sessions.jsonl`, without a defence and with `--defence restart`. Each audit is the command line that

@@ -263,7 +263,7 @@ def test_code_in_one_of_many_averaged_tokens_is_not_detected() -> None:
     assert trials(context, diluted, linear_trial, [0.5]) <= 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_secrets_in_few_traces_and_pads_are_detected_if_there_are_enough() -> None:
     context, states = noise_context(3000, 2, [0.25] * 4)
     tokens = tokens_of(states.reshape(len(states), 2, -1), 2)

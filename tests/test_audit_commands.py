@@ -235,7 +235,7 @@ def audited(out: Path, *arguments: str) -> dict[str, Any]:
     return summary
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_verdict_without_probes_names_no_detectable_leak(tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--targets", "note-0", "--samples", "300"]
@@ -245,7 +245,7 @@ def test_verdict_without_probes_names_no_detectable_leak(tmp_path: Path) -> None
     assert summary["traces_needed"] > 300 and "No probe enters" in (out / "card.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_names_are_scored_with_all_tokens(random_model: list[str], tmp_path: Path) -> None:
     """With one token per letter, Tamara and Tanaka share their first tokens."""
     summary = audited(tmp_path / "run", *random_model, "--secret", "name", "--samples", "6")

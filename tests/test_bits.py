@@ -200,7 +200,7 @@ def test_controls_can_fail() -> None:
     assert failed_controls(pd.DataFrame([leak | {"cross_entropy": 3.3}]), COMPARED, {"s": 0.1}) == ()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @requires_data("tokenizers/qwen3/tokenizer.json", "traces/memento_blog_example_code.json")
 def test_real_traces_on_a_random_model_have_no_ghost_bits(tmp_path: Path) -> None:
     from experiments.aime24 import random_checkpoint

@@ -31,7 +31,7 @@ from ghosttrace.pipeline.run import build
 ray = pytest.importorskip("ray", reason="ray is not installed")
 
 from ghosttrace.cluster import workers as workers_module  # noqa: E402
-from ghosttrace.cluster.workers import Workers  # noqa: E402
+from ghosttrace.cluster.workers import Workers, _own_methods  # noqa: E402
 from ghosttrace.pipeline.on_cluster import PipelineWorker, _spread  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +49,17 @@ from ghosttrace.pipeline import Endpoint, build
 source, out, url, address = sys.argv[1:]
 build(source, out, Endpoint(url, "scripted", KEY, concurrency=4), TWO_BLOCKS, ray=address)
 """
+
+
+def test_functions_that_a_library_adds_to_all_objects_are_no_methods_of_a_worker() -> None:
+    pytest.importorskip("nnsight", reason="nnsight is not installed")
+    if not hasattr(object, "save"):
+        pytest.skip("this nnsight was built without the extension that adds `save` to all objects")
+    sent = [
+        ray.cloudpickle.dumps(ray.remote(kind).__ray_metadata__.modified_class)
+        for kind in (PipelineWorker, _own_methods(PipelineWorker))
+    ]
+    assert [b"nnsight" in each for each in sent] == [True, False]
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ def test_other_recorded_values_must_not_change() -> None:
     given = {"seed": 0, "batch_size": 3, "batch_tokens": 9, "device": "cpu", "arms": "restart"}
     config = json.loads(json.dumps(configuration(bench_arms, settings, HuggingFaceBackend(), given)))
     assert set(config) == set(CONFIGURATION.split())
-    names = "origin sha256 problems ceiling template prompt_sha256 sampling repetitions"
+    names = "origin sha256 problems ceiling condition template prompt_sha256 sampling repetitions"
     assert set(config["benches"]["ledger-h1"]) == set(names.split())
     assert list(config["arms"]) == ["memento", "restart"]
     assert {"math-verify", "sympy", "tokenizers", "datasets", "scikit-learn"} <= config["versions"].keys()

@@ -237,6 +237,7 @@ def test_error_after_a_checkpoint_keeps_the_run(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "checkpoints" / "checkpoint-4").exists()
 
 
+@pytest.mark.long
 def test_two_processes_train_like_one(rows: Path, tmp_path: Path) -> None:
     flags = ["--max_steps", "4", "--learning_rate", "1e-3", "--use_cpu", "true", "--data", str(rows)]
     flags += ["--samples", "2"]  # only the first process writes and logs

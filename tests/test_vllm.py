@@ -254,8 +254,8 @@ def test_pages_of_erased_blocks_are_freed(checkpoint: Checkpoint) -> None:
     [
         ("v2", "memento"),
         pytest.param("v2", "restart-renumbered", marks=pytest.mark.long),
-        ("tensor", "restart"),
-        ("pipeline", "memento"),
+        pytest.param("tensor", "restart", marks=pytest.mark.long),
+        pytest.param("pipeline", "memento", marks=pytest.mark.long),
         pytest.param("pipeline", "restart-renumbered", marks=pytest.mark.long),
     ],
 )

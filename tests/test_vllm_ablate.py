@@ -22,7 +22,12 @@ ARMS = ("full", "placebo", "restart", "restart-renumbered")
 SAME = ["bench", "arm", "problem", "correct", "finish", "blocks", "peak_kv_tokens", "auc_kv_tokens", "response_ids"]
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "top_k": 10, "top_p": 0.95}], ids=["greedy", "sampled"])
+SAMPLED = {"temperature": 1.0, "top_k": 10, "top_p": 0.95}
+
+
+@pytest.mark.parametrize(
+    "sampling", [pytest.param({}, id="greedy"), pytest.param(SAMPLED, id="sampled", marks=pytest.mark.long)]
+)
 def test_both_backends_give_the_same_samples(sampling: dict[str, Any]) -> None:
     """Equal token by token in every arm of both backends, with a harness and under load."""
     settings = {"bench": "ledger-h1", "arms": ARMS, "limit": 12, "sampling": sampling}

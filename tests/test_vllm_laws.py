@@ -77,7 +77,12 @@ def chat_scripts(count: int) -> list[Script]:
 SCRIPTS = chat_scripts(6)
 
 
-@pytest.mark.parametrize("spec", ENGINES)
+IN_CI = ("window:150,24", "turns:3,2", "tools:1")
+
+
+@pytest.mark.parametrize(
+    "spec", [pytest.param(spec, marks=() if spec in IN_CI else pytest.mark.long) for spec in ENGINES]
+)
 def test_every_law_equals_the_session_under_load(spec: str, model: str) -> None:
     """Chunks of 64 tokens, erasures in prompts and responses, few pages, preemptions, and arms that recompute."""
     checkpoint, options = gt.load(model, law=spec), dict(ENGINES[spec])

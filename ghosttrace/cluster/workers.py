@@ -1,6 +1,7 @@
 """Workers on a Ray cluster: actors of one class. The work of one that dies is given to another."""
 
 import asyncio
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -25,6 +26,15 @@ class _Worker:
     under_way: int = 0
 
 
+def _own_methods(kind: type) -> type:
+    """Return a class without the functions that a library has added to all objects, as nnsight adds `save`.
+
+    Ray would take them for methods and send them to the workers, which would import that library first of all.
+    """
+    added = {name: None for name, _ in inspect.getmembers(object, inspect.isfunction)}
+    return type(kind.__name__, (kind,), added) if added else kind
+
+
 class Workers:
     """Actors of one class; an asynchronous context manager that starts and ends them.
 
@@ -39,7 +49,7 @@ class Workers:
 
     def __init__(self, kind: type, arguments: Sequence[Any], machines: Sequence[Machine], gpus: int = 0) -> None:
         # Ray places an actor without any share of a CPU on another machine than the one it is asked for.
-        self._kind = ray.remote(num_cpus=0.01, num_gpus=gpus)(kind)
+        self._kind = ray.remote(num_cpus=0.01, num_gpus=gpus)(_own_methods(kind))
         self._arguments = arguments
         self._machines = machines
         self._ready: list[_Worker] = []

@@ -106,7 +106,9 @@ def _attend_by_segments(
             _gather_split(value, rows, keys),
         )
         masks = [part.mask for part in row_parts]
-        outputs = [_attend_segment(module, *qkv, mask, **kwargs) for mask, *qkv in zip(masks, *states, strict=True)]
+        outputs = [
+            _attend_segment(module, q, k, v, mask, **kwargs) for q, k, v, mask in zip(*states, masks, strict=True)
+        ]
         results.append((rows, torch.cat(queries), torch.cat(outputs, dim=1)))
     if len(results) == 1 and results[0][2].shape[:2] == (query.shape[0], query.shape[2]):  # every query, in order
         return results[0][2]

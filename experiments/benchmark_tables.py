@@ -132,6 +132,18 @@ def soak() -> str:
     return markdown_table(["", "recorded"], rows)
 
 
+def any_law() -> str:
+    """Cost of a masked pass and of decoding under a window, relative to a stock model without eviction."""
+    results = read("any_law")
+    one_pass = results["pass"]
+    visible = f"{100 * one_pass['visible_pairs']:.0f} %"
+    rows = [["masked pass, time", f"{one_pass['tokens']:,}", "1", visible, ratios(one_pass["ratios"])]]
+    for part in results["decoding"]:
+        what = ["decoding, tokens per second", f"{part['tokens']:,}", str(part["rows"]), ""]
+        rows.append([*what, ratios(part["ratios"])])
+    return markdown_table(["what", "tokens", "rows", "visible pairs", "relative to no eviction"], rows)
+
+
 BENCHMARK_TABLES: dict[str, Callable[[], str]] = {
     "decoding": decoding,
     "masks": masks,
@@ -139,6 +151,7 @@ BENCHMARK_TABLES: dict[str, Callable[[], str]] = {
     "extraction": extraction,
     "training": training,
     "serving": serving,
+    "any-law": any_law,
     "soak": soak,
     "routes": routes_table,
 }

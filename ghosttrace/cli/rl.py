@@ -9,14 +9,13 @@ from ghosttrace.cli.options import (
     DelimiterMapping,
     Delimiters,
     KeepLast,
-    gather_options,
     hide_loading_bar,
     law_options,
     parse_delimiter_mapping,
     run_options,
     with_options,
 )
-from ghosttrace.cli.sft import print_trained
+from ghosttrace.cli.sft import gather_training_options, print_trained
 from ghosttrace.errors import UserError
 
 
@@ -51,19 +50,13 @@ def rl(
     All other flags are passed to GRPOConfig and ModelConfig of trl, such as --learning_rate 1e-6, --use_peft or
     --config FILE.yaml. Their defaults are those of the Memento paper.
     """
-    options = gather_options(ctx, "rl")
+    options = gather_training_options(ctx, "rl", "bench")
     out, resume = ctx.params["out"], ctx.params["resume"]
     if options is None:  # the run is finished
         print_trained(resume)
         return
-    if resume and ctx.args:
-        raise UserError(f"--resume uses the flags of the run: leave out {' '.join(ctx.args)}")
-    missing = [f"--{name}" for name in ("model", "bench") if not options[name]]
-    if missing:
-        raise UserError(f"a new run needs {' and '.join(missing)}: give them, or --resume RUN")
     if any(options[name] is not None and options[name] < 1 for name in ("limit", "max_block_tokens")):
         raise UserError("--limit and --max-block-tokens must be at least 1")
-    options.setdefault("trainer", list(ctx.args))
     start_rl(options, out, resume)
 
 

@@ -75,18 +75,35 @@ def sft(
     All other flags are passed to SFTConfig and ModelConfig of trl, such as --learning_rate 8e-5, --packing, --use_peft
     or --config FILE.yaml. Their defaults are those of the Memento paper.
     """
-    options = gather_options(ctx, "sft")
+    options = gather_training_options(ctx, "sft", "data")
     out, resume = ctx.params["out"], ctx.params["resume"]
     if options is None:  # the run is finished
         print_trained(resume)
         return
+    start_sft(options, out, resume)
+
+
+def gather_training_options(ctx: typer.Context, command: str, source: str) -> dict[str, Any] | None:
+    """Return the options of a training command, with the flags for trl under `trainer`; see `gather_options`.
+
+    Args:
+        ctx: context of the command.
+        command: name of the command.
+        source: name of the option with what is trained on, which a new run needs beside a model.
+
+    Raises:
+        UserError: an option is missing, or flags for trl are given to a run that has its own.
+    """
+    options, resume = gather_options(ctx, command), ctx.params["resume"]
+    if options is None:
+        return None
     if resume and ctx.args:
         raise UserError(f"--resume uses the flags of the run: leave out {' '.join(ctx.args)}")
-    missing = [f"--{name}" for name in ("model", "data") if not options[name]]
+    missing = [f"--{name}" for name in ("model", source) if not options[name]]
     if missing:
         raise UserError(f"a new run needs {' and '.join(missing)}: give them, or --resume RUN")
     options.setdefault("trainer", list(ctx.args))
-    start_sft(options, out, resume)
+    return options
 
 
 def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) -> None:

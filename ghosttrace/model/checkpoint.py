@@ -24,7 +24,7 @@ from ghosttrace.law.markup import Markup
 from ghosttrace.law.parse import is_memento, parse_law
 from ghosttrace.model.adapters import merged_model
 from ghosttrace.model.erasure_config import read_block_config, read_erasure_config, recorded_law, require_memento
-from ghosttrace.model.prompts import chat_prompt, render_chat
+from ghosttrace.model.prompts import prompt_ids
 
 BUNDLED_MODELS = {"toy-open", "toy-mixed", "toy-sealed"}
 DOWNLOADED_MODELS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -97,11 +97,7 @@ class Checkpoint:
         Raises:
             UserError: the chat template refuses the chat.
         """
-        if isinstance(message, str):
-            text = chat_prompt(self.tokenizer, self.model.config.model_type, message)
-        else:
-            text = render_chat(self.tokenizer, message, add_generation_prompt=True)
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return prompt_ids(self.tokenizer, self.model.config.model_type, message)
 
 
 def resolve_pretrained_path(name: str) -> str:

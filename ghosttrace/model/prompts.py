@@ -79,6 +79,24 @@ def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options
         raise UserError(f"the model's chat template refuses a chat: {error}") from error
 
 
+def prompt_ids(tokenizer: Any, family: str | None, message: str | Sequence[Mapping[str, Any]]) -> list[int]:
+    """Tokenise a user message in the model's chat format, up to the end of the assistant header.
+
+    Args:
+        tokenizer: Hugging Face tokenizer with a chat template.
+        family: the model type in transformers, if known.
+        message: the text of the message, or a whole chat in OpenAI's message format.
+
+    Raises:
+        UserError: the chat template refuses the chat.
+    """
+    if isinstance(message, str):
+        text = chat_prompt(tokenizer, family, message)
+    else:
+        text = render_chat(tokenizer, message, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def template_hash(tokenizer: Any, family: str | None, template: PromptTemplate) -> str:
     """Return the SHA-256 of the prompt around a problem: message template, chat format and system prompt."""
     return sha256(chat_prompt(tokenizer, family, template.text).encode()).hexdigest()

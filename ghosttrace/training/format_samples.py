@@ -83,7 +83,7 @@ def evaluate_format(model: Any, example_builder: ExampleBuilder, prompts: Sequen
     valid, compression = [], []
     for generation in generations:
         tokens = [*generation.prompt, *generation.tokens]
-        in_order = not isinstance(law, MementoLaw) or _has_pairs(tokens, markup, policy)
+        in_order = not isinstance(law, MementoLaw) or has_pairs(tokens, markup, policy)
         valid.append(generation.finish_reason == "eos" and in_order)
         compression.append(len(tokens) / max(1, generation.peak_kv_tokens))
     return {
@@ -93,7 +93,7 @@ def evaluate_format(model: Any, example_builder: ExampleBuilder, prompts: Sequen
     }
 
 
-def _has_pairs(tokens: Sequence[int], markup: Markup, policy: Policy) -> bool:
+def has_pairs(tokens: Sequence[int], markup: Markup, policy: Policy) -> bool:
     """Return whether there is at least one pair of block and memento, and no delimiter outside a pair."""
     blocks = find_blocks(tokens, markup, policy.require_assistant_section)
     return bool(blocks) and delimiter_error(tokens, markup, policy) is None

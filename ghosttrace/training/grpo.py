@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from ghosttrace.errors import UserError
@@ -22,6 +21,7 @@ from ghosttrace.law.masks import Kernel
 from ghosttrace.model.attention import attending
 from ghosttrace.model.states import model_inputs
 from ghosttrace.training.examples import IGNORE_INDEX
+from ghosttrace.training.sft import base_model
 
 SCORING = "_get_per_token_logps_and_entropies"
 SCORING_ARGUMENTS = ("self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy")
@@ -66,7 +66,7 @@ class ErasingGRPOTrainer(GRPOTrainer):
         with ExitStack() as stack:
             for model in (self.model, self.ref_model):
                 if model is not None:
-                    stack.enter_context(attending(_base(self.accelerator.unwrap_model(model)), kernel))
+                    stack.enter_context(attending(base_model(self.accelerator.unwrap_model(model)), kernel))
             yield
 
     def _get_per_token_logps_and_entropies(
@@ -118,7 +118,7 @@ class ErasingGRPOTrainer(GRPOTrainer):
         make = sealed_layout if self.sealed else open_layout
         layouts = [make(ids[mask].tolist(), self.law) for ids, mask in zip(input_ids, kept, strict=True)]
         columns = [_first_columns(layout)[begin:] for layout, begin in zip(layouts, prompts, strict=True)]
-        inputs = model_inputs(layouts, _base(self.accelerator.unwrap_model(model)))
+        inputs = model_inputs(layouts, base_model(self.accelerator.unwrap_model(model)))
         labels = torch.full_like(inputs["input_ids"], IGNORE_INDEX)
         for row, numbers in enumerate(columns):
             labels[row, numbers] = inputs["input_ids"][row, numbers]
@@ -140,12 +140,6 @@ class ErasingGRPOTrainer(GRPOTrainer):
             self._metrics[mode]["rollout_kl"].append(mean.item())
             self._metrics[mode]["rollout_gap"].append(largest.item())
         return loss
-
-
-def _base(model: Any) -> PreTrainedModel:
-    """Return the model without the adapters that may wrap it."""
-    base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base
 
 
 def _first_columns(layout: Layout) -> np.ndarray:

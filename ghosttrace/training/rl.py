@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ghosttrace.errors import UserError
 from ghosttrace.law.law import KeepAll
 from ghosttrace.law.parse import describe_law
 from ghosttrace.model.checkpoint import load_config, load_tokenizer
-from ghosttrace.model.prompts import chat_prompt, render_chat
+from ghosttrace.model.prompts import prompt_ids
 from ghosttrace.model.sampling import Sampling
 from ghosttrace.runs.folder import versions
 from ghosttrace.training.grpo import ErasingGRPOTrainer
@@ -137,7 +138,7 @@ def rl(
     rollouts = Rollouts(
         bench,
         tokenizer,
-        _prompter(tokenizer, config.model_type),
+        partial(prompt_ids, tokenizer, config.model_type),
         markup,
         law,
         Sampling(args.max_completion_length, args.temperature, max_block_tokens=recipe.max_block_tokens),
@@ -203,19 +204,6 @@ def _joined(benches: Sequence[Bench]) -> Bench:
         names = ", ".join(bench.name for bench in benches)
         raise UserError(f"the rewards need one grader, and these are several benchmarks ({names}): give one --bench")
     return benches[0]
-
-
-def _prompter(tokenizer: Any, family: str) -> Callable[[Any], list[int]]:
-    """Return the function from a user message, or a chat, to the token ids of its prompt."""
-
-    def prompt_ids(message: Any) -> list[int]:
-        if isinstance(message, str):
-            text = chat_prompt(tokenizer, family, message)
-        else:
-            text = render_chat(tokenizer, message, add_generation_prompt=True)
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    return prompt_ids
 
 
 def _check_lengths(rollouts: Rollouts, config: Any) -> None:

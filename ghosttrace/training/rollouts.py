@@ -10,11 +10,12 @@ from ghosttrace.ablation.arms import Restart
 from ghosttrace.bench import Bench, Problem, final_text
 from ghosttrace.law.expiry import MementoLaw, Policy
 from ghosttrace.law.law import Law
-from ghosttrace.law.markup import Markup, find_blocks
+from ghosttrace.law.markup import Markup
 from ghosttrace.model.generate import Generation, Request, generate
 from ghosttrace.model.sampling import Sampling
 from ghosttrace.model.session import Eraser
-from ghosttrace.training.examples import delimiter_error
+from ghosttrace.training.format_samples import has_pairs
+from ghosttrace.training.sft import base_model
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Rollouts:
         model = trainer.accelerator.unwrap_model(trainer.model)
         training = model.training
         model.eval()
-        generations = self._generate(model.get_base_model() if hasattr(model, "get_base_model") else model, requests)
+        generations = self._generate(base_model(model), requests)
         model.train(training)
         graded = [self._grade(prompt, done) for prompt, done in zip(prompts, generations, strict=True)]
         return {
@@ -81,8 +82,8 @@ class Rollouts:
         return Request(self.prompt_ids(problem.messages or problem.prompt), key, harness)
 
     def _generate(self, model: Any, requests: list[Request]) -> list[Generation]:
-        policy, law = Policy(False, keep_last_n_blocks=-1), self.law
-        policy = law.policy if isinstance(law, MementoLaw) else policy
+        law = self.law
+        policy = law.policy if isinstance(law, MementoLaw) else Policy(False, keep_last_n_blocks=-1)
         eraser = Restart().eraser if self.sealed else Eraser
         return generate(model, requests, self.markup, policy, self.sampling, eraser, law=law, log_probs=True)
 
@@ -105,6 +106,4 @@ class Rollouts:
         """Return whether all delimiters are in order and there is at least one block; always under another law."""
         if not isinstance(self.law, MementoLaw):
             return True
-        policy = self.law.policy
-        blocks = find_blocks(tokens, self.markup, policy.require_assistant_section)
-        return bool(blocks) and delimiter_error(tokens, self.markup, policy) is None
+        return has_pairs(tokens, self.markup, self.law.policy)

@@ -106,12 +106,13 @@ def predicting_columns(layout: Layout, length: int) -> list[int]:
     ("name", "family"),
     [*((name, "qwen3") for name in NAMES if name != "memento-last-1"), ("window", "olmo3"), ("log", "olmo3")],
 )
-def test_sealed_layout_equals_restart(name: str, family: str) -> None:
+@pytest.mark.parametrize("arm", [Restart(), RestartRenumbered()], ids=["kept", "renumbered"])
+def test_sealed_layout_equals_restart(name: str, family: str, arm: Arm) -> None:
     law = LAWS[name].law(TRACE)
-    layout = sealed_layout(TRACE, law)
+    layout = sealed_layout(TRACE, law, renumber=isinstance(arm, RestartRenumbered))
     with attending(tiny(family)) as model:
         sealed = model(**model_inputs([layout], model), use_cache=False).logits[0].log_softmax(-1)
-    _, restarted = replay(family, Restart(), law)
+    _, restarted = replay(family, arm, law)
     assert_equal(sealed[predicting_columns(layout, len(TRACE))], restarted)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ghosttrace as gt
-from ghosttrace.ablation.arms import Restart
+from ghosttrace.ablation.arms import Arm, Restart, RestartBare, RestartRenumbered
 from ghosttrace.errors import UserError
 from ghosttrace.law.chat import Chat
 from ghosttrace.law.expiry import MementoLaw, Policy
@@ -28,7 +28,7 @@ from ghosttrace.law.markup import Markup
 from ghosttrace.law.parse import parse_law
 from ghosttrace.model.attention import attending
 from ghosttrace.model.session import Session
-from ghosttrace.training.examples import IGNORE_INDEX, STAGES, Example, Stage, make_example, truncated_length
+from ghosttrace.training.examples import IGNORE_INDEX, STAGES, Example, SealedArm, Stage, make_example, truncated_length
 from ghosttrace.training.prepare import ExampleBuilder, write_examples
 
 TRACES = [chat_trace(seed, rounds=2) for seed in (0, 1)]
@@ -68,14 +68,27 @@ def test_masked_loss_equals_brute_force(name: str) -> None:
     assert (abs(loss(model, [plain], 0) - loss(model, examples, 1)) > 1e-2) == (name != "none")
 
 
-@pytest.mark.parametrize("name", SEALABLE)
-def test_sealed_loss_equals_a_restarted_session(name: str) -> None:
+def has_bare_arm(name: str) -> bool:
+    law = LAWS[name].law(TRACES[0])
+    return isinstance(law, MementoLaw) and not law.policy.mask_delimiters
+
+
+@pytest.mark.parametrize(
+    ("name", "arm"),
+    [
+        *((name, arm) for name in SEALABLE for arm in (Restart(), RestartRenumbered())),
+        *((name, RestartBare()) for name in SEALABLE if has_bare_arm(name)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_sealed_loss_equals_a_restarted_session(name: str, arm: Arm) -> None:
     """The session evicts and recomputes step by step; the layout does it in one pass."""
     model, tokens = tiny("qwen3"), TRACES[1]
     law = LAWS[name].law(tokens)
-    examples = [make_example(trace, labelled(trace), LAWS[name].law(trace), "sealed") for trace in TRACES]
+    sealed_arm = cast(SealedArm, arm.name)
+    examples = [make_example(trace, labelled(trace), LAWS[name].law(trace), "sealed", sealed_arm) for trace in TRACES]
     with attending(model):
-        session = Session(model, MARKUP, Policy(True, -1), [(0,)], Restart().eraser, law)
+        session = Session(model, MARKUP, Policy(True, -1), [(0,)], arm.eraser, arm.adapt_law(law))
         (logits,) = session.advance([tokens], all_logits=True)
     torch.testing.assert_close(loss(model, examples, 1), expected_loss(logits, tokens), rtol=1e-5, atol=1e-5)
     opened = make_example(tokens, labelled(tokens), law, "memento")

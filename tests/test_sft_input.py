@@ -20,7 +20,7 @@ from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER, MementoLaw, Policy, expiry
 from ghosttrace.model.checkpoint import load, load_config, load_tokenizer
 from ghosttrace.training.delimiters import RELATED_WORDS, add_delimiters
-from ghosttrace.training.examples import IGNORE_INDEX, STAGES, Stage
+from ghosttrace.training.examples import IGNORE_INDEX, SEALED_ARMS, STAGES, Stage, make_example
 from ghosttrace.training.prepare import ExampleBuilder, is_sealed, write_examples
 from ghosttrace.training.recipe import Recipe, make_example_builder, parse_trainer_flags
 
@@ -40,6 +40,9 @@ def blank(tmp_path: Path) -> Path:
     [
         (["--stage", "half"], "--stage must be one of full, memento, sealed"),
         (["--sealed-share", "0.3", "--stage", "full"], "requires --stage memento"),
+        (["--sealed-arms", "restart-bare"], "requires --stage sealed or --sealed-share"),
+        (["--sealed-share", "0.3", "--sealed-arms", "swap"], "must be one or more of restart, restart-bare"),
+        (["--sealed-share", "0.3", "--sealed-arms", "restart-bare"], "needs blocks whose delimiters are retained"),
         (["--kernel", "magic"], "--kernel must be segments"),
         (["--bad-rows", "eat"], "--bad-rows must be skip or refuse"),
         (["--kernel", "flex"], "FlexAttention has no backward pass on a CPU"),
@@ -216,6 +219,21 @@ def test_valid_expiry_column_is_accepted_in_every_stage(stage: Stage, share: flo
         assert made is not None and reason in ("", "truncated")
         with pytest.raises(UserError, match="row 0: the expiry column disagrees with input_ids at token 1:"):
             builder.build(row | {"expiry": [NEVER, 9, *times[2:].tolist()]}, number, "row 0")
+
+
+def test_sealed_rows_take_the_arms_in_turn() -> None:
+    """Each row is laid out as `make_example` does for its arm, and the three layouts differ."""
+    law = MementoLaw(load("toy-open").markup, Policy(mask_delimiters=False))
+    made = [
+        reader("sealed", law=law, sealed_arms=SEALED_ARMS).build({"input_ids": IDS, "labels": LABELS}, number, "")[0]
+        for number in range(len(SEALED_ARMS))
+    ]
+    layouts = [make_example(IDS, LABELS, law, "sealed", arm) for arm in SEALED_ARMS]
+    assert len({example.position_ids.tobytes() for example in layouts}) == len(SEALED_ARMS)
+    for example, expected in zip(made, layouts, strict=True):
+        assert example is not None
+        for name, column in expected.columns.items():
+            np.testing.assert_array_equal(example.columns[name], column)
 
 
 @pytest.mark.parametrize(

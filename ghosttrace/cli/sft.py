@@ -59,6 +59,12 @@ def sft(
     sealed_share: Annotated[
         float, typer.Option(help="Share of traces, from 0 to 1, that stage memento trains over a sealed cache.")
     ] = 0.0,
+    sealed_arms: Annotated[
+        str,
+        typer.Option(
+            help="Caches of the sealed traces, in turn: restart, restart-bare, restart-renumbered, as in ablate."
+        ),
+    ] = "restart",
     kernel: Annotated[
         str | None,
         typer.Option(help="Attention kernel: segments, sdpa, flex or matmul. Default: flex on a GPU, else segments."),
@@ -140,6 +146,7 @@ def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) ->
         policy={name: options[name] for name in ("mask_delimiters", "keep_last_n_blocks")},
         delimiters=parse_delimiter_mapping(options["map_delimiters"]),
         trainer=tuple(options["trainer"]),
+        sealed_arms=tuple(options["sealed_arms"].split(",")),
         **{name: options[name] for name in ("stage", "limit", "samples", "sealed_share", "kernel", "bad_rows", "law")},
     )
     hide_loading_bar()

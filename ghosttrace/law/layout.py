@@ -25,13 +25,15 @@ class Layout:
 
     Attributes:
         tokens: int64[C], token ids.
-        token_index: int64[C], the token index that each column holds; also its RoPE position.
+        token_index: int64[C], the token index that each column holds.
         expiry: int64[C], the expiry of each column, as a column number.
+        positions: int64[C], the RoPE position of each column: the token index unless positions are closed up.
     """
 
     tokens: np.ndarray
     token_index: np.ndarray
     expiry: np.ndarray
+    positions: np.ndarray
 
     def columns(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the columns that hold the given token indices.
@@ -56,18 +58,20 @@ def open_layout(token_ids: Tokens, law: Law | Markup, policy: Policy | None = No
         policy: when blocks expire; only with a markup.
     """
     tokens = np.asarray(token_ids, dtype=np.int64)
-    return Layout(tokens, np.arange(len(tokens)), expiry(tokens, law, policy))
+    index = np.arange(len(tokens))
+    return Layout(tokens, index, expiry(tokens, law, policy), index)
 
 
-def sealed_layout(token_ids: Tokens, law: Law | Markup, policy: Policy | None = None) -> Layout:
+def sealed_layout(token_ids: Tokens, law: Law | Markup, policy: Policy | None = None, renumber: bool = False) -> Layout:
     """Return the sequence with every carrier repeated after each erasure, so that the pass fills a sealed cache.
 
-    Absolute positions are kept. The ghost channel is closed.
+    The ghost channel is closed. The result is that of the arm `restart`, or with `renumber` of `restart-renumbered`.
 
     Args:
         token_ids: int[T], one unpadded sequence.
         law: which tokens leave the cache and when. A markup stands for Memento's law, together with `policy`.
         policy: when blocks expire; only with a markup.
+        renumber: close up the positions of the retained tokens after each erasure. Otherwise they are kept.
 
     Raises:
         UserError: the policy keeps finished blocks, whose repetition training does not support.
@@ -76,6 +80,8 @@ def sealed_layout(token_ids: Tokens, law: Law | Markup, policy: Policy | None = 
     index_parts: list[np.ndarray] = []
     ends: list[tuple[np.ndarray, int]] = []  # columns, and the column from which on they are not seen
     live = np.full(len(tokens), -1, dtype=np.int64)  # the column that later queries see of each token
+    position = np.arange(len(tokens))  # of each token as later queries see it
+    positions: list[np.ndarray] = []
     next_index = num_columns = 0
     for expires_at, stale, copies in _recomputations(tokens, as_law(law, policy)):
         new = np.arange(next_index, expires_at)
@@ -85,12 +91,19 @@ def sealed_layout(token_ids: Tokens, law: Law | Markup, policy: Policy | None = 
         live[copies] = num_columns + np.arange(len(copies))
         num_columns += len(copies)
         index_parts += [new, copies]
+        positions.append(position[new])
+        if renumber and len(stale):  # retained tokens before the first stale one keep their positions
+            first = position[stale[0]]
+            position[copies] = first + np.arange(len(copies))
+            position[expires_at:] = first + len(copies) + np.arange(len(tokens) - expires_at)
+        positions.append(position[copies])
     index_parts.append(np.arange(next_index, len(tokens)))
+    positions.append(position[next_index:])
     token_index = np.concatenate(index_parts)
     column_expiry = np.full(len(token_index), NEVER)
     for columns, end in ends:
         column_expiry[columns] = end
-    return Layout(tokens[token_index], token_index, column_expiry)
+    return Layout(tokens[token_index], token_index, column_expiry, np.concatenate(positions))
 
 
 def sealed_length(token_ids: Tokens, law: Law, width: int) -> int:

@@ -121,7 +121,7 @@ def model_inputs(layouts: Sequence[Layout], model: PreTrainedModel) -> dict[str,
     batch = pad_batch([layout.tokens.tolist() for layout in layouts], [layout.expiry for layout in layouts], pad)
     position = torch.zeros_like(batch.position_ids)
     for row, layout in enumerate(layouts):
-        position[row, : len(layout.token_index)] = torch.from_numpy(layout.token_index)
+        position[row, : len(layout.token_index)] = torch.from_numpy(layout.positions)
     return {name: tensor.to(model.device) for name, tensor in (batch.inputs | {"position_ids": position}).items()}
 
 

@@ -21,11 +21,13 @@ import numpy as np
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import MementoLaw, Policy, expiry
 from ghosttrace.law.law import KeepAll, Law
-from ghosttrace.law.layout import open_layout, sealed_layout, sealed_length
+from ghosttrace.law.layout import Layout, open_layout, sealed_layout, sealed_length
 from ghosttrace.law.markup import DELIMITERS, Block, Markup, delimiter_events, find_blocks
 
 Stage = Literal["full", "memento", "sealed"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+SealedArm = Literal["restart", "restart-bare", "restart-renumbered"]
+SEALED_ARMS: tuple[SealedArm, ...] = get_args(SealedArm)
 IGNORE_INDEX = -100
 DELIMITER_OF_LETTER = dict(zip("BESM", DELIMITERS, strict=True))
 
@@ -86,7 +88,38 @@ def stage_law(law: Law, stage: Stage) -> Law:
     return KeepAll() if stage == "full" else law
 
 
-def make_example(tokens: Sequence[int], labels: Sequence[int], law: Law, stage: Stage) -> Example:
+def lay_out(tokens: Sequence[int], law: Law, sealed_arm: SealedArm | None) -> Layout:
+    """Return the columns of a trace, with an open cache or with the cache of a sealing arm.
+
+    Args:
+        tokens: int[T], prompt and response.
+        law: the law of the stage.
+        sealed_arm: the arm of `ghosttrace ablate` whose cache the later tokens see; None leaves the cache open.
+
+    Raises:
+        UserError: see `sealed_layout`.
+    """
+    if sealed_arm is None:
+        return open_layout(tokens, law)
+    if sealed_arm == "restart-bare":
+        law = bare_law(law)
+    return sealed_layout(tokens, law, renumber=sealed_arm == "restart-renumbered")
+
+
+def bare_law(law: Law) -> Law:
+    """Return the law under which the delimiters of a block leave with it, as in the arm `restart-bare`.
+
+    Raises:
+        UserError: another law than Memento's, or one whose delimiters leave anyway.
+    """
+    if not isinstance(law, MementoLaw) or law.policy.mask_delimiters:
+        raise UserError("restart-bare needs blocks whose delimiters are retained: leave it out of --sealed-arms")
+    return replace(law, policy=replace(law.policy, mask_delimiters=True))
+
+
+def make_example(
+    tokens: Sequence[int], labels: Sequence[int], law: Law, stage: Stage, sealed_arm: SealedArm = "restart"
+) -> Example:
     """Return the example of a trace in a training stage.
 
     Args:
@@ -94,18 +127,19 @@ def make_example(tokens: Sequence[int], labels: Sequence[int], law: Law, stage: 
         labels: int[T], the token itself if it carries loss, else -100.
         law: the checkpoint's law, adapted to the stage by `stage_law`.
         stage: one of `STAGES`.
+        sealed_arm: in the stage `sealed`, the arm whose cache the later tokens see.
 
     Raises:
         UserError: if the stage is `sealed` and Memento's policy keeps finished blocks, or the law cannot hold for the
             trace (see `ghosttrace.law.law.Law.erasures`).
     """
-    layout = (sealed_layout if stage == "sealed" else open_layout)(tokens, stage_law(law, stage))
+    layout = lay_out(tokens, stage_law(law, stage), sealed_arm if stage == "sealed" else None)
     column_labels = np.full(len(layout.token_index), IGNORE_INDEX, dtype=np.int64)
     indices, first_columns = np.unique(layout.token_index, return_index=True)
     column_labels[first_columns] = np.asarray(labels, dtype=np.int64)[indices]
     kind = token_kinds(tokens, law)[layout.token_index]
     column_expiry = np.minimum(layout.expiry, len(layout.token_index))
-    return Example(layout.tokens, column_labels, layout.token_index, column_expiry, kind)
+    return Example(layout.tokens, column_labels, layout.positions, column_expiry, kind)
 
 
 def token_kinds(tokens: Sequence[int], law: Law) -> np.ndarray:

@@ -25,6 +25,7 @@ from ghosttrace.runs.atomic import commit_file
 from ghosttrace.training.examples import (
     IGNORE_INDEX,
     Example,
+    SealedArm,
     Stage,
     check_expiry,
     delimiter_error,
@@ -55,6 +56,7 @@ class ExampleBuilder:
         sealed_share: share of the rows, from 0 to 1, that are laid out with a sealed cache in the stage `memento`.
         bad_rows: whether rows that cannot be used are skipped, or stop the run with an error.
         seed: random seed for the choice of the sealed rows.
+        sealed_arms: arms whose caches the sealed rows have, in turn.
     """
 
     tokenizer: Any
@@ -66,6 +68,7 @@ class ExampleBuilder:
     sealed_share: float = 0.0
     bad_rows: BadRows = "skip"
     seed: int = 42
+    sealed_arms: tuple[SealedArm, ...] = ("restart",)
 
     def stage_of_row(self, number: int) -> Stage:
         """Return the stage for which a row is laid out; it depends only on the seed and the row's number."""
@@ -133,7 +136,8 @@ class ExampleBuilder:
         length = truncated_length(tokens, self.law, stage, self.max_length)
         if all(label == IGNORE_INDEX for label in labels[1:length]):  # no earlier token predicts the first token
             return None, f"no token to learn within {self.max_length} columns"
-        example = make_example(tokens[:length], labels[:length], self.law, stage)
+        arm = self.sealed_arms[number % len(self.sealed_arms)]
+        example = make_example(tokens[:length], labels[:length], self.law, stage, arm)
         return example, "truncated" if length < len(tokens) else ""
 
     def _check(self, record: Mapping[str, Any], tokens: list[int], labels: list[int], name: str) -> None:

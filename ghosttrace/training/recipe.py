@@ -24,7 +24,7 @@ from ghosttrace.model.erasure_config import (
     recorded_policy,
     resolve_policy,
 )
-from ghosttrace.training.examples import STAGES, Stage, stage_policy
+from ghosttrace.training.examples import SEALED_ARMS, STAGES, SealedArm, Stage, bare_law, stage_policy
 from ghosttrace.training.prepare import BadRows, ExampleBuilder
 
 PAPER_DEFAULTS = {
@@ -78,6 +78,7 @@ class Recipe:
         stage: one of `full`, `memento` or `sealed`.
         limit: maximum number of rows of each source; None uses all.
         sealed_share: share of the rows, from 0 to 1, that are laid out with a sealed cache in the stage `memento`.
+        sealed_arms: arms of `ghosttrace ablate` whose caches the sealed rows have, in turn.
         kernel: attention kernel; by default `flex` on a GPU and `segments` elsewhere.
         bad_rows: `skip` to count and skip rows that cannot be used, `refuse` to stop with an error.
         policy: fields of `Policy` that the model's config does not record.
@@ -105,17 +106,28 @@ class Recipe:
     samples: int = 0
     trainer: tuple[str, ...] = ()
     law: str | None = None
+    sealed_arms: tuple[SealedArm, ...] = ("restart",)
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
             raise UserError(f"--stage must be one of {', '.join(STAGES)}, not {self.stage!r}")
         if not 0 <= self.sealed_share <= 1 or (self.sealed_share and self.stage != "memento"):
             raise UserError("--sealed-share must be from 0 to 1, and requires --stage memento")
+        if not self.sealed_arms or set(self.sealed_arms) - set(SEALED_ARMS):
+            given = ",".join(self.sealed_arms)
+            raise UserError(f"--sealed-arms must be one or more of {', '.join(SEALED_ARMS)}, not {given!r}")
+        if self.sealed_arms != ("restart",) and not self.seals:
+            raise UserError("--sealed-arms requires --stage sealed or --sealed-share")
         keep_last_n_blocks = self.policy.get("keep_last_n_blocks")
         if keep_last_n_blocks is not None and (self.stage == "full" or keep_last_n_blocks < 0):
             raise UserError("keep_last_n_blocks requires a stage that erases, and a value of at least 0: leave it out")
         if not self.data:
             raise UserError("no training data: give --data a file or a hub id")
+
+    @property
+    def seals(self) -> bool:
+        """Whether any row is laid out with a sealed cache."""
+        return self.stage == "sealed" or self.sealed_share > 0
 
 
 def parse_trainer_flags(flags: Sequence[str]) -> tuple[SFTConfig, ModelConfig]:
@@ -256,9 +268,10 @@ def make_example_builder(recipe: Recipe, config: PreTrainedConfig, tokenizer: An
             f"{recipe.model} has {vocab_size} embeddings, but its tokenizer has the id {largest_id}: use the tokenizer "
             "that belongs to the model"
         )
-    seals = recipe.stage == "sealed" or recipe.sealed_share > 0
-    if seals and isinstance(law, MementoLaw) and stage_policy(law.policy, "sealed").keep_last_n_blocks > 0:
+    if recipe.seals and isinstance(law, MementoLaw) and stage_policy(law.policy, "sealed").keep_last_n_blocks > 0:
         raise UserError("a sealed cache cannot keep finished blocks: set keep_last_n_blocks to 0")
+    if "restart-bare" in recipe.sealed_arms:
+        bare_law(law)
     return ExampleBuilder(
         tokenizer,
         config.model_type,
@@ -269,4 +282,5 @@ def make_example_builder(recipe: Recipe, config: PreTrainedConfig, tokenizer: An
         recipe.sealed_share,
         recipe.bad_rows,
         args.seed,
+        recipe.sealed_arms,
     )

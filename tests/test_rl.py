@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.commands import ghosttrace
+from helpers.training import RL_FLAGS
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from ghosttrace.errors import UserError
@@ -23,12 +24,7 @@ from ghosttrace.training.rl import RLRecipe, rl
 
 pytestmark = pytest.mark.slow
 
-FLAGS = (
-    *("--max_completion_length", "100", "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "2"),
-    *("--gradient_checkpointing", "false", "--bf16", "false", "--report_to", "none", "--temperature", "2.0"),
-    *("--learning_rate", "1e-3", "--warmup_steps", "0", "--max_steps", "2", "--disable_tqdm", "true"),
-)
-RECIPE = RLRecipe("toy-open", "ledger-h1", limit=8, trainer=FLAGS)
+RECIPE = RLRecipe("toy-open", "ledger-h1", limit=8, trainer=RL_FLAGS)
 Batch = dict[str, Any]
 
 
@@ -141,7 +137,7 @@ def test_rewards_are_parsed_and_checked(tmp_path: Path) -> None:
 
 def test_interrupted_and_resumed_run_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     """Rollouts depend on the seed, the step and the row alone, so a resumed run writes the same ones."""
-    recipe = replace(RECIPE, trainer=(*FLAGS, "--max_steps", "4", "--save_steps", "2"))
+    recipe = replace(RECIPE, trainer=(*RL_FLAGS, "--max_steps", "4", "--save_steps", "2"))
     whole = rl(recipe, tmp_path / "whole", rewards=[parity])
 
     def interrupted(trainer_state: Any, **columns: Any) -> list[float]:
@@ -172,7 +168,7 @@ def test_interrupted_and_resumed_run_equals_an_uninterrupted_run(tmp_path: Path)
 )
 def test_bad_input_is_refused_in_a_sentence(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        rl(replace(RECIPE, **({"trainer": (*FLAGS, *changes.pop("trainer", ()))} | changes)), tmp_path / "run")
+        rl(replace(RECIPE, **({"trainer": (*RL_FLAGS, *changes.pop("trainer", ()))} | changes)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -32,7 +32,7 @@ def rl(
     ] = None,
     rewards: Annotated[
         str,
-        typer.Option(help="Rewards with weights, such as correct,format:0.1: correct, format, compression."),
+        typer.Option(help="Rewards with weights, such as correct,format:0.1: correct, format, compression, channel."),
     ] = "correct",
     limit: Annotated[int | None, typer.Option(help="Number of problems. Default: all.")] = None,
     sealed: Annotated[
@@ -41,6 +41,16 @@ def rl(
     max_block_tokens: Annotated[
         int | None, typer.Option(help="Tokens in a block after which its end is forced. Default: no limit.")
     ] = None,
+    channel_every: Annotated[
+        int | None,
+        typer.Option(help="Steps between measurements of the ghost channel on fixed problems. Default: none."),
+    ] = None,
+    channel_bench: Annotated[
+        str | None, typer.Option(help="Benchmarks on which the channel is measured, by commas. Default: --bench.")
+    ] = None,
+    channel_problems: Annotated[
+        int, typer.Option(help="Problems per benchmark on which the channel is measured.")
+    ] = 100,
     mask_delimiters: Delimiters = None,
     keep_last_n_blocks: KeepLast = None,
     map_delimiters: DelimiterMapping = None,
@@ -82,6 +92,7 @@ def start_rl(options: dict[str, Any], out: Path | None, resume: Path | None) -> 
         delimiters=parse_delimiter_mapping(options["map_delimiters"]),
         trainer=tuple(options["trainer"]),
         **{name: options[name] for name in ("model", "bench", "rewards", "limit", "sealed", "max_block_tokens", "law")},
+        **{f"channel_{name}": options[f"channel_{name}"] for name in ("every", "bench", "problems")},
     )
     hide_loading_bar()
     folder = train(recipe, out, resume, options)

@@ -33,7 +33,12 @@ def compression(compression: Sequence[float], correct: Sequence[bool], **_: Any)
     return [value if right else 0.0 for value, right in zip(compression, correct, strict=True)]
 
 
-REWARDS: dict[str, Reward] = {"correct": correct, "format": format, "compression": compression}
+def channel(channel: Sequence[float], **_: Any) -> list[float]:
+    """Return for each response the ghost bits at its answer. A negative weight penalises them."""
+    return list(channel)
+
+
+REWARDS: dict[str, Reward] = {"correct": correct, "format": format, "compression": compression, "channel": channel}
 
 
 def parse_rewards(text: str) -> tuple[list[Reward], list[float]]:

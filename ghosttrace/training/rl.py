@@ -22,9 +22,10 @@ from ghosttrace.model.checkpoint import load_config, load_tokenizer
 from ghosttrace.model.prompts import prompt_ids
 from ghosttrace.model.sampling import Sampling
 from ghosttrace.runs.folder import versions
+from ghosttrace.training.channel import ChannelCallback, ChannelMeasure
 from ghosttrace.training.grpo import ErasingGRPOTrainer
 from ghosttrace.training.recipe import Recipe, parse_flags, resolve_training_law
-from ghosttrace.training.rewards import Reward, checked, parse_rewards
+from ghosttrace.training.rewards import Reward, channel, checked, parse_rewards
 from ghosttrace.training.rollouts import Rollouts
 from ghosttrace.training.sft import (
     adapter_config,
@@ -81,6 +82,9 @@ class RLRecipe:
         limit: Number of problems per benchmark; None for all.
         sealed: Whether the rollouts, and with them the training, use a sealed cache.
         max_block_tokens: Number of tokens in a block after which its end is forced; None for no limit.
+        channel_every: Number of steps between measurements of the ghost channel; None measures nothing.
+        channel_bench: Names of the benchmarks on which it is measured; by default `bench`.
+        channel_problems: Number of problems per benchmark on which it is measured.
         policy, delimiters, law: As in `ghosttrace.training.recipe.Recipe`.
         trainer: Command-line flags of `trl.GRPOConfig` and `trl.ModelConfig`.
     """
@@ -91,6 +95,9 @@ class RLRecipe:
     limit: int | None = None
     sealed: bool = False
     max_block_tokens: int | None = None
+    channel_every: int | None = None
+    channel_bench: str | None = None
+    channel_problems: int = 100
     policy: Mapping[str, Any] = field(default_factory=dict)
     delimiters: Mapping[str, str] = field(default_factory=dict)
     law: str | None = None
@@ -144,8 +151,11 @@ def rl(
         Sampling(args.max_completion_length, args.temperature, max_block_tokens=recipe.max_block_tokens),
         recipe.sealed,
         args.seed,
+        channel in chosen,
+        recipe.model,
     )
     _check_lengths(rollouts, config)
+    measure = channel_measure(recipe, rollouts)
     run_record = {
         "command": "rl",
         "model": recipe.model,
@@ -157,6 +167,8 @@ def rl(
     with shared_run_folder(PartialState(), out, resume, run_record) as folder:
         args.output_dir = str(folder / "checkpoints")
         trainer = make_trainer(recipe, args, model_args, rollouts, chosen)
+        if measure is not None:
+            trainer.add_callback(ChannelCallback(trainer, measure, folder))
         with trainer.under_law():
             train(trainer, last_checkpoint(folder / "checkpoints"))
         save_results(trainer, folder, "rl")
@@ -192,6 +204,20 @@ def make_trainer(
         )
     except (ValueError, ImportError, OSError) as error:
         raise UserError(f"{recipe.model} cannot be trained with these options ({error}): change them") from error
+
+
+def channel_measure(recipe: RLRecipe, rollouts: Rollouts) -> ChannelMeasure | None:
+    """Return the measurement of the ghost channel that a recipe asks for.
+
+    Raises:
+        UserError: A number is not positive, or a benchmark is unknown.
+    """
+    if recipe.channel_every is None:
+        return None
+    if min(recipe.channel_every, recipe.channel_problems) < 1:
+        raise UserError("--channel-every and --channel-problems must be at least 1")
+    benches = as_benches(recipe.channel_bench or recipe.bench, recipe.channel_problems, rollouts.seed)
+    return ChannelMeasure(tuple(benches), rollouts.checkpoint, rollouts.sampling.max_new_tokens, recipe.channel_every)
 
 
 def _joined(benches: Sequence[Bench]) -> Bench:

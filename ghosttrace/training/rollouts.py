@@ -11,9 +11,11 @@ from ghosttrace.bench import Bench, Problem, final_text
 from ghosttrace.law.expiry import MementoLaw, Policy
 from ghosttrace.law.law import Law
 from ghosttrace.law.markup import Markup
+from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.generate import Generation, Request, generate
 from ghosttrace.model.sampling import Sampling
 from ghosttrace.model.session import Eraser
+from ghosttrace.training.channel import answer_bits
 from ghosttrace.training.format_samples import has_pairs
 from ghosttrace.training.sft import base_model
 
@@ -34,6 +36,8 @@ class Rollouts:
         sampling: Sampling parameters.
         sealed: Whether the retained tokens are recomputed after every erasure.
         seed: Random seed.
+        measures_channel: Whether each response comes with the ghost bits at its answer, which take two passes over it.
+        name: Name of the model.
     """
 
     bench: Bench
@@ -44,6 +48,8 @@ class Rollouts:
     sampling: Sampling
     sealed: bool = False
     seed: int = 0
+    measures_channel: bool = False
+    name: str = "policy"
     _by_id: dict[str, Problem] = field(init=False)
     _calls: tuple[int, int] = field(init=False, default=(-1, 0))  # the training step, and the calls made at it
 
@@ -56,8 +62,8 @@ class Rollouts:
 
         Returns:
             `prompt_ids`, `completion_ids`, `logprobs` (nats) and `env_mask` (0 at forced tokens) as TRL expects them,
-            and for the rewards one value per response: `correct`, `format`, `compression`, `blocks`, `peak_kv_tokens`
-            and `text`.
+            and for the rewards one value per response: `correct`, `format`, `compression`, `blocks`, `peak_kv_tokens`,
+            `text` and, if measured, `channel` (bits, see `ghosttrace.training.channel.answer_bits`).
         """
         step = trainer.state.global_step
         self._calls = (step, self._calls[1] + 1 if self._calls[0] == step else 0)
@@ -66,9 +72,14 @@ class Rollouts:
         model = trainer.accelerator.unwrap_model(trainer.model)
         training = model.training
         model.eval()
-        generations = self._generate(base_model(model), requests)
-        model.train(training)
+        checkpoint = self.checkpoint(base_model(model))
+        generations = self._generate(checkpoint, requests)
         graded = [self._grade(prompt, done) for prompt, done in zip(prompts, generations, strict=True)]
+        if self.measures_channel:
+            ids = [[*done.prompt, *done.tokens] for done in generations]
+            for grade, found in zip(graded, answer_bits(checkpoint, ids), strict=True):
+                grade["channel"] = float(found)
+        model.train(training)
         return {
             "prompt_ids": [done.prompt for done in generations],
             "completion_ids": [done.tokens for done in generations],
@@ -81,11 +92,17 @@ class Rollouts:
         harness = self.bench.harness(problem, self.tokenizer) if self.bench.harness else None
         return Request(self.prompt_ids(problem.messages or problem.prompt), key, harness)
 
-    def _generate(self, model: Any, requests: list[Request]) -> list[Generation]:
-        law = self.law
-        policy = law.policy if isinstance(law, MementoLaw) else Policy(False, keep_last_n_blocks=-1)
+    def checkpoint(self, model: Any) -> Checkpoint:
+        """Return a model under training as a checkpoint under the law."""
+        if isinstance(self.law, MementoLaw):
+            return Checkpoint(self.name, model, self.tokenizer, self.markup, self.law.policy)
+        no_blocks = Policy(False, keep_last_n_blocks=-1)
+        return Checkpoint(self.name, model, self.tokenizer, self.markup, no_blocks, other_law=self.law)
+
+    def _generate(self, checkpoint: Checkpoint, requests: list[Request]) -> list[Generation]:
         eraser = Restart().eraser if self.sealed else Eraser
-        return generate(model, requests, self.markup, policy, self.sampling, eraser, law=law, log_probs=True)
+        model, markup, policy = checkpoint.model, self.markup, checkpoint.policy
+        return generate(model, requests, markup, policy, self.sampling, eraser, law=self.law, log_probs=True)
 
     def _grade(self, prompt: str, done: Generation) -> dict[str, Any]:
         """Return what the rewards read of a response."""

@@ -13,6 +13,11 @@ from ghosttrace.model.checkpoint import load
 
 QUICK = ["--max_length", "256", "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1"]
 QUICK += ["--bf16", "false", "--gradient_checkpointing", "false", "--disable_tqdm", "true", "--report_to", "none"]
+RL_FLAGS = (
+    *("--max_completion_length", "100", "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "2"),
+    *("--gradient_checkpointing", "false", "--bf16", "false", "--report_to", "none", "--temperature", "2.0"),
+    *("--learning_rate", "1e-3", "--warmup_steps", "0", "--max_steps", "2", "--disable_tqdm", "true"),
+)
 
 
 def ledger_rows(path: Path, n: int = 48, seed: int = 0) -> Path:

@@ -37,8 +37,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def ratios(work: Callable[[], object], reference: Callable[[], object], runs: int) -> list[float]:
-    """Return the time of some work relative to a reference, run by run, after one run of each that does not count."""
-    work(), reference()
+    """Return the time of some work relative to a reference, run by run."""
     return [seconds(work) / seconds(reference) for _ in range(runs)]
 
 
@@ -60,6 +59,8 @@ def masked_pass(checkpoint: Checkpoint, tokens: int, runs: int) -> dict[str, Any
         with torch.no_grad():
             plain(input_ids=ids, logits_to_keep=1, use_cache=False)
 
+    for first in (under_law, reference):
+        first()  # does not count
     visible = gt.alive(layout.expiry).sum() / (tokens * (tokens + 1) / 2)
     return {"tokens": tokens, "visible_pairs": float(visible), "ratios": ratios(under_law, reference, runs)}
 
@@ -74,28 +75,35 @@ def decoding(checkpoint: Checkpoint, tokens: int, rows: int, runs: int) -> dict[
         return lambda tracker: texts[row][tracker.block_tracker.num_read - len(prompt)]
 
     requests = [gt.Request(prompt, (row,), force(row)) for row in range(rows)]
-    sampling, keep = gt.Sampling(max_new_tokens=tokens), checkpoint.with_law("none")
+    keep = checkpoint.with_law("none")
 
-    def under(law: Law) -> None:
+    def under(law: Law, length: int = tokens) -> None:
+        sampling = gt.Sampling(max_new_tokens=length)
         gt.generate(checkpoint.model, requests, checkpoint.markup, checkpoint.policy, sampling, law=law)
 
+    for law in (checkpoint.law, keep.law):
+        under(law, 64)  # does not count
     slower = ratios(lambda: under(checkpoint.law), lambda: under(keep.law), runs)
     return {"tokens": tokens, "rows": rows, "ratios": [1 / ratio for ratio in slower]}
 
 
 def main() -> None:
-    """Measure both and write the ratios."""
+    """Measure both, or one of them, and write the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--only", choices=["pass", "decoding"], help="measure one part, and keep the other's result")
     given = parser.parse_args()
     torch.set_num_threads(1)
     checkpoint = gt.load(MODEL, law=LAW, device="cpu")
-    one_pass = masked_pass(checkpoint, 2 * given.tokens, 3 * given.runs)  # short, so noisy
-    decoded = [decoding(checkpoint, given.tokens, rows, given.runs) for rows in (1, 8)]
-    for part in (one_pass, *decoded):
+    result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    result |= {"law": LAW, "threads": 1, "dtype": str(checkpoint.model.dtype)}
+    if given.only != "decoding":
+        result["pass"] = masked_pass(checkpoint, 2 * given.tokens, 3 * given.runs)  # short, so noisy
+    if given.only != "pass":
+        result["decoding"] = [decoding(checkpoint, given.tokens, rows, given.runs) for rows in (1, 8)]
+    for part in (result["pass"], *result["decoding"]):
         print(part, statistics.median(part["ratios"]))
-    result = {"law": LAW, "threads": 1, "dtype": str(checkpoint.model.dtype), "pass": one_pass, "decoding": decoded}
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -4,8 +4,11 @@ The bundled checkpoint `smollm2-open` (`examples/train/smollm2-story.yaml`; it n
 wordings of `story`, greedy, in four conditions. `format` is the share of responses that end by themselves with finished
 blocks and all delimiters in order.
 
+Other checkpoints of the recipe are measured by `--model FOLDER --name NAME`, in fewer conditions by `--conditions`.
+
 Writes `experiments/results/story_channel.parquet` (columns of `ghosttrace.ablation.summary.summarise`, with the hash of
-the merged weights and versions). `python experiments/story_channel.py` resumes an interrupted run.
+the merged weights and versions); other checkpoints' rows stay. `python experiments/story_channel.py` resumes an
+interrupted run.
 """
 
 import argparse
@@ -21,6 +24,7 @@ from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.training.examples import delimiter_error
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "experiments" / "results" / "story_channel.parquet"
 MODEL = "smollm2-open"
 ARMS = ("memento", "placebo", "restart", "restart-bare", "restart-renumbered", "swap")
 CONDITIONS = ("needed-derived", "needed-observed", "complete-derived", "unneeded-observed")
@@ -38,14 +42,14 @@ def well_formed(checkpoint: Checkpoint, samples: pd.DataFrame) -> pd.Series:
     return samples.apply(check, axis=1)
 
 
-def summary(checkpoint: Checkpoint, run: AblationResult) -> pd.DataFrame:
-    """Return the results of a run with the share of well-formed responses and the provenance."""
+def summary(checkpoint: Checkpoint, run: AblationResult, name: str) -> pd.DataFrame:
+    """Return the results of a run with the checkpoint's name, the share of well-formed responses and the provenance."""
     samples = run.samples
     shares = samples.assign(format=well_formed(checkpoint, samples)).groupby(["bench", "arm"])["format"].mean()
     results = run.results.merge(shares.reset_index(), on=["bench", "arm"])
     configuration = run.configuration
     return results.assign(
-        model=MODEL,
+        model=name,
         model_sha256=configuration["sha256"]["model"],
         versions=json.dumps(configuration["versions"]),
         valid=run.valid,
@@ -53,17 +57,18 @@ def summary(checkpoint: Checkpoint, run: AblationResult) -> pd.DataFrame:
     )
 
 
-def measure(work: Path, limit: int) -> pd.DataFrame:
-    """Run all arms in all conditions, one run folder each."""
-    checkpoint, parts = gt.load(MODEL), []
-    for condition in CONDITIONS:
-        folder, bench = work / condition, f"story-{condition}"
+def measure(given: argparse.Namespace) -> pd.DataFrame:
+    """Run the arms in the conditions, one run folder each."""
+    checkpoint, parts = gt.load(given.model), []
+    for condition in given.conditions.split(","):
+        folder, bench = given.work / given.name / condition, f"story-{condition}"
         if (folder / "summary.json").exists():
             run = AblationResult.open(folder)
         else:
+            settings = {"limit": given.limit, "batch_size": given.limit}
             where = {"resume": folder} if folder.exists() else {"out": folder}
-            run = gt.ablate(checkpoint, bench, ARMS, limit=limit, batch_size=limit, **where)  # type: ignore[arg-type]
-        parts.append(summary(checkpoint, run))
+            run = gt.ablate(checkpoint, bench, given.arms, **settings, **where)  # type: ignore[arg-type]
+        parts.append(summary(checkpoint, run, given.name))
         print(parts[-1][["bench", "arm", "accuracy", "effect", "effect_low", "effect_high", "format"]], flush=True)
     return pd.concat(parts, ignore_index=True)
 
@@ -73,10 +78,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "story_channel")
     parser.add_argument("--limit", type=int, default=LIMIT, help="problems per condition")
-    arguments = parser.parse_args()
+    parser.add_argument("--model", default=MODEL, help="bundled name, or folder of a trained model")
+    parser.add_argument("--name", default=MODEL, help="name of the checkpoint in the results")
+    parser.add_argument("--conditions", default=",".join(CONDITIONS))
+    parser.add_argument("--arms", default=",".join(ARMS))
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    results = measure(arguments.work, arguments.limit)
-    results.to_parquet(ROOT / "experiments" / "results" / "story_channel.parquet", index=False)
+    results = measure(given)
+    if RESULTS.exists():
+        others = pd.read_parquet(RESULTS)
+        results = pd.concat([others[others["model"] != given.name], results], ignore_index=True)
+    results.to_parquet(RESULTS, index=False)
     print(results.to_string())
 
 

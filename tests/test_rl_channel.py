@@ -21,7 +21,7 @@ from ghosttrace.model.attention import attending
 from ghosttrace.model.checkpoint import Checkpoint, load
 from ghosttrace.model.states import model_inputs
 from ghosttrace.training.channel import FILE, ChannelCallback, answer_bits, channel_figure
-from ghosttrace.training.rl import RLRecipe, rl
+from ghosttrace.training.rl import CHANNEL_SEED, RLRecipe, rl
 from ghosttrace.training.rollouts import Rollouts
 
 pytestmark = pytest.mark.slow
@@ -80,11 +80,11 @@ def test_channel_is_measured_at_every_step_and_changes_no_training(tmp_path: Pat
     assert list(table.index) == [0, 1, 2] and (tmp_path / "measured" / "channel.png").stat().st_size > 10_000
     for step, model in ((0, "toy-open"), (2, str(tmp_path / "measured" / "model"))):
         checkpoint, row = load(model), table.loc[step]
-        run = gt.ablate(checkpoint, "ledger-h1", "restart", limit=6, seed=42).results.set_index("arm")
+        run = gt.ablate(checkpoint, "ledger-h1", "restart", limit=6, seed=CHANNEL_SEED).results.set_index("arm")
         assert run.loc["memento", "accuracy"] > run.loc["restart", "accuracy"]
         assert row["accuracy"] == run.loc["memento", "accuracy"] and row["sealed"] == run.loc["restart", "accuracy"]
         assert row["drop"] == run.loc["restart", "effect"]
-        traces = [trace.ids for trace in reference_traces(checkpoint, *as_benches("ledger-h1", 6, 42))]
+        traces = [trace.ids for trace in reference_traces(checkpoint, *as_benches("ledger-h1", 6, CHANNEL_SEED))]
         assert row["answer_bits"] == pytest.approx(answer_bits(checkpoint, traces).mean(), abs=1e-4)
         assert row["peak_kv_tokens"] == run.loc["memento", "peak_kv_tokens"] and 0 < row["compression"] < 1
 

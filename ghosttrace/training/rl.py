@@ -61,6 +61,9 @@ PAPER_DEFAULTS = {
 With N GPUs, set --gradient_accumulation_steps to 1920/N.
 """
 
+CHANNEL_SEED = 20_260_000
+"""Seed of the generated problems on which the channel is measured: those of all runs, and others than in training."""
+
 UNSUPPORTED_FLAGS = {
     "use_vllm": "the model that is trained writes the rollouts",
     "model_name_or_path": "use --model",
@@ -216,7 +219,7 @@ def channel_measure(recipe: RLRecipe, rollouts: Rollouts) -> ChannelMeasure | No
         return None
     if min(recipe.channel_every, recipe.channel_problems) < 1:
         raise UserError("--channel-every and --channel-problems must be at least 1")
-    benches = as_benches(recipe.channel_bench or recipe.bench, recipe.channel_problems, rollouts.seed)
+    benches = as_benches(recipe.channel_bench or recipe.bench, recipe.channel_problems, CHANNEL_SEED)
     return ChannelMeasure(tuple(benches), rollouts.checkpoint, rollouts.sampling.max_new_tokens, recipe.channel_every)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.commands import ghosttrace
 from helpers.training import RL_FLAGS
+from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from ghosttrace.errors import UserError
@@ -19,11 +20,13 @@ from ghosttrace.model.attention import attending
 from ghosttrace.model.checkpoint import load
 from ghosttrace.model.states import model_inputs
 from ghosttrace.training.grpo import ErasingGRPOTrainer, check_trl
+from ghosttrace.training.recipe import parse_flags
 from ghosttrace.training.rewards import checked, parse_rewards
-from ghosttrace.training.rl import RLRecipe, rl
+from ghosttrace.training.rl import PAPER_DEFAULTS, UNSUPPORTED_FLAGS, RLRecipe, rl
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parent.parent
 RECIPE = RLRecipe("toy-open", "ledger-h1", limit=8, trainer=RL_FLAGS)
 Batch = dict[str, Any]
 
@@ -170,6 +173,20 @@ def test_bad_input_is_refused_in_a_sentence(changes: dict[str, Any], message: st
     with pytest.raises(UserError, match=message):
         rl(replace(RECIPE, **({"trainer": (*RL_FLAGS, *changes.pop("trainer", ()))} | changes)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sharded_model_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its processes would wait for each other's layers while they write responses of unequal lengths."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="needs the whole model to write rollouts"):
+        rl(RECIPE, tmp_path / "run")
+
+
+def test_the_configuration_for_8b_has_the_paper_s_batch() -> None:
+    flags = ("--config", str(ROOT / "examples" / "train" / "rl-8b.yaml"))
+    args, model_args = parse_flags(flags, GRPOConfig, PAPER_DEFAULTS, UNSUPPORTED_FLAGS)
+    assert 8 * args.per_device_train_batch_size * args.gradient_accumulation_steps == 240 * args.num_generations
+    assert model_args.use_peft and (args.loss_type, args.epsilon_high, args.beta) == ("cispo", 1.2, 0.001)
 
 
 def test_the_command_needs_a_model_and_problems() -> None:

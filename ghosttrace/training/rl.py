@@ -71,7 +71,11 @@ UNSUPPORTED_FLAGS = {
     "attn_implementation": "rollouts and training attend by the law",
     "use_transformers_paged": "rollouts evict keys from a cache of their own",
     "hub_token": "the token would be written to run.json: set HF_TOKEN",
+    "fsdp": "every process needs the whole model to write rollouts: use several processes with --use_peft",
+    "deepspeed": "every process needs the whole model to write rollouts: use several processes with --use_peft",
 }
+SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+"""Variables by which `accelerate launch` asks for a sharded model."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,11 @@ def rl(
         UserError: The recipe, the model, the problems or the run folder do not permit the training.
     """
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # its warning that rollout functions may change
+    if any(os.environ.get(name, "false") == "true" for name in SHARDING):
+        raise UserError(
+            "every process needs the whole model to write rollouts, and the configuration of accelerate shards it: "
+            "launch with --multi_gpu, and --use_peft for a large model"
+        )
     args, model_args = parse_flags(recipe.trainer, GRPOConfig, PAPER_DEFAULTS, UNSUPPORTED_FLAGS)
     chosen, weights = parse_rewards(recipe.rewards) if rewards is None else (list(rewards), None)
     args.reward_weights = weights or args.reward_weights

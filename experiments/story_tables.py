@@ -1,15 +1,17 @@
-"""Table of `experiments/story_channel.py`: a pretrained model that writes mementos, by condition and arm."""
+"""Tables of `experiments/story_channel.py`: pretrained models that write mementos, by condition and arm."""
 
 from collections.abc import Callable
 
 from experiments.markdown import interval, markdown_table, percent
 from experiments.result_tables import ENDS, read
 
+RESTARTS = ("restart", "restart-bare", "restart-renumbered")
+
 
 def story_channel() -> str:
     """Accuracy and effect of each arm, the share of answers that follow a donor, and of well-formed responses."""
-    rows = []
-    for row in read("story_channel").to_dict("records"):
+    rows, table = [], read("story_channel")
+    for row in table[table["model"] == "smollm2-open"].to_dict("records"):
         low, high = (percent(row[f"accuracy{end}"]) for end in ENDS[1:])
         reference = row["arm"] == "memento"
         effect = "" if reference else interval((100 * row[f"effect{end}"] for end in ENDS), 1)
@@ -20,4 +22,22 @@ def story_channel() -> str:
     return markdown_table(header, rows)
 
 
-STORY_TABLES: dict[str, Callable[[], str]] = {"story-channel": story_channel}
+def story_checkpoints() -> str:
+    """Accuracy of each checkpoint under `memento`, and the effect of each restart, in two conditions."""
+    table = read("story_channel")
+    rows = []
+    for condition in ("complete-derived", "needed-observed"):
+        part = table[table["bench"] == f"story-{condition}"]
+        for model, arms in part.groupby("model", sort=False):
+            by_arm = arms.set_index("arm")
+            low, high = (percent(by_arm.loc["memento", f"accuracy{end}"]) for end in ENDS[1:])
+            cells = [f"{percent(by_arm.loc['memento', 'accuracy'])} [{low}, {high}]"]
+            cells += [interval((100 * by_arm.loc[arm, f"effect{end}"] for end in ENDS), 1) for arm in RESTARTS]
+            rows.append([f"`story-{condition}`", f"`{model}`", *cells])
+    return markdown_table(["benchmark", "checkpoint", "memento, %", *(f"`{arm}`, points" for arm in RESTARTS)], rows)
+
+
+STORY_TABLES: dict[str, Callable[[], str]] = {
+    "story-channel": story_channel,
+    "story-checkpoints": story_checkpoints,
+}

@@ -12,6 +12,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported; no test n
 os.environ["RAY_AUTH_MODE"] = "token"  # before Ray is imported; its clusters listen on all interfaces
 os.environ.setdefault("RAY_AUTH_TOKEN", token_hex(32))
 
+# A setting of the user's own, glibc's default, keeps commands from changing the allocator of the tests' processes.
+os.environ.setdefault("MALLOC_ARENA_TEST", "8")
+
 import pytest
 import torch
 from helpers.headless_browser import ARGUMENTS, CHROMIUM

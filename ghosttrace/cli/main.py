@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ghosttrace import __version__
+from ghosttrace.cli import allocator
 from ghosttrace.cli.ablate import ablate
 from ghosttrace.cli.audit import audit
 from ghosttrace.cli.bits import bits
@@ -40,11 +41,14 @@ def _print_version(requested: bool) -> None:
 
 @app.callback()
 def root(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Study, train, serve and audit language models that erase their own reasoning."""
+    if ctx.invoked_subcommand in allocator.COMMANDS:
+        allocator.keep_freed_memory()
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (ablate, bits, probe, patch, audit, report, plan, info, init_tokens)

@@ -1,0 +1,139 @@
+"""Question: does reinforcement learning open the ghost channel of a model that hardly uses it?
+
+The start is `toy-sealed`, which was trained on sealed caches alone, after a few supervised steps with open caches
+(`START_STEPS`): it is right more often than the retained text permits, and far from always. From there `ghosttrace rl`
+rewards right answers on `ledger-h1` in three ways, with two seeds each:
+
+- free: rollouts over the open cache;
+- penalised: the same, less the ghost bits at the answer (`--rewards correct,channel:-0.3`);
+- sealed: rollouts and training over a sealed cache, where no more than one answer in ten can be right.
+
+Accuracy, drop and ghost bits are measured on other problems, at h = 0 (where the retained text suffices) and h = 1.
+
+Writes `experiments/results/rl_channel.parquet` and the figure `figures/rl_channel`. `python experiments/rl_channel.py`
+resumes an interrupted run.
+"""
+
+import argparse
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from experiments.train_toys import TOYS, SftRun, flags, make_tokenizer, write_rows
+from ghosttrace.runs.figures import save_figure
+from ghosttrace.training.recipe import Recipe
+from ghosttrace.training.rl import RLRecipe, rl
+from ghosttrace.training.sft import sft
+
+ROOT = Path(__file__).parent.parent
+START_STEPS, STEPS, EVERY, SEEDS = 100, 200, 40, (0, 1)
+RUNS = {
+    "free": {},
+    "penalised": {"rewards": "correct,channel:-0.3"},
+    "sealed": {"sealed": True},
+}
+"""Options of the recipe by kind of run."""
+LOOKS = {"free": ("#1b6e53", "-", "o"), "penalised": ("#d8873b", "--", "s"), "sealed": ("#3b5b92", ":", "^")}
+RL_FLAGS = {
+    "max_completion_length": 160,
+    "per_device_train_batch_size": 32,
+    "gradient_accumulation_steps": 2,
+    "gradient_checkpointing": False,
+    "bf16": False,
+    "learning_rate": 2e-4,
+    "warmup_steps": 5,
+    "max_steps": STEPS,
+    "save_steps": 50,
+    "logging_steps": 5,
+    "disable_tqdm": True,
+}
+
+
+def start(work: Path, steps: int) -> Path:
+    """Return the folder of the model from which all runs start, training it if needed."""
+    out = work / f"start-{steps}"
+    if not (out / "model").exists():
+        shutil.rmtree(out, ignore_errors=True)
+        part = SftRun("memento", steps, 5e-4, only_determined_labels=False)
+        toy = replace(TOYS["toy-open"], parts=(part,), seed=11)
+        rows = work / "rows.parquet"
+        write_rows(rows, toy, 0, make_tokenizer())
+        sft(Recipe("toy-sealed", (str(rows),), "memento", kernel="matmul", trainer=flags(toy, part)), out)
+    return out / "model"
+
+
+def train(model: Path, kind: str, seed: int, work: Path) -> pd.DataFrame:
+    """Return the measurements of one run, training it or going on with it if needed."""
+    folder = work / f"{kind}-{seed}"
+    given = (text for name, value in (RL_FLAGS | {"seed": seed}).items() for text in (f"--{name}", str(value)))
+    if not (folder / "summary.json").exists():
+        recipe = RLRecipe(
+            str(model),
+            "ledger-h1",
+            limit=4096,
+            channel_every=EVERY,
+            channel_bench="ledger-h0,ledger-h1",
+            channel_problems=200,
+            trainer=tuple(given),
+            **RUNS[kind],  # type: ignore[arg-type]
+        )
+        rl(recipe, *((None, folder) if folder.exists() else (folder, None)))
+    return pd.read_parquet(folder / "channel.parquet").assign(run=kind, seed=seed)
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw accuracy with an open and a sealed cache and ghost bits by step, one line per run."""
+    figure = Figure(figsize=(9.6, 3.4), layout="constrained")
+    columns = {
+        "accuracy": "accuracy, open cache, %",
+        "sealed": "accuracy, sealed cache, %",
+        "answer_bits": "ghost bits at the answer",
+    }
+    rows = table[table["bench"] == "ledger-h1"]
+    for axis, (column, label) in zip(figure.subplots(1, 3), columns.items(), strict=True):
+        for (kind, seed), run in rows.groupby(["run", "seed"]):
+            colour, line, marker = LOOKS[str(kind)]
+            values = (1 if column == "answer_bits" else 100) * run[column]
+            axis.plot(
+                run["step"],
+                values,
+                line,
+                color=colour,
+                marker=marker,
+                markersize=4,
+                label=kind if seed == SEEDS[0] else None,
+            )
+        if column != "answer_bits":
+            axis.axhline(10, color="#888888", linewidth=0.8)
+            axis.set_ylim(-2, 102)
+        axis.set_xlabel("step of reinforcement learning")
+        axis.set_title(label, fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def main() -> None:
+    """Train and measure all runs, and write results and figure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "rl_channel")
+    work = parser.parse_args().work
+    work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    model, tables = start(work, START_STEPS), []
+    for seed in SEEDS:
+        for kind in RUNS:
+            tables.append(train(model, kind, seed, work))
+            print(tables[-1][["run", "seed", "step", "bench", "accuracy", "sealed", "answer_bits"]], flush=True)
+    table = pd.concat(tables, ignore_index=True)
+    table.to_parquet(ROOT / "experiments" / "results" / "rl_channel.parquet", index=False)
+    for kind in ("png", "svg"):
+        save_figure(draw(table), ROOT / "figures" / f"rl_channel.{kind}", kind, dpi=150)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,8 @@
 """Question: does reinforcement learning open the ghost channel of a model that hardly uses it?
 
-The start is `toy-sealed`, which was trained on sealed caches alone, after a few supervised steps with open caches
-(`START_STEPS`): it is right more often than the retained text permits, and far from always. From there `ghosttrace rl`
-rewards right answers on `ledger-h1` in three ways, with two seeds each:
+The start is `toy-mixed` amid its supervised training. It solves the problems whose mementos hide nothing (h = 0), and
+at h = 1 is right about as often as the retained text permits: it does not use the channel yet, as it does at the end. From
+there `ghosttrace rl` rewards right answers on `ledger-h1` in three ways, with two seeds each:
 
 - free: rollouts over the open cache;
 - penalised: the same, less the ghost bits at the answer (`--rewards correct,channel:-0.3`);
@@ -23,14 +23,16 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from experiments.train_toys import TOYS, SftRun, flags, make_tokenizer, write_rows
+from experiments.train_toys import TOYS, flags, make_model, make_tokenizer, write_rows
 from ghosttrace.runs.figures import save_figure
 from ghosttrace.training.recipe import Recipe
 from ghosttrace.training.rl import RLRecipe, rl
 from ghosttrace.training.sft import sft
 
 ROOT = Path(__file__).parent.parent
-START_STEPS, STEPS, EVERY, SEEDS = 100, 200, 40, (0, 1)
+START_STEP, STEPS, EVERY, SEEDS = 400, 150, 25, (0, 1)
+PARTS = TOYS["toy-mixed"].parts[:2]
+"""Supervised training, of which the step `START_STEP` of the last part is the start."""
 RUNS = {
     "free": {},
     "penalised": {"rewards": "correct,channel:-0.3"},
@@ -41,7 +43,7 @@ LOOKS = {"free": ("#1b6e53", "-", "o"), "penalised": ("#d8873b", "--", "s"), "se
 RL_FLAGS = {
     "max_completion_length": 160,
     "per_device_train_batch_size": 32,
-    "gradient_accumulation_steps": 2,
+    "gradient_accumulation_steps": 1,
     "gradient_checkpointing": False,
     "bf16": False,
     "learning_rate": 2e-4,
@@ -53,17 +55,24 @@ RL_FLAGS = {
 }
 
 
-def start(work: Path, steps: int) -> Path:
-    """Return the folder of the model from which all runs start, training it if needed."""
-    out = work / f"start-{steps}"
-    if not (out / "model").exists():
+def start(work: Path) -> Path:
+    """Return the folder of the half-trained model from which all runs start, training it if needed."""
+    toy, model = replace(TOYS["toy-mixed"], parts=PARTS), work / "untrained"
+    found = work / "memento" / "checkpoints" / f"checkpoint-{START_STEP}"
+    if found.exists():
+        return found
+    make_model(toy.seed).save_pretrained(model)
+    make_tokenizer().save_pretrained(model)
+    for number, part in enumerate(PARTS):
+        rows, out = work / f"rows-{number}.parquet", work / part.stage
         shutil.rmtree(out, ignore_errors=True)
-        part = SftRun("memento", steps, 5e-4, only_determined_labels=False)
-        toy = replace(TOYS["toy-open"], parts=(part,), seed=11)
-        rows = work / "rows.parquet"
-        write_rows(rows, toy, 0, make_tokenizer())
-        sft(Recipe("toy-sealed", (str(rows),), "memento", kernel="matmul", trainer=flags(toy, part)), out)
-    return out / "model"
+        write_rows(rows, toy, number, make_tokenizer())
+        share = toy.sealed_share if part.stage == "memento" else 0.0
+        saving = ("--save_strategy", "steps", "--save_steps", str(START_STEP), "--save_total_limit", "10")
+        trainer = (*flags(toy, part), *saving)
+        recipe = Recipe(str(model), (str(rows),), part.stage, sealed_share=share, kernel="matmul", trainer=trainer)
+        model = sft(recipe, out) / "model"
+    return found
 
 
 def train(model: Path, kind: str, seed: int, work: Path) -> pd.DataFrame:
@@ -124,7 +133,7 @@ def main() -> None:
     work = parser.parse_args().work
     work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    model, tables = start(work, START_STEPS), []
+    model, tables = start(work), []
     for seed in SEEDS:
         for kind in RUNS:
             tables.append(train(model, kind, seed, work))

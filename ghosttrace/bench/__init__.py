@@ -11,6 +11,7 @@ from ghosttrace.bench.agent import AGENT_BENCHES
 from ghosttrace.bench.benchmark import Bench, Condition, Counterfactual, Grade, Harness, Problem, Protocol, final_text
 from ghosttrace.bench.contests import HUB_SOURCES, load_contest, load_jsonl_bench, protocol, read_problems
 from ghosttrace.bench.ledger import LEDGER_BENCHES
+from ghosttrace.bench.reasoning_gym import DEFAULT_PROBLEMS, REASONING_GYM_BENCHES
 from ghosttrace.bench.story import STORY_BENCHES
 from ghosttrace.errors import UserError
 
@@ -24,18 +25,19 @@ BENCH_GROUPS = {
     "ledger": tuple(LEDGER_BENCHES),
     "story": tuple(STORY_BENCHES),
     "agent": tuple(AGENT_BENCHES),
+    "reasoning-gym": tuple(REASONING_GYM_BENCHES),
     "hmmt": tuple(name for name in HUB_SOURCES if name.startswith("hmmt")),
 }
-BENCH_NAMES = (*BENCH_GROUPS, *GENERATED_BENCHES, *HUB_SOURCES)
+BENCH_NAMES = (*BENCH_GROUPS, *GENERATED_BENCHES, *REASONING_GYM_BENCHES, *HUB_SOURCES)
 
 
 def load_bench(name: str, limit: int | None = None, seed: int = 0, file: Path | None = None) -> list[Bench]:
     """Load a benchmark, or all members of a group of benchmarks.
 
     Args:
-        name: A group (`ledger`, `story`, `agent` or `hmmt`), a member such as `ledger-h1`, a name in
+        name: A group (a key of `BENCH_GROUPS`, such as `ledger`), a member such as `ledger-h1`, a name in
             `contests.HUB_SOURCES` such as `aime24`, or the path of a JSONL file.
-        limit: Number of problems per benchmark. None means all problems; `ledger` then draws 400, `story` 200.
+        limit: Number of problems per benchmark. None means all problems; `ledger` then draws 400, others 200.
         seed: Random seed of generated problems.
         file: JSONL file with the problems of a benchmark of `contests.HUB_SOURCES`, read instead of the hub.
 
@@ -53,8 +55,9 @@ def load_bench(name: str, limit: int | None = None, seed: int = 0, file: Path | 
         return [load_jsonl_bench(Path(name), limit)]
     if name not in BENCH_NAMES:
         raise UserError(f"no bench {name!r}: choose from {', '.join(BENCH_NAMES)}, or give a .jsonl file")
+    generators = GENERATED_BENCHES | REASONING_GYM_BENCHES
     return [
-        GENERATED_BENCHES[member](limit, seed) if member in GENERATED_BENCHES else load_contest(member, limit, file)
+        generators[member](limit, seed) if member in generators else load_contest(member, limit, file)
         for member in BENCH_GROUPS.get(name, (name,))
     ]
 
@@ -100,9 +103,11 @@ def bench_size(name: str) -> tuple[int, int]:
     if name in GENERATED_BENCHES:
         bench = GENERATED_BENCHES[name](None, 0)
         return bench.size, bench.protocol.repetitions
+    if name in REASONING_GYM_BENCHES:
+        return DEFAULT_PROBLEMS, protocol(DEFAULT_PROBLEMS).repetitions
     if name not in HUB_SOURCES and not name.endswith(".jsonl"):
         raise UserError(
-            f"no bench {name!r}: choose from {', '.join([*GENERATED_BENCHES, *HUB_SOURCES])}, or give a .jsonl file"
+            f"no bench {name!r}: choose from {', '.join(BENCH_NAMES[len(BENCH_GROUPS) :])}, or give a .jsonl file"
         )
     size = HUB_SOURCES[name].size if name in HUB_SOURCES else len(read_problems(Path(name)))
     return size, protocol(size).repetitions
@@ -113,6 +118,7 @@ __all__ = [
     "BENCH_NAMES",
     "GENERATED_BENCHES",
     "HUB_SOURCES",
+    "REASONING_GYM_BENCHES",
     "SECRET_BENCHES",
     "Bench",
     "Condition",

@@ -1,8 +1,8 @@
 """Question: does reinforcement learning open the ghost channel of a model that hardly uses it?
 
 The start is `toy-mixed` amid its supervised training. It solves the problems whose mementos hide nothing (h = 0), and
-at h = 1 is right about as often as the retained text permits: it does not use the channel yet, as it does at the end. From
-there `ghosttrace rl` rewards right answers on `ledger-h1` in three ways, with two seeds each:
+at h = 1 is right about as often as the retained text permits: it does not use the channel yet, as it does at the end.
+From there `ghosttrace rl` rewards right answers on `ledger-h1` in three ways, with two seeds each:
 
 - free: rollouts over the open cache;
 - penalised: the same, less the ghost bits at the answer (`--rewards correct,channel:-0.3`);

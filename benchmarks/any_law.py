@@ -102,8 +102,9 @@ def main() -> None:
         result["pass"] = masked_pass(checkpoint, 2 * given.tokens, 3 * given.runs)  # short, so noisy
     if given.only != "pass":
         result["decoding"] = [decoding(checkpoint, given.tokens, rows, given.runs) for rows in (1, 8)]
-    for part in (result["pass"], *result["decoding"]):
-        print(part, statistics.median(part["ratios"]))
+    for part in (result.get("pass"), *result.get("decoding", [])):
+        if part is not None:
+            print(part, statistics.median(part["ratios"]))
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -90,7 +90,8 @@ def train(model: Path, kind: str, seed: int, work: Path) -> pd.DataFrame:
             trainer=tuple(given),
             **RUNS[kind],  # type: ignore[arg-type]
         )
-        rl(recipe, *((None, folder) if folder.exists() else (folder, None)))
+        begun = (folder / "run.json").exists()
+        rl(recipe, *((None, folder) if begun else (folder, None)))
     return pd.read_parquet(folder / "channel.parquet").assign(run=kind, seed=seed)
 
 

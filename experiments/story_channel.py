@@ -67,7 +67,7 @@ def measure(given: argparse.Namespace) -> pd.DataFrame:
         else:
             settings = {"limit": given.limit, "batch_size": given.limit}
             where = {"resume": folder} if folder.exists() else {"out": folder}
-            run = gt.ablate(checkpoint, bench, given.arms, **settings, **where)  # type: ignore[arg-type]
+            run = gt.ablate(checkpoint, bench, given.arms, **settings, **where)
         parts.append(summary(checkpoint, run, given.name))
         print(parts[-1][["bench", "arm", "accuracy", "effect", "effect_low", "effect_high", "format"]], flush=True)
     return pd.concat(parts, ignore_index=True)
@@ -87,7 +87,8 @@ def main() -> None:
     results = measure(given)
     if RESULTS.exists():
         others = pd.read_parquet(RESULTS)
-        results = pd.concat([others[others["model"] != given.name], results], ignore_index=True)
+        again = others["model"].eq(given.name) & others["bench"].isin(results["bench"])
+        results = pd.concat([others[~again], results], ignore_index=True)
     results.to_parquet(RESULTS, index=False)
     print(results.to_string())
 

@@ -32,7 +32,9 @@ def story_checkpoints() -> str:
             by_arm = arms.set_index("arm")
             low, high = (percent(by_arm.loc["memento", f"accuracy{end}"]) for end in ENDS[1:])
             cells = [f"{percent(by_arm.loc['memento', 'accuracy'])} [{low}, {high}]"]
-            cells += [interval((100 * by_arm.loc[arm, f"effect{end}"] for end in ENDS), 1) for arm in RESTARTS]
+            for arm in RESTARTS:
+                effect = by_arm.loc[arm, [f"effect{end}" for end in ENDS]].astype(float)
+                cells.append(interval(100 * effect, 1))
             rows.append([f"`story-{condition}`", f"`{model}`", *cells])
     return markdown_table(["benchmark", "checkpoint", "memento, %", *(f"`{arm}`, points" for arm in RESTARTS)], rows)
 

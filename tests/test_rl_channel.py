@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.training import RL_FLAGS
 from safetensors.torch import load_file
+from transformers import Trainer
 
 import ghosttrace as gt
 from ghosttrace.bench import as_benches
@@ -76,6 +77,10 @@ def test_channel_is_measured_at_every_step_and_changes_no_training(tmp_path: Pat
     weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("measured", "plain")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
     assert not (tmp_path / "plain" / FILE).exists()
+    logs = [pd.read_parquet(tmp_path / name / "samples.parquet") for name in ("measured", "plain")]
+    same = ["step", "loss", "reward", "rollout_kl", "kl", "grad_norm"]
+    pd.testing.assert_frame_equal(logs[0][same], logs[1][same])
+    assert list(logs[0]["step"]) == [1, 2]
     table = pd.read_parquet(tmp_path / "measured" / FILE).set_index("step")
     assert list(table.index) == [0, 1, 2] and (tmp_path / "measured" / "channel.png").stat().st_size > 10_000
     for step, model in ((0, "toy-open"), (2, str(tmp_path / "measured" / "model"))):
@@ -85,7 +90,9 @@ def test_channel_is_measured_at_every_step_and_changes_no_training(tmp_path: Pat
         assert row["accuracy"] == run.loc["memento", "accuracy"] and row["sealed"] == run.loc["restart", "accuracy"]
         assert row["drop"] == run.loc["restart", "effect"]
         traces = [trace.ids for trace in reference_traces(checkpoint, *as_benches("ledger-h1", 6, CHANNEL_SEED))]
-        assert row["answer_bits"] == pytest.approx(answer_bits(checkpoint, traces).mean(), abs=1e-4)
+        bits = answer_bits(checkpoint, traces)
+        assert row["answer_bits"] == pytest.approx(bits.mean(), abs=1e-4)
+        assert bits.min() < row["answer_bits_low"] < bits.mean() < row["answer_bits_high"]
         assert row["peak_kv_tokens"] == run.loc["memento", "peak_kv_tokens"] and 0 < row["compression"] < 1
 
 
@@ -100,16 +107,50 @@ def test_drop_is_adjusted_where_a_benchmark_with_enough_text_is_measured_too(tmp
     assert first.loc["ledger-h1", "content"] == pytest.approx(drops["ledger-h1"] - drops["ledger-h0"])
 
 
-def test_a_resumed_run_drops_measurements_that_are_ahead_of_it(tmp_path: Path) -> None:
+def test_another_law_is_measured_too(tmp_path: Path) -> None:
+    flags = (*FLAGS, "--max_steps", "1", "--report_to", "tensorboard")
+    rl(replace(RECIPE, model=windowed(tmp_path), channel_every=5, trainer=flags), tmp_path / "run")
+    table = pd.read_parquet(tmp_path / "run" / FILE)
+    assert list(table["step"]) == [0, 1] and "content" not in table and table["answer_bits"].notna().all()
+
+
+def windowed(folder: Path) -> str:
+    """Write `toy-open` as a model under a window, and return its folder."""
+    checkpoint = load("toy-open")
+    checkpoint.model.config.ghosttrace = {"law": "window:40,8"}
+    checkpoint.model.save_pretrained(folder / "windowed")
+    checkpoint.tokenizer.save_pretrained(folder / "windowed")
+    return str(folder / "windowed")
+
+
+def test_a_run_killed_in_its_last_measurement_makes_it_when_resumed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    flags = (*FLAGS, "--save_steps", "1")
+    finish = ChannelCallback.finish
+    monkeypatch.setattr(ChannelCallback, "finish", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        rl(replace(RECIPE, channel_every=5, trainer=flags), tmp_path / "run")
+    monkeypatch.setattr(ChannelCallback, "finish", finish)
+    rl(replace(RECIPE, channel_every=5, trainer=flags), resume=tmp_path / "run")
+    assert list(pd.read_parquet(tmp_path / "run" / FILE)["step"]) == [0, 2]
+    assert (tmp_path / "run" / "channel.png").exists()
+
+
+def interrupt(self: ChannelCallback) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_resumed_run_drops_measurements_that_are_ahead_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def table(step: int) -> pd.DataFrame:
         return pd.DataFrame([{"step": step, "bench": "b", "accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6}])
 
     pd.concat([table(step) for step in (0, 2, 4)]).to_parquet(tmp_path / FILE, index=False)
     measured: list[int] = []
-    state = SimpleNamespace(global_step=2, is_world_process_zero=True)
-    trainer = SimpleNamespace(
-        accelerator=SimpleNamespace(unwrap_model=lambda model: model), model=None, log=lambda row: None
-    )
+    state = SimpleNamespace(global_step=3, is_world_process_zero=True)
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(unwrap_model=lambda model: model), model=None)
+    control = SimpleNamespace(should_log=True)
+    monkeypatch.setattr(Trainer, "log", lambda self, row: setattr(control, "should_log", False))
 
     def measure(model: Any) -> pd.DataFrame:
         measured.append(state.global_step)
@@ -117,9 +158,10 @@ def test_a_resumed_run_drops_measurements_that_are_ahead_of_it(tmp_path: Path) -
 
     measure.every = 2  # type: ignore[attr-defined]
     callback: Any = ChannelCallback(trainer, measure, tmp_path)  # type: ignore[arg-type]
-    callback.on_train_begin(None, state, None)
-    for state.global_step in (3, 4):
-        callback.on_step_end(None, state, None)
+    callback.on_train_begin(None, state, control)  # not a step at which an uninterrupted run measures
+    for state.global_step in (4, 5):
+        callback.on_step_end(None, state, control)
+    assert control.should_log
     assert measured == [4] and list(pd.read_parquet(tmp_path / FILE)["step"]) == [0, 2, 4]
 
 

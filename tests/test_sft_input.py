@@ -20,7 +20,8 @@ from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER, MementoLaw, Policy, expiry
 from ghosttrace.model.checkpoint import load, load_config, load_tokenizer
 from ghosttrace.training.delimiters import RELATED_WORDS, add_delimiters
-from ghosttrace.training.examples import IGNORE_INDEX, SEALED_ARMS, STAGES, Stage, make_example
+from ghosttrace.training.examples import IGNORE_INDEX, SEALED_ARMS, STAGES, SealedArm, Stage, make_example
+from ghosttrace.training.format_samples import read_prompts
 from ghosttrace.training.prepare import ExampleBuilder, is_sealed, write_examples
 from ghosttrace.training.recipe import Recipe, make_example_builder, parse_trainer_flags
 
@@ -219,6 +220,19 @@ def test_valid_expiry_column_is_accepted_in_every_stage(stage: Stage, share: flo
         assert made is not None and reason in ("", "truncated")
         with pytest.raises(UserError, match="row 0: the expiry column disagrees with input_ids at token 1:"):
             builder.build(row | {"expiry": [NEVER, 9, *times[2:].tolist()]}, number, "row 0")
+
+
+@pytest.mark.parametrize("arm", SEALED_ARMS)
+def test_prompt_and_compression_of_a_sealed_row_with_erasures_in_its_prompt(arm: SealedArm, tmp_path: Path) -> None:
+    """Closed-up positions occur more than once, so that they do not tell the tokens apart."""
+    law = MementoLaw(load("toy-open").markup, Policy(mask_delimiters=False))
+    labels = [IGNORE_INDEX] * (len(IDS) - 5) + LABELS[-5:]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"input_ids": IDS, "labels": labels}))
+    builder = reader("sealed", law=law, sealed_arms=(arm,))
+    report = write_examples(tmp_path / "examples.parquet", builder, [str(path)])
+    assert read_prompts(tmp_path / "examples.parquet", 1) == [IDS[:-5]]
+    assert report.compression > 1.05
 
 
 def test_sealed_rows_take_the_arms_in_turn() -> None:

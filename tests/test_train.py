@@ -272,7 +272,7 @@ def test_expiry_column_is_checked_against_the_law(policy: Policy) -> None:
 
 
 def write(path: Path, *made: Example) -> Path:
-    names = ("input_ids", "labels", "position_ids")
+    names = ("input_ids", "labels", "token_index")
     parquet.write_table(pyarrow.table({name: [item.columns[name].tolist() for item in made] for name in names}), path)
     return path
 

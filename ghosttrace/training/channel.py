@@ -1,6 +1,6 @@
 """What training does to the ghost channel: measurements of the policy on fixed problems, step by step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from ghosttrace.ablation.arms import Memento, Restart
 from ghosttrace.ablation.run import ablate
@@ -20,7 +20,7 @@ from ghosttrace.law.law import Law
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.runs.atomic import commit_file
 from ghosttrace.runs.figures import save_figure
-from ghosttrace.stats import estimate
+from ghosttrace.stats import ratio_estimate
 from ghosttrace.training.examples import TokenKind, token_kinds
 from ghosttrace.training.sft import base_model
 
@@ -34,7 +34,8 @@ TRACES_PER_PASS = 16
 def answer_bits(checkpoint: Checkpoint, traces: Sequence[Sequence[int]]) -> np.ndarray:
     """Return the ghost bits at the answer of each trace: log2 p(answer | normal cache) - log2 p(answer | sealed cache).
 
-    The answer is what follows the last memento. Under another law than Memento's it is all that follows an erasure.
+    The answer is what follows the last memento, an unfinished block included. Under another law than Memento's it is
+    all that follows an erasure.
 
     Args:
         checkpoint: The model and its law.
@@ -68,13 +69,13 @@ class ChannelMeasure:
     Attributes:
         benches: The problems.
         checkpoint: Function of a model under training to the checkpoint under the law.
-        max_new_tokens: Maximum length of a response.
+        sampling: Fields of `ghosttrace.Sampling` that replace those of the benchmarks' protocols.
         every: Number of training steps between two measurements.
     """
 
     benches: tuple[Bench, ...]
     checkpoint: Callable[[Any], Checkpoint]
-    max_new_tokens: int
+    sampling: Mapping[str, float | int | None]
     every: int
 
     @torch.no_grad()
@@ -90,9 +91,9 @@ class ChannelMeasure:
         training = model.training
         model.eval()
         checkpoint = self.checkpoint(model)
-        run = ablate(checkpoint, self.benches, ("restart",), sampling={"max_new_tokens": self.max_new_tokens})
+        run = ablate(checkpoint, self.benches, ("restart",), sampling=self.sampling)
         by_arm = {arm: rows.set_index("bench") for arm, rows in run.results.groupby("arm")}
-        content = self._content(run)
+        content = self._content(run) if checkpoint.other_law is None else {}
         rows = []
         for bench in self.benches:
             opened, sealed = (by_arm[arm].loc[bench.name] for arm in ("memento", "restart"))
@@ -116,7 +117,7 @@ class ChannelMeasure:
         if bench.response is None:
             return {}
         traces = [trace.ids for trace in reference_traces(checkpoint, bench)]
-        mean = estimate(answer_bits(checkpoint, traces))
+        mean = ratio_estimate(answer_bits(checkpoint, traces), np.ones(len(traces)))  # bits are no shares
         return {"answer_bits": mean.value, "answer_bits_low": mean.low, "answer_bits_high": mean.high}
 
 
@@ -138,7 +139,7 @@ class ChannelCallback(TrainerCallback):
     """Trainer callback that measures the channel at the start, every few steps, and at the end.
 
     The table goes to the run folder after every measurement, and the measurements to the log. A resumed run keeps those
-    up to the step at which it goes on.
+    up to the step at which it goes on. `finish` is called after the training.
 
     Attributes:
         trainer: The trainer.
@@ -152,24 +153,30 @@ class ChannelCallback(TrainerCallback):
     table: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Read what a resumed run has measured, and measure the policy before its first step."""
-        if (self.folder / FILE).exists():
-            table = pd.read_parquet(self.folder / FILE)
-            self.table = table[table["step"] <= state.global_step]
-        self._measure(state)
+        """Read what a resumed run has measured, and measure the policy before the first step."""
+        self._read(state)
+        self.on_step_end(args, state, control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure every few steps."""
         if state.global_step % self.measure.every == 0:
-            self._measure(state)
+            self._measure(state, control)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure the trained policy, and draw the figure."""
-        self._measure(state)
+    def finish(self) -> None:
+        """Measure the trained policy, also after a run that was killed in its last measurement; draw the figure."""
+        state = self.trainer.state
+        self._read(state)
+        self._measure(state, self.trainer.control)
         if state.is_world_process_zero:
             save_figure(channel_figure(self.table), self.folder / FIGURE, "png", dpi=150)
 
-    def _measure(self, state: Any) -> None:
+    def _read(self, state: Any) -> None:
+        """Read the measurements up to the current step."""
+        if (self.folder / FILE).exists():
+            table = pd.read_parquet(self.folder / FILE)
+            self.table = table[table["step"] <= state.global_step]
+
+    def _measure(self, state: Any, control: Any) -> None:
         """Measure the policy in the main process, unless this step has been measured."""
         step = state.global_step
         if not state.is_world_process_zero or (len(self.table) and (self.table["step"] == step).any()):
@@ -179,9 +186,12 @@ class ChannelCallback(TrainerCallback):
         partial = self.folder / "channel.part"
         self.table.to_parquet(partial, index=False)
         commit_file(partial, self.folder / FILE)
+        due = control.should_log
         for row in found.to_dict("records"):
             bench = row.pop("bench")
-            self.trainer.log({f"channel/{bench}/{name}": value for name, value in row.items() if value == value})
+            logs = {f"channel/{bench}/{name}": value for name, value in row.items() if value == value}
+            Trainer.log(self.trainer, logs)  # TRL's own would take its metrics of this step into the row
+        control.should_log = due  # a row in the log counts as the log of this step
 
 
 def channel_figure(table: pd.DataFrame) -> "Figure":

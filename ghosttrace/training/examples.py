@@ -52,6 +52,7 @@ class Example:
         position_ids: int64[C], RoPE positions.
         expiry: int64[C], the first column that no longer sees each column; C if it is never erased.
         kind: int64[C], values of `TokenKind`.
+        token_index: int64[C], the token of the trace that each column holds.
     """
 
     input_ids: np.ndarray
@@ -59,6 +60,7 @@ class Example:
     position_ids: np.ndarray
     expiry: np.ndarray
     kind: np.ndarray
+    token_index: np.ndarray
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
@@ -139,7 +141,7 @@ def make_example(
     column_labels[first_columns] = np.asarray(labels, dtype=np.int64)[indices]
     kind = token_kinds(tokens, law)[layout.token_index]
     column_expiry = np.minimum(layout.expiry, len(layout.token_index))
-    return Example(layout.tokens, column_labels, layout.positions, column_expiry, kind)
+    return Example(layout.tokens, column_labels, layout.positions, column_expiry, kind, layout.token_index)
 
 
 def token_kinds(tokens: Sequence[int], law: Law) -> np.ndarray:

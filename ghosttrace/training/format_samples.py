@@ -31,7 +31,7 @@ def read_prompts(path: Path, limit: int) -> list[list[int]]:
     """
     distinct: dict[tuple[int, ...], None] = {}
     with parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(64, columns=["input_ids", "labels", "position_ids"]):
+        for batch in file.iter_batches(64, columns=["input_ids", "labels", "token_index"]):
             prompts = (_prompt(row) for row in batch.to_pylist())
             distinct.update(dict.fromkeys(prompt for prompt in prompts if prompt))
             if len(distinct) >= limit:
@@ -47,7 +47,7 @@ def read_prompts(path: Path, limit: int) -> list[list[int]]:
 def _prompt(row: Mapping[str, list[int]]) -> tuple[int, ...]:
     """Return the tokens before the first label, each once: in a sealed layout, mementos occur in two columns."""
     begin = next((column for column, label in enumerate(row["labels"]) if label != IGNORE_INDEX), 0)
-    _, columns = np.unique(row["position_ids"][:begin], return_index=True)
+    _, columns = np.unique(row["token_index"][:begin], return_index=True)
     return tuple(row["input_ids"][column] for column in columns)
 
 

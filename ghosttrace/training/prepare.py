@@ -39,7 +39,7 @@ from ghosttrace.training.rows import RowError, is_int_list, read_token_ids
 BadRows = Literal["skip", "refuse"]
 MAX_LISTED_ROWS = 20  # dropped rows that the report lists by name
 ROWS_PER_WRITE = 64
-EXAMPLE_COLUMNS = ("input_ids", "labels", "position_ids", "expiry", "kind")
+EXAMPLE_COLUMNS = ("input_ids", "labels", "position_ids", "expiry", "kind", "token_index")
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class PreparationReport:
         self.erasing += bool((example.expiry < len(example.expiry)).any())
         self.columns += len(example.input_ids)
         self.loss_tokens += int((example.labels != IGNORE_INDEX).sum())
-        tokens = len(np.unique(example.position_ids))  # in a sealed layout, carriers have several columns
+        tokens = len(np.unique(example.token_index))  # in a sealed layout, carriers have several columns
         ratio = tokens / max(1, int(alive(example.expiry).max()))
         self.compression += (ratio - self.compression) / self.used
 

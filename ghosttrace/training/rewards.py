@@ -34,7 +34,10 @@ def compression(compression: Sequence[float], correct: Sequence[bool], **_: Any)
 
 
 def channel(channel: Sequence[float], **_: Any) -> list[float]:
-    """Return for each response the ghost bits at its answer. A negative weight penalises them."""
+    """Return for each response the ghost bits at its answer. A negative weight penalises them.
+
+    A response without a finished block has none, so that a penalty is given together with the reward `format`.
+    """
     return list(channel)
 
 

@@ -62,7 +62,10 @@ With N GPUs, set --gradient_accumulation_steps to 1920/N.
 """
 
 CHANNEL_SEED = 20_260_000
-"""Seed of the generated problems on which the channel is measured: those of all runs, and others than in training."""
+"""Seed of the generated problems on which the channel is measured: the same for all runs, and not those of training.
+
+A benchmark with published problems, or a file, has only those: give another one for the measurement.
+"""
 
 UNSUPPORTED_FLAGS = {
     "use_vllm": "the model that is trained writes the rollouts",
@@ -166,8 +169,8 @@ def rl(
         channel in chosen,
         recipe.model,
     )
-    _check_lengths(rollouts, config)
-    measure = channel_measure(recipe, rollouts)
+    _check_lengths(rollouts, bench, config)
+    measure = channel_measure(recipe, rollouts, config)
     run_record = {
         "command": "rl",
         "model": recipe.model,
@@ -179,10 +182,13 @@ def rl(
     with shared_run_folder(PartialState(), out, resume, run_record) as folder:
         args.output_dir = str(folder / "checkpoints")
         trainer = make_trainer(recipe, args, model_args, rollouts, chosen)
-        if measure is not None:
-            trainer.add_callback(ChannelCallback(trainer, measure, folder))
+        channel_callback = None if measure is None else ChannelCallback(trainer, measure, folder)
+        if channel_callback is not None:
+            trainer.add_callback(channel_callback)
         with trainer.under_law():
             train(trainer, last_checkpoint(folder / "checkpoints"))
+            if channel_callback is not None:
+                channel_callback.finish()
         save_results(trainer, folder, "rl")
     return folder
 
@@ -218,18 +224,21 @@ def make_trainer(
         raise UserError(f"{recipe.model} cannot be trained with these options ({error}): change them") from error
 
 
-def channel_measure(recipe: RLRecipe, rollouts: Rollouts) -> ChannelMeasure | None:
+def channel_measure(recipe: RLRecipe, rollouts: Rollouts, config: Any) -> ChannelMeasure | None:
     """Return the measurement of the ghost channel that a recipe asks for.
 
     Raises:
-        UserError: A number is not positive, or a benchmark is unknown.
+        UserError: A number is not positive, a benchmark is unknown, or its prompts are too long.
     """
     if recipe.channel_every is None:
         return None
     if min(recipe.channel_every, recipe.channel_problems) < 1:
         raise UserError("--channel-every and --channel-problems must be at least 1")
     benches = as_benches(recipe.channel_bench or recipe.bench, recipe.channel_problems, CHANNEL_SEED)
-    return ChannelMeasure(tuple(benches), rollouts.checkpoint, rollouts.sampling.max_new_tokens, recipe.channel_every)
+    for bench in benches:
+        _check_lengths(rollouts, bench, config)
+    sampling = {"max_new_tokens": rollouts.sampling.max_new_tokens, "max_block_tokens": recipe.max_block_tokens}
+    return ChannelMeasure(tuple(benches), rollouts.checkpoint, sampling, recipe.channel_every)
 
 
 def _joined(benches: Sequence[Bench]) -> Bench:
@@ -244,14 +253,14 @@ def _joined(benches: Sequence[Bench]) -> Bench:
     return benches[0]
 
 
-def _check_lengths(rollouts: Rollouts, config: Any) -> None:
-    """Check that prompts and responses fit into the model's context, and the prompts into the law's cache.
+def _check_lengths(rollouts: Rollouts, bench: Bench, config: Any) -> None:
+    """Check that a benchmark's prompts with responses fit into the model's context, and the prompts into the cache.
 
     Raises:
         UserError: One does not.
     """
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
-    for problem in rollouts.bench.problems:
+    for problem in bench.problems:
         prompt = rollouts.prompt_ids(problem.messages or problem.prompt)
         rollouts.law.erasures(prompt)  # raises, for example if the prompt does not fit into a window
         needed = len(prompt) + rollouts.sampling.max_new_tokens

@@ -1,6 +1,7 @@
 """Tables of timings in `benchmarks/results` and of the load test, as Markdown."""
 
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,19 @@ def any_law() -> str:
     return markdown_table(["what", "tokens", "rows", "visible pairs", "relative to no eviction"], rows)
 
 
+def allocator() -> str:
+    """What keeping freed memory saves, command by command."""
+    rows = []
+    for name, found in read("allocator").items():
+        cells = [ratios(found["ratios"])]
+        for what, form in (("kernel", "{:.0%}"), ("memory", "{:.1f} GB")):
+            values = (statistics.median(run[what] for run in found[side]) for side in ("without", "with"))
+            cells.append(" / ".join(form.format(value).replace("%", " %") for value in values))
+        rows.append([name, *cells])
+    header = ["command, model", "CPU time, with / without", "in the kernel, without / with"]
+    return markdown_table([*header, "peak memory, without / with"], rows)
+
+
 BENCHMARK_TABLES: dict[str, Callable[[], str]] = {
     "decoding": decoding,
     "masks": masks,
@@ -152,6 +166,7 @@ BENCHMARK_TABLES: dict[str, Callable[[], str]] = {
     "training": training,
     "serving": serving,
     "any-law": any_law,
+    "allocator": allocator,
     "soak": soak,
     "routes": routes_table,
 }

@@ -40,7 +40,7 @@ def test_settings_of_the_user_are_left_alone() -> None:
     assert page_faults(True, MALLOC_ARENA_TEST="8") == pytest.approx(page_faults(False), rel=0.2)
 
 
-@pytest.mark.parametrize(("command", "kept"), [("ablate", True), ("sft", True), ("info", False), ("serve", False)])
+@pytest.mark.parametrize(("command", "kept"), [("bits", True), ("sft", True), ("ablate", False), ("serve", False)])
 def test_commands_that_keep_freed_memory(command: str, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[bool] = []
     monkeypatch.setattr(allocator, "keep_freed_memory", lambda: calls.append(True))

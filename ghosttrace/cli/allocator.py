@@ -1,14 +1,15 @@
 """Settings of glibc's allocator for commands that allocate and free large tensors again and again.
 
 By default glibc returns large blocks to the kernel at every free, and the kernel clears the pages again at the next
-allocation. A training step on a CPU can spend half its time there (`benchmarks/allocator.py` measures each command).
+allocation. `benchmarks/allocator.py` measures what the settings save in each command; those that gain nothing are left
+as they are.
 """
 
 import ctypes
 import os
 import platform
 
-COMMANDS = frozenset({"ablate", "audit", "bits", "patch", "probe", "rl", "sft"})
+COMMANDS = frozenset({"bits", "patch", "rl", "sft"})
 """Commands whose process keeps freed memory."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
@@ -22,7 +23,7 @@ def is_configured() -> bool:
 def keep_freed_memory() -> None:
     """Keep freed memory in the process for its next allocations. Other C libraries than glibc stay as they are.
 
-    The process holds on to its largest use of memory until it ends.
+    The process holds on to at least its largest use of memory until it ends.
     """
     if platform.libc_ver()[0] != "glibc" or is_configured():
         return

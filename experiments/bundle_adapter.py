@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import ghosttrace as gt
 from ghosttrace.law.markup import DELIMITERS
-from ghosttrace.model.adapters import EMBEDDINGS, weights_sha256
+from ghosttrace.model.adapters import EMBEDDINGS, revision
 from ghosttrace.model.checkpoint import load, resolve_pretrained_path
 from ghosttrace.model.erasure_config import CONFIG_KEY
 from ghosttrace.runs.folder import json_rows
@@ -55,7 +55,7 @@ def bundle(run: Path, base: str, name: str, out: Path) -> None:
     settings: dict[str, Any] = json.loads((Path(checkpoint) / "adapter_config.json").read_text())
     record = {
         "base": base,
-        "base_sha256": weights_sha256(Path(resolve_pretrained_path(base))),
+        "base_sha256": revision(Path(resolve_pretrained_path(base))),
         "scale": settings["lora_alpha"] / settings["r"],
         "delimiters": dict(zip(DELIMITERS, spelled, strict=True)),
         CONFIG_KEY: getattr(trained.model.config, CONFIG_KEY),
@@ -75,7 +75,7 @@ def main() -> None:
     """Write the adapter and say how far the merged model is from the trained one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, help="finished run folder of ghosttrace sft --use_peft")
-    parser.add_argument("--base", default="smollm2-135m", help="model that the run started from")
+    parser.add_argument("--base", default="smollm2-135m", help="model that the run started from, downloaded or adapted")
     parser.add_argument("--name", default="smollm2-open", help="name of the bundled model")
     arguments = parser.parse_args()
     out = Path(gt.__file__).parent / "checkpoints" / arguments.name

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from experiments.bundle_adapter import bundle
 from ghosttrace.errors import UserError
 from ghosttrace.model import checkpoint
-from ghosttrace.model.adapters import EMBEDDINGS, merged_model, weights_sha256
+from ghosttrace.model.adapters import EMBEDDINGS, merged_model, revision, weights_sha256
 from ghosttrace.model.checkpoint import ADAPTED_MODELS, BUNDLED_MODELS, load, load_config, resolve_pretrained_path
 
 WEIGHT = "model.layers.1.mlp.down_proj.weight"
@@ -80,6 +80,24 @@ def test_another_revision_of_the_base_is_refused_with_both_hashes(adapter: Path,
     assert trained_on != weights_sha256(base) and not list(base.parent.glob("small-open-*"))
 
 
+def test_an_adapted_base_is_told_by_its_adapter(adapter: Path, base: Path, tmp_path: Path) -> None:
+    """The weights that a merge writes differ between machines in their last bits."""
+    first = merged_model(adapter, base)
+    weights = load_file(first / "model.safetensors")
+    save_file({name: 1.0000001 * tensor for name, tensor in weights.items()}, first / "model.safetensors")
+    second = Path(shutil.copytree(adapter, tmp_path / "small-mixed"))
+    record = json.loads((second / "adapter.json").read_text())
+    (second / "adapter.json").write_text(json.dumps(record | {"base": "small-open", "base_sha256": first.name}))
+    with pytest.raises(UserError, match="small-mixed was trained on small-open of the revision small-open-"):
+        merged_model(second, base)
+    folder = first.with_name("small-open-0123456789ab")
+    shutil.copytree(first, folder)
+    with pytest.raises(UserError, match="is small-open-0123456789ab: delete that folder"):
+        merged_model(second, folder)
+    assert revision(first) == first.name and revision(base) == weights_sha256(base)
+    assert merged_model(second, first).name.startswith("small-mixed-")
+
+
 def test_missing_base_names_make_lm(adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"small-open is a difference from toy-open, .* run `make lm`"):
         merged_model(adapter, tmp_path / "nowhere")
@@ -116,7 +134,9 @@ def test_bundled_adapters_are_small(name: str) -> None:
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_bundled_adapters_load_by_name(name: str) -> None:
     model = load(name)
-    assert model.stages == ("memento",) and not model.policy.mask_delimiters and model.policy.keep_last_n_blocks == 0
+    assert (
+        set(model.stages) == {"memento"} and not model.policy.mask_delimiters and model.policy.keep_last_n_blocks == 0
+    )
     assert (
         model.prompt_ids("Hi.")
         == model.tokenizer("<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n")["input_ids"]

@@ -29,8 +29,8 @@ from ghosttrace.model.prompts import prompt_ids
 BUNDLED_MODELS = {"toy-open", "toy-mixed", "toy-sealed"}
 DOWNLOADED_MODELS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Models that `make lm` puts into `.models`, with the hub id of the original."""
-ADAPTED_MODELS = {"smollm2-open": "smollm2-135m"}
-"""Bundled adapters, with the downloaded model that each changes (see `ghosttrace.model.adapters`)."""
+ADAPTED_MODELS = {"smollm2-open": "smollm2-135m", "smollm2-mixed": "smollm2-open"}
+"""Bundled adapters, with the downloaded or adapted model that each changes (see `ghosttrace.model.adapters`)."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,9 @@ def resolve_pretrained_path(name: str) -> str:
     if name in BUNDLED_MODELS:
         return str(bundled / name)
     if name in ADAPTED_MODELS:
-        return str(merged_model(bundled / name, downloaded / ADAPTED_MODELS[name]))
+        base = ADAPTED_MODELS[name]
+        folder = Path(resolve_pretrained_path(base)) if base in ADAPTED_MODELS else downloaded / base
+        return str(merged_model(bundled / name, folder))
     return str(downloaded / name) if name in DOWNLOADED_MODELS else name
 
 

@@ -27,6 +27,7 @@
 import re
 import tempfile
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -37,7 +38,7 @@ from sklearn.metrics import log_loss
 import ghosttrace as gt
 
 run = gt.probe("toy-open", bench="ledger-h1", samples=600, layers=[1, 3], hops=[0, 1], kv=["v"], pool=3, mlp=False)
-print(*run.findings, sep="\n\n")
+print(*map(fill, run.findings), sep="\n\n")
 
 # %% [markdown]
 # The table has the linear probes of the open cache. `bits` is the cross-entropy that the states save on held-out
@@ -91,6 +92,7 @@ for axis, model in zip(axes, ("toy-open", "toy-mixed"), strict=True):
     axis.spines[["top", "right"]].set_visible(False)
 axes[0].set_ylabel("bits per digit beyond the text")
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+plt.show()
 
 # %% [markdown]
 # The next cell compares the recorded probes with the small sweep above, for the block's own memento and the last layer.

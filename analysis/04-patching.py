@@ -24,15 +24,16 @@
 
 # %%
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
 import ghosttrace as gt
 
-run = gt.patch("toy-mixed", bench="ledger-h1", kind="swap", block=-1, limit=6)
+run = gt.patch("toy-mixed", bench="ledger-h1", kind="swap", block=-1, limit=12)
 print("valid:", run.valid)
-print(*run.findings, sep="\n\n")
+print(*map(fill, run.findings), sep="\n\n")
 
 # %% [markdown]
 # The figure has one cell for each layer and token. A cell is the decrease of log2 p(the trace's own answer), in bits,
@@ -43,13 +44,14 @@ run.figure("patch-ledger-h1-block_-1")
 
 # %% [markdown]
 # The table has the effect by layer, of keys and of values. `recovered` is the share of the effect of swapping
-# everything, `follows_donor` the share of traces whose answer becomes that of the other block. The controls, such as
-# the prompt, must have no effect.
+# everything, `follows_donor` the share of traces whose answer becomes that of the other block. The prompt is a control:
+# swapping it must have no effect.
 
 # %%
 columns = ["carrier", "layer", "kv", "bits", "bits_low", "bits_high", "recovered", "follows_donor"]
 whole = run.results[(run.results["offset"] == "all") & (run.results["kv"] != "kv")]
-whole.loc[whole["carrier"].isin(["everything", "memento", "prompt"]) & (whole["layer"] != "all"), columns].round(2)
+by_layer = whole[(whole["carrier"] == "memento") & (whole["layer"] != "all")]
+pd.concat([by_layer, whole[whole["carrier"] == "prompt"]])[columns].round(2)
 
 # %% [markdown]
 # ## Sets of sites
@@ -85,6 +87,7 @@ for axis, model in zip(axes, ("toy-open", "toy-mixed"), strict=True):
     axis.spines[["top", "right"]].set_visible(False)
 axes[0].set_ylabel("share of the whole effect")
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+plt.show()
 
 # %% [markdown]
 # The recorded sets of sites say which parts are sufficient and necessary. Where `rest_flipped` is about zero,

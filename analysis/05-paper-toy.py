@@ -85,6 +85,7 @@ axes[0].set_ylabel("accuracy of a probe")
 axes[1].axhline(0, color="black", linewidth=0.8)
 axes[1].set_ylabel("bits per digit beyond the text")
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+plt.show()
 
 # %% [markdown]
 # The next cell states the numbers behind it. In this one training, probes of later mementos read no more than the text
@@ -112,8 +113,9 @@ probed = {checkpoint.name: gt.probe(checkpoint, **settings) for checkpoint in (t
 print({name: run.valid for name, run in probed.items()})
 
 # %% [markdown]
-# The digit that the answer needs (`hidden-0`) is what training carries on to later mementos. The notes are needed by
-# nobody. The table has bits beyond the text in the values of the last layer.
+# The answer needs the digit `hidden-0`, and nobody needs the notes. The table has bits beyond the text in the values of
+# the last layer. In the trained toy, the digit that is needed can be read one block later as well; in the untrained
+# network, a sweep of this size reads nothing there.
 
 # %%
 results = pd.concat([run.results.assign(network=name) for name, run in probed.items()])

@@ -17,21 +17,23 @@
 # %% [markdown]
 # ## A small audit
 #
-# The secrets are digits of `ledger-h3` that left the cache with a block. The attack `attribute` trains probes on keys
-# and values; other attacks guess among candidates, prompt the model, or recompute caches. This audit reads one layer
-# and has few traces, which is enough to find a large leak.
+# The secrets are the three digits that the mementos of `ledger-h3` omit (`targets=["hidden-*"]`); they left the cache
+# with a block. The attack `attribute` trains probes on keys and values; other attacks guess among candidates, prompt
+# the model, or recompute caches. This audit reads one layer and has few traces, which is enough to find a large leak.
 
 # %%
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
 import ghosttrace as gt
 
-SMALL = {"bench": "ledger-h3", "samples": 400, "layers": [3], "hops": [0], "kv": ["v"], "pool": 3, "mlp": False}
+SMALL = {"bench": "ledger-h3", "targets": ["hidden-*"], "samples": 400, "layers": [3], "hops": [0], "kv": ["v"]}
+SMALL |= {"pool": 3, "mlp": False}
 audit = gt.audit("toy-open", attacks=["attribute"], utility_limit=10, **SMALL)
-print(*audit.findings, sep="\n\n")
+print(*map(fill, audit.findings), sep="\n\n")
 print("\nexit code:", audit.exit_code)
 
 # %% [markdown]
@@ -58,7 +60,7 @@ audit.figure("leak")
 
 # %%
 defended = gt.audit("toy-open", attacks=["attribute"], defence="restart", utility_limit=10, **SMALL)
-print(*defended.findings, sep="\n\n")
+print(*map(fill, defended.findings), sep="\n\n")
 print("\nexit code:", defended.exit_code)
 
 # %% [markdown]
@@ -74,7 +76,7 @@ defences = pd.read_parquet(RESULTS / "defences.parquet")
 KINDS = ("none", "restart", "sealed", "partial", "scrub", "leace", "random", "noise")
 MARKS = dict(zip(KINDS, "*ssDv^Po", strict=True))
 OFFSETS = {"restart": 22, "sealed training": 13, "scrub:2,3": 13, "partial:1": 9}
-OFFSETS |= {"noise:0.3": -11, "random-direction": 9}
+OFFSETS |= {"noise:0.3": -12, "none": -12}
 figure, axis = plt.subplots(figsize=(7.5, 4), layout="constrained")
 for row in defences.itertuples():
     kind = next(name for name in KINDS if row.defence.startswith(name))
@@ -88,6 +90,7 @@ axis.set_yscale("symlog", linthresh=0.1)
 axis.set_yticks([0, 0.1, 1, 10], ["0", "0.1", "1", "10"])
 axis.set(xlabel="share of correct answers lost", ylabel="bits of the notes that remain", xlim=(-0.08, 1.25))
 axis.spines[["top", "right"]].set_visible(False)
+plt.show()
 
 # %% [markdown]
 # The table has the verdicts. A defence that leaves few bits is not yet shown to be safe: the number of traces decides

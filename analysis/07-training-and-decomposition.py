@@ -35,7 +35,7 @@ import pandas as pd
 import ghosttrace as gt
 
 MODELS = ("toy-open", "toy-mixed")
-runs = {name: gt.ablate(name, bench="ledger-h0,ledger-h1", limit=25, margin=20, decompose=True) for name in MODELS}
+runs = {name: gt.ablate(name, bench="ledger-h0,ledger-h1", limit=16, margin=20, decompose=True) for name in MODELS}
 print({name: run.valid for name, run in runs.items()})
 
 # %% [markdown]
@@ -84,7 +84,7 @@ else:
         gt.ablate("toy-open", bench="ledger-h0", limit=80, arms=[], out=f"{folder}/answers")
         command = [*TRAIN, "--data", f"{folder}/answers", "--out", f"{folder}/sealed"]
         subprocess.run(command, check=True, capture_output=True)
-        after = gt.ablate(f"{folder}/sealed/model", bench="ledger-h0", limit=25, arms="restart").results
+        after = gt.ablate(f"{folder}/sealed/model", bench="ledger-h0", limit=16, arms="restart").results
     before = runs["toy-open"].results.query("bench == 'ledger-h0'").set_index("arm")["accuracy"]["restart"]
     trained = after.set_index("arm")["accuracy"]["restart"]
     print("under restart, more than half of the answers are right before training:", before > 0.5)
@@ -109,6 +109,7 @@ for axis, arm in zip(axes, ("restart", "memento"), strict=True):
     axis.spines[["top", "right"]].set_visible(False)
 axes[0].set_ylabel("accuracy")
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+plt.show()
 
 # %% [markdown]
 # Under `restart`, what was unfamiliarity comes back after few steps, and hidden digits stay lost. Under `memento`, the

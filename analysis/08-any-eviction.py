@@ -28,6 +28,7 @@
 import json
 import tempfile
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -44,6 +45,7 @@ for axis, spec in zip(axes, LAWS, strict=True):
     axis.imshow((key <= query) & (query < expiry), cmap="Greys", vmin=0, vmax=1.4)
     axis.set(title=spec, xlabel="key")
 axes[0].set_ylabel("query")
+plt.show()
 
 # %% [markdown]
 # `gt.alive` counts the keys that are held at each step. The table has the largest number, and the number after the last
@@ -62,7 +64,7 @@ pd.DataFrame({spec: {"most keys held": keys.max(), "at the end": keys[-1]} for s
 
 # %%
 run = gt.bits("toy-mixed", bench="ledger-h1", law="window:48,8", arms=["restart", "restart-renumbered"], limit=10)
-print(*run.findings, sep="\n\n")
+print(*map(fill, run.findings), sep="\n\n")
 
 # %% [markdown]
 # The table has the bits per token by distance from the last erasure.
@@ -97,6 +99,7 @@ for axis, (law, (carrier, hop)) in zip(axes, PANELS.items(), strict=True):
     axis.spines[["top", "right"]].set_visible(False)
 axes[0].set_ylabel("bits per digit beyond the text")
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+plt.show()
 
 # %% [markdown]
 # Tokens that saw the secret hold some of it, and nothing is found over a sealed cache. Whether the model *answers* from

@@ -153,6 +153,7 @@ for name, policy, style in (("erasing", model.policy, "-"), ("without erasure", 
 axis.set(xlabel="step", ylabel="KV tokens held")
 axis.spines[["top", "right"]].set_visible(False)
 axis.legend(frameon=False, fontsize=8)
+plt.show()
 
 # %% [markdown]
 # ## With vLLM

@@ -141,7 +141,8 @@ print(f"bits beyond the text: {bits:.1f} of {np.log2(10):.1f}")
 # %% [markdown]
 # The same probe on a sealed cache (`cache="sealed"`) would be the negative control. `gt.probe` runs it, and the others,
 # by itself.
-#
+
+# %% [markdown]
 # ## What this does not show
 #
 # - A probe reads what is there, not what the model uses. [04-patching](04-patching.ipynb) asks what it uses.

@@ -51,7 +51,7 @@ run.figure("patch-ledger-h1-block_-1")
 columns = ["carrier", "layer", "kv", "bits", "bits_low", "bits_high", "recovered", "follows_donor"]
 whole = run.results[(run.results["offset"] == "all") & (run.results["kv"] != "kv")]
 by_layer = whole[(whole["carrier"] == "memento") & (whole["layer"] != "all")]
-pd.concat([by_layer, whole[whole["carrier"] == "prompt"]])[columns].round(2)
+pd.concat([by_layer, run.results[run.results["carrier"] == "prompt"]])[columns].round(2)
 
 # %% [markdown]
 # ## Sets of sites

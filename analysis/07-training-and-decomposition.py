@@ -40,7 +40,8 @@ print({name: run.valid for name, run in runs.items()})
 
 # %% [markdown]
 # `total` is the drop where a digit is missing, `unfamiliarity` the drop where nothing is, and `content` the difference.
-# `position` is what closed-up positions add. Each component has an interval and a verdict.
+# `position` is what closed-up positions add. Each component has a 95 % interval and a verdict; that a component is
+# equivalent to zero rests on its 90 % interval, which is shorter.
 
 # %%
 parts = pd.concat([run.decompose().assign(model=name) for name, run in runs.items()], ignore_index=True)

@@ -36,4 +36,4 @@ def test_every_result_has_findings() -> None:
     patched = gt.patch("toy-mixed", bench="ledger-h1", kind="swap", block=-1, limit=2)
     for result, word in ((bits, "bits per token"), (patched, "ledger-h1")):
         assert any(word in sentence for sentence in result.findings)
-        assert "ontrol" in result.findings[-1]
+        assert "controls" in result.findings[-1]

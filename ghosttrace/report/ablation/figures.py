@@ -83,8 +83,8 @@ def sawtooth_figure(curves: Mapping[str, np.ndarray], configuration: Mapping[str
         shared.setdefault(tuple(curve.tolist()), []).append(arm)
     for order, (steps, arms) in enumerate(shared.items()):  # draw memento, the first, on top
         colour = colour_of(arms[0], configuration)
-        style = {"color": colour, "linestyle": LINES[order % len(LINES)], "label": ", ".join(arms)}
-        axis.step(range(len(steps)), steps, where="post", zorder=9 - order, **style)
+        line, label = LINES[order % len(LINES)], ", ".join(arms)
+        axis.step(range(len(steps)), steps, line, where="post", color=colour, label=label, zorder=9 - order)
     axis.set(xlabel="step", ylabel="KV tokens held", title=title, ylim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=7, frameon=False, loc="upper left")

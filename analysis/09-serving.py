@@ -139,7 +139,7 @@ print("the server has ended")
 # ## The same without a server
 #
 # The server decodes with `gt.generate`, which returns how many keys were held at each step. Without erasure the number
-# grows with every token. The figure is the reason to erase at all.
+# grows with every token. The toy never saw such a cache in training, and its response then runs on until the limit.
 
 # %%
 model = gt.load("toy-mixed")
@@ -149,6 +149,7 @@ keep_all = gt.Policy(mask_delimiters=True, keep_last_n_blocks=-1)
 figure, axis = plt.subplots(figsize=(6.5, 2.8), layout="constrained")
 for name, policy, style in (("erasing", model.policy, "-"), ("without erasure", keep_all, "--")):
     done = gt.generate(model.model, [request], model.markup, policy, sampling)[0]
+    print(f"{name}: at most {done.peak_kv_tokens} keys, ended by {done.finish_reason}")
     axis.step(range(len(done.kv_tokens)), done.kv_tokens, style, where="post", color="black", label=name)
 axis.set(xlabel="step", ylabel="KV tokens held")
 axis.spines[["top", "right"]].set_visible(False)

@@ -78,7 +78,9 @@ def test_the_notebooks_are_small() -> None:
 )
 def test_an_execution_gives_the_recorded_outputs(name: str) -> None:
     found, expected = code_outputs(execute(SOURCES[name])), code_outputs(recorded(name))
-    assert [(source, [*output]) for source, output in found] == [(source, [*output]) for source, output in expected]
+    assert [(source, sorted(output)) for source, output in found] == [
+        (source, sorted(output)) for source, output in expected
+    ]
     for (source, new), (_, old) in zip(found, expected, strict=True):
         for kind, text in old.items():
             changed = difference(text, new[kind])

@@ -138,6 +138,9 @@ def test_samples_equal_in_memory_and_in_a_folder(tmp_path: Path) -> None:
     (tmp_path / "samples.parquet").write_text("no")
     with pytest.raises(gt.UserError, match="is damaged"):
         file.frame()
+    (tmp_path / "samples.parquet").unlink()
+    with pytest.raises(gt.UserError, match="is missing"):
+        file.frame()
 
 
 @pytest.mark.slow

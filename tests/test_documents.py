@@ -16,7 +16,8 @@ import pytest
 from experiments.tables import MARKED, TABLES, pages, with_tables
 
 ROOT = Path(__file__).parent.parent
-PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in [*pages(), ROOT / "CONTRIBUTING.md"]}
+OTHER_PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "analysis" / "README.md"]
+PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in [*pages(), *OTHER_PAGES]}
 README = PAGES["README.md"]
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 AUDIT_LEAK = 10  # the exit code that docs/audit.md gives for its command

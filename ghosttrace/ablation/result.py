@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from ghosttrace.ablation.decomposition import COLUMNS, decompose
 from ghosttrace.report.ablation.figures import accuracy_figure, kv_curves, sawtooth_figure
+from ghosttrace.report.ablation.findings import ablation_findings
 from ghosttrace.report.ablation.page import render
 from ghosttrace.runs.result import RunResult
 
@@ -29,6 +30,11 @@ class AblationResult(RunResult):
     def at_k(self) -> pd.DataFrame:
         """Table of pass@k and maj@k with one row per benchmark, arm and k (see `ghosttrace.ablation.summary.at_k`)."""
         return pd.DataFrame(self.summary["at_k"])
+
+    @property
+    def findings(self) -> list[str]:
+        """The effect, whether the controls passed, and what limits the conclusion, in sentences."""
+        return ablation_findings(self.results, self.summary, self.configuration)
 
     def decompose(self) -> pd.DataFrame:
         """Return what the drop under `restart` is made of, one row per component.

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from ghosttrace.auditing.verdict import Verdict
 from ghosttrace.report.audit.figures import has_bits, has_sites, leak_figure, sites_figure
 from ghosttrace.report.audit.page import REQUIRED_KEYS, page, write_reports
+from ghosttrace.report.audit.table import audit_findings
 from ghosttrace.runs.result import RunResult, reading_run
 
 
@@ -43,6 +44,11 @@ class AuditResult(RunResult):
     def sites(self) -> pd.DataFrame:
         """Summary table of the sweep of probes, one row per site, condition and target."""
         return pd.DataFrame(self.summary["sites"])
+
+    @property
+    def findings(self) -> list[str]:
+        """The verdict with what the audit could have detected, or the failed controls, in sentences."""
+        return audit_findings(self.summary)
 
     def figures(self) -> Mapping[str, Callable[[], Figure]]:
         """Return the figures: `leak`, bits by attack with the limit, and `sites`, bits by layer and hop.

@@ -132,22 +132,20 @@ def ablate(
     """
     from ghosttrace.ablation.result import AblationResult
     from ghosttrace.report.ablation.decomposition import decomposition_table
-    from ghosttrace.report.ablation.findings import ablation_findings
     from ghosttrace.report.ablation.table import ablation_table, joint_table, swap_table
     from ghosttrace.runs.folder import json_rows
 
     options = gather_options(ctx, "ablate")
     result = AblationResult.open(ctx.params["resume"]) if options is None else start_ablation(ctx, options)
     results, margin = result.results, result.configuration["settings"].get("margin")
-    findings = ablation_findings(results, result.summary, result.configuration)
     components = result.decompose() if decompose or "decomposition" in result.summary else None
     tables = [ablation_table(results), joint_table(results, margin), swap_table(results)]
     if components is None:
-        print_result(result, ctx.params["format"], findings, tables)
+        print_result(result, ctx.params["format"], tables)
     else:
         more = {"decomposition": json_rows(components)}
         tables.append(decomposition_table(components))
-        print_result(result, ctx.params["format"], findings, tables, more=more)
+        print_result(result, ctx.params["format"], tables, more=more)
     exit_if_invalid(result)
 
 

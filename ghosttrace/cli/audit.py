@@ -91,7 +91,7 @@ def audit(
             typer.echo(f"{kind.usage or name}: {kind.summary}")
         return
     from ghosttrace.auditing.result import AuditResult
-    from ghosttrace.report.audit.table import audit_findings, audit_notes, audit_table
+    from ghosttrace.report.audit.table import audit_notes, audit_table
 
     options = gather_options(ctx, "audit")
     if options is None:  # the run is finished, but its reports may be missing
@@ -101,7 +101,7 @@ def audit(
         result = start_audit(ctx, options)
     summary = result.summary
     table = audit_table(summary["results"])
-    print_result(result, ctx.params["format"], audit_findings(summary), [table], audit_notes(summary))
+    print_result(result, ctx.params["format"], [table], audit_notes(summary))
     raise typer.Exit(result.exit_code)
 
 

@@ -49,12 +49,11 @@ def bits(
     Exit codes: 0, all controls passed; 12, a control failed; 2, invalid input.
     """
     from ghosttrace.ghost_bits.result import BitsResult
-    from ghosttrace.report.ghost_bits import bits_findings, bits_table
+    from ghosttrace.report.ghost_bits import bits_table
 
     options = gather_options(ctx, "bits")
     result = BitsResult.open(ctx.params["resume"]) if options is None else start_bits(ctx, options)
-    findings = bits_findings(result.results, result.failures, result.configuration)
-    print_result(result, ctx.params["format"], findings, [bits_table(result.results, result.configuration)])
+    print_result(result, ctx.params["format"], [bits_table(result.results, result.configuration)])
     exit_if_invalid(result)
 
 

@@ -60,7 +60,6 @@ def exit_if_invalid(result: "RunResult") -> None:
 def print_result(
     result: "RunResult",
     output: OutputFormat,
-    findings: Sequence[str],
     tables: Iterable[Table | None],
     notes: Iterable[str] = (),
     more: Mapping[str, Any] | None = None,
@@ -70,16 +69,15 @@ def print_result(
     Args:
         result: The finished run.
         output: As tables; or the findings and all rows of `results` as JSON, or the rows as CSV.
-        findings: Sentences that say what was found and whether it can be relied on.
         tables: Tables to print; None is skipped.
         notes: Lines below the tables.
         more: Further entries of the JSON object.
     """
     if output is not OutputFormat.table:
         state = {"valid": result.valid, "failures": list(result.failures), "folder": str(result.folder)}
-        print_rows(output, findings, result.summary["results"], state | dict(more or {}))
+        print_rows(output, result.findings, result.summary["results"], state | dict(more or {}))
         return
-    print_tables(findings, tables)
+    print_tables(result.findings, tables)
     console = Console()
     for note in notes:
         console.print(escape(note), style="dim", soft_wrap=True)

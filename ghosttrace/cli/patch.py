@@ -68,12 +68,11 @@ def patch(
     Exit codes: 0, all controls passed; 12, a control failed; 2, invalid input.
     """
     from ghosttrace.patching.result import PatchResult
-    from ghosttrace.report.patching import patch_findings, patch_table
+    from ghosttrace.report.patching import patch_table
 
     options = gather_options(ctx, "patch")
     result = PatchResult.open(ctx.params["resume"]) if options is None else start_patch(ctx, options)
-    findings = patch_findings(result.results, result.site_sets, result.failures, result.unit)
-    print_result(result, ctx.params["format"], findings, [patch_table(result.results, result.unit)])
+    print_result(result, ctx.params["format"], [patch_table(result.results, result.unit)])
     exit_if_invalid(result)
 
 

@@ -53,13 +53,12 @@ def probe(
     Exit codes: 0, all controls passed; 12, a control failed; 2, invalid input.
     """
     from ghosttrace.probing.result import ProbeResult
-    from ghosttrace.report.probing.findings import probe_findings
     from ghosttrace.report.probing.table import probe_table
 
     options = gather_options(ctx, "probe")
     result = ProbeResult.open(ctx.params["resume"]) if options is None else start_probe(ctx, options)
     table = probe_table(result.results, result.configuration)
-    print_result(result, ctx.params["format"], probe_findings(result.results, result.failures), [table])
+    print_result(result, ctx.params["format"], [table])
     exit_if_invalid(result)
 
 

@@ -6,7 +6,7 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
-from ghosttrace.report.ghost_bits import bits_figure
+from ghosttrace.report.ghost_bits import bits_figure, bits_findings
 from ghosttrace.report.page import run_page
 from ghosttrace.runs.result import RunResult
 
@@ -20,6 +20,11 @@ class BitsResult(RunResult):
     """
 
     command = "bits"
+
+    @property
+    def findings(self) -> list[str]:
+        """What the channel is worth on each source, and whether the control passed, in sentences."""
+        return bits_findings(self.results, self.failures, self.configuration)
 
     def figures(self) -> Mapping[str, Callable[[], Figure]]:
         """Return the figure `bits`: bits per token by distance after the memento and by block."""

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ghosttrace.report.page import run_page
-from ghosttrace.report.patching import heat_maps
+from ghosttrace.report.patching import heat_maps, patch_findings
 from ghosttrace.runs.result import RunResult
 
 
@@ -50,6 +50,11 @@ class PatchResult(RunResult):
         - valid: whether the controls held.
         """
         return list(self.summary["site_sets"])
+
+    @property
+    def findings(self) -> list[str]:
+        """The set of sites that carries the answer for each source and block, and whether the controls passed."""
+        return patch_findings(self.results, self.site_sets, self.failures, self.unit)
 
     def figures(self) -> Mapping[str, Callable[[], Figure]]:
         """Return one figure `patch-SOURCE-block_N` per source and block, or erasure: bits by layer and token."""

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from ghosttrace.report.page import run_page
 from ghosttrace.report.probing.figures import curves_figure, heads_figure, heat_figure
+from ghosttrace.report.probing.findings import probe_findings
 from ghosttrace.runs.result import RunResult
 
 
@@ -22,6 +23,11 @@ class ProbeResult(RunResult):
 
     command = "probe"
     required_result_columns = ("significant", "headline")
+
+    @property
+    def findings(self) -> list[str]:
+        """What the probes read of each target at each hop, and whether the controls passed, in sentences."""
+        return probe_findings(self.results, self.failures)
 
     def figures(self) -> Mapping[str, Callable[[], Figure]]:
         """Return the functions that draw the figures, by name.

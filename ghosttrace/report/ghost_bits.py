@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from rich.markup import escape
 from rich.table import Table
 
 from ghosttrace.report.ablation.figures import colour_of
+from ghosttrace.report.figure import Figure
 from ghosttrace.report.findings import failed_controls_text
 from ghosttrace.report.tables import results_table
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from rich.markup import escape
 from rich.table import Table
 
+from ghosttrace.report.figure import Figure
 from ghosttrace.report.findings import KV_NAMES, failed_controls_text
 from ghosttrace.report.tables import results_table
 

@@ -92,6 +92,11 @@ class RunResult(ABC):
         """Whether every control passed; if False, the results support no conclusion."""
         return bool(self.summary["valid"])
 
+    @property
+    @abstractmethod
+    def findings(self) -> list[str]:
+        """What the run found and whether to trust it, in sentences; the command prints the same."""
+
     def figures(self) -> Mapping[str, Callable[[], Figure]]:
         """Return the functions that draw the figures, by name."""
         return {}

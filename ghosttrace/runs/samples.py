@@ -53,6 +53,12 @@ class RecordedSamples:
             yield path
 
 
+def _unreadable(path: Path) -> UserError:
+    """Return the error for a file of samples that is missing or damaged."""
+    state = "is damaged" if path.exists() else "is missing, with its run folder moved or deleted"
+    return UserError(f"{path} {state}: restore a copy of it, or repeat the run")
+
+
 @dataclass(frozen=True)
 class StoredSamples:
     """Reader of the samples of a finished run folder."""
@@ -69,7 +75,7 @@ class StoredSamples:
         try:
             frame: pd.DataFrame = parquet.read_table(self.path, columns=columns, filters=filters).to_pandas()
         except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{self.path} is damaged: restore a copy of it, or repeat the run") from error
+            raise _unreadable(self.path) from error
         return frame
 
     @contextmanager
@@ -82,4 +88,4 @@ class StoredSamples:
         try:
             yield self.path
         except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{self.path} is damaged: restore a copy of it, or repeat the run") from error
+            raise _unreadable(self.path) from error

@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from ghosttrace.law.expiry import alive, expiry
 from ghosttrace.law.markup import Markup
 from ghosttrace.law.parse import recorded_law
+from ghosttrace.report.figure import Figure
 
 OTHER = "#999999"
+LINES = ("-", "--", ":", "-.")  # so that arms differ without colours, too
 
 
 def colour_of(arm: str, configuration: Mapping[str, Any]) -> str:
@@ -82,7 +83,8 @@ def sawtooth_figure(curves: Mapping[str, np.ndarray], configuration: Mapping[str
         shared.setdefault(tuple(curve.tolist()), []).append(arm)
     for order, (steps, arms) in enumerate(shared.items()):  # draw memento, the first, on top
         colour = colour_of(arms[0], configuration)
-        axis.step(range(len(steps)), steps, where="post", color=colour, label=", ".join(arms), zorder=9 - order)
+        line, label = LINES[order % len(LINES)], ", ".join(arms)
+        axis.step(range(len(steps)), steps, line, where="post", color=colour, label=label, zorder=9 - order)
     axis.set(xlabel="step", ylabel="KV tokens held", title=title, ylim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=7, frameon=False, loc="upper left")

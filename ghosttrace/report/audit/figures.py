@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ghosttrace.report.audit.wording import BIT_UNITS, CONTROL_EXPECTATIONS, location_text, title
+from ghosttrace.report.figure import Figure
 from ghosttrace.report.probing.figures import heat_figure, mark_invalid
 
 OPEN_COLOUR, CONTROL_COLOUR, LIMIT_COLOUR = "#1b6e53", "#9a9a9a", "#b3392f"

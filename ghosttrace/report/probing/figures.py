@@ -5,8 +5,9 @@ from itertools import cycle
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+
+from ghosttrace.report.figure import Figure
 
 STYLES = {  # condition and probe: colour, marker, label
     ("open", "linear"): ("#1b6e53", "o", "open, linear"),

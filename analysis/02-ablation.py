@@ -146,14 +146,27 @@ draw(recorded, f"{recorded['n_problems'].max()} problems for each number of hidd
 # `restart-bare` also leaves out the delimiters that this model keeps, and `restart-renumbered` closes up the positions.
 
 # %%
-story = pd.read_parquet(RESULTS / "story_channel.parquet")
+checkpoints = pd.read_parquet(RESULTS / "story_channel.parquet")
+story = checkpoints[checkpoints["model"] == "smollm2-open"]
 story.pivot(index="arm", columns="bench", values="effect").loc[
     ["placebo", "restart", "restart-bare", "restart-renumbered", "swap"]
 ].round(2)
 
 # %% [markdown]
 # Here `restart` costs little where the text suffices, and nearly everything where a number is missing. The other two
-# ways to restart also cost accuracy where nothing is missing. So *how* a cache is sealed belongs to every such number.
+# ways to restart also cost accuracy where nothing is missing. `smollm2-mixed` is the same model after a short further
+# training in which some traces had such caches. The next table has both where the text suffices.
+
+# %%
+complete = checkpoints[checkpoints["bench"] == "story-complete-derived"]
+complete = complete[complete["model"].isin(["smollm2-open", "smollm2-mixed"])]
+complete = complete[complete["arm"].str.startswith("restart")]
+complete[["model", "arm", "effect", "effect_low", "effect_high"]].round(3)
+
+# %% [markdown]
+# What a cache costs where nothing is missing depends on whether the model has met that kind of cache. So *how* a cache
+# is sealed, and what the model was trained on, belong to every such number. The last table has the answers under
+# `swap`.
 
 # %%
 draws = story[story["arm"] == "swap"].set_index("bench")["follows_donor"]

@@ -1,5 +1,8 @@
 """The ghost channel during reinforcement learning: its measurement step by step, and as a reward."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,6 +166,20 @@ def test_a_resumed_run_drops_measurements_that_are_ahead_of_it(monkeypatch: pyte
         callback.on_step_end(None, state, control)
     assert control.should_log
     assert measured == [4] and list(pd.read_parquet(tmp_path / FILE)["step"]) == [0, 2, 4]
+
+
+@pytest.mark.long
+def test_two_processes_train_while_one_measures(tmp_path: Path) -> None:
+    """A log row of the main process alone must not change whether the others expect the row of a step."""
+    flags = (*RL_FLAGS, "--max_completion_length", "30", "--max_steps", "3", "--logging_steps", "1")
+    flags += ("--gradient_accumulation_steps", "1", "--use_cpu", "true", "--ddp_timeout", "100", "--bf16", "false")
+    port = str(20_000 + os.getpid() % 20_000)
+    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    command += ["-m", "ghosttrace", "rl", "--model", "toy-open", "--bench", "ledger-h1", "--limit", "8"]
+    command += ["--channel-every", "2", "--channel-problems", "2", "--out", str(tmp_path / "run"), *flags]
+    subprocess.run([sys.executable, *command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert list(pd.read_parquet(tmp_path / "run" / FILE)["step"]) == [0, 2, 3]
+    assert list(pd.read_parquet(tmp_path / "run" / "samples.parquet")["step"]) == [1, 2, 3]
 
 
 def test_channel_reward_is_the_bits_at_the_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import ctypes
 import os
 import platform
 
-COMMANDS = frozenset({"bits", "patch", "rl", "sft"})
+COMMANDS = frozenset({"audit", "bits", "patch", "rl", "sft"})
 """Commands whose process keeps freed memory."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc

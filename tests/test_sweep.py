@@ -203,7 +203,7 @@ def test_finished_run_returns_its_exit_code_again(
     valid: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ghosttrace.report.probing.table.probe_table", lambda *_: Table())  # there are no results
-    monkeypatch.setattr("ghosttrace.report.probing.findings.probe_findings", lambda *_: [])
+    monkeypatch.setattr("ghosttrace.probing.result.probe_findings", lambda *_: [])
     write_json(tmp_path / "run.json", {"command": "probe", "options": {"seed": 0}})
     write_json(tmp_path / "summary.json", {"command": "probe", "valid": valid, "failures": [], "results": []})
     (tmp_path / "samples.parquet").touch()

@@ -24,7 +24,7 @@ def worker_processes(kind: str) -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if process.name().startswith("ray::") and process.cmdline()[0].startswith(f"ray::{kind}"):
+            if process.name().startswith("ray::") and "".join(process.cmdline()).startswith(f"ray::{kind}"):
                 found.append(process)
         except psutil.Error:  # it has ended
             continue

@@ -88,7 +88,7 @@ figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", 
 plt.show()
 
 # %% [markdown]
-# The next cell states the numbers behind it. In this one training, probes of later mementos read no more than the text
+# The next cell prints the numbers. In this one training, probes of later mementos read no more than the text
 # says. Before training, they do.
 
 # %%

@@ -55,7 +55,7 @@ def bundle(run: Path, base: str, name: str, out: Path) -> None:
     settings: dict[str, Any] = json.loads((Path(checkpoint) / "adapter_config.json").read_text())
     record = {
         "base": base,
-        "base_sha256": revision(Path(resolve_pretrained_path(base))),
+        "base_revision": revision(Path(resolve_pretrained_path(base))),
         "scale": settings["lora_alpha"] / settings["r"],
         "delimiters": dict(zip(DELIMITERS, spelled, strict=True)),
         CONFIG_KEY: getattr(trained.model.config, CONFIG_KEY),

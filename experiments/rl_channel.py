@@ -46,7 +46,7 @@ RL_FLAGS = {
     "gradient_accumulation_steps": 1,
     "gradient_checkpointing": False,
     "bf16": False,
-    "learning_rate": 2e-4,
+    "learning_rate": 5e-5,
     "warmup_steps": 5,
     "max_steps": STEPS,
     "save_steps": 50,

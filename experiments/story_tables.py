@@ -1,6 +1,7 @@
 """Tables of `experiments/story_channel.py`: pretrained models that write mementos, by condition and arm."""
 
 from collections.abc import Callable
+from typing import Any
 
 from experiments.markdown import interval, markdown_table, percent
 from experiments.result_tables import ENDS, read
@@ -8,15 +9,20 @@ from experiments.result_tables import ENDS, read
 RESTARTS = ("restart", "restart-bare", "restart-renumbered")
 
 
+def accuracy(row: Any) -> str:
+    """Return the accuracy of a row of results with its interval, in %."""
+    value, low, high = (percent(row[f"accuracy{end}"]) for end in ENDS)
+    return f"{value} [{low}, {high}]"
+
+
 def story_channel() -> str:
     """Accuracy and effect of each arm, the share of answers that follow a donor, and of well-formed responses."""
     rows, table = [], read("story_channel")
     for row in table[table["model"] == "smollm2-open"].to_dict("records"):
-        low, high = (percent(row[f"accuracy{end}"]) for end in ENDS[1:])
         reference = row["arm"] == "memento"
         effect = "" if reference else interval((100 * row[f"effect{end}"] for end in ENDS), 1)
         follows = "" if row["arm"] != "swap" else percent(row["follows_donor"])
-        cells = [f"{percent(row['accuracy'])} [{low}, {high}]", effect, follows, percent(row["format"])]
+        cells = [accuracy(row), effect, follows, percent(row["format"])]
         rows.append([f"`{row['bench']}`", f"`{row['arm']}`", *cells])
     header = ["benchmark", "arm", "accuracy, %", "effect, points", "follows the donor, %", "valid format, %"]
     return markdown_table(header, rows)
@@ -30,8 +36,7 @@ def story_checkpoints() -> str:
         part = table[table["bench"] == f"story-{condition}"]
         for model, arms in part.groupby("model", sort=False):
             by_arm = arms.set_index("arm")
-            low, high = (percent(by_arm.loc["memento", f"accuracy{end}"]) for end in ENDS[1:])
-            cells = [f"{percent(by_arm.loc['memento', 'accuracy'])} [{low}, {high}]"]
+            cells = [accuracy(by_arm.loc["memento"])]
             for arm in RESTARTS:
                 effect = by_arm.loc[arm, [f"effect{end}" for end in ENDS]].astype(float)
                 cells.append(interval(100 * effect, 1))

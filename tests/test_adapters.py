@@ -35,7 +35,7 @@ def adapter(tmp_path: Path, base: Path) -> Path:
     save_file(changes | {EMBEDDINGS: torch.randn(4, 128)}, folder / "adapter.safetensors")
     spelled = toy.tokenizer.convert_ids_to_tokens(list(toy.markup.delimiters))
     record = {"policy": {"mask_delimiters": False}, "stages": ["memento"]}
-    described = {"base": "toy-open", "base_sha256": weights_sha256(base), "scale": 0.5, "ghosttrace": record}
+    described = {"base": "toy-open", "base_revision": weights_sha256(base), "scale": 0.5, "ghosttrace": record}
     described["delimiters"] = dict(
         zip(("block_start", "block_end", "summary_start", "summary_end"), spelled, strict=True)
     )
@@ -87,7 +87,7 @@ def test_an_adapted_base_is_told_by_its_adapter(adapter: Path, base: Path, tmp_p
     save_file({name: 1.0000001 * tensor for name, tensor in weights.items()}, first / "model.safetensors")
     second = Path(shutil.copytree(adapter, tmp_path / "small-mixed"))
     record = json.loads((second / "adapter.json").read_text())
-    (second / "adapter.json").write_text(json.dumps(record | {"base": "small-open", "base_sha256": first.name}))
+    (second / "adapter.json").write_text(json.dumps(record | {"base": "small-open", "base_revision": first.name}))
     with pytest.raises(UserError, match="small-mixed was trained on small-open of the revision small-open-"):
         merged_model(second, base)
     folder = first.with_name("small-open-0123456789ab")

@@ -54,18 +54,18 @@ def check_base(name: str, record: dict[str, Any], base: Path) -> None:
         UserError: It has others.
     """
     found = revision(base)
-    if found != record["base_sha256"]:
+    if found != record["base_revision"]:
         raise UserError(
-            f"{name} was trained on {record['base']} of the revision {record['base_sha256']}, but that in {base} is "
+            f"{name} was trained on {record['base']} of the revision {record['base_revision']}, but that in {base} is "
             f"{found}: delete that folder and run `make lm` again"
         )
 
 
 def revision(base: Path) -> str:
-    """Return what tells the weights of a base from others.
+    """Return the revision of a base: the SHA-256 of its weights, or for a merged base the name of its folder.
 
-    A base into which another adapter was merged is told by that adapter, because the sums of a merge differ between
-    machines in their last bits; any other base by the SHA-256 of its weights.
+    That name holds the hash of the merged adapter. The merged weights themselves differ between machines in their last
+    bits.
     """
     merged = re.fullmatch(r".+-[0-9a-f]{12}", base.name)
     return base.name if merged else weights_sha256(base)

@@ -1,6 +1,5 @@
 """The command `ghosttrace ablate`: its options, and how they start a run."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,11 +8,13 @@ import typer
 from ghosttrace.ablation.arms import ARMS
 from ghosttrace.bench import BENCH_NAMES, load_bench
 from ghosttrace.cli.options import (
+    EngineArguments,
     ModelName,
     gather_options,
     law_options,
     model_options,
     output_options,
+    parse_engine_args,
     parse_integers,
     run_options,
     with_options,
@@ -118,13 +119,7 @@ def ablate(
     backend: Annotated[
         str, typer.Option(help="Inference backend: hf (transformers), or vllm, which supports fewer arms.")
     ] = "hf",
-    engine_args: Annotated[
-        str | None,
-        typer.Option(
-            help='Arguments of vllm.LLM as a JSON object, e.g. {"max_model_len": 40960}; only with --backend vllm. '
-            "Default: none."
-        ),
-    ] = None,
+    engine_args: EngineArguments = None,
 ) -> None:
     """Run a benchmark while the ghost channel is open, sealed or altered, and measure the effect on accuracy.
 
@@ -180,16 +175,7 @@ def _backend(name: str, arguments: str | None) -> "Backend":
     Raises:
         UserError: the backend does not exist, or the arguments are not a JSON object or not for vLLM.
     """
-    try:
-        engine_args = json.loads(arguments or "{}")
-    except ValueError:
-        engine_args = None
-    if not isinstance(engine_args, dict):
-        raise UserError(f'--engine-args must be a JSON object such as {{"max_model_len": 40960}}, not {arguments!r}')
-    if name not in ("hf", "vllm"):
-        raise UserError(f"--backend must be hf or vllm, not {name!r}")
-    if engine_args and name != "vllm":
-        raise UserError("--engine-args needs --backend vllm: add it, or remove --engine-args")
+    engine_args = parse_engine_args(name, arguments)
     if name == "hf":
         from ghosttrace.ablation.backend import HuggingFaceBackend
 

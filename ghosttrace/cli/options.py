@@ -55,6 +55,13 @@ LawSpec = Annotated[
         "memento.",
     ),
 ]
+EngineArguments = Annotated[
+    str | None,
+    typer.Option(
+        help='Arguments of vllm.LLM as a JSON object, e.g. {"max_model_len": 40960}; only with --backend vllm. '
+        "Default: none."
+    ),
+]
 KeepLast = Annotated[
     int | None,
     typer.Option(
@@ -173,6 +180,25 @@ def parse_integers(text: str | None, option: str) -> tuple[int, ...] | None:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise UserError(f"{option} must be a comma-separated list of integers such as 0,3, not {text!r}") from error
+
+
+def parse_engine_args(backend: str, text: str | None) -> dict[str, Any]:
+    """Return the arguments of vLLM's engine from a JSON object; {} for None.
+
+    Raises:
+        UserError: the backend does not exist, or the arguments are not a JSON object or not for vLLM.
+    """
+    try:
+        engine_args = json.loads(text or "{}")
+    except ValueError:
+        engine_args = None
+    if not isinstance(engine_args, dict):
+        raise UserError(f'--engine-args must be a JSON object such as {{"max_model_len": 40960}}, not {text!r}')
+    if backend not in ("hf", "vllm"):
+        raise UserError(f"--backend must be hf or vllm, not {backend!r}")
+    if engine_args and backend != "vllm":
+        raise UserError("--engine-args needs --backend vllm: add it, or remove --engine-args")
+    return engine_args
 
 
 def parse_delimiter_mapping(text: str | None) -> dict[str, str]:

@@ -8,10 +8,12 @@ import typer
 from ghosttrace.cli.options import (
     DelimiterMapping,
     Delimiters,
+    EngineArguments,
     KeepLast,
     hide_loading_bar,
     law_options,
     parse_delimiter_mapping,
+    parse_engine_args,
     run_options,
     with_options,
 )
@@ -41,6 +43,10 @@ def rl(
     max_block_tokens: Annotated[
         int | None, typer.Option(help="Tokens in a block after which its end is forced. Default: no limit.")
     ] = None,
+    backend: Annotated[
+        str, typer.Option(help="What writes the rollouts: hf (the model that is trained), or vllm in the same process.")
+    ] = "hf",
+    engine_args: EngineArguments = None,
     channel_every: Annotated[
         int | None,
         typer.Option(help="Steps between measurements of the ghost channel on fixed problems. Default: none."),
@@ -88,6 +94,8 @@ def start_rl(options: dict[str, Any], out: Path | None, resume: Path | None) -> 
             f"{error.name} is not installed: pip install -e '.[train]' in the GhostTrace checkout"
         ) from error
     recipe = RLRecipe(
+        backend=options["backend"],
+        engine_args=parse_engine_args(options["backend"], options["engine_args"]),
         policy={name: options[name] for name in ("mask_delimiters", "keep_last_n_blocks")},
         delimiters=parse_delimiter_mapping(options["map_delimiters"]),
         trainer=tuple(options["trainer"]),

@@ -124,7 +124,7 @@ def generate(
                 tokens[row_index] = token = tokens[row_index] if forced is None else forced
                 records[number][0].append(forced is not None)
                 if log_probs:
-                    records[number][1].append(_log_prob(session.logits[row_index], token, sampling))
+                    records[number][1].append(log_prob(session.logits[row_index], token, sampling))
                 if on_token:
                     on_token(number, token)
                 truncated = len(row.tokens) - len(request.prompt) + 1 >= sampling.max_new_tokens
@@ -157,7 +157,7 @@ def _forced_token(tracker: ExpiryTracker, request: Request, sampling: Sampling, 
     return request.harness(tracker) if request.harness else None
 
 
-def _log_prob(logits: Tensor, token: int, sampling: Sampling) -> float:
+def log_prob(logits: Tensor, token: int, sampling: Sampling) -> float:
     """Return the log-probability of a token, in nats; greedy decoding counts as temperature 1."""
     return float((logits.float() / (sampling.temperature or 1.0)).log_softmax(-1)[token])
 

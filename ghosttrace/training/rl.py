@@ -2,17 +2,19 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 from accelerate import PartialState
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.model_config import ModelConfig
+from trl.trainer.utils import get_peft_config
 
 from ghosttrace.bench import Bench, as_benches
 from ghosttrace.errors import UserError
@@ -28,7 +30,7 @@ from ghosttrace.training.recipe import Recipe, parse_flags, resolve_training_law
 from ghosttrace.training.rewards import Reward, channel, checked, parse_rewards
 from ghosttrace.training.rollouts import Rollouts
 from ghosttrace.training.sft import (
-    adapter_config,
+    base_model,
     last_checkpoint,
     load_model,
     save_results,
@@ -36,6 +38,7 @@ from ghosttrace.training.sft import (
     train,
     training_record,
 )
+from ghosttrace.training.vllm_rollouts import check_vllm_rollouts, open_vllm_writer
 
 PAPER_DEFAULTS = {
     "loss_type": "cispo",
@@ -68,7 +71,7 @@ A benchmark with published problems, or a file, has only those: give another one
 """
 
 UNSUPPORTED_FLAGS = {
-    "use_vllm": "the model that is trained writes the rollouts",
+    "use_vllm": "use --backend vllm",
     "model_name_or_path": "use --model",
     "trust_remote_code": "code from model repositories is never run",
     "attn_implementation": "rollouts and training attend by the law",
@@ -92,6 +95,8 @@ class RLRecipe:
         limit: Number of problems per benchmark; None for all.
         sealed: Whether the rollouts, and with them the training, use a sealed cache.
         max_block_tokens: Number of tokens in a block after which its end is forced; None for no limit.
+        backend: What writes the rollouts: `hf`, the model that is trained, or `vllm`, an engine in the same process.
+        engine_args: Additional arguments of `vllm.LLM`, such as `gpu_memory_utilization`.
         channel_every: Number of steps between measurements of the ghost channel; None measures nothing.
         channel_bench: Names of the benchmarks on which it is measured; by default `bench`.
         channel_problems: Number of problems per benchmark on which it is measured.
@@ -105,6 +110,8 @@ class RLRecipe:
     limit: int | None = None
     sealed: bool = False
     max_block_tokens: int | None = None
+    backend: Literal["hf", "vllm"] = "hf"
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
     channel_every: int | None = None
     channel_bench: str | None = None
     channel_problems: int = 100
@@ -169,7 +176,9 @@ def rl(
         channel in chosen,
         recipe.model,
     )
-    _check_lengths(rollouts, bench, config)
+    longest = _check_lengths(rollouts, bench, config)
+    if recipe.backend == "vllm":
+        check_vllm_rollouts(recipe.model, law.spec)
     measure = channel_measure(recipe, rollouts, config)
     run_record = {
         "command": "rl",
@@ -185,12 +194,23 @@ def rl(
         channel_callback = None if measure is None else ChannelCallback(trainer, measure, folder)
         if channel_callback is not None:
             trainer.add_callback(channel_callback)
-        with trainer.under_law():
+        with _engine(recipe, rollouts, trainer, longest), trainer.under_law():
             train(trainer, last_checkpoint(folder / "checkpoints"))
             if channel_callback is not None:
                 channel_callback.finish()
         save_results(trainer, folder, "rl")
     return folder
+
+
+@contextmanager
+def _engine(recipe: RLRecipe, rollouts: Rollouts, trainer: ErasingGRPOTrainer, longest: int) -> Iterator[None]:
+    """Let vLLM write the rollouts of a trainer, if the recipe asks for it."""
+    if recipe.backend == "hf":
+        yield
+        return
+    checkpoint = rollouts.checkpoint(base_model(trainer.accelerator.unwrap_model(trainer.model)))
+    with open_vllm_writer(checkpoint, rollouts.arm, rollouts.sampling, longest, recipe.engine_args) as rollouts.engine:
+        yield
 
 
 def make_trainer(
@@ -216,7 +236,7 @@ def make_trainer(
             train_dataset=datasets.Dataset.from_list(rows),
             processing_class=rollouts.tokenizer,
             rollout_func=rollouts,
-            peft_config=adapter_config(model_args, model, rollouts.markup),
+            peft_config=get_peft_config(model_args),  # the delimiters are not new, so their embeddings stay
             law=rollouts.law,
             sealed=recipe.sealed,
         )
@@ -253,19 +273,25 @@ def _joined(benches: Sequence[Bench]) -> Bench:
     return benches[0]
 
 
-def _check_lengths(rollouts: Rollouts, bench: Bench, config: Any) -> None:
+def _check_lengths(rollouts: Rollouts, bench: Bench, config: Any) -> int:
     """Check that a benchmark's prompts with responses fit into the model's context, and the prompts into the cache.
+
+    Returns:
+        The largest number of tokens of a prompt with its response.
 
     Raises:
         UserError: One does not.
     """
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    largest = 0
     for problem in bench.problems:
         prompt = rollouts.prompt_ids(problem.messages or problem.prompt)
         rollouts.law.erasures(prompt)  # raises, for example if the prompt does not fit into a window
         needed = len(prompt) + rollouts.sampling.max_new_tokens
+        largest = max(largest, needed)
         if longest is not None and needed > longest:
             raise UserError(
                 f"the prompt of {problem.id} and a response take up to {needed} tokens, and the model at most "
                 f"{longest}: lower --max_completion_length"
             )
+    return largest

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ghosttrace.ablation.arms import Restart
+from ghosttrace.ablation.arms import Arm, Memento, Restart
 from ghosttrace.bench import Bench, Problem, final_text
 from ghosttrace.law.expiry import MementoLaw, Policy
 from ghosttrace.law.law import Law
@@ -14,10 +14,12 @@ from ghosttrace.law.markup import Markup
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.generate import Generation, Request, generate
 from ghosttrace.model.sampling import Sampling
-from ghosttrace.model.session import Eraser
 from ghosttrace.training.channel import answer_bits
 from ghosttrace.training.format_samples import has_pairs
 from ghosttrace.training.sft import base_model
+
+if TYPE_CHECKING:
+    from ghosttrace.training.vllm_rollouts import VllmWriter
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Rollouts:
         seed: Random seed.
         measures_channel: Whether each response comes with the ghost bits at its answer, which take two passes over it.
         name: Name of the model.
+        engine: vLLM engine that writes the responses; None lets the model that is trained write them.
     """
 
     bench: Bench
@@ -50,6 +53,7 @@ class Rollouts:
     seed: int = 0
     measures_channel: bool = False
     name: str = "policy"
+    engine: "VllmWriter | None" = None
     _by_id: dict[str, Problem] = field(init=False)
     _calls: tuple[int, int] = field(init=False, default=(-1, 0))  # the training step, and the calls made at it
 
@@ -73,7 +77,11 @@ class Rollouts:
         training = model.training
         model.eval()
         checkpoint = self.checkpoint(base_model(model))
-        generations = self._generate(checkpoint, requests)
+        if self.engine is None:
+            generations = self._generate(checkpoint, requests)
+        else:
+            self.engine.load(model, step)
+            generations = self.engine(checkpoint, requests)
         graded = [self._grade(prompt, done) for prompt, done in zip(prompts, generations, strict=True)]
         if self.measures_channel:
             ids = [[*done.prompt, *done.tokens] for done in generations]
@@ -99,8 +107,13 @@ class Rollouts:
         no_blocks = Policy(False, keep_last_n_blocks=-1)
         return Checkpoint(self.name, model, self.tokenizer, self.markup, no_blocks, other_law=self.law)
 
+    @property
+    def arm(self) -> Arm:
+        """The arm under which the responses are written."""
+        return Restart() if self.sealed else Memento()
+
     def _generate(self, checkpoint: Checkpoint, requests: list[Request]) -> list[Generation]:
-        eraser = Restart().eraser if self.sealed else Eraser
+        eraser = self.arm.eraser
         model, markup, policy = checkpoint.model, self.markup, checkpoint.policy
         return generate(model, requests, markup, policy, self.sampling, eraser, law=self.law, log_probs=True)
 

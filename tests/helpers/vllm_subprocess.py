@@ -32,7 +32,7 @@ from ghosttrace.law.expiry import Policy
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.sampling import Sampling
 from ghosttrace.serving.settings import OVERRIDE_PREFIX
-from ghosttrace.serving.vllm.backend import SharedNoiseSampler
+from ghosttrace.serving.vllm.engine import SharedNoiseSampler
 from helpers.engines import (
     Script,
     generate_logprobs,

@@ -64,7 +64,14 @@ METHOD_PARAMETERS: dict[Component, dict[str, dict[str, str]]] = {
         "vllm.v1.core.block_pool.BlockPool": {"free_blocks": "self ordered_blocks"},
     },
     "worker": {
-        "vllm.v1.worker.gpu_worker.Worker": {"init_device": "self", "_make_model_runner": "self"},
+        "vllm.v1.worker.gpu_worker.Worker": {
+            "init_device": "self",
+            "_make_model_runner": "self",
+            "reload_weights": "self *args **kwargs",
+        },
+        "vllm.model_executor.layers.vocab_parallel_embedding.UnquantizedEmbeddingMethod": {
+            "process_weights_after_loading": "self layer",
+        },
         "vllm.v1.sample.logits_processor.AdapterLogitsProcessor": {
             "__init__": "self vllm_config device is_pin_memory",
             "new_req_logits_processor": "self params",

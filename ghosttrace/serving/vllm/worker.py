@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
 
 from ghosttrace.serving.vllm import private_api_check
@@ -23,6 +24,17 @@ class ErasingWorker(Worker):
         super().init_device()
         if current_platform.is_cpu():  # vLLM's CPU worker does not call `_make_model_runner`
             self.model_runner = self._make_model_runner()
+
+    def reload_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Load new weights as vLLM does, and let a head that is tied to the embeddings follow them.
+
+        On a CPU the head computes with a packed copy of its weights. vLLM packs again what it has loaded, and the
+        weights of a tied head are not loaded, so that it would keep the former ones.
+        """
+        super().reload_weights(*args, **kwargs)
+        head = getattr(self.model_runner.get_model(), "lm_head", None)
+        if current_platform.is_cpu() and isinstance(head, ParallelLMHead):
+            head.quant_method.process_weights_after_loading(head)
 
     def _make_model_runner(self) -> Any:
         model_runner_class = runner_class(self.use_v2_model_runner, current_platform.is_cpu())

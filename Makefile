@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all test-fast lint bench tables notebooks toys vllm-cpu lm clean
+.PHONY: demo test test-all test-fast lint bench tables figures notebooks toys vllm-cpu lm clean
 
 demo: .venv/installed
 	$(BIN)/ghosttrace ablate
@@ -32,6 +32,9 @@ bench: .venv/installed
 
 tables: .venv/installed-dev
 	PYTHONPATH=. $(BIN)/python -m experiments.tables
+
+figures: .venv/installed-dev
+	PYTHONPATH=. $(BIN)/python -m experiments.figures
 
 notebooks: .venv/installed-dev
 	$(BIN)/python analysis/execute.py

@@ -27,8 +27,8 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.drawing import LOOKS, save
 from ghosttrace.law.expiry import alive, expiry
-from ghosttrace.runs.figures import save_figure
 from ghosttrace.serving.settings import ServingSettings
 from ghosttrace.serving.vllm.engine_args import engine_args, read_settings
 
@@ -158,9 +158,9 @@ def draw(scarce: dict[str, Any]) -> Figure:
     """Draw pages in use over time for stock vLLM and vLLM with erasure; a dotted line marks the total."""
     figure = Figure(figsize=(6.4, 3.0), layout="constrained")
     axis = figure.subplots()
-    for name, colour in (("stock", "#b3392f"), ("erasing", "#1b6e53")):
+    for name, look in zip(("stock", "erasing"), LOOKS, strict=False):
         steps = np.linspace(0, scarce["seconds"][name][-1], len(scarce["used"][name]))
-        axis.plot(steps, scarce["used"][name], color=colour, label=f"vLLM, {name}", linewidth=1)
+        axis.plot(steps, scarce["used"][name], label=f"vLLM, {name}", linewidth=1, **look | {"marker": None})
     axis.axhline(scarce["pages"], color="#888888", linewidth=0.8, linestyle=":")
     axis.set_xlabel("seconds")
     axis.set_ylabel("pages in use")
@@ -190,8 +190,7 @@ def main() -> None:
         "scarce": compare(("stock", "erasing"), pages // 4, chosen.turns, prompt, responses),
         "ample": compare(("stock", "erasing", "keeping"), 2 * pages, chosen.turns, prompt, responses[:ROWS]),
     }
-    for kind in ("png", "svg"):
-        save_figure(draw(results["scarce"]), ROOT / "figures" / f"serving.{kind}", kind, dpi=150)
+    save("serving", draw(results["scarce"]))
     (ROOT / "benchmarks" / "results" / "serving.json").write_text(json.dumps(results) + "\n")
     print(
         json.dumps({name: [results[name]["speedups"], results[name]["speedups_cpu"]] for name in ("scarce", "ample")})

@@ -20,8 +20,8 @@ import torch
 from matplotlib.figure import Figure
 
 import ghosttrace as gt
+from experiments.drawing import LOOKS, save
 from experiments.train_toys import TOYS, SftRun, flags, make_tokenizer, write_rows
-from ghosttrace.runs.figures import save_figure
 from ghosttrace.training.recipe import Recipe
 from ghosttrace.training.sft import sft
 
@@ -29,7 +29,6 @@ ROOT = Path(__file__).parent.parent
 STEPS = (0, 50, 100, 200, 400, 800)
 LEARNING_RATE, LIMIT = 5e-4, 400
 SEALED_CEILING = (1.0, 0.1, 0.01, 0.001)
-COLOURS = ("#1b6e53", "#3b7dd8", "#d8873b", "#b3392f")
 
 
 def train_sealed(steps: int, work: Path) -> str:
@@ -65,22 +64,21 @@ def draw(results: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     axis = figure.subplots()
     sealed = results[results["arm"] == "restart"]
-    for level, colour in enumerate(COLOURS):
+    for level, look in enumerate(LOOKS):
         rows = sealed[sealed["bench"] == f"ledger-h{level}"].sort_values("steps")
         low, high = rows["accuracy"] - rows["accuracy_low"], rows["accuracy_high"] - rows["accuracy"]
         axis.errorbar(
             range(len(rows)),
             100 * rows["accuracy"],
             [100 * low, 100 * high],
-            color=colour,
-            marker="o",
+            **look,
             label=f"h = {level}",
         )
-        axis.axhline(100 * SEALED_CEILING[level], color=colour, linestyle="--", linewidth=0.8)
+        axis.axhline(100 * SEALED_CEILING[level], color=look["color"], linestyle=":", linewidth=0.8)
     axis.set_xticks(range(len(STEPS)), [str(steps) for steps in STEPS])
     axis.set_xlabel("steps of sealed fine-tuning (32 problems each)")
     axis.set_ylabel("accuracy under restart, %")
-    axis.set_title("Recovered accuracy was not missing information. Dashed: ceiling of a sealed cache.", fontsize=9)
+    axis.set_title("Recovered accuracy was not missing information. Dotted: ceiling of a sealed cache.", fontsize=9)
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     return figure
@@ -97,8 +95,7 @@ def main() -> None:
     torch.set_num_threads(1)
     results = measure(work)
     results.to_parquet(ROOT / "experiments" / "results" / "adapted_drop.parquet", index=False)
-    for kind in ("png", "svg"):
-        save_figure(draw(results), ROOT / "figures" / f"adapted_drop.{kind}", kind, dpi=150)
+    save("adapted_drop", draw(results))
 
 
 if __name__ == "__main__":

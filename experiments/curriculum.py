@@ -21,8 +21,8 @@ import torch
 from matplotlib.figure import Figure
 
 import ghosttrace as gt
+from experiments.drawing import LOOKS, save
 from experiments.train_toys import FULL, TOYS, SftRun, Toy, train
-from ghosttrace.runs.figures import save_figure
 
 ROOT = Path(__file__).parent.parent
 SEEDS, STEPS_PER_HALF, LIMIT = (0, 1), 700, 200
@@ -67,12 +67,12 @@ def draw(curves: pd.DataFrame) -> Figure:
     """Draw the loss on answers by step, one line per seed."""
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axis = figure.subplots()
-    for name, colour in (("staged", "#1b6e53"), ("at once", "#b3392f")):
+    for name, look in zip(("staged", "at once"), LOOKS, strict=False):
         rows = curves[curves["curriculum"] == name]
         for number, (_, seed_rows) in enumerate(rows.groupby("seed")):
             label = {"staged": "full, then memento", "at once": "memento at once"}[name] if number == 0 else None
             loss = seed_rows["loss_answer"].clip(lower=1e-4)
-            axis.plot(seed_rows["step"], loss, color=colour, label=label, linewidth=1.4)
+            axis.plot(seed_rows["step"], loss, label=label, linewidth=1.4, **look | {"marker": None})
     axis.axvline(STEPS_PER_HALF, color="#888888", linewidth=0.8, linestyle=":")
     axis.set_yscale("log")
     axis.set_xlabel("steps of 32 problems (dotted: the stage changes)")
@@ -95,8 +95,7 @@ def main() -> None:
     results, curves = measure(chosen.work, tuple(chosen.seeds))
     results.to_parquet(ROOT / "experiments" / "results" / "curriculum.parquet", index=False)
     curves.to_parquet(ROOT / "experiments" / "results" / "curriculum_losses.parquet", index=False)
-    for kind in ("png", "svg"):
-        save_figure(draw(curves), ROOT / "figures" / f"curriculum.{kind}", kind, dpi=150)
+    save("curriculum", draw(curves))
 
 
 if __name__ == "__main__":

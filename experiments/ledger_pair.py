@@ -12,10 +12,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import ghosttrace as gt
-from ghosttrace.runs.figures import save_figure
+from experiments.drawing import save
 
 ROOT = Path(__file__).parent.parent
 ARMS = ("placebo", "restart", "swap")
+HATCHES = ("", "..", "//", "xx")
 
 
 def measure() -> pd.DataFrame:
@@ -46,11 +47,12 @@ def draw(results: pd.DataFrame) -> Figure:
             part = results[(results["model"] == model) & (results["arm"] == arm)]
             at = [level + 0.2 * (number - 1.5) for level in range(4)]
             value, low, high = part["accuracy"], part["accuracy_low"], part["accuracy_high"]
+            look = {"color": gt.ARMS[arm].colour, "hatch": HATCHES[number], "edgecolor": "white", "width": 0.18}
             if arm == "swap":
-                axis.bar(at, part["follows_donor"], 0.18, color=gt.ARMS[arm].colour, label="swap: follows the donor")
+                axis.bar(at, part["follows_donor"], label="swap: follows the donor", **look)
                 continue
             errors = [(value - low).tolist(), (high - value).tolist()]
-            axis.bar(at, value, 0.18, yerr=errors, capsize=2, color=gt.ARMS[arm].colour, label=f"{arm}: answer correct")
+            axis.bar(at, value, yerr=errors, capsize=2, label=f"{arm}: answer correct", **look)
         axis.step(
             [-0.5, 0.5, 1.5, 2.5, 3.5], [1, 1, 0.1, 0.01, 0.001], "k--", linewidth=1, label="ceiling of a sealed cache"
         )
@@ -67,8 +69,7 @@ def main() -> None:
     (ROOT / "experiments" / "results").mkdir(exist_ok=True)
     results.to_parquet(ROOT / "experiments" / "results" / "ledger_pair.parquet", index=False)
     figure = draw(results)
-    for kind in ("png", "svg"):
-        save_figure(figure, ROOT / "figures" / f"ledger_pair.{kind}", kind, dpi=150)
+    save("ledger_pair", figure)
 
 
 if __name__ == "__main__":

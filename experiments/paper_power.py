@@ -17,15 +17,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.drawing import LOOKS, save
 from ghosttrace.ablation.power import Population, half_width, population_with_effect, power, standard_error
 from ghosttrace.paired import paired_effect, paired_p_value
-from ghosttrace.runs.figures import save_figure
 
 ROOT = Path(__file__).parent.parent
 PROBLEMS, RUNS, ACCURACY, PAPER = 30, 1000, 0.661, (64, 8)
 EFFECTS, CONCENTRATIONS, REPETITIONS = (0.153, 0.05), (0.5, 1.0, 2.0), (2, 4, 8, 16, 32, 64)
 Z_95 = 1.96
-COLOURS = {0.5: "#8c6bb1", 1.0: "#1b6e53", 2.0: "#d8a24a"}
+COLOURS = dict(zip((0.5, 1.0, 2.0), (look["color"] for look in LOOKS), strict=False))
+MARKERS = dict(zip(COLOURS, (look["marker"] for look in LOOKS), strict=False))
 
 
 def draw(drop: Population, concentration: float, repetitions: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -150,8 +151,8 @@ def _draw_intervals(axis: Axes, results: pd.DataFrame) -> None:
                 -100 * EFFECTS[0],
                 -number + shift,
                 xerr=100 * indexed.loc[*design, concentration],
-                fmt="o",
-                markersize=3,
+                fmt=MARKERS[concentration],
+                markersize=4,
                 capsize=3,
                 color=COLOURS[concentration],
                 label=f"a + b = {concentration:g}" if number == 0 else None,
@@ -163,7 +164,8 @@ def _draw_intervals(axis: Axes, results: pd.DataFrame) -> None:
 
 
 def _draw_power(axis: Axes, results: pd.DataFrame) -> None:
-    for effect, colour in zip(EFFECTS, ("#b3392f", "#2b6cb0"), strict=True):
+    for effect, look in zip(EFFECTS, LOOKS, strict=False):
+        colour = look["color"]
         part = results[results["effect"] == effect]
         for way, style, fill in (("paired", "-", "full"), ("unpaired", ":", "none")):
             rows = part[(part["way"] == way) & (part["concentration"] == 1.0)]
@@ -171,7 +173,7 @@ def _draw_power(axis: Axes, results: pd.DataFrame) -> None:
                 rows["repetitions"],
                 rows["detects"],
                 style,
-                marker="o",
+                marker=look["marker"],
                 markersize=4,
                 fillstyle=fill,
                 color=colour,
@@ -191,8 +193,7 @@ def main() -> None:
     (ROOT / "experiments" / "results").mkdir(exist_ok=True)
     results.to_parquet(ROOT / "experiments" / "results" / "paper_power.parquet", index=False)
     drawn = figure(results)
-    for kind in ("png", "svg"):
-        save_figure(drawn, ROOT / "figures" / f"paper_power.{kind}", kind, dpi=150)
+    save("paper_power", drawn)
 
 
 if __name__ == "__main__":

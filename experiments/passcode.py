@@ -28,6 +28,7 @@ from rich.table import Table
 from transformers import PreTrainedConfig
 
 from experiments.aime24 import random_checkpoint
+from experiments.drawing import save
 from ghosttrace.bench.ledger import ledger_task
 from ghosttrace.data.task import Task
 from ghosttrace.data.tokens import load_traces
@@ -38,7 +39,6 @@ from ghosttrace.probing.result import ProbeResult
 from ghosttrace.probing.run import probe
 from ghosttrace.probing.secrets import digit_codes
 from ghosttrace.report.ablation.table import percent
-from ghosttrace.runs.figures import save_figure
 from ghosttrace.runs.folder import is_finished
 from ghosttrace.runs.progress import Progress
 
@@ -213,8 +213,7 @@ def record(results: pd.DataFrame) -> None:
     (ROOT / "experiments" / "results").mkdir(exist_ok=True)
     results.to_parquet(ROOT / "experiments" / "results" / "passcode.parquet", index=False)
     figure = draw(results)
-    for kind in ("png", "svg"):
-        save_figure(figure, ROOT / "figures" / f"passcode.{kind}", kind, dpi=150)
+    save("passcode", figure)
 
 
 def main(arguments: list[str] | None = None) -> pd.DataFrame:

@@ -23,8 +23,8 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from experiments.drawing import LOOKS, save
 from experiments.train_toys import TOYS, flags, make_model, make_tokenizer, write_rows
-from ghosttrace.runs.figures import save_figure
 from ghosttrace.training.recipe import Recipe
 from ghosttrace.training.rl import RLRecipe, rl
 from ghosttrace.training.sft import sft
@@ -39,7 +39,6 @@ RUNS = {
     "sealed": {"sealed": True},
 }
 """Options of the recipe by kind of run."""
-LOOKS = {"free": ("#1b6e53", "-", "o"), "penalised": ("#d8873b", "--", "s"), "sealed": ("#3b5b92", ":", "^")}
 RL_FLAGS = {
     "max_completion_length": 160,
     "per_device_train_batch_size": 32,
@@ -106,15 +105,13 @@ def draw(table: pd.DataFrame) -> Figure:
     rows = table[table["bench"] == "ledger-h1"]
     for axis, (column, label) in zip(figure.subplots(1, 3), columns.items(), strict=True):
         for (kind, seed), run in rows.groupby(["run", "seed"]):
-            colour, line, marker = LOOKS[str(kind)]
+            look = LOOKS[list(RUNS).index(str(kind))]
             values = (1 if column == "answer_bits" else 100) * run[column]
             axis.plot(
                 run["step"],
                 values,
-                line,
-                color=colour,
-                marker=marker,
                 markersize=4,
+                **look,
                 label=kind if seed == SEEDS[0] else None,
             )
         if column != "answer_bits":
@@ -141,8 +138,7 @@ def main() -> None:
             print(tables[-1][["run", "seed", "step", "bench", "accuracy", "sealed", "answer_bits"]], flush=True)
     table = pd.concat(tables, ignore_index=True)
     table.to_parquet(ROOT / "experiments" / "results" / "rl_channel.parquet", index=False)
-    for kind in ("png", "svg"):
-        save_figure(draw(table), ROOT / "figures" / f"rl_channel.{kind}", kind, dpi=150)
+    save("rl_channel", draw(table))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/ from the recorded results.
+"""Write the tables of README.md, RESULTS.md and docs/ from the recorded results.
 
     PYTHONPATH=. python -m experiments.tables          # or: make tables
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiments.benchmark_tables import BENCHMARK_TABLES
+from experiments.claims import claims
 from experiments.decomposition_tables import DECOMPOSITION_TABLES
 from experiments.effect_tables import EFFECT_TABLES
 from experiments.patching_tables import PATCHING_TABLES
@@ -29,13 +30,14 @@ TABLES: dict[str, Callable[[], str]] = {
     **STORY_TABLES,
     **BENCHMARK_TABLES,
     **REPRODUCE_TABLES,
+    "claims": claims,
 }
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 def pages() -> list[Path]:
     """Return the pages that may hold tables."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", ROOT / "RESULTS.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def with_tables(text: str) -> str:

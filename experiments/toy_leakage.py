@@ -24,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.cumsum import DIGITS, POLICY, Recipe, checkpoint, cumsum_task, snapshot, text_information, train
+from experiments.drawing import GREY, LOOKS, save
 from ghosttrace.data.task import Task
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.carriers import Carrier
@@ -34,7 +35,6 @@ from ghosttrace.probing.probes import MLP
 from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.split import split
 from ghosttrace.probing.sweep import MIN_LOG_POSTERIOR
-from ghosttrace.runs.figures import save_figure
 from ghosttrace.stats import ALPHA, holm
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +51,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "untrained": {"recipe": "all", "step": 0},
     "untrained, delimiters erased": {"recipe": "all", "step": 0, "delimiters": "erased"},
 }
-COLOURS = dict(zip(MODELS, ("#1b6e53", "#8c6bb1", "#d8a24a", "#a0522d"), strict=True))
+COLOURS = {model: look["color"] for model, look in zip(MODELS, LOOKS, strict=True)}
+MARKERS = {model: look["marker"] for model, look in zip(MODELS, LOOKS, strict=True)}
 RED, PAPER_HOPS, PAPER_FIRST_LAYER, PAPER_TRAINING = "#b5303c", {1: 0.262, 2: 0.214, 7: 0.13}, 0.131, (0.17, 0.19)
 
 
@@ -256,14 +257,14 @@ def figure(results: pd.DataFrame) -> Figure:
 def _line(axis: Axes, rows: pd.DataFrame, x: Any, measure: str, **style: Any) -> None:
     """Draw values with their intervals."""
     errors = [rows[measure] - rows[f"{measure}_low"], rows[f"{measure}_high"] - rows[measure]]
-    axis.errorbar(x, rows[measure], yerr=errors, marker="o", markersize=3, capsize=2, linewidth=1.2, **style)
+    axis.errorbar(x, rows[measure], yerr=errors, markersize=3, capsize=2, linewidth=1.2, **{"marker": "o"} | style)
 
 
 def _by_layer(axis: Axes, results: pd.DataFrame, given: str, measure: str) -> None:
     for label in ("all tokens", "untrained"):
         for hop, name, line in ((0, "own memento", "-"), (1, "one block later", ":")):
             rows = select_rows(results, layer=None, given=given, hop=hop, **MODELS[label])
-            style = {"color": COLOURS[label], "linestyle": line, "label": f"{label}, {name}"}
+            style = {"color": COLOURS[label], "marker": MARKERS[label], "linestyle": line, "label": f"{label}, {name}"}
             _line(axis, rows, rows["layer"].astype(int) + 1, measure, **style)
     if given == "nothing":
         axis.plot(
@@ -275,12 +276,12 @@ def _by_layer(axis: Axes, results: pd.DataFrame, given: str, measure: str) -> No
 def _by_hop(axis: Axes, results: pd.DataFrame, given: str, measure: str) -> None:
     for label, model in MODELS.items():
         rows = select_rows(results, given=given, **model)
-        _line(axis, rows, rows["hop"], measure, color=COLOURS[label], label=label)
+        _line(axis, rows, rows["hop"], measure, color=COLOURS[label], marker=MARKERS[label], label=label)
     sealed = select_rows(results, given=given, condition="sealed", **MODELS["all tokens"])
-    _line(axis, sealed, sealed["hop"], measure, color="#888888", label="all tokens, sealed")
+    _line(axis, sealed, sealed["hop"], measure, color=GREY, marker="x", label="all tokens, sealed")
     for label in ("all tokens", "untrained"):
         before = select_rows(results, given=given, condition="causal", **MODELS[label])
-        _line(axis, before, before["hop"], measure, color=COLOURS[label], linestyle="none")
+        _line(axis, before, before["hop"], measure, color=COLOURS[label], marker=MARKERS[label], linestyle="none")
     if given == "nothing":
         sums = results[(results["condition"] == "exact") & (results["carrier"] == "sum")]
         axis.plot(sums["hop"], sums["accuracy"], ":", color="black", linewidth=1, label="exact, single sum")
@@ -296,7 +297,7 @@ def _over_training(axis: Axes, results: pd.DataFrame, given: str, measure: str) 
             # Both recipes start from the untrained network, which is recorded under one of them.
             rows = select_rows(results, given=given, hop=hop)
             rows = rows[(rows["recipe"] == recipe) | (rows["step"] == 0)].sort_values("step")
-            style = {"color": COLOURS[label], "linestyle": line, "label": f"{label}, {name}"}
+            style = {"color": COLOURS[label], "marker": MARKERS[label], "linestyle": line, "label": f"{label}, {name}"}
             _line(axis, rows, [steps.index(step) for step in rows["step"]], measure, **style)
     exact = select_rows(results, given=given, hop=1, recipe="all")
     ticks = [f"{step:.0f}\n{right:.0%}" for step, right in zip(exact["step"], exact["exact"], strict=True)]
@@ -314,8 +315,7 @@ def main() -> None:
     results = run(parser.parse_args().work)
     results.to_parquet(ROOT / "experiments" / "results" / "toy_leakage.parquet")
     drawn = figure(results)
-    for kind in ("png", "svg"):
-        save_figure(drawn, ROOT / "figures" / f"toy_leakage.{kind}", kind, dpi=150)
+    save("toy_leakage", drawn)
     print(*verdict(results), sep="\n")
 
 

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all test-fast lint bench tables figures notebooks toys vllm-cpu lm clean
+.PHONY: demo test test-all test-fast lint bench tables figures notebooks site docs toys vllm-cpu lm clean
 
 demo: .venv/installed
 	$(BIN)/ghosttrace ablate
@@ -39,6 +39,13 @@ figures: .venv/installed-dev
 notebooks: .venv/installed-dev
 	$(BIN)/python analysis/execute.py
 
+site: .venv/installed-dev
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs -d docs/_build/doctrees . docs/_build/html
+
+docs: site
+	@echo docs/_build/html/index.html
+	$(BIN)/python -m webbrowser file://$(CURDIR)/docs/_build/html/index.html
+
 toys: .venv/installed-dev
 	PYTHONPATH=. $(BIN)/python experiments/train_toys.py toy-open
 	PYTHONPATH=. $(BIN)/python experiments/train_toys.py toy-mixed
@@ -70,4 +77,4 @@ lm: .models/smollm2-135m
 	rm -r .models/wheel
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build docs/_build *.egg-info

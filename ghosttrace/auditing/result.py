@@ -37,7 +37,7 @@ class AuditResult(RunResult):
 
     @property
     def exit_code(self) -> int:
-        """Exit code of the command: 0 no leak above the limit, 10 a leak, 11 not enough data, 12 a failed control."""
+        """Exit code of the command (0 no leak above the limit, 10 a leak, 11 not enough data, 12 a failed control)."""
         return self.verdict.exit_code
 
     @cached_property

@@ -88,7 +88,7 @@ class Law(ABC):
 
     @property
     def spec(self) -> str:
-        """Specification of the law, such as `window:64,16`."""
+        """Specification of the law, as the option `--law` takes it."""
         return self.name
 
     @abstractmethod

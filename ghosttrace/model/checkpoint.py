@@ -57,7 +57,7 @@ class Checkpoint:
 
     @property
     def law(self) -> Law:
-        """The law of eviction: `other_law`, or Memento's under `policy`."""
+        """The law of eviction, `other_law` or Memento's under `policy`."""
         return self.other_law or MementoLaw(self.markup, self.policy)
 
     @cached_property

@@ -27,7 +27,7 @@ class PatchResult(RunResult):
 
     @property
     def unit(self) -> str:
-        """What the column `block` counts: `block`, or `erasure` under another law than Memento's."""
+        """What the column `block` counts, `block` or, under another law than Memento's, `erasure`."""
         return "erasure" if "law" in self.configuration else "block"
 
     @property

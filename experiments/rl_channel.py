@@ -30,7 +30,7 @@ from ghosttrace.training.rl import RLRecipe, rl
 from ghosttrace.training.sft import sft
 
 ROOT = Path(__file__).parent.parent
-START_STEP, STEPS, EVERY, SEEDS = 400, 150, 25, (0, 1)
+START_STEP, STEPS, EVERY, SEEDS = 400, 100, 25, (0, 1)
 PARTS = TOYS["toy-mixed"].parts[:2]
 """Supervised training, of which the step `START_STEP` of the last part is the start."""
 RUNS = {
@@ -85,7 +85,7 @@ def train(model: Path, kind: str, seed: int, work: Path) -> pd.DataFrame:
             limit=4096,
             channel_every=EVERY,
             channel_bench="ledger-h0,ledger-h1",
-            channel_problems=200,
+            channel_problems=100,
             trainer=tuple(given),
             **RUNS[kind],  # type: ignore[arg-type]
         )

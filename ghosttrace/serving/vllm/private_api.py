@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 SUPPORTED_VERSIONS = ("0.32", "0.33")
 INSTALL_HINT = "install a supported version with `pip install 'vllm>=0.32,<0.34'`"
-Component = Literal["scheduler", "worker", "runner", "runner_v2", "reasoning"]
+Component = Literal["scheduler", "worker", "runner", "runner_v2", "reload", "reasoning"]
 
 
 class PrivateName(NamedTuple):
@@ -64,14 +64,7 @@ METHOD_PARAMETERS: dict[Component, dict[str, dict[str, str]]] = {
         "vllm.v1.core.block_pool.BlockPool": {"free_blocks": "self ordered_blocks"},
     },
     "worker": {
-        "vllm.v1.worker.gpu_worker.Worker": {
-            "init_device": "self",
-            "_make_model_runner": "self",
-            "reload_weights": "self *args **kwargs",
-        },
-        "vllm.model_executor.layers.vocab_parallel_embedding.UnquantizedEmbeddingMethod": {
-            "process_weights_after_loading": "self layer",
-        },
+        "vllm.v1.worker.gpu_worker.Worker": {"init_device": "self", "_make_model_runner": "self"},
         "vllm.v1.sample.logits_processor.AdapterLogitsProcessor": {
             "__init__": "self vllm_config device is_pin_memory",
             "new_req_logits_processor": "self params",
@@ -86,6 +79,13 @@ METHOD_PARAMETERS: dict[Component, dict[str, dict[str, str]]] = {
             "validate_params": "cls sampling_params",
             "add_request": "self req_idx sampling_params",
             "apply": "self logits ctx",
+        },
+    },
+    "reload": {
+        "vllm.v1.worker.gpu_worker.Worker": {"reload_weights": "self *args **kwargs"},
+        "vllm.v1.worker.gpu_model_runner.GPUModelRunner": {"get_model": "self"},
+        "vllm.model_executor.layers.vocab_parallel_embedding.UnquantizedEmbeddingMethod": {
+            "process_weights_after_loading": "self layer",
         },
     },
     "runner": {

@@ -31,6 +31,7 @@ class ErasingWorker(Worker):
         On a CPU the head computes with a packed copy of its weights. vLLM packs again what it has loaded, and the
         weights of a tied head are not loaded, so that it would keep the former ones.
         """
+        private_api_check.check_component("reload")
         super().reload_weights(*args, **kwargs)
         head = getattr(self.model_runner.get_model(), "lm_head", None)
         if current_platform.is_cpu() and isinstance(head, ParallelLMHead):

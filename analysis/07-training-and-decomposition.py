@@ -23,14 +23,13 @@
 # missing.
 
 # %%
-import subprocess
-import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from IPython.utils.capture import capture_output
 
 import ghosttrace as gt
 
@@ -72,24 +71,23 @@ shown[["model", "bench", "component", "estimate", "low", "high", "verdict"]].rou
 # ## Make the sealed cache familiar
 #
 # A third way to separate content from unfamiliarity is training: a few steps on sealed caches, with data of `ledger-h0`
-# alone. This cell writes correct answers of `toy-open` to a run folder, fine-tunes on them with the command `ghosttrace
-# sft --stage sealed`, and measures the trained model. It needs the extra `train`, and is skipped without it.
+# alone. This cell writes correct answers of `toy-open` to a run folder, fine-tunes on them with `gt.sft`, and
+# measures the trained model. It needs the extra `train`, and is skipped without it.
 
 # %%
-TRAIN = [sys.executable, "-m", "ghosttrace", "sft", "--model", "toy-open", "--stage", "sealed"]
-TRAIN += ["--config", "../examples/train/toy.yaml", "--save_strategy", "no", "--report_to", "none"]
+trainer = {"config": "../examples/train/toy.yaml", "save_strategy": "no", "report_to": "none"}
 if find_spec("trl") is None:
     print("Skipped: install the extra `train` (pip install -e '.[train]') to run the training.")
 else:
     with tempfile.TemporaryDirectory() as folder:
         gt.ablate("toy-open", bench="ledger-h0", limit=80, arms=[], out=f"{folder}/answers")
-        command = [*TRAIN, "--data", f"{folder}/answers", "--out", f"{folder}/sealed"]
-        subprocess.run(command, check=True, capture_output=True)
-        after = gt.ablate(f"{folder}/sealed/model", bench="ledger-h0", limit=16, arms="restart").results
+        with capture_output():  # the trainer's log and progress bars
+            trained = gt.sft("toy-open", f"{folder}/answers", "sealed", out=f"{folder}/sealed", trainer=trainer)
+        after = gt.ablate(trained.load(), bench="ledger-h0", limit=16, arms="restart").results
     before = runs["toy-open"].results.query("bench == 'ledger-h0'").set_index("arm")["accuracy"]["restart"]
-    trained = after.set_index("arm")["accuracy"]["restart"]
+    now = after.set_index("arm")["accuracy"]["restart"]
     print("under restart, more than half of the answers are right before training:", before > 0.5)
-    print("under restart, more than half of the answers are right after training: ", trained > 0.5)
+    print("under restart, more than half of the answers are right after training: ", now > 0.5)
 
 # %% [markdown]
 # The recorded run trains for longer and on all levels, and measures the open cache, too; `python

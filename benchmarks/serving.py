@@ -25,9 +25,7 @@ os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERR
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from experiments.drawing import LOOKS, save
 from ghosttrace.law.expiry import alive, expiry
 from ghosttrace.serving.settings import ServingSettings
 from ghosttrace.serving.vllm.engine_args import engine_args, read_settings
@@ -154,23 +152,8 @@ def compare(
     }
 
 
-def draw(scarce: dict[str, Any]) -> Figure:
-    """Draw pages in use over time for stock vLLM and vLLM with erasure; a dotted line marks the total."""
-    figure = Figure(figsize=(6.4, 3.0), layout="constrained")
-    axis = figure.subplots()
-    for name, look in zip(("stock", "erasing"), LOOKS, strict=False):
-        steps = np.linspace(0, scarce["seconds"][name][-1], len(scarce["used"][name]))
-        axis.plot(steps, scarce["used"][name], label=f"vLLM, {name}", linewidth=1, **look | {"marker": None})
-    axis.axhline(scarce["pages"], color="#888888", linewidth=0.8, linestyle=":")
-    axis.set_xlabel("seconds")
-    axis.set_ylabel("pages in use")
-    axis.legend(frameon=False)
-    axis.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
 def main() -> None:
-    """Measure and write results and figure."""
+    """Measure and write the results, from which `make figures` draws."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--turns", type=int, default=3)
@@ -190,7 +173,6 @@ def main() -> None:
         "scarce": compare(("stock", "erasing"), pages // 4, chosen.turns, prompt, responses),
         "ample": compare(("stock", "erasing", "keeping"), 2 * pages, chosen.turns, prompt, responses[:ROWS]),
     }
-    save("serving", draw(results["scarce"]))
     (ROOT / "benchmarks" / "results" / "serving.json").write_text(json.dumps(results) + "\n")
     print(
         json.dumps({name: [results[name]["speedups"], results[name]["speedups_cpu"]] for name in ("scarce", "ample")})

@@ -20,8 +20,9 @@ import torch
 from matplotlib.figure import Figure
 
 import ghosttrace as gt
-from experiments.drawing import LOOKS, save
 from experiments.train_toys import TOYS, SftRun, flags, make_tokenizer, write_rows
+from ghosttrace.report.looks import LOOKS
+from ghosttrace.runs.figures import write_figure
 from ghosttrace.training.recipe import Recipe
 from ghosttrace.training.sft import sft
 
@@ -95,7 +96,7 @@ def main() -> None:
     torch.set_num_threads(1)
     results = measure(work)
     results.to_parquet(ROOT / "experiments" / "results" / "adapted_drop.parquet", index=False)
-    save("adapted_drop", draw(results))
+    write_figure(ROOT, "adapted_drop", draw(results))
 
 
 if __name__ == "__main__":

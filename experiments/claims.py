@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from experiments.markdown import interval, markdown_table, number, percent
 from experiments.result_tables import ENDS, read
 from experiments.toy_leakage import MODELS, PAPER_HOPS, select_rows
@@ -39,15 +41,22 @@ def points(row: Any, name: str = "effect") -> str:
     return interval((100 * row[f"{name}{end}"] for end in ENDS), 1)
 
 
+def one_row(results: pd.DataFrame, **equal: Any) -> pd.Series:
+    """Return the row of a table with these values."""
+    for name, value in equal.items():
+        results = results[results[name] == value]
+    return results.iloc[0]
+
+
 def story_row(model: str, condition: str, arm: str) -> Any:
     """Return the row of `story_channel` for a checkpoint, a condition and an arm."""
-    return read("story_channel").set_index(["model", "bench", "arm"]).loc[model, f"story-{condition}", arm]
+    return one_row(read("story_channel"), model=model, bench=f"story-{condition}", arm=arm)
 
 
 def closing() -> str:
     """Effect of `restart` where the text omits a needed value, and where it suffices."""
-    toy = read("ledger_pair").set_index(["model", "bench", "arm"])
-    cells = [f"`toy-mixed`: {points(toy.loc['toy-mixed', 'ledger-h1', 'restart'])} where one digit is omitted"]
+    toy = one_row(read("ledger_pair"), model="toy-mixed", bench="ledger-h1", arm="restart")
+    cells = [f"`toy-mixed`: {points(toy)} where one digit is omitted"]
     for condition, words in (("needed-observed", "a needed number is omitted"), ("complete-derived", "nothing is")):
         cells.append(f"`smollm2-open`: {points(story_row('smollm2-open', condition, 'restart'))} where {words}")
     return "; ".join(cells)
@@ -67,7 +76,7 @@ def unfamiliar() -> str:
 
 def donors() -> str:
     """Share of answers that follow a swapped-in block."""
-    toy = read("ledger_pair").set_index(["model", "bench", "arm"]).loc["toy-mixed", "ledger-h1", "swap"]
+    toy = one_row(read("ledger_pair"), model="toy-mixed", bench="ledger-h1", arm="swap")
     needed, null = (story_row("smollm2-open", name, "swap") for name in ("needed-observed", "unneeded-observed"))
     return (
         f"`toy-mixed`: {percent(toy['follows_donor'])} %; `smollm2-open`: {percent(needed['follows_donor'])} %, and "

@@ -21,8 +21,9 @@ import torch
 from matplotlib.figure import Figure
 
 import ghosttrace as gt
-from experiments.drawing import LOOKS, save
 from experiments.train_toys import FULL, TOYS, SftRun, Toy, train
+from ghosttrace.report.looks import LOOKS
+from ghosttrace.runs.figures import write_figure
 
 ROOT = Path(__file__).parent.parent
 SEEDS, STEPS_PER_HALF, LIMIT = (0, 1), 700, 200
@@ -95,7 +96,7 @@ def main() -> None:
     results, curves = measure(chosen.work, tuple(chosen.seeds))
     results.to_parquet(ROOT / "experiments" / "results" / "curriculum.parquet", index=False)
     curves.to_parquet(ROOT / "experiments" / "results" / "curriculum_losses.parquet", index=False)
-    save("curriculum", draw(curves))
+    write_figure(ROOT, "curriculum", draw(curves))
 
 
 if __name__ == "__main__":

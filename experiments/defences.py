@@ -21,8 +21,8 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.drawing import save
 from ghosttrace.report.audit.figures import pareto_figure, pareto_row
+from ghosttrace.runs.figures import write_figure
 
 ROOT = Path(__file__).parent.parent
 SEALED = "sealed training"  # another model, trained with sealed caches and decoded with restart
@@ -87,7 +87,7 @@ def main() -> None:
         print(rows[-1], flush=True)
     results = pd.DataFrame(rows)
     results.to_parquet(ROOT / "experiments" / "results" / "defences.parquet", index=False)
-    save("defences", pareto_figure(rows))
+    write_figure(ROOT, "defences", pareto_figure(rows))
 
 
 if __name__ == "__main__":

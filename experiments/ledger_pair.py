@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import ghosttrace as gt
-from experiments.drawing import save
+from ghosttrace.runs.figures import write_figure
 
 ROOT = Path(__file__).parent.parent
 ARMS = ("placebo", "restart", "swap")
@@ -69,7 +69,7 @@ def main() -> None:
     (ROOT / "experiments" / "results").mkdir(exist_ok=True)
     results.to_parquet(ROOT / "experiments" / "results" / "ledger_pair.parquet", index=False)
     figure = draw(results)
-    save("ledger_pair", figure)
+    write_figure(ROOT, "ledger_pair", figure)
 
 
 if __name__ == "__main__":

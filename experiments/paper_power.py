@@ -17,9 +17,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.drawing import LOOKS, save
 from ghosttrace.ablation.power import Population, half_width, population_with_effect, power, standard_error
 from ghosttrace.paired import paired_effect, paired_p_value
+from ghosttrace.report.looks import LOOKS
+from ghosttrace.runs.figures import write_figure
 
 ROOT = Path(__file__).parent.parent
 PROBLEMS, RUNS, ACCURACY, PAPER = 30, 1000, 0.661, (64, 8)
@@ -193,7 +194,7 @@ def main() -> None:
     (ROOT / "experiments" / "results").mkdir(exist_ok=True)
     results.to_parquet(ROOT / "experiments" / "results" / "paper_power.parquet", index=False)
     drawn = figure(results)
-    save("paper_power", drawn)
+    write_figure(ROOT, "paper_power", drawn)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ from rich.table import Table
 from transformers import PreTrainedConfig
 
 from experiments.aime24 import random_checkpoint
-from experiments.drawing import save
 from ghosttrace.bench.ledger import ledger_task
 from ghosttrace.data.task import Task
 from ghosttrace.data.tokens import load_traces
@@ -39,6 +38,7 @@ from ghosttrace.probing.result import ProbeResult
 from ghosttrace.probing.run import probe
 from ghosttrace.probing.secrets import digit_codes
 from ghosttrace.report.ablation.table import percent
+from ghosttrace.runs.figures import write_figure
 from ghosttrace.runs.folder import is_finished
 from ghosttrace.runs.progress import Progress
 
@@ -213,7 +213,7 @@ def record(results: pd.DataFrame) -> None:
     (ROOT / "experiments" / "results").mkdir(exist_ok=True)
     results.to_parquet(ROOT / "experiments" / "results" / "passcode.parquet", index=False)
     figure = draw(results)
-    save("passcode", figure)
+    write_figure(ROOT, "passcode", figure)
 
 
 def main(arguments: list[str] | None = None) -> pd.DataFrame:

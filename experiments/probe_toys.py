@@ -11,10 +11,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.drawing import save
 from ghosttrace.probing.result import ProbeResult
 from ghosttrace.probing.run import probe
 from ghosttrace.report.probing.figures import draw_heat
+from ghosttrace.runs.figures import write_figure
 from ghosttrace.runs.folder import is_finished
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +64,7 @@ def main() -> None:
     results = measure(ROOT / "runs" / "probe_toys")
     results.to_parquet(ROOT / "experiments" / "results" / "probe_toys.parquet", index=False)
     figure = draw(results)
-    save("probe_toys", figure)
+    write_figure(ROOT, "probe_toys", figure)
 
 
 if __name__ == "__main__":

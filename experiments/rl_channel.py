@@ -1,8 +1,8 @@
-"""Question: does reinforcement learning open the ghost channel of a model that hardly uses it?
+"""Question: does reinforcement learning reopen a ghost channel that training on sealed caches has closed?
 
-The start is `toy-mixed` amid its supervised training. It solves the problems whose mementos hide nothing (h = 0), and
-at h = 1 is right about as often as the retained text permits: it does not use the channel yet, as it does at the end.
-From there `ghosttrace rl` rewards right answers on `ledger-h1` in three ways, with two seeds each:
+The start is `toy-open` after a short sealed fine-tune (`experiments/adapted_drop.py`): over a sealed cache it solves all
+problems whose mementos hide nothing (h = 0), and at h = 1 it is right little more often than the retained text permits,
+over either cache. From there `ghosttrace rl` rewards right answers on `ledger-h1` in three ways, with two seeds each:
 
 - free: rollouts over the open cache;
 - penalised: the same, less the ghost bits at the answer (`--rewards correct,channel:-0.3`);
@@ -10,29 +10,23 @@ From there `ghosttrace rl` rewards right answers on `ledger-h1` in three ways, w
 
 Accuracy, drop and ghost bits are measured on other problems, at h = 0 (where the retained text suffices) and h = 1.
 
-Writes `experiments/results/rl_channel.parquet` and the figure `figures/rl_channel`. `python experiments/rl_channel.py`
-resumes an interrupted run.
+Writes `experiments/results/rl_channel.parquet`, from which `make figures` draws. `PYTHONPATH=. python
+experiments/rl_channel.py` resumes an interrupted run.
 """
 
 import argparse
-import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from experiments.drawing import LOOKS, save
-from experiments.train_toys import TOYS, flags, make_model, make_tokenizer, write_rows
-from ghosttrace.training.recipe import Recipe
+from experiments.adapted_drop import train_sealed
+from ghosttrace.report.looks import LOOKS
 from ghosttrace.training.rl import RLRecipe, rl
-from ghosttrace.training.sft import sft
 
 ROOT = Path(__file__).parent.parent
-START_STEP, STEPS, EVERY, SEEDS = 400, 100, 25, (0, 1)
-PARTS = TOYS["toy-mixed"].parts[:2]
-"""Supervised training, of which the step `START_STEP` of the last part is the start."""
+SEALED_STEPS, STEPS, EVERY, SEEDS = 20, 100, 25, (0, 1)
 RUNS = {
     "free": {},
     "penalised": {"rewards": "correct,channel:-0.3"},
@@ -45,7 +39,7 @@ RL_FLAGS = {
     "gradient_accumulation_steps": 1,
     "gradient_checkpointing": False,
     "bf16": False,
-    "learning_rate": 5e-5,
+    "learning_rate": 1e-4,
     "warmup_steps": 5,
     "max_steps": STEPS,
     "save_steps": 50,
@@ -54,33 +48,13 @@ RL_FLAGS = {
 }
 
 
-def start(work: Path) -> Path:
-    """Return the folder of the half-trained model from which all runs start, training it if needed."""
-    toy, model = replace(TOYS["toy-mixed"], parts=PARTS), work / "untrained"
-    found = work / "memento" / "checkpoints" / f"checkpoint-{START_STEP}"
-    if found.exists():
-        return found
-    make_model(toy.seed).save_pretrained(model)
-    make_tokenizer().save_pretrained(model)
-    for number, part in enumerate(PARTS):
-        rows, out = work / f"rows-{number}.parquet", work / part.stage
-        shutil.rmtree(out, ignore_errors=True)
-        write_rows(rows, toy, number, make_tokenizer())
-        share = toy.sealed_share if part.stage == "memento" else 0.0
-        saving = ("--save_strategy", "steps", "--save_steps", str(START_STEP), "--save_total_limit", "10")
-        trainer = (*flags(toy, part), *saving)
-        recipe = Recipe(str(model), (str(rows),), part.stage, sealed_share=share, kernel="matmul", trainer=trainer)
-        model = sft(recipe, out) / "model"
-    return found
-
-
-def train(model: Path, kind: str, seed: int, work: Path) -> pd.DataFrame:
+def train(model: str, kind: str, seed: int, work: Path) -> pd.DataFrame:
     """Return the measurements of one run, training it or going on with it if needed."""
     folder = work / f"{kind}-{seed}"
     given = (text for name, value in (RL_FLAGS | {"seed": seed}).items() for text in (f"--{name}", str(value)))
     if not (folder / "summary.json").exists():
         recipe = RLRecipe(
-            str(model),
+            model,
             "ledger-h1",
             limit=4096,
             channel_every=EVERY,
@@ -131,14 +105,13 @@ def main() -> None:
     work = parser.parse_args().work
     work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    model, tables = start(work), []
+    model, tables = train_sealed(SEALED_STEPS, work), []
     for seed in SEEDS:
         for kind in RUNS:
             tables.append(train(model, kind, seed, work))
             print(tables[-1][["run", "seed", "step", "bench", "accuracy", "sealed", "answer_bits"]], flush=True)
     table = pd.concat(tables, ignore_index=True)
     table.to_parquet(ROOT / "experiments" / "results" / "rl_channel.parquet", index=False)
-    save("rl_channel", draw(table))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.drawing import LOOKS
 from experiments.story_tables import RESTARTS
+from ghosttrace.report.looks import LOOKS
 
 CONDITIONS = {
     "complete-derived": "the mementos keep every number",
@@ -21,9 +21,11 @@ def draw(results: pd.DataFrame) -> Figure:
     models = list(dict.fromkeys(results["model"]))
     figure = Figure(figsize=(9.6, 0.9 + 0.55 * len(models)), layout="constrained")
     for axis, (condition, title) in zip(figure.subplots(1, 2, sharey=True), CONDITIONS.items(), strict=True):
-        rows = results[results["bench"] == f"story-{condition}"].set_index(["model", "arm"])
+        rows = results[results["bench"] == f"story-{condition}"]
         for number, arm in enumerate(RESTARTS):
-            part = 100 * rows.loc[[(model, arm) for model in models], ["effect", "effect_low", "effect_high"]]
+            part = (
+                100 * rows[rows["arm"] == arm].set_index("model").loc[models, ["effect", "effect_low", "effect_high"]]
+            )
             at = [line + 0.22 * (number - 1) for line in range(len(models))]
             errors = [part["effect"] - part["effect_low"], part["effect_high"] - part["effect"]]
             look = LOOKS[number] | {"linestyle": "none"}

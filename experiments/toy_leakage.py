@@ -24,7 +24,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.cumsum import DIGITS, POLICY, Recipe, checkpoint, cumsum_task, snapshot, text_information, train
-from experiments.drawing import GREY, LOOKS, save
 from ghosttrace.data.task import Task
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.carriers import Carrier
@@ -35,6 +34,8 @@ from ghosttrace.probing.probes import MLP
 from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.split import split
 from ghosttrace.probing.sweep import MIN_LOG_POSTERIOR
+from ghosttrace.report.looks import GREY, LOOKS
+from ghosttrace.runs.figures import write_figure
 from ghosttrace.stats import ALPHA, holm
 
 ROOT = Path(__file__).parent.parent
@@ -315,7 +316,7 @@ def main() -> None:
     results = run(parser.parse_args().work)
     results.to_parquet(ROOT / "experiments" / "results" / "toy_leakage.parquet")
     drawn = figure(results)
-    save("toy_leakage", drawn)
+    write_figure(ROOT, "toy_leakage", drawn)
     print(*verdict(results), sep="\n")
 
 

@@ -9,7 +9,7 @@
     run.figure("accuracy")
 
 `ablate`, `bits`, `probe`, `patch` and `audit` take a model, settings, a folder (`out=`) and a progress callback, and
-return a result. `open_run` reads the same result from a finished run folder.
+return a result; `sft` and `rl` train a model. `open_run` reads the same result from a finished run folder.
 """
 
 from typing import TYPE_CHECKING
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from ghosttrace.probing.token_states import FeatureTable, features
     from ghosttrace.results import open_run
     from ghosttrace.runs.result import RunResult
+    from ghosttrace.training.api import rl, sft
+    from ghosttrace.training.result import RLResult, SftResult
 
 __version__ = "0.1.0"
 
@@ -77,11 +79,13 @@ __all__ = [
     "Policy",
     "Probe",
     "ProbeResult",
+    "RLResult",
     "Request",
     "RunResult",
     "RunWarning",
     "Sampling",
     "Session",
+    "SftResult",
     "UserError",
     "ablate",
     "alive",
@@ -99,6 +103,8 @@ __all__ = [
     "pad_batch",
     "patch",
     "probe",
+    "rl",
+    "sft",
 ]
 
 

@@ -11,19 +11,20 @@ from ghosttrace.probing.result import ProbeResult
 from ghosttrace.runs.folder import read_json
 from ghosttrace.runs.paths import check_path
 from ghosttrace.runs.result import RunResult
+from ghosttrace.training.result import RLResult, SftResult
 
 RESULT_CLASSES: dict[str, type[RunResult]] = {
     result_class.command: result_class
-    for result_class in (AblationResult, BitsResult, ProbeResult, PatchResult, AuditResult)
+    for result_class in (AblationResult, BitsResult, ProbeResult, PatchResult, AuditResult, SftResult, RLResult)
 }
-"""Result class of each measuring command."""
+"""Result class of each command that measures or trains."""
 
 
 def open_run(folder: str | Path) -> RunResult:
     """Open the result of a finished run; it equals the result that the run itself returned.
 
     Args:
-        folder: run folder of `ghosttrace ablate`, `bits`, `probe`, `patch` or `audit`.
+        folder: run folder of `ghosttrace ablate`, `bits`, `probe`, `patch`, `audit`, `sft` or `rl`.
 
     Returns:
         An object of the command's result class, such as `AblationResult`.

@@ -13,6 +13,7 @@ from helpers.leaderboards import copy_run, make_runs, record, write_audit_like
 import ghosttrace as gt
 from ghosttrace.errors import UserError
 from ghosttrace.leaderboards.columns import SCHEMA
+from ghosttrace.leaderboards.measurements import highest_finding
 
 ENDS = ("", "_low", "_high")
 
@@ -37,7 +38,7 @@ def expected_numbers(folder: Path) -> dict[str, dict[str, Any]]:
     """Read by defence what a run measured, straight from its summary."""
     command, summary, found = record(folder, "run")["command"], record(folder, "summary"), {}
     for result in summary["results"]:
-        if command == "ablate":
+        if command == "ablate" and result["arm"] not in ("full", "placebo"):
             defence = {"memento": "none", "noise": "noise:0.3"}.get(result["arm"], result["arm"])
             found[defence] = {f"accuracy{end}": result[f"accuracy{end}"] for end in ENDS}
             found[defence] |= {name: result[name] for name in ("n_problems", "peak_kv_tokens", "auc_kv_bytes")}
@@ -140,6 +141,16 @@ def test_leaks_are_ranked_among_audits_with_the_same_settings(runs: dict[str, Pa
     ranks = {names(each)[0]: (each["leak_rank"], each["leak_ranked"]) for each in board.rows}
     assert ranks == {"leak": (3, 3), "sealed": (1, 3), "open": (1, 3), "few": (1, 1)}
     assert row(board, defence="none", model="toy-open")["verdict"] == "not enough data"
+
+
+def test_leak_is_the_gated_finding_with_the_highest_low_end() -> None:
+    def finding(low: float | None, estimate: float, **more: Any) -> dict[str, Any]:
+        return {"condition": "open", "gate": True, "unit": "bits", "low": low, "estimate": estimate} | more
+
+    rows = [finding(None, 9.0), finding(0.1, 2.0), finding(0.5, 1.0), finding(0.5, 0.9)]
+    rows += [finding(3.0, 4.0, gate=False), finding(3.0, 4.0, condition="unerased"), finding(1.0, 1.0, unit="rate")]
+    assert highest_finding(rows, "bits") is rows[2] and highest_finding(rows[:1], "bits") is rows[0]
+    assert highest_finding(rows, "exposed share") is None
 
 
 def test_invalid_run_is_shown_and_joined_with_nothing(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -72,7 +72,10 @@ def test_page_names_what_redoes_each_run(show: OpenPage) -> None:
     )
     ablations = ["failed (ablate): INVALID", "mixed (ablate)", "open (ablate)", "other (ablate)"]
     assert list(runs) == [*ablations, "audit (audit)", "bits (bits)"]
-    assert "ghosttrace ablate --bench ledger-h1 --limit 6 --arms restart,swap --noise 0.3" in runs["mixed (ablate)"]
+    assert (
+        "ghosttrace ablate --bench ledger-h1 --limit 6 --arms full,placebo,restart,swap --noise 0.3"
+        in runs["mixed (ablate)"]
+    )
     assert "ghosttrace.bits(ghosttrace.load('toy-mixed'), bench='ledger-h1', limit=4)" in runs["bits (bits)"]
     assert "Started from Python with objects of its own" in runs["failed (ablate): INVALID"]
     assert all("ghosttrace 0.1.0" in text for text in runs.values())

@@ -169,12 +169,8 @@ def highest_finding(results: list[dict[str, Any]], unit: str) -> dict[str, Any] 
     """
     rows = [row for row in results if row["condition"] == "open" and row["gate"] and row["unit"] == unit]
     return max(
-        rows, key=lambda row: (_or_minus_infinity(row["low"]), _or_minus_infinity(row["estimate"])), default=None
+        rows, key=lambda row: [-inf if row[name] is None else row[name] for name in ("low", "estimate")], default=None
     )
-
-
-def _or_minus_infinity(value: float | None) -> float:
-    return -inf if value is None else value
 
 
 def _estimate(name: str, finding: Mapping[str, Any] | None) -> dict[str, Any]:

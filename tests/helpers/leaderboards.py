@@ -13,8 +13,9 @@ from helpers.commands import ghosttrace
 
 def make_runs(folder: Path) -> dict[str, Path]:
     """Run `ablate` on two models and `bits` on one, and return their folders by name."""
-    ablation = ("ablate", "--bench", "ledger-h1", "--limit", "6", "--arms", "restart,swap", "--noise", "0.3", "--out")
-    assert ghosttrace(*ablation, str(folder / "mixed")).returncode == 0
+    arms = ("--arms", "full,placebo,restart,swap", "--noise", "0.3")
+    ablation = ("ablate", "--bench", "ledger-h1", "--limit", "6", *arms, "--out", str(folder / "mixed"))
+    assert ghosttrace(*ablation).returncode == 0
     gt.ablate("toy-open", "ledger-h1", "restart,noise", limit=6, noise=0.3, out=folder / "open")
     gt.bits(gt.load("toy-mixed"), bench="ledger-h1", limit=4, out=folder / "bits")
     return {name: folder / name for name in ("mixed", "open", "bits")}

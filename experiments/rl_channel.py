@@ -1,8 +1,9 @@
 """Question: does reinforcement learning reopen a ghost channel that training on sealed caches has closed?
 
-The start is `toy-open` after a short sealed fine-tune (`experiments/adapted_drop.py`): over a sealed cache it solves all
-problems whose mementos hide nothing (h = 0), and at h = 1 it is right little more often than the retained text permits,
-over either cache. From there `ghosttrace rl` rewards right answers on `ledger-h1` in three ways, with two seeds each:
+The start is `toy-open` after a short sealed fine-tune (`experiments/adapted_drop.py`): over a sealed cache it solves
+all problems whose mementos hide nothing (h = 0), and at h = 1 it is right little more often than the retained text
+permits, over either cache. From there `ghosttrace rl` rewards right answers on `ledger-h1` in three ways, with two
+seeds each:
 
 - free: rollouts over the open cache;
 - penalised: the same, less the ghost bits at the answer (`--rewards correct,channel:-0.3`);

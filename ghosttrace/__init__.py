@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ghosttrace.law.expiry import NEVER, ExpiryTracker, MementoLaw, Policy, alive, erasures, expiry
     from ghosttrace.law.law import Erasure, Law
     from ghosttrace.law.markup import Block, Markup, find_blocks
+    from ghosttrace.leaderboards.result import Leaderboard, leaderboard
     from ghosttrace.model.attention import attending, pad_batch
     from ghosttrace.model.checkpoint import Checkpoint, load
     from ghosttrace.model.generate import Generation, Request, generate
@@ -72,6 +73,7 @@ __all__ = [
     "FeatureTable",
     "Generation",
     "Law",
+    "Leaderboard",
     "Markup",
     "MementoLaw",
     "Part",
@@ -97,6 +99,7 @@ __all__ = [
     "features",
     "find_blocks",
     "generate",
+    "leaderboard",
     "load",
     "load_bench",
     "open_run",

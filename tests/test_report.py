@@ -31,6 +31,7 @@ from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.checkpoint import load
 from ghosttrace.report.ablation import page as html
 from ghosttrace.report.ablation import page_data as traces
+from ghosttrace.report.command import repeat_command
 
 SPELLING = dict(zip(MARKUP.delimiters, DELIMITERS, strict=True))
 
@@ -168,7 +169,6 @@ def test_words_and_units() -> None:
     assert html.byte_unit([3e4, 1.9e5]) == ("MB", 1e6) and html.byte_unit([12.0]) == ("bytes", 1.0)
     named = {"model": "m", "options": {"bench": "ledger"}}
     assert html.title(named, [{"bench": "ledger-h0"}, {"bench": "ledger-h1"}]) == "m on ledger"
-    assert html.command({"options": {}}) is None
     assert [html.plain(value) for value in (1, 0, True, False, None, [1, 2])] == [
         "1",
         "0",
@@ -338,9 +338,7 @@ def test_real_run_agrees_with_the_law(toy: Path) -> None:
 
 def test_command_to_repeat_the_run_equals_the_original(toy: Path) -> None:
     config = json.loads((toy / "run.json").read_text())
-    command = html.command(config)
+    command = repeat_command(config)
     assert command is not None and command in Page(write_report(toy)).words
     words = shlex.split(command)
     assert words[:2] == ["ghosttrace", "ablate"] and options(words[2:]) == config["options"]
-    spelled = html.command({"options": {"model": "a b", "mask_delimiters": False, "layers": None, "kv": "v"}})
-    assert spelled == "ghosttrace ablate --model 'a b' --keep-delimiters --kv v"

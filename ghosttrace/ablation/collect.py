@@ -93,8 +93,13 @@ class BenchArm:
     @property
     def keys(self) -> list[RecordKey]:
         """Record keys of all samples in order: (bench, arm, problem, repetition)."""
-        problems = [problem.id for problem in self.bench.problems]
-        return [(self.bench.name, self.arm.name, *job) for job in product(problems, range(self.repetitions))]
+        problems = self.bench.problems
+        return [(self.bench.name, self.arm.name, problems[number].id, repetition) for number, repetition in self._jobs]
+
+    @property
+    def _jobs(self) -> list[tuple[int, int]]:
+        """Problem number and repetition of all samples, in order."""
+        return list(product(range(len(self.bench.problems)), range(self.repetitions)))
 
     def run(self, records: Records, batch_size: int, write: "SampleWriter", progress: Callable[[int], None]) -> None:
         """Generate every sample that is not recorded yet.
@@ -105,15 +110,25 @@ class BenchArm:
             write: Function that decodes a batch.
             progress: Called after each batch with the number of samples done.
         """
-        keys, jobs = self.keys, list(product(range(len(self.bench.problems)), range(self.repetitions)))
-        for begin in range(0, len(keys), batch_size):
-            part = slice(begin, begin + batch_size)
-            if not all(key in records for key in keys[part]):
-                self._batch(jobs[part], records, write)
-            progress(min(begin + batch_size, len(keys)))
+        total = len(self.keys)
+        for number, begin in enumerate(range(0, total, batch_size)):
+            self.run_batch(number, records, batch_size, write)
+            progress(min(begin + batch_size, total))
 
-    def _batch(self, jobs: Sequence[tuple[int, int]], records: Records, write: "SampleWriter") -> None:
-        checkpoint, requests = self.checkpoint, [self._request(*job) for job in jobs]
+    def run_batch(self, number: int, records: Records, batch_size: int, write: "SampleWriter") -> None:
+        """Generate the samples of one batch, unless all of them are recorded.
+
+        Args:
+            number: Number of the batch; sample i of `keys` is in batch i // batch_size.
+            records: Storage of the samples.
+            batch_size: Number of rows decoded together.
+            write: Function that decodes a batch.
+        """
+        part = slice(number * batch_size, (number + 1) * batch_size)
+        if all(key in records for key in self.keys[part]):
+            return
+        checkpoint, jobs = self.checkpoint, self._jobs[part]
+        requests = [self._request(*job) for job in jobs]
         template_sha256 = template_hash(checkpoint.tokenizer, checkpoint.model.config.model_type, self.bench.template)
 
         def record(index: int, generation: Generation) -> None:

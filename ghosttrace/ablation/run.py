@@ -25,6 +25,7 @@ from ghosttrace.model.geometry import CacheGeometry
 from ghosttrace.model.prompts import template_hash
 from ghosttrace.model.provenance import provenance
 from ghosttrace.model.sampling import Sampling
+from ghosttrace.runs.call import python_call
 from ghosttrace.runs.folder import REFERENCE_ARM, json_rows, read_configuration
 from ghosttrace.runs.progress import Progress, no_progress
 from ghosttrace.runs.records import Records
@@ -83,6 +84,7 @@ def ablate(
         >>> run.results.set_index("arm").loc["swap", "follows_donor"]  # 1.0: every answer follows the swapped block
         np.float64(1.0)
     """
+    call = python_call(ablate, locals())
     settings = AblationSettings(
         arms=None if arms is None else tuple(as_list(arms)),
         repetitions=repetitions,
@@ -97,7 +99,7 @@ def ablate(
     )
     checkpoint = as_checkpoint(model, law)
     benches = as_benches(bench, limit, seed)
-    return run_ablation(checkpoint, benches, settings, backend, out=out, resume=resume, progress=progress)
+    return run_ablation(checkpoint, benches, settings, backend, out=out, resume=resume, progress=progress, call=call)
 
 
 def run_ablation(
@@ -110,6 +112,7 @@ def run_ablation(
     resume: str | Path | None = None,
     progress: Progress | None = None,
     options: Mapping[str, Any] | None = None,
+    call: str | None = None,
 ) -> AblationResult:
     """Run an ablation with given settings; `ablate` and the command line call this function.
 
@@ -122,6 +125,7 @@ def run_ablation(
         resume: See `ablate`.
         progress: See `ablate`.
         options: Options of the command line, recorded so that `--resume` needs no other options.
+        call: Call of `ablate` as text, recorded so that the run can be repeated.
 
     Returns:
         Samples, effects, figures and the report page.
@@ -138,7 +142,7 @@ def run_ablation(
         check_request(benches, settings, applicable, checkpoint.other_law is not None)
     batch_size = settings.batch_size or _recorded_batch_size(resume) or largest_batch_size(bench_arms)
     settings = replace(settings, batch_size=batch_size)
-    run_configuration = configuration(bench_arms, settings, backend, options or {})
+    run_configuration = configuration(bench_arms, settings, backend, options or {}, call)
     for bench in benches:
         if len(bench.problems) != min(bench.size, settings.limit or bench.size):
             sizes = f"{bench.size} problems, and {bench.origin} holds {len(bench.problems)}"
@@ -257,14 +261,18 @@ def _recorded_batch_size(resume: str | Path | None) -> int | None:
 
 
 def configuration(
-    bench_arms: Sequence[BenchArm], settings: AblationSettings, backend: Backend, options: Mapping[str, Any]
+    bench_arms: Sequence[BenchArm],
+    settings: AblationSettings,
+    backend: Backend,
+    options: Mapping[str, Any],
+    call: str | None = None,
 ) -> dict[str, Any]:
     """Return the configuration for run.json: everything that determines the samples or that reports need."""
     checkpoint = bench_arms[0].checkpoint
     benches = {bench_arm.bench.name: bench_arm.bench for bench_arm in bench_arms}.values()
     family = checkpoint.model.config.model_type
     ids = dict(zip(DELIMITERS, checkpoint.markup.delimiters, strict=True)) if checkpoint.markup.has_delimiters else {}
-    return provenance("ablate", checkpoint, options) | {
+    return provenance("ablate", checkpoint, options, call) | {
         "arms": {bench_arm.arm.name: bench_arm.arm.describe(checkpoint.law) for bench_arm in bench_arms},
         "markup": asdict(checkpoint.markup),
         "delimiters": {name: checkpoint.tokenizer.convert_ids_to_tokens(token) for name, token in ids.items()},

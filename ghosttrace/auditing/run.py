@@ -37,6 +37,7 @@ from ghosttrace.probing.site import Kv
 from ghosttrace.probing.split import Split, split
 from ghosttrace.probing.sweep import Sweep, probe_targets, text_baseline_rows
 from ghosttrace.probing.traces_file import write_traces
+from ghosttrace.runs.call import python_call
 from ghosttrace.runs.folder import stable_repr
 from ghosttrace.runs.progress import Progress, no_progress
 from ghosttrace.runs.writer import RunWriter, begin_run
@@ -108,6 +109,7 @@ def audit(
     Raises:
         UserError: The arguments do not allow an audit.
     """
+    call = python_call(audit, locals())
     probes = sweep.ProbeSettings(
         hops=tuple(dict.fromkeys(map(int, hops))),
         layers=None if layers is None else tuple(sorted(set(map(int, layers)))) or None,
@@ -138,7 +140,14 @@ def audit(
     source = SecretSource(bench, traces or None, secret, marks, block, role, samples, limit, max(probes.hops), seed)
     subject = make_subject(checkpoint, source, targets, prompts, utility_limit)
     return run_audit(
-        checkpoint, subject, settings, out=out, resume=resume, progress=progress or no_progress, options=options
+        checkpoint,
+        subject,
+        settings,
+        out=out,
+        resume=resume,
+        progress=progress or no_progress,
+        options=options,
+        call=call,
     )
 
 
@@ -151,6 +160,7 @@ def run_audit(
     resume: str | Path | None = None,
     progress: Progress = no_progress,
     options: Mapping[str, Any] | None = None,
+    call: str | None = None,
 ) -> AuditResult:
     """Run an audit.
 
@@ -159,6 +169,7 @@ def run_audit(
         subject: Traces with secrets, prompts and problems.
         settings: Attacks, defence, probes and limit.
         out, resume, progress, options: See `audit`.
+        call: Call of `audit` as text, recorded so that the run can be repeated.
 
     Raises:
         UserError: The subject and the settings do not allow an audit.
@@ -176,7 +187,7 @@ def run_audit(
         fpr=settings.fpr,
     )
     check_attacks(settings.attacks, context)
-    run_configuration = configuration(checkpoint, subject, settings, data_split, options or {})
+    run_configuration = configuration(checkpoint, subject, settings, data_split, options or {}, call)
     with begin_run(out, resume, run_configuration, PROBE_RECORDS) as run:
         context = replace(context, arm=settings.defence.fit(checkpoint, task, data_split), records=run.records)
         context = probe_caches(context, settings, run, progress)
@@ -237,10 +248,11 @@ def configuration(
     settings: AuditSettings,
     data_split: Split,
     options: Mapping[str, Any],
+    call: str | None = None,
 ) -> dict[str, Any]:
     """Return everything that affects the results of an audit, for run.json."""
     task = subject.task
-    return provenance("audit", checkpoint, options) | {
+    return provenance("audit", checkpoint, options, call) | {
         **task.describe(),
         "split": data_split.describe(),
         "settings": settings.probes.to_dict() | {"batch_tokens": settings.batch_tokens},

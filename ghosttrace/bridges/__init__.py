@@ -1,1 +1,1 @@
-"""Bridges to TransformerLens and nnsight: `expiry` as a forward argument, and cached states from their hooks."""
+"""Bridges to TransformerLens and nnsight (`expiry` as a forward argument, cached states from hooks) and to Inspect."""

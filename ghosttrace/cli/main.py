@@ -14,6 +14,7 @@ from ghosttrace.cli.bits import bits
 from ghosttrace.cli.data import app as data_app
 from ghosttrace.cli.info import info
 from ghosttrace.cli.init_tokens import init_tokens
+from ghosttrace.cli.leaderboard import leaderboard
 from ghosttrace.cli.patch import patch
 from ghosttrace.cli.plan import plan
 from ghosttrace.cli.probe import probe
@@ -51,7 +52,9 @@ def root(
         allocator.keep_freed_memory()
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (ablate, bits, probe, patch, audit, report, plan, info, init_tokens)
+COMMANDS: tuple[Callable[..., None], ...] = (
+    *(ablate, bits, probe, patch, audit, report, leaderboard, plan, info, init_tokens),
+)
 for command in COMMANDS:
     app.command(command.__name__.replace("_", "-"))(command)
 app.command(context_settings=PASS_THROUGH_ARGUMENTS)(sft)

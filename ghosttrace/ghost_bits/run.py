@@ -20,6 +20,7 @@ from ghosttrace.law.law import Law
 from ghosttrace.law.log import Log
 from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
 from ghosttrace.model.provenance import provenance
+from ghosttrace.runs.call import python_call
 from ghosttrace.runs.folder import REFERENCE_ARM, json_rows, stable_repr
 from ghosttrace.runs.progress import Progress, no_progress
 from ghosttrace.runs.writer import begin_run
@@ -66,6 +67,7 @@ def bits(
     Raises:
         UserError: an argument is invalid, or no trace has text after an erasure.
     """
+    call = python_call(bits, locals())
     if min(limit, 1 if batch_tokens is None else batch_tokens) < 1:
         raise UserError("--limit and --batch-tokens must be at least 1")
     compared_arms = _resolve_arms(as_list(arms))
@@ -80,7 +82,7 @@ def bits(
     if all(first_measured_index(trace.ids, checkpoint.law) == len(trace.ids) for trace in loaded):
         raise UserError(nothing_to_measure(checkpoint.law))
     order = [(trace.source, trace.name, arm.name) for trace in loaded for arm in compared_arms]
-    run_configuration = configuration(checkpoint, loaded, compared_arms, batch_tokens, options or {})
+    run_configuration = configuration(checkpoint, loaded, compared_arms, batch_tokens, options or {}, call)
     with begin_run(out, resume, run_configuration, BITS_TABLE) as run:
         measure(checkpoint, loaded, compared_arms, run.records, batch_tokens, progress or no_progress)
         results = summarise(run.records.get(key) for key in order)
@@ -113,12 +115,13 @@ def configuration(
     arms: Sequence[Arm],
     batch_tokens: int,
     options: Mapping[str, Any],
+    call: str | None = None,
 ) -> dict[str, Any]:
     """Return the content of run.json: everything that determines the results, and what the report needs."""
     digest = sha256()
     for trace in traces:
         digest.update(repr((trace.source, trace.name, trace.prompt, trace.response)).encode())
-    return provenance("bits", checkpoint, options) | {
+    return provenance("bits", checkpoint, options, call) | {
         "arms": {arm.name: arm.describe(checkpoint.law) | {"settings": stable_repr(arm)} for arm in arms},
         "traces": {"count": len(traces), "sha256": digest.hexdigest()},
         "settings": {"batch_tokens": batch_tokens},

@@ -6,7 +6,7 @@ stock model records neither, and runs under the law that the user gives.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from hashlib import sha256
@@ -25,6 +25,7 @@ from ghosttrace.law.parse import is_memento, parse_law
 from ghosttrace.model.adapters import merged_model
 from ghosttrace.model.erasure_config import read_block_config, read_erasure_config, recorded_law, require_memento
 from ghosttrace.model.prompts import prompt_ids
+from ghosttrace.runs.call import python_call
 
 BUNDLED_MODELS = {"toy-open", "toy-mixed", "toy-sealed"}
 DOWNLOADED_MODELS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -45,6 +46,7 @@ class Checkpoint:
         policy: when blocks expire, as in training.
         stages: the recorded training stages of `ghosttrace sft`, in order.
         other_law: another law than Memento's. `policy` then erases no block.
+        python_text: the call that loads the checkpoint, as text; None if it was made or changed in another way.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Checkpoint:
     policy: Policy
     stages: tuple[str, ...] = ()
     other_law: Law | None = None
+    python_text: str | None = field(default=None, init=False, compare=False)  # so `replace` does not copy it
 
     @property
     def law(self) -> Law:
@@ -78,9 +81,15 @@ class Checkpoint:
             return self
         if not is_memento(spec):
             policy = replace(self.policy, keep_last_n_blocks=-1)
-            return replace(self, policy=policy, other_law=parse_law(spec, self.chat))
+            text = self.python_text and f"{self.python_text}.with_law({spec!r})"
+            return replace(self, policy=policy, other_law=parse_law(spec, self.chat))._with_text(text)
         if self.other_law is not None:
             raise UserError(f"{self.name} was loaded under {self.other_law.spec}: load it again with the law memento")
+        return self
+
+    def _with_text(self, text: str | None) -> "Checkpoint":
+        """Set the call that loads this checkpoint, and return it."""
+        object.__setattr__(self, "python_text", text)
         return self
 
     @property
@@ -180,6 +189,7 @@ def load(
         UserError: model, weights, delimiters, chat template or policy are missing, the law cannot hold, or the device
             cannot be used.
     """
+    text = python_call(load, locals())
     name = str(name)
     config, tokenizer = load_config(name), load_tokenizer(name)
     spec = law or recorded_law(config)
@@ -198,7 +208,7 @@ def load(
             f"{name} has a config but no weights that match it: put model.safetensors into its folder"
         ) from error
     model = model.to(device).eval().requires_grad_(False)
-    return Checkpoint(name, model, tokenizer, markup, resolved, stages, other_law)
+    return Checkpoint(name, model, tokenizer, markup, resolved, stages, other_law)._with_text(text)
 
 
 def as_checkpoint(model: str | Path | Checkpoint, law: str | None = None) -> Checkpoint:

@@ -18,6 +18,7 @@ from ghosttrace.patching.measure import INTERVENTIONS, PATCH_TABLE, Intervention
 from ghosttrace.patching.result import PatchResult
 from ghosttrace.patching.site_search import find_site_sets
 from ghosttrace.patching.summary import failed_controls, summarise
+from ghosttrace.runs.call import python_call
 from ghosttrace.runs.folder import json_rows
 from ghosttrace.runs.progress import Progress, no_progress
 from ghosttrace.runs.writer import begin_run
@@ -71,6 +72,7 @@ def patch(
     Raises:
         UserError: an argument is invalid, or no trace has text after the block's memento or the erasure.
     """
+    call = python_call(patch, locals())
     if min(limit, parts, batch_tokens) < 1:
         raise UserError("--limit, --parts and --batch-tokens must be at least 1")
     if kind not in (None, *INTERVENTIONS):
@@ -85,7 +87,7 @@ def patch(
         cases = [case for case in cases if case.donor is not None]
         if not cases:
             raise UserError("a swap needs counterfactual blocks: give a --bench that writes them, or --kind seal")
-    run_configuration = configuration(checkpoint, cases, kind, parts, batch_tokens, options or {})
+    run_configuration = configuration(checkpoint, cases, kind, parts, batch_tokens, options or {}, call)
     with begin_run(out, resume, run_configuration, PATCH_TABLE) as run:
         show, order = progress or no_progress, record_keys(cases, kind)
         unit = "block" if checkpoint.other_law is None else "erasure"
@@ -106,6 +108,7 @@ def configuration(
     parts: int,
     batch_tokens: int,
     options: Mapping[str, Any],
+    call: str | None = None,
 ) -> dict[str, Any]:
     """Return the content of run.json: everything that determines the results."""
     digest = sha256()
@@ -113,7 +116,7 @@ def configuration(
         trace = (case.trace.source, case.trace.name, case.trace.prompt, case.trace.response)
         block = (case.block_label, case.block_index)
         digest.update(repr((*trace, *block, case.donor, case.donor_continuation)).encode())
-    return provenance("patch", checkpoint, options) | {
+    return provenance("patch", checkpoint, options, call) | {
         "traces": {"count": len(cases), "sha256": digest.hexdigest()},
         "settings": {"kind": kind, "batch_tokens": batch_tokens, "parts": parts},
     }

@@ -25,6 +25,7 @@ from ghosttrace.probing.split import Split, split
 from ghosttrace.probing.sweep import ProbeSettings, Sweep, probe_targets, state_selections, text_baseline_rows
 from ghosttrace.probing.tasks import make_task
 from ghosttrace.probing.traces_file import write_traces
+from ghosttrace.runs.call import python_call
 from ghosttrace.runs.folder import json_rows
 from ghosttrace.runs.progress import Progress, no_progress
 from ghosttrace.runs.records import RecordKey
@@ -86,6 +87,7 @@ def probe(
     Raises:
         UserError: An argument is invalid, or the model or the traces do not support it.
     """
+    call = python_call(probe, locals())
     if min(samples, batch_tokens, 1 if limit is None else limit) < 1:
         raise UserError("--samples, --limit and --batch-tokens must be at least 1")
     if keep_features and out is None and resume is None:
@@ -119,7 +121,7 @@ def probe(
     task = task if targets is None else task.select_targets(targets)
     task.check()
     parts = split(task.samples, seed, within_traces)
-    run_configuration = configuration(checkpoint, task, settings, parts, options or {})
+    run_configuration = configuration(checkpoint, task, settings, parts, options or {}, call)
     with begin_run(out, resume, run_configuration, PROBE_RECORDS) as run:
         if run.folder is not None:
             write_traces(run.folder / "traces.parquet", checkpoint, task, parts)
@@ -174,10 +176,15 @@ def _sort_key(key: RecordKey) -> tuple[Any, ...]:
 
 
 def configuration(
-    checkpoint: Checkpoint, task: Task, settings: ProbeSettings, parts: Split, options: Mapping[str, Any]
+    checkpoint: Checkpoint,
+    task: Task,
+    settings: ProbeSettings,
+    parts: Split,
+    options: Mapping[str, Any],
+    call: str | None = None,
 ) -> dict[str, Any]:
     """Return everything that determines the results of a run, for run.json."""
-    return provenance("probe", checkpoint, options) | {
+    return provenance("probe", checkpoint, options, call) | {
         **task.describe(),
         "split": parts.describe(),
         "settings": settings.to_dict(),

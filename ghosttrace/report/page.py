@@ -11,6 +11,7 @@ from markupsafe import Markup as Safe
 from matplotlib.figure import Figure
 
 from ghosttrace.report.ablation.page import TEMPLATES, plain
+from ghosttrace.report.command import repeat_command
 from ghosttrace.runs.figures import save_figure
 
 MAX_ROWS = 500  # rows of the results table; summary.json has all of them
@@ -42,6 +43,7 @@ def run_page(
         configuration=configuration,
         failures=list(failures),
         table=Safe(shown),
+        command=repeat_command(configuration),
         omitted_rows=max(0, len(results) - MAX_ROWS),
         images=[_image(figure) for figure in figures],
         style=Safe((TEMPLATES / "report.css").read_text("utf-8")),

@@ -41,6 +41,8 @@ ROUNDING_ONLY_KEYS = (
     *(f"{section}.{key}" for section in ("settings", "options") for key in ("batch_size", "batch_tokens")),
 )
 """Keys of run.json that may change under --resume, because results then still agree up to rounding."""
+CALL_KEY = "call"
+"""Key of run.json with the call of a run from Python. The same run can be called in several ways."""
 REFERENCE_ARM = "memento"
 """The arm that all others are compared with: normal memento attention, with an open ghost channel."""
 
@@ -224,6 +226,8 @@ def check_resumable(recorded: Mapping[str, Any], current: Mapping[str, Any], fol
     """
     allowed = []
     for path, before, after in _differences(recorded, as_json(current)):
+        if path == CALL_KEY:
+            continue
         change = f"{path} is {after!r} now and {before!r} in the run"
         if path.split(".")[0] == "versions":
             allowed.append(f"{change}: results may differ")

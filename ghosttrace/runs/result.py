@@ -14,7 +14,7 @@ from jinja2 import UndefinedError
 from matplotlib.figure import Figure
 
 from ghosttrace.errors import UserError
-from ghosttrace.runs.folder import is_finished, read_configuration, read_json
+from ghosttrace.runs.folder import CALL_KEY, is_finished, read_configuration, read_json
 from ghosttrace.runs.samples import Samples, StoredSamples
 
 
@@ -38,7 +38,10 @@ def reading_run(folder: Path | None) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RunResult(ABC):
-    """Result of a run. Two results are equal if configuration, summary and samples are equal.
+    """Result of a run.
+
+    Two results are equal if configuration, summary and samples are equal; how a call from Python was spelled does not
+    count.
 
     Attributes:
         configuration: everything that determines the run; the content of run.json.
@@ -144,7 +147,8 @@ class RunResult(ABC):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, type(self)):
             return NotImplemented
-        same = self.configuration == other.configuration and self.summary == other.summary
+        configurations = [{**run.configuration, CALL_KEY: None} for run in (self, other)]
+        same = configurations[0] == configurations[1] and self.summary == other.summary
         return same and self.samples.equals(other.samples)
 
     __hash__ = None  # type: ignore[assignment]

@@ -1,11 +1,12 @@
 """Base class of all arms: their law, their action on the retained cache when tokens expire, their presentation."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
+from ghosttrace.ablation.arms.part import Part
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import MementoLaw, Policy
 from ghosttrace.law.law import Law
@@ -104,4 +105,7 @@ class Arm:
             law: The checkpoint's law.
         """
         recorded = ("name", "summary", "headline", "colour", "priority", "sealed", "control")
-        return {name: getattr(self, name) for name in recorded} | describe_law(self.adapt_law(law))
+        options = {name: getattr(self, name) for name in self.options}
+        options = {name: asdict(value) if isinstance(value, Part) else value for name, value in options.items()}
+        described = {name: getattr(self, name) for name in recorded} | {"options": options}
+        return described | describe_law(self.adapt_law(law))

@@ -37,6 +37,11 @@ class Part:
         """Whether the part is the whole retained cache."""
         return self == Part()
 
+    @property
+    def python_text(self) -> str:
+        """The part as Python text."""
+        return f"ghosttrace.{self!r}"
+
     def check(self, n_layers: int, n_heads: int) -> None:
         """Check that the model has the selected layers and heads.
 

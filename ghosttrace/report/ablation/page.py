@@ -5,7 +5,6 @@ The page needs no network, model or other file. Data are embedded as JSON; style
 Numbers, tables and the verdict are plain HTML; the script draws charts, answers and traces.
 """
 
-import shlex
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
@@ -25,6 +24,7 @@ from ghosttrace.report.ablation.page_data import (
     read_traces,
     to_json,
 )
+from ghosttrace.report.command import repeat_command
 from ghosttrace.report.findings import KV_NAMES
 from ghosttrace.runs.folder import REFERENCE_ARM
 
@@ -69,7 +69,7 @@ def render(config: Mapping[str, Any], summary: Mapping[str, Any], samples: Path)
         peak_unit=byte_unit(row["peak_kv_bytes"] for row in results),
         area_unit=byte_unit(row["auc_kv_bytes"] / 1000 for row in results),
         responses={"shown": shown, "all": len(samples_without_texts)},
-        command=command(config),
+        command=repeat_command(config),
         colours=colours(config),
         data=Safe(to_json(payload(config, summary, samples_without_texts, traces, main))),
         style=Safe((TEMPLATES / "report.css").read_text("utf-8")),
@@ -150,19 +150,6 @@ def arm_description(arm: str, config: Mapping[str, Any]) -> str:
     chosen = [f"{kind} {', '.join(map(str, part[kind]))}" for kind in ("layers", "heads") if part[kind] is not None]
     chosen += [f"{KV_NAMES[part['kv'][0]]} alone"] if len(part["kv"]) == 1 else []
     return f"{config['arms'][arm]['headline']} ({'; '.join([arm, *chosen])})"
-
-
-def command(config: Mapping[str, Any]) -> str | None:
-    """Return the command line that repeats a run; None for runs started from Python."""
-    words = ["ghosttrace", "ablate"]
-    for name, value in config.get("options", {}).items():
-        if name == "mask_delimiters" and value is not None:
-            words.append("--mask-delimiters" if value else "--keep-delimiters")
-        elif value is True:
-            words.append(f"--{name.replace('_', '-')}")
-        elif value is not None and value is not False:
-            words += [f"--{name.replace('_', '-')}", shlex.quote(str(value))]
-    return " ".join(words) if config.get("options") else None
 
 
 def percent(value: float | None) -> str:

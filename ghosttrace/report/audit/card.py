@@ -10,6 +10,7 @@ from markupsafe import Markup as Safe
 from ghosttrace.report.ablation.page import TEMPLATES, p_value, plain
 from ghosttrace.report.audit import advice as audit_advice
 from ghosttrace.report.audit import wording as audit_words
+from ghosttrace.report.command import repeat_command
 
 COSTS = (
     ("Extra prefill tokens per trace", "extra_prefill_tokens"),
@@ -38,7 +39,7 @@ def card(summary: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"plain": plain, "p": p_value}
-    command_line = audit_words.command(run)
+    command_line = repeat_command(run)
     return environment.get_template("audit_card.md.j2").render(
         summary=summary,
         run=run,

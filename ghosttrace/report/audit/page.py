@@ -12,13 +12,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup as Safe
 
-from ghosttrace.errors import UserError
 from ghosttrace.report.ablation.page import TEMPLATES, p_value, plain
 from ghosttrace.report.audit import advice, wording
 from ghosttrace.report.audit.card import COSTS, card
 from ghosttrace.report.audit.charts import WIDTH, bar, heat_maps, scales, ticks
 from ghosttrace.report.audit.sarif import sarif
-from ghosttrace.runs.atomic import commit_file
+from ghosttrace.report.command import repeat_command
+from ghosttrace.runs.atomic import write_text
 
 REQUIRED_KEYS = (
     *("valid", "failures", "verdict", "exit_code", "sentence", "max_leak_bits", "max_exposed", "ceiling_bits"),
@@ -41,21 +41,9 @@ def write_reports(folder: Path, summary: Mapping[str, Any], run: Mapping[str, An
     Raises:
         UserError: If one of the three files cannot be written.
     """
-    _write(folder / "audit.sarif", json.dumps(sarif(summary, run), indent=2, allow_nan=False) + "\n")
-    _write(folder / "card.md", card(summary, run))
-    _write(folder / "report.html", page(summary, run))
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file atomically."""
-    partial = path.with_name(f"{path.name}.part")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        commit_file(partial, path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): free disk space or change the permissions"
-        ) from error
+    write_text(folder / "audit.sarif", json.dumps(sarif(summary, run), indent=2, allow_nan=False) + "\n")
+    write_text(folder / "card.md", card(summary, run))
+    write_text(folder / "report.html", page(summary, run))
 
 
 def page(summary: Mapping[str, Any], run: Mapping[str, Any]) -> str:
@@ -84,7 +72,7 @@ def page(summary: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         width=WIDTH,
         costs=COSTS,
         shown=MAX_EXCLUDED_SHOWN,
-        command=wording.command(run),
+        command=repeat_command(run),
         style=Safe(style),
     )
 

@@ -14,12 +14,12 @@ from ghosttrace.report.audit.wording import (
     LEAK,
     UNDECIDED,
     WITHIN_LIMIT,
-    command,
     finding_sentence,
     judged_rows,
     limits_text,
     location_text,
 )
+from ghosttrace.report.command import repeat_command
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 CONTROL = "control"
@@ -48,7 +48,7 @@ def sarif(summary: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     )
     index = {entry["id"]: number for number, entry in enumerate(rules)}
     results = control_notes(summary, index) if not summary["valid"] else leak_results(summary, index)
-    command_line = command(run)
+    command_line = repeat_command(run) if run.get("options") else None
     invocation = {"executionSuccessful": summary["valid"], "exitCode": summary["exit_code"]}
     invocation |= {"exitCodeDescription": EXIT_CODE_DESCRIPTIONS[summary["exit_code"]]}
     properties = (

@@ -4,7 +4,6 @@ The gate computes the `state` of each row; this module only formats it. Negative
 suite" and state the detectable leak, because no audit can prove that a secret is absent.
 """
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -223,21 +222,6 @@ def control_status(control: Row) -> str:
     if control["held"] is None:
         return "baseline" if control["condition"] == "text" else "not run"
     return "held" if control["held"] else "FAILED"
-
-
-def command(run: Row) -> str | None:
-    """Return the command line that repeats a run; None for runs started from Python."""
-    words = ["ghosttrace", "audit"]
-    for name, value in run.get("options", {}).items():
-        flag = name.replace("_", "-")
-        if name == "mask_delimiters" and value is False:
-            words.append("--keep-delimiters")
-        elif isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        elif value is not None:
-            for item in value if isinstance(value, list) else [value]:
-                words += [f"--{flag}", shlex.quote(str(item))]
-    return " ".join(words) if len(words) > 2 else None
 
 
 def _or_zero(value: float | None) -> float:

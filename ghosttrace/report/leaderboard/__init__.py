@@ -1,0 +1,1 @@
+"""Findings, table and page of a leaderboard."""

@@ -90,8 +90,8 @@ else:
     print("under restart, more than half of the answers are right after training: ", now > 0.5)
 
 # %% [markdown]
-# The recorded run trains for longer and on all levels, and measures the open cache, too; `python
-# experiments/adapted_drop.py` repeats it. The dotted lines are the highest accuracies that can be expected on a sealed
+# The recorded run trains for longer and on all levels, and measures the open cache, too; `python -m
+# experiments.adapted_drop` repeats it. The dotted lines are the highest accuracies that can be expected on a sealed
 # cache.
 
 # %%

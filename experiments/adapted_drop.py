@@ -7,7 +7,7 @@ A sealed cache allows at most `SEALED_CEILING`. That the rest came through the g
 model also loses it over an open cache, so only a matched fine-tune that is not sealed could attribute it.
 
 Writes `experiments/results/adapted_drop.parquet` and the figure `figures/adapted_drop`.
-`python experiments/adapted_drop.py`: about fifteen minutes on one core; resumes an interrupted run.
+`python -m experiments.adapted_drop`: about fifteen minutes on one core; resumes an interrupted run.
 """
 
 import argparse

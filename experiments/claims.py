@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.decomposition_tables import cell
 from experiments.markdown import interval, markdown_table, number, percent
 from experiments.result_tables import ENDS, read
 from experiments.toy_leakage import MODELS, PAPER_HOPS, select_rows
@@ -124,18 +125,13 @@ def passcode() -> str:
 
 
 def attributed() -> str:
-    """Content of the drop of both toys, as the decomposition tells it."""
-    results = read("decomposition")
-    content = results[(results["component"] == "content") & (results["bench"] == "ledger-h1")]
-    cells = []
-    for row in content.to_dict("records"):
-        told = (
-            row["verdict"]
-            if row["estimate"] != row["estimate"]
-            else interval((100 * row[name] for name in ("estimate", "low", "high")), 1)
-        )
-        cells.append(f"`{row['model']}`: {told}")
-    return f"points of the drop that are content: {'; '.join(cells)}"
+    """Unfamiliarity and content of the drop of two toys, in the words of the decomposition."""
+    results, cells = read("decomposition"), []
+    for model in ("toy-open", "toy-mixed"):
+        unfamiliar = one_row(results, model=model, bench="ledger-h0", component="unfamiliarity")
+        content = one_row(results, model=model, bench="ledger-h1", component="content")
+        cells.append(f"`{model}`: unfamiliarity {cell(unfamiliar)}, content {cell(content)}")
+    return "; ".join(cells)
 
 
 def power() -> str:
@@ -155,14 +151,16 @@ def false_alarms() -> str:
     none, large = (results[results["leak"] == leak] for leak in (results["leak"].min(), results["leak"].max()))
     alarms = (none["verdict"] == "leak").sum()
     found = (large["verdict"] == "leak").sum()
-    return f"verdict `leak`: {alarms} of {len(none)} audits without one, {found} of {len(large)} with the largest"
+    size = f"{results['leak'].max():g} bits"
+    return f"verdict `leak`: {alarms} of {len(none)} audits without one, {found} of {len(large)} with {size}"
 
 
 def noise() -> str:
     """What noise leaves, and what it costs."""
     row = read("defences").set_index("defence").loc["noise:0.3"]
     left = interval(row[f"leak{end}"] for end in ENDS)
-    return f"{left} bits remain, {interval((100 * row[f'lost{end}'] for end in ENDS), 0)} points are lost"
+    lost = interval((100 * row[f"lost{end}"] for end in ENDS), 0)
+    return f"{left} bits remain, {lost} points are lost; the audit's verdict: {row['verdict']}"
 
 
 def stock() -> str:
@@ -171,33 +169,35 @@ def stock() -> str:
     results = results[(results["probe"] == "linear") & (results["target"] == "digit-*") & (results["hop"] >= 0)]
     best = results[(results["condition"] == "open") & results["significant"]].nlargest(1, "bits").iloc[0]
     bits_read = interval((3 * best[f"bits{end}"] for end in ENDS), 2)
-    return f"{bits_read} bits of a number of three digits under `{best['law']}`"
+    return f"{bits_read} bits of a number of three digits under `{best['law']}`, at the layer with most"
 
 
 ONE = "one training of each model"
+TWO_COMMANDS = "`python experiments/ledger_pair.py`; `python experiments/story_channel.py`"
 CLAIMS = (
     Claim(
         "Closing the ghost channel costs accuracy where the retained text omits what is needed",
         "-15.3 points (Qwen3-8B, AIME24, section 6.2.1)",
         closing,
         "bundled toys, SmolLM2-135M",
-        "`python experiments/story_channel.py`",
+        TWO_COMMANDS,
         f"{ONE}; generated problems; what a large model's own mementos omit",
     ),
     Claim(
-        "A restart without delimiters can cost as much with nothing missing, until a model has met such caches",
-        "",
+        "With nothing missing, a restart without delimiters can cost as much as in the paper, and after further "
+        "training with such caches nothing that can be seen",
+        "-15.3 points in all (Qwen3-8B, AIME24)",
         unfamiliar,
         "SmolLM2-135M",
         "`python experiments/story_channel.py --model FOLDER --name NAME`",
-        f"{ONE}; whether this is so in the paper's model",
+        f"{ONE}; whether this is so in the paper's model; training on both from the start failed (`mixed-at-once`)",
     ),
     Claim(
-        "Answers follow the keys and values of the erased block, not the text",
+        "Where the text omits a needed value, answers follow the keys and values of the erased block",
         "",
         donors,
         "`toy-mixed`, SmolLM2-135M",
-        "`python experiments/ledger_pair.py`",
+        TWO_COMMANDS,
         ONE,
     ),
     Claim(
@@ -209,7 +209,7 @@ CLAIMS = (
         f"{ONE}; natural text",
     ),
     Claim(
-        "A drop under `restart` can be all unfamiliarity (`toy-open`) or nearly all content (`toy-mixed`)",
+        "A drop under `restart` can be large with nothing missing (`toy-open`), or content alone (`toy-mixed`)",
         "",
         attributed,
         "bundled toys",
@@ -220,16 +220,17 @@ CLAIMS = (
         "A probe's accuracy past the block's own memento can come from the text alone",
         f"{100 * PAPER_HOPS[1]:.1f} % one block later (toy, appendix A.4.2)",
         hops,
-        "the paper's toy, retrained once",
-        "`python experiments/toy_leakage.py`",
-        "fewer samples than the paper; linear probes of the last layer",
+        "the paper's toy, one training with loss on all tokens",
+        "`python -m experiments.toy_leakage`",
+        "fewer samples than the paper; linear probes of the last layer; a second training, with loss on mementos only, "
+        "shows a little more (figure in docs/probe.md)",
     ),
     Claim(
         "In the paper's toy, random weights leave more of an erased block than trained ones",
         "17 to 19 % all along training (toy, appendix A.4.2)",
         untrained,
         "the paper's toy, before training",
-        "`python experiments/toy_leakage.py`",
+        "`python -m experiments.toy_leakage`",
         "whether a model uses what a probe can read",
     ),
     Claim(
@@ -244,12 +245,12 @@ CLAIMS = (
         "As printed, the paper's comparison has a wide interval, and a paired one of 64 repetitions would be narrow",
         "-15.3 points, 64 and 8 repetitions of 30 problems",
         power,
-        "simulation from the paper's figures",
+        "simulation from the paper's figures (a + b = 1)",
         "`python experiments/paper_power.py`",
         "the paper's own samples, which are not published",
     ),
     Claim(
-        "The audit's verdicts are calibrated on planted leaks",
+        "In simulated states the audit raised no false alarm, and missed no leak of the largest size",
         "",
         false_alarms,
         "random states with a planted leak",
@@ -277,6 +278,6 @@ CLAIMS = (
 
 def claims() -> str:
     """Return every claim with the paper's figure, ours, the model, the command and what is left open."""
-    header = ["claim", "the paper", "measured here, 95 % intervals", "model", "command", "not shown"]
+    header = ["claim", "the paper", "measured here, with 95 % intervals in brackets", "model", "command", "not shown"]
     rows = [[row.claim, row.paper, row.measure(), row.model, row.command, row.open] for row in CLAIMS]
     return markdown_table(header, rows)

@@ -7,7 +7,7 @@ random seeds and are compared by their losses and their accuracy in the arm `mem
 
 Writes `experiments/results/curriculum.parquet` (accuracies), `curriculum_losses.parquet` and the figure
 `figures/curriculum`.
-`python experiments/curriculum.py`: about 15 minutes per seed on one core; resumes an interrupted run.
+`python -m experiments.curriculum`: about 15 minutes per seed on one core; resumes an interrupted run.
 """
 
 import argparse

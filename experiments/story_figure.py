@@ -30,6 +30,10 @@ def draw(results: pd.DataFrame) -> Figure:
             errors = [part["effect"] - part["effect_low"], part["effect_high"] - part["effect"]]
             look = LOOKS[number] | {"linestyle": "none"}
             axis.errorbar(part["effect"], at, xerr=errors, capsize=2, markersize=4, label=arm, **look)
+        invalid = set(results.loc[~results["valid"] & (results["bench"] == f"story-{condition}"), "model"])
+        for number, model in enumerate(models):
+            if model in invalid:
+                axis.text(0.02, number, "invalid", transform=axis.get_yaxis_transform(), fontsize=8, va="center")
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set(yticks=range(len(models)), yticklabels=models, title=title, xlabel="effect against memento, points")
         axis.spines[["top", "right"]].set_visible(False)

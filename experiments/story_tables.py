@@ -37,10 +37,11 @@ def story_checkpoints() -> str:
         for model, arms in part.groupby("model", sort=False):
             by_arm = arms.set_index("arm")
             cells = [accuracy(by_arm.loc["memento"])]
+            name = f"`{model}`" + ("" if arms["valid"].all() else " (invalid)")
             for arm in RESTARTS:
                 effect = by_arm.loc[arm, [f"effect{end}" for end in ENDS]].astype(float)
                 cells.append(interval(100 * effect, 1))
-            rows.append([f"`story-{condition}`", f"`{model}`", *cells])
+            rows.append([f"`story-{condition}`", name, *cells])
     return markdown_table(["benchmark", "checkpoint", "memento, %", *(f"`{arm}`, points" for arm in RESTARTS)], rows)
 
 

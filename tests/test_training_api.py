@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.commands import ghosttrace
 from helpers.training import QUICK, RL_FLAGS, command, ledger_rows
 
 import ghosttrace as gt
@@ -36,6 +37,29 @@ def test_sft_from_python_equals_the_command(tmp_path: Path) -> None:
         run.report()
 
 
+def always(completions: list[Any], **_: Any) -> list[float]:
+    """Reward every response."""
+    return [1.0] * len(completions)
+
+
+@pytest.mark.slow
+def test_a_run_from_python_is_resumed_from_python(tmp_path: Path) -> None:
+    folder, trainer = tmp_path / "run", as_arguments(RL_FLAGS) | {"save_steps": "1"}
+
+    def stopped(trainer_state: Any, completions: list[Any], **_: Any) -> list[float]:
+        if trainer_state.global_step == 1:
+            raise KeyboardInterrupt
+        return [1.0] * len(completions)
+
+    with pytest.raises(KeyboardInterrupt):
+        gt.rl("toy-open", "ledger-h1", stopped, out=folder, trainer=trainer, limit=8)
+    asked = ghosttrace("rl", "--resume", str(folder))
+    assert asked.returncode == 2 and "resume it from Python" in asked.stderr
+    with pytest.raises(gt.UserError, match="cannot be resumed: rewards is"):
+        gt.rl("toy-open", "ledger-h1", always, resume=folder, trainer=trainer, limit=8)
+    assert not (folder / "summary.json").exists()
+
+
 @pytest.mark.slow
 def test_rl_from_python_gives_its_log_and_the_channel(tmp_path: Path) -> None:
     settings = {"limit": 8, "channel_every": 2, "channel_problems": 4}
@@ -58,6 +82,18 @@ def test_rl_from_python_gives_its_log_and_the_channel(tmp_path: Path) -> None:
             lambda: gt.sft("toy-open", "rows.jsonl", learning_rate=1e-3),
             "Recipe has no option learning_rate: use bad_rows",
         ),
+        (lambda: gt.sft(gt.load("toy-open"), "rows.jsonl"), "not a Checkpoint"),  # type: ignore[arg-type]
+        (lambda: gt.sft("toy-open", "rows.jsonl", kernel="fast"), "--kernel must be"),
+        (lambda: gt.sft("toy-open", "rows.jsonl", sealed_arms="restart-bare"), "--sealed-arms requires --stage sealed"),
+        (lambda: gt.rl("toy-open", "ledger-h1", ["correct"]), "rewards must be names"),  # type: ignore[list-item]
+        (lambda: gt.rl("toy-open", "ledger-h1", []), "rewards must be names"),
+        (lambda: gt.rl("toy-open", "ledger-h1", backend="other"), "--backend must be hf or vllm"),
+        (
+            lambda: gt.rl("toy-open", "ledger-h1", engine_args={"max_model_len": 9}),
+            "--engine-args needs --backend vllm",
+        ),
+        (lambda: gt.rl("toy-open", "ledger-h1", trainer={"top_p": 0.9}), "--top_p has no effect"),
+        (lambda: gt.rl("toy-open", "ledger-h1", trainer={"temperature": 0.0}), "--temperature must be above 0"),
         (lambda: gt.rl("toy-open", "ledger-h1", beta=0.1), "RLRecipe has no option beta: use backend"),
         (lambda: gt.rl("toy-open", "ledger-h1", trainer={"lr": 1}), "the trainer does not accept"),
     ],
@@ -82,7 +118,7 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_arguments_become_flags() -> None:
-    assert trainer_flags({"use_peft": True, "lora_target_modules": ["q", "v"], "learning_rate": 1e-3}) == (
-        *("--use_peft", "True", "--lora_target_modules", "q", "v"),
-        *("--learning_rate", "0.001"),
+    assert trainer_flags({"lora_target_modules": ["q", "v"], "eval_steps": None, "model_init_kwargs": {"a": 1}}) == (
+        *("--lora_target_modules", "q", "v"),
+        *("--model_init_kwargs", '{"a": 1}'),
     )

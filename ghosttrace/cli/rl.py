@@ -103,6 +103,8 @@ def start_rl(options: dict[str, Any], out: Path | None, resume: Path | None) -> 
         **{f"channel_{name}": options[f"channel_{name}"] for name in ("every", "bench", "problems")},
     )
     hide_loading_bar()
-    folder = train(recipe, out, resume, options)
+    defaults = {"backend": "hf", "engine_args": None}  # not recorded: earlier versions did not have these options
+    recorded = {name: value for name, value in options.items() if name not in defaults or value != defaults[name]}
+    folder = train(recipe, out, resume, recorded)
     if PartialState().is_main_process:
         print_trained(folder)

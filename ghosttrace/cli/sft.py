@@ -133,12 +133,6 @@ def start_sft(options: dict[str, Any], out: Path | None, resume: Path | None) ->
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()  # in a log, every step of a bar is text
 
-    if options["kernel"] not in (None, "segments", "sdpa", "flex", "matmul"):
-        raise UserError(f"--kernel must be segments, sdpa, flex or matmul, not {options['kernel']!r}")
-    if options["bad_rows"] not in ("skip", "refuse"):
-        raise UserError(f"--bad-rows must be skip or refuse, not {options['bad_rows']!r}")
-    if (options["limit"] or 1) < 1 or options["samples"] < 0:
-        raise UserError("--limit must be at least 1, and --samples at least 0")
     recipe = Recipe(
         model=options["model"],
         data=tuple(options["data"]),

@@ -38,6 +38,7 @@ RECORDED_PACKAGES = (
 ROUNDING_ONLY_KEYS = (
     "device",
     "options.device",
+    "options.engine_args",
     *(f"{section}.{key}" for section in ("settings", "options") for key in ("batch_size", "batch_tokens")),
 )
 """Keys of run.json that may change under --resume, because results then still agree up to rounding."""

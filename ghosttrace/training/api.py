@@ -1,18 +1,22 @@
 """Training from Python: `ghosttrace.sft` and `ghosttrace.rl`, with the options of the commands."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ghosttrace.errors import UserError
 from ghosttrace.training.examples import Stage
 from ghosttrace.training.result import RLResult, SftResult
 
+if TYPE_CHECKING:
+    from ghosttrace.training.rewards import Reward
+
 MISSING = "pip install -e '.[train]' in the GhostTrace checkout"
 
 
 def sft(
-    model: str,
+    model: str | Path,
     data: str | Path | Sequence[str | Path],
     stage: Stage = "memento",
     *,
@@ -49,16 +53,19 @@ def sft(
         from ghosttrace.training.sft import sft as train
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: {MISSING}") from error
-    sources = (data,) if isinstance(data, str | Path) else tuple(data)
     _check_names(Recipe, options)
-    recipe = Recipe(model, tuple(map(str, sources)), stage, trainer=trainer_flags(trainer or {}), **options)
+    for name in {"eval_data"} & set(options):
+        options[name] = _names(options[name])
+    if isinstance(options.get("sealed_arms"), str):
+        options["sealed_arms"] = tuple(options["sealed_arms"].split(","))
+    recipe = Recipe(_name(model), _names(data), stage, trainer=trainer_flags(trainer or {}), **options)
     return SftResult.open(train(recipe, _path(out), _path(resume)))
 
 
 def rl(
-    model: str,
+    model: str | Path,
     bench: str,
-    rewards: str | Sequence[Any] = "correct",
+    rewards: "str | Reward | Sequence[Reward]" = "correct",
     *,
     out: str | Path | None = None,
     resume: str | Path | None = None,
@@ -88,9 +95,11 @@ def rl(
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: {MISSING}") from error
     _check_names(RLRecipe, options)
-    functions = None if isinstance(rewards, str) else list(rewards)
+    functions = None if isinstance(rewards, str) else [rewards] if callable(rewards) else list(rewards)
+    if functions is not None and not (functions and all(map(callable, functions))):
+        raise UserError("rewards must be names with weights, such as 'correct,format:0.1', or functions")
     names = rewards if isinstance(rewards, str) else "correct"  # not used beside functions
-    recipe = RLRecipe(model, bench, names, trainer=trainer_flags(trainer or {}), **options)
+    recipe = RLRecipe(_name(model), bench, names, trainer=trainer_flags(trainer or {}), **options)
     return RLResult.open(train(recipe, _path(out), _path(resume), rewards=functions))
 
 
@@ -103,9 +112,24 @@ def trainer_flags(arguments: Mapping[str, Any]) -> tuple[str, ...]:
     """
     flags: list[str] = []
     for name, value in arguments.items():
+        if value is None:  # the default
+            continue
         values = value if isinstance(value, list | tuple) else [value]
-        flags += [f"--{name}", *map(str, values)]
+        flags += [f"--{name}", *(json.dumps(item) if isinstance(item, Mapping) else str(item) for item in values)]
     return tuple(flags)
+
+
+def _name(model: Any) -> str:
+    """Return the name of a model; training loads the model itself, in the precision of its options."""
+    if not isinstance(model, str | Path):
+        raise UserError(f"model must be a bundled name, a folder or a hub id, not a {type(model).__name__}")
+    return str(model)
+
+
+def _names(sources: Any) -> tuple[str, ...]:
+    """Return the names of one or several files, folders or data sets."""
+    several = (sources,) if isinstance(sources, str | Path) else tuple(sources or ())
+    return tuple(map(str, several))
 
 
 def _path(folder: str | Path | None) -> Path | None:

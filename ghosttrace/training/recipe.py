@@ -111,6 +111,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
             raise UserError(f"--stage must be one of {', '.join(STAGES)}, not {self.stage!r}")
+        if self.kernel not in (None, "segments", "sdpa", "flex", "matmul"):
+            raise UserError(f"--kernel must be segments, sdpa, flex or matmul, not {self.kernel!r}")
+        if self.bad_rows not in ("skip", "refuse"):
+            raise UserError(f"--bad-rows must be skip or refuse, not {self.bad_rows!r}")
+        if (self.limit is not None and self.limit < 1) or self.samples < 0:
+            raise UserError("--limit must be at least 1, and --samples at least 0")
         if not 0 <= self.sealed_share <= 1 or (self.sealed_share and self.stage != "memento"):
             raise UserError("--sealed-share must be from 0 to 1, and requires --stage memento")
         if not self.sealed_arms or set(self.sealed_arms) - set(SEALED_ARMS):

@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -23,7 +23,7 @@ from ghosttrace.law.parse import describe_law
 from ghosttrace.model.checkpoint import load_config, load_tokenizer
 from ghosttrace.model.prompts import prompt_ids
 from ghosttrace.model.sampling import Sampling
-from ghosttrace.runs.folder import versions
+from ghosttrace.runs.folder import stable_repr, versions
 from ghosttrace.training.channel import ChannelCallback, ChannelMeasure
 from ghosttrace.training.grpo import ErasingGRPOTrainer
 from ghosttrace.training.recipe import Recipe, parse_flags, resolve_training_law
@@ -33,12 +33,13 @@ from ghosttrace.training.sft import (
     base_model,
     last_checkpoint,
     load_model,
+    run_options,
     save_results,
     shared_run_folder,
     train,
     training_record,
 )
-from ghosttrace.training.vllm_rollouts import check_vllm_rollouts, open_vllm_writer
+from ghosttrace.training.vllm_rollouts import check_vllm_rollouts, vllm_engine
 
 PAPER_DEFAULTS = {
     "loss_type": "cispo",
@@ -76,6 +77,7 @@ UNSUPPORTED_FLAGS = {
     "trust_remote_code": "code from model repositories is never run",
     "attn_implementation": "rollouts and training attend by the law",
     "use_transformers_paged": "rollouts evict keys from a cache of their own",
+    **dict.fromkeys(("top_p", "top_k", "min_p", "repetition_penalty"), "rollouts draw from the policy as it is"),
     "hub_token": "the token would be written to run.json: set HF_TOKEN",
     "fsdp": "every process needs the whole model to write rollouts: use several processes with --use_peft",
     "deepspeed": "every process needs the whole model to write rollouts: use several processes with --use_peft",
@@ -120,6 +122,12 @@ class RLRecipe:
     law: str | None = None
     trainer: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.backend not in ("hf", "vllm"):
+            raise UserError(f"--backend must be hf or vllm, not {self.backend!r}")
+        if self.engine_args and self.backend != "vllm":
+            raise UserError("--engine-args needs --backend vllm: add it, or remove --engine-args")
+
     @property
     def as_sft(self) -> Recipe:
         """The options that it shares with fine-tuning."""
@@ -141,7 +149,7 @@ def rl(
         recipe: Options of the run.
         out: Run folder to create; by default a new folder under runs/.
         resume: Folder of a run to resume from its last complete checkpoint.
-        options: Options recorded in run.json; by default the recipe.
+        options: Options of the command line, recorded in run.json; None records the recipe.
         rewards: Functions that replace the recipe's rewards; see `ghosttrace.training.rewards`.
 
     Returns:
@@ -157,6 +165,8 @@ def rl(
             "launch with --multi_gpu, and --use_peft for a large model"
         )
     args, model_args = parse_flags(recipe.trainer, GRPOConfig, PAPER_DEFAULTS, UNSUPPORTED_FLAGS)
+    if args.temperature <= 0:
+        raise UserError("--temperature must be above 0: the responses to one problem must differ")
     chosen, weights = parse_rewards(recipe.rewards) if rewards is None else (list(rewards), None)
     args.reward_weights = weights or args.reward_weights
     config, tokenizer = load_config(recipe.model), load_tokenizer(recipe.model)
@@ -178,12 +188,13 @@ def rl(
     )
     longest = _check_lengths(rollouts, bench, config)
     if recipe.backend == "vllm":
-        check_vllm_rollouts(recipe.model, law.spec)
+        check_vllm_rollouts(rollouts)
     measure = channel_measure(recipe, rollouts, config)
     run_record = {
         "command": "rl",
         "model": recipe.model,
-        "options": dict(options or asdict(recipe)),
+        **run_options(recipe, options),
+        **({} if rewards is None else {"rewards": [stable_repr(reward) for reward in rewards]}),
         **describe_law(law),
         "arguments": json.loads(json.dumps(args.to_dict() | asdict(model_args), default=str)),
         "versions": versions() | {name: version(name) for name in ("trl", "accelerate", "peft")},
@@ -194,23 +205,15 @@ def rl(
         channel_callback = None if measure is None else ChannelCallback(trainer, measure, folder)
         if channel_callback is not None:
             trainer.add_callback(channel_callback)
-        with _engine(recipe, rollouts, trainer, longest), trainer.under_law():
+        policy = base_model(trainer.accelerator.unwrap_model(trainer.model))
+        engine = nullcontext() if recipe.backend == "hf" else vllm_engine(rollouts, policy, longest, recipe.engine_args)
+        with engine, trainer.under_law():
             train(trainer, last_checkpoint(folder / "checkpoints"))
             if channel_callback is not None:
                 channel_callback.finish()
         save_results(trainer, folder, "rl")
+    PartialState().wait_for_everyone()  # the main process writes the summary
     return folder
-
-
-@contextmanager
-def _engine(recipe: RLRecipe, rollouts: Rollouts, trainer: ErasingGRPOTrainer, longest: int) -> Iterator[None]:
-    """Let vLLM write the rollouts of a trainer, if the recipe asks for it."""
-    if recipe.backend == "hf":
-        yield
-        return
-    checkpoint = rollouts.checkpoint(base_model(trainer.accelerator.unwrap_model(trainer.model)))
-    with open_vllm_writer(checkpoint, rollouts.arm, rollouts.sampling, longest, recipe.engine_args) as rollouts.engine:
-        yield
 
 
 def make_trainer(

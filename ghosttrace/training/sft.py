@@ -50,7 +50,7 @@ def sft(
         recipe: options of the run.
         out: run folder to create; by default a new folder under runs/.
         resume: folder of a run to resume from its last complete checkpoint.
-        options: options recorded in run.json; by default the recipe.
+        options: options of the command line, recorded in run.json; None records the recipe.
 
     Returns:
         The run folder.
@@ -72,7 +72,7 @@ def sft(
     run_record = {
         "command": "sft",
         "model": recipe.model,
-        "options": dict(options or asdict(recipe)),
+        **run_options(recipe, options),
         **describe_law(example_builder.law),
         "arguments": json.loads(json.dumps(args.to_dict() | asdict(model_args), default=str)),
         "versions": versions() | {name: version(name) for name in ("trl", "accelerate", "peft")},
@@ -92,7 +92,13 @@ def sft(
         with attending(base_model(trainer.model), kernel):
             train(trainer, last_checkpoint(folder / "checkpoints"))
         save_results(trainer, folder)
+    state.wait_for_everyone()  # the main process writes the summary
     return folder
+
+
+def run_options(recipe: Any, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what run.json records of the options: those of the command line, or the recipe of a run from Python."""
+    return {"recipe": asdict(recipe)} if options is None else {"options": dict(options)}
 
 
 @contextmanager

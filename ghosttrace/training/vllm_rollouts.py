@@ -17,19 +17,17 @@ from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.generate import Generation, Request
 from ghosttrace.model.sampling import Sampling
-from ghosttrace.serving.vllm.engine import open_engine, write_responses
+from ghosttrace.serving.vllm.engine import erasure_settings, open_engine, write_responses
 from ghosttrace.serving.vllm.engine_args import read_settings
+from ghosttrace.training.rollouts import Rollouts
 
 MEMORY_SHARE = 0.3
 """Default share of a GPU's memory for the engine, which leaves the rest to the trainer."""
+GO_ON = "go on from the last saved step with --resume RUN, maybe with other --engine-args"
 
 
-def check_vllm_rollouts(model: str, law: str) -> None:
-    """Check that vLLM is installed and can write the rollouts of a model.
-
-    Args:
-        model: bundled name, folder or hub id.
-        law: specification of the law.
+def check_vllm_rollouts(rollouts: Rollouts) -> None:
+    """Check that vLLM is installed and can write these rollouts.
 
     Raises:
         UserError: it is not installed, there are several processes, or the model or the law cannot be served.
@@ -38,7 +36,8 @@ def check_vllm_rollouts(model: str, law: str) -> None:
         raise UserError("vllm is not installed: pip install -e '.[vllm]' in the GhostTrace checkout")
     if PartialState().num_processes > 1:
         raise UserError("--backend vllm takes one process: leave out accelerate launch, or --backend vllm")
-    read_settings(model, law=law)
+    settings = erasure_settings(rollouts.tokenizer, rollouts.markup, rollouts.law)
+    read_settings(rollouts.name, max_block_tokens=rollouts.sampling.max_block_tokens, **settings)
 
 
 class VllmWriter:
@@ -66,9 +65,10 @@ class VllmWriter:
         """
         if step == self._loaded_step:
             return
-        with _explaining_failure():
+        with _explaining_failure(GO_ON):
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": policy_weights(policy)})
-            self._llm.reset_prefix_cache()  # its keys and values are those of the former weights
+            if not self._llm.reset_prefix_cache():  # its keys and values are those of the former weights
+                raise RuntimeError("its prefix cache cannot be cleared")
         self._loaded_step = step
 
     def __call__(self, checkpoint: Checkpoint, requests: Sequence[Request]) -> list[Generation]:
@@ -77,23 +77,20 @@ class VllmWriter:
         Raises:
             UserError: the law cannot hold for a prompt or a response, or vLLM fails.
         """
-        with _explaining_failure():
+        with _explaining_failure(GO_ON):
             return list(write_responses(self._llm, checkpoint, self._arm, self._sampling, requests))
 
 
 @contextmanager
-def open_vllm_writer(
-    checkpoint: Checkpoint, arm: Arm, sampling: Sampling, longest: int, options: Mapping[str, Any]
-) -> Iterator[VllmWriter]:
-    """Start an engine, yield a writer, and stop the engine at the end.
+def vllm_engine(rollouts: Rollouts, policy: Any, longest: int, options: Mapping[str, Any]) -> Iterator[None]:
+    """Start an engine that writes the rollouts, and stop it at the end.
 
     The engine sets the seeds of this process when it starts. They are put back, so that a resumed training draws what
     an uninterrupted one draws.
 
     Args:
-        checkpoint: the policy, whose name is that of the weights on disk with which the engine starts.
-        arm: how tokens are erased.
-        sampling: sampling settings.
+        rollouts: the rollouts, whose `engine` is set. The engine starts with the weights of their model on disk.
+        policy: the model that is trained, without adapters; its data type is the engine's.
         longest: largest number of tokens of a prompt with its response.
         options: additional arguments of vLLM's `LLM`.
 
@@ -104,9 +101,10 @@ def open_vllm_writer(
     if torch.accelerator.is_available():
         defaults["gpu_memory_utilization"] = MEMORY_SHARE
     with ExitStack() as stack:
-        with _kept_random_state(), _explaining_failure():
-            llm = stack.enter_context(open_engine(checkpoint, defaults | dict(options)))
-        yield VllmWriter(llm, arm, sampling)
+        with _kept_random_state(), _explaining_failure("change --engine-args"):
+            llm = stack.enter_context(open_engine(rollouts.checkpoint(policy), defaults | dict(options)))
+        rollouts.engine = VllmWriter(llm, rollouts.arm, rollouts.sampling)
+        yield
 
 
 @contextmanager
@@ -133,14 +131,11 @@ def policy_weights(policy: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 @contextmanager
-def _explaining_failure() -> Iterator[None]:
-    """Convert an error of vLLM into one that says how to go on."""
+def _explaining_failure(mend: str) -> Iterator[None]:
+    """Convert an error of vLLM into one that says what to do."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # vLLM raises errors of many types
-        raise UserError(
-            f"vLLM failed ({error}): go on from the last saved step with --resume RUN, or change --engine-args in a "
-            "new run"
-        ) from error
+        raise UserError(f"vLLM failed ({error}): {mend}") from error

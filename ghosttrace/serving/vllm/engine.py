@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ghosttrace.ablation.arms import Arm
 from ghosttrace.errors import UserError
-from ghosttrace.law.expiry import alive, expiry
-from ghosttrace.law.markup import DELIMITERS, find_blocks
+from ghosttrace.law.expiry import MementoLaw, alive, expiry
+from ghosttrace.law.law import Law
+from ghosttrace.law.markup import DELIMITERS, Markup, find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.generate import Generation, Request, log_prob, stop_ids
 from ghosttrace.model.sampling import Sampling, random_stream, sample
@@ -78,12 +79,7 @@ def open_engine(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Iterator[
     except ModuleNotFoundError as error:
         raise UserError("vllm is not installed: pip install -e '.[vllm]' in the GhostTrace checkout") from error
 
-    settings: dict[str, Any] = {"law": checkpoint.law.spec}
-    if checkpoint.markup.has_delimiters:
-        tokens = checkpoint.tokenizer.convert_ids_to_tokens(list(checkpoint.markup.delimiters))
-        settings["delimiters"] = dict(zip(DELIMITERS, tokens, strict=True))
-    if checkpoint.other_law is None:
-        settings |= checkpoint.policy.to_dict()
+    settings = erasure_settings(checkpoint.tokenizer, checkpoint.markup, checkpoint.law)
     arguments = engine_args(checkpoint.name, async_scheduling=False, arm="memento", **settings)
     dtype = str(checkpoint.model.dtype).removeprefix("torch.")
     llm = LLM(**{**arguments, "dtype": dtype, **options})
@@ -92,6 +88,16 @@ def open_engine(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Iterator[
     finally:
         del llm
         cleanup_dist_env_and_memory()
+
+
+def erasure_settings(tokenizer: Any, markup: Markup, law: Law) -> dict[str, Any]:
+    """Return the arguments of `engine_args` and `read_settings` that describe a law and its delimiters."""
+    settings: dict[str, Any] = {"law": law.spec}
+    if markup.has_delimiters:
+        settings["delimiters"] = dict(
+            zip(DELIMITERS, tokenizer.convert_ids_to_tokens(list(markup.delimiters)), strict=True)
+        )
+    return settings | (law.policy.to_dict() if isinstance(law, MementoLaw) else {})
 
 
 def write_responses(

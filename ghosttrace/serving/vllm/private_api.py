@@ -84,6 +84,7 @@ METHOD_PARAMETERS: dict[Component, dict[str, dict[str, str]]] = {
     "reload": {
         "vllm.v1.worker.gpu_worker.Worker": {"reload_weights": "self *args **kwargs"},
         "vllm.v1.worker.gpu_model_runner.GPUModelRunner": {"get_model": "self"},
+        "vllm.v1.worker.gpu.model_runner.GPUModelRunner": {"get_model": "self"},
         "vllm.model_executor.layers.vocab_parallel_embedding.UnquantizedEmbeddingMethod": {
             "process_weights_after_loading": "self layer",
         },

@@ -17,6 +17,7 @@ from experiments.effect_tables import EFFECT_TABLES
 from experiments.patching_tables import PATCHING_TABLES
 from experiments.reproduce_tables import REPRODUCE_TABLES
 from experiments.result_tables import RESULT_TABLES
+from experiments.rl_tables import RL_TABLES
 from experiments.stock_tables import STOCK_TABLES
 from experiments.story_tables import STORY_TABLES
 
@@ -28,6 +29,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **DECOMPOSITION_TABLES,
     **STOCK_TABLES,
     **STORY_TABLES,
+    **RL_TABLES,
     **BENCHMARK_TABLES,
     **REPRODUCE_TABLES,
     "claims": claims,

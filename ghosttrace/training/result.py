@@ -3,15 +3,17 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from ghosttrace.errors import UserError
-from ghosttrace.model.checkpoint import Checkpoint, load
 from ghosttrace.report.training import draw_log, training_findings
 from ghosttrace.runs.result import RunResult
+
+if TYPE_CHECKING:
+    from ghosttrace.model.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,8 +34,10 @@ class TrainingResult(RunResult):
         assert self.folder is not None  # training always writes a run folder
         return str(self.folder / "model")
 
-    def load(self) -> Checkpoint:
+    def load(self) -> "Checkpoint":
         """Load the trained model with its law."""
+        from ghosttrace.model.checkpoint import load  # not above: reports are written without torch
+
         return load(self.model)
 
     @property

@@ -23,9 +23,8 @@ def draw(results: pd.DataFrame) -> Figure:
     for axis, (condition, title) in zip(figure.subplots(1, 2, sharey=True), CONDITIONS.items(), strict=True):
         rows = results[results["bench"] == f"story-{condition}"]
         for number, arm in enumerate(RESTARTS):
-            part = (
-                100 * rows[rows["arm"] == arm].set_index("model").loc[models, ["effect", "effect_low", "effect_high"]]
-            )
+            effects = rows[rows["arm"] == arm].set_index("model")[["effect", "effect_low", "effect_high"]]
+            part = 100 * effects.reindex(models)
             at = [line + 0.22 * (number - 1) for line in range(len(models))]
             errors = [part["effect"] - part["effect_low"], part["effect_high"] - part["effect"]]
             look = LOOKS[number] | {"linestyle": "none"}

@@ -39,8 +39,8 @@ def story_checkpoints() -> str:
             cells = [accuracy(by_arm.loc["memento"])]
             name = f"`{model}`" + ("" if arms["valid"].all() else " (invalid)")
             for arm in RESTARTS:
-                effect = by_arm.loc[arm, [f"effect{end}" for end in ENDS]].astype(float)
-                cells.append(interval(100 * effect, 1))
+                effect = by_arm.reindex([arm])[[f"effect{end}" for end in ENDS]].iloc[0].astype(float)
+                cells.append("" if effect.isna().all() else interval(100 * effect, 1))
             rows.append([f"`story-{condition}`", name, *cells])
     return markdown_table(["benchmark", "checkpoint", "memento, %", *(f"`{arm}`, points" for arm in RESTARTS)], rows)
 

@@ -25,6 +25,7 @@ from ghosttrace.model.attention import attending
 from ghosttrace.model.checkpoint import Checkpoint, load
 from ghosttrace.model.states import model_inputs
 from ghosttrace.training.channel import FILE, ChannelCallback, answer_bits, channel_figure
+from ghosttrace.training.rewards import REWARDS
 from ghosttrace.training.rl import CHANNEL_SEED, RLRecipe, rl
 from ghosttrace.training.rollouts import Rollouts
 
@@ -199,9 +200,14 @@ def test_channel_reward_is_the_bits_at_the_answer(monkeypatch: pytest.MonkeyPatc
     found = seen[0]
     np.testing.assert_allclose(found["channel"], found["expected"], atol=1e-6)
     assert max(found["channel"]) > 0.5
-    reward = np.mean(np.array(found["correct"], float) - 0.5 * np.array(found["channel"]))
+    reward = np.mean(np.array(found["correct"], float) - 0.5 * np.maximum(found["channel"], 0))
     log = pd.read_parquet(tmp_path / "run" / "samples.parquet")
     assert log["reward"].iloc[0] == pytest.approx(reward, abs=1e-4)
+
+
+def test_negative_bits_earn_nothing() -> None:
+    """A penalty would otherwise reward answers that no cache that saw the blocks would give."""
+    assert REWARDS["channel"](channel=[-2.0, 0.0, 1.5]) == [0.0, 0.0, 1.5]
 
 
 @pytest.mark.parametrize("options", [{"channel_every": 0}, {"channel_problems": 0}])

@@ -34,11 +34,12 @@ def compression(compression: Sequence[float], correct: Sequence[bool], **_: Any)
 
 
 def channel(channel: Sequence[float], **_: Any) -> list[float]:
-    """Return for each response the ghost bits at its answer. A negative weight penalises them.
+    """Return for each response the ghost bits at its answer, at least 0. A negative weight penalises them.
 
-    A response without a finished block has none, so that a penalty is given together with the reward `format`.
+    Negative bits count as 0. Otherwise a penalty would reward answers that a sealed cache makes likelier, whatever they
+    say, without a bound: in `experiments/rl_channel.py` it ended all right answers within a few steps. A response without a finished block has none, so that a penalty is given together with the reward `format`.
     """
-    return list(channel)
+    return [max(value, 0.0) for value in channel]
 
 
 REWARDS: dict[str, Reward] = {"correct": correct, "format": format, "compression": compression, "channel": channel}

@@ -6,7 +6,7 @@ permits, over either cache. From there `ghosttrace rl` rewards right answers on 
 seeds each:
 
 - free: rollouts over the open cache;
-- penalised: the same, less the ghost bits at the answer (`--rewards correct,channel:-0.05`);
+- penalised: the same, less the ghost bits at the answer (`--rewards correct,channel:-0.01`);
 - sealed: rollouts and training over a sealed cache, where no more than one answer in ten can be right.
 
 Accuracy, drop and ghost bits are measured on other problems, at h = 0 (where the retained text suffices) and h = 1.
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 SEALED_STEPS, STEPS, EVERY, SEEDS = 20, 100, 25, (0, 1)
 RUNS = {
     "free": {},
-    "penalised": {"rewards": "correct,channel:-0.05"},
+    "penalised": {"rewards": "correct,channel:-0.01"},
     "sealed": {"sealed": True},
 }
 """Options of the recipe by kind of run."""

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.commands import ghosttrace
-from helpers.training import RL_FLAGS
+from helpers.training import RL_FLAGS, interrupted_at
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -143,13 +143,8 @@ def test_interrupted_and_resumed_run_equals_an_uninterrupted_run(tmp_path: Path)
     recipe = replace(RECIPE, trainer=(*RL_FLAGS, "--max_steps", "4", "--save_steps", "2"))
     whole = rl(recipe, tmp_path / "whole", rewards=[parity])
 
-    def interrupted(trainer_state: Any, **columns: Any) -> list[float]:
-        if trainer_state.global_step == 3:
-            raise KeyboardInterrupt
-        return parity(**columns)
-
-    with pytest.raises(KeyboardInterrupt):
-        rl(recipe, tmp_path / "run", rewards=[interrupted])
+    with interrupted_at(3):
+        rl(recipe, tmp_path / "run", rewards=[parity])
     resumed = rl(recipe, resume=tmp_path / "run", rewards=[parity])
     weights = [load(str(folder / "model")).model.state_dict() for folder in (whole, resumed)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -23,7 +23,7 @@ from helpers.engines import (
     random_scripts,
     serving,
 )
-from helpers.training import RL_FLAGS
+from helpers.training import RL_FLAGS, interrupted_at
 from peft import LoraConfig, get_peft_model
 
 from ghosttrace.errors import UserError
@@ -98,13 +98,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     recipe = replace(RECIPE, trainer=(*RL_FLAGS, "--save_steps", "1", "--lora_dropout", "0.1", "--use_peft", "true"))
     whole = rl(recipe, tmp_path / "whole", rewards=[parity])
 
-    def interrupted(trainer_state: Any, **columns: Any) -> list[float]:
-        if trainer_state.global_step == 1:
-            raise KeyboardInterrupt
-        return parity(**columns)
-
-    with pytest.raises(KeyboardInterrupt):
-        rl(recipe, tmp_path / "run", rewards=[interrupted])
+    with interrupted_at(1):
+        rl(recipe, tmp_path / "run", rewards=[parity])
     resumed = rl(recipe, resume=tmp_path / "run", rewards=[parity])
     weights = [load(str(folder / "model")).model.state_dict() for folder in (whole, resumed)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -134,6 +134,16 @@ def attributed() -> str:
     return "; ".join(cells)
 
 
+def reopened() -> str:
+    """Accuracy before and after reinforcement learning over the open cache, where one digit is omitted."""
+    results = read("rl_channel")
+    rows = results[(results["run"] == "free") & (results["bench"] == "ledger-h1")]
+    last = rows[rows["step"] == rows["step"].max()].sort_values("seed")
+    before = points(one_row(rows, step=0, seed=0), "accuracy")
+    after = " and ".join(points(row, "accuracy") for row in last.to_dict("records"))
+    return f"{before} % right before, {after} % after {last['step'].iloc[0]} steps; the text alone permits 10 %"
+
+
 def power() -> str:
     """Half-width of the interval of the paper's comparison."""
     results = read("paper_power")
@@ -240,6 +250,14 @@ CLAIMS = (
         "Qwen3 architecture, random weights, 4 layers",
         "`python -m experiments.passcode`",
         "anything about trained weights: none has been published",
+    ),
+    Claim(
+        "A few steps of reinforcement learning did not reopen a channel that training on sealed caches had closed",
+        "left open",
+        reopened,
+        "`toy-open` after a sealed fine-tune, two runs",
+        "`python -m experiments.rl_channel`",
+        "longer training; a model that uses its channel a little more; a language model",
     ),
     Claim(
         "As printed, the paper's comparison has a wide interval, and a paired one of 64 repetitions would be narrow",

@@ -223,7 +223,8 @@ def test_bad_folders_get_one_sentence(runs: dict[str, Path], tmp_path: Path) -> 
     unfinished = copy_run(runs["bits"], tmp_path / "unfinished")
     (unfinished / "samples.jsonl").touch()
     patched = copy_run(runs["bits"], tmp_path / "patched", {"site_sets": [], "results": []}, command="patch")
-    trained = copy_run(runs["bits"], tmp_path / "trained", command="sft")
+    trained = copy_run(runs["bits"], tmp_path / "trained", {"steps": 2}, command="sft")
+    other = copy_run(runs["bits"], tmp_path / "other", command="data build")
     controls = [each for each in record(runs["bits"], "summary")["results"] if each["arm"] == "placebo"]
     empty = copy_run(runs["bits"], tmp_path / "empty", {"results": controls})
     old = copy_run(runs["mixed"], tmp_path / "old", arms={name: {"control": False} for name in ("memento", "restart")})
@@ -233,7 +234,8 @@ def test_bad_folders_get_one_sentence(runs: dict[str, Path], tmp_path: Path) -> 
         tmp_path / "nothing": "nothing is not a run: give a folder that a ghosttrace command wrote",
         unfinished: "is unfinished: continue with ghosttrace bits --resume",
         patched: "is a run of patch, which a leaderboard does not show: give runs of ablate, bits or audit",
-        trained: "is a run of 'sft', which has no result",
+        trained: "is a run of sft, which a leaderboard does not show: give runs of ablate, bits or audit",
+        other: "is a run of 'data build', which has no result",
         empty: "measured control arms alone: leave it out",
         old: "is not what this version writes",
         board: "is a leaderboard and no run: leave it out",

@@ -120,8 +120,8 @@ def passcode() -> str:
     results = read("passcode")
     part = results[(results["model"] == "random-qwen3") & (results["probe"] == "linear") & (results["layer"] == "3")]
     part = part.set_index(["condition", "hop"])
-    cells = [f"{points(part.loc['open', hop], 'accuracy')} % at hop {hop}" for hop in (0, 1)]
-    return f"{'; '.join(cells)}; sealed {points(part.loc['sealed', 0], 'accuracy')} %"
+    near, far, sealed = (points(part.loc[key], "accuracy") for key in (("open", 0), ("open", 1), ("sealed", 0)))
+    return f"{near} % at hop 0; {far} % at hop 1; sealed {sealed} %"
 
 
 def attributed() -> str:
@@ -159,8 +159,7 @@ def false_alarms() -> str:
     """Verdicts of audits without a leak, and with a large one."""
     results = read("audit_calibration")
     none, large = (results[results["leak"] == leak] for leak in (results["leak"].min(), results["leak"].max()))
-    alarms = (none["verdict"] == "leak").sum()
-    found = (large["verdict"] == "leak").sum()
+    alarms, found = ((part["verdict"] == "leak").sum() for part in (none, large))
     size = f"{results['leak'].max():g} bits"
     return f"verdict `leak`: {alarms} of {len(none)} audits without one, {found} of {len(large)} with {size}"
 

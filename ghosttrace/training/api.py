@@ -54,8 +54,8 @@ def sft(
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: {MISSING}") from error
     _check_names(Recipe, options)
-    for name in {"eval_data"} & set(options):
-        options[name] = _names(options[name])
+    if "eval_data" in options:
+        options["eval_data"] = _names(options["eval_data"])
     if isinstance(options.get("sealed_arms"), str):
         options["sealed_arms"] = tuple(options["sealed_arms"].split(","))
     recipe = Recipe(_name(model), _names(data), stage, trainer=trainer_flags(trainer or {}), **options)

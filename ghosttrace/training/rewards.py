@@ -37,7 +37,7 @@ def channel(channel: Sequence[float], **_: Any) -> list[float]:
     """Return for each response the ghost bits at its answer, at least 0. A negative weight penalises them.
 
     Negative bits count as 0. Otherwise a penalty would reward answers that a sealed cache makes likelier, whatever they
-    say, without a bound: in `experiments/rl_channel.py` it ended all right answers within a few steps.
+    say, without a bound.
 
     A response without a finished block has no bits, so that a penalty is given together with the reward `format`.
     """

@@ -50,6 +50,10 @@ def probabilities(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
         int64[B, C], candidate token ids in ascending order, and float64[B, C], their probabilities, which sum to 1.
     """
     scaled = logits.double() / sampling.temperature
+    if sampling.top_k == 0 and sampling.top_p == 1:  # sorting a large vocabulary can take as long as the model
+        p = scaled.softmax(dim=-1)
+        p = p * (p >= sampling.min_p * p.amax(dim=-1, keepdim=True))
+        return torch.arange(p.shape[-1], device=p.device).expand_as(p), p / p.sum(dim=-1, keepdim=True)
     count = min(sampling.top_k or logits.shape[-1], logits.shape[-1])
     top, ids = scaled.topk(count, dim=-1)
     p = top.softmax(dim=-1)

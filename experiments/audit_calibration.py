@@ -42,9 +42,10 @@ from ghosttrace.probing.carriers import secret_carrier
 from ghosttrace.probing.evidence import ProbeTarget, Scores, record
 from ghosttrace.probing.features import StateKind, extract_features
 from ghosttrace.probing.fit_and_score import linear_scores
+from ghosttrace.probing.settings import ProbeSettings
 from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.split import split
-from ghosttrace.probing.sweep import ProbeSettings, site_groups, state_selections
+from ghosttrace.probing.sweep import site_groups, state_selections
 from ghosttrace.stats import ALPHA
 
 ROOT = Path(__file__).parent.parent

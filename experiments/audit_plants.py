@@ -37,9 +37,10 @@ from ghosttrace.probing.carriers import Carrier, secret_carrier
 from ghosttrace.probing.evidence import PROBE_RECORDS, ProbeTarget, failed_controls
 from ghosttrace.probing.features import Features, StateSelection, extract_features
 from ghosttrace.probing.probes import UnusualTraces
+from ghosttrace.probing.settings import ProbeSettings
 from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.split import split
-from ghosttrace.probing.sweep import ProbeSettings, Sweep
+from ghosttrace.probing.sweep import Sweep
 from ghosttrace.runs.records import Records
 from ghosttrace.stats import ALPHA
 
@@ -234,7 +235,6 @@ def audit_plant(context: AuditContext, name: str, detectable: Mapping[str, Detec
         features,
         context.targets,
         own,
-        context.device,
         secrets,
     ).run(context.records)
     evidence = AttributeAttack().run(context)

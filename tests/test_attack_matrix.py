@@ -30,8 +30,9 @@ from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.probing.carriers import secret_carrier
 from ghosttrace.probing.evidence import PROBE_RECORDS
+from ghosttrace.probing.settings import ProbeSettings
 from ghosttrace.probing.split import split
-from ghosttrace.probing.sweep import ProbeSettings, Sweep, probe_targets, text_baseline_rows
+from ghosttrace.probing.sweep import Sweep, probe_targets, text_baseline_rows
 from ghosttrace.results import open_run
 from ghosttrace.runs.progress import no_progress
 from ghosttrace.runs.records import Records
@@ -88,7 +89,7 @@ def tiny_context() -> AuditContext:
     context = AuditContext(
         toy(), task, parts, Memento(), settings, targets, features, records=records, prompts=prompts, fpr=fpr
     )
-    Sweep(toy(), settings, parts, features, targets, secret_carrier(task.samples), context.device).run(records)
+    Sweep(toy(), settings, parts, features, targets, secret_carrier(task.samples)).run(records)
     return context
 
 

@@ -45,8 +45,8 @@ from ghosttrace.auditing.verdict import Limits, decide_verdict
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.probing.evidence import ProbeTarget
 from ghosttrace.probing.fit_and_score import linear_scores
+from ghosttrace.probing.settings import ProbeSettings
 from ghosttrace.probing.split import Split, split
-from ghosttrace.probing.sweep import ProbeSettings
 from ghosttrace.stats import unseen_share_bound
 
 

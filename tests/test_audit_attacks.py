@@ -26,8 +26,9 @@ from ghosttrace.errors import UserError
 from ghosttrace.model.attention import attending
 from ghosttrace.probing.carriers import Carrier
 from ghosttrace.probing.evidence import PROBE_RECORDS, ProbeTarget
+from ghosttrace.probing.settings import ProbeSettings
 from ghosttrace.probing.split import Split, split
-from ghosttrace.probing.sweep import ProbeSettings, Sweep
+from ghosttrace.probing.sweep import Sweep
 from ghosttrace.runs.records import Records
 
 
@@ -78,7 +79,7 @@ def test_pad_that_no_linear_probe_sees_is_found(sites: tuple[tuple[int, str], ..
     settings = ProbeSettings(hops=(0,), layers=(1, 3), describe=False)
     records, own, task = Records(PROBE_RECORDS), Carrier("secret"), Task("pad", samples, (Target("bit", ("0", "1")),))
     parts = split(samples)
-    Sweep(toy(), settings, parts, caches, targets, own, torch.device("cpu")).run(records)
+    Sweep(toy(), settings, parts, caches, targets, own).run(records)
     audit_context = AuditContext(toy(), task, parts, Memento(), settings, targets, caches, records=records)
     rows = {item.condition: item for item in AttributeAttack().run(audit_context) if item.unit == "bits"}
     site = rows["open"].site

@@ -35,7 +35,7 @@ from ghosttrace.auditing.summary import result_rows
 from ghosttrace.auditing.threats import INSIDER, THREATS, USER
 from ghosttrace.auditing.verdict import Verdict
 from ghosttrace.errors import UserError
-from ghosttrace.probing.sweep import ProbeSettings
+from ghosttrace.probing.settings import ProbeSettings
 from ghosttrace.report.audit import advice, wording
 from ghosttrace.report.audit.card import card
 from ghosttrace.report.audit.charts import MARGIN, WIDTH, bar, heat_maps, scales, ticks

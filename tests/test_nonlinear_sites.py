@@ -10,8 +10,8 @@ from ghosttrace.errors import UserError
 from ghosttrace.probing import nonlinear_sites as module
 from ghosttrace.probing.carriers import Carrier
 from ghosttrace.probing.nonlinear_sites import nonlinear_sites, reduce_width, width_limit
+from ghosttrace.probing.settings import ProbeSettings
 from ghosttrace.probing.site import ProbeSite
-from ghosttrace.probing.sweep import ProbeSettings
 
 SITE = ProbeSite(Carrier("memento"), (0,), "k")
 

@@ -14,7 +14,7 @@ from ghosttrace.auditing.findings import check_findings
 from ghosttrace.auditing.settings import AuditSettings, resolve_attacks, resolve_defence
 from ghosttrace.auditing.threats import INSIDER, Threat
 from ghosttrace.bench import as_benches
-from ghosttrace.probing import sweep
+from ghosttrace.probing.settings import ProbeSettings
 from ghosttrace.runs.folder import as_json, stable_repr
 
 
@@ -157,12 +157,12 @@ def test_defence_options_may_be_strings() -> None:
 def test_user_defined_threat_needs_a_new_name() -> None:
     other = dataclass(frozen=True)(type("Other", (Own,), {"threat": Threat("reader", "reads", "stop")}))()
     with pytest.raises(gt.UserError, match="two threats are called 'reader'"):
-        AuditSettings(resolve_attacks(["attribute", other]), resolve_defence("none"), sweep.ProbeSettings())
+        AuditSettings(resolve_attacks(["attribute", other]), resolve_defence("none"), ProbeSettings())
 
 
 def test_probe_classes_are_refused() -> None:
     with pytest.raises(gt.UserError, match="is no probe"):
-        sweep.ProbeSettings(probes=("mlp",))
+        ProbeSettings(probes=("mlp",))
 
 
 def test_run_json_converts_numpy_values_and_paths() -> None:

@@ -24,7 +24,7 @@ from ghosttrace.probing.natural import natural_task
 from ghosttrace.probing.paired_sweep import PairedSweep, swapped_task
 from ghosttrace.probing.result import ProbeResult
 from ghosttrace.probing.run import probe
-from ghosttrace.probing.sweep import ProbeSettings
+from ghosttrace.probing.settings import ProbeSettings
 from ghosttrace.probing.text_decoder import linear_fit, with_decoder
 from ghosttrace.report.probing.findings import probe_findings
 from ghosttrace.report.probing.table import probe_table
@@ -58,7 +58,7 @@ def run_sweep(caches: dict[str, Any], labels: np.ndarray) -> pd.DataFrame:
     settings = ProbeSettings(hops=(0,), layers=(2,), kv=("v",), mlp=False)
     records = Records(PROBE_RECORDS)
     targets = [uniform_target("digit-0", labels, 4)]
-    PairedSweep(load("toy-open", device="cpu"), settings, parts, caches, targets, Carrier("secret"), CPU).run(records)
+    PairedSweep(load("toy-open", device="cpu"), settings, parts, caches, targets, Carrier("secret")).run(records)
     return summarise((records.get(key) for key in sorted(records.keys())), task, parts)
 
 

@@ -19,8 +19,8 @@ from ghosttrace.probing.fitter_utils import cross_entropy
 from ghosttrace.probing.linear_grid import fit_grid
 from ghosttrace.probing.probes import MLP, PROBES, Probe, UnusualTraces
 from ghosttrace.probing.probes.mlp import HIDDEN_WIDTHS, fit_mlp
+from ghosttrace.probing.settings import ProbeSettings
 from ghosttrace.probing.split import Split
-from ghosttrace.probing.sweep import ProbeSettings
 from ghosttrace.results import open_run
 
 CPU = torch.device("cpu")

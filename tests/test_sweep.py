@@ -23,7 +23,8 @@ from ghosttrace.probing.carriers import Carrier
 from ghosttrace.probing.evidence import NEGLIGIBLE_BITS, PROBE_RECORDS, ProbeTarget
 from ghosttrace.probing.result import ProbeResult
 from ghosttrace.probing.run import probe
-from ghosttrace.probing.sweep import ProbeSettings, Sweep
+from ghosttrace.probing.settings import ProbeSettings
+from ghosttrace.probing.sweep import Sweep
 from ghosttrace.probing.text_baseline import fit_text_posterior, retained_tokens, text_features
 from ghosttrace.results import open_run
 from ghosttrace.runs.folder import write_json
@@ -147,7 +148,7 @@ class Simulated:
 
 def sweep_of(settings: ProbeSettings, targets: list[ProbeTarget], caches: dict[str, Any]) -> Sweep:
     _, parts = simulated_task(len(targets[0].labels), 4)
-    return Sweep(toy(), settings, parts, caches, targets, Carrier("secret"), torch.device("cpu"))
+    return Sweep(toy(), settings, parts, caches, targets, Carrier("secret"))
 
 
 def test_probes_read_cache_and_labels_of_their_condition() -> None:

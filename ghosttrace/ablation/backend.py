@@ -22,6 +22,8 @@ class Backend(Protocol):
         name: Name recorded in run.json.
         arms: Names of the supported arms. None means all arms.
         any_law: Whether it generates under every law, and not under Memento's alone.
+        gpus: Number of GPUs that one engine takes.
+        model_device: Device on which a worker loads the checkpoint's model; None for a GPU if it has one.
     """
 
     @property
@@ -32,6 +34,12 @@ class Backend(Protocol):
 
     @property
     def any_law(self) -> bool: ...
+
+    @property
+    def gpus(self) -> int: ...
+
+    @property
+    def model_device(self) -> str | None: ...
 
     def settings(self) -> dict[str, Any]:
         """Return the backend's own settings that affect the samples, to be recorded in run.json."""
@@ -51,6 +59,8 @@ class HuggingFaceBackend:
     name = "hf"
     arms: Sequence[str] | None = None
     any_law: bool = True
+    gpus: int = 1
+    model_device: str | None = None
 
     def settings(self) -> dict[str, Any]:
         """Return an empty dict: this backend has no settings of its own."""

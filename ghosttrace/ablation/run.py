@@ -12,6 +12,7 @@ from ghosttrace.ablation.backend import Backend, HuggingFaceBackend, largest_bat
 from ghosttrace.ablation.collect import BenchArm, DonorBlocks, SampleWriter
 from ghosttrace.ablation.decomposable import check_request
 from ghosttrace.ablation.erased import law_erased_nothing, nothing_erased, nothing_swapped
+from ghosttrace.ablation.on_workers import collect_from_workers
 from ghosttrace.ablation.result import AblationResult
 from ghosttrace.ablation.samples import SAMPLE_TABLE, SMALL_COLUMNS
 from ghosttrace.ablation.settings import AblationSettings, as_list
@@ -22,6 +23,7 @@ from ghosttrace.law.markup import DELIMITERS
 from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
 from ghosttrace.model.erasure_config import require_memento
 from ghosttrace.model.geometry import CacheGeometry
+from ghosttrace.model.pool import maybe_pool
 from ghosttrace.model.prompts import template_hash
 from ghosttrace.model.provenance import provenance
 from ghosttrace.model.sampling import Sampling
@@ -51,6 +53,8 @@ def ablate(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     progress: Progress | None = None,
+    ray: str | None = None,
+    workers: int | None = None,
 ) -> AblationResult:
     """Run an ablation and return its result.
 
@@ -72,6 +76,8 @@ def ablate(
         out: Folder of a new run. None keeps the run in memory.
         resume: Folder of a run to resume.
         progress: Called with (benchmark and arm, samples done, samples in total).
+        ray: Address of a Ray cluster that does the work, see `ghosttrace.model.pool.model_pool`. None works here.
+        workers: Number of workers on it, each with the whole model.
 
     Returns:
         Samples, effects, figures and the report page.
@@ -99,7 +105,8 @@ def ablate(
     )
     checkpoint = as_checkpoint(model, law)
     benches = as_benches(bench, limit, seed)
-    return run_ablation(checkpoint, benches, settings, backend, out=out, resume=resume, progress=progress, call=call)
+    place: dict[str, Any] = {"out": out, "resume": resume, "progress": progress, "ray": ray, "workers": workers}
+    return run_ablation(checkpoint, benches, settings, backend, call=call, **place)
 
 
 def run_ablation(
@@ -113,6 +120,8 @@ def run_ablation(
     progress: Progress | None = None,
     options: Mapping[str, Any] | None = None,
     call: str | None = None,
+    ray: str | None = None,
+    workers: int | None = None,
 ) -> AblationResult:
     """Run an ablation with given settings; `ablate` and the command line call this function.
 
@@ -126,6 +135,7 @@ def run_ablation(
         progress: See `ablate`.
         options: Options of the command line, recorded so that `--resume` needs no other options.
         call: Call of `ablate` as text, recorded so that the run can be repeated.
+        ray, workers: See `ablate`.
 
     Returns:
         Samples, effects, figures and the report page.
@@ -147,9 +157,13 @@ def run_ablation(
         if len(bench.problems) != min(bench.size, settings.limit or bench.size):
             sizes = f"{bench.size} problems, and {bench.origin} holds {len(bench.problems)}"
             warnings.warn(f"{bench.name} has {sizes}: results are not comparable", RunWarning, stacklevel=2)
-    with begin_run(out, resume, run_configuration, SAMPLE_TABLE) as run:
-        with backend.open(bench_arms) as write:
-            collect(bench_arms, run.records, batch_size, write, progress or no_progress)
+    pool = maybe_pool(checkpoint, ray, workers, gpus_per_worker=backend.gpus, device=backend.model_device)
+    with pool as started, begin_run(out, resume, run_configuration, SAMPLE_TABLE) as run:
+        if started is not None:
+            collect_from_workers(started, bench_arms, run.records, batch_size, backend, progress or no_progress)
+        else:
+            with backend.open(bench_arms) as write:
+                collect(bench_arms, run.records, batch_size, write, progress or no_progress)
         order = [key for bench_arm in bench_arms for key in bench_arm.keys]
         samples = run.records.frame(order, SMALL_COLUMNS)
         bytes_per_token = CacheGeometry.from_config(checkpoint.model.config).bytes_per_token(checkpoint.model.dtype)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -14,12 +15,14 @@ from ghosttrace.auditing.sites import Row, group_by_site, validation_bits
 from ghosttrace.auditing.verdict import Limits
 from ghosttrace.data.task import Task
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.probing.evidence import PROBE_RECORDS, SITE_COLUMNS, ProbeTarget, summarise
-from ghosttrace.probing.features import Features
+from ghosttrace.probing.evidence import CONDITIONS, PROBE_RECORDS, SITE_COLUMNS, ProbeTarget, summarise
+from ghosttrace.probing.features import Features, resolve_layers
 from ghosttrace.probing.fit_and_score import linear_posteriors
+from ghosttrace.probing.nonlinear_sites import nonlinear_sites
+from ghosttrace.probing.settings import ProbeSettings
 from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.split import Split
-from ghosttrace.probing.sweep import ProbeSettings, site_groups
+from ghosttrace.probing.sweep import site_groups
 from ghosttrace.probing.text_baseline import log_marginals
 from ghosttrace.runs.records import Records
 from ghosttrace.stats import ALPHA
@@ -85,8 +88,29 @@ class AuditContext:
 
     @cached_property
     def sweep_rows(self) -> list[Row]:
-        """Rows of the sweep, in the order in which they were recorded."""
-        return [self.records.get(key) for key in self.records.keys()]  # noqa: SIM118
+        """Rows of the sweep in the order of its sites, in whatever order they were fitted."""
+        layers, kv, carriers = (
+            resolve_layers(self.checkpoint, self.settings.layers),
+            self.settings.kv,
+            self.settings.carriers,
+        )
+        linear = [group for carrier in carriers for group in site_groups(self.checkpoint, self.settings, carrier)]
+        sites = {True: list(chain(*linear)), False: [s for each in carriers for s in nonlinear_sites(each, layers, kv)]}
+        places = {
+            (is_linear, *site.result_columns.values()): number
+            for is_linear, of_kind in sites.items()
+            for number, site in enumerate(of_kind)
+        }
+        probes = [probe.name for probe in self.settings.best_site_probes]
+        targets = [target.name for target in self.targets]
+
+        def place(row: Row) -> tuple[int, ...]:
+            is_linear, site = row["probe"] not in probes, tuple(row[name] for name in SITE_COLUMNS)
+            probe = 0 if is_linear else probes.index(row["probe"])
+            place = places.get((is_linear, *site), -1)  # the text has no site
+            return not is_linear, place, probe, CONDITIONS.index(row["condition"]), targets.index(row["target"])
+
+        return sorted((self.records.get(key) for key in self.records.keys()), key=place)  # noqa: SIM118
 
     @cached_property
     def sites(self) -> pd.DataFrame:

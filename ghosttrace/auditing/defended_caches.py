@@ -13,11 +13,13 @@ from ghosttrace.data.task import Task
 from ghosttrace.errors import UserError
 from ghosttrace.model.attention import attending
 from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.model.pool import ModelPool
 from ghosttrace.model.session import Session
 from ghosttrace.model.states import States, check_finite, gather_tokens
 from ghosttrace.probing.carriers import secret_carrier
 from ghosttrace.probing.features import Features, StateSelection, extract_features
-from ghosttrace.probing.sweep import ProbeSettings, state_selections
+from ghosttrace.probing.settings import ProbeSettings
+from ghosttrace.probing.sweep import state_selections
 from ghosttrace.runs.progress import Progress
 
 SINGLE_PASS_CONDITIONS: dict[Arm, str] = {Memento(): "open", Restart(): "sealed"}
@@ -89,6 +91,7 @@ def read_caches(
     folder: Path,
     batch_tokens: int,
     progress: Progress,
+    pool: ModelPool | None = None,
 ) -> dict[str, Features]:
     """Extract the features of all traces that the probes read.
 
@@ -100,6 +103,7 @@ def read_caches(
         folder: Folder for the shards.
         batch_tokens: Tokens per batch, padding included.
         progress: Called with (name of the cache, traces done, total traces).
+        pool: Workers that read; None reads here.
 
     Returns:
         Features of the defended cache (`open`), of the sealed cache (`sealed`), and of the secret's own tokens before
@@ -126,6 +130,7 @@ def read_caches(
             batch_tokens,
             partial(progress, f"{condition} cache"),
             readers.get(condition),
+            pool,
         )
         for condition, selection in selections.items()
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isnan
 
 import pandas as pd
@@ -12,6 +13,7 @@ from ghosttrace.auditing.detectable_leak import smallest_detectable_leak
 from ghosttrace.auditing.evidence import EXPOSED, GATED_UNITS, Evidence
 from ghosttrace.auditing.verdict import DetectableLeak, Verdict, decide_verdict
 from ghosttrace.errors import UserError
+from ghosttrace.model.pool import ModelPool, map_units
 from ghosttrace.probing.evidence import CONTROLS, NEGLIGIBLE_BITS, failed_controls
 from ghosttrace.runs.progress import Progress, no_progress
 from ghosttrace.stats import ALPHA, holm
@@ -38,31 +40,58 @@ class Findings:
     detectable: dict[str, DetectableLeak]
 
 
-def run_attacks(context: AuditContext, attacks: Sequence[Attack], progress: Progress = no_progress) -> Findings:
+def run_attacks(
+    context: AuditContext,
+    attacks: Sequence[Attack],
+    progress: Progress = no_progress,
+    pool: ModelPool | None = None,
+) -> Findings:
     """Run all attacks, check the controls, and decide the verdict.
 
     Args:
         context: Context with features and the records of a finished sweep.
         attacks: Attacks to run.
         progress: Called with (current step, steps done, total steps).
+        pool: Workers that run the attacks; None runs them here.
     """
-    evidence = list[Evidence]()
-    for done, attack in enumerate(attacks):
-        progress(f"attack {attack.name}", done, len(attacks))
-        evidence += check_findings(attack, attack.run(context), context)
+    if pool is not None:  # workers do not reach the records on disk
+        context = replace(context, records=context.records.copy())
+    found = dict[int, Sequence[Evidence]]()
+    for number, findings in map_units(partial(_run_attack, context), attacks, pool):
+        found[number] = findings
+        progress(f"attack {attacks[number].name}", len(found), len(attacks))
+    evidence = [finding for number in sorted(found) for finding in found[number]]
     detectable = dict[str, DetectableLeak]()
     if any(attack.probes_single_site for attack in attacks):
-        pads = dict[int, float | None]()  # pads of one part, which depend on its number of classes alone
-        for done, secret in enumerate(context.secrets):
-            progress("leaks of known size", done, len(context.secrets))
-            n_classes = context.parts(secret)[0].text.shape[1]
-            leak = smallest_detectable_leak(context, secret, context.best_site(secret), n_classes not in pads)
-            pad_bits = pads.setdefault(n_classes, leak.pad_bits)
-            detectable[secret] = replace(leak, pad_bits=pad_bits)
+        detectable = _detectable_leaks(context, progress, pool)
     p_holm = holm_adjusted(evidence, context.sites)
     failures = (*failed_controls(context.sites), *failed_attack_controls(evidence, p_holm))
     verdict = decide_verdict(evidence, failures, context.limits, detectable, len(context.task.samples))
     return Findings(tuple(evidence), p_holm, failures, verdict, detectable)
+
+
+def _run_attack(context: AuditContext, attack: Attack) -> Sequence[Evidence]:
+    return tuple(check_findings(attack, attack.run(context), context))
+
+
+def _detectable_leaks(context: AuditContext, progress: Progress, pool: ModelPool | None) -> dict[str, DetectableLeak]:
+    """Return for each secret the smallest leaks that single-site probes can detect."""
+    n_classes = {secret: context.parts(secret)[0].text.shape[1] for secret in context.secrets}
+    # Pads of one part depend on its number of classes alone, so one secret of each number is enough.
+    with_pads = {number: secret for secret, number in reversed(n_classes.items())}
+    secrets, leaks = list(n_classes), dict[str, DetectableLeak]()
+    units = [(secret, with_pads[n_classes[secret]] == secret) for secret in secrets]
+    progress("leaks of known size", 0, len(units))
+    for number, leak in map_units(partial(_detectable_leak, context), units, pool):
+        leaks[secrets[number]] = leak
+        progress("leaks of known size", len(leaks), len(units))
+    pads = {number: leaks[secret].pad_bits for number, secret in with_pads.items()}
+    return {secret: replace(leaks[secret], pad_bits=pads[n_classes[secret]]) for secret in secrets}
+
+
+def _detectable_leak(context: AuditContext, unit: tuple[str, bool]) -> DetectableLeak:
+    secret, with_pads = unit
+    return smallest_detectable_leak(context, secret, context.best_site(secret), with_pads)
 
 
 def check_findings(attack: Attack, findings: Sequence[Evidence], context: AuditContext) -> Sequence[Evidence]:

@@ -27,12 +27,14 @@ from ghosttrace.auditing.summary import result_rows, summarise_audit
 from ghosttrace.bench import Bench
 from ghosttrace.data.tokens import TraceSources
 from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
+from ghosttrace.model.pool import ModelPool, maybe_pool
 from ghosttrace.model.provenance import provenance
-from ghosttrace.probing import sweep
 from ghosttrace.probing.carriers import CarrierKind, Pooling, secret_carrier
 from ghosttrace.probing.evidence import PROBE_RECORDS
 from ghosttrace.probing.places import Role
 from ghosttrace.probing.probes import UnusualTraces
+from ghosttrace.probing.settings import ProbeSettings
+from ghosttrace.probing.shared_features import share
 from ghosttrace.probing.site import Kv
 from ghosttrace.probing.split import Split, split
 from ghosttrace.probing.sweep import Sweep, probe_targets, text_baseline_rows
@@ -77,6 +79,8 @@ def audit(
     resume: str | Path | None = None,
     progress: Progress | None = None,
     options: Mapping[str, Any] | None = None,
+    ray: str | None = None,
+    workers: int | None = None,
 ) -> AuditResult:
     """Audit which secrets of erased blocks can be recovered from the retained cache.
 
@@ -97,7 +101,7 @@ def audit(
         prompts: Prompts that a user types to get a secret, its parts in braces. None: prompts of the kind of secret.
         carriers: Carriers to probe. None: mementos, and delimiters if the defence keeps them; under other laws those of
             `ghosttrace.probing.carriers.default_carriers`.
-        hops, layers, kv, pool, mlp, within_traces: See `ghosttrace.probing.sweep.ProbeSettings`.
+        hops, layers, kv, pool, mlp, within_traces: See `ghosttrace.probing.settings.ProbeSettings`.
         utility_limit: Number of problems on which the accuracy of a defence is measured.
         batch_tokens: Tokens per batch, padding included.
         seed: Random seed of traces, secrets, splits and probes.
@@ -105,12 +109,14 @@ def audit(
         resume: Folder of a run to continue.
         progress: Called with (current step, steps done, total steps).
         options: Command-line options, recorded so that `--resume` needs no other options.
+        ray, workers: Address of a Ray cluster that does the work, and the number of workers on it; see
+            `ghosttrace.model.pool.model_pool`. None works here.
 
     Raises:
         UserError: The arguments do not allow an audit.
     """
     call = python_call(audit, locals())
-    probes = sweep.ProbeSettings(
+    probes = ProbeSettings(
         hops=tuple(dict.fromkeys(map(int, hops))),
         layers=None if layers is None else tuple(sorted(set(map(int, layers)))) or None,
         kv=tuple(dict.fromkeys(kv)),
@@ -148,6 +154,8 @@ def audit(
         progress=progress or no_progress,
         options=options,
         call=call,
+        ray=ray,
+        workers=workers,
     )
 
 
@@ -161,6 +169,8 @@ def run_audit(
     progress: Progress = no_progress,
     options: Mapping[str, Any] | None = None,
     call: str | None = None,
+    ray: str | None = None,
+    workers: int | None = None,
 ) -> AuditResult:
     """Run an audit.
 
@@ -168,7 +178,7 @@ def run_audit(
         checkpoint: Model, tokenizer, markup and policy.
         subject: Traces with secrets, prompts and problems.
         settings: Attacks, defence, probes and limit.
-        out, resume, progress, options: See `audit`.
+        out, resume, progress, options, ray, workers: See `audit`.
         call: Call of `audit` as text, recorded so that the run can be repeated.
 
     Raises:
@@ -188,10 +198,13 @@ def run_audit(
     )
     check_attacks(settings.attacks, context)
     run_configuration = configuration(checkpoint, subject, settings, data_split, options or {}, call)
-    with begin_run(out, resume, run_configuration, PROBE_RECORDS) as run:
+    with (
+        maybe_pool(checkpoint, ray, workers) as pool,
+        begin_run(out, resume, run_configuration, PROBE_RECORDS) as run,
+    ):
         context = replace(context, arm=settings.defence.fit(checkpoint, task, data_split), records=run.records)
-        context = probe_caches(context, settings, run, progress)
-        findings = run_attacks(context, settings.attacks, progress)
+        context = probe_caches(context, settings, run, progress, pool)
+        findings = run_attacks(context, settings.attacks, progress, pool)
         progress("cost of the defence", 0, 1)
         cost = measure_cost_and_utility(checkpoint, task.samples, context.arm, subject.benches, probes.seed)
         progress("cost of the defence", 1, 1)
@@ -207,7 +220,9 @@ def run_audit(
         return result
 
 
-def probe_caches(context: AuditContext, settings: AuditSettings, run: RunWriter, progress: Progress) -> AuditContext:
+def probe_caches(
+    context: AuditContext, settings: AuditSettings, run: RunWriter, progress: Progress, pool: ModelPool | None = None
+) -> AuditContext:
     """Read the caches and probe them at every site.
 
     Args:
@@ -215,6 +230,7 @@ def probe_caches(context: AuditContext, settings: AuditSettings, run: RunWriter,
         settings: Settings of the audit.
         run: Run whose records are filled; probes on record are not fitted again.
         progress: Called with (current step, steps done, total steps).
+        pool: Workers that read and fit; None works here.
 
     Returns:
         The context with targets, limits, features, records and alpha.
@@ -229,14 +245,15 @@ def probe_caches(context: AuditContext, settings: AuditSettings, run: RunWriter,
     context = replace(context, targets=targets)
     limits = settings.limits({secret: context.unknown_bits(secret) for secret in context.secrets})
     features = read_caches(
-        checkpoint, task, probes, context.arm, run.scratch / "features", settings.batch_tokens, progress
+        checkpoint, task, probes, context.arm, run.scratch / "features", settings.batch_tokens, progress, pool
     )
+    features = features if pool is None else share(features)
     for row in text_baseline_rows(task, targets, text_baseline_targets, context.split):
         run.records.add(row)
     secret = secret_carrier(task.samples)
     secrets = tuple(map(tuple, context.secrets.values()))
-    Sweep(checkpoint, probes, context.split, features, targets, secret, context.device, secrets).run(
-        run.records, partial(progress, "probes")
+    Sweep(checkpoint, probes, context.split, features, targets, secret, secrets).run(
+        run.records, partial(progress, "probes"), pool
     )
     n_gated = sum(attack.n_gated(context) for attack in settings.attacks)
     return replace(context, limits=limits, features=features, alpha=ALPHA / max(1, n_gated))

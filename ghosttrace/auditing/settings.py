@@ -12,9 +12,9 @@ from ghosttrace.auditing.verdict import Limits
 from ghosttrace.errors import UserError, check_method
 from ghosttrace.law.expiry import MementoLaw
 from ghosttrace.model.checkpoint import Checkpoint
-from ghosttrace.probing import sweep
 from ghosttrace.probing.carriers import CarrierKind, default_carriers
 from ghosttrace.probing.evidence import NEGLIGIBLE_BITS
+from ghosttrace.probing.settings import ProbeSettings
 
 DEFAULT_MAX_LEAK = 0.1  # bits per secret
 DEFAULT_SHARE = 0.1  # of the bits that the text leaves unknown of a secret, if the default limit is more than that
@@ -42,7 +42,7 @@ class AuditSettings:
 
     attacks: tuple[Attack, ...]
     defence: Defence
-    probes: sweep.ProbeSettings
+    probes: ProbeSettings
     max_leak: float | None = None
     max_exposed: float = 0.01
     fpr: float | None = None

@@ -10,6 +10,7 @@ from ghosttrace.bench import BENCH_NAMES, load_bench
 from ghosttrace.cli.options import (
     EngineArguments,
     ModelName,
+    cluster_options,
     gather_options,
     law_options,
     model_options,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "max_block_tokens")
 
 
-@with_options(model_options, law_options, run_options, output_options)
+@with_options(model_options, law_options, run_options, cluster_options, output_options)
 def ablate(
     ctx: typer.Context,
     model: ModelName = "toy-mixed",

@@ -9,6 +9,7 @@ from ghosttrace.auditing.attacks import ATTACKS
 from ghosttrace.auditing.defences import DEFENCES
 from ghosttrace.cli.options import (
     ModelName,
+    cluster_options,
     gather_options,
     law_options,
     model_options,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ghosttrace.auditing.result import AuditResult
 
 
-@with_options(secret_options, model_options, law_options, run_options, output_options)
+@with_options(secret_options, model_options, law_options, run_options, cluster_options, output_options)
 def audit(
     ctx: typer.Context,
     model: ModelName = "toy-open",

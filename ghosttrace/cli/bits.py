@@ -7,6 +7,7 @@ import typer
 from ghosttrace.cli.options import (
     ModelName,
     Traces,
+    cluster_options,
     gather_options,
     law_options,
     model_options,
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ghosttrace.ghost_bits.result import BitsResult
 
 
-@with_options(model_options, law_options, run_options, output_options)
+@with_options(model_options, law_options, run_options, cluster_options, output_options)
 def bits(
     ctx: typer.Context,
     model: ModelName = "toy-mixed",

@@ -86,6 +86,13 @@ RayAddress = Annotated[
         "this machine alone. Default: none.",
     ),
 ]
+NumWorkers = Annotated[
+    int | None,
+    typer.Option(
+        help="Number of workers on the Ray cluster, each with the whole model. Default: one for each GPU, or one for "
+        "each CPU of a cluster without GPUs."
+    ),
+]
 BatchTokens = Annotated[int, typer.Option(help="Maximum number of tokens per batch, padding included.")]
 
 
@@ -114,7 +121,7 @@ class DtypeName(StrEnum):
 Dtype = Annotated[DtypeName | None, typer.Option(help="Data type of the model. Default: that of the checkpoint.")]
 
 
-NOT_RECORDED = ("out", "resume", "format")
+NOT_RECORDED = ("out", "resume", "format", "ray", "workers")
 """Options that do not change the results, so that they are not recorded in run.json."""
 
 
@@ -158,6 +165,10 @@ def law_options(law: LawSpec = None) -> None:
 
 def output_options(format: Format = OutputFormat.table) -> None:
     """Declare the option for the format of the results."""
+
+
+def cluster_options(ray: RayAddress = None, workers: NumWorkers = None) -> None:
+    """Declare the options for the workers of a run."""
 
 
 def run_options(out: Out = None, resume: Resume = None) -> None:

@@ -39,7 +39,8 @@ def load_and_show_progress(
         options: the command-line options (see `gather_options`).
 
     Yields:
-        The checkpoint, and the keyword arguments `out`, `resume`, `progress` and `options` of the run.
+        The checkpoint, and the keyword arguments `out`, `resume`, `progress`, `options` and, if the command has
+        them, `ray` and `workers` of the run.
 
     Raises:
         UserError: see `ghosttrace.model.checkpoint.load`.
@@ -48,7 +49,8 @@ def load_and_show_progress(
     resume: Path | None = ctx.params["resume"]
     out: Path = ctx.params["out"] or default_folder(command, checkpoint.name)
     with show_progress(Console(stderr=True), command, resume or out) as progress:
-        yield checkpoint, {"out": None if resume else out, "resume": resume, "progress": progress, "options": options}
+        run = {"out": None if resume else out, "resume": resume, "progress": progress, "options": options}
+        yield checkpoint, run | {name: ctx.params[name] for name in ("ray", "workers") if name in ctx.params}
 
 
 def exit_if_invalid(result: "RunResult") -> None:

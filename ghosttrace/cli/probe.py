@@ -6,6 +6,7 @@ import typer
 
 from ghosttrace.cli.options import (
     ModelName,
+    cluster_options,
     gather_options,
     law_options,
     model_options,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ghosttrace.probing.result import ProbeResult
 
 
-@with_options(secret_options, model_options, law_options, run_options, output_options)
+@with_options(secret_options, model_options, law_options, run_options, cluster_options, output_options)
 def probe(
     ctx: typer.Context,
     model: ModelName = "toy-open",

@@ -11,7 +11,7 @@ from ghosttrace.errors import UserError
 from ghosttrace.probing.carriers import Pooling
 
 if TYPE_CHECKING:
-    from ghosttrace.probing.sweep import ProbeSettings
+    from ghosttrace.probing.settings import ProbeSettings
 
 SecretBench = Annotated[
     str, typer.Option(help=f"Benchmark with secrets, used without --traces: {', '.join(SECRET_BENCHES)}.")
@@ -98,7 +98,7 @@ def probe_settings(options: dict[str, Any]) -> "ProbeSettings":
     Raises:
         UserError: an option has an invalid value.
     """
-    from ghosttrace.probing.sweep import ProbeSettings
+    from ghosttrace.probing.settings import ProbeSettings
 
     layers = parse_integers(options["layers"], "--layers")
     carriers, kv = (tuple(dict.fromkeys((options[name] or "memento").split(","))) for name in ("carriers", "kv"))

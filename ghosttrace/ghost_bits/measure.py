@@ -12,6 +12,7 @@ vocabulary are never all in memory.
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -27,6 +28,7 @@ from ghosttrace.law.expiry import MementoLaw
 from ghosttrace.law.law import Law
 from ghosttrace.law.markup import find_blocks
 from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.model.pool import ModelPool, map_units
 from ghosttrace.runs.progress import Progress, no_progress
 from ghosttrace.runs.records import RecordLayout, Records
 
@@ -98,6 +100,7 @@ def measure(
     records: Records,
     batch_tokens: int = 65_536,
     progress: Progress = no_progress,
+    pool: ModelPool | None = None,
 ) -> None:
     """Measure every trace that is not recorded yet, and add it to the records as soon as an arm is measured on it.
 
@@ -108,31 +111,40 @@ def measure(
         records: records with layout `BITS_TABLE`; extended in place.
         batch_tokens: maximum number of tokens per batch, including padding. A batch holds traces of similar lengths.
         progress: called with ("traces", traces done, number of traces).
+        pool: workers that measure; None measures here.
 
     Raises:
         UserError: the checkpoint cannot run one of the arms.
     """
-    arms_by_name = {arm.name: arm for arm in arms}
     for arm in arms:
         arm.adapt_law(checkpoint.law)
         arm.check(checkpoint.model)
-    done = 0
-    for batch in _batches(traces, batch_tokens):
-        unfinished = {
-            name: arm
-            for name, arm in arms_by_name.items()
-            if not all((trace.source, trace.name, name) in records for trace in batch)
-        }
-        if unfinished:
-            ids, keys = [trace.ids for trace in batch], [_key(trace) for trace in batch]
-            tokens = [measured_tokens(trace, checkpoint.law, checkpoint.tokenizer) for trace in batch]
-            reference = log2_probabilities(checkpoint, Memento(), ids)
-            for name, arm in unfinished.items():
-                altered = log2_probabilities(checkpoint, arm, ids, keys)
-                for row, trace in enumerate(batch):
-                    records.add(_record(trace, name, tokens[row], reference[row], altered[row]))
-        done += len(batch)
+    batches = list(_batches(traces, batch_tokens))
+    units = [(batch, unmeasured) for batch in batches if (unmeasured := _unmeasured(batch, arms, records))]
+    done = sum(map(len, batches)) - sum(len(batch) for batch, _ in units)
+    measure_unit = partial(measure_batch, checkpoint)
+    for number, rows in map_units(measure_unit, units, pool):
+        for row in rows:
+            records.add(row)
+        done += len(units[number][0])
         progress("traces", done, len(traces))
+
+
+def measure_batch(checkpoint: Checkpoint, unit: tuple[Sequence[TokenTrace], Sequence[Arm]]) -> Iterator[dict[str, Any]]:
+    """Measure a batch of traces under some arms, and yield a row for each arm and trace."""
+    batch, arms = unit
+    ids, keys = [trace.ids for trace in batch], [_key(trace) for trace in batch]
+    tokens = [measured_tokens(trace, checkpoint.law, checkpoint.tokenizer) for trace in batch]
+    reference = log2_probabilities(checkpoint, Memento(), ids)
+    for arm in arms:
+        altered = log2_probabilities(checkpoint, arm, ids, keys)
+        for row, trace in enumerate(batch):
+            yield _record(trace, arm.name, tokens[row], reference[row], altered[row])
+
+
+def _unmeasured(batch: Sequence[TokenTrace], arms: Sequence[Arm], records: Records) -> list[Arm]:
+    """Return the arms under which some trace of a batch is not recorded yet."""
+    return [arm for arm in arms if not all((trace.source, trace.name, arm.name) in records for trace in batch)]
 
 
 def _key(trace: TokenTrace) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from ghosttrace.law.expiry import MementoLaw
 from ghosttrace.law.law import Law
 from ghosttrace.law.log import Log
 from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
+from ghosttrace.model.pool import maybe_pool
 from ghosttrace.model.provenance import provenance
 from ghosttrace.runs.call import python_call
 from ghosttrace.runs.folder import REFERENCE_ARM, json_rows, stable_repr
@@ -43,6 +44,8 @@ def bits(
     resume: str | Path | None = None,
     progress: Progress | None = None,
     options: Mapping[str, Any] | None = None,
+    ray: str | None = None,
+    workers: int | None = None,
 ) -> BitsResult:
     """Measure ghost bits, log2 p(token | normal cache) - log2 p(token | altered cache), on fixed traces.
 
@@ -60,6 +63,8 @@ def bits(
         resume: folder of an unfinished run to continue.
         progress: called with (name of the step, traces done, number of traces).
         options: command-line options to record in run.json, so that `--resume` needs no others.
+        ray, workers: address of a Ray cluster that does the work, and the number of workers on it; see
+            `ghosttrace.model.pool.model_pool`. None works here.
 
     Returns:
         The finished run.
@@ -83,8 +88,11 @@ def bits(
         raise UserError(nothing_to_measure(checkpoint.law))
     order = [(trace.source, trace.name, arm.name) for trace in loaded for arm in compared_arms]
     run_configuration = configuration(checkpoint, loaded, compared_arms, batch_tokens, options or {}, call)
-    with begin_run(out, resume, run_configuration, BITS_TABLE) as run:
-        measure(checkpoint, loaded, compared_arms, run.records, batch_tokens, progress or no_progress)
+    with (
+        maybe_pool(checkpoint, ray, workers) as pool,
+        begin_run(out, resume, run_configuration, BITS_TABLE) as run,
+    ):
+        measure(checkpoint, loaded, compared_arms, run.records, batch_tokens, progress or no_progress, pool)
         results = summarise(run.records.get(key) for key in order)
         ceilings = {item.name: item.ceiling_under(checkpoint.law) for item in benches}
         failures = failed_controls(results, {arm.name: arm for arm in compared_arms}, ceilings)

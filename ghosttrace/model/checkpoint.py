@@ -199,6 +199,16 @@ def load(
     else:
         other_law = parse_law(str(spec), Chat.from_tokenizer(tokenizer))
         markup, resolved, stages = read_block_config(str(spec), config, tokenizer, delimiters, **policy)
+    model = load_weights(name, device, dtype)
+    return Checkpoint(name, model, tokenizer, markup, resolved, stages, other_law)._with_text(text)
+
+
+def load_weights(name: str, device: str | None = None, dtype: str | None = None) -> PreTrainedModel:
+    """Load a model in evaluation mode and without gradients; the arguments are those of `load`.
+
+    Raises:
+        UserError: the model has no weights, or the device cannot be used.
+    """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     try:
@@ -207,8 +217,8 @@ def load(
         raise UserError(
             f"{name} has a config but no weights that match it: put model.safetensors into its folder"
         ) from error
-    model = model.to(device).eval().requires_grad_(False)
-    return Checkpoint(name, model, tokenizer, markup, resolved, stages, other_law)._with_text(text)
+    loaded: PreTrainedModel = model.to(device).eval().requires_grad_(False)
+    return loaded
 
 
 def as_checkpoint(model: str | Path | Checkpoint, law: str | None = None) -> Checkpoint:

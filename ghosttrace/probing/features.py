@@ -27,6 +27,7 @@ from ghosttrace.law.markup import find_blocks
 from ghosttrace.law.parse import describe_law
 from ghosttrace.model.checkpoint import Checkpoint, fingerprint
 from ghosttrace.model.geometry import CacheGeometry
+from ghosttrace.model.pool import ModelPool, map_units
 from ghosttrace.model.states import States, read_states
 from ghosttrace.probing.carriers import Carrier, check_carriers, divide, padded_token_indices
 
@@ -96,6 +97,7 @@ def extract_features(
     batch_tokens: int = 16_384,
     progress: Callable[[int, int], None] | None = None,
     read: StateReader | None = None,
+    pool: ModelPool | None = None,
 ) -> Features:
     """Extract the states of every trace of a task, reusing shards that exist.
 
@@ -108,6 +110,7 @@ def extract_features(
         progress: Called with (traces done, total traces).
         read: Custom reader of a batch, which returns keys and values only. By default one masked forward pass, for
             `open` and `sealed` caches.
+        pool: Workers that read the states; None reads them here.
 
     Returns:
         The extracted states.
@@ -124,18 +127,24 @@ def extract_features(
     folder.mkdir(parents=True, exist_ok=True)
     digest = features_digest(checkpoint, task, selection)
     read = read or partial(_one_pass, checkpoint, selection)
-    paths = []
-    for begin in range(0, len(samples), TRACES_PER_SHARD):
-        rows = range(begin, min(begin + TRACES_PER_SHARD, len(samples)))
-        paths.append(folder / f"{selection.cache}-{begin // TRACES_PER_SHARD:05d}.safetensors")
-        if not _is_complete(paths[-1], digest):
-            tensors = _read_shard(checkpoint, task, selection, rows, pooled_indices, batch_tokens, read, progress)
-            temporary = paths[-1].with_suffix(".part")
-            save_file(tensors, temporary, {"provenance": digest})
-            temporary.replace(paths[-1])
-        elif progress:
-            progress(rows.stop, len(samples))
-    return Features(tuple(paths))
+    shards = {
+        folder / f"{selection.cache}-{number:05d}.safetensors": range(
+            begin, min(begin + TRACES_PER_SHARD, len(samples))
+        )
+        for number, begin in enumerate(range(0, len(samples), TRACES_PER_SHARD))
+    }
+    missing = {path: rows for path, rows in shards.items() if not _is_complete(path, digest)}
+    done = len(samples) - sum(map(len, missing.values()))
+    here = progress if pool is None else None  # workers do not report within a shard
+    read_shard = partial(_read_shard, checkpoint, task, selection, pooled_indices, batch_tokens, read, here)
+    for number, tensors in map_units(read_shard, list(missing.values()), pool):
+        path = list(missing)[number]
+        save_file(tensors, path.with_suffix(".part"), {"provenance": digest})
+        path.with_suffix(".part").replace(path)
+        done += len(missing[path])
+        if progress:
+            progress(done, len(samples))
+    return Features(tuple(shards))
 
 
 def resolve_layers(checkpoint: Checkpoint, layers: Sequence[int] | None) -> tuple[int, ...]:
@@ -174,11 +183,11 @@ def _read_shard(
     checkpoint: Checkpoint,
     task: Task,
     selection: StateSelection,
-    rows: range,
     pooled_indices: dict[Carrier, tuple[np.ndarray, np.ndarray]],
     batch_tokens: int,
     read: StateReader,
     progress: Callable[[int, int], None] | None,
+    rows: range,
 ) -> dict[str, Tensor]:
     """Read the tensors of one shard, in the order of its rows; `progress` is called after every batch."""
     indices = np.concatenate([per_carrier for per_carrier, _ in pooled_indices.values()], axis=1)  # int64[N, P]

@@ -22,7 +22,7 @@ Other conditions are `decoder`, what the sealed states read beyond the n-grams, 
 memento before the block. Earlier blocks may predict a natural attribute, so this row is no control.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar
@@ -33,13 +33,15 @@ from torch import Tensor
 from ghosttrace.data.task import Task
 from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.geometry import CacheGeometry
+from ghosttrace.model.pool import ModelPool
 from ghosttrace.probing.carriers import Carrier
 from ghosttrace.probing.evidence import ProbeTarget, record, score
 from ghosttrace.probing.features import StateSelection, resolve_layers
 from ghosttrace.probing.places import erased_texts
 from ghosttrace.probing.probes import Probe
+from ghosttrace.probing.settings import ProbeSettings
 from ghosttrace.probing.site import ProbeSite
-from ghosttrace.probing.sweep import ProbeSettings, Sweep, site_groups, state_selections
+from ghosttrace.probing.sweep import Fit, Sweep, site_groups, state_selections
 from ghosttrace.probing.text_decoder import half_of_train, linear_fit, probe_fit, with_decoder
 from ghosttrace.runs.records import Records
 
@@ -103,11 +105,15 @@ class PairedSweep(Sweep):
     _start: list[ProbeTarget] = field(init=False, repr=False, compare=False, default_factory=list)
     _last: dict[ProbeSite, list[ProbeTarget]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
-    def run(self, records: Records, progress: Callable[[int, int], None] | None = None) -> None:
+    def run(
+        self,
+        records: Records,
+        progress: Callable[[int, int], None] | None = None,
+        pool: ModelPool | None = None,
+    ) -> None:
         """Fit decoders of the text at every site, then all other probes beyond the best of them."""
         sites = self._decoder_sites()
-        for site in sites:
-            self._linear(records, "decoder", [site])
+        self._fit_all([Fit("linear", "decoder", (site,)) for site in sites], records, None, pool)
         best = max(sites, key=partial(self._decoder_gain, records))
         fit, states = linear_fit(self.device), self._read("decoder", best)
         self._start[:] = with_decoder(fit, states, self.targets, self.split)
@@ -115,7 +121,7 @@ class PairedSweep(Sweep):
         for target, weaker in zip(self._start, fit(states, self.targets, half), strict=True):
             gained = score(replace(target, text=weaker), target.text, self.split)
             records.add(record(gained, condition="half-decoder", probe="linear", **best.result_columns))
-        super().run(records, progress)
+        super().run(records, progress, pool)
 
     def _decoder_sites(self) -> list[ProbeSite]:
         """Return the sites of the sealed cache that may decode the text."""
@@ -131,10 +137,9 @@ class PairedSweep(Sweep):
         keys = (("decoder", *site.result_columns.values(), "linear", target.name) for target in self.targets)
         return float(sum(records.get(key)["validation_bits"] for key in keys))
 
-    def _linear(self, records: Records, condition: str, group: Sequence[ProbeSite]) -> None:
-        """Fit linear probes site by site, since each site has a baseline of its own."""
-        for site in group:
-            super()._linear(records, condition, [site])
+    def _groups(self, carrier: Carrier) -> list[list[ProbeSite]]:
+        """Return every site of one carrier alone, since each site has a baseline of its own."""
+        return [[site] for group in super()._groups(carrier) for site in group]
 
     def _conditions(self, site: ProbeSite) -> tuple[str, ...]:
         if site.carrier.kind == "secret":

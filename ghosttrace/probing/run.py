@@ -12,6 +12,7 @@ from ghosttrace.data.task import Task
 from ghosttrace.data.tokens import TraceSources
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import Checkpoint, as_checkpoint
+from ghosttrace.model.pool import ModelPool, maybe_pool
 from ghosttrace.model.provenance import provenance
 from ghosttrace.probing.carriers import CarrierKind, Pooling, default_carriers, secret_carrier
 from ghosttrace.probing.evidence import CONDITIONS, PROBE_RECORDS, failed_controls, summarise
@@ -20,9 +21,11 @@ from ghosttrace.probing.paired_sweep import PairedSweep, needs_pairing, paired_s
 from ghosttrace.probing.places import Role
 from ghosttrace.probing.probes import Probe
 from ghosttrace.probing.result import ProbeResult
+from ghosttrace.probing.settings import ProbeSettings
+from ghosttrace.probing.shared_features import share
 from ghosttrace.probing.site import Kv
 from ghosttrace.probing.split import Split, split
-from ghosttrace.probing.sweep import ProbeSettings, Sweep, probe_targets, state_selections, text_baseline_rows
+from ghosttrace.probing.sweep import Sweep, probe_targets, state_selections, text_baseline_rows
 from ghosttrace.probing.tasks import make_task
 from ghosttrace.probing.traces_file import write_traces
 from ghosttrace.runs.call import python_call
@@ -62,6 +65,8 @@ def probe(
     resume: str | Path | None = None,
     progress: Progress | None = None,
     options: Mapping[str, Any] | None = None,
+    ray: str | None = None,
+    workers: int | None = None,
 ) -> ProbeResult:
     """Probe retained keys and values for a secret of an erased block.
 
@@ -73,13 +78,15 @@ def probe(
         targets: Shell patterns of the targets to probe (`note-*`); None for all.
         carriers: Carriers to probe; None for those of `ghosttrace.probing.carriers.default_carriers`.
         hops, layers, kv, by_head, joint, pool, mlp, probes, within_traces, seed: See
-            `ghosttrace.probing.sweep.ProbeSettings`.
+            `ghosttrace.probing.settings.ProbeSettings`.
         keep_features: Keep the extracted states, which are large, in the run folder.
         batch_tokens: Maximum number of tokens per batch, padding included.
         out: Folder of a new run; None keeps the run in memory.
         resume: Folder of a run to resume.
         progress: Called with (description, steps done, total steps).
         options: Options of the command line, recorded for `--resume`.
+        ray, workers: Address of a Ray cluster that does the work, and the number of workers on it; see
+            `ghosttrace.model.pool.model_pool`. None works here.
 
     Returns:
         The bits beyond the text of every probe, and whether all controls held.
@@ -122,10 +129,13 @@ def probe(
     task.check()
     parts = split(task.samples, seed, within_traces)
     run_configuration = configuration(checkpoint, task, settings, parts, options or {}, call)
-    with begin_run(out, resume, run_configuration, PROBE_RECORDS) as run:
+    with (
+        maybe_pool(checkpoint, ray, workers) as started,
+        begin_run(out, resume, run_configuration, PROBE_RECORDS) as run,
+    ):
         if run.folder is not None:
             write_traces(run.folder / "traces.parquet", checkpoint, task, parts)
-        _extract_and_fit(run, checkpoint, task, settings, parts, batch_tokens, progress or no_progress)
+        _extract_and_fit(run, checkpoint, task, settings, parts, batch_tokens, progress or no_progress, started)
         order = sorted(run.records.keys(), key=_sort_key)
         results = summarise((run.records.get(key) for key in order), task, parts)
         failures = failed_controls(results)
@@ -143,6 +153,7 @@ def _extract_and_fit(
     parts: Split,
     batch_tokens: int,
     progress: Progress,
+    pool: ModelPool | None,
 ) -> None:
     """Extract the features and fit every probe that has no record yet."""
     secret, folder = secret_carrier(task.samples), run.scratch / "features"
@@ -158,16 +169,16 @@ def _extract_and_fit(
             folder / cache,
             batch_tokens,
             partial(progress, f"{cache} cache"),
+            pool=pool,
         )
         for cache, selection in selections.items()
     }
     targets, text_targets = probe_targets(checkpoint, task, parts)
     for row in text_baseline_rows(task, targets, text_targets, parts):
         run.records.add(row)
-    sweep = (PairedSweep if paired else Sweep)(
-        checkpoint, settings, parts, features, targets, secret, checkpoint.model.device
-    )
-    sweep.run(run.records, partial(progress, "probes"))
+    shared = features if pool is None else share(features)
+    sweep = (PairedSweep if paired else Sweep)(checkpoint, settings, parts, shared, targets, secret)
+    sweep.run(run.records, partial(progress, "probes"), pool)
 
 
 def _sort_key(key: RecordKey) -> tuple[Any, ...]:

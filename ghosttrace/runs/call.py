@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-NOT_RECORDED = ("out", "resume", "progress", "options")
+NOT_RECORDED = ("out", "resume", "progress", "options", "ray", "workers")
 """Arguments that do not change the results."""
 
 

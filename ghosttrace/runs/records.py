@@ -62,6 +62,13 @@ class Records:
         """Return the row of a recorded sample."""
         return self._rows[key]
 
+    def copy(self) -> "Records":
+        """Return the recorded samples as records in memory."""
+        copy = Records(self.layout)
+        for key in self.keys():
+            copy.add(self.get(key))
+        return copy
+
     def add(self, row: dict[str, Any]) -> None:
         """Record a finished sample.
 

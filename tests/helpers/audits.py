@@ -28,9 +28,9 @@ from ghosttrace.bench.ledger import ledger_task
 from ghosttrace.data.task import Sample, Target, Task
 from ghosttrace.probing.carriers import Carrier
 from ghosttrace.probing.evidence import ProbeTarget
+from ghosttrace.probing.settings import ProbeSettings
 from ghosttrace.probing.site import ProbeSite
 from ghosttrace.probing.split import split
-from ghosttrace.probing.sweep import ProbeSettings
 from ghosttrace.report.audit.page import write_reports
 
 SCHEMA = json.loads((Path(ghosttrace.report.__file__).parent / "schemas" / "audit.schema.json").read_text())

@@ -1,5 +1,6 @@
 """A Ray cluster of two nodes on this machine, and the processes of its workers."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ import psutil
 @contextmanager
 def two_nodes() -> Iterator[str]:
     """Run a cluster of two nodes with one CPU each; yield its address."""
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # seconds; read at the import
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})

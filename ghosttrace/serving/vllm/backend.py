@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from typing import Any, ClassVar
 
 from ghosttrace.ablation.arms import Part
@@ -28,12 +29,20 @@ class VllmBackend:
         name: name of the backend.
         arms: names of the supported arms.
         any_law: whether it generates under every law.
+        model_device: device of the checkpoint's own model on a worker: the engine has weights of its own.
     """
 
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     name: ClassVar[str] = "vllm"
     arms: ClassVar[tuple[str, ...] | None] = PAGED_ARMS
     any_law: ClassVar[bool] = True
+    model_device: ClassVar[str | None] = "cpu"
+
+    @property
+    def gpus(self) -> int:
+        """Number of GPUs that one engine takes, by its tensor and pipeline parallel sizes."""
+        sizes = (self.engine_args.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
+        return prod(sizes)
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of the backend for `run.json`."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from ghosttrace.bench.benchmark import Bench, Grade, Problem
 from ghosttrace.bench.contests import DATA_FOLDER_VARIABLE, data_file, protocol
-from ghosttrace.bench.program_tests import check_values, read_tests
+from ghosttrace.bench.program_tests import ProblemTests, check_values, read_tests
 from ghosttrace.bench.programs import grade_program
 from ghosttrace.bench.sandbox import check_isolation
 from ghosttrace.data.user_json import parse_json
@@ -88,6 +88,21 @@ class Row:
             raise UserError(f"{self} has no {' and no '.join(missing)}: every line needs the columns of LiveCodeBench")
         return dict(row)
 
+    def read_again(self, label: str) -> ProblemTests:
+        """Return the tests of the row, which were labelled like this when the benchmark was loaded.
+
+        Raises:
+            UserError: They are not the same ones.
+        """
+        changed = UserError(f"{self} has changed since the run began: restore the file, then go on with --resume")
+        try:
+            tests = read_tests(self.read(), str(self))
+        except UserError as error:
+            raise changed from error
+        if tests.label != label:
+            raise changed
+        return tests
+
     def __str__(self) -> str:
         return f"{self.file}, line {self.number}"
 
@@ -112,10 +127,7 @@ def load_livecodebench(name: str = LIVECODEBENCH.name, limit: int | None = None,
     row_of = {problem.id: row for problem, row in zip(problems, rows, strict=True)}
 
     def grade(problem: Problem, text: str) -> Grade:
-        row = row_of[problem.id]
-        tests = read_tests(row.read(), str(row))
-        if tests.label != problem.answer:
-            raise UserError(f"{row} has changed since the run began: restore the file, then go on with --resume")
+        tests = row_of[problem.id].read_again(problem.answer)
         return grade_program(text, tests.cases, tests.function)
 
     return Bench(

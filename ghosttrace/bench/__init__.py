@@ -11,6 +11,7 @@ from ghosttrace.bench.agent import AGENT_BENCHES
 from ghosttrace.bench.benchmark import Bench, Condition, Counterfactual, Grade, Harness, Problem, Protocol, final_text
 from ghosttrace.bench.contests import HUB_SOURCES, load_contest, load_jsonl_bench, protocol, read_problems
 from ghosttrace.bench.ledger import LEDGER_BENCHES
+from ghosttrace.bench.livecodebench import LIVECODEBENCH, count_rows, has_livecodebench_columns, load_livecodebench
 from ghosttrace.bench.reasoning_gym import DEFAULT_PROBLEMS, REASONING_GYM_BENCHES
 from ghosttrace.bench.story import STORY_BENCHES
 from ghosttrace.errors import UserError
@@ -28,7 +29,7 @@ BENCH_GROUPS = {
     "reasoning-gym": tuple(REASONING_GYM_BENCHES),
     "hmmt": tuple(name for name in HUB_SOURCES if name.startswith("hmmt")),
 }
-BENCH_NAMES = (*BENCH_GROUPS, *GENERATED_BENCHES, *REASONING_GYM_BENCHES, *HUB_SOURCES)
+BENCH_NAMES = (*BENCH_GROUPS, *GENERATED_BENCHES, *REASONING_GYM_BENCHES, *HUB_SOURCES, LIVECODEBENCH.name)
 
 
 def load_bench(name: str, limit: int | None = None, seed: int = 0, file: Path | None = None) -> list[Bench]:
@@ -36,10 +37,11 @@ def load_bench(name: str, limit: int | None = None, seed: int = 0, file: Path | 
 
     Args:
         name: A group (a key of `BENCH_GROUPS`, such as `ledger`), a member such as `ledger-h1`, a name in
-            `contests.HUB_SOURCES` such as `aime24`, or the path of a JSONL file.
+            `contests.HUB_SOURCES` such as `aime24`, `livecodebench`, or the path of a JSONL file.
         limit: Number of problems per benchmark. None means all problems; `ledger` then draws 400, others 200.
         seed: Random seed of generated problems.
-        file: JSONL file with the problems of a benchmark of `contests.HUB_SOURCES`, read instead of the hub.
+        file: JSONL file with the problems of `livecodebench` or of a benchmark of `contests.HUB_SOURCES`, read instead
+            of the hub.
 
     Returns:
         One benchmark, or one per member of the group.
@@ -49,10 +51,17 @@ def load_bench(name: str, limit: int | None = None, seed: int = 0, file: Path | 
     """
     if limit is not None and limit < 1:
         raise UserError("--limit, the number of problems, must be at least 1")
-    if file is not None and name not in HUB_SOURCES:
+    if file is not None and name not in (*HUB_SOURCES, LIVECODEBENCH.name):
         raise UserError(f"--bench-file holds the problems of a benchmark such as aime24, not of {name}")
     if name.endswith(".jsonl"):
-        return [load_jsonl_bench(Path(name), limit)]
+        path = Path(name)
+        return [
+            load_livecodebench(path.stem, limit, path)
+            if has_livecodebench_columns(path)
+            else load_jsonl_bench(path, limit)
+        ]
+    if name == LIVECODEBENCH.name:
+        return [load_livecodebench(name, limit, file)]
     if name not in BENCH_NAMES:
         raise UserError(f"no bench {name!r}: choose from {', '.join(BENCH_NAMES)}, or give a .jsonl file")
     generators = GENERATED_BENCHES | REASONING_GYM_BENCHES
@@ -105,11 +114,16 @@ def bench_size(name: str) -> tuple[int, int]:
         return bench.size, bench.protocol.repetitions
     if name in REASONING_GYM_BENCHES:
         return DEFAULT_PROBLEMS, protocol(DEFAULT_PROBLEMS).repetitions
+    if name == LIVECODEBENCH.name:
+        return LIVECODEBENCH.size, protocol(LIVECODEBENCH.size).repetitions
     if name not in HUB_SOURCES and not name.endswith(".jsonl"):
         raise UserError(
             f"no bench {name!r}: choose from {', '.join(BENCH_NAMES[len(BENCH_GROUPS) :])}, or give a .jsonl file"
         )
-    size = HUB_SOURCES[name].size if name in HUB_SOURCES else len(read_problems(Path(name)))
+    if name in HUB_SOURCES:
+        size = HUB_SOURCES[name].size
+    else:
+        size = count_rows(Path(name)) if has_livecodebench_columns(Path(name)) else len(read_problems(Path(name)))
     return size, protocol(size).repetitions
 
 

@@ -38,14 +38,14 @@ def ablate(
         str,
         typer.Option(
             help=f"Benchmark: {', '.join(BENCH_NAMES)}, or a .jsonl file with id, problem, answer and, if problems "
-            "are variants of each other, cluster."
+            "are variants of each other, cluster, or with the columns of LiveCodeBench."
         ),
     ] = "ledger",
     bench_file: Annotated[
         Path | None,
         typer.Option(
-            help="JSONL file with the problems of --bench (id, problem, answer, optional cluster). Default: download "
-            "them from the hub."
+            help="JSONL file with the problems of --bench (id, problem, answer, optional cluster; for livecodebench "
+            "its own columns, or the folder of its files). Default: download them from the hub."
         ),
     ] = None,
     arms: Annotated[

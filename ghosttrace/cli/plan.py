@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ghosttrace.ablation.published import ASSUMED_ACCURACY, MEAN_RESPONSE_TOKENS
-from ghosttrace.bench import GENERATED_BENCHES, HUB_SOURCES, bench_size
+from ghosttrace.bench import BENCH_GROUPS, BENCH_NAMES, bench_size
 from ghosttrace.cli.options import Delimiters, Dtype, Format, KeepLast, OutputFormat
 from ghosttrace.cli.output import print_rows, print_tables
 
@@ -18,7 +18,7 @@ def plan(
         str, typer.Argument(help="Bundled name, folder or hub id of the model; only its config.json is read.")
     ],
     bench: Annotated[
-        str, typer.Option(help=f"Benchmark: {', '.join([*GENERATED_BENCHES, *HUB_SOURCES])}, or a .jsonl file.")
+        str, typer.Option(help=f"Benchmark: {', '.join(BENCH_NAMES[len(BENCH_GROUPS) :])}, or a .jsonl file.")
     ] = "aime24",
     effect: Annotated[float, typer.Option(help="Decrease of accuracy to detect, in percentage points.")] = 5.0,
     accuracy: Annotated[float, typer.Option(help="Assumed accuracy under memento, in %.")] = 100 * ASSUMED_ACCURACY,

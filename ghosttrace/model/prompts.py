@@ -45,6 +45,9 @@ MATHEMATICS_TEMPLATE = PromptTemplate(
 CHOICE_TEMPLATE = PromptTemplate(
     "choice", 1, "{problem}\n\nPlease reason step by step, and put the letter of the right answer within \\boxed{}."
 )
+PROGRAM_TEMPLATE = PromptTemplate(
+    "program", 1, "{problem}\n\nPlease reason step by step, and end with the whole program in one Python code block."
+)
 
 
 def chat_prompt(tokenizer: Any, family: str | None, message: str) -> str:

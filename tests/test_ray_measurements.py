@@ -19,7 +19,8 @@ import ghosttrace as gt
 from ghosttrace.cluster.connect import Machine
 from ghosttrace.errors import UserError
 from ghosttrace.model.checkpoint import load
-from ghosttrace.model.pool import CheckpointSource, pickle_without_model, place_workers, unpickle_with_model
+from ghosttrace.model.pool import place_workers
+from ghosttrace.model.pool_worker import CheckpointSource, pickle_without_model, unpickle_with_model
 from ghosttrace.runs.result import RunResult
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
@@ -51,7 +52,8 @@ def assert_same(actual: RunResult, expected: RunResult) -> None:
     """Check that two runs have the same samples and the same results, bit for bit."""
     pd.testing.assert_frame_equal(actual.samples, expected.samples, check_exact=True)
     pd.testing.assert_frame_equal(actual.results, expected.results, check_exact=True)
-    assert actual.summary == expected.summary
+    timed = {"defence"}  # which includes the seconds that a defence takes
+    assert {**actual.summary, **dict.fromkeys(timed)} == {**expected.summary, **dict.fromkeys(timed)}
 
 
 @pytest.mark.slow
@@ -70,15 +72,16 @@ def test_bits_are_those_of_one_process(address: str) -> None:
 
 @pytest.mark.slow
 def test_a_probe_finds_what_one_process_finds(address: str, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"samples": 700, "hops": (0,), "layers": (1,), "targets": ["note-0"]}
+    options: dict[str, Any] = {"samples": 700, "hops": (0,), "layers": (1,), "kv": ("v",), "targets": ["note-0"]}
     expected = gt.probe("toy-open", "ledger-h1", **options)
     assert_same(gt.probe("toy-open", "ledger-h1", ray=address, out=tmp_path / "run", **options), expected)
 
 
 @pytest.mark.slow
-def test_an_audit_of_a_defence_finds_what_one_process_finds(address: str) -> None:
-    options: dict[str, Any] = {"samples": 900, "hops": (0,), "layers": (2, 3), "mlp": False, "utility_limit": 4}
-    options |= {"attacks": "attribute,membership", "defence": "noise:0.5", "targets": ["note-0"]}
+@pytest.mark.parametrize("defence", ["none", pytest.param("noise:0.5", marks=pytest.mark.long)])
+def test_an_audit_finds_what_one_process_finds(address: str, defence: str) -> None:
+    options: dict[str, Any] = {"samples": 600, "hops": (0,), "layers": (2,), "mlp": False, "utility_limit": 2}
+    options |= {"attacks": "attribute", "defence": defence, "targets": ["note-0"]}
     expected = gt.audit("toy-open", "ledger-h1", **options)
     assert_same(gt.audit("toy-open", "ledger-h1", ray=address, **options), expected)
 
@@ -199,5 +202,5 @@ def test_workers_are_placed_one_on_each_machine_first() -> None:
     assert place_workers([Machine("a", "1", 2, 0)], None, 1)[1] == 0
     with pytest.raises(UserError, match="has room for 0 workers with 8 GPU"):
         place_workers([a, b], None, 8)
-    with pytest.raises(UserError, match="room for 3 workers .* and --workers asks for 4"):
+    with pytest.raises(UserError, match=r"room for 3 workers .* and --workers asks for 4"):
         place_workers([a, b], 4, 2)

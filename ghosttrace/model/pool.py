@@ -5,27 +5,18 @@ Whatever it computes from a unit, it would have computed here, given the same nu
 """
 
 import asyncio
-import io
-import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-
 from ghosttrace.cluster.connect import Machine, connected
 from ghosttrace.errors import UserError
-from ghosttrace.law.expiry import Policy
-from ghosttrace.law.law import Law
-from ghosttrace.law.markup import Markup
-from ghosttrace.model.checkpoint import Checkpoint, fingerprint, load_tokenizer, load_weights
+from ghosttrace.model.checkpoint import Checkpoint
+from ghosttrace.model.pool_worker import CheckpointSource, ModelWorker, pickle_without_model
 
 if TYPE_CHECKING:
     from ghosttrace.cluster.workers import Workers
@@ -35,130 +26,6 @@ Result = TypeVar("Result")
 
 UNITS_AT_ONCE = 2
 """Units that a worker is given at once: one to work on, and the next."""
-
-
-@dataclass(frozen=True)
-class CheckpointSource:
-    """What a worker needs to load the checkpoint of this process.
-
-    Attributes:
-        name: bundled name, folder or hub id.
-        dtype: data type of the weights, such as `float32`.
-        fingerprint: hashes of weights and vocabulary, see `ghosttrace.model.checkpoint.fingerprint`.
-        markup, policy, stages, other_law: as in `Checkpoint`.
-    """
-
-    name: str
-    dtype: str
-    fingerprint: Mapping[str, str]
-    markup: Markup
-    policy: Policy
-    stages: tuple[str, ...]
-    other_law: Law | None
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> "CheckpointSource":
-        """Describe a loaded checkpoint."""
-        dtype = str(checkpoint.model.dtype).removeprefix("torch.")
-        kept = (checkpoint.markup, checkpoint.policy, checkpoint.stages, checkpoint.other_law)
-        return cls(checkpoint.name, dtype, fingerprint(checkpoint), *kept)
-
-    def load(self, device: str) -> Checkpoint:
-        """Load the checkpoint.
-
-        Raises:
-            UserError: this machine has no such model, or one with other weights.
-        """
-        try:
-            tokenizer, model = load_tokenizer(self.name), load_weights(self.name, device, self.dtype)
-        except UserError as error:
-            raise UserError(f"{error}; every machine must see the model under the same name") from error
-        loaded = Checkpoint(self.name, model, tokenizer, self.markup, self.policy, self.stages, self.other_law)
-        if fingerprint(loaded) != self.fingerprint:
-            raise UserError(
-                f"{self.name} has other weights or another vocabulary than on the machine that started the run: put "
-                "the same files on all machines"
-            )
-        return loaded
-
-
-class ModelWorker:
-    """Actor that holds a checkpoint and calls functions with it, one at a time.
-
-    Args:
-        source: the checkpoint to load.
-        device: device of the model.
-        threads: for each machine, by its name in Ray, the number of CPU threads of a worker.
-    """
-
-    def __init__(self, source: CheckpointSource, device: str, threads: Mapping[str, int]) -> None:
-        import ray
-
-        self._source, self._device = source, device
-        number = threads.get(ray.get_runtime_context().get_node_id(), 1)
-        self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(number,))
-        self._functions: dict[int, Callable[[Any], Any]] = {}
-
-    async def open(self) -> None:
-        """Load the checkpoint.
-
-        Raises:
-            UserError: this machine has no such model, or one with other weights.
-        """
-        loop = asyncio.get_running_loop()
-        self._checkpoint = await loop.run_in_executor(self._thread, self._source.load, self._device)
-
-    async def call(self, number: int, function: bytes, references: Sequence[Any], unit: Any) -> Any:
-        """Return the result of a function for a unit of work; the items of a generator as a list.
-
-        Args:
-            number: number of the function; the worker keeps the last one.
-            function: the function, as `pickle_without_model` returns it.
-            references: the references in it.
-            unit: its argument.
-        """
-        if number not in self._functions:
-            self._functions = {number: unpickle_with_model(function, self._checkpoint, references)}
-        called = partial(_all_items, self._functions[number], unit)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, called)
-
-
-def _all_items(function: Callable[[Any], Any], unit: Any) -> Any:
-    result = function(unit)
-    return list(result) if isinstance(result, Iterator) else result
-
-
-def pickle_without_model(function: Any, checkpoint: Checkpoint) -> tuple[bytes, list[Any]]:
-    """Return an object as bytes that leave out the model and the tokenizer of a checkpoint.
-
-    Returns:
-        The bytes, and Ray's references in the object, which Ray must see on their way to a worker.
-    """
-    import ray
-
-    left_out = {id(checkpoint.model): "model", id(checkpoint.tokenizer): "tokenizer"}
-    references: list[Any] = []
-
-    class Pickler(ray.cloudpickle.CloudPickler):  # type: ignore[misc]
-        def persistent_id(self, obj: Any) -> str | int | None:
-            if isinstance(obj, ray.ObjectRef):
-                references.append(obj)
-                return len(references) - 1
-            return left_out.get(id(obj))
-
-    buffer = io.BytesIO()
-    Pickler(buffer).dump(function)
-    return buffer.getvalue(), references
-
-
-def unpickle_with_model(data: bytes, checkpoint: Checkpoint, references: Sequence[Any]) -> Any:
-    """Return the object that `pickle_without_model` has pickled, with the model and tokenizer of a checkpoint."""
-
-    class Unpickler(pickle.Unpickler):
-        def persistent_load(self, identifier: str | int) -> Any:
-            return references[identifier] if isinstance(identifier, int) else getattr(checkpoint, identifier)
-
-    return Unpickler(io.BytesIO(data)).load()
 
 
 def map_units(

@@ -140,16 +140,18 @@ def run_ablation(
         default = plan_bench_arms(checkpoint, benches, replace(settings, arms=None), backend)
         applicable = {bench_arm.arm.name for bench_arm in default}
         check_request(benches, settings, applicable, checkpoint.other_law is not None)
-    batch_size = settings.batch_size or _recorded_batch_size(resume) or largest_batch_size(bench_arms)
+    recorded = _recorded_sizes(resume)
+    batch_size = settings.batch_size or recorded.get("batch_size") or largest_batch_size(bench_arms)
+    batches = backend.batches_per_group if resume is None else recorded.get("batches_per_group", 1)
     settings = replace(settings, batch_size=batch_size)
-    run_configuration = configuration(bench_arms, settings, backend, options or {}, call)
+    run_configuration = configuration(bench_arms, settings, backend, options or {}, call, batches)
     for bench in benches:
         if len(bench.problems) != min(bench.size, settings.limit or bench.size):
             sizes = f"{bench.size} problems, and {bench.origin} holds {len(bench.problems)}"
             warnings.warn(f"{bench.name} has {sizes}: results are not comparable", RunWarning, stacklevel=2)
     with begin_run(out, resume, run_configuration, SAMPLE_TABLE) as run:
-        with backend.open(bench_arms) as write:
-            collect(bench_arms, run.records, batch_size, write, progress or no_progress)
+        with backend.open(bench_arms, batch_size) as write:
+            collect(bench_arms, run.records, batch_size * batches, write, progress or no_progress)
         order = [key for bench_arm in bench_arms for key in bench_arm.keys]
         samples = run.records.frame(order, SMALL_COLUMNS)
         bytes_per_token = CacheGeometry.from_config(checkpoint.model.config).bytes_per_token(checkpoint.model.dtype)
@@ -230,7 +232,7 @@ def sampling_for(bench: Bench, settings: AblationSettings) -> Sampling:
 def collect(
     bench_arms: Sequence[BenchArm],
     records: Records,
-    batch_size: int,
+    group_size: int,
     write: SampleWriter,
     progress: Progress = no_progress,
 ) -> None:
@@ -239,8 +241,8 @@ def collect(
     Args:
         bench_arms: The bench arms to run, in order.
         records: Storage of the samples.
-        batch_size: Number of rows decoded together.
-        write: Function that decodes a batch.
+        group_size: Number of samples in a group.
+        write: Function that decodes a group.
         progress: Called with (benchmark and arm, samples done, samples in total).
     """
     total, before = sum(len(bench_arm.keys) for bench_arm in bench_arms), 0
@@ -249,15 +251,15 @@ def collect(
         def report(done: int, bench_arm: BenchArm = bench_arm, before: int = before) -> None:
             progress(f"{bench_arm.bench.name} · {bench_arm.arm.name}", before + done, total)
 
-        bench_arm.run(records, batch_size, write, report)
+        bench_arm.run(records, group_size, write, report)
         before += len(bench_arm.keys)
 
 
-def _recorded_batch_size(resume: str | Path | None) -> int | None:
-    """Return the batch size of the run to resume, if any, because a resumed run must use the same batches."""
+def _recorded_sizes(resume: str | Path | None) -> dict[str, int]:
+    """Return the numbers in the settings of the run to resume, which must use the same groups and batches."""
     settings = {} if resume is None else read_configuration(Path(resume), "ablate").get("settings")
-    size = settings.get("batch_size") if isinstance(settings, dict) else None
-    return size if isinstance(size, int) else None
+    numbers = settings.items() if isinstance(settings, dict) else ()
+    return {name: number for name, number in numbers if isinstance(number, int)}
 
 
 def configuration(
@@ -266,8 +268,10 @@ def configuration(
     backend: Backend,
     options: Mapping[str, Any],
     call: str | None = None,
+    batches_per_group: int = 1,
 ) -> dict[str, Any]:
     """Return the configuration for run.json: everything that determines the samples or that reports need."""
+    groups = {"batches_per_group": batches_per_group} if batches_per_group > 1 else {}  # older runs have no such key
     checkpoint = bench_arms[0].checkpoint
     benches = {bench_arm.bench.name: bench_arm.bench for bench_arm in bench_arms}.values()
     family = checkpoint.model.config.model_type
@@ -290,5 +294,5 @@ def configuration(
             }
             for bench in benches
         },
-        "settings": settings.to_dict() | {"backend": backend.name, **backend.settings()},
+        "settings": settings.to_dict() | groups | {"backend": backend.name, **backend.settings()},
     }

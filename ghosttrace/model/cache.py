@@ -238,6 +238,17 @@ class KVCache(Cache):
             layer.keys[row_ids, :, :width] = source.keys[:, :, :width]
             layer.values[row_ids, :, :width] = source.values[:, :, :width]
 
+    def join(self, other: "KVCache") -> None:
+        """Append copies of the rows of another cache."""
+        slots, rows, added = self.slots, self.rows, other.rows
+        slots.length = np.pad(slots.length, (0, added))
+        for name in ("index", "position", "expiry"):
+            setattr(slots, name, np.pad(getattr(slots, name), ((0, added), (0, 0))))
+        for layer in self.layers:  # one layer at a time, so that only one is held twice
+            padding = (0, 0, 0, 0, 0, 0, 0, added)
+            layer.keys, layer.values = (torch.nn.functional.pad(s, padding) for s in (layer.keys, layer.values))
+        self.replace_rows(range(rows, rows + added), other)
+
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order."""
         slots = self.slots

@@ -1,6 +1,7 @@
 """Finished rows make room for the next requests: responses, KV curves and resumed runs stay the same."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from ghosttrace.bench import load_bench
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import ExpiryTracker, Policy
 from ghosttrace.law.markup import find_blocks
+from ghosttrace.model import cache as cache_module
 from ghosttrace.model import generate as generate_module
 from ghosttrace.model.attention import attending
 from ghosttrace.model.checkpoint import load
@@ -182,73 +184,107 @@ def test_an_eraser_that_could_not_join_is_refused() -> None:
                 pass
 
 
-ARMS_OF_TOYS = ("restart", "restart-renumbered", "rerotated", "placebo", "swap", "noise")
-UNEVEN = AblationSettings(
-    ARMS_OF_TOYS, limit=6, repetitions=3, batch_size=4, sampling={"temperature": 1.5, "max_new_tokens": 110}
-)
+SAMPLING = {"temperature": 1.5, "max_new_tokens": 110}
+UNEVEN = AblationSettings(limit=6, repetitions=2, batch_size=3, sampling=SAMPLING)
+GROUP_SIZE = 8
 
 
 class StoppedError(Exception):
     """Exception that interrupts a run."""
 
 
-def rows_of(writer: Callable[..., None], group_size: int, records: Records) -> list[dict[str, Any]]:
-    """Run the arms over the records; return the rows."""
-    bench_arms = plan_bench_arms(load("toy-mixed"), load_bench("ledger-h1", UNEVEN.limit), UNEVEN)
+def run_arms(records: Records, arms: tuple[str, ...], group_size: int, writer: Callable[..., None]) -> list[Any]:
+    """Run arms over the records; return the rows."""
+    settings = replace(UNEVEN, arms=arms)
+    bench_arms = plan_bench_arms(load("toy-mixed"), load_bench("ledger-h1", UNEVEN.limit), settings)
     collect(bench_arms, records, group_size, writer)
     return [records.get(key) for bench_arm in bench_arms for key in bench_arm.keys]
 
 
-@pytest.fixture(scope="module")
-def groups() -> list[dict[str, Any]]:
-    """Return the rows of an uninterrupted run: groups of 16 samples, 4 of them decoded at once."""
-    return rows_of(partial(write_samples, batch_size=4), 16, Records(SAMPLE_TABLE))
-
-
-def test_an_ablation_with_refilling_equals_one_without(groups: list[dict[str, Any]]) -> None:
-    assert groups == rows_of(write_samples, 4, Records(SAMPLE_TABLE))
-    assert len({row["response_tokens"] for row in groups}) > 3
-    followed = [row for row in groups if row["donor_answer"] is not None]
+def test_an_ablation_with_refilling_equals_one_without() -> None:
+    arms = ("restart", "rerotated", "swap", "noise")
+    refilled = run_arms(Records(SAMPLE_TABLE), arms, GROUP_SIZE, partial(write_samples, batch_size=3))
+    assert refilled == run_arms(Records(SAMPLE_TABLE), arms, 3, write_samples)
+    assert len({row["response_tokens"] for row in refilled}) > 3
+    followed = [row for row in refilled if row["donor_answer"] is not None]
     assert {row["arm"] for row in followed} == {"swap"} and len(followed) > 10
 
 
-@pytest.mark.parametrize("kept", [1, 5, 15, 17, 18, 40])
+def watch(records: Records, stop_at: int | None = None) -> list[tuple[Any, ...]]:
+    """Run one arm, or stop when so many samples are recorded; return the rows of every forward pass."""
+    seen: list[tuple[Any, ...]] = []
+    advance = Session.advance
+
+    def watched(self: Session, chunks: Any, *rest: Any) -> Any:
+        seen.append(tuple((row.key, len(row.tokens)) for row in self.rows))
+        return advance(self, chunks, *rest)
+
+    def stopping(bench_arm: Any, requests: Any, on_done: Any) -> None:
+        def done(index: int, generation: Generation) -> None:
+            if len(records) == stop_at:
+                raise StoppedError
+            on_done(index, generation)
+
+        write_samples(bench_arm, requests, done, batch_size=3)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "advance", watched)
+        run_arms(records, (), GROUP_SIZE, stopping)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> tuple[list[tuple[Any, ...]], Records]:
+    records = Records(SAMPLE_TABLE)
+    return watch(records), records
+
+
+@pytest.mark.parametrize("kept", [1, 5, GROUP_SIZE, GROUP_SIZE + 1])
 def test_a_run_interrupted_within_a_group_is_resumed_with_the_same_batches(
-    kept: int, groups: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    kept: int, uninterrupted: tuple[list[tuple[Any, ...]], Records]
 ) -> None:
     """Every forward pass of the resumed group has the rows that it has in an uninterrupted run."""
-
-    def compositions(records: Records, stop_at: int | None = None) -> list[tuple[Any, ...]]:
-        seen: list[tuple[Any, ...]] = []
-        advance = Session.advance
-
-        def watched(self: Session, chunks: Any, *rest: Any) -> Any:
-            seen.append(tuple((row.key, len(row.tokens)) for row in self.rows))
-            return advance(self, chunks, *rest)
-
-        def stopping(bench_arm: Any, requests: Any, on_done: Any, batch_size: int) -> None:
-            seen.append((bench_arm.arm.name, len(requests)))
-
-            def done(index: int, generation: Generation) -> None:
-                if len(records) == stop_at:
-                    raise StoppedError
-                on_done(index, generation)
-
-            write_samples(bench_arm, requests, done, batch_size)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Session, "advance", watched)
-            rows_of(partial(stopping, batch_size=4), 16, records)
-        return seen
-
-    whole = compositions(Records(SAMPLE_TABLE))
+    passes, expected = uninterrupted
+    assert len({len(rows) for rows in passes}) > 1
     records = Records(SAMPLE_TABLE)
     with pytest.raises(StoppedError):
-        compositions(records, kept)
+        watch(records, kept)
     assert len(records) == kept
-    resumed = compositions(records)
-    assert resumed == whole[len(whole) - len(resumed) :]  # whole groups are skipped, and others begin anew
-    assert [records.get(records.key_of(row)) for row in groups] == groups and not records.changed_on_resume
+    resumed = watch(records)
+    assert resumed == passes[len(passes) - len(resumed) :]  # whole groups are skipped, and others begin anew
+    assert len(resumed) == len(passes) if kept < GROUP_SIZE else len(resumed) < len(passes)
+    keys = expected.keys()
+    assert [records.get(key) for key in keys] == [expected.get(key) for key in keys]
+    assert not records.changed_on_resume
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_of_different_lengths_attend_in_parts(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that read only the slots they use give the responses of rows that read all slots."""
+    requests = [scripted(number, tokens) for number, tokens in enumerate(SCRIPTS)]
+    whole, parts, row_parts = decode(family, MATRIX["full"], requests, rows=3), list[int](), cache_module.row_parts
+    monkeypatch.setattr(cache_module, "MIN_SAVED_SLOTS", 4)
+
+    def counting(length: np.ndarray, first: int = 0) -> Any:
+        found = row_parts(length, first)
+        parts.append(len(found))
+        return found
+
+    monkeypatch.setattr(cache_module, "row_parts", counting)
+    check_equal(decode(family, MATRIX["full"], requests, rows=3), whole)
+    assert max(parts) == 3
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.integers(1, 60))
+def test_parts_hold_all_rows_and_all_their_keys(length: list[int], saved: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache_module, "MIN_SAVED_SLOTS", saved)
+        parts = cache_module.row_parts(np.array(length))
+    assert [row for part in parts for row in range(part.rows.start, part.rows.stop)] == list(range(len(length)))
+    assert all(part.width == max(1, *length[part.rows]) for part in parts)
+    slots = sum((part.rows.stop - part.rows.start) * part.width for part in parts)
+    assert len(length) * max(1, *length) - slots >= saved * (len(parts) - 1)
 
 
 def test_the_default_group_holds_several_batches() -> None:

@@ -113,7 +113,7 @@ def generate(
     _check(requests, law, rows)
     if not requests:
         return []
-    stops, waiting = stop_ids(model), _Waiting(deque(range(len(requests))), rows or len(requests))
+    stops, waiting = stop_ids(model), WaitingRequests(deque(range(len(requests))), rows or len(requests))
     streams = [random_stream(*request.key) for request in requests]
     done: dict[int, Generation] = {}
     records: list[tuple[list[bool], list[float]]] = [([], []) for _ in requests]  # forced, log-probability
@@ -172,7 +172,7 @@ def _check(requests: Sequence[Request], law: Law | None, rows: int | None) -> No
 
 
 @dataclass
-class _Waiting:
+class WaitingRequests:
     """Requests that wait for a free row.
 
     Attributes:

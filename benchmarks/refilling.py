@@ -184,7 +184,7 @@ def main() -> None:
     measured = []
     for case in (CASES[number] for number in chosen.cases):
         model = make_model(SIZES[case.size], "cpu", torch.float32)
-        model.generation_config.eos_token_id = SIZES[case.size].vocabulary  # type: ignore[union-attr]
+        model.generation_config.eos_token_id = SIZES[case.size].vocabulary
         for arm in case.arms:
             measured.append(compare(model, case, arm, chosen.batches, chosen.pairs))
             print(json.dumps(measured[-1]), flush=True)

@@ -50,7 +50,7 @@ class Case:
     arms: tuple[str, ...] = ("erasing", "full")
 
 
-CASES = (Case("tiny", 8, 64), Case("tiny", 32, 64), Case("mid", 8, 256, ("erasing",)))
+CASES = (Case("tiny", 8, 64), Case("tiny", 32, 64, ("erasing",)))
 
 
 def draw_lengths(count: int, scale: int, seed: int = 0) -> list[int]:

@@ -154,7 +154,7 @@ def test_impossible_numbers_of_rows_are_refused() -> None:
         generate(tiny("llama"), [Request([1])], MARKUP, Policy(True), Sampling(1), rows=0)
 
 
-@pytest.mark.parametrize("law", [None, "window:12,4"])
+@pytest.mark.parametrize("law", [None, "sinks:2,12"])
 @pytest.mark.parametrize("name", MATRIX)
 def test_joined_sessions_continue_as_before(name: str, law: str | None) -> None:
     """Logits after joining a longer and a shorter session, and the state that the eraser keeps for each row."""

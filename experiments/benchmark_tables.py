@@ -46,6 +46,36 @@ def decoding() -> str:
     return markdown_table(header, rows)
 
 
+def refilling() -> str:
+    """Throughput with refilled rows relative to whole batches."""
+    rows = [
+        [
+            f"{part['size']}, {'erasing' if part['arm'] == 'erasing' else 'nothing erased'}",
+            str(part["rows"]),
+            str(part["requests"]),
+            ratios(part["speedups_cpu"]),
+            ratios(part["speedups"]),
+            f"{part['fewer_steps']:.2f}x",
+            f"{part['limit']:.2f}x",
+        ]
+        for part in read("refilling")["measured"]
+    ]
+    return markdown_table(["model", "rows", "requests", "CPU time", "wall time", "fewer steps", "limit"], rows)
+
+
+def refilling_at_paper_lengths() -> str:
+    """Steps and bytes of decoding an 8B model at the paper's lengths, by the size of a group."""
+    rows = []
+    for part in read("refilling")["paper_lengths"]:
+        name = "erasing" if part["arm"] == "erasing" else "nothing erased"
+        for what, title in (("steps", "steps"), ("bytes", "bytes read")):
+            found = [f"{part[f'fewer_{what}'][batches]:.2f}x" for batches in ("2", "4", "8")]
+            whole = f"{list(part[f'fewer_{what}'].values())[-1]:.2f}x"
+            rows.append([name, str(part["rows"]), title, *found, whole, f"{part[f'limit_{what}']:.2f}x"])
+    header = ["cache", "rows", "saved", *(f"{batches} batches" for batches in (2, 4, 8)), "all samples", "limit"]
+    return markdown_table(header, rows)
+
+
 def masks() -> str:
     """Cost of expiry and block masks for one long batch."""
     results = read("masks")
@@ -160,6 +190,8 @@ def allocator() -> str:
 
 BENCHMARK_TABLES: dict[str, Callable[[], str]] = {
     "decoding": decoding,
+    "refilling": refilling,
+    "refilling-at-paper-lengths": refilling_at_paper_lengths,
     "masks": masks,
     "probe-fits": probe_fits,
     "extraction": extraction,

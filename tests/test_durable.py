@@ -15,7 +15,7 @@ import pytest
 from helpers.commands import QUICK_ABLATION as OPTIONS
 from helpers.commands import command, resume
 
-from ghosttrace.ablation.backend import write_samples
+from ghosttrace.ablation.backend import HuggingFaceBackend, write_samples
 from ghosttrace.ablation.run import ablate, run_ablation
 from ghosttrace.ablation.samples import SAMPLE_TABLE
 from ghosttrace.ablation.settings import AblationSettings
@@ -217,8 +217,25 @@ def test_interrupted_batch_is_decoded_completely(half_done: Path, monkeypatch: p
         return generate(model, requests, *rest, **more)
 
     monkeypatch.setattr("ghosttrace.ablation.backend.generate", counting)
+    resume(half_done)  # two arms of four samples in one group each; six are recorded
+    assert sizes == [4]
+
+
+def test_run_from_before_groups_is_resumed_batch_by_batch(half_done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run.json without `batches_per_group` was written when every batch was decoded by itself."""
+    config = json.loads((half_done / "run.json").read_text())
+    assert config["settings"].pop("batches_per_group") == HuggingFaceBackend.batches_per_group
+    (half_done / "run.json").write_text(json.dumps(config))
+    sizes: list[int] = []
+
+    def counting(model: Any, requests: Any, *rest: Any, **more: Any) -> Any:
+        sizes.append(len(requests))
+        return generate(model, requests, *rest, **more)
+
+    monkeypatch.setattr("ghosttrace.ablation.backend.generate", counting)
     resume(half_done)  # eight samples in batches of 3 and 1; six are recorded
     assert sizes == [3, 1]
+    assert "batches_per_group" not in json.loads((half_done / "run.json").read_text())["settings"]
 
 
 def test_a_second_process_is_refused(half_done: Path) -> None:

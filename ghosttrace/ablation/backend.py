@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +25,7 @@ class Backend(Protocol):
         any_law: Whether it generates under every law, and not under Memento's alone.
         gpus: Number of GPUs that one engine takes.
         model_device: Device on which a worker loads the checkpoint's model; None for a GPU if it has one.
+        batches_per_group: Size of a group of samples in batches. 1 if the backend cannot replace finished rows.
     """
 
     @property
@@ -41,11 +43,18 @@ class Backend(Protocol):
     @property
     def model_device(self) -> str | None: ...
 
+    @property
+    def batches_per_group(self) -> int: ...
+
     def settings(self) -> dict[str, Any]:
         """Return the backend's own settings that affect the samples, to be recorded in run.json."""
 
-    def open(self, bench_arms: Sequence[BenchArm]) -> AbstractContextManager[SampleWriter]:
+    def open(self, bench_arms: Sequence[BenchArm], batch_size: int) -> AbstractContextManager[SampleWriter]:
         """Start the engine and return a context manager that yields a `SampleWriter` for these bench arms.
+
+        Args:
+            bench_arms: The bench arms to run.
+            batch_size: Maximum number of rows decoded together.
 
         Raises:
             UserError: The engine is not installed or cannot run one of the arms.
@@ -54,37 +63,48 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class HuggingFaceBackend:
-    """Backend that calls `ghosttrace.generate` with the checkpoint's own model."""
+    """Backend that calls `ghosttrace.generate` with the checkpoint's own model.
+
+    In a group of several batches, the next samples take the places of finished ones. A larger group leaves fewer rows
+    free at its end, and a run that is stopped in it decodes more samples again (`benchmarks/refilling.py`).
+    """
 
     name = "hf"
     arms: Sequence[str] | None = None
     any_law: bool = True
     gpus: int = 1
     model_device: str | None = None
+    batches_per_group: int = 4
 
     def settings(self) -> dict[str, Any]:
         """Return an empty dict: this backend has no settings of its own."""
         return {}
 
     @contextmanager
-    def open(self, bench_arms: Sequence[BenchArm]) -> Iterator[SampleWriter]:
+    def open(self, bench_arms: Sequence[BenchArm], batch_size: int) -> Iterator[SampleWriter]:
         """Yield `write_samples`; there is no engine to start."""
-        yield write_samples
+        yield partial(write_samples, batch_size=batch_size)
 
 
-def write_samples(bench_arm: BenchArm, requests: Sequence[Request], on_done: Callable[[int, Generation], None]) -> None:
-    """Generate the responses to a batch of requests.
+def write_samples(
+    bench_arm: BenchArm,
+    requests: Sequence[Request],
+    on_done: Callable[[int, Generation], None],
+    batch_size: int | None = None,
+) -> None:
+    """Generate the responses to a group of requests.
 
     Args:
         bench_arm: The arm and benchmark, with the model and the sampling parameters.
-        requests: The requests to decode together.
+        requests: The requests of the group.
         on_done: Called with (index of the request, response) as soon as a response is finished.
+        batch_size: Maximum number of rows decoded together; None for the whole group.
 
     Raises:
         UserError: The batch does not fit into memory.
     """
     checkpoint, arm = bench_arm.checkpoint, bench_arm.arm
-    with explain_out_of_memory(checkpoint, requests, bench_arm.sampling):
+    with explain_out_of_memory(checkpoint, requests, bench_arm.sampling, batch_size):
         generate(
             checkpoint.model,
             requests,
@@ -94,17 +114,21 @@ def write_samples(bench_arm: BenchArm, requests: Sequence[Request], on_done: Cal
             arm.eraser,
             on_done=on_done,
             law=arm.adapt_law(checkpoint.law),
+            rows=batch_size,
         )
 
 
 @contextmanager
-def explain_out_of_memory(checkpoint: Checkpoint, requests: Sequence[Request], sampling: Sampling) -> Iterator[None]:
+def explain_out_of_memory(
+    checkpoint: Checkpoint, requests: Sequence[Request], sampling: Sampling, batch_size: int | None = None
+) -> Iterator[None]:
     """Convert out-of-memory errors into a `UserError` that suggests a smaller batch.
 
     Args:
         checkpoint: The checkpoint whose KV cache size is estimated.
-        requests: The batch that is decoded inside the context.
+        requests: The requests that are decoded inside the context.
         sampling: Sampling parameters; `max_new_tokens` bounds the response length.
+        batch_size: Maximum number of rows decoded together; None for all requests.
 
     Raises:
         UserError: The batch did not fit into memory.
@@ -116,10 +140,11 @@ def explain_out_of_memory(checkpoint: Checkpoint, requests: Sequence[Request], s
             raise
         longest = max(len(request.prompt) for request in requests) + sampling.max_new_tokens
         per_token = CacheGeometry.from_config(checkpoint.model.config).bytes_per_token(checkpoint.model.dtype)
-        gib = len(requests) * longest * per_token / 2**30
+        rows = min(batch_size or len(requests), len(requests))
+        gib = rows * longest * per_token / 2**30
         raise UserError(
-            f"out of memory at batch size {len(requests)}, whose KV cache can grow to {gib:.1f} GiB: "
-            f"try --batch-size {max(1, len(requests) // 2)} or a smaller --max-new-tokens"
+            f"out of memory at batch size {rows}, whose KV cache can grow to {gib:.1f} GiB: "
+            f"try --batch-size {max(1, rows // 2)} or a smaller --max-new-tokens"
         ) from error
 
 

@@ -1,13 +1,14 @@
 """Generation of the samples of one arm on one benchmark, stored in `Records`.
 
-A batch always holds the same samples in the same order, and is decoded completely even if some of them are
-recorded already. Floating-point results depend on the composition of the batch in their last bits. With fixed
-batches, a resumed run therefore equals an uninterrupted one.
+Samples are decoded in groups. A group always holds the same samples in the same order, and is decoded completely even
+if some of them are recorded already. Within a group, the next samples take the places of finished ones, at steps that
+depend on the group's responses alone. Floating-point results depend on the composition of the batch in their last bits.
+With fixed groups, every batch has the same composition again, so that a resumed run equals an uninterrupted one.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import count, product
 from typing import Any
 
 from ghosttrace.ablation.arms import Arm
@@ -19,6 +20,7 @@ from ghosttrace.model.checkpoint import Checkpoint
 from ghosttrace.model.generate import Generation, Request
 from ghosttrace.model.prompts import render_chat, template_hash
 from ghosttrace.model.sampling import Sampling, random_stream
+from ghosttrace.runs.progress import Progress, no_progress
 from ghosttrace.runs.records import RecordKey, Records
 
 SWAP_STREAM = 1_000_003  # separates the random draws of `swap` from those of sampling
@@ -101,39 +103,52 @@ class BenchArm:
         """Problem number and repetition of all samples, in order."""
         return list(product(range(len(self.bench.problems)), range(self.repetitions)))
 
-    def run(self, records: Records, batch_size: int, write: "SampleWriter", progress: Callable[[int], None]) -> None:
+    def run(self, records: Records, group_size: int, write: "SampleWriter", progress: Callable[[int], None]) -> None:
         """Generate every sample that is not recorded yet.
 
         Args:
             records: Storage of the samples.
-            batch_size: Number of rows decoded together.
-            write: Function that decodes a batch.
-            progress: Called after each batch with the number of samples done.
+            group_size: Number of samples in a group.
+            write: Function that decodes a group.
+            progress: Called with the number of samples done, after each sample and after each group.
         """
         total = len(self.keys)
-        for number, begin in enumerate(range(0, total, batch_size)):
-            self.run_batch(number, records, batch_size, write)
-            progress(min(begin + batch_size, total))
+        for number, begin in enumerate(range(0, total, group_size)):
 
-    def run_batch(self, number: int, records: Records, batch_size: int, write: "SampleWriter") -> None:
-        """Generate the samples of one batch, unless all of them are recorded.
+            def report(done: int, begin: int = begin) -> None:
+                progress(begin + done)
+
+            self.run_group(number, records, group_size, write, report)
+            report(min(group_size, total - begin))
+
+    def run_group(
+        self,
+        number: int,
+        records: Records,
+        group_size: int,
+        write: "SampleWriter",
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        """Generate the samples of one group, unless all of them are recorded.
 
         Args:
-            number: Number of the batch; sample i of `keys` is in batch i // batch_size.
+            number: Number of the group; sample i of `keys` is in group i // group_size.
             records: Storage of the samples.
-            batch_size: Number of rows decoded together.
-            write: Function that decodes a batch.
+            group_size: Number of samples in a group.
+            write: Function that decodes a group.
+            progress: Called after each sample with the number of samples of this group that are done.
         """
-        part = slice(number * batch_size, (number + 1) * batch_size)
+        part = slice(number * group_size, (number + 1) * group_size)
         if all(key in records for key in self.keys[part]):
             return
-        checkpoint, jobs = self.checkpoint, self._jobs[part]
+        checkpoint, jobs, done = self.checkpoint, self._jobs[part], count(1)
         requests = [self._request(*job) for job in jobs]
         template_sha256 = template_hash(checkpoint.tokenizer, checkpoint.model.config.model_type, self.bench.template)
 
         def record(index: int, generation: Generation) -> None:
             donor_answer = self.donors.answers.get(requests[index].key)
             records.add(self._row(jobs[index], generation, donor_answer, template_sha256))
+            progress(next(done))
 
         write(self, requests, record)
 
@@ -194,4 +209,30 @@ class BenchArm:
 
 
 SampleWriter = Callable[[BenchArm, Sequence[Request], Callable[[int, Generation], None]], None]
-"""(bench arm, requests, callback): decode the batch; call the callback with each request's index and response."""
+"""(bench arm, requests, callback): decode the group; call the callback with each request's index and response."""
+
+
+def collect(
+    bench_arms: Sequence[BenchArm],
+    records: Records,
+    group_size: int,
+    write: SampleWriter,
+    progress: Progress = no_progress,
+) -> None:
+    """Generate all samples that are not recorded yet.
+
+    Args:
+        bench_arms: The bench arms to run, in order.
+        records: Storage of the samples.
+        group_size: Number of samples in a group.
+        write: Function that decodes a group.
+        progress: Called with (benchmark and arm, samples done, samples in total).
+    """
+    total, before = sum(len(bench_arm.keys) for bench_arm in bench_arms), 0
+    for bench_arm in bench_arms:
+
+        def report(done: int, bench_arm: BenchArm = bench_arm, before: int = before) -> None:
+            progress(f"{bench_arm.bench.name} · {bench_arm.arm.name}", before + done, total)
+
+        bench_arm.run(records, group_size, write, report)
+        before += len(bench_arm.keys)

@@ -9,10 +9,10 @@ from typing import Any
 from ghosttrace.ablation import decomposition
 from ghosttrace.ablation.arms import Arm, Part
 from ghosttrace.ablation.backend import Backend, HuggingFaceBackend, largest_batch_size
-from ghosttrace.ablation.collect import BenchArm, DonorBlocks, SampleWriter
+from ghosttrace.ablation.collect import BenchArm, DonorBlocks, collect
 from ghosttrace.ablation.decomposable import check_request
 from ghosttrace.ablation.erased import law_erased_nothing, nothing_erased, nothing_swapped
-from ghosttrace.ablation.on_workers import collect_from_workers
+from ghosttrace.ablation.on_workers import GroupWorker, collect_from_workers
 from ghosttrace.ablation.result import AblationResult
 from ghosttrace.ablation.samples import SAMPLE_TABLE, SMALL_COLUMNS
 from ghosttrace.ablation.settings import AblationSettings, as_list
@@ -30,7 +30,6 @@ from ghosttrace.model.sampling import Sampling
 from ghosttrace.runs.call import python_call
 from ghosttrace.runs.folder import REFERENCE_ARM, json_rows, read_configuration
 from ghosttrace.runs.progress import Progress, no_progress
-from ghosttrace.runs.records import Records
 from ghosttrace.runs.writer import begin_run
 
 
@@ -150,9 +149,11 @@ def run_ablation(
         default = plan_bench_arms(checkpoint, benches, replace(settings, arms=None), backend)
         applicable = {bench_arm.arm.name for bench_arm in default}
         check_request(benches, settings, applicable, checkpoint.other_law is not None)
-    batch_size = settings.batch_size or _recorded_batch_size(resume) or largest_batch_size(bench_arms)
+    recorded = _recorded_sizes(resume)
+    batch_size = settings.batch_size or recorded.get("batch_size") or largest_batch_size(bench_arms)
+    batches = backend.batches_per_group if resume is None else recorded.get("batches_per_group", 1)
     settings = replace(settings, batch_size=batch_size)
-    run_configuration = configuration(bench_arms, settings, backend, options or {}, call)
+    run_configuration = configuration(bench_arms, settings, backend, options or {}, call, batches)
     for bench in benches:
         if len(bench.problems) != min(bench.size, settings.limit or bench.size):
             sizes = f"{bench.size} problems, and {bench.origin} holds {len(bench.problems)}"
@@ -160,10 +161,11 @@ def run_ablation(
     pool = maybe_pool(checkpoint, ray, workers, gpus_per_worker=backend.gpus, device=backend.model_device)
     with pool as started, begin_run(out, resume, run_configuration, SAMPLE_TABLE) as run:
         if started is not None:
-            collect_from_workers(started, bench_arms, run.records, batch_size, backend, progress or no_progress)
+            worker = GroupWorker(bench_arms, batch_size, batch_size * batches, backend)
+            collect_from_workers(started, worker, run.records, progress or no_progress)
         else:
-            with backend.open(bench_arms) as write:
-                collect(bench_arms, run.records, batch_size, write, progress or no_progress)
+            with backend.open(bench_arms, batch_size) as write:
+                collect(bench_arms, run.records, batch_size * batches, write, progress or no_progress)
         order = [key for bench_arm in bench_arms for key in bench_arm.keys]
         samples = run.records.frame(order, SMALL_COLUMNS)
         bytes_per_token = CacheGeometry.from_config(checkpoint.model.config).bytes_per_token(checkpoint.model.dtype)
@@ -241,37 +243,11 @@ def sampling_for(bench: Bench, settings: AblationSettings) -> Sampling:
     return Sampling(**fields | {name: value for name, value in settings.sampling.items() if value is not None})
 
 
-def collect(
-    bench_arms: Sequence[BenchArm],
-    records: Records,
-    batch_size: int,
-    write: SampleWriter,
-    progress: Progress = no_progress,
-) -> None:
-    """Generate all samples that are not recorded yet.
-
-    Args:
-        bench_arms: The bench arms to run, in order.
-        records: Storage of the samples.
-        batch_size: Number of rows decoded together.
-        write: Function that decodes a batch.
-        progress: Called with (benchmark and arm, samples done, samples in total).
-    """
-    total, before = sum(len(bench_arm.keys) for bench_arm in bench_arms), 0
-    for bench_arm in bench_arms:
-
-        def report(done: int, bench_arm: BenchArm = bench_arm, before: int = before) -> None:
-            progress(f"{bench_arm.bench.name} · {bench_arm.arm.name}", before + done, total)
-
-        bench_arm.run(records, batch_size, write, report)
-        before += len(bench_arm.keys)
-
-
-def _recorded_batch_size(resume: str | Path | None) -> int | None:
-    """Return the batch size of the run to resume, if any, because a resumed run must use the same batches."""
+def _recorded_sizes(resume: str | Path | None) -> dict[str, int]:
+    """Return the numbers in the settings of the run to resume, which must use the same groups and batches."""
     settings = {} if resume is None else read_configuration(Path(resume), "ablate").get("settings")
-    size = settings.get("batch_size") if isinstance(settings, dict) else None
-    return size if isinstance(size, int) else None
+    numbers = settings.items() if isinstance(settings, dict) else ()
+    return {name: number for name, number in numbers if isinstance(number, int)}
 
 
 def configuration(
@@ -280,8 +256,10 @@ def configuration(
     backend: Backend,
     options: Mapping[str, Any],
     call: str | None = None,
+    batches_per_group: int = 1,
 ) -> dict[str, Any]:
     """Return the configuration for run.json: everything that determines the samples or that reports need."""
+    groups = {"batches_per_group": batches_per_group} if batches_per_group > 1 else {}  # older runs have no such key
     checkpoint = bench_arms[0].checkpoint
     benches = {bench_arm.bench.name: bench_arm.bench for bench_arm in bench_arms}.values()
     family = checkpoint.model.config.model_type
@@ -304,5 +282,5 @@ def configuration(
             }
             for bench in benches
         },
-        "settings": settings.to_dict() | {"backend": backend.name, **backend.settings()},
+        "settings": settings.to_dict() | groups | {"backend": backend.name, **backend.settings()},
     }

@@ -7,7 +7,7 @@ an expired key.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,18 @@ from torch.nn.attention.flex_attention import BlockMask
 
 Kernel = Literal["segments", "sdpa", "flex", "matmul"]
 FLEX_TILE_SIZE = 128
+
+
+class RowPart(NamedTuple):
+    """Adjacent rows of a batch whose keys all lie in the first slots.
+
+    Attributes:
+        rows: the rows.
+        width: number of slots that hold all their keys.
+    """
+
+    rows: slice
+    width: int
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,7 @@ class Visibility:
         causal_span: number of positions from the first key to the last query if causality and windows alone hide
             keys, so that kernels may run without a mask; else None.
         kernel: the attention kernel to use.
+        row_parts: parts of the batch that attend one by one, for a step of one query per row; empty for one call.
     """
 
     query_index: Tensor
@@ -42,6 +55,7 @@ class Visibility:
     key_position: Tensor
     causal_span: int | None = None
     kernel: Kernel = "sdpa"
+    row_parts: tuple[RowPart, ...] = ()
 
     def to(self, device: torch.device) -> "Visibility":
         """Return a copy with all tensors on a device."""

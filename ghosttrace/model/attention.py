@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,11 +25,20 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import NEVER
-from ghosttrace.law.masks import Kernel, SdpaSegment, Visibility, block_mask, segments, visibility_mask
+from ghosttrace.law.masks import Kernel, RowPart, SdpaSegment, Visibility, block_mask, segments, visibility_mask
 
 ATTENTION_NAME = "ghosttrace"
 MIN_MEAN_SEGMENT_TOKENS = 64  # with shorter segments on average, one call with a dense mask is faster
-Mask = Tensor | BlockMask | list[SdpaSegment] | None
+
+
+class RowMasks(NamedTuple):
+    """Mask of one query per row, bool[B, 1, 1, K], and the parts of the batch that attend one by one."""
+
+    mask: Tensor
+    parts: tuple[RowPart, ...]
+
+
+Mask = Tensor | BlockMask | list[SdpaSegment] | RowMasks | None
 
 _VISIBILITY: ContextVar[Visibility | None] = ContextVar("ghosttrace_visibility", default=None)
 
@@ -56,7 +66,8 @@ def _mask(q_length: int, kv_length: int, local_size: int | None = None, **kwargs
     no_window = local_size is None or (visibility.causal_span is not None and visibility.causal_span <= local_size)
     if visibility.causal_span is not None and no_window and q_length in (1, kv_length):
         return None
-    return visibility_mask(visibility, local_size)
+    mask = visibility_mask(visibility, local_size)
+    return RowMasks(mask, visibility.row_parts) if visibility.row_parts else mask
 
 
 def _attend(
@@ -78,17 +89,24 @@ def _attend(
     if isinstance(attention_mask, list):
         return _attend_by_segments(module, query, key, value, attention_mask, **kwargs), None
     groups = query.shape[1] // key.shape[1]
-    if attention_mask is not None and attention_mask.is_floating_point():
+    if isinstance(attention_mask, Tensor) and attention_mask.is_floating_point():
         return _matmul(query, key, value, attention_mask, kwargs["scaling"], groups), None
     if query.shape[2] == 1:
         # With one query per head, the heads that share keys become the queries of one head. Otherwise a mask or
         # grouped heads would make the kernel copy the cache.
         folded = query.unflatten(1, (key.shape[1], groups)).flatten(2, 3)
-        out = nn.functional.scaled_dot_product_attention(
-            folded, key, value, attn_mask=attention_mask, scale=kwargs["scaling"]
-        )
+        out = _attend_once(folded, key, value, attention_mask, kwargs["scaling"])
         return out.reshape(query.shape[0], 1, query.shape[1], value.shape[3]), None
     return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **kwargs)
+
+
+def _attend_once(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | RowMasks | None, scale: float) -> Tensor:
+    """Attend with the queries of one step, [B, H_kv, groups, D]; parts of the batch read only the slots they use."""
+    sdpa = partial(nn.functional.scaled_dot_product_attention, scale=scale)
+    if not isinstance(mask, RowMasks):
+        return sdpa(query, key, value, attn_mask=mask)
+    slots = [(rows, slice(width)) for rows, width in mask.parts]
+    return torch.cat([sdpa(query[r], key[r, :, s], value[r, :, s], attn_mask=mask.mask[r, ..., s]) for r, s in slots])
 
 
 def _attend_by_segments(

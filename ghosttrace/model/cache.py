@@ -17,7 +17,35 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from ghosttrace.law.expiry import NEVER
-from ghosttrace.law.masks import Visibility
+from ghosttrace.law.masks import RowPart, Visibility
+
+MIN_SAVED_SLOTS = 16_384
+"""Number of padding slots that a part of the batch must save to be worth another call of the attention kernel."""
+
+
+def row_parts(length: np.ndarray, first: int = 0) -> tuple[RowPart, ...]:
+    """Split a batch between rows where it saves most padding, while it saves enough.
+
+    Rows that joined later stand behind, so that rows of similar lengths are mostly adjacent.
+
+    Args:
+        length: int64[B], number of keys of each row.
+        first: number of the first row.
+
+    Returns:
+        The parts in order.
+    """
+    length, rows = np.maximum(length, 1), len(length)
+    whole = RowPart(slice(first, first + rows), int(length.max()))
+    if rows * whole.width < MIN_SAVED_SLOTS or rows < 2:
+        return (whole,)
+    above = np.arange(1, rows)
+    before, after = np.maximum.accumulate(length)[:-1], np.maximum.accumulate(length[::-1])[-2::-1]
+    slots = above * before + (rows - above) * after
+    cut = int(slots.argmin()) + 1
+    if rows * whole.width - slots[cut - 1] < MIN_SAVED_SLOTS:
+        return (whole,)
+    return (*row_parts(length[:cut], first), *row_parts(length[cut:], first + cut))
 
 
 class Slots:
@@ -170,7 +198,12 @@ class KVCache(Cache):
         causal_span = int(slots.position[:, last].max() - slots.position[:, 0].min()) + 1 if full else None
         tables = (slots.index, slots.expiry, slots.position)
         keys = [torch.from_numpy(table[:, : slots.num_attended]) for table in tables]
-        return Visibility(torch.from_numpy(index), keys[0], keys[1], torch.from_numpy(position), keys[2], causal_span)
+        parts = row_parts(slots.length) if steps == 1 and not full else ()
+        positions = torch.from_numpy(position)
+        return Visibility(
+            *(torch.from_numpy(index), keys[0], keys[1], positions, keys[2], causal_span),
+            row_parts=parts if len(parts) > 1 else (),
+        )
 
     def evict(self, row: int, keys: Sequence[int] | np.ndarray | range) -> None:
         """Remove the keys at these token indices from a row; indices that the row does not hold are ignored."""
@@ -237,6 +270,17 @@ class KVCache(Cache):
             row_ids = torch.as_tensor(list(rows), device=layer.keys.device)
             layer.keys[row_ids, :, :width] = source.keys[:, :, :width]
             layer.values[row_ids, :, :width] = source.values[:, :, :width]
+
+    def join(self, other: "KVCache") -> None:
+        """Append copies of the rows of another cache."""
+        slots, rows, added = self.slots, self.rows, other.rows
+        slots.length = np.pad(slots.length, (0, added))
+        for name in ("index", "position", "expiry"):
+            setattr(slots, name, np.pad(getattr(slots, name), ((0, added), (0, 0))))
+        for layer in self.layers:  # one layer at a time, so that only one is held twice
+            padding = (0, 0, 0, 0, 0, 0, 0, added)
+            layer.keys, layer.values = (torch.nn.functional.pad(s, padding) for s in (layer.keys, layer.values))
+        self.replace_rows(range(rows, rows + added), other)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order."""

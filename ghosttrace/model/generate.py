@@ -1,5 +1,6 @@
 """Batched decoding with streaming, and the KV tokens that each response held."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,9 @@ from ghosttrace.law.markup import Markup
 from ghosttrace.model.attention import attending
 from ghosttrace.model.sampling import Sampling, random_stream, sample
 from ghosttrace.model.session import Eraser, Row, Session
+
+REFILL_STEPS = 2
+"""Cost of a refill in decoding steps: the prefill of few short prompts, and copying the cache."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,17 @@ def generate(
     on_done: Callable[[int, Generation], None] | None = None,
     law: Law | None = None,
     log_probs: bool = False,
+    rows: int | None = None,
 ) -> list[Generation]:
-    """Decode a batch of requests; every row evicts keys at its own times and leaves the batch when it is finished.
+    """Decode requests together; every row evicts keys at its own times and leaves the batch when it is finished.
+
+    With `rows`, the next requests, in order, take the places of finished rows. They wait until the steps of the free
+    rows add up to the cost of a refill (`REFILL_STEPS`), which depends on the responses alone: the same requests make
+    the same batches. Responses do not depend on `rows`, but for the last bits of floating-point results.
 
     Args:
         model: any causal transformers model whose attention uses `AttentionInterface`.
-        requests: the batch.
+        requests: the requests.
         markup: token ids of the delimiters and of the assistant header.
         policy: when blocks expire.
         sampling: sampling settings; generation stops at the model's `eos_token_id`.
@@ -93,27 +102,30 @@ def generate(
         on_done: called with (request number, generation) as soon as a response is finished.
         law: another law than Memento's; `markup` and `policy` then only count blocks.
         log_probs: whether to record the log-probabilities of the response tokens.
+        rows: maximum number of requests decoded at once; None for all of them.
 
     Returns:
         One `Generation` per request, in order.
 
     Raises:
-        UserError: a prompt is empty, or the law replays recorded tokens only.
+        UserError: a prompt is empty, `rows` is below 1, or the law replays recorded tokens only.
     """
+    _check(requests, law, rows)
     if not requests:
         return []
-    if not all(len(request.prompt) for request in requests):
-        raise UserError("a prompt is empty: give at least one token to continue")
-    if law is not None and law.replayed:
-        raise UserError(f"{law.spec} replays recorded tokens and cannot generate: measure it with ghosttrace bits")
-    stops = stop_ids(model)
+    stops, waiting = stop_ids(model), WaitingRequests(deque(range(len(requests))), rows or len(requests))
     streams = [random_stream(*request.key) for request in requests]
     done: dict[int, Generation] = {}
     records: list[tuple[list[bool], list[float]]] = [([], []) for _ in requests]  # forced, log-probability
+
+    def prefill(numbers: Sequence[int]) -> Session:
+        session = Session(model, markup, policy, [requests[number].key for number in numbers], eraser, law)
+        session.advance([requests[number].prompt for number in numbers])
+        return session
+
     with attending(model):
-        session = Session(model, markup, policy, [request.key for request in requests], eraser, law)
-        session.advance([request.prompt for request in requests])
-        numbers = list(range(len(requests)))
+        numbers = waiting.take(busy=0)
+        session = prefill(numbers)
         while numbers:
             uniform = np.array([streams[number].random() for number in numbers])
             tokens = sample(session.logits, sampling, uniform)
@@ -139,7 +151,52 @@ def generate(
             numbers, tokens = [numbers[index] for index in unfinished], [tokens[index] for index in unfinished]
             if numbers:
                 session.advance([[token] for token in tokens])
+            if newcomers := waiting.take(busy=len(numbers)):
+                prefilled = prefill(newcomers)  # in a cache of its own: the other rows need no padding
+                if numbers:
+                    session.join(prefilled)
+                else:
+                    session = prefilled
+                numbers += newcomers
     return [done[number] for number in range(len(requests))]
+
+
+def _check(requests: Sequence[Request], law: Law | None, rows: int | None) -> None:
+    """Raise a `UserError` if these requests cannot be decoded under this law, so many at once."""
+    if not all(len(request.prompt) for request in requests):
+        raise UserError("a prompt is empty: give at least one token to continue")
+    if rows is not None and rows < 1:
+        raise UserError(f"rows must be at least 1, not {rows}")
+    if law is not None and law.replayed:
+        raise UserError(f"{law.spec} replays recorded tokens and cannot generate: measure it with ghosttrace bits")
+
+
+@dataclass
+class WaitingRequests:
+    """Requests that wait for a free row.
+
+    Attributes:
+        numbers: numbers of the requests, in order.
+        rows: maximum number of requests decoded at once.
+        idle_steps: steps that free rows have missed since the last refill, summed over these rows.
+    """
+
+    numbers: deque[int]
+    rows: int
+    idle_steps: int = 0
+
+    def take(self, busy: int) -> list[int]:
+        """Return the numbers of the requests to start now, given the number of rows in use; called once per step.
+
+        A refill costs every busy row some steps, whether it fills one row or many. The total cost is lowest if it takes
+        place when free rows have lost as much by waiting.
+        """
+        free = min(self.rows - busy, len(self.numbers))
+        self.idle_steps += free
+        if busy and self.idle_steps < REFILL_STEPS * self.rows:
+            return []
+        self.idle_steps = 0
+        return [self.numbers.popleft() for _ in range(free)]
 
 
 def stop_ids(model: PreTrainedModel) -> set[int]:

@@ -7,13 +7,14 @@ implemented as erasers (`ghosttrace.ablation.arms`).
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ghosttrace.errors import UserError
 from ghosttrace.law.expiry import BlockErasure, ExpiryTracker, MementoLaw, Policy
 from ghosttrace.law.law import Erasure, Law, Tracker
 from ghosttrace.law.markup import Block, Markup
@@ -83,9 +84,21 @@ class RowErasures(NamedTuple):
 class Eraser:
     """Action at the expiry of tokens. The base class evicts the keys and changes nothing else.
 
+    A subclass that keeps state for each row overrides `select` and `join`.
+
     Args:
         session: the session whose cache is erased.
+
+    Raises:
+        UserError: a subclass overrides `select` without `join`; raised when the class is defined.
     """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "select" in vars(cls) and "join" not in vars(cls):  # its state would lack the rows that join later
+            raise UserError(
+                f"{cls.__name__} overrides select, which keeps some of its rows: override join, which adds rows"
+            )
 
     def __init__(self, session: "Session") -> None:
         self.session = session
@@ -97,6 +110,9 @@ class Eraser:
 
     def select(self, rows: Sequence[int]) -> None:
         """Update the state of the eraser after the session has kept only these rows."""
+
+    def join(self, other: Self) -> None:
+        """Update the state of the eraser after the session has appended the rows of another eraser's session."""
 
 
 class Session:
@@ -261,3 +277,10 @@ class Session:
         self.eraser.select(rows)
         self.rows = [self.rows[row] for row in rows]
         self.logits = self.logits[list(rows)]
+
+    def join(self, other: "Session") -> None:
+        """Append the rows of another session with the same model, law and eraser; do not use `other` afterwards."""
+        self.cache.join(other.cache)
+        self.eraser.join(other.eraser)
+        self.rows += other.rows
+        self.logits = torch.cat([self.logits, other.logits])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ class Perturber(Eraser):
 
     def select(self, rows: Sequence[int]) -> None:
         self._perturbed = [self._perturbed[row] for row in rows]
+
+    def join(self, other: Self) -> None:
+        self._perturbed += other._perturbed
 
     def erase(self, erasures: list[RowErasures]) -> None:
         """Erase as usual, then perturb the carriers."""

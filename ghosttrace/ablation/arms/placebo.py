@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -23,6 +24,9 @@ class PlaceboEraser(Eraser):
 
     def select(self, rows: Sequence[int]) -> None:
         self._last_erasure = [self._last_erasure[row] for row in rows]
+
+    def join(self, other: Self) -> None:
+        self._last_erasure += other._last_erasure
 
     def erase(self, erasures: list[RowErasures]) -> None:
         session, rows = self.session, [row_erasures.row for row_erasures in erasures]

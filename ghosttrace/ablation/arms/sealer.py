@@ -11,6 +11,7 @@ These arms retain the same tokens as the policy, so that only keys and values di
 """
 
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -38,6 +39,10 @@ class Sealer(Eraser):
     def select(self, rows: Sequence[int]) -> None:
         self.sealed.select(rows)
         self._has_sealed_copy = [self._has_sealed_copy[row] for row in rows]
+
+    def join(self, other: Self) -> None:
+        self.sealed.join(other.sealed)
+        self._has_sealed_copy += other._has_sealed_copy
 
     def erase(self, erasures: list[RowErasures]) -> None:
         super().erase(erasures)

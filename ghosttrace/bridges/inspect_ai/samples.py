@@ -39,10 +39,10 @@ class ArmSamples:
 
     Attributes:
         bench_arm: The arm and the benchmark.
-        batch_size: Number of responses decoded together. `ablate` decodes the same batches.
+        batch_size: Number of responses decoded together. `ablate` decodes the same batches and groups.
         records: The rows of an ablation.
         generations: The responses.
-        lock: Held while a batch is decoded.
+        lock: Held while a group is decoded.
     """
 
     bench_arm: BenchArm
@@ -52,7 +52,7 @@ class ArmSamples:
     lock: Lock = field(default_factory=Lock)
 
     def response(self, problem: str, repetition: int) -> Response:
-        """Return the response to a problem; if it has not been decoded, its batch is decoded.
+        """Return the response to a problem; if it has not been decoded, its group is decoded.
 
         Args:
             problem: Id of the problem.
@@ -67,8 +67,9 @@ class ArmSamples:
         key = (bench_arm.bench.name, bench_arm.arm.name, problem, repetition)
         with self.lock:
             if key not in self.records:
-                number = (self._positions[problem] * bench_arm.repetitions + repetition) // self.batch_size
-                bench_arm.run_batch(number, self.records, self.batch_size, self._write)
+                group_size = self.batch_size * HuggingFaceBackend.batches_per_group
+                number = (self._positions[problem] * bench_arm.repetitions + repetition) // group_size
+                bench_arm.run_group(number, self.records, group_size, self._write)
         donor_answer = self.records.get(key)["donor_answer"]
         more = {} if donor_answer is None else {"donor_answer": donor_answer}
         return make_response(bench_arm.checkpoint, bench_arm.arm.name, self.generations[key], **more)
@@ -81,7 +82,7 @@ class ArmSamples:
     def _write(
         self, bench_arm: BenchArm, requests: Sequence[Request], on_done: Callable[[int, Generation], None]
     ) -> None:
-        """Decode a batch, and keep its responses beside the rows, which do not say what was erased."""
+        """Decode a group, and keep its responses beside the rows, which do not say what was erased."""
         problems = bench_arm.bench.problems
 
         def done(index: int, generation: Generation) -> None:
@@ -90,7 +91,7 @@ class ArmSamples:
             self.generations[key] = generation
             on_done(index, generation)
 
-        write_samples(bench_arm, requests, done)
+        write_samples(bench_arm, requests, done, self.batch_size)
 
 
 @dataclass(frozen=True)

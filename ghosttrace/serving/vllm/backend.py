@@ -30,12 +30,14 @@ class VllmBackend:
         arms: names of the supported arms.
         any_law: whether it generates under every law.
         model_device: device of the checkpoint's own model on a worker: the engine has weights of its own.
+        batches_per_group: 1, because the engine itself decides which requests run.
     """
 
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     name: ClassVar[str] = "vllm"
     arms: ClassVar[tuple[str, ...] | None] = PAGED_ARMS
     any_law: ClassVar[bool] = True
+    batches_per_group: ClassVar[int] = 1
     model_device: ClassVar[str | None] = "cpu"
 
     @property
@@ -48,11 +50,12 @@ class VllmBackend:
         """Return the settings of the backend for `run.json`."""
         return {"engine": dict(self.engine_args)}
 
-    def open(self, bench_arms: Sequence[BenchArm]) -> AbstractContextManager[SampleWriter]:
+    def open(self, bench_arms: Sequence[BenchArm], batch_size: int) -> AbstractContextManager[SampleWriter]:
         """Return a context manager that starts an engine and yields a function that generates with it.
 
         Args:
             bench_arms: arms and benchmarks to generate; all have the same checkpoint.
+            batch_size: not used; the engine decides how many requests it runs at once.
 
         Raises:
             UserError: if vLLM is not installed or does not support one of the arms.

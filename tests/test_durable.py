@@ -123,7 +123,8 @@ def test_incomplete_last_record_is_dropped_with_a_warning(half_done: Path, capsy
 def test_samples_of_an_interrupted_run_are_all_kept(tmp_path: Path) -> None:
     """What a run itself has recorded is read back, so that nothing is computed twice."""
     log = RecordLog(tmp_path / "samples.jsonl", SAMPLE_TABLE)
-    from ghosttrace.ablation.run import collect, plan_bench_arms
+    from ghosttrace.ablation.collect import collect
+    from ghosttrace.ablation.run import plan_bench_arms
 
     settings = AblationSettings(arms=("memento",), limit=2, sampling={"max_new_tokens": 8})
     collect(plan_bench_arms(load("toy-mixed"), load_bench("ledger-h1", 2), settings), log, 2, write_samples)
@@ -333,7 +334,8 @@ def test_sample_is_recorded_as_soon_as_it_is_finished(tmp_path: Path) -> None:
             sizes.append((self.path.stat().st_size, row["response_tokens"]))
 
     log.__class__ = Watching
-    from ghosttrace.ablation.run import collect, plan_bench_arms
+    from ghosttrace.ablation.collect import collect
+    from ghosttrace.ablation.run import plan_bench_arms
 
     settings = AblationSettings(arms=("memento",), limit=8, sampling={"temperature": 3.0, "max_new_tokens": 110})
     collect(plan_bench_arms(load("toy-mixed"), load_bench("ledger-h1", 8), settings), log, 8, write_samples)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from ghosttrace.ablation.arms import Arm, Memento, Swap
 from ghosttrace.ablation.backend import HuggingFaceBackend, write_samples
-from ghosttrace.ablation.run import collect, plan_bench_arms
+from ghosttrace.ablation.collect import collect
+from ghosttrace.ablation.run import plan_bench_arms
 from ghosttrace.ablation.samples import SAMPLE_TABLE
 from ghosttrace.ablation.settings import AblationSettings
 from ghosttrace.bench import load_bench

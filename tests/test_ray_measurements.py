@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pandas as pd
@@ -154,7 +155,7 @@ def test_a_model_that_workers_cannot_see(address: str, tmp_path: Path, change: s
     else:
         checkpoint.model.get_input_embeddings().weight.mul_(2)
         checkpoint.model.save_pretrained(folder)
-        message = f"on the machine .* {folder} has other weights or another vocabulary than on the machine that started"
+        message = f"on the machine .* {folder} differs in model from the checkpoint of the process that started the run"
     with pytest.raises(UserError, match=message):
         gt.bits(loaded, bench="ledger-h1", limit=4, ray=address, workers=1, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -185,6 +186,19 @@ def test_a_function_travels_without_the_model() -> None:
     assert received.tokenizer is other.tokenizer
     assert (received.law, received.name) == (checkpoint.law, checkpoint.name)
     assert found is reference
+
+
+def test_what_cannot_be_sent_is_said_in_one_sentence() -> None:
+    checkpoint, lock = load("toy-open", device="cpu"), Lock()
+    with pytest.raises(UserError, match=r"cannot be sent to workers .*: run it without --ray"):
+        pickle_without_model(lambda: lock, checkpoint)
+
+
+def test_a_changed_chat_template_is_refused() -> None:
+    checkpoint = load("toy-open", device="cpu")
+    checkpoint.tokenizer.chat_template += " "
+    with pytest.raises(UserError, match="toy-open differs in chat template from the checkpoint"):
+        CheckpointSource.of(checkpoint).load("cpu")
 
 
 def test_a_source_loads_the_same_checkpoint_under_its_law() -> None:

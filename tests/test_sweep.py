@@ -24,7 +24,7 @@ from ghosttrace.probing.evidence import NEGLIGIBLE_BITS, PROBE_RECORDS, ProbeTar
 from ghosttrace.probing.result import ProbeResult
 from ghosttrace.probing.run import probe
 from ghosttrace.probing.settings import ProbeSettings
-from ghosttrace.probing.sweep import Sweep
+from ghosttrace.probing.sweep import Fit, Sweep
 from ghosttrace.probing.text_baseline import fit_text_posterior, retained_tokens, text_features
 from ghosttrace.results import open_run
 from ghosttrace.runs.folder import write_json
@@ -166,6 +166,30 @@ def test_probes_read_cache_and_labels_of_their_condition() -> None:
     assert set(bits) == expected | blind | {("sealed", "online")}
     assert min(bits[condition] for condition in expected) > 0.5
     assert max(bits[condition] for condition in set(bits) - expected) < NEGLIGIBLE_BITS
+
+
+@pytest.mark.parametrize("describe", [True, False])
+def test_no_probe_is_fitted_twice_and_none_again(describe: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.random.default_rng(0).integers(0, 4, 400)
+    caches = {"open": Simulated(labels, (0, 1, 2), 1), "sealed": Simulated(labels, (), 2)}
+    settings = replace(QUICK, hops=(0, 1, 2), probes=(ClassMeans(),), describe=describe)
+    sweep, records, fitted = (
+        sweep_of(settings, [uniform_target("digit-0", labels, 4)], caches),
+        Records(PROBE_RECORDS),
+        [],
+    )
+
+    def recorded_fit(self: Sweep, job: Fit) -> Any:
+        for row in list(fit(self, job)):
+            fitted.append(records.key_of(row))
+            yield row
+
+    fit = Sweep.fit
+    monkeypatch.setattr(Sweep, "fit", recorded_fit)
+    sweep.run(records)
+    assert len(fitted) == len(set(fitted)) == len(records), "all hops share one causal control"
+    sweep.run(records)
+    assert len(fitted) == len(records)
 
 
 def test_best_site_has_the_largest_validation_gain() -> None:

@@ -158,7 +158,8 @@ def run_ablation(
         if len(bench.problems) != min(bench.size, settings.limit or bench.size):
             sizes = f"{bench.size} problems, and {bench.origin} holds {len(bench.problems)}"
             warnings.warn(f"{bench.name} has {sizes}: results are not comparable", RunWarning, stacklevel=2)
-    pool = maybe_pool(checkpoint, ray, workers, gpus_per_worker=backend.gpus, device=backend.model_device)
+    engine = {} if ray is None else {"gpus_per_worker": backend.gpus, "device": backend.model_device}
+    pool = maybe_pool(checkpoint, ray, workers, **engine)
     with pool as started, begin_run(out, resume, run_configuration, SAMPLE_TABLE) as run:
         if started is not None:
             worker = GroupWorker(bench_arms, batch_size, batch_size * batches, backend)

@@ -57,9 +57,10 @@ def run_attacks(
     if pool is not None:  # workers do not reach the records on disk
         context = replace(context, records=context.records.copy())
     found = dict[int, Sequence[Evidence]]()
+    progress(f"attack {attacks[0].name}", 0, len(attacks))
     for number, findings in map_units(partial(_run_attack, context), attacks, pool):
         found[number] = findings
-        progress(f"attack {attacks[number].name}", len(found), len(attacks))
+        progress(f"attack {attacks[min(len(found), len(attacks) - 1)].name}", len(found), len(attacks))
     evidence = [finding for number in sorted(found) for finding in found[number]]
     detectable = dict[str, DetectableLeak]()
     if any(attack.probes_single_site for attack in attacks):

@@ -65,7 +65,7 @@ class ModelPool:
             units: its arguments.
 
         Raises:
-            UserError: no worker is left and none can be started.
+            UserError: no worker is left and none can be started, or the function or a unit cannot be sent to workers.
             Exception: whatever the function raises.
         """
         import ray
@@ -78,8 +78,9 @@ class ModelPool:
             free = asyncio.Semaphore(UNITS_AT_ONCE * self.size)
 
             async def run_unit(index: int) -> None:
+                sent = pickle_without_model(units[index], self._checkpoint)
                 async with free:
-                    result = await self._workers.run("call", number, stored, references, units[index])
+                    result = await self._workers.run("call", number, (stored, references), sent)
                 finished.put((index, result))
 
             async with asyncio.TaskGroup() as group:
@@ -134,14 +135,21 @@ def model_pool(
         thread.start()
         try:
             asyncio.run_coroutine_threadsafe(started.__aenter__(), loop).result()
-            try:
-                yield ModelPool(checkpoint, started, len(places), loop)
-            finally:
-                asyncio.run_coroutine_threadsafe(started.__aexit__(), loop).result()
+            yield ModelPool(checkpoint, started, len(places), loop)
         finally:
+            asyncio.run_coroutine_threadsafe(_end(started), loop).result()
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
+
+
+async def _end(workers: "Workers") -> None:
+    """End whatever waits for the workers, such as a map whose results nobody reads any more, and then the workers."""
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await workers.__aexit__()
 
 
 def maybe_pool(

@@ -135,6 +135,8 @@ def extract_features(
     }
     missing = {path: rows for path, rows in shards.items() if not _is_complete(path, digest)}
     done = len(samples) - sum(map(len, missing.values()))
+    if progress and done:
+        progress(done, len(samples))
     here = progress if pool is None else None  # workers do not report within a shard
     read_shard = partial(_read_shard, checkpoint, task, selection, pooled_indices, batch_tokens, read, here)
     for number, tensors in map_units(read_shard, list(missing.values()), pool):

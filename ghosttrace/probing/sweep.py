@@ -103,7 +103,7 @@ class Fit:
     @property
     def probe_names(self) -> tuple[str, ...]:
         """Names of the probes in the records."""
-        return tuple(probe.name for probe in self.probes) or (self.kind,)
+        return tuple(probe.name for probe in self.probes) if self.kind == "other" else (self.kind,)
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,8 @@ class Sweep:
         pool: ModelPool | None,
     ) -> None:
         """Fit what is not recorded yet, and record each fit as soon as it is finished."""
-        missing = [left for job in jobs if (left := self._without_recorded(job, records))]
+        planned: set[tuple[str, tuple[ProbeSite, ...], str]] = set()
+        missing = [left for job in jobs if (left := self._without_recorded(job, records, planned))]
         done = len(jobs) - len(missing)
         for _, rows in map_units(self.fit, missing, pool):
             for row in rows:
@@ -212,14 +213,20 @@ class Sweep:
             if progress:
                 progress(done, len(jobs))
 
-    def _without_recorded(self, job: Fit, records: Records) -> Fit | None:
-        """Return a fit without the other probes that are recorded already; None if nothing is left to fit."""
+    def _without_recorded(
+        self, job: Fit, records: Records, planned: set[tuple[str, tuple[ProbeSite, ...], str]]
+    ) -> Fit | None:
+        """Return a fit without the other probes that are recorded or planned already; None if nothing is left to fit.
 
-        def is_recorded(name: str) -> bool:
+        The fit's probes are added to `planned`. Hops share their control at hop -1, which is fitted once.
+        """
+
+        def is_known(name: str) -> bool:
             keys = (_key(job.condition, site, name, target.name) for site in job.sites for target in self.targets)
-            return all(key in records for key in keys)
+            return (job.condition, job.sites, name) in planned or all(key in records for key in keys)
 
-        missing = [name for name in job.probe_names if not is_recorded(name)]
+        missing = [name for name in job.probe_names if not is_known(name)]
+        planned.update((job.condition, job.sites, name) for name in missing)
         probes = tuple(probe for probe in job.probes if probe.name in missing)
         return replace(job, probes=probes) if missing else None
 

@@ -51,11 +51,12 @@ class DirectionRemoval:
             float[n, d].
         """
         offsets = offsets.clamp(max=len(self.mean) - 1)
-        cleaned = states.to(self.mean, copy=True)
+        left, right, mean = (each.to(states.device) for each in (self.left, self.right, self.mean))
+        cleaned = states.to(mean, copy=True)
         for offset in offsets.unique().tolist():
             selected = offsets == offset
-            coefficients = (cleaned[selected] - self.mean[offset]) @ self.right[offset].T
-            cleaned[selected] = cleaned[selected] - coefficients @ self.left[offset].T
+            coefficients = (cleaned[selected] - mean[offset]) @ right[offset].T
+            cleaned[selected] = cleaned[selected] - coefficients @ left[offset].T
         return cleaned.to(states)
 
 

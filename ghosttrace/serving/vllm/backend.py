@@ -42,9 +42,16 @@ class VllmBackend:
 
     @property
     def gpus(self) -> int:
-        """Number of GPUs that one engine takes, by its tensor and pipeline parallel sizes."""
-        sizes = (self.engine_args.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
-        return prod(sizes)
+        """Number of GPUs that one engine takes, by its tensor and pipeline parallel sizes.
+
+        Raises:
+            UserError: one of the sizes is no positive integer.
+        """
+        sizes = {name: self.engine_args.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size")}
+        wrong = next((name for name, size in sizes.items() if not isinstance(size, int) or size < 1), None)
+        if wrong is not None:
+            raise UserError(f"{wrong} in --engine-args must be a positive integer, not {sizes[wrong]!r}")
+        return prod(sizes.values())
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of the backend for `run.json`."""

@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ghosttrace.errors import UserError
 from ghosttrace.planning.command import Command
 from ghosttrace.planning.estimate import estimate_cost
-from ghosttrace.planning.measure import Measurement, Refused, measure
+from ghosttrace.planning.measure import Measurement, RefusedError, measure
 from ghosttrace.planning.workload import Workload
 from ghosttrace.runs.paths import check_new
 from ghosttrace.runs.progress import Progress
@@ -61,23 +62,24 @@ def calibrate(command: Command, workload: Workload, folder: Path, progress: Prog
         At least two measurements, or one of the planned run itself.
 
     Raises:
-        UserError: The command refuses every size, with its own sentence; or it fails.
+        UserError: The command refuses every size, with its own sentence, or it fails.
     """
     sizes, runs = calibration_sizes(workload), list[Measurement]()
-    refusal: Refused | None = None
+    refusal: RefusedError | None = None
     for number, size in enumerate(sizes):
         if len(runs) == 2 and _takes_longer(runs, workload, size):
             break
         progress(f"calibration at {workload.option} {size:,}", number, len(sizes))
         try:
             runs.append(run_at(command, workload, folder, size))
-        except Refused as error:
+        except RefusedError as error:
             if refusal is not None and str(error) == str(refusal):
                 raise
             refusal = error
-    if len(runs) < 2 and sizes != [workload.size]:  # small sizes were refused
-        progress(f"the whole run, {workload.option} {workload.size:,}", 0, 1)
-        return [run_at(command, workload, folder, workload.size)]
+    if not runs:
+        raise UserError(f"a calibration run with {workload.option} {sizes[-1]} was refused: {refusal}")
+    if len(runs) == 1 and runs[0].size < workload.size:  # smaller sizes were refused
+        runs.append(run_at(command, workload, folder, min(2 * runs[0].size, workload.size)))
     progress("calibration", len(sizes), len(sizes))
     return runs
 

@@ -59,7 +59,7 @@ class Command:
     def values(self, *names: str) -> list[str]:
         """Return all values that are given for an option, which may have several spellings."""
         found = []
-        for word, following in zip(self.arguments, (*self.arguments[1:], ""), strict=True):
+        for word, following in zip(self.arguments, (*self.arguments, "")[1:], strict=True):
             name, equals, value = word.partition("=")
             if name in names:
                 found.append(value if equals else following)

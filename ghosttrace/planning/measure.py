@@ -75,7 +75,7 @@ class Measurement:
         return sum(step.seconds for step in self.steps.values())
 
 
-class Refused(UserError):
+class RefusedError(UserError):
     """A command refused its input; the message is its own."""
 
 
@@ -88,8 +88,8 @@ def measure(arguments: Sequence[str], folder: Path, size: int, amount: int) -> M
         size, amount: See `Measurement`.
 
     Raises:
-        Refused: The command exits with code 2.
-        UserError: The command fails, or writes no run folder.
+        RefusedError: The command refuses its input at this size, with exit code 2.
+        UserError: An option does not exist, or the command fails or writes no run folder.
     """
     folder.mkdir(parents=True)
     run, usage = folder / "run", folder / "usage.json"
@@ -141,10 +141,13 @@ def _steps(ends: Sequence[tuple[str, int, float]], undisturbed: float) -> dict[s
 
 def _check_finished(exit_code: int, lines: Sequence[str], run: Path) -> None:
     """Raise if a run did not finish; its last lines say why."""
+    boxed = " ".join(line.strip("│ ") for line in lines if line.startswith("│"))
+    if exit_code == 2 and boxed:  # an option that the command does not have, at any size
+        raise UserError(boxed)
     said = [line for line in lines if line.strip()]
     last = said[-1] if said else "it printed nothing"
     if exit_code == 2:
-        raise Refused(last.removeprefix("ghosttrace: "))
+        raise RefusedError(last.removeprefix("ghosttrace: "))
     if exit_code not in FINISHED:
         raise UserError(f"a calibration run failed with exit code {exit_code} ({last}): try the command itself first")
     if not run.is_dir():

@@ -41,14 +41,14 @@ class Sizes:
 
 BASE = Sizes()
 PROBED = replace(BASE, traces=1000)
-GROWN: dict[str, dict[str, tuple[int, ...]]] = {
-    "read": {"tokens": (256, 512, 1024, 2048), "traces": (4, 8, 16, 32), "layers": (2, 4, 8, 16)}
-    | {"vocabulary": (1024, 4096, 16_384, 65_536)},
-    "decode": {"tokens": (64, 128, 256, 512), "traces": (4, 8, 16, 32), "layers": (2, 4, 8, 16)}
-    | {"vocabulary": (1024, 4096, 16_384, 65_536)},
-    "train": {"tokens": (256, 512, 1024, 2048), "traces": (4, 8, 16, 32), "layers": (2, 4, 8, 16)}
-    | {"vocabulary": (1024, 4096, 16_384, 65_536)},
-    "fit": {"traces": (1000, 2000, 4000, 8000), "layers": (2, 4, 8, 16), "width": (32, 64, 128, 256)},
+LAYERS, ROWS, VOCABULARY = (2, 4, 8, 16), (4, 8, 16, 32), (1024, 4096, 16_384, 65_536)
+Factors = dict[str, tuple[int, ...]]
+OF_MODEL: Factors = {"traces": ROWS, "layers": LAYERS, "vocabulary": VOCABULARY}
+GROWN: dict[str, Factors] = {
+    "read": {"tokens": (256, 512, 1024, 2048), **OF_MODEL},
+    "decode": {"tokens": (64, 128, 256, 512), **OF_MODEL},
+    "train": {"tokens": (256, 512, 1024, 2048), **OF_MODEL},
+    "fit": {"traces": (1000, 2000, 4000, 8000), "layers": LAYERS, "width": (32, 64, 128, 256)},
 }
 """Values of each factor for each kind of work."""
 
@@ -56,7 +56,12 @@ GROWN: dict[str, dict[str, tuple[int, ...]]] = {
 def random_model(sizes: Sizes) -> Any:
     """Return a random model of the Qwen3 architecture."""
     torch.manual_seed(0)
-    shape = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape: dict[str, Any] = {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     config = Qwen3Config(
         **shape,
         head_dim=32,

@@ -9,6 +9,7 @@ left out.
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -150,7 +151,7 @@ def estimates(model: str, gpus: int) -> list[Estimate]:
 def main() -> None:
     """Write `experiments/results/scale.parquet`."""
     rows = [asdict(each) for model in MODELS for gpus in NUMBERS for each in estimates(model, gpus)]
-    shares = {"gpu": GPU.name, "gpu_memory": GPU.memory}
+    shares: dict[str, Any] = {"gpu": GPU.name, "gpu_memory": GPU.memory}
     shares |= {"flops_share": TRAINING_UTILISATION, "bandwidth_share": DECODING_UTILISATION}
     pd.DataFrame(rows).assign(**shares).to_parquet(RESULTS, index=False)
 

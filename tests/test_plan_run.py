@@ -34,7 +34,7 @@ def test_a_fixed_part_and_a_part_per_unit_are_found_again() -> None:
 
 def test_each_worker_has_the_fixed_part_and_its_share_rounded_up() -> None:
     runs = [run(amount, reading=8 + 0.05 * amount, fits=6.0) for amount in (20, 50, 130)]
-    fits = (6.0 + 6.0 * 1000 / 130) / 2  # as long as before, or in proportion
+    fits = 6.0 * math.sqrt(1000 / 130)  # between as long as before and in proportion
     four, three = (estimate_cost(runs, 1000, workers) for workers in (4, 3))
     assert four.seconds.value == pytest.approx(8 + 0.05 * 250 + fits / 4 + 1)
     assert three.seconds.value == pytest.approx(8 + 0.05 * 334 + fits / 3 + 1)
@@ -44,7 +44,7 @@ def test_each_worker_has_the_fixed_part_and_its_share_rounded_up() -> None:
 def test_fits_lie_between_a_constant_time_and_a_proportional_one() -> None:
     cost = estimate_cost([run(amount, reading=8.0, fits=6.0) for amount in (100, 200, 500)], 1000)
     assert (cost.seconds.low, cost.seconds.high) == (pytest.approx(8 + 6 + 1), pytest.approx(8 + 12 + 1))
-    assert cost.seconds.value == pytest.approx(8 + 9 + 1)
+    assert cost.seconds.value == pytest.approx(8 + 6 * math.sqrt(2) + 1)
 
 
 def test_scatter_gives_a_range_and_no_part_decreases() -> None:

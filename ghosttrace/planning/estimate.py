@@ -5,14 +5,14 @@ A run is a sum of steps, and each step has its own law:
 - A step whose number of parts grows with the run, such as reading traces, takes a fixed time plus a time per unit.
 - A step that always has the same number of parts, such as fitting a probe at each site, may take the same time at
   every size or a time in proportion to it: which one is not known from small sizes, where fits take more iterations.
-  Both are computed, and the estimate is their mean.
+  Both are computed, and the estimate is their geometric mean: growth with the square root of the size.
 
 Memory and disk take a fixed part plus a part per unit.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, sqrt
 
 import numpy as np
 
@@ -98,7 +98,7 @@ def _step(runs: Sequence[Measurement], name: str, amount: int, workers: int) -> 
         return linear(amounts, seconds, ceil(amount / workers))
     constant, proportional = linear(amounts[-2:], seconds[-2:], amount).value, seconds[-1] * amount / amounts[-1]
     low, high = sorted((constant, proportional))
-    return Estimate((low + high) / 2 / workers, low / workers, high / workers)
+    return Estimate(sqrt(low * high) / workers, low / workers, high / workers)
 
 
 def _largest(runs: Sequence[Measurement], name: str, amount: int) -> float:

@@ -44,7 +44,13 @@ QWEN3_8B = {
     "max_position_embeddings": 40_960,
     "tie_word_embeddings": False,
 }
-GEOMETRIES: dict[str, dict[str, Any]] = {"Qwen/Qwen3-8B": QWEN3_8B}
+QWEN3_32B = QWEN3_8B | {
+    "hidden_size": 5120,
+    "intermediate_size": 25_600,
+    "num_hidden_layers": 64,
+    "num_attention_heads": 64,
+}
+GEOMETRIES: dict[str, dict[str, Any]] = {"Qwen/Qwen3-8B": QWEN3_8B, "Qwen/Qwen3-32B": QWEN3_32B}
 """Geometries of Qwen3 models whose config.json is not needed, by hub id."""
 
 

@@ -18,6 +18,7 @@ from experiments.patching_tables import PATCHING_TABLES
 from experiments.reproduce_tables import REPRODUCE_TABLES
 from experiments.result_tables import RESULT_TABLES
 from experiments.rl_tables import RL_TABLES
+from experiments.scale_tables import SCALE_TABLES
 from experiments.stock_tables import STOCK_TABLES
 from experiments.story_tables import STORY_TABLES
 
@@ -32,6 +33,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **RL_TABLES,
     **BENCHMARK_TABLES,
     **REPRODUCE_TABLES,
+    **SCALE_TABLES,
     "claims": claims,
 }
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)

@@ -9,7 +9,8 @@
     run.figure("accuracy")
 
 `ablate`, `bits`, `probe`, `patch` and `audit` take a model, settings, a folder (`out=`) and a progress callback, and
-return a result; `sft` and `rl` train a model. `open_run` reads the same result from a finished run folder.
+return a result; `sft` and `rl` train a model; `plan` estimates what such a run takes. `open_run` reads the same result
+from a finished run folder.
 """
 
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from ghosttrace.model.session import Session
     from ghosttrace.patching.result import PatchResult
     from ghosttrace.patching.run import patch
+    from ghosttrace.planning.run import RunPlan, plan
     from ghosttrace.probing.probes import PROBES, Probe
     from ghosttrace.probing.result import ProbeResult
     from ghosttrace.probing.run import probe
@@ -83,6 +85,7 @@ __all__ = [
     "ProbeResult",
     "RLResult",
     "Request",
+    "RunPlan",
     "RunResult",
     "RunWarning",
     "Sampling",
@@ -105,6 +108,7 @@ __all__ = [
     "open_run",
     "pad_batch",
     "patch",
+    "plan",
     "probe",
     "rl",
     "sft",

@@ -163,6 +163,13 @@ def test_patch_findings() -> None:
     assert patch_findings(swapped, [], ["x"])[-1] == f"{DO_NOT_RELY}x."
 
 
+def test_a_step_without_rollouts_of_its_own_has_no_reward() -> None:
+    results = [{"step": 1, "reward": 0.25, "rollout_gap": 1e-5}, {"step": 2, "reward": None, "rollout_gap": 2e-5}]
+    summary = {"command": "rl", "steps": 2, "valid": True, "results": results}
+    assert "last logged mean reward 0.250" in training_findings(summary)[0]
+    assert "nan" in training_findings(summary | {"results": []})[0]
+
+
 def test_training_findings_warn_of_weights_that_are_not_finite() -> None:
     summary = {"steps": 40, "valid": True, "results": [{"loss": 1.0, "loss_memento": 0.5, "loss_answer": None}]}
     assert training_findings(summary)[0].endswith("memento 0.500.")

@@ -176,19 +176,30 @@ def plan(geometry: CacheGeometry, dtype: torch.dtype, policy: Policy, assumption
         UserError: The effect is not below the accuracy, there are fewer than two problems, or an arm cannot run
             under the policy.
     """
-    known = assumptions.accuracy, assumptions.n_problems, assumptions.repetitions, assumptions.concentration
-    drops = [
-        population(assumptions.accuracy, assumptions.effect, assumptions.concentration)
-        for population in (population_with_effect, concentrated_effect)
-    ]
     names = dict.fromkeys((Memento.name, *assumptions.arms))
     return Plan(
         assumptions,
         policy,
         geometry.bytes_per_token(dtype),
-        outlook(assumptions, drops[0], detectable(*known)),
-        outlook(assumptions, drops[1], detectable_concentrated(*known)),
+        *outlooks(assumptions),
         tuple(arm_plan(name, policy, assumptions.prompt_tokens, assumptions.response_tokens) for name in names),
+    )
+
+
+def outlooks(assumptions: Assumptions) -> tuple[Outlook, Outlook]:
+    """Return what a run can detect if its effect is spread over the problems, and if a few problems carry it.
+
+    Raises:
+        UserError: The effect is not below the accuracy, or there are fewer than two problems.
+    """
+    known = assumptions.accuracy, assumptions.n_problems, assumptions.repetitions, assumptions.concentration
+    spread, concentrated = (
+        population(assumptions.accuracy, assumptions.effect, assumptions.concentration)
+        for population in (population_with_effect, concentrated_effect)
+    )
+    return (
+        outlook(assumptions, spread, detectable(*known)),
+        outlook(assumptions, concentrated, detectable_concentrated(*known)),
     )
 
 

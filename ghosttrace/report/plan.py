@@ -8,17 +8,27 @@ from rich.table import Table
 from ghosttrace.report.tables import results_table
 
 if TYPE_CHECKING:
-    from ghosttrace.ablation.plan import Outlook, Plan
+    from ghosttrace.ablation.plan import Assumptions, Outlook, Plan
 
 GIB = 2**30
 
 
 def plan_findings(plan: "Plan") -> list[str]:
     """Return how many repetitions the effect needs, what the assumed number detects, and the plan's main limitation."""
-    assumptions = plan.assumptions
+    return power_findings(plan.assumptions, plan.spread, plan.concentrated)
+
+
+def power_findings(assumptions: "Assumptions", spread_out: "Outlook", in_few: "Outlook") -> list[str]:
+    """Return how many repetitions an effect needs, and the power of the assumed number.
+
+    Args:
+        assumptions: Problems, repetitions and effect.
+        spread_out: What the run can detect if the effect is spread over the problems.
+        in_few: What it can detect if a few problems carry the effect.
+    """
     drop = f"a drop of {100 * assumptions.effect:g} points on {assumptions.n_problems:,} problems"
-    spread, concentrated = (_repetitions(outlook) for outlook in (plan.spread, plan.concentrated))
-    powers = dict.fromkeys(map(_chance, sorted((plan.concentrated.power, plan.spread.power))))
+    spread, concentrated = (_repetitions(outlook) for outlook in (spread_out, in_few))
+    powers = dict.fromkeys(map(_chance, sorted((in_few.power, spread_out.power))))
     return [
         f"Repetitions per arm that detect {drop} with 80 % power: {spread} if the arm shifts the log odds of all "
         f"problems alike; {concentrated} if it makes a few problems fail entirely.",

@@ -33,7 +33,9 @@ def training_findings(summary: Mapping[str, Any]) -> list[str]:
 
 def _rl_findings(summary: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
     """Return the last mean reward and how far rollouts and training were from each other."""
-    found = [f"Training steps: {summary['steps']:,}; last logged mean reward {last.get('reward', float('nan')):.3f}."]
+    rewards = [row["reward"] for row in summary["results"] if row.get("reward") is not None]
+    reward = rewards[-1] if rewards else float("nan")  # a step that reuses rollouts logs none
+    found = [f"Training steps: {summary['steps']:,}; last logged mean reward {reward:.3f}."]
     if not summary["valid"]:
         return [*found, f"{DO_NOT_RELY} this model, because some weights are not finite: lower the learning rate."]
     gap = last.get("rollout_gap")

@@ -65,7 +65,7 @@ def test_an_ablation_gives_the_samples_of_one_process(address: str, ablation: Ru
     assert not worker_processes("ModelWorker"), "the workers end with the run"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bits_are_those_of_one_process(address: str) -> None:
     options: dict[str, Any] = {"bench": "ledger-h1", "limit": 20, "batch_tokens": 256}
     assert_same(gt.bits("toy-mixed", ray=address, **options), gt.bits("toy-mixed", **options))
@@ -141,7 +141,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", ["weights", "gone"])
+@pytest.mark.parametrize("change", ["weights", pytest.param("gone", marks=pytest.mark.long)])
 def test_a_model_that_workers_cannot_see(address: str, tmp_path: Path, change: str) -> None:
     folder = tmp_path / "model"
     checkpoint = load("toy-open", device="cpu")

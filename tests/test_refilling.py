@@ -208,6 +208,7 @@ def run_arms(records: Records, arms: tuple[str, ...], group_size: int, writer: C
     return [records.get(key) for bench_arm in bench_arms for key in bench_arm.keys]
 
 
+@pytest.mark.slow
 def test_an_ablation_with_refilling_equals_one_without() -> None:
     arms = ("restart", "rerotated", "swap", "noise")
     refilled = run_arms(Records(SAMPLE_TABLE), arms, GROUP_SIZE, partial(write_samples, batch_size=3))

@@ -26,6 +26,7 @@ include_patterns += ["README.md", "RESULTS.md", "CONTRIBUTING.md", "CHANGELOG.md
 exclude_patterns = [".*", "build", "docs/_build", "ghosttrace", "runs", "tests"]
 nitpicky = True
 nitpick_ignore_regex = [
+    ("py:class", r"ghosttrace\.(stats\.Estimate|ablation\.plan\.\w+)"),  # fields that plans pass on
     ("py:obj", ".*"),  # names in backticks, most of which are no names of the reference
     ("py:.*", r"(?!ghosttrace\.).*"),  # types of other packages, whose sites are not read
 ]

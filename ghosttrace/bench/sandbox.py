@@ -1,7 +1,7 @@
 """Run programs that a model wrote, one process per test, without network and without access to the user's files.
 
 `Sandbox` starts `ghosttrace.bench.isolated` in an interpreter of its own and sends it the inputs of the tests. What
-comes back is not trusted: it is bytes, and whoever compares them with the expected output does so here, outside.
+comes back is not trusted: it is bytes, and they are compared with the expected output outside the sandbox.
 
 `check_isolation` tries once per process whether this machine can isolate. It runs a program that tries to break out.
 """

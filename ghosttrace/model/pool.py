@@ -33,8 +33,8 @@ def map_units(
 ) -> Iterator[tuple[int, Result]]:
     """Yield the number of each unit of work with the function's result for it.
 
-    Without a pool, the units are worked on here in turn, and an iterator that the function returns is read by whoever
-    receives it, item by item.
+    Without a pool, this process works on the units in turn. If the function returns an iterator, its items are then
+    computed when the caller reads them.
     """
     yield from enumerate(map(function, units)) if pool is None else pool.map(function, units)
 

@@ -22,7 +22,7 @@ Sent = tuple[Any, list[Any]]
 """A pickled object, and the references of Ray in it."""
 
 NOT_COMPARED = ("_name_or_path", "dtype", "transformers_version")
-"""Entries of a model's configuration that may differ: where it lies, and what the loader is told."""
+"""Entries of a configuration that may differ between machines: path, requested dtype, version of transformers."""
 
 
 @dataclass(frozen=True)
